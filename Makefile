@@ -1,0 +1,53 @@
+# Two commands set everything up on a machine with git, make and Python: `make train` and `make test`.
+# Each makes the environment .venv, installs what it needs (once; again when pyproject.toml changes), and runs.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+OUT    ?= runs/lenet5
+EXTRA  ?= test
+
+.DEFAULT_GOAL := help
+.PHONY: help train test quick lint bench clean
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "make %-8s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "gpuconv needs Python 3.10 or newer; try: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+
+$(VENV)/.cli: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[cli]'
+	@touch $@
+
+$(VENV)/.$(EXTRA): pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[$(EXTRA)]'
+	@touch $@
+
+train: $(VENV)/.cli  ## train LeNet-5 on the bundled digits into runs/lenet5 (a new run continues where one was stopped)
+	$(BIN)/gpuconv train --out $(OUT) --resume
+
+test: $(VENV)/.$(EXTRA)  ## all tests, then the built wheel in an environment of its own
+	$(BIN)/python -m pytest
+	$(BIN)/python tests/check_wheel.py
+
+quick: $(VENV)/.$(EXTRA)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow" -x
+
+lint: $(VENV)/.dev  ## formatting, lint and types, as CI checks them
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[dev]'
+	@touch $@
+
+bench: $(VENV)/.cli  ## LeNet's training and inference, images/s
+	$(BIN)/python -m bench.lenet
+
+clean:  ## remove the environment and what builds and tools left
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

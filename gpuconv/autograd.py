@@ -1,0 +1,535 @@
+"""Reverse-mode differentiation: the graph, and nothing of the operations in it.
+
+An operation is a :class:`Function`: its forward and its backward side by side. :meth:`Function.apply` runs the forward
+and, if a result is to be differentiated, notes what ran, on which inputs and on which backend. :meth:`Tensor.backward`
+walks these notes from the result to the leaves (Linnainmaa, 1970; reverse accumulation), iteratively, so that a graph
+may be as deep as memory allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ContextDecorator
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+
+from gpuconv import backends
+from gpuconv.backends import Array, Backend
+
+__all__ = [
+    "Context",
+    "Function",
+    "GradcheckError",
+    "Tensor",
+    "backend_of",
+    "gradcheck",
+    "is_grad_enabled",
+    "no_grad",
+    "tensor_method",
+    "to_array",
+]
+
+_grad_enabled: ContextVar[bool] = ContextVar("gpuconv_grad_enabled", default=True)
+
+
+class no_grad(ContextDecorator):
+    """Context manager and decorator: what runs inside records no graph, for this thread or task."""
+
+    def __init__(self) -> None:
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> no_grad:
+        self._tokens.append(_grad_enabled.set(False))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _grad_enabled.reset(self._tokens.pop())
+
+    def _recreate_cm(self) -> no_grad:
+        return type(self)()  # one instance a call: a decorated function may run in several threads
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations record the graph at present."""
+    return _grad_enabled.get()
+
+
+def to_array(data: Any, dtype: Any = None) -> Array:
+    """Return data as an array, without a copy where it is one.
+
+    Takes Tensors, NumPy and CuPy arrays, torch tensors (through DLPack, which shares their memory), numbers and nested
+    sequences of them. Python floats become float32, the library's default, unless ``dtype`` says otherwise.
+
+    Raises:
+        TypeError: not numeric, or a torch tensor that requires grad (its graph would be cut silently).
+    """
+    if isinstance(data, Tensor):
+        data = data.data
+    elif _is_torch(data):
+        if data.requires_grad:
+            raise TypeError(
+                "a torch tensor that requires grad: pass tensor.detach(), gpuconv cannot extend torch's graph"
+            )
+        if not hasattr(data, "__cuda_array_interface__"):
+            try:
+                data = np.from_dlpack(data)
+            except (RuntimeError, BufferError):
+                raise TypeError(f"a torch tensor of type {data.dtype}, which NumPy does not have; convert it") from None
+    if not hasattr(data, "__cuda_array_interface__"):
+        python_numbers = not hasattr(data, "dtype")
+        try:
+            data = np.asarray(data)
+        except ValueError:
+            raise TypeError("rows of unequal length: cannot be made into an array") from None
+        if data.dtype.kind not in "fiub":
+            raise TypeError(f"elements must be numbers, got type {data.dtype}")
+        if python_numbers and data.dtype == np.float64 and dtype is None:
+            dtype = np.float32
+    return data if dtype is None or data.dtype == np.dtype(dtype) else data.astype(dtype)
+
+
+def _is_torch(data: Any) -> bool:
+    return type(data).__module__.partition(".")[0] == "torch"
+
+
+def _like(result: Array, template: Any) -> Any:
+    """Return an array as the kind that the caller gave: torch for torch, else as it is."""
+    if _is_torch(template):
+        import torch
+
+        return torch.from_dlpack(result)
+    return result
+
+
+class Tensor:
+    """An array and, if it was computed from Tensors that require grad, how.
+
+    Args:
+        data: a NumPy or CuPy array (shared, not copied), a torch tensor, numbers or nested sequences of them (Python
+            floats become float32).
+        requires_grad: collect ``.grad`` here on :meth:`backward`; only for float data.
+        dtype: convert to this element type.
+
+    Attributes:
+        data: the array.
+        grad: gradient as a Tensor once backward has run, else None; gradients of several backwards add up.
+        requires_grad: whether gradients flow to or through this Tensor.
+
+    Raises:
+        TypeError: data is not numeric, or ``requires_grad`` with integers.
+    """
+
+    # NumPy must leave `array + tensor` to Tensor.__radd__ and not take the Tensor for a sequence.
+    __array_ufunc__: ClassVar[None] = None
+
+    def __init__(self, data: Any, requires_grad: bool = False, *, dtype: Any = None):
+        self.data: Array = to_array(data, dtype)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(f"Tensor: requires_grad needs float elements, got {self.data.dtype}")
+        self.requires_grad = bool(requires_grad)
+        self.grad: Tensor | None = None
+        self._node: _Node | None = None
+
+    # -- what it holds -----------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size along each dimension."""
+        return tuple(self.data.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return int(self.data.ndim)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Element type."""
+        return self.data.dtype
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether the user made this Tensor, rather than an operation that recorded itself."""
+        return self._node is None
+
+    @property
+    def _vertex(self) -> _Node | Tensor:
+        return self if self._node is None else self._node
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return int(self.data.size)
+
+    def numpy(self) -> np.ndarray:
+        """Return the data as a numpy.ndarray (shared where it is on the host), cut from the graph."""
+        get = getattr(self.data, "get", None)  # CuPy's copy to the host
+        return get() if get is not None else np.asarray(self.data)
+
+    def item(self) -> float | int:
+        """Return the only element as a Python number; ValueError if there is not exactly one."""
+        if self.numel() != 1:
+            raise ValueError(f"item: a Tensor of shape {self.shape} does not hold exactly one element")
+        return self.numpy().reshape(-1)[0].item()
+
+    def detach(self) -> Tensor:
+        """Return a Tensor with the same data that is not part of the graph."""
+        return Tensor(self.data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.numpy()
+        if copy is False and dtype is not None and array.dtype != np.dtype(dtype):
+            raise ValueError("a conversion of the element type needs a copy")
+        array = array if dtype is None else array.astype(dtype, copy=False)
+        return array.copy() if copy else array
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a Tensor without dimensions")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.numpy(), separator=", ", prefix="Tensor(", precision=4, threshold=100)
+        kind = "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        return f"Tensor({values}{kind}{', requires_grad=True' if self.requires_grad else ''})"
+
+    # -- differentiation ---------------------------------------------------------------------------------------------
+
+    def backward(self, grad: Any = None, *, retain_graph: bool = False) -> None:
+        """Add the gradient of this Tensor for every leaf that requires grad to that leaf's ``.grad``.
+
+        Args:
+            grad: gradient of the final quantity for this Tensor, same shape; may be left out for a single element
+                (it is 1 then).
+            retain_graph: keep what forward saved, so that backward can run once more.
+
+        Raises:
+            RuntimeError: this Tensor does not depend on anything that requires grad, or the graph has been freed by an
+                earlier backward.
+            ValueError: ``grad`` is missing or of another shape.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward: this Tensor does not depend on any Tensor that requires grad")
+        if grad is None:
+            if self.numel() != 1:
+                raise ValueError(
+                    f"backward: grad must be given for a Tensor of shape {self.shape}; its default is for one element"
+                )
+            seed = _ones_like(self.data)
+        else:
+            seed = to_array(grad, self.dtype)
+            if tuple(seed.shape) != self.shape:
+                raise ValueError(f"backward: grad must have the shape {self.shape}, got {tuple(seed.shape)}")
+        _run_backward(self, seed, retain_graph)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.grad = None
+
+    # -- operators: what they do is registered by gpuconv.ops, with `tensor_method` ----------------------------------
+
+    if TYPE_CHECKING:  # the other methods: reshape, sum, ...
+        sub: ClassVar[Callable[..., Tensor]]
+        div: ClassVar[Callable[..., Tensor]]
+        matmul: ClassVar[Callable[..., Tensor]]
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __add__(self, other: Any) -> Tensor:
+        return self.add(other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return self.add(other)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return Tensor.sub(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return Tensor.sub(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return self.mul(other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return self.mul(other)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return Tensor.div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return Tensor.div(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return Tensor.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return Tensor.matmul(other, self)
+
+    def __pow__(self, exponent: float) -> Tensor:
+        return self.pow(exponent)
+
+    def __neg__(self) -> Tensor:
+        return self.mul(-1)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.getitem(index)
+
+    @property
+    def T(self) -> Tensor:
+        """Dimensions in reverse order."""
+        return self.permute(tuple(range(self.ndim))[::-1])
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def tensor_method(function: _F) -> _F:
+    """Decorator for ``gpuconv.ops``: make a function of a Tensor also a method of Tensor, under the same name."""
+    setattr(Tensor, function.__name__, function)
+    return function
+
+
+def backend_of(*tensors: Tensor) -> Backend:
+    """The backend on which an operation of these Tensors runs now."""
+    return backends.current(*(tensor.data for tensor in tensors))
+
+
+class Context:
+    """What one run of a :class:`Function` leaves for its backward.
+
+    Attributes:
+        backend: the backend that forward ran on, and on which backward runs.
+        needs_input_grad: for each input of ``apply`` whether its gradient is wanted.
+    """
+
+    __slots__ = ("_saved", "backend", "needs_input_grad")
+
+    def __init__(self, backend: Backend, needs_input_grad: tuple[bool, ...]):
+        self.backend = backend
+        self.needs_input_grad = needs_input_grad
+        self._saved: tuple[Any, ...] | None = ()
+
+    def save(self, *values: Any) -> None:
+        """Keep what backward will need; nothing is kept when no gradient is wanted."""
+        if any(self.needs_input_grad):
+            self._saved = values
+
+    @property
+    def saved(self) -> tuple[Any, ...]:
+        """What :meth:`save` kept."""
+        if self._saved is None:
+            raise RuntimeError(
+                "backward: the graph was freed by an earlier backward; pass retain_graph=True to the first one"
+            )
+        return self._saved
+
+    def release(self) -> None:
+        """Let go of what was saved."""
+        if self._saved:
+            self._saved = None
+
+
+class Function:
+    """A differentiable operation. Subclasses define two static methods, on arrays of ``ctx.backend``:
+
+    - ``forward(ctx, *inputs, **options)`` returns the result, or a tuple whose first element is the differentiable
+      one (the others, such as indices, carry no gradient).
+    - ``backward(ctx, grad)`` returns one gradient for each input, None where ``ctx.needs_input_grad`` is false. It must
+      not write into ``grad``, which others may hold.
+    """
+
+    @staticmethod
+    def forward(ctx: Context, *inputs: Any, **options: Any) -> Any:
+        """Compute the result; see the class."""
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Sequence[Array | None] | Array:
+        """Compute the inputs' gradients; see the class."""
+        raise NotImplementedError
+
+    @classmethod
+    def apply(cls, *inputs: Any, **options: Any) -> Any:
+        """Run forward on Tensors, arrays and Nones; record it if a gradient is wanted.
+
+        Returns a Tensor (or a tuple of them) if any input is one, else an array of the kind of the first input.
+        """
+        arrays = [None if x is None else to_array(x) for x in inputs]
+        backend = backends.current(*arrays)
+        recording = _grad_enabled.get()
+        needs = tuple(recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        ctx = Context(backend, needs)
+        with np.errstate(all="ignore"):  # infinities and NaN go through, silently, on every backend
+            results = cls.forward(ctx, *(None if a is None else backend.asarray(a) for a in arrays), **options)
+        several = isinstance(results, tuple)
+        # NumPy makes scalars of arrays without dimensions; they are arrays here.
+        results = tuple(backend.xp.asarray(result) for result in (results if several else (results,)))
+        if not any(isinstance(x, Tensor) for x in inputs):
+            wrapped = tuple(_like(result, inputs[0]) for result in results)
+        else:
+            wrapped = tuple(Tensor(result) for result in results)
+            if any(needs):
+                wrapped[0].requires_grad = True
+                wrapped[0]._node = _Node(
+                    cls, ctx, [x._vertex if need else None for x, need in zip(inputs, needs, strict=True)]
+                )
+        return wrapped if several else wrapped[0]
+
+
+class _Node:
+    """One recorded operation. Its edges lead to other nodes and to leaves, not to intermediate Tensors: an intermediate
+    result lives only as long as some backward has saved it.
+    """
+
+    __slots__ = ("ctx", "edges", "function")
+
+    def __init__(self, function: type[Function], ctx: Context, edges: list[_Node | Tensor | None]):
+        self.function = function
+        self.ctx = ctx
+        self.edges = edges
+
+
+def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
+    order = _topological(root._vertex)
+    grads: dict[int, Array] = {id(root._vertex): seed}
+    handed_out: set[int] = {id(seed)}  # arrays that a leaf's .grad may not keep: someone else has them
+    while order:
+        vertex = order.pop()
+        grad = grads.pop(id(vertex), None)
+        if grad is None:
+            continue
+        if isinstance(vertex, Tensor):
+            _add_to_leaf(vertex, grad, handed_out)
+            continue
+        with np.errstate(all="ignore"):
+            results = vertex.function.backward(vertex.ctx, grad)
+        results = results if isinstance(results, (tuple, list)) else (results,)
+        for edge, result in zip(vertex.edges, results, strict=True):
+            if edge is not None:
+                so_far = grads.get(id(edge))
+                grads[id(edge)] = result if so_far is None else so_far + result
+        if not retain_graph:
+            vertex.ctx.release()
+
+
+def _topological(root: _Node | Tensor) -> list[_Node | Tensor]:
+    """All vertices that root depends on, each before those that use it; root is the last."""
+    order: list[_Node | Tensor] = []
+    seen: set[int] = set()
+    stack: list[tuple[_Node | Tensor, bool]] = [(root, False)]
+    while stack:
+        vertex, expanded = stack.pop()
+        if expanded:
+            order.append(vertex)
+        elif id(vertex) not in seen:
+            seen.add(id(vertex))
+            stack.append((vertex, True))
+            if isinstance(vertex, _Node):
+                stack.extend((edge, False) for edge in vertex.edges if edge is not None)
+    return order
+
+
+def _add_to_leaf(leaf: Tensor, grad: Array, handed_out: set[int]) -> None:
+    if leaf.grad is not None:
+        leaf.grad = Tensor(leaf.grad.data + grad)
+        return
+    # The user may write into .grad (clipping, say), so no two leaves may share one, nor may it be a view.
+    if id(grad) in handed_out or grad.base is not None:
+        grad = grad.copy()
+    handed_out.add(id(grad))
+    leaf.grad = Tensor(grad)
+
+
+def _ones_like(array: Array) -> Array:
+    ones = array.copy()
+    ones[...] = 1
+    return ones
+
+
+class GradcheckError(AssertionError):
+    """A gradient differs from its finite difference; the message says where and by how much."""
+
+
+def gradcheck(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    eps: float = 1e-6,
+    rtol: float = 1e-6,
+    atol: float = 1e-8,
+) -> bool:
+    """Compare the gradients of ``function(*inputs)`` with central finite differences.
+
+    The result is contracted with a fixed random tensor, so that every output element counts, and each input element is
+    moved by ``± eps``: two evaluations an element.
+
+    Args:
+        function: takes the inputs, returns one Tensor; it has to be smooth at the inputs.
+        inputs: Tensors; those that require grad must be float64.
+        eps: step. The difference's error is of order ``eps²`` and ``1e-16 / eps``.
+        rtol: allowed error relative to the largest gradient of the same input.
+        atol: allowed error on top.
+
+    Returns:
+        True.
+
+    Raises:
+        GradcheckError: a gradient is off.
+        TypeError: an input that requires grad is not float64.
+        ValueError: no input requires grad.
+    """
+    checked = [x for x in inputs if x.requires_grad]
+    if not checked:
+        raise ValueError("gradcheck: no input requires grad")
+    if any(x.dtype != np.float64 for x in checked):
+        raise TypeError("gradcheck: inputs that require grad must be float64; float32 has too few digits")
+    kept = [x.grad for x in inputs]
+    result = function(*inputs)
+    direction = np.random.default_rng(0).standard_normal(result.shape)
+    for x in inputs:
+        x.grad = None
+    result.backward(direction)
+    grads = [x.grad for x in inputs]
+    for x, grad in zip(inputs, kept, strict=True):
+        x.grad = grad
+
+    def value() -> float:
+        with no_grad():
+            return float(np.vdot(function(*inputs).numpy(), direction))
+
+    for position, (x, grad) in enumerate(zip(inputs, grads, strict=True)):
+        if not x.requires_grad:
+            continue
+        analytic = np.zeros(x.shape) if grad is None else grad.numpy()
+        numeric = np.empty(x.shape)
+        original = x.data
+        try:
+            for index in np.ndindex(*x.shape):
+                sides = []
+                for step in (eps, -eps):
+                    x.data = original.copy()
+                    x.data[index] += step
+                    sides.append(value())
+                numeric[index] = (sides[0] - sides[1]) / (2 * eps)
+        finally:
+            x.data = original
+        allowed = atol + rtol * float(np.abs(numeric).max(initial=0))
+        error = np.abs(analytic - numeric)
+        if not (error <= allowed).all():  # written so that a NaN fails
+            worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), x.shape)
+            where = tuple(int(i) for i in worst)
+            raise GradcheckError(
+                f"gradcheck: input {position} at {where}: gradient {analytic[worst]:.9g}, "
+                f"finite difference {numeric[worst]:.9g}, allowed error {allowed:.3g}"
+            )
+    return True

@@ -1,0 +1,128 @@
+"""Which backends there are, why one is unavailable, and which one an operation runs on.
+
+The choice, in this order: the arrays (one that lives on a GPU runs on ``cuda``), else :func:`use_backend`, else the
+environment variable ``GPUCONV_BACKEND``, else ``auto``: the first available of cuda (if a real device answers), numba,
+numpy. A backend asked for by name is that backend or an error that says why not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from gpuconv.backends.base import Array, Backend, BackendUnavailable
+
+__all__ = ["Array", "Backend", "BackendUnavailable", "available", "current", "get", "names", "use_backend"]
+
+#: name -> module and class, in the order in which ``auto`` tries them. A module is imported when first asked for.
+_TABLE = {
+    "cuda": ("gpuconv.backends.cuda_backend", "CudaBackend"),
+    "numba": ("gpuconv.backends.numba_backend", "NumbaBackend"),
+    "numpy": ("gpuconv.backends.numpy_backend", "NumpyBackend"),
+}
+AUTO = "auto"
+ENVIRONMENT_VARIABLE = "GPUCONV_BACKEND"
+
+_chosen: ContextVar[str | None] = ContextVar("gpuconv_backend", default=None)
+
+
+def names() -> tuple[str, ...]:
+    """Names of all backends, available or not, in the order in which ``auto`` tries them."""
+    return tuple(_TABLE)
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in _TABLE and name != AUTO:
+        near = difflib.get_close_matches(str(name), [*_TABLE, AUTO], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{source}: unknown backend {name!r}; there are {', '.join([*_TABLE, AUTO])}{hint}")
+    return name
+
+
+@functools.cache
+def _load(name: str) -> type[Backend] | str:
+    """The backend's class, or why it cannot be used here."""
+    module_name, class_name = _TABLE[name]
+    if importlib.util.find_spec(module_name) is None:
+        return "not part of this version of gpuconv"
+    try:
+        backend: type[Backend] = getattr(importlib.import_module(module_name), class_name)
+    except ImportError as error:
+        return f"cannot be imported: {error}"
+    return backend.unavailable() or backend
+
+
+def available() -> dict[str, str | None]:
+    """For each backend None if it can run here, else one line that says why it cannot."""
+    return {name: found if isinstance(found := _load(name), str) else None for name in _TABLE}
+
+
+@functools.cache
+def _instance(name: str) -> Backend:
+    backend = _load(name)
+    if isinstance(backend, str):
+        raise BackendUnavailable(f"the {name} backend is not available: {backend}")
+    return backend()
+
+
+@functools.cache
+def _automatic() -> str:
+    for name in _TABLE:
+        backend = _load(name)
+        if not isinstance(backend, str) and backend.automatic():
+            return name
+    raise BackendUnavailable("no backend is available")  # pragma: no cover - numpy always is
+
+
+def get(name: str) -> Backend:
+    """Return a backend by name (``auto`` included).
+
+    Raises:
+        ValueError: no such name; the nearest one is suggested.
+        BackendUnavailable: it cannot run here; the message says why.
+    """
+    _checked(name, "backend")
+    return _instance(_automatic() if name == AUTO else name)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[Backend]:
+    """Run the operations of a ``with`` block on the backend ``name``; for this thread or task only.
+
+    Raises:
+        ValueError: no such name.
+        BackendUnavailable: it cannot run here.
+    """
+    backend = get(name)
+    token = _chosen.set(backend.name)
+    try:
+        yield backend
+    finally:
+        _chosen.reset(token)
+
+
+def current(*arrays: Any) -> Backend:
+    """The backend on which an operation of these arrays runs; the rule stands at the top of this module.
+
+    Raises:
+        ValueError: ``GPUCONV_BACKEND`` holds an unknown name.
+        BackendUnavailable: the backend that is asked for cannot run here.
+    """
+    if any(_on_device(array) for array in arrays):
+        return _instance("cuda")
+    chosen = _chosen.get()
+    if chosen is not None:
+        return _instance(chosen)
+    name = os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
+    return _instance(_automatic() if _checked(name, ENVIRONMENT_VARIABLE) == AUTO else name)
+
+
+def _on_device(array: Any) -> bool:
+    return hasattr(array, "__cuda_array_interface__")

@@ -1,0 +1,243 @@
+"""What a backend has to provide: storage, and the primitives that the operations of ``gpuconv.ops`` are written in.
+
+A primitive takes and returns plain arrays of the backend's own kind, never Tensors, and knows nothing of the graph. All
+arguments have been checked: shapes by ``gpuconv.geometry``, kinds by :meth:`Backend.asarray`. Arrays are read, not
+written, except by the optimizer updates. A gradient is called ``grad`` and has the shape of the output it belongs to.
+
+Anything element-wise that is not worth a kernel of its own is written against :attr:`Backend.xp`, the array library
+of the backend (NumPy, or CuPy), which does it well.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import ModuleType
+from typing import Any, ClassVar, TypeAlias
+
+from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+
+#: An array of the backend's kind: numpy.ndarray, cupy.ndarray.
+Array: TypeAlias = Any
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot run here; the message says why and what would help."""
+
+
+class Backend(ABC):
+    """One way to compute. See the module's docstring for what holds of every primitive."""
+
+    #: The name by which users choose it.
+    name: ClassVar[str]
+    #: The library that holds the arrays and does what has no primitive: numpy or cupy.
+    xp: ModuleType
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why this backend cannot run here, and what would help; None when it can."""
+        return None
+
+    @classmethod
+    def automatic(cls) -> bool:
+        """Whether ``auto`` may choose it. A simulator is available, but nobody wants it by surprise."""
+        return True
+
+    def describe(self) -> str:
+        """One line for ``gpuconv info``: library versions, device."""
+        return f"{self.xp.__name__} {self.xp.__version__}"
+
+    @abstractmethod
+    def asarray(self, array: Any, name: str = "array") -> Array:
+        """Return ``array`` as this backend's primitives need it (device, byte order), without a copy if it already is.
+
+        Raises:
+            TypeError: an element type with which the backend cannot compute; ``name`` says whose.
+        """
+
+    @abstractmethod
+    def to_numpy(self, array: Array) -> Any:
+        """Return ``array`` as a numpy.ndarray, without a copy where the memory is the host's."""
+
+    # -- convolution -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry) -> Array:
+        """Cross-correlation ``y[n,k,p,q] = b[k] + Σ x[n, c, p·stride + r·dilation - pad, ...] · w[k,c,r,s]``.
+
+        Shapes: x (n, c, h, w), weight (k, c/groups, r, s), bias (k,), result (n, k, p, q); all of one float type.
+        """
+
+    @abstractmethod
+    def conv2d_grad_input(self, grad: Array, weight: Array, geometry: Conv2dGeometry) -> Array:
+        """Gradient for x, (n, c, h, w), given grad (n, k, p, q)."""
+
+    @abstractmethod
+    def conv2d_grad_weight(self, grad: Array, x: Array, geometry: Conv2dGeometry) -> Array:
+        """Gradient for weight, (k, c/groups, r, s), given grad (n, k, p, q); summed in a fixed order."""
+
+    @abstractmethod
+    def conv2d_grad_bias(self, grad: Array) -> Array:
+        """Gradient for bias, (k,): the sum of grad (n, k, p, q) over n, p and q."""
+
+    # -- activation and pooling --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def relu(self, x: Array) -> Array:
+        """``max(x, 0)``; NaN stays NaN."""
+
+    @abstractmethod
+    def relu_grad(self, grad: Array, y: Array) -> Array:
+        """Gradient of ReLU given its result y: zero where ``y <= 0``, else grad (so a NaN passes it on)."""
+
+    @abstractmethod
+    def max_pool2d(self, x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
+        """Maximum of each window and where it was.
+
+        Returns the maxima (n, c, p, q) and the winners, same shape: the offset ``i · s + j`` inside the window, as
+        uint8 where the window has at most 256 elements and int32 otherwise. The first maximum wins; a NaN beats every
+        number, and of several NaNs the last one wins (PyTorch's rule).
+        """
+
+    @abstractmethod
+    def max_pool2d_grad(self, grad: Array, winners: Array, geometry: Pool2dGeometry) -> Array:
+        """Gradient for x, (n, c, h, w): each grad (n, c, p, q) is added at its window's winner."""
+
+    def max_pool2d_indices(self, winners: Array, geometry: Pool2dGeometry) -> Array:
+        """Where each winner is in its input plane: ``row · w + column``, int64 (n, c, p, q)."""
+        xp, (top, left) = self.xp, (geometry.padding[0][0], geometry.padding[1][0])
+        i, j = xp.divmod(winners.astype(xp.int64), geometry.s)
+        rows = xp.arange(geometry.p) * geometry.stride[0] - top
+        columns = xp.arange(geometry.q) * geometry.stride[1] - left
+        return (rows[:, None] + i * geometry.dilation[0]) * geometry.w + columns + j * geometry.dilation[1]
+
+    @abstractmethod
+    def avg_pool2d(
+        self, x: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
+    ) -> Array:
+        """Sum of each window (n, c, p, q) divided by its count of elements, or by ``divisor_override`` if given."""
+
+    @abstractmethod
+    def avg_pool2d_grad(
+        self, grad: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
+    ) -> Array:
+        """Gradient for x, (n, c, h, w), given grad (n, c, p, q)."""
+
+    # -- fused blocks: a default composition, which a backend overrides when it can do better ------------------------
+
+    def conv2d_relu(self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry) -> Array:
+        """ReLU of :meth:`conv2d`; same shapes."""
+        return self.relu(self.conv2d(x, weight, bias, geometry))
+
+    def conv2d_relu_max_pool2d(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        geometry: Conv2dGeometry,
+        pool: Pool2dGeometry,
+    ) -> tuple[Array, Array]:
+        """Max pooling of :meth:`conv2d_relu`: the pooled maps (n, k, p, q of ``pool``) and their winners.
+
+        ReLU is monotonic, so it may be taken after the maximum, of a fraction of the values. Winners of windows without
+        a positive element are unspecified: their gradient is zero.
+        """
+        maxima, winners = self.max_pool2d(self.conv2d(x, weight, bias, geometry), pool)
+        return self.relu(maxima), winners
+
+    def conv2d_relu_max_pool2d_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weight: Array,
+        y: Array,
+        winners: Array,
+        geometry: Conv2dGeometry,
+        pool: Pool2dGeometry,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        """Gradients for x, weight and bias, those that ``needs`` asks for; y and winners are the forward's results."""
+        dense = self.max_pool2d_grad(self.relu_grad(grad, y), winners, pool)
+        return (
+            self.conv2d_grad_input(dense, weight, geometry) if needs[0] else None,
+            self.conv2d_grad_weight(dense, x, geometry) if needs[1] else None,
+            self.conv2d_grad_bias(dense) if needs[2] else None,
+        )
+
+    # -- loss --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def softmax_cross_entropy(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[Array, Array]:
+        """Loss of each row, (m,), and its softmax probabilities, (m, c).
+
+        ``loss[i] = -(1 - e) · w[t] · log p[i,t] - e/c · Σ_j w[j] · log p[i,j]`` with t = labels[i], e the label
+        smoothing; zero where t is ``ignore_index``.
+
+        Shapes: logits (m, c), labels (m,) integers, weight (c,) or None for ones.
+
+        Raises:
+            ValueError: a label that is neither a class nor ``ignore_index``.
+        """
+
+    @abstractmethod
+    def softmax_cross_entropy_grad(
+        self,
+        grad: Array,
+        probabilities: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> Array:
+        """Gradient for logits, (m, c), given the gradient of each row's loss, (m,)."""
+
+    # -- optimizer updates: in place ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def sgd_update(
+        self,
+        param: Array,
+        grad: Array,
+        velocity: Array | None,
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        """One step of stochastic gradient descent, PyTorch's formula, on ``param`` and ``velocity`` in place.
+
+        ``g = grad + weight_decay · param; v = momentum · v + (1 - dampening) · g; param -= lr · (g + momentum · v if
+        nesterov else v)``; without velocity ``param -= lr · g``.
+        """
+
+    @abstractmethod
+    def adam_update(
+        self,
+        param: Array,
+        grad: Array,
+        mean: Array,
+        square: Array,
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        """One step of Adam (Kingma & Ba, 2015) or, ``decoupled``, AdamW (Loshchilov & Hutter, 2019), in place.
+
+        ``step`` counts from 1. The bias corrections are PyTorch's: ``param -= lr / (1 - beta1^t) · mean /
+        (sqrt(square) / sqrt(1 - beta2^t) + eps)``.
+        """

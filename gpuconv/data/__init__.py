@@ -1,0 +1,34 @@
+"""Data: the bundled digits, the full MNIST, IDX files, pictures, and what turns them into batches.
+
+From a data set to the network's input::
+
+    data = load_dataset("mnist-sample")                     # or "mnist", or a folder of IDX files
+    transform = InputTransform.fit(data.train_images)       # pads 28x28 to 32x32 and standardises
+    for index in batch_indices(len(data.train_images), 64, seed=0, epoch=0):
+        x, target = transform(data.train_images[index]), data.train_labels[index]
+
+From a picture: ``transform(read_digit("seven.png"))``.
+
+Only NumPy is imported here. Downloading needs pooch and pictures need Pillow, both in ``gpuconv[cli]``.
+"""
+
+from gpuconv.data.batches import batch_count, batch_indices, split
+from gpuconv.data.datasets import DATASETS, Dataset, load_dataset
+from gpuconv.data.errors import DataError
+from gpuconv.data.idx import read_idx, write_idx
+from gpuconv.data.images import read_digit
+from gpuconv.data.preprocess import InputTransform
+
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "Dataset",
+    "InputTransform",
+    "batch_count",
+    "batch_indices",
+    "load_dataset",
+    "read_digit",
+    "read_idx",
+    "split",
+    "write_idx",
+]

@@ -1,0 +1,129 @@
+"""Fetching the full MNIST set from its mirrors into a cache folder."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from gpuconv.data.errors import missing_extra
+
+__all__ = ["download_mnist"]
+
+_log = logging.getLogger(__name__)
+
+_MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+# sha256 of the unpacked files: two gzip files of the same content need not be equal.
+_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+_TIMEOUT_S = (4.0, 8.0)  # to connect, and between two pieces of data
+
+
+def download_mnist(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The folder with the four unpacked files of MNIST, downloaded if they are not there yet.
+
+    Each file is checked against its sha256, whether cached or new, and is moved to its place only when it is
+    complete and right. A mirror that fails or delivers other bytes is left for the next one; each is tried once.
+
+    Args:
+        cache_dir: where to keep the files, in a subfolder ``mnist``. Default: the environment variable
+            ``GPUCONV_DATA``, else the user's cache folder for gpuconv.
+
+    Raises:
+        ImportError: pooch is not installed.
+        ConnectionError: no mirror delivered a file. One line that names the hosts and what each answered.
+        OSError: the cache folder cannot be written.
+    """
+    try:
+        import pooch
+        import requests
+    except ImportError:
+        raise missing_extra("downloading MNIST", "pooch") from None
+
+    folder = Path(cache_dir or os.environ.get("GPUCONV_DATA") or pooch.os_cache("gpuconv")).expanduser() / "mnist"
+    mirrors = list(_MIRRORS)
+    for name, sha256 in _SHA256.items():
+        answers = {}
+        for mirror in tuple(mirrors):
+            try:
+                with _pooch_silent():
+                    pooch.retrieve(
+                        mirror + name + ".gz",
+                        known_hash=f"sha256:{sha256}",
+                        fname=name,
+                        path=folder,
+                        downloader=_fetch_unpacked,
+                    )
+                break
+            except (requests.RequestException, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
+                answers[urlsplit(mirror).netloc] = _in_few_words(error)
+                mirrors.append(mirrors.pop(0))  # the files to come begin with a mirror that may work
+            except OSError as error:
+                raise OSError(f"mnist: cannot write to {folder} ({error.strerror or error})") from None
+        else:
+            tried = ", ".join(f"{host}: {answer}" for host, answer in answers.items())
+            raise ConnectionError(
+                f"mnist: {name} could not be downloaded ({tried}); "
+                f"'mnist-sample' comes with gpuconv and needs no network"
+            )
+    return folder
+
+
+def _fetch_unpacked(url: str, output_file: str, pooch_instance: Any) -> None:
+    """A downloader for `pooch.retrieve`: so that the hash is taken of the unpacked file."""
+    import pooch
+
+    _log.info("downloading %s", url)
+    packed = output_file + ".gz"
+    try:
+        pooch.HTTPDownloader(chunk_size=1 << 16, timeout=_TIMEOUT_S)(url, packed, pooch_instance)
+        with open(packed, "rb") as raw, open(output_file, "wb") as unpacked:
+            # A server that declares the file's gzip as transfer encoding has it unpacked on the way.
+            source = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            shutil.copyfileobj(source, unpacked)
+    finally:
+        Path(packed).unlink(missing_ok=True)
+
+
+@contextmanager
+def _pooch_silent() -> Iterator[None]:
+    # Pooch announces each download on stderr. A library does not write there; our own log says the same.
+    import pooch
+
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _in_few_words(error: Exception) -> str:
+    import requests
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, requests.Timeout):
+        return "timed out"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "broken off"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    if isinstance(error, requests.RequestException):
+        return type(error).__name__
+    return "delivered other bytes than expected"

@@ -1,0 +1,735 @@
+"""Convolution, pooling, activations and losses as functions, with torch.nn.functional's names, arguments and semantics.
+
+Tensors in, Tensors out, with gradients; arrays in, an array of the same kind out (NumPy; CuPy and torch share their
+memory). Layouts are PyTorch's: images (N, C, H, W), or (C, H, W) for one; filters (K, C / groups, R, S).
+
+Every function raises ``ValueError`` for shapes and values that do not fit and ``TypeError`` for arguments of the wrong
+kind; the message begins with the function's name and names the argument. Not supported: ``inplace``, complex numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv.autograd import Function, Tensor, to_array
+from gpuconv.geometry import (
+    Conv2dGeometry,
+    IntOrPair,
+    PaddingLike,
+    Pool2dGeometry,
+    integer,
+    pair,
+    single,
+)
+from gpuconv.ops import activation as _activation
+from gpuconv.ops import conv as _conv
+from gpuconv.ops import linear as _linear
+from gpuconv.ops import loss as _loss
+from gpuconv.ops import pool as _pool
+from gpuconv.ops import shape as _shape_ops
+from gpuconv.ops.arithmetic import add, mul, sum
+from gpuconv.ops.shape import dimension, permute, reshape
+from gpuconv.random import default_generator
+
+__all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "conv1d",
+    "conv2d",
+    "conv2d_relu",
+    "conv2d_relu_max_pool2d",
+    "cross_entropy",
+    "dropout",
+    "flatten",
+    "half_squared_error",
+    "linear",
+    "log_softmax",
+    "max_pool1d",
+    "max_pool2d",
+    "mse_loss",
+    "relu",
+    "sigmoid",
+    "softmax",
+    "sum_pool2d",
+    "tanh",
+]
+
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+# -- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _operand(op: str, name: str, value: Any) -> Any:
+    """Return Tensors and arrays as they are and make arrays of numbers and sequences."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        array = to_array(value)
+    except TypeError as error:
+        raise TypeError(f"{op}: {name}: {error}") from None
+    return value if hasattr(value, "dtype") else array
+
+
+def _floats(op: str, *, optional: Sequence[str] = (), **operands: Any) -> list[Any]:
+    """Check that all operands hold one and the same float type, and return them; the ``optional`` ones may be None."""
+    checked: list[Any] = []
+    first_name, first_type = None, None
+    for name, value in operands.items():
+        if value is None and name in optional:
+            checked.append(None)
+            continue
+        operand = _operand(op, name, value)
+        dtype = _element_type(operand)
+        if dtype not in _FLOATS:
+            raise TypeError(f"{op}: {name} must hold float32 or float64, got {dtype}; convert it")
+        if first_type is None:
+            first_name, first_type = name, dtype
+        elif dtype != first_type:
+            raise TypeError(f"{op}: {name} is {dtype} but {first_name} is {first_type}; convert one of them")
+        checked.append(operand)
+    return checked
+
+
+def _element_type(operand: Any) -> np.dtype:
+    dtype = to_array(operand).dtype
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def _shape(operand: Any) -> tuple[int, ...]:
+    return tuple(operand.shape)
+
+
+def _batched(op: str, input: Any, letters: str) -> tuple[Any, bool]:
+    """Give an input of one image a batch dimension: returns it and whether the result has to lose it again."""
+    ndim = len(_shape(input))
+    if ndim == len(letters) - 1:
+        return reshape(input, (1, *_shape(input))), True
+    if ndim != len(letters):
+        raise ValueError(
+            f"{op}: input must have {len(letters)} dimensions ({', '.join(letters)}), or {len(letters) - 1} without "
+            f"the batch, got shape {_shape(input)}"
+        )
+    return input, False
+
+
+def _unbatched(output: Any, alone: bool) -> Any:
+    if not alone:
+        return output
+    if isinstance(output, tuple):
+        return tuple(_unbatched(part, True) for part in output)
+    return reshape(output, _shape(output)[1:])
+
+
+def _with_height(input: Any) -> Any:
+    """(N, C, W) as (N, C, 1, W): a 1-D operation is the 2-D one on images one row high."""
+    *leading, width = _shape(input)
+    return reshape(input, (*leading, 1, width))
+
+
+def _without_height(output: Any) -> Any:
+    if isinstance(output, tuple):
+        return tuple(_without_height(part) for part in output)
+    *leading, _, width = _shape(output)
+    return reshape(output, (*leading, width))
+
+
+def _number(op: str, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{op}: {name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+# -- convolution -----------------------------------------------------------------------------------------------------
+
+
+def _conv2d_geometry(
+    op: str, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> Conv2dGeometry:
+    return Conv2dGeometry.of(
+        _shape(input),
+        _shape(weight),
+        bias_shape=None if bias is None else _shape(bias),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        op=op,
+    )
+
+
+def conv2d(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: IntOrPair = 1,
+    padding: PaddingLike = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Any:
+    """2-D convolution, in the sense of neural networks: cross-correlation, the filter is not flipped.
+
+    ``y[n,k,p,q] = bias[k] + Σ input[n, c, p·stride + r·dilation - padding, q·stride + s·dilation - padding] ·
+    weight[k,c,r,s]``, the sum running over the channels c of filter k's group and its rows and columns r, s.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), float32 or float64.
+        weight: (K, C / groups, R, S), same type.
+        bias: (K,), same type, or None.
+        stride: int or (height, width).
+        padding: zeros around the input: int; (height, width); ((top, bottom), (left, right)); 'valid', none; 'same',
+            as many as keep the size (stride 1; the odd one of an even kernel at the bottom and right).
+        dilation: distance of a filter's taps, int or (height, width).
+        groups: channels and filters are cut into so many groups, each convolved on its own.
+
+    Returns:
+        (N, K, P, Q), or (K, P, Q), with ``P = floor((H + padding - dilation · (R - 1) - 1) / stride) + 1``.
+
+    Raises:
+        ValueError: a shape or value does not fit.
+        TypeError: an argument of the wrong kind, or element types that differ.
+    """
+    input, weight, bias = _floats("conv2d", input=input, weight=weight, bias=bias, optional=("bias",))
+    input, alone = _batched("conv2d", input, "NCHW")
+    geometry = _conv2d_geometry("conv2d", input, weight, bias, stride, padding, dilation, groups)
+    return _unbatched(_conv.Conv2d.apply(input, weight, bias, geometry=geometry), alone)
+
+
+def conv1d(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] | tuple[tuple[int, int]] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Any:
+    """1-D convolution: input (N, C, L) or (C, L), weight (K, C / groups, S); otherwise as :func:`conv2d`.
+
+    ``padding`` is an int, ``((left, right),)``, 'valid' or 'same'.
+    """
+    op = "conv1d"
+    input, weight, bias = _floats(op, input=input, weight=weight, bias=bias, optional=("bias",))
+    input, alone = _batched(op, input, "NCL")
+    if len(_shape(weight)) != 3:
+        raise ValueError(f"{op}: weight must have 3 dimensions (K, C, S), got shape {_shape(weight)}")
+    input, weight = _with_height(input), _with_height(weight)
+    stride, dilation = (
+        (1, single(value, name, minimum=1, op=op)) for value, name in ((stride, "stride"), (dilation, "dilation"))
+    )
+    geometry = _conv2d_geometry(op, input, weight, bias, stride, _sides_1d(padding, op), dilation, groups)
+    output = _conv.Conv2d.apply(input, weight, bias, geometry=geometry)
+    return _unbatched(_without_height(output), alone)
+
+
+def _sides_1d(padding: Any, op: str) -> Any:
+    """A 1-D padding as the 2-D one that leaves the height alone."""
+    if isinstance(padding, str):
+        return padding
+    if isinstance(padding, Sequence) and len(padding) == 1 and isinstance(padding[0], Sequence):
+        left, right = pair(padding[0], "padding", minimum=0, op=op)
+        return (0, 0), (left, right)
+    size = single(padding, "padding", minimum=0, op=op)
+    return (0, 0), (size, size)
+
+
+def conv2d_relu(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: IntOrPair = 1,
+    padding: PaddingLike = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Any:
+    """``relu(conv2d(...))`` in one step; arguments and errors of :func:`conv2d`."""
+    op = "conv2d_relu"
+    input, weight, bias = _floats(op, input=input, weight=weight, bias=bias, optional=("bias",))
+    input, alone = _batched(op, input, "NCHW")
+    geometry = _conv2d_geometry(op, input, weight, bias, stride, padding, dilation, groups)
+    return _unbatched(_conv.Conv2dReLU.apply(input, weight, bias, geometry=geometry), alone)
+
+
+def conv2d_relu_max_pool2d(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: IntOrPair = 1,
+    padding: PaddingLike = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    *,
+    kernel_size: IntOrPair,
+    pool_stride: IntOrPair | None = None,
+    pool_padding: PaddingLike = 0,
+    pool_dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+) -> Any:
+    """``max_pool2d(relu(conv2d(...)), kernel_size, pool_stride, ...)`` in one step.
+
+    The maps before pooling are not kept, which is most of the memory; ``nn.Sequential`` calls it by itself. Arguments
+    and errors of :func:`conv2d` and :func:`max_pool2d`.
+    """
+    op = "conv2d_relu_max_pool2d"
+    input, weight, bias = _floats(op, input=input, weight=weight, bias=bias, optional=("bias",))
+    input, alone = _batched(op, input, "NCHW")
+    geometry = _conv2d_geometry(op, input, weight, bias, stride, padding, dilation, groups)
+    pool = Pool2dGeometry.of(
+        geometry.output_shape,
+        kernel_size,
+        stride=pool_stride,
+        padding=pool_padding,
+        dilation=pool_dilation,
+        ceil_mode=ceil_mode,
+        op=op,
+    )
+    return _unbatched(_conv.Conv2dReLUMaxPool2d.apply(input, weight, bias, geometry=geometry, pool=pool), alone)
+
+
+# -- pooling ---------------------------------------------------------------------------------------------------------
+
+
+def max_pool2d(
+    input: Any,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: PaddingLike = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """Maximum of each window of (N, C, H, W) or (C, H, W).
+
+    The gradient goes to the first maximum of a window. A NaN in a window makes its result NaN.
+
+    Args:
+        input: floats.
+        kernel_size: size of the window, int or (height, width).
+        stride: distance of windows; None means ``kernel_size``.
+        padding: around the input, at most half the window; it never wins.
+        dilation: distance of a window's elements.
+        ceil_mode: round the output size up: the last window may hang over the edge.
+        return_indices: also return where each maximum was, ``row · W + column``, int64.
+
+    Returns:
+        (N, C, P, Q), or that and the indices.
+
+    Raises:
+        ValueError: a shape or value does not fit.
+        TypeError: an argument of the wrong kind.
+    """
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil_mode}
+    return _max_pool("max_pool2d", input, kernel_size, options, return_indices)
+
+
+def _max_pool(op: str, input: Any, kernel_size: Any, options: dict[str, Any], return_indices: bool) -> Any:
+    (input,) = _floats(op, input=input)
+    input, alone = _batched(op, input, "NCHW")
+    geometry = Pool2dGeometry.of(_shape(input), kernel_size, **options, op=op)
+    return _unbatched(_pool.MaxPool2d.apply(input, geometry=geometry, return_indices=return_indices), alone)
+
+
+def avg_pool2d(
+    input: Any,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: PaddingLike = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    """Average of each window of (N, C, H, W) or (C, H, W).
+
+    Args:
+        input: floats.
+        kernel_size, stride, padding, ceil_mode: as for :func:`max_pool2d`.
+        count_include_pad: whether padding zeros count as elements.
+        divisor_override: divide every window's sum by this instead.
+
+    Returns:
+        (N, C, P, Q).
+
+    Raises:
+        ValueError: a shape or value does not fit.
+        TypeError: an argument of the wrong kind.
+    """
+    options = {"stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+    return _avg_pool("avg_pool2d", input, kernel_size, options, count_include_pad, divisor_override)
+
+
+def _avg_pool(
+    op: str,
+    input: Any,
+    kernel_size: Any,
+    options: dict[str, Any],
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Any:
+    (input,) = _floats(op, input=input)
+    input, alone = _batched(op, input, "NCHW")
+    geometry = Pool2dGeometry.of(_shape(input), kernel_size, **options, op=op)
+    if divisor_override is not None:
+        divisor_override = integer(divisor_override, "divisor_override", minimum=-(2**31), op=op)
+        if divisor_override == 0:
+            raise ValueError(f"{op}: divisor_override must not be zero")
+    output = _pool.AvgPool2d.apply(
+        input, geometry=geometry, count_include_pad=bool(count_include_pad), divisor_override=divisor_override
+    )
+    return _unbatched(output, alone)
+
+
+def sum_pool2d(
+    input: Any,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: PaddingLike = 0,
+    ceil_mode: bool = False,
+) -> Any:
+    """Sum of each window; arguments and errors of :func:`avg_pool2d`."""
+    options = {"stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+    return _avg_pool("sum_pool2d", input, kernel_size, options, True, 1)
+
+
+def max_pool1d(
+    input: Any,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """Maximum of each window of (N, C, L) or (C, L); otherwise as :func:`max_pool2d`."""
+    op = "max_pool1d"
+    input, kernel, stride, sides = _pool_1d(op, input, kernel_size, stride, padding)
+    dilation = (1, single(dilation, "dilation", minimum=1, op=op))
+    options = {"stride": stride, "padding": sides, "dilation": dilation, "ceil_mode": ceil_mode}
+    return _without_height(_max_pool(op, input, kernel, options, return_indices))
+
+
+def avg_pool1d(
+    input: Any,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Any:
+    """Average of each window of (N, C, L) or (C, L); otherwise as :func:`avg_pool2d`."""
+    op = "avg_pool1d"
+    input, kernel, stride, sides = _pool_1d(op, input, kernel_size, stride, padding)
+    options = {"stride": stride, "padding": sides, "ceil_mode": ceil_mode}
+    return _without_height(_avg_pool(op, input, kernel, options, count_include_pad, None))
+
+
+def _pool_1d(op: str, input: Any, kernel_size: Any, stride: Any, padding: Any) -> tuple[Any, Any, Any, Any]:
+    (input,) = _floats(op, input=input)
+    if len(_shape(input)) not in (2, 3):
+        raise ValueError(
+            f"{op}: input must have 3 dimensions (N, C, L), or 2 without the batch, got shape {_shape(input)}"
+        )
+    kernel = (1, single(kernel_size, "kernel_size", minimum=1, op=op))
+    if stride is None or (isinstance(stride, Sequence) and not stride):
+        stride = kernel
+    else:
+        stride = (1, single(stride, "stride", minimum=1, op=op))
+    return _with_height(input), kernel, stride, _sides_1d(padding, op)
+
+
+def adaptive_avg_pool2d(input: Any, output_size: int | Sequence[int | None] | None) -> Any:
+    """Average over windows that adapt, so that the result has ``output_size``; (1, 1) is global average pooling.
+
+    Window i along an axis runs from ``floor(i · H / P)`` to ``ceil((i + 1) · H / P)``.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), floats.
+        output_size: int, or (height, width); None keeps the input's size.
+
+    Returns:
+        (N, C, *output_size).
+
+    Raises:
+        ValueError: a shape or value does not fit.
+        TypeError: an argument of the wrong kind.
+    """
+    op = "adaptive_avg_pool2d"
+    (input,) = _floats(op, input=input)
+    input, alone = _batched(op, input, "NCHW")
+    if isinstance(output_size, str) or not isinstance(output_size, Sequence):
+        sizes: Sequence[Any] = (output_size, output_size)
+    else:
+        sizes = output_size
+    if len(sizes) != 2:
+        raise ValueError(f"{op}: output_size must be one size or a pair (height, width), got {output_size!r}")
+    # A window of nothing has no average; Pool2dGeometry refuses inputs without elements.
+    Pool2dGeometry.of(_shape(input), 1, op=op)
+    height, width = (
+        have if want is None else integer(want, "output_size", minimum=1, op=op)
+        for want, have in zip(sizes, _shape(input)[2:], strict=True)
+    )
+    return _unbatched(_pool.AdaptiveAvgPool2d.apply(input, output_size=(height, width)), alone)
+
+
+def adaptive_avg_pool1d(input: Any, output_size: int | Sequence[int]) -> Any:
+    """Average of (N, C, L) or (C, L) over windows that adapt; otherwise as :func:`adaptive_avg_pool2d`."""
+    op = "adaptive_avg_pool1d"
+    input, *_ = _pool_1d(op, input, 1, None, 0)
+    size = single(output_size, "output_size", minimum=1, op=op)
+    return _without_height(adaptive_avg_pool2d(input, (1, size)))
+
+
+# -- activations -----------------------------------------------------------------------------------------------------
+
+
+def relu(input: Any) -> Any:
+    """``max(input, 0)``; the gradient at 0 is 0, and NaN stays NaN."""
+    return _activation.ReLU.apply(*_floats("relu", input=input))
+
+
+def sigmoid(input: Any) -> Any:
+    """``1 / (1 + e^-input)``."""
+    return _activation.Sigmoid.apply(*_floats("sigmoid", input=input))
+
+
+def tanh(input: Any) -> Any:
+    """Hyperbolic tangent."""
+    return _activation.Tanh.apply(*_floats("tanh", input=input))
+
+
+def softmax(input: Any, dim: int) -> Any:
+    """``e^input / Σ e^input`` along ``dim``: positive, and sums to 1. IndexError: no such dimension."""
+    return _along(_activation.Softmax, "softmax", input, dim)
+
+
+def log_softmax(input: Any, dim: int) -> Any:
+    """Logarithm of :func:`softmax`, without overflow or cancellation. IndexError: no such dimension."""
+    return _along(_activation.LogSoftmax, "log_softmax", input, dim)
+
+
+def _along(function: type[Function], op: str, input: Any, dim: int) -> Any:
+    (input,) = _floats(op, input=input)
+    shape = _shape(input)
+    dim = dimension(dim, len(shape), op)
+    # A single number counts as one class, as in PyTorch.
+    return function.apply(input, dim=dim) if shape else reshape(function.apply(reshape(input, (1,)), dim=dim), ())
+
+
+def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.random.Generator | None = None) -> Any:
+    """Set elements to zero with probability ``p`` and scale the others by ``1 / (1 - p)``; only if ``training``.
+
+    Args:
+        input: floats of any shape.
+        p: from 0 to 1.
+        training: off, the input is returned as it is.
+        generator: where the random numbers come from; default the one that ``gpuconv.manual_seed`` sets. They are drawn
+            on the host, so that every backend drops the same elements.
+
+    Raises:
+        ValueError: p is out of range.
+    """
+    p = _number("dropout", "p", p)
+    if not 0 <= p <= 1:  # also refuses NaN
+        raise ValueError(f"dropout: p must be between 0 and 1, got {p}")
+    (input,) = _floats("dropout", input=input)
+    if not training or p == 0:
+        return input
+    if generator is not None and not isinstance(generator, np.random.Generator):
+        raise TypeError(f"dropout: generator must be a numpy.random.Generator, got {type(generator).__name__}")
+    random = (generator or default_generator()).random(_shape(input), dtype=np.float32)
+    scale = 0.0 if p == 1 else 1 / (1 - p)
+    return _activation.Dropout.apply(input, np.where(random >= p, scale, 0.0).astype(_element_type(input)))
+
+
+def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    """Merge the dimensions from ``start_dim`` to ``end_dim``, both included, into one.
+
+    Raises:
+        IndexError: a dimension that the input does not have.
+        ValueError: ``start_dim`` comes after ``end_dim``.
+        TypeError: an argument of the wrong kind.
+    """
+    return _shape_ops.flatten(_operand("flatten", "input", input), start_dim, end_dim)
+
+
+# -- fully connected -------------------------------------------------------------------------------------------------
+
+
+def linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    """``input · weightᵀ + bias``.
+
+    Args:
+        input: (..., in_features).
+        weight: (out_features, in_features).
+        bias: (out_features,) or None.
+
+    Returns:
+        (..., out_features).
+
+    Raises:
+        ValueError: shapes that do not fit.
+        TypeError: an argument of the wrong kind, or element types that differ.
+    """
+    input, weight, bias = _floats("linear", input=input, weight=weight, bias=bias, optional=("bias",))
+    if len(_shape(weight)) != 2:
+        raise ValueError(f"linear: weight must have 2 dimensions (out, in), got shape {_shape(weight)}")
+    outputs, features = _shape(weight)
+    if not _shape(input) or _shape(input)[-1] != features:
+        raise ValueError(f"linear: weight has {features} input features, but input has shape {_shape(input)}")
+    if bias is not None and _shape(bias) != (outputs,):
+        raise ValueError(f"linear: bias must have shape ({outputs},), got {_shape(bias)}")
+    return _linear.Linear.apply(input, weight, bias)
+
+
+# -- losses ----------------------------------------------------------------------------------------------------------
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def cross_entropy(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:
+    """Cross-entropy of softmax(input) with class labels or class probabilities.
+
+    With ``w`` the class weights and ``e`` the label smoothing, a label t costs ``-(1 - e) · w[t] · log p[t] - e/C · Σ
+    w[j] · log p[j]``; probabilities q cost ``-Σ w[j] · ((1 - e) · q[j] + e/C) · log p[j]`` (Szegedy et al., 2016).
+
+    Args:
+        input: logits (N, C), (C,) for one sample, or (N, C, d1, ...), floats.
+        target: labels (integers; the input's shape without C), or probabilities (floats; the input's shape).
+        weight: (C,), or None for ones.
+        ignore_index: a label that costs nothing and does not count in the mean.
+        reduction: 'mean' (labels: weighted by w[t]; probabilities: over all samples), 'sum' or 'none'.
+        label_smoothing: from 0 to 1.
+
+    Returns:
+        A scalar, or with 'none' the shape of the input without C. The mean over nothing is NaN.
+
+    Raises:
+        ValueError: a shape does not fit, a label is not a class, an unknown reduction.
+        TypeError: an argument of the wrong kind.
+    """
+    op = "cross_entropy"
+    input, weight = _floats(op, input=input, weight=weight, optional=("weight",))
+    target = _operand(op, "target", target)
+    _one_of(op, "reduction", reduction, _REDUCTIONS)
+    label_smoothing = _number(op, "label_smoothing", label_smoothing)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"{op}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+    shape = _shape(input)
+    if not shape:
+        raise ValueError(f"{op}: input must have shape (N, C), (C,) or (N, C, d1, ...), got a single number")
+    class_dim = 0 if len(shape) == 1 else 1
+    classes = shape[class_dim]
+    rest = shape[:class_dim] + shape[class_dim + 1 :]
+    if classes == 0:
+        raise ValueError(f"{op}: input has no classes, got shape {shape}")
+    if weight is not None and _shape(weight) != (classes,):
+        raise ValueError(f"{op}: weight must have shape ({classes},), one value a class, got {_shape(weight)}")
+    ignore_index = integer(ignore_index, "ignore_index", minimum=-(2**63), op=op)
+    rows = _classes_last(input, class_dim)
+    if _element_type(target).kind == "f":
+        if ignore_index >= 0:
+            raise ValueError(f"{op}: ignore_index={ignore_index} names a label, but target holds probabilities")
+        return _soft_cross_entropy(op, rows, target, weight, reduction, label_smoothing, shape, class_dim)
+    if _element_type(target).kind not in "iu":
+        raise TypeError(f"{op}: target must hold integer labels or float probabilities, got {_element_type(target)}")
+    if _shape(target) != rest:
+        raise ValueError(
+            f"{op}: target must have shape {rest}, a label a sample, as input has {shape}; got {_shape(target)}"
+        )
+    losses = _loss.CrossEntropy.apply(
+        rows,
+        reshape(target, (-1,)),
+        weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+    return reshape(losses, rest) if reduction == "none" else losses
+
+
+def _classes_last(values: Any, class_dim: int) -> Any:
+    """(N, C, d1, ...) as (N · d1 · ..., C)."""
+    shape = _shape(values)
+    if len(shape) > 2:
+        values = permute(values, (0, *range(2, len(shape)), 1))
+    return reshape(values, (math.prod(shape) // shape[class_dim], shape[class_dim]))
+
+
+def _soft_cross_entropy(
+    op: str,
+    rows: Any,
+    target: Any,
+    weight: Any,
+    reduction: str,
+    label_smoothing: float,
+    shape: tuple[int, ...],
+    class_dim: int,
+) -> Any:
+    if _shape(target) != shape:
+        raise ValueError(f"{op}: target probabilities must have the input's shape {shape}, got {_shape(target)}")
+    if _element_type(target) != _element_type(rows):
+        raise TypeError(
+            f"{op}: target is {_element_type(target)} but input is {_element_type(rows)}; convert one of them"
+        )
+    q = _classes_last(target, class_dim)
+    if label_smoothing:
+        q = add(mul(q, 1 - label_smoothing), label_smoothing / shape[class_dim])
+    costs = mul(mul(log_softmax(rows, 1), -1.0), q)
+    if weight is not None:
+        costs = mul(costs, weight)
+    if reduction == "none":
+        return reshape(sum(costs, 1), shape[:class_dim] + shape[class_dim + 1 :])
+    total = sum(costs)
+    if reduction == "sum":
+        return total
+    samples = math.prod(shape) // shape[class_dim]
+    return mul(total, 1 / samples if samples else float("nan"))
+
+
+def _squared_error(op: str, input: Any, target: Any, reduction: str, factor: float) -> Any:
+    input, target = _floats(op, input=input, target=target)
+    _one_of(op, "reduction", reduction, _REDUCTIONS)
+    if _shape(input) != _shape(target):
+        # PyTorch broadcasts here with a warning, because it is nearly always a mistake: (N,) against (N, 1).
+        raise ValueError(f"{op}: target must have the input's shape {_shape(input)}, got {_shape(target)}")
+    if reduction == "mean":
+        count = math.prod(_shape(input))
+        factor = factor / count if count else float("nan")
+    return _loss.SquaredError.apply(input, target, scale=factor, summed=reduction != "none")
+
+
+def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
+    """``(input - target)²``, its mean or sum.
+
+    Args:
+        input, target: floats of one shape and type.
+        reduction: 'mean', 'sum' or 'none'.
+
+    Raises:
+        ValueError: shapes that differ, an unknown reduction.
+        TypeError: an argument of the wrong kind.
+    """
+    return _squared_error("mse_loss", input, target, reduction, 1.0)
+
+
+def half_squared_error(input: Any, target: Any, reduction: str = "sum") -> Any:
+    """``½ · Σ (target - output)²``, the total error of the textbooks; arguments of :func:`mse_loss`."""
+    return _squared_error("half_squared_error", input, target, reduction, 0.5)

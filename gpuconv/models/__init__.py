@@ -1,0 +1,27 @@
+"""Networks, one file each, and the table by which ``gpuconv.load`` and the command line know them."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from gpuconv.models.classifier import Classifier
+from gpuconv.models.lenet import LeNet5
+
+__all__ = ["MODELS", "Classifier", "LeNet5", "build"]
+
+#: name on the command line and in files -> class
+MODELS: dict[str, type[Classifier]] = {"lenet5": LeNet5}
+
+
+def build(name: str, **arguments: Any) -> Classifier:
+    """Return a new model of the table by its name.
+
+    Raises:
+        ValueError: no such model; the nearest name is suggested.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name.lower(), MODELS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}{hint}")
+    return MODELS[name](**arguments)

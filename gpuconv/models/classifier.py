@@ -1,0 +1,78 @@
+"""What image classifiers share: they know their classes, how to prepare an image, and how to be saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpuconv import functional as F
+from gpuconv.data.preprocess import InputTransform
+from gpuconv.nn.sequential import Sequential
+
+
+class Classifier(Sequential):
+    """A Sequential whose outputs are logits, one a class.
+
+    Attributes:
+        config: the constructor's arguments, JSON types only: with them a file can rebuild the model.
+        input_shape: shape of one prepared image, ``(channels, height, width)``.
+        classes: name of each class.
+        input_transform: how raw images become inputs (padding, standardisation); None until the model is trained.
+    """
+
+    def __init__(
+        self, modules: dict[str, Any], *, config: dict[str, Any], input_shape: tuple[int, int, int], num_classes: int
+    ):
+        super().__init__(modules)
+        self.config = config
+        self.input_shape = input_shape
+        self.classes: tuple[str, ...] = tuple(str(i) for i in range(num_classes))
+        self.input_transform: InputTransform | None = None
+
+    def predict(self, inputs: Any, batch_size: int = 256) -> np.ndarray:
+        """Class probabilities of images.
+
+        Args:
+            inputs: raw images, integers 0 to 255, (N, H, W), (N, 1, H, W) or (H, W) for one, which the model prepares
+                itself; or floats (N, C, H, W) or (C, H, W), already prepared.
+            batch_size: images at a time.
+
+        Returns:
+            (N, classes), or (classes,) for one image; each row positive, summing to 1.
+
+        Raises:
+            ValueError: another shape; or raw images, and the model was never trained or given an ``input_transform``.
+        """
+        images = np.asarray(inputs)
+        raw = images.dtype.kind in "iub"
+        if images.ndim not in ((2, 3, 4) if raw else (3, 4)):
+            raise ValueError(
+                f"predict: images must be integers (N, H, W) or (H, W), or prepared floats "
+                f"(N, {', '.join(map(str, self.input_shape))}), got {images.dtype} of shape {images.shape}"
+            )
+        one = images.ndim == (2 if raw else 3)
+        if raw:
+            images = self._prepare(images)
+        elif one:
+            images = images[None]
+        if images.shape[1:] != self.input_shape:
+            raise ValueError(
+                f"predict: a prepared image has shape {self.input_shape}, got images of shape {images.shape[1:]}"
+            )
+        probabilities = F.softmax(super().predict(images.astype(np.float32, copy=False), batch_size), 1)
+        return probabilities[0] if one else probabilities
+
+    def _prepare(self, images: np.ndarray) -> np.ndarray:
+        if self.input_transform is None:
+            raise ValueError(
+                "predict: this model has no input_transform, so raw images cannot be prepared; train it, load a "
+                "trained one, or set model.input_transform = InputTransform.fit(images)"
+            )
+        if images.ndim == 4:
+            if images.shape[1] != 1:
+                raise ValueError(f"predict: raw images must have one channel, got shape {images.shape}")
+            images = images[:, 0]
+        if images.size and (images.min() < 0 or images.max() > 255):
+            raise ValueError(f"predict: raw images must lie between 0 and 255, got {images.min()} to {images.max()}")
+        return self.input_transform(images.astype(np.uint8))

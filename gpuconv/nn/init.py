@@ -1,0 +1,76 @@
+"""Initial values of parameters. All write into the Tensor given and return it.
+
+Fans are counted as in PyTorch: for a weight (out, in, R, S) fan_in is ``in · R · S`` and fan_out ``out · R · S``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.random import Generator
+
+from gpuconv.autograd import Tensor
+from gpuconv.random import default_generator
+
+
+def fans(tensor: Tensor) -> tuple[int, int]:
+    """``(fan_in, fan_out)`` of a weight. ValueError: fewer than two dimensions."""
+    if tensor.ndim < 2:
+        raise ValueError(f"fan_in and fan_out need at least 2 dimensions, got shape {tensor.shape}")
+    receptive_field = math.prod(tensor.shape[2:])
+    return tensor.shape[1] * receptive_field, tensor.shape[0] * receptive_field
+
+
+def uniform_(tensor: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    """Uniform between ``low`` and ``high``."""
+    return _fill(tensor, (generator or default_generator()).uniform(low, high, tensor.shape))
+
+
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    """Normal with ``mean`` and standard deviation ``std``."""
+    return _fill(tensor, (generator or default_generator()).normal(mean, std, tensor.shape))
+
+
+def constant_(tensor: Tensor, value: float) -> Tensor:
+    """Every element is ``value``."""
+    tensor.data[...] = value
+    return tensor
+
+
+def zeros_(tensor: Tensor) -> Tensor:
+    """Every element is 0."""
+    return constant_(tensor, 0.0)
+
+
+def kaiming_uniform_(tensor: Tensor, gain: float = math.sqrt(2), *, generator: Generator | None = None) -> Tensor:
+    """Uniform with variance ``gain² / fan_in`` (He et al., 2015); gain √2 suits ReLU."""
+    bound = gain * math.sqrt(3 / fans(tensor)[0])
+    return uniform_(tensor, -bound, bound, generator=generator)
+
+
+def kaiming_normal_(tensor: Tensor, gain: float = math.sqrt(2), *, generator: Generator | None = None) -> Tensor:
+    """Normal with variance ``gain² / fan_in`` (He et al., 2015)."""
+    return normal_(tensor, 0.0, gain / math.sqrt(fans(tensor)[0]), generator=generator)
+
+
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    """Uniform with variance ``2 · gain² / (fan_in + fan_out)`` (Glorot & Bengio, 2010); suits tanh and sigmoid."""
+    bound = gain * math.sqrt(6 / sum(fans(tensor)))
+    return uniform_(tensor, -bound, bound, generator=generator)
+
+
+def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    """Normal with variance ``2 · gain² / (fan_in + fan_out)`` (Glorot & Bengio, 2010)."""
+    return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(fans(tensor))), generator=generator)
+
+
+def _fill(tensor: Tensor, values: np.ndarray) -> Tensor:
+    # Drawn on the host in float64, so that every backend and element type starts from the same numbers.
+    array = values.astype(tensor.dtype)
+    xp_set = getattr(tensor.data, "set", None)  # CuPy's copy from the host
+    if xp_set is not None:
+        xp_set(array)
+    else:
+        tensor.data[...] = array
+    return tensor

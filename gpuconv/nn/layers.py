@@ -1,0 +1,344 @@
+"""Layers: the functions of ``gpuconv.functional`` with their parameters. Names and defaults are PyTorch's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpuconv import functional as F
+from gpuconv.geometry import IntOrPair, PaddingLike, integer, pair, single
+from gpuconv.nn import init
+from gpuconv.nn.module import Module, Parameter
+
+
+def _default_parameters(layer: _ConvNd | Linear, shape: tuple[int, ...], bias: bool, dtype: Any) -> None:
+    """Give a layer weight and bias, both uniform in ``± 1 / sqrt(fan_in)``, which is PyTorch's default."""
+    layer.weight = Parameter(np.empty(shape, dtype))
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    init.uniform_(layer.weight, -bound, bound)
+    layer.bias = Parameter(np.empty(shape[0], dtype)) if bias else None
+    if layer.bias is not None:
+        init.uniform_(layer.bias, -bound, bound)
+
+
+class _ConvNd(Module):
+    weight: Parameter
+    bias: Parameter | None
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: tuple[int, ...], groups: int, bias: bool, dtype: Any
+    ):
+        super().__init__()
+        op = type(self).__name__
+        self.in_channels = integer(in_channels, "in_channels", minimum=1, op=op)
+        self.out_channels = integer(out_channels, "out_channels", minimum=1, op=op)
+        self.groups = integer(groups, "groups", minimum=1, op=op)
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ValueError(f"{op}: groups={groups} does not divide {name}={channels}")
+        self.kernel_size = kernel
+        _default_parameters(self, (out_channels, in_channels // groups, *kernel), bias, dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+
+
+class Conv2d(_ConvNd):
+    """2-D convolution with learned filters; see :func:`gpuconv.functional.conv2d` for the arguments.
+
+    Attributes:
+        weight: (out_channels, in_channels / groups, R, S).
+        bias: (out_channels,) or None.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: PaddingLike = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        dtype: Any = np.float32,
+    ):
+        kernel = pair(kernel_size, "kernel_size", minimum=1, op="Conv2d")
+        super().__init__(in_channels, out_channels, kernel, groups, bias, dtype)
+        self.stride = pair(stride, "stride", minimum=1, op="Conv2d")
+        self.padding = padding
+        self.dilation = pair(dilation, "dilation", minimum=1, op="Conv2d")
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What ``functional.conv2d`` takes behind the input."""
+        return self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+
+    def forward(self, input: Any) -> Any:
+        return F.conv2d(input, *self.arguments())
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}"
+
+
+class Conv1d(_ConvNd):
+    """1-D convolution with learned filters; see :func:`gpuconv.functional.conv1d` for the arguments."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: Any = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        dtype: Any = np.float32,
+    ):
+        kernel = (single(kernel_size, "kernel_size", minimum=1, op="Conv1d"),)
+        super().__init__(in_channels, out_channels, kernel, groups, bias, dtype)
+        self.stride = single(stride, "stride", minimum=1, op="Conv1d")
+        self.padding = padding
+        self.dilation = single(dilation, "dilation", minimum=1, op="Conv1d")
+
+    def forward(self, input: Any) -> Any:
+        return F.conv1d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Linear(Module):
+    """Fully connected layer, ``input · weightᵀ + bias``.
+
+    Attributes:
+        weight: (out_features, in_features).
+        bias: (out_features,) or None.
+    """
+
+    weight: Parameter
+    bias: Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, dtype: Any = np.float32):
+        super().__init__()
+        self.in_features = integer(in_features, "in_features", minimum=1, op="Linear")
+        self.out_features = integer(out_features, "out_features", minimum=1, op="Linear")
+        _default_parameters(self, (out_features, in_features), bias, dtype)
+
+    def forward(self, input: Any) -> Any:
+        return F.linear(input, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}"
+
+
+class _Pool(Module):
+    def __init__(self, kernel_size: Any, stride: Any, padding: Any, **options: Any):
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = kernel_size if stride is None else stride
+        self.padding = padding
+        self.options = options
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class MaxPool2d(_Pool):
+    """Max pooling; see :func:`gpuconv.functional.max_pool2d`."""
+
+    def __init__(
+        self,
+        kernel_size: IntOrPair,
+        stride: IntOrPair | None = None,
+        padding: PaddingLike = 0,
+        dilation: IntOrPair = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ):
+        super().__init__(
+            kernel_size, stride, padding, dilation=dilation, ceil_mode=ceil_mode, return_indices=return_indices
+        )
+
+    def forward(self, input: Any) -> Any:
+        return F.max_pool2d(input, self.kernel_size, self.stride, self.padding, **self.options)
+
+
+class MaxPool1d(_Pool):
+    """Max pooling over one dimension; see :func:`gpuconv.functional.max_pool1d`."""
+
+    def __init__(
+        self,
+        kernel_size: int,
+        stride: int | None = None,
+        padding: int = 0,
+        dilation: int = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ):
+        super().__init__(
+            kernel_size, stride, padding, dilation=dilation, ceil_mode=ceil_mode, return_indices=return_indices
+        )
+
+    def forward(self, input: Any) -> Any:
+        return F.max_pool1d(input, self.kernel_size, self.stride, self.padding, **self.options)
+
+
+class AvgPool2d(_Pool):
+    """Average pooling; see :func:`gpuconv.functional.avg_pool2d`."""
+
+    def __init__(
+        self,
+        kernel_size: IntOrPair,
+        stride: IntOrPair | None = None,
+        padding: PaddingLike = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ):
+        super().__init__(
+            kernel_size,
+            stride,
+            padding,
+            ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad,
+            divisor_override=divisor_override,
+        )
+
+    def forward(self, input: Any) -> Any:
+        return F.avg_pool2d(input, self.kernel_size, self.stride, self.padding, **self.options)
+
+
+class SumPool2d(_Pool):
+    """Sum pooling; see :func:`gpuconv.functional.sum_pool2d`."""
+
+    def __init__(
+        self,
+        kernel_size: IntOrPair,
+        stride: IntOrPair | None = None,
+        padding: PaddingLike = 0,
+        ceil_mode: bool = False,
+    ):
+        super().__init__(kernel_size, stride, padding, ceil_mode=ceil_mode)
+
+    def forward(self, input: Any) -> Any:
+        return F.sum_pool2d(input, self.kernel_size, self.stride, self.padding, **self.options)
+
+
+class AdaptiveAvgPool2d(Module):
+    """Average pooling to a given output size; (1, 1) is global average pooling."""
+
+    def __init__(self, output_size: Any):
+        super().__init__()
+        self.output_size = output_size
+
+    def forward(self, input: Any) -> Any:
+        return F.adaptive_avg_pool2d(input, self.output_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+
+class Flatten(Module):
+    """Merge dimensions into one; all but the batch unless told otherwise."""
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1):
+        super().__init__()
+        self.start_dim = start_dim
+        self.end_dim = end_dim
+
+    def forward(self, input: Any) -> Any:
+        return F.flatten(input, self.start_dim, self.end_dim)
+
+
+class ReLU(Module):
+    """``max(x, 0)``."""
+
+    def forward(self, input: Any) -> Any:
+        return F.relu(input)
+
+
+class Sigmoid(Module):
+    """``1 / (1 + e^-x)``."""
+
+    def forward(self, input: Any) -> Any:
+        return F.sigmoid(input)
+
+
+class Tanh(Module):
+    """Hyperbolic tangent."""
+
+    def forward(self, input: Any) -> Any:
+        return F.tanh(input)
+
+
+class Softmax(Module):
+    """Softmax along ``dim``."""
+
+    def __init__(self, dim: int = -1):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, input: Any) -> Any:
+        return F.softmax(input, self.dim)
+
+
+class LogSoftmax(Module):
+    """Logarithm of softmax along ``dim``."""
+
+    def __init__(self, dim: int = -1):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, input: Any) -> Any:
+        return F.log_softmax(input, self.dim)
+
+
+class Dropout(Module):
+    """Drop elements with probability ``p`` while training."""
+
+    def __init__(self, p: float = 0.5):
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"Dropout: p must be between 0 and 1, got {p}")
+        self.p = p
+
+    def forward(self, input: Any) -> Any:
+        return F.dropout(input, self.p, self.training)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class CrossEntropyLoss(Module):
+    """Cross-entropy; see :func:`gpuconv.functional.cross_entropy`."""
+
+    def __init__(
+        self,
+        weight: Any = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        self.class_weight = weight
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return F.cross_entropy(
+            input, target, self.class_weight, self.ignore_index, self.reduction, self.label_smoothing
+        )
+
+
+class MSELoss(Module):
+    """Squared error; see :func:`gpuconv.functional.mse_loss`."""
+
+    def __init__(self, reduction: str = "mean"):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return F.mse_loss(input, target, self.reduction)

@@ -1,0 +1,217 @@
+"""Module: a piece of a network that knows its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from gpuconv.autograd import Tensor, no_grad, to_array
+
+if TYPE_CHECKING:
+    from gpuconv.nn.summary import Summary
+
+_M = TypeVar("_M", bound="Module")
+
+
+class Parameter(Tensor):
+    """A Tensor that a Module learns: it requires grad, and the Module it is assigned to lists it."""
+
+    def __init__(self, data: Any, requires_grad: bool = True, *, dtype: Any = None):
+        super().__init__(data, requires_grad, dtype=dtype)
+
+
+class Module:
+    """Base of layers and networks. A subclass assigns Parameters and Modules as attributes and defines ``forward``.
+
+    Attributes:
+        training: whether layers such as Dropout behave as in training; set by :meth:`train` and :meth:`eval`.
+    """
+
+    training: bool
+    _parameters: dict[str, Parameter]
+    _modules: dict[str, Module]
+
+    def __init__(self) -> None:
+        # Assigned past __setattr__, which needs them.
+        self.__dict__["_parameters"] = {}
+        self.__dict__["_modules"] = {}
+        self.training = True
+
+    def forward(self, *inputs: Any) -> Any:
+        """Compute the output; subclasses define it, users call the module."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Run :meth:`forward`."""
+        return self.forward(*inputs, **options)
+
+    # -- structure ---------------------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_parameters" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__}: call super().__init__() before assigning attributes")
+        self._parameters.pop(name, None)
+        self._modules.pop(name, None)
+        if isinstance(value, Parameter):
+            self._parameters[name] = value
+        elif isinstance(value, Module):
+            self._modules[name] = value
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._parameters.pop(name, None)
+        self._modules.pop(name, None)
+        object.__delattr__(self, name)
+
+    def children(self) -> Iterator[Module]:
+        """The modules directly inside this one."""
+        return iter(self._modules.values())
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly inside this one, with their names."""
+        return iter(self._modules.items())
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all inside it, depth first, with dotted names."""
+        yield prefix, self
+        for name, child in self._modules.items():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all inside it, depth first."""
+        return (module for _, module in self.named_modules())
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """All parameters with dotted names; one that is shared comes once."""
+        seen: set[int] = set()
+        for prefix, module in self.named_modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield (f"{prefix}.{name}" if prefix else name), parameter
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def extra_repr(self) -> str:
+        """The arguments to show between the parentheses of ``repr``."""
+        return ""
+
+    def __repr__(self) -> str:
+        if not self._modules:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        inside = "\n".join(f"({name}): {child!r}" for name, child in self._modules.items())
+        return f"{type(self).__name__}(\n" + "\n".join("  " + line for line in inside.splitlines()) + "\n)"
+
+    # -- modes -------------------------------------------------------------------------------------------------------
+
+    def train(self: _M, mode: bool = True) -> _M:
+        """Set training mode here and in all modules inside; returns self."""
+        for module in self.modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self: _M) -> _M:
+        """Set evaluation mode here and in all modules inside; returns self."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def apply(self: _M, function: Callable[[Module], None]) -> _M:
+        """Call ``function`` on every module inside and on this one; returns self."""
+        for child in self.children():
+            child.apply(function)
+        function(self)
+        return self
+
+    # -- weights in and out ------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of all parameters as NumPy arrays under their dotted names, PyTorch's names and layouts."""
+        return {name: parameter.numpy().copy() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set all parameters from arrays (NumPy, torch, ...); nothing is changed if anything does not fit.
+
+        Raises:
+            ValueError: names that are missing or too many, or a shape that does not fit; the message lists them.
+        """
+        own = dict(self.named_parameters())
+        faults = [f"missing {name}" for name in own if name not in state]
+        faults += [f"unexpected {name}" for name in state if name not in own]
+        arrays = {}
+        for name in own:
+            if name not in state:
+                continue
+            value = state[name]
+            # A torch parameter comes with its graph; its values are what is wanted here.
+            arrays[name] = to_array(value.detach() if hasattr(value, "detach") else value)
+            if tuple(arrays[name].shape) != own[name].shape:
+                faults.append(f"{name} has shape {tuple(arrays[name].shape)} instead of {own[name].shape}")
+        if faults:
+            raise ValueError(f"load_state_dict: {type(self).__name__} does not fit: {'; '.join(faults)}")
+        for name, array in arrays.items():
+            own[name].data[...] = array
+
+    def get_weights(self) -> list[np.ndarray]:
+        """A copy of all parameters, in order, as Keras gives them."""
+        return list(self.state_dict().values())
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set all parameters from a list in the order of :meth:`get_weights`.
+
+        Raises:
+            ValueError: another number of arrays, or a shape that does not fit.
+        """
+        names = [name for name, _ in self.named_parameters()]
+        if len(weights) != len(names):
+            raise ValueError(f"set_weights: {type(self).__name__} has {len(names)} arrays, got {len(weights)}")
+        self.load_state_dict(dict(zip(names, weights, strict=True)))
+
+    # -- use ---------------------------------------------------------------------------------------------------------
+
+    def predict(self, inputs: Any, batch_size: int = 256) -> np.ndarray:
+        """The outputs for ``inputs`` as a NumPy array: evaluation mode, no graph, in batches.
+
+        Args:
+            inputs: what ``forward`` takes, samples along the first dimension.
+            batch_size: samples at a time, which bounds the memory.
+
+        Raises:
+            ValueError: ``batch_size`` is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
+        inputs = to_array(inputs)
+        with evaluating(self), no_grad():
+            # At least one batch, so that no samples give an empty result of the right shape.
+            outputs = [
+                Tensor(self(Tensor(inputs[start : start + batch_size]))).numpy()
+                for start in range(0, max(1, len(inputs)), batch_size)
+            ]
+        return np.concatenate(outputs)
+
+    def summary(self, input_shape: Sequence[int]) -> Summary:
+        """Layers, output shapes, parameters and connections for an input of ``input_shape``, batch left out."""
+        from gpuconv.nn.summary import summarize
+
+        return summarize(self, input_shape)
+
+
+@contextmanager
+def evaluating(module: Module) -> Iterator[None]:
+    """Evaluation mode inside the ``with`` block; afterwards every module is as it was."""
+    modes = [(inside, inside.training) for inside in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for inside, mode in modes:
+            inside.training = mode

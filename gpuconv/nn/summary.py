@@ -1,0 +1,134 @@
+"""Counting a network: output shapes, parameters, connections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpuconv.autograd import Tensor, no_grad
+from gpuconv.nn.layers import Conv1d, Conv2d, Linear
+from gpuconv.nn.module import Module, evaluating
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer: its dotted name, kind, output shape (batch left out), parameters and connections.
+
+    A connection is one use of a weight or bias: each output element has ``weights of its filter + 1`` of them.
+    Pooling, activations and flattening have neither parameters nor connections.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    connections: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All layers of a network in the order in which they run; ``print`` shows it as a table."""
+
+    layers: tuple[LayerSummary, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Learned numbers in all."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def connections(self) -> int:
+        """Connections in all."""
+        return sum(layer.connections for layer in self.layers)
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """The table's rows, a header first and the totals last."""
+        return [
+            ("layer", "kind", "output", "parameters", "connections"),
+            *(
+                (
+                    layer.name,
+                    layer.kind,
+                    "x".join(map(str, layer.output_shape)),
+                    f"{layer.parameters:,}",
+                    f"{layer.connections:,}",
+                )
+                for layer in self.layers
+            ),
+            ("total", "", "", f"{self.parameters:,}", f"{self.connections:,}"),
+        ]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if column > 2 else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        rule = "-" * (sum(widths) + 8)
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def summarize(module: Module, input_shape: Sequence[int]) -> Summary:
+    """Run one input of zeros through ``module`` and count every layer on its way.
+
+    Args:
+        module: a network.
+        input_shape: shape of one sample, without the batch.
+
+    Raises:
+        ValueError: the input does not fit the network.
+    """
+    layers: list[LayerSummary] = []
+    with evaluating(module), no_grad(), _layer_by_layer(module, layers):
+        module(Tensor(np.zeros((1, *input_shape), np.float32)))
+    return Summary(tuple(layers))
+
+
+@contextmanager
+def _layer_by_layer(module: Module, layers: list[LayerSummary]) -> Iterator[None]:
+    """Have each layer (a module with no others inside) note what it did, and run unfused so that each one does run."""
+    from gpuconv.nn.sequential import Sequential
+
+    touched: list[Module] = []
+    for name, inside in module.named_modules():
+        if not any(True for _ in inside.children()):
+            inside.__dict__["forward"] = _noting(inside, name or type(inside).__name__, layers)
+        elif isinstance(inside, Sequential):
+            inside.__dict__["blocks"] = lambda names=tuple(inside._modules): [(name,) for name in names]
+        else:
+            continue
+        touched.append(inside)
+    try:
+        yield
+    finally:
+        for inside in touched:
+            inside.__dict__.pop("forward", None)
+            inside.__dict__.pop("blocks", None)
+
+
+def _noting(layer: Module, name: str, layers: list[LayerSummary]) -> Any:
+    def forward(*inputs: Any, **options: Any) -> Any:
+        output = type(layer).forward(layer, *inputs, **options)
+        first = output[0] if isinstance(output, tuple) else output
+        shape = tuple(first.shape[1:])
+        parameters = sum(parameter.numel() for parameter in layer.parameters())
+        layers.append(LayerSummary(name, type(layer).__name__, shape, parameters, _connections(layer, shape)))
+        return output
+
+    return forward
+
+
+def _connections(layer: Module, output_shape: tuple[int, ...]) -> int:
+    if not isinstance(layer, (Conv1d, Conv2d, Linear)):
+        return 0
+    per_output = math.prod(layer.weight.shape[1:]) + (layer.bias is not None)
+    return math.prod(output_shape) * per_output

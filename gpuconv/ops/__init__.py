@@ -1,0 +1,8 @@
+"""The operations, one file a family: each one's forward and backward side by side, in terms of backend primitives.
+
+Users call them through ``gpuconv.functional``, which checks the arguments; what is here trusts them.
+"""
+
+from gpuconv.ops import activation, arithmetic, conv, linear, loss, pool, shape
+
+__all__ = ["activation", "arithmetic", "conv", "linear", "loss", "pool", "shape"]

@@ -1,0 +1,257 @@
+"""Element-wise arithmetic with broadcasting, sums, and the matrix product: what Tensor's operators do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
+from gpuconv.backends import Array
+
+
+def _operands(a: Any, b: Any) -> tuple[Any, Any]:
+    """Give a Python number the element type of the Tensor or array beside it, so that float32 stays float32."""
+    if isinstance(b, (bool, int, float)):
+        return a, np.asarray(b, _number_type(a, b))
+    if isinstance(a, (bool, int, float)):
+        return np.asarray(a, _number_type(b, a)), b
+    return a, b
+
+
+def _number_type(array: Any, number: float) -> Any:
+    dtype = to_array(array).dtype
+    return np.float32 if dtype.kind != "f" and isinstance(number, float) else dtype
+
+
+def _sum_to(grad: Array, shape: tuple[int, ...]) -> Array:
+    """Undo broadcasting: sum over the dimensions along which an operand of ``shape`` was repeated."""
+    extra = grad.ndim - len(shape)
+    if extra:
+        grad = grad.sum(axis=tuple(range(extra)))
+    repeated = tuple(i for i, size in enumerate(shape) if size == 1 and grad.shape[i] != 1)
+    return grad.sum(axis=repeated, keepdims=True) if repeated else grad
+
+
+class Add(Function):
+    """``a + b``."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
+        ctx.save(a.shape, b.shape)
+        return a + b
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array, Array]:
+        a_shape, b_shape = ctx.saved
+        return _sum_to(grad, a_shape), _sum_to(grad, b_shape)
+
+
+class Sub(Function):
+    """``a - b``."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
+        ctx.save(a.shape, b.shape)
+        return a - b
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array, Array]:
+        a_shape, b_shape = ctx.saved
+        return _sum_to(grad, a_shape), _sum_to(-grad, b_shape)
+
+
+class Mul(Function):
+    """``a · b``, element by element."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
+        ctx.save(a, b)
+        return a * b
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array | None, Array | None]:
+        a, b = ctx.saved
+        need_a, need_b = ctx.needs_input_grad
+        return (
+            _sum_to(grad * b, a.shape) if need_a else None,
+            _sum_to(grad * a, b.shape) if need_b else None,
+        )
+
+
+class Div(Function):
+    """``a / b``, element by element."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
+        result = a / b
+        ctx.save(result, b, a.shape)
+        return result
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array | None, Array | None]:
+        result, b, a_shape = ctx.saved
+        need_a, need_b = ctx.needs_input_grad
+        grad_a = grad / b
+        return (
+            _sum_to(grad_a, a_shape) if need_a else None,
+            _sum_to(-grad_a * result, b.shape) if need_b else None,
+        )
+
+
+class Pow(Function):
+    """``a ** exponent`` with a constant exponent."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, exponent: float) -> Array:
+        ctx.save(a, exponent)
+        return a**exponent
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        a, exponent = ctx.saved
+        return grad * (exponent * a ** (exponent - 1))
+
+
+class Exp(Function):
+    """``e ** a``."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array) -> Array:
+        result = ctx.backend.xp.exp(a)
+        ctx.save(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        (result,) = ctx.saved
+        return grad * result
+
+
+class Log(Function):
+    """Natural logarithm."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array) -> Array:
+        ctx.save(a)
+        return ctx.backend.xp.log(a)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        (a,) = ctx.saved
+        return grad / a
+
+
+class Sum(Function):
+    """Sum over ``axes`` (None: all)."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, axes: tuple[int, ...] | None, keepdims: bool) -> Array:
+        ctx.save(a.shape, axes, keepdims)
+        return ctx.backend.xp.asarray(a.sum(axis=axes, keepdims=keepdims))
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        shape, axes, keepdims = ctx.saved
+        xp = ctx.backend.xp
+        if axes is not None and not keepdims:
+            grad = xp.expand_dims(grad, tuple(axis % len(shape) for axis in axes))
+        return xp.broadcast_to(grad, shape).copy()
+
+
+class MatMul(Function):
+    """Matrix product over the last two dimensions; leading ones broadcast, as in ``numpy.matmul``."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
+        ctx.save(a, b)
+        return ctx.backend.xp.asarray(ctx.backend.xp.matmul(a, b))
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array | None, Array | None]:
+        a, b = ctx.saved
+        need_a, need_b = ctx.needs_input_grad
+        # A vector stands for a row (left) or a column (right): give it that dimension, then take it away again.
+        a2 = a[None, :] if a.ndim == 1 else a
+        b2 = b[:, None] if b.ndim == 1 else b
+        if a.ndim == 1:
+            grad = grad[..., None, :] if b.ndim > 1 else grad.reshape(1, 1)
+        elif b.ndim == 1:
+            grad = grad[..., None]
+        if a.ndim == 1 and b.ndim == 1:
+            grad = grad.reshape(1, 1)
+        return (
+            _sum_to(grad @ b2.swapaxes(-1, -2), a2.shape).reshape(a.shape) if need_a else None,
+            _sum_to(a2.swapaxes(-1, -2) @ grad, b2.shape).reshape(b.shape) if need_b else None,
+        )
+
+
+@tensor_method
+def add(a: Any, b: Any) -> Any:
+    """``a + b``; shapes broadcast."""
+    return Add.apply(*_operands(a, b))
+
+
+@tensor_method
+def sub(a: Any, b: Any) -> Any:
+    """``a - b``; shapes broadcast."""
+    return Sub.apply(*_operands(a, b))
+
+
+@tensor_method
+def mul(a: Any, b: Any) -> Any:
+    """``a · b``, element by element; shapes broadcast."""
+    return Mul.apply(*_operands(a, b))
+
+
+@tensor_method
+def div(a: Any, b: Any) -> Any:
+    """``a / b``, element by element; shapes broadcast."""
+    return Div.apply(*_operands(a, b))
+
+
+@tensor_method
+def matmul(a: Any, b: Any) -> Any:
+    """Matrix product, as ``numpy.matmul``."""
+    return MatMul.apply(a, b)
+
+
+@tensor_method
+def pow(a: Any, exponent: float) -> Any:
+    """``a ** exponent``; the exponent is a number.
+
+    Raises:
+        TypeError: the exponent is not a number.
+    """
+    if not isinstance(exponent, (int, float)):
+        raise TypeError(f"pow: exponent must be a number, got {type(exponent).__name__}")
+    return Pow.apply(a, exponent=exponent)
+
+
+@tensor_method
+def exp(a: Any) -> Any:
+    """``e ** a``."""
+    return Exp.apply(a)
+
+
+@tensor_method
+def log(a: Any) -> Any:
+    """Natural logarithm."""
+    return Log.apply(a)
+
+
+@tensor_method
+def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Any:
+    """Sum over ``dim`` (an int, several, or None for all)."""
+    axes = (dim,) if isinstance(dim, int) else None if dim is None else tuple(dim)
+    return Sum.apply(a, axes=axes, keepdims=keepdim)
+
+
+@tensor_method
+def mean(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Any:
+    """Mean over ``dim`` (an int, several, or None for all)."""
+    total = sum(a, dim, keepdim)
+    size = a.numel() if isinstance(a, Tensor) else np.size(a)
+    count = size / max(1, total.numel() if isinstance(total, Tensor) else np.size(total))
+    return mul(total, 1.0 / count) if count else div(total, 0.0)

@@ -1,0 +1,112 @@
+"""Rearranging elements: reshape, permute, index."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from gpuconv.autograd import Context, Function, tensor_method
+from gpuconv.backends import Array
+
+
+class Reshape(Function):
+    """The same elements in another shape."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, shape: tuple[int, ...]) -> Array:
+        ctx.save(a.shape)
+        return a.reshape(shape)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        return grad.reshape(ctx.saved[0])
+
+
+class Permute(Function):
+    """The dimensions in another order."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, dims: tuple[int, ...]) -> Array:
+        ctx.save(dims)
+        return a.transpose(dims)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        (dims,) = ctx.saved
+        inverse = [0] * len(dims)
+        for position, dim in enumerate(dims):
+            inverse[dim] = position
+        return grad.transpose(inverse)
+
+
+class GetItem(Function):
+    """``a[index]``, with NumPy's indexing."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, index: Any) -> Array:
+        ctx.save(a.shape, index)
+        return ctx.backend.xp.asarray(a[index])
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        shape, index = ctx.saved
+        full = ctx.backend.xp.zeros(shape, grad.dtype)
+        ctx.backend.xp.add.at(full, index, grad)  # an index array may name an element twice
+        return full
+
+
+@tensor_method
+def reshape(a: Any, *shape: Any) -> Any:
+    """The same elements in another shape, given as integers or as one tuple; -1 stands for what is left."""
+    sizes = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
+    return Reshape.apply(a, shape=sizes)
+
+
+@tensor_method
+def permute(a: Any, *dims: Any) -> Any:
+    """The dimensions in the order ``dims``, given as integers or as one tuple."""
+    order = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
+    return Permute.apply(a, dims=tuple(dim % len(order) for dim in order))
+
+
+@tensor_method
+def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    """Merge the dimensions from ``start_dim`` to ``end_dim``, both included, into one.
+
+    Raises:
+        IndexError: a dimension that the input does not have.
+        ValueError: ``start_dim`` comes after ``end_dim``.
+    """
+    shape = tuple(input.shape)
+    if not shape:
+        return reshape(input, 1)
+    start = dimension(start_dim, len(shape), "flatten", "start_dim")
+    end = dimension(end_dim, len(shape), "flatten", "end_dim")
+    if start > end:
+        raise ValueError(f"flatten: start_dim={start_dim} comes after end_dim={end_dim} in shape {shape}")
+    return reshape(input, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
+
+
+@tensor_method
+def getitem(a: Any, index: Any) -> Any:
+    """``a[index]``, with NumPy's indexing."""
+    return GetItem.apply(a, index=index)
+
+
+def dimension(dim: int, ndim: int, op: str, name: str = "dim") -> int:
+    """Return ``dim`` counted from the front; a single number counts as having one dimension, as in PyTorch.
+
+    Raises:
+        IndexError: it is not one of ``ndim`` dimensions.
+        TypeError: not an integer.
+    """
+    ndim = max(ndim, 1)
+    try:
+        dim = operator.index(dim)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an integer, got {dim!r}") from None
+    if not -ndim <= dim < ndim:
+        raise IndexError(f"{op}: {name} {dim} does not exist in an input of {ndim} dimensions (-{ndim} to {ndim - 1})")
+    return dim % ndim

@@ -1,0 +1,189 @@
+"""Optimizers, with PyTorch's names, arguments and formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gpuconv.autograd import Tensor, backend_of
+
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
+
+
+class Optimizer:
+    """Base: the parameters, and for each some arrays of its shape that live as long as the optimizer.
+
+    Args:
+        params: Tensors that require grad; at least one.
+        lr: learning rate; may be changed between steps.
+
+    Attributes:
+        lr: learning rate.
+        steps: how many steps were taken.
+    """
+
+    #: Names of the arrays kept for each parameter.
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, params: Iterable[Tensor], lr: float):
+        if isinstance(params, Tensor):
+            raise TypeError(
+                f"{type(self).__name__}: params must be an iterable of Tensors, got one Tensor; put it in a list"
+            )
+        self.params = list(params)
+        if not self.params:
+            raise ValueError(f"{type(self).__name__}: params is empty (an iterator that was used up?)")
+        for param in self.params:
+            if not isinstance(param, Tensor) or not param.requires_grad or not param.is_leaf:
+                raise TypeError(
+                    f"{type(self).__name__}: params must be leaf Tensors that require grad, got {type(param).__name__}"
+                )
+        self.lr = _at_least_zero(self, "lr", lr)
+        self.steps = 0
+        self._arrays: list[dict[str, Any]] = [
+            {slot: backend_of(param).xp.zeros_like(param.data) for slot in self.slots} for param in self.params
+        ]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for param in self.params:
+            param.grad = None
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient, in place."""
+        self.steps += 1
+        for param, arrays in zip(self.params, self._arrays, strict=True):
+            if param.grad is not None:
+                self._update(param, param.grad, arrays)
+
+    def _update(self, param: Tensor, grad: Tensor, arrays: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """``lr``, ``steps``, and a copy of the arrays as NumPy arrays, named ``'<number of parameter>.<slot>'``."""
+        state: dict[str, Any] = {"lr": self.lr, "steps": self.steps}
+        for number, arrays in enumerate(self._arrays):
+            for slot, array in arrays.items():
+                state[f"{number}.{slot}"] = Tensor(array).numpy().copy()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave; nothing is changed if it does not fit.
+
+        Raises:
+            ValueError: names or shapes that do not fit.
+        """
+        own = {
+            f"{number}.{slot}": array for number, arrays in enumerate(self._arrays) for slot, array in arrays.items()
+        }
+        expected = {"lr", "steps", *own}
+        if expected != set(state):
+            raise ValueError(
+                f"load_state_dict: the state is not that of a {type(self).__name__} of {len(self.params)} parameters: "
+                f"names differ in {sorted(expected ^ set(state))[:4]}"
+            )
+        for name, array in own.items():
+            if tuple(state[name].shape) != tuple(array.shape):
+                raise ValueError(
+                    f"load_state_dict: {name} has shape {tuple(state[name].shape)} instead of {array.shape}"
+                )
+        self.lr, self.steps = float(state["lr"]), int(state["steps"])
+        for name, array in own.items():
+            array[...] = state[name]
+
+
+def _at_least_zero(optimizer: Optimizer, name: str, value: float) -> float:
+    if not value >= 0:  # also refuses NaN
+        raise ValueError(f"{type(optimizer).__name__}: {name} must be at least 0, got {value}")
+    return float(value)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum (Polyak, 1964) or Nesterov's (Sutskever et al., 2013).
+
+    ``g = grad + weight_decay · w; v = momentum · v + (1 - dampening) · g; w -= lr · v``, v being g at the first step.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        self.momentum = _at_least_zero(self, "momentum", momentum)
+        self.dampening = float(dampening)
+        self.weight_decay = _at_least_zero(self, "weight_decay", weight_decay)
+        self.nesterov = nesterov
+        if nesterov and (momentum == 0 or dampening != 0):
+            raise ValueError("SGD: nesterov needs a momentum and no dampening")
+        self.slots = ("velocity",) if momentum else ()
+        super().__init__(params, lr)
+
+    def _update(self, param: Tensor, grad: Tensor, arrays: dict[str, Any]) -> None:
+        backend_of(param).sgd_update(
+            param.data,
+            grad.data,
+            arrays.get("velocity"),
+            lr=self.lr,
+            momentum=self.momentum,
+            dampening=self.dampening if self.steps > 1 else 0.0,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+        )
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba, 2015); ``weight_decay`` is added to the gradient."""
+
+    slots = ("mean", "square")
+    _decoupled = False
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        for beta in betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"{type(self).__name__}: betas must be at least 0 and below 1, got {betas}")
+        self.betas = betas
+        self.eps = _at_least_zero(self, "eps", eps)
+        self.weight_decay = _at_least_zero(self, "weight_decay", weight_decay)
+        super().__init__(params, lr)
+
+    def _update(self, param: Tensor, grad: Tensor, arrays: dict[str, Any]) -> None:
+        backend_of(param).adam_update(
+            param.data,
+            grad.data,
+            arrays["mean"],
+            arrays["square"],
+            step=self.steps,
+            lr=self.lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            decoupled=self._decoupled,
+        )
+
+
+class AdamW(Adam):
+    """Adam with the weight decay taken off the weights, not added to the gradient (Loshchilov & Hutter, 2019)."""
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay)

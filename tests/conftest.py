@@ -1,0 +1,53 @@
+"""What all tests share: the backends they run on, bounded threads, reproducible random examples."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+from threadpoolctl import threadpool_limits
+
+from gpuconv import backends
+
+#: Packages that some tests compare gpuconv with, and that it does without.
+ORACLES = ("torch", "onnx")
+
+# The same examples on every machine and in every run: what fails for one fails for all.
+hypothesis.settings.register_profile(
+    "gpuconv",
+    derandomize=True,
+    deadline=None,
+    max_examples=150,
+    # The fixture `backend` may stay as it is from one example to the next.
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("gpuconv")
+
+
+def pytest_report_header() -> list[str]:
+    """Say what this run covers: a backend or an oracle that is missing takes its tests with it."""
+    states = (f"{name} ({why})" if why else name for name, why in backends.available().items())
+    return ["backends: " + ", ".join(states), "oracles: " + ", ".join(map(_version, ORACLES))]
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} (not installed: its comparisons are skipped)"
+
+
+@pytest.fixture(params=[name for name, why in backends.available().items() if why is None])
+def backend(request: pytest.FixtureRequest) -> Iterator[backends.Backend]:
+    """Each backend that can run here; the test runs on it."""
+    with backends.use_backend(request.param) as chosen:
+        yield chosen
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    """Matrices here are small: threads would cost more than they give, and other processes run beside."""
+    with threadpool_limits(1):
+        yield

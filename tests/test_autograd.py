@@ -1,0 +1,305 @@
+"""The graph: what is recorded, what is freed, who owns a gradient."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+import gpuconv
+from gpuconv import Function, Tensor, gradcheck, no_grad
+from gpuconv import functional as F
+
+
+def leaf(*shape, seed=0):
+    return Tensor(np.random.default_rng(seed).standard_normal(shape), requires_grad=True)
+
+
+def test_a_tensor_used_twice_gets_both_gradients():
+    """d(x·x + x)/dx = 2x + 1: paths that meet are added, and the order of visiting does not lose one."""
+    x = leaf(5)
+    y = x * x + x
+    (y * y).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 2 * y.numpy() * (2 * x.numpy() + 1), rtol=1e-12)
+
+
+def test_diamond_of_many_levels_is_linear_in_time():
+    """Each vertex is visited once: 2^200 paths through 200 diamonds would never end otherwise."""
+    x = Tensor(1.0, requires_grad=True, dtype=np.float64)
+    y = x
+    for _ in range(200):
+        y = (y + y) * 0.5
+    y.backward()
+    assert x.grad.item() == pytest.approx(1.0)
+
+
+def test_graph_deeper_than_the_recursion_limit():
+    """A chain of 100,000 operations differentiates and is freed without overflowing the stack."""
+    x = Tensor(np.ones(1), requires_grad=True)
+    y = x
+    for _ in range(100_000):
+        y = y + 0.0
+    y.backward(np.ones(1))
+    assert x.grad.item() == 1.0
+    del y
+    gc.collect()
+
+
+def test_gradients_add_up_over_backwards_until_forgotten():
+    """As in PyTorch, .grad accumulates; zero_grad starts anew."""
+    x = leaf(3)
+    for expected in (2.0, 4.0):
+        (x * 2).sum().backward()
+        np.testing.assert_array_equal(x.grad.numpy(), expected)
+    x.zero_grad()
+    assert x.grad is None
+
+
+def test_second_backward_needs_retain_graph():
+    """What forward saved is freed by backward; asking twice is an error that says how, not a wrong gradient."""
+    x = leaf(3)
+    y = (x * x).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    np.testing.assert_allclose(x.grad.numpy(), 4 * x.numpy())
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        y.backward()
+
+
+def test_backward_refuses_what_has_no_meaning():
+    """No graph, a missing or misshapen gradient, integers that require grad: each is an error."""
+    with pytest.raises(RuntimeError, match="does not depend on"):
+        Tensor(1.0).backward()
+    with pytest.raises(ValueError, match="grad must be given for a Tensor of shape \\(3,\\)"):
+        (leaf(3) * 2).backward()
+    with pytest.raises(ValueError, match="grad must have the shape"):
+        (leaf(3) * 2).backward(np.ones(4))
+    with pytest.raises(TypeError, match="requires_grad needs float"):
+        Tensor([1, 2], requires_grad=True)
+
+
+def test_leaves_never_share_a_gradient_array():
+    """Writing into one leaf's .grad (clipping) must not change another's, nor the caller's array."""
+    a, b, c = leaf(2, 3), leaf(2, 3), leaf(3, 2)
+    seed = np.ones((2, 3))
+    (a + b + c.reshape(2, 3)).backward(seed)
+    a.grad.data[...] = 7
+    np.testing.assert_array_equal(b.grad.numpy(), 1)
+    np.testing.assert_array_equal(c.grad.numpy(), 1)
+    np.testing.assert_array_equal(seed, 1)
+
+
+def test_no_grad_records_nothing_and_is_local_to_a_thread():
+    """Inside no_grad results need no gradient; another thread is not affected; the decorator works like the block."""
+    x = leaf(3)
+    seen = {}
+    with no_grad():
+        assert not (x * 2).requires_grad
+        thread = threading.Thread(target=lambda: seen.update(recorded=(x * 2).requires_grad))
+        thread.start()
+        thread.join()
+    assert seen["recorded"]
+    assert (x * 2).requires_grad
+    assert not no_grad()(lambda: x * 2)().requires_grad
+
+
+def test_intermediate_results_are_freed_while_the_result_lives():
+    """A result keeps only what backward needs: an activation that nobody saved dies with its last name."""
+    x = leaf(10)
+    hidden = x + 1.0  # Add saves only shapes
+    alive = weakref.ref(hidden.data)
+    result = hidden.sum()
+    del hidden
+    gc.collect()
+    assert alive() is None
+    result.backward()
+
+
+def test_saved_arrays_are_released_by_backward():
+    """After backward the inputs of a product are no longer held by the graph, even if the loss still is."""
+    x = leaf(10)
+    product = x * np.ones(10)
+    alive = weakref.ref(product.data)
+    loss = (product * product).sum()
+    del product
+    assert alive() is not None
+    loss.backward()
+    gc.collect()
+    assert alive() is None
+
+
+def test_backward_runs_on_the_backend_of_its_forward():
+    """The backend chosen at forward is noted; a later choice of another one does not move the backward."""
+    used = []
+
+    class Probe(Function):
+        @staticmethod
+        def forward(ctx, a):
+            return a.copy()
+
+        @staticmethod
+        def backward(ctx, grad):
+            used.append(ctx.backend.name)
+            return grad
+
+    with gpuconv.use_backend("numpy"):
+        y = Probe.apply(leaf(2))
+    y.backward(np.ones(2))
+    assert used == ["numpy"]
+
+
+def test_own_function():
+    """A user's Function joins the graph: forward and backward on plain arrays."""
+
+    class Cube(Function):
+        @staticmethod
+        def forward(ctx, a):
+            ctx.save(a)
+            return a**3
+
+        @staticmethod
+        def backward(ctx, grad):
+            (a,) = ctx.saved
+            return grad * 3 * a**2
+
+    assert gradcheck(Cube.apply, [leaf(4)])
+
+
+def test_gradcheck_finds_a_wrong_gradient():
+    """A backward that is off by a factor, or NaN, is reported with its place; a gradcheck that cannot fail is none."""
+
+    class Wrong(Function):
+        factor = 1.01
+
+        @staticmethod
+        def forward(ctx, a):
+            return a * 2
+
+        @classmethod
+        def backward(cls, ctx, grad):
+            return grad * 2 * Wrong.factor
+
+    with pytest.raises(gpuconv.autograd.GradcheckError, match="input 0 at"):
+        gradcheck(Wrong.apply, [leaf(3)])
+    Wrong.factor = np.nan
+    with pytest.raises(gpuconv.autograd.GradcheckError, match="nan"):
+        gradcheck(Wrong.apply, [leaf(3)])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b: a + b,
+        lambda a, b: a - b,
+        lambda a, b: a * b,
+        lambda a, b: a / (b * b + 1.0),
+        lambda a, b: (a * a + 1.0) ** 0.5 + b,
+        lambda a, b: (a * 0.1).exp() * b,
+        lambda a, b: (a * a + 1.0).log() * b,
+        lambda a, b: 2.0 - a / 3.0 + 1.0 / (b * b + 1.0),
+        lambda a, b: a.mean(1) + b.sum((0,)).sum(),
+        lambda a, b: a.sum(-1, keepdim=True) * b,
+        lambda a, b: a.permute(2, 0, 1).flatten()[::2].reshape(4, 3) * b.sum(),
+        lambda a, b: a[:, [0, 0, 2]] * b[0, 0],
+        lambda a, b: a.T.sum() * b,
+    ],
+    ids=["add", "sub", "mul", "div", "pow", "exp", "log", "scalars", "mean", "keepdim", "views", "fancy", "T"],
+)
+def test_arithmetic_gradients_with_broadcasting(function):
+    """Operators, reductions and indexing agree with finite differences, operands of (2, 3, 4) and (3, 1) broadcast."""
+    assert gradcheck(function, [leaf(2, 3, 4), leaf(3, 1, seed=1)])
+
+
+MATRICES = "3@3 2,3@3 3@3,2 2,3@3,4 5,2,3@3,4 3@5,3,4 5,1,2,3@4,3,2"
+
+
+@pytest.mark.parametrize("shapes", MATRICES.split())
+def test_matmul_gradients(shapes):
+    """Vectors, matrices and stacks of them, as numpy.matmul takes them."""
+    a, b = ([int(size) for size in shape.split(",")] for shape in shapes.split("@"))
+    x, y = leaf(*a), leaf(*b, seed=1)
+    np.testing.assert_allclose((x @ y).numpy(), x.numpy() @ y.numpy())
+    assert gradcheck(lambda x, y: x @ y, [x, y])
+
+
+def test_numpy_on_the_left_keeps_the_graph():
+    """array * tensor must not fall into NumPy, which would return an array cut from the graph."""
+    x = leaf(3)
+    array = np.arange(3.0)
+    for result in (array * x, array + x, array - x, array / (x * x + 1.0), array @ x, np.float64(2) * x):
+        assert isinstance(result, Tensor)
+        assert result.requires_grad
+
+
+def test_python_numbers_do_not_change_the_type():
+    """float32 stays float32 through scalars on either side, and through scalars' own (0-d) results."""
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    assert x.dtype == np.float32
+    total = (2 * x - 1.5).sum() / 3
+    assert (total * 2.0).dtype == np.float32
+    total.backward()
+    assert x.grad.dtype == np.float32
+
+
+def test_what_a_tensor_can_be_made_of():
+    """Arrays are shared, not copied; lists become float32; texts, ragged lists and None are refused with the reason."""
+    array = np.zeros((2, 2))
+    assert Tensor(array).data is array
+    assert Tensor([[1.0, 2.0]]).dtype == np.float32
+    assert Tensor([1, 2]).dtype == np.int64
+    assert Tensor(2.5).item() == 2.5
+    assert Tensor([]).shape == (0,)
+    for wrong in ("text", None, [[1, 2], [3]], [1j]):
+        with pytest.raises(TypeError):
+            Tensor(wrong)
+    with pytest.raises(ValueError, match="exactly one element"):
+        Tensor([1.0, 2.0]).item()
+    with pytest.raises(TypeError, match="len"):
+        len(Tensor(1.0))
+
+
+def test_arrays_in_arrays_out():
+    """Without a Tensor among the inputs the result is a plain array of the same element type."""
+    y = F.relu(np.array([-1.0, 2.0], np.float32))
+    assert type(y) is np.ndarray
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y, [0, 2])
+
+
+def test_torch_tensors_share_their_memory_and_keep_their_kind():
+    """A torch CPU tensor in gives a torch tensor out; one that requires grad is refused, its graph would be cut."""
+    torch = pytest.importorskip("torch", reason="pip install torch to test the exchange with it")
+    x = torch.tensor([-1.0, 2.0])
+    y = F.relu(x)
+    assert isinstance(y, torch.Tensor)
+    assert y.tolist() == [0.0, 2.0]
+    shared = Tensor(x)
+    x[0] = 5.0
+    assert shared.numpy()[0] == 5.0
+    with pytest.raises(TypeError, match="detach"):
+        F.relu(torch.zeros(2, requires_grad=True))
+
+
+def test_backend_choice(monkeypatch):
+    """use_backend beats the environment, which beats auto; a wrong name is refused with the nearest one."""
+    monkeypatch.setenv("GPUCONV_BACKEND", "numpy")
+    assert gpuconv.backends.current().name == "numpy"
+    monkeypatch.setenv("GPUCONV_BACKEND", "nunpy")
+    with pytest.raises(ValueError, match=r"GPUCONV_BACKEND.*did you mean 'numpy'"):
+        gpuconv.backends.current()
+    with gpuconv.use_backend("numpy") as backend:
+        assert gpuconv.backends.current() is backend
+    with (
+        pytest.raises(ValueError, match=r"unknown backend 'cuda13'; there are .*did you mean 'cuda'"),
+        gpuconv.use_backend("cuda13"),
+    ):
+        pass
+
+
+def test_unavailable_backend_says_why():
+    """A backend that cannot run here is an error with the reason, and `available` gives the same reason."""
+    for name, reason in gpuconv.backends.available().items():
+        if reason is not None:
+            with pytest.raises(gpuconv.BackendUnavailable, match=f"the {name} backend is not available: "):
+                gpuconv.backends.get(name)

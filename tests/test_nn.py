@@ -1,0 +1,277 @@
+"""Modules, layers, initialisation, summaries and the models built from them."""
+
+import numpy as np
+import pytest
+
+import gpuconv
+from gpuconv import Tensor, models, nn
+from gpuconv import functional as F
+from gpuconv.data import InputTransform
+
+
+def small_network():
+    gpuconv.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 4 * 4, 5)
+    )
+
+
+# -- figures of the courses that the project covers --------------------------------------------------------------------
+
+
+def test_counting_of_the_courses():
+    """32x32, 10 filters 5x5: 26 weights a filter, 28x28 maps, 203,840 connections; 200 neurons behind: 392,200."""
+    network = nn.Sequential(nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1960, 200))
+    conv, pool, flatten, linear = network.summary((1, 32, 32)).layers
+    assert conv.parameters == 10 * 26
+    assert conv.output_shape == (10, 28, 28)
+    assert conv.connections == 203_840
+    assert pool.output_shape == (10, 14, 14)
+    assert linear.parameters == linear.connections == 392_200
+    assert pool.parameters == flatten.parameters == pool.connections == flatten.connections == 0
+
+
+def test_lenet_counts():
+    """LeNet-5 has 61,706 parameters; the articles' variant with 100 units has more by 16 · 121 + 16 · 10."""
+    assert models.LeNet5().summary((1, 32, 32)).parameters == 61_706
+    wide = models.LeNet5(hidden=(120, 100))
+    assert wide.summary((1, 32, 32)).parameters == 61_706 + 16 * 121 + 16 * 10
+    assert [tuple(w.shape) for w in wide.get_weights()[::2]] == [
+        (6, 1, 5, 5),
+        (16, 6, 5, 5),
+        (120, 400),
+        (100, 120),
+        (10, 100),
+    ]
+    assert models.LeNet5(num_classes=3)(np.zeros((2, 1, 32, 32), np.float32)).shape == (2, 3)
+
+
+def test_sixty_four_filters_on_sixty_four_maps_give_sixty_four_maps():
+    """A filter spans all input channels: the number of maps is the number of filters, not its square."""
+    network = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3))
+    first, second = network.summary((3, 8, 8)).layers
+    assert first.output_shape[0] == second.output_shape[0] == 64
+    assert second.parameters == 64 * (64 * 9 + 1)
+
+
+# -- modules -----------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_are_found_renamed_and_shared_once():
+    """Nested modules list dotted names in order; a shared layer counts once; reassigning replaces."""
+    network = small_network()
+    assert [name for name, _ in network.named_parameters()] == ["0.weight", "0.bias", "4.weight", "4.bias"]
+    shared = nn.Sequential({"a": network[4], "b": network[4]})
+    assert len(list(shared.parameters())) == 2
+    network[4].bias = None
+    assert [name for name, _ in network.named_parameters()] == ["0.weight", "0.bias", "4.weight"]
+
+
+def test_state_dict_round_trip_and_all_or_nothing():
+    """load_state_dict restores all values; if one does not fit, the message lists all faults and nothing changes."""
+    source, target = small_network(), small_network()
+    for parameter in target.parameters():
+        parameter.data[...] = 0
+    target.load_state_dict(source.state_dict())
+    for ours, theirs in zip(target.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    state = source.state_dict()
+    state["0.weight"] = np.zeros((3, 1, 5, 5))
+    state["extra"] = state.pop("4.bias")
+    state["0.bias"] += 1
+    with pytest.raises(
+        ValueError, match=r"missing 4.bias; unexpected extra; 0.weight has shape .* instead of \(3, 1, 3, 3\)"
+    ):
+        target.load_state_dict(state)
+    np.testing.assert_array_equal(target[0].bias.numpy(), source[0].bias.numpy())
+    with pytest.raises(ValueError, match="has 4 arrays, got 3"):
+        target.set_weights(source.get_weights()[:3])
+
+
+def test_state_dict_moves_to_and_from_torch():
+    """LeNet's weights load into the same torch network and give the same logits, and back."""
+    torch = pytest.importorskip("torch", reason="pip install torch to compare with PyTorch")
+    from collections import OrderedDict
+
+    ours = models.LeNet5()
+    make = {
+        nn.Conv2d: lambda m: torch.nn.Conv2d(m.in_channels, m.out_channels, m.kernel_size),
+        nn.Linear: lambda m: torch.nn.Linear(m.in_features, m.out_features),
+        nn.ReLU: lambda m: torch.nn.ReLU(),
+        nn.MaxPool2d: lambda m: torch.nn.MaxPool2d(2),
+        nn.Flatten: lambda m: torch.nn.Flatten(),
+    }
+    theirs = torch.nn.Sequential(OrderedDict((name, make[type(m)](m)) for name, m in ours.named_children()))
+    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in ours.state_dict().items()})
+    x = np.random.default_rng(0).standard_normal((4, 1, 32, 32), dtype=np.float32)
+    np.testing.assert_allclose(ours(x), theirs(torch.from_numpy(x)).detach().numpy(), rtol=1e-4, atol=1e-5)
+    again = models.LeNet5()
+    again.load_state_dict(dict(theirs.named_parameters()))
+    np.testing.assert_array_equal(again(x), ours(x))
+
+
+def test_fused_blocks_equal_the_layers_one_by_one():
+    """Sequential runs Conv2d → ReLU → MaxPool2d as one primitive, with the results and gradients of the layers alone."""
+    network = small_network()
+    assert network.blocks() == [("0", "1", "2"), ("3",), ("4",)]
+    x = np.random.default_rng(1).standard_normal((2, 1, 8, 8), dtype=np.float32)
+
+    def run(forward):
+        network.zero_grad()
+        inputs = Tensor(x, requires_grad=True)
+        y = forward(inputs)
+        (y * y).sum().backward()
+        return [y.numpy(), inputs.grad.numpy()] + [p.grad.numpy() for p in network.parameters()]
+
+    def one_by_one(value):
+        for layer in network:
+            value = layer(value)
+        return value
+
+    for fused, alone in zip(run(network), run(one_by_one), strict=True):
+        np.testing.assert_allclose(fused, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_subclass_is_not_fused():
+    """A user's own ReLU may do anything: only the exact layer types are run as one."""
+
+    class Doubling(nn.ReLU):
+        def forward(self, x):
+            return F.relu(x) * 2.0
+
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), Doubling(), nn.MaxPool2d(2))
+    assert network.blocks() == [("0",), ("1",), ("2",)]
+
+
+def test_train_and_eval_reach_every_layer_and_predict_restores_them():
+    """Dropout acts in training only; predict runs in evaluation mode and leaves each layer's mode as it was."""
+    network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Dropout(0.5)))
+    x = np.ones((3, 4), np.float32)
+    assert network.eval()(x) == pytest.approx(network(x))
+    network.train()
+    network[1][0].eval()
+    network.predict(x)
+    assert [m.training for m in network.modules()] == [True, True, True, False]
+
+
+def test_predict_in_batches_and_of_nothing():
+    """The batch size does not change the result; no samples give an empty result of the right width."""
+    network = small_network()
+    x = np.random.default_rng(0).standard_normal((7, 1, 8, 8), dtype=np.float32)
+    np.testing.assert_allclose(network.predict(x, batch_size=2), network.predict(x), rtol=1e-5, atol=1e-6)
+    assert network.predict(x[:0]).shape == (0, 5)
+    with pytest.raises(ValueError, match="batch_size"):
+        network.predict(x, batch_size=0)
+
+
+def test_mistakes_with_modules_are_named():
+    """Forgetting super().__init__, a non-module in Sequential, channels that groups do not divide: each says so."""
+
+    class Forgetful(nn.Module):
+        def __init__(self):
+            self.layer = nn.ReLU()
+
+    with pytest.raises(AttributeError, match=r"super\(\).__init__"):
+        Forgetful()
+    with pytest.raises(TypeError, match="not a Module"):
+        nn.Sequential(nn.ReLU(), F.relu)
+    with pytest.raises(ValueError, match="groups=2 does not divide out_channels=3"):
+        nn.Conv2d(2, 3, 3, groups=2)
+    with pytest.raises(ValueError, match="in_features"):
+        nn.Linear(0, 3)
+    with pytest.raises(ValueError, match="weight has 48 input features, but input has shape"):
+        small_network().summary((1, 10, 10))
+
+
+def test_initialisation_has_the_stated_spread_and_follows_the_seed():
+    """Kaiming and Xavier variances, PyTorch's default bound, the same numbers from the same seed."""
+    weight = nn.Parameter(np.empty((400, 300), np.float32))
+    for fill, variance in [
+        (nn.init.kaiming_normal_, 2 / 300),
+        (nn.init.kaiming_uniform_, 2 / 300),
+        (nn.init.xavier_normal_, 2 / 700),
+        (nn.init.xavier_uniform_, 2 / 700),
+    ]:
+        assert fill(weight).numpy().var() == pytest.approx(variance, rel=0.02)
+    gpuconv.manual_seed(3)
+    layer = nn.Conv2d(4, 64, 3)
+    assert np.abs(layer.weight.numpy()).max() <= 1 / 6
+    assert np.abs(layer.weight.numpy()).max() > 0.95 / 6
+    gpuconv.manual_seed(3)
+    np.testing.assert_array_equal(nn.Conv2d(4, 64, 3).weight.numpy(), layer.weight.numpy())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "function"),
+    [
+        (nn.MaxPool2d(3, 2, 1, ceil_mode=True), (2, 3, 8, 8), lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True)),
+        (nn.MaxPool1d(2), (2, 3, 8), lambda x: F.max_pool1d(x, 2)),
+        (nn.AvgPool2d(2, 1, 1, False, False), (2, 3, 8, 8), lambda x: F.avg_pool2d(x, 2, 1, 1, False, False)),
+        (nn.SumPool2d(2), (2, 3, 8, 8), lambda x: F.sum_pool2d(x, 2)),
+        (nn.AdaptiveAvgPool2d((3, None)), (2, 3, 8, 8), lambda x: F.adaptive_avg_pool2d(x, (3, 8))),
+        (nn.Flatten(), (2, 3, 8, 8), lambda x: x.reshape(2, -1)),
+        (nn.Sigmoid(), (2, 3), F.sigmoid),
+        (nn.Tanh(), (2, 3), F.tanh),
+        (nn.Softmax(1), (2, 3), lambda x: F.softmax(x, 1)),
+        (nn.LogSoftmax(1), (2, 3), lambda x: F.log_softmax(x, 1)),
+        (nn.Dropout(0.0), (2, 3), lambda x: x),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_layers_are_their_functions(layer, shape, function):
+    """A layer passes its arguments on to the function of the same name."""
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    np.testing.assert_array_equal(layer(x), function(x))
+
+
+def test_loss_layers():
+    """CrossEntropyLoss and MSELoss pass their options on; a class weight is not a parameter to be learned."""
+    logits, labels = np.random.default_rng(0).standard_normal((4, 3)), np.array([0, 2, 1, 1])
+    weight = np.array([1.0, 2.0, 3.0])
+    loss = nn.CrossEntropyLoss(weight, label_smoothing=0.1, reduction="sum")
+    assert loss(logits, labels) == F.cross_entropy(logits, labels, weight, reduction="sum", label_smoothing=0.1)
+    assert not list(loss.parameters())
+    assert nn.MSELoss("sum")(logits, logits + 1) == pytest.approx(12)
+
+
+def test_conv1d_layer():
+    """Conv1d's weight is (K, C, S), and 'same' keeps the length."""
+    layer = nn.Conv1d(2, 4, 3, padding="same")
+    assert layer.weight.shape == (4, 2, 3)
+    assert layer(np.zeros((5, 2, 11), np.float32)).shape == (5, 4, 11)
+
+
+# -- classifiers -------------------------------------------------------------------------------------------------------
+
+
+def test_classifier_predicts_raw_images_of_every_accepted_form():
+    """uint8 (H, W), (N, H, W), (N, 1, H, W) and prepared floats give the same probabilities, which sum to 1."""
+    digits = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    model = models.LeNet5()
+    with pytest.raises(ValueError, match="no input_transform"):
+        model.predict(digits)
+    model.input_transform = InputTransform.fit(digits)
+    expected = model.predict(digits)
+    assert expected.shape == (3, 10)
+    np.testing.assert_allclose(expected.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(model.predict(digits[0]), expected[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(model.predict(digits[:, None].astype(np.int64)), expected)
+    np.testing.assert_array_equal(model.predict(model.input_transform(digits)), expected)
+    assert model.predict(digits[:0]).shape == (0, 10)
+    for wrong, words in [
+        (digits.astype(int) * 2, "between 0 and 255"),
+        (digits[None], "one channel"),
+        (np.zeros((3, 1, 28, 28), np.float32), "prepared image has shape"),
+        (np.zeros(28, np.uint8), "images must be"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            model.predict(wrong)
+
+
+def test_build_suggests_the_nearest_model():
+    """An unknown model's message lists the table and the nearest name."""
+    assert type(models.build("lenet5", num_classes=2)) is models.LeNet5
+    with pytest.raises(ValueError, match="unknown model 'lenet'; there are lenet5; did you mean 'lenet5'"):
+        models.build("lenet")
+    with pytest.raises(ValueError, match="hidden"):
+        models.LeNet5(hidden=(120,))
