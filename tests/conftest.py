@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -10,6 +11,9 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from gpuconv import backends
+
+# Kernels run in the simulator unless a GPU is asked for (`make gpu-test` sets 0). Numba reads this when it is imported.
+os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
 
 #: Packages that some tests compare gpuconv with, and that it does without.
 ORACLES = ("torch", "onnx")
@@ -39,7 +43,14 @@ def _version(package: str) -> str:
         return f"{package} (not installed: its comparisons are skipped)"
 
 
-@pytest.fixture(params=[name for name, why in backends.available().items() if why is None])
+def _backends() -> list[str]:
+    # Not the simulator, which takes seconds where others take milliseconds: tests/test_cuda_backend.py runs it on the
+    # tiny cases.
+    found = [name for name, why in backends.available().items() if why is None]
+    return [name for name in found if backends.get(name).automatic()]
+
+
+@pytest.fixture(params=_backends())
 def backend(request: pytest.FixtureRequest) -> Iterator[backends.Backend]:
     """Each backend that can run here; the test runs on it."""
     with backends.use_backend(request.param) as chosen:

@@ -1,0 +1,144 @@
+"""Direct convolution: one thread computes one output. Every geometry, float32 and float64.
+
+A thread sums over its window, channel by channel, ``c/groups · r · s`` multiply-adds; it reads both factors of each
+through the read-only cache, the input under a predicate that is off in the padding. A block computes ``threads``
+outputs that follow each other in memory: neighbouring lanes have neighbouring columns, so that a warp's loads of the
+input join into few sectors (with stride 1, about one 32-byte sector for 8 lanes) and its loads of a weight are
+broadcasts.
+
+Shared memory: none. Registers aimed at: at most 40, for full occupancy at 256 threads a block.
+
+Expected bottleneck: the load units, as there are two loads for each multiply-add; nothing is reused but by the caches.
+It is the variant for geometries that the others refuse, and the one to compare them with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.device import (
+    Answer,
+    Launch,
+    array_type,
+    fits_offsets,
+    fma,
+    iadd,
+    imul,
+    isub,
+    jit,
+    ldg,
+    ldg_if,
+    st,
+    uadd,
+    udiv,
+    umul,
+    usub,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up.
+
+    Attributes:
+        threads: outputs, and threads, a block.
+    """
+
+    threads: int
+
+
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True for every geometry whose arrays can be indexed with 32 bits."""
+    n, c, k = geometry.n, geometry.c, geometry.k
+    return fits_offsets(
+        input=n * c * geometry.h * geometry.w,
+        weight=k * c // geometry.groups * geometry.r * geometry.s,
+        output=n * k * geometry.p * geometry.q,
+    )
+
+
+def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    """Blocks of 256, 128 and 64 threads; smaller ones spread a small output over more multiprocessors."""
+    return Tiling(256), Tiling(128), Tiling(64)
+
+
+@functools.cache
+def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool) -> Callable[..., None]:
+    """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at."""
+    real = getattr(types, dtype)
+    threads = tiling.threads
+    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
+    channels, filters = c // geometry.groups, k // geometry.groups
+    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
+    (top, bottom), (left, right) = geometry.padding
+    padded = top + bottom + left + right > 0
+    plane, window, taps = h * w, r * s, channels * r * s
+
+    @jit(launch_bounds=threads)
+    def conv2d_direct(x: Any, weight: Any, bias: Any, out: Any, outputs: Any) -> None:
+        i = iadd(imul(cuda.blockIdx.x, threads), cuda.threadIdx.x)
+        if i < outputs:
+            rest = udiv(i, q)
+            column = isub(imul(usub(i, umul(rest, q)), stride_w), left)
+            image_filter = udiv(rest, p)
+            row = isub(imul(usub(rest, umul(image_filter, p)), stride_h), top)
+            image = udiv(image_filter, k)
+            filter_ = usub(image_filter, umul(image, k))
+            first = iadd(imul(image, c), imul(udiv(filter_, filters), channels))
+            # Signed, so that the compiler may fold the constants added to them into the addresses of the loads.
+            x_offset = iadd(imul(first, plane), iadd(imul(row, w), column))
+            w_offset = imul(filter_, taps)
+            total = ldg(bias, filter_) if has_bias else real(0)
+            for _ in range(channels):
+                for dr in range(r):
+                    for ds in range(s):
+                        offset = iadd(x_offset, dr * dilation_h * w + ds * dilation_w)
+                        if padded:
+                            # Unsigned, so that one comparison tests both borders.
+                            inside = (uadd(row, dr * dilation_h) < h) & (uadd(column, ds * dilation_w) < w)
+                            value = ldg_if(x, offset, inside)
+                        else:
+                            value = ldg(x, offset)
+                        total = fma(value, ldg(weight, iadd(w_offset, dr * s + ds)), total)
+                x_offset = iadd(x_offset, plane)
+                w_offset = iadd(w_offset, window)
+            st(out, i, total)
+
+    return conv2d_direct
+
+
+def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True) -> tuple[Launch, ...]:
+    """The one launch of :func:`launch`, or none for an empty batch.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets.
+    """
+    if not (answer := supports(geometry)):
+        raise ValueError(f"conv2d: {answer}")
+    outputs = geometry.n * geometry.k * geometry.p * geometry.q
+    if not outputs:
+        return ()
+    name = np.dtype(dtype).name
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias)
+    grid = (-(-outputs // tiling.threads), 1, 1)
+    return (Launch(kernel, (array_type(name),) * 4 + (types.int64,), grid, (tiling.threads, 1, 1)),)
+
+
+def launch(
+    x: Any, weight: Any, bias: Any, out: Any, geometry: Conv2dGeometry, tiling: Tiling, stream: Any = None
+) -> None:
+    """``out[n,k,p,q] = bias[k] + Σ x · weight``; shapes as the geometry gives them, bias (k,) or None.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets.
+    """
+    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None):
+        arrays = (x, weight, weight if bias is None else bias, out)
+        one(stream, *(array.reshape(-1) for array in arrays), out.size)
