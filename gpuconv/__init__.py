@@ -16,6 +16,7 @@ from gpuconv.random import manual_seed
 
 if TYPE_CHECKING:
     from gpuconv import data, models, storage, train
+    from gpuconv.explanation import explain
     from gpuconv.storage import load, save
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "autograd",
     "backends",
     "data",
+    "explain",
     "functional",
     "geometry",
     "gradcheck",
@@ -48,6 +50,7 @@ _LAZY = {
     "models": ("gpuconv.models", None),
     "storage": ("gpuconv.storage", None),
     "train": ("gpuconv.train", None),
+    "explain": ("gpuconv.explanation", "explain"),
     "load": ("gpuconv.storage", "load"),
     "save": ("gpuconv.storage", "save"),
 }

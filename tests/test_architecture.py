@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpuconv.kernels
 import pytest
 
 import gpuconv
+import gpuconv.kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +28,7 @@ ALLOWED = {
     "optim": {"autograd"},
     "nn": {"autograd", "functional", "geometry", "random"},
     "models": {"nn", "functional", "geometry", "data"},
+    "explanation": {"autograd", "backends", "geometry"},
     "storage": {"models", "data"},
     "plots": {"nn", "models", "storage", "data", "autograd", "functional"},
     "train": {"models", "nn", "optim", "functional", "autograd", "backends", "random", "data", "storage"},

@@ -111,7 +111,7 @@ def test_state_dict_moves_to_and_from_torch():
 
 
 def test_fused_blocks_equal_the_layers_one_by_one():
-    """Sequential runs Conv2d → ReLU → MaxPool2d as one primitive, with the results and gradients of the layers alone."""
+    """Conv2d → ReLU → MaxPool2d run as one primitive, with the results and gradients of the layers alone."""
     network = small_network()
     assert network.blocks() == [("0", "1", "2"), ("3",), ("4",)]
     x = np.random.default_rng(1).standard_normal((2, 1, 8, 8), dtype=np.float32)
@@ -261,7 +261,7 @@ def test_classifier_predicts_raw_images_of_every_accepted_form():
     for wrong, words in [
         (digits.astype(int) * 2, "between 0 and 255"),
         (digits[None], "one channel"),
-        (np.zeros((3, 1, 28, 28), np.float32), "prepared image has shape"),
+        (np.zeros((3, 1, 28, 28), np.float32), "prepared images must have shape"),
         (np.zeros(28, np.uint8), "images must be"),
     ]:
         with pytest.raises(ValueError, match=words):
@@ -275,3 +275,12 @@ def test_build_suggests_the_nearest_model():
         models.build("lenet")
     with pytest.raises(ValueError, match="hidden"):
         models.LeNet5(hidden=(120,))
+
+
+def test_explain_shows_what_runs_as_one():
+    """explain lists the primitives of a run, the fused block as one; with training, those of backward too."""
+    text = str(gpuconv.explain(small_network(), (2, 1, 8, 8), backend="numpy"))
+    assert text.startswith("backend: numpy (numpy ")
+    assert "conv2d_relu_max_pool2d: (2, 1, 8, 8) -> (2, 3, 8, 8), 3x3" in text
+    steps = gpuconv.explain(small_network(), (2, 1, 8, 8), backend="numpy", training=True).steps
+    assert [step.primitive for step in steps] == ["conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad"]

@@ -30,7 +30,7 @@ _TABLE = {
 AUTO = "auto"
 ENVIRONMENT_VARIABLE = "GPUCONV_BACKEND"
 
-_chosen: ContextVar[str | None] = ContextVar("gpuconv_backend", default=None)
+_chosen: ContextVar[Backend | None] = ContextVar("gpuconv_backend", default=None)
 
 
 def names() -> tuple[str, ...]:
@@ -93,15 +93,17 @@ def get(name: str) -> Backend:
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[Backend]:
+def use_backend(name: str | Backend) -> Iterator[Backend]:
     """Run the operations of a ``with`` block on the backend ``name``; for this thread or task only.
+
+    A :class:`Backend` of one's own may be given, too.
 
     Raises:
         ValueError: no such name.
         BackendUnavailable: it cannot run here.
     """
-    backend = get(name)
-    token = _chosen.set(backend.name)
+    backend = name if isinstance(name, Backend) else get(name)
+    token = _chosen.set(backend)
     try:
         yield backend
     finally:
@@ -115,11 +117,11 @@ def current(*arrays: Any) -> Backend:
         ValueError: ``GPUCONV_BACKEND`` holds an unknown name.
         BackendUnavailable: the backend that is asked for cannot run here.
     """
-    if any(_on_device(array) for array in arrays):
-        return _instance("cuda")
     chosen = _chosen.get()
+    if any(_on_device(array) for array in arrays):
+        return chosen if chosen is not None and chosen.name == "cuda" else _instance("cuda")
     if chosen is not None:
-        return _instance(chosen)
+        return chosen
     name = os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
     return _instance(_automatic() if _checked(name, ENVIRONMENT_VARIABLE) == AUTO else name)
 

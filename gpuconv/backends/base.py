@@ -46,6 +46,10 @@ class Backend(ABC):
         """One line for ``gpuconv info``: library versions, device."""
         return f"{self.xp.__name__} {self.xp.__version__}"
 
+    def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
+        """How a primitive would run on a geometry, and what else there is; a line each, the choice first."""
+        return [f"the {self.name} backend has one way"]
+
     @abstractmethod
     def asarray(self, array: Any, name: str = "array") -> Array:
         """Return ``array`` as this backend's primitives need it (device, byte order), without a copy if it already is.

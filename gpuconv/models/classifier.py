@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuconv import functional as F
 from gpuconv.data.preprocess import InputTransform
@@ -42,37 +43,54 @@ class Classifier(Sequential):
             (N, classes), or (classes,) for one image; each row positive, summing to 1.
 
         Raises:
+            TypeError: neither integers nor floats.
             ValueError: another shape; or raw images, and the model was never trained or given an ``input_transform``.
         """
         images = np.asarray(inputs)
-        raw = images.dtype.kind in "iub"
-        if images.ndim not in ((2, 3, 4) if raw else (3, 4)):
-            raise ValueError(
-                f"predict: images must be integers (N, H, W) or (H, W), or prepared floats "
-                f"(N, {', '.join(map(str, self.input_shape))}), got {images.dtype} of shape {images.shape}"
-            )
-        one = images.ndim == (2 if raw else 3)
-        if raw:
-            images = self._prepare(images)
-        elif one:
-            images = images[None]
-        if images.shape[1:] != self.input_shape:
-            raise ValueError(
-                f"predict: a prepared image has shape {self.input_shape}, got images of shape {images.shape[1:]}"
-            )
-        probabilities = F.softmax(super().predict(images.astype(np.float32, copy=False), batch_size), 1)
+        one = images.ndim == (2 if images.dtype.kind in "iu" else 3)
+        probabilities = F.softmax(super().predict(self.prepare(images), batch_size), 1)
         return probabilities[0] if one else probabilities
 
-    def _prepare(self, images: np.ndarray) -> np.ndarray:
+    def prepare(self, images: Any) -> NDArray[np.float32]:
+        """The network's input: raw images padded and standardised by ``input_transform``, prepared ones as they are.
+
+        Args:
+            images: raw or prepared, as :meth:`predict` takes them.
+
+        Returns:
+            (N, *input_shape), float32; N is 1 for a single image.
+
+        Raises:
+            TypeError, ValueError: as :meth:`predict`.
+        """
+        images = np.asarray(images)
+        shape = ", ".join(map(str, self.input_shape))
+        if images.dtype.kind not in "iuf":
+            raise TypeError(f"images must be integers from 0 to 255, or prepared floats, got {images.dtype}")
+        raw = images.dtype.kind != "f"
+        if images.ndim not in ((2, 3, 4) if raw else (3, 4)):
+            raise ValueError(
+                f"images must be integers (N, H, W) or (H, W), or prepared floats (N, {shape}), got {images.dtype} of "
+                f"shape {images.shape}"
+            )
+        if raw:
+            images = self._standardised(images)
+        elif images.ndim == 3:
+            images = images[None]
+        if images.shape[1:] != self.input_shape:
+            raise ValueError(f"prepared images must have shape (N, {shape}), got {images.shape}")
+        return images.astype(np.float32, copy=False)
+
+    def _standardised(self, images: np.ndarray) -> np.ndarray:
         if self.input_transform is None:
             raise ValueError(
-                "predict: this model has no input_transform, so raw images cannot be prepared; train it, load a "
-                "trained one, or set model.input_transform = InputTransform.fit(images)"
+                "this model has no input_transform, so it cannot prepare raw images; train it, load a trained one, or "
+                "set model.input_transform = InputTransform.fit(images)"
             )
         if images.ndim == 4:
             if images.shape[1] != 1:
-                raise ValueError(f"predict: raw images must have one channel, got shape {images.shape}")
+                raise ValueError(f"raw images must have one channel, got shape {images.shape}")
             images = images[:, 0]
         if images.size and (images.min() < 0 or images.max() > 255):
-            raise ValueError(f"predict: raw images must lie between 0 and 255, got {images.min()} to {images.max()}")
+            raise ValueError(f"raw images must lie between 0 and 255, got {images.min()} to {images.max()}")
         return self.input_transform(images.astype(np.uint8))

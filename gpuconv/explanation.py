@@ -1,0 +1,108 @@
+"""What runs when a network runs: which primitives, on which backend, by which kernel, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpuconv import backends
+from gpuconv.autograd import Tensor
+from gpuconv.backends import Backend
+from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+
+__all__ = ["Explanation", "Step", "explain"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One primitive that ran.
+
+    Attributes:
+        primitive: its name in ``gpuconv.backends.Backend``.
+        geometry: of its convolution or pooling; None for others.
+        lines: how it ran, and what else there was.
+    """
+
+    primitive: str
+    geometry: Conv2dGeometry | Pool2dGeometry | None
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ran; ``print`` shows it."""
+
+    backend: str
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        text = [f"backend: {self.backend}"]
+        for step in self.steps:
+            text.append(f"{step.primitive}{_sizes(step.geometry)}")
+            text += [f"    {line}" for line in step.lines]
+        return "\n".join(text)
+
+
+def _sizes(geometry: Conv2dGeometry | Pool2dGeometry | None) -> str:
+    if geometry is None:
+        return ""
+    n, channels, p, q = geometry.output_shape
+    text = f": ({', '.join(map(str, geometry.input_shape))}) -> ({n}, {channels}, {p}, {q}), {geometry.r}x{geometry.s}"
+    if geometry.stride != (1, 1):
+        text += f", stride {geometry.stride}"
+    if isinstance(geometry, Conv2dGeometry) and geometry.groups > 1:
+        text += f", {geometry.groups} groups"
+    return text
+
+
+def explain(
+    function: Callable[[Tensor], Tensor],
+    input_shape: Sequence[int],
+    *,
+    backend: str | None = None,
+    training: bool = False,
+) -> Explanation:
+    """Run ``function``, a Module say, on zeros, and tell which primitives that took and how each one ran.
+
+    Neighbouring layers that ran as one, ``Conv2d → ReLU → MaxPool2d``, show as one primitive.
+
+    Args:
+        function: takes a Tensor and returns one.
+        input_shape: shape of the input, with the batch: choices may depend on it.
+        backend: name of a backend; None takes the current one.
+        training: run backward as well.
+
+    Raises:
+        ValueError: the input does not fit, or an unknown backend.
+        BackendUnavailable: the backend cannot run here.
+    """
+    chosen = backends.current() if backend is None else backends.get(backend)
+    observed = _observing(chosen)
+    with backends.use_backend(observed):
+        result = function(Tensor(np.zeros(input_shape, np.float32), requires_grad=training))
+        if training:
+            result.backward(np.zeros(result.shape, np.float32))
+    return Explanation(f"{chosen.name} ({chosen.describe()})", tuple(observed.steps))
+
+
+def _observing(backend: Backend) -> Any:
+    """A copy of a backend that notes each call of a primitive from outside, and passes it on."""
+
+    def noting(name: str) -> Callable[..., Any]:
+        def primitive(self: Any, *arguments: Any, **options: Any) -> Any:
+            geometry = next((a for a in arguments if isinstance(a, (Conv2dGeometry, Pool2dGeometry))), None)
+            dtype = next(np.dtype(a.dtype).name for a in arguments if hasattr(a, "dtype"))
+            self.steps.append(Step(name, geometry, tuple(backend.explain(name, geometry, dtype))))
+            # Passed on to the original, so that what a primitive calls in turn is not noted again.
+            return getattr(backend, name)(*arguments, **options)
+
+        return primitive
+
+    primitives = [*Backend.__abstractmethods__, "conv2d_relu", "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad"]
+    overridden = {name: noting(name) for name in primitives if name not in ("asarray", "to_numpy")}
+    observing: Any = object.__new__(type("Observing", (type(backend),), overridden))
+    observing.__dict__.update(backend.__dict__, steps=[])
+    return observing

@@ -1,0 +1,73 @@
+"""The examples run as a newcomer runs them, and print the figures that the basics of convolution are taught with."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+# What each script must print. Whether the figures are right, it checks itself.
+FIGURES = {
+    "activations.py": ["relu    [0.  0.  0.  0.5 2. ]", "softmax [0.731 0.269 0.   ]", "the others are 2"],
+    "channels_and_depth.py": [
+        "one filter on 3 channels: weights (1, 3, 5, 5) -> maps (1, 1, 28, 28)",
+        "second layer's weights (64, 64, 3, 3) -> maps (1, 64, 32, 32)",
+    ],
+    "conv1d_bump.py": ["filter [0, 1, 0] gives [0, 0, 1, 1, 0, 0]", "filter [-1, 0, 1] gives [0, 1, 1, -1, -1, 0]"],
+    "counting.py": ["26 = 5 * 5 + 1", "7,840 = 10 * 28 * 28", "203,840 = 7,840 * 26", "(10, 14, 14)", "392,200 = 200"],
+    "equivariance.py": [
+        "peak is at (4, 4)",
+        "shifted by (2, 3), at (6, 7)",
+        "pooling: (1, 1)",
+        "by one pixel, at (1, 1)",
+    ],
+    "feature_map_5x5.py": ["434\n243\n234\n"],
+    "get_set_weights.py": ["conv2.weight  (16, 6, 5, 5)", "with 5.0 in column 14", "LeNet5 has 10 arrays, got 9"],
+    "handcrafted_filters.py": ["identity", "edge detection", "sharpen", "box blur", "Gaussian blur", "[-1.  8. -1.]"],
+    "line_detector.py": ["a 6x6 map\n[[0 0 3 3 0 0]\n [0 0 3 3 0 0]", "[[0 0 0 0 0 0]\n [0 0 0 0 0 0]\n [3 3 3 3 3 3]"],
+    "padding_and_stride.py": ["narrow, padding='valid'   5x5", "padding='same'    7x7", "padding=2         9x9"],
+    "pooling.py": ["max     [6.0, 8.0, 3.0, 4.0]", "average [3.25, 5.25, 2.0, 2.0]", "sum     [13.0, 21.0, 8.0, 8.0]"],
+    "train_lenet.py": ["test accuracy 9"],
+    "training_by_hand.py": ["step   0: total error 4.", "step 400: total error 0.0", "100% right"],
+}
+
+
+def test_every_script_is_listed():
+    """Each script of the folder has figures here and a line in the folder's README."""
+    scripts = {path.name for path in EXAMPLES.glob("*.py")}
+    assert scripts == set(FIGURES)
+    page = (EXAMPLES / "README.md").read_text()
+    assert [name for name in sorted(scripts) if f"({name})" not in page] == []
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_script_prints_its_figures(name, tmp_path):
+    """A script runs from any folder, without a warning, and prints what it is about."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "GPUCONV_BACKEND": "numpy", "PYTHONUTF8": "1"}
+    run = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    for figure in FIGURES[name]:
+        assert figure in run.stdout
+
+
+def test_handcrafted_filters_take_a_picture(tmp_path):
+    """The filters are drawn side by side, also those of a picture that the reader brings."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "mine.png")
+    subprocess.run(
+        [sys.executable, str(EXAMPLES / "handcrafted_filters.py"), "mine.png"],
+        cwd=tmp_path, env={**os.environ, "GPUCONV_BACKEND": "numpy"}, capture_output=True, check=True,
+    )  # fmt: skip
+    with Image.open(tmp_path / "filters_on_a_picture.png") as image:
+        assert min(image.size) > 500
+        assert np.asarray(image.convert("L")).std() > 20

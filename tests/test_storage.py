@@ -1,0 +1,195 @@
+"""Files: what is written comes back, what is broken is refused, what was there survives a failed write."""
+
+import errno
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save as to_safetensors
+
+import gpuconv
+from gpuconv import models, nn, storage
+from gpuconv.data import InputTransform
+
+ARRAYS = {
+    "float": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "double": np.array([0.1, np.inf, np.nan]),
+    "scalar": np.array(7, np.int64),
+    "empty": np.zeros((0, 3), np.uint8),
+    "strided": np.arange(12, dtype=np.int32).reshape(3, 4)[:, ::2],
+    "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "big-endian": np.array([1, 2], ">i4"),
+    "flags": np.array([True, False]),
+}
+METADATA = {"nested": {"list": [1, 2.5, None, 'é\n"']}, "integer": 2**127, "float": 0.1 + 0.2}
+
+
+def one_line(error: BaseException) -> str:
+    message = str(error)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+def test_arrays_and_metadata_come_back_exactly(tmp_path):
+    """Every element type, shape and memory layout, and JSON of any kind, survive the file bit for bit."""
+    storage.save_tensors(tmp_path / "file", ARRAYS, "test", METADATA)
+    arrays, metadata = storage.load_tensors(tmp_path / "file", "test")
+    assert metadata == METADATA
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name, strict=name != "big-endian")
+
+
+def test_same_content_gives_the_same_bytes(tmp_path):
+    """A file depends on its content alone, not on the order of a hash table; files of equal runs can be compared."""
+    for number in range(8):
+        storage.save_tensors(tmp_path / str(number), ARRAYS, "test", METADATA)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+
+
+def test_every_cut_and_every_flipped_bit_is_noticed(tmp_path):
+    """A file that lost its end, at any byte, or that has one bit changed, anywhere, is refused with one line."""
+    path = tmp_path / "file"
+    storage.save_tensors(path, {"a": np.arange(5, dtype=np.float32)}, "test", {"b": [1, 2]})
+    whole = path.read_bytes()
+    damaged = [whole[:length] for length in range(len(whole))]
+    damaged += [whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :] for i in range(len(whole))]
+    damaged += [whole + b"\0"]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(storage.FileError) as caught:
+            storage.load_tensors(path, "test")
+        assert one_line(caught.value).startswith(str(path))
+
+
+def test_files_of_another_kind_are_refused_by_name(tmp_path):
+    """The message says what was found: nothing, a folder, foreign safetensors, another kind, another version."""
+    path = tmp_path / "file"
+    with pytest.raises(storage.FileError, match="no such file"):
+        storage.load_tensors(path, "test")
+    with pytest.raises(storage.FileError, match="not a readable safetensors file"):
+        storage.load_tensors(tmp_path, "test")
+    path.write_bytes(to_safetensors({"a": np.zeros(2)}))
+    with pytest.raises(storage.FileError, match="not a test file but some other safetensors file"):
+        storage.load_tensors(path, "test")
+    storage.save_tensors(path, {}, "tost", {})
+    with pytest.raises(storage.FileError, match="not a test file but a tost file"):
+        storage.load_tensors(path, "test")
+    for header, why in [('{"kind": "test", "version": "2"}', "another version"), ("[]", "header"), ("{", "header")]:
+        path.write_bytes(to_safetensors({}, {"gpuconv": header}))
+        with pytest.raises(storage.FileError, match=why):
+            storage.load_tensors(path, "test")
+
+
+def trained_model():
+    gpuconv.manual_seed(3)
+    model = models.build("lenet5", num_classes=4, hidden=(7, 5))
+    model.classes = ("a", "b", "c", "d")
+    images = np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)
+    model.input_transform = InputTransform.fit(images)
+    return model, images
+
+
+def test_a_model_is_rebuilt_whole(tmp_path):
+    """Architecture, weights, class names and input transform come back: raw images get the same probabilities."""
+    model, images = trained_model()
+    gpuconv.save(model, tmp_path / "model.safetensors")
+    for path in (tmp_path / "model.safetensors", tmp_path, str(tmp_path)):
+        loaded = gpuconv.load(path)
+        assert not loaded.training
+        assert loaded.classes == model.classes
+        assert loaded.config == model.config
+        assert loaded.input_transform == model.input_transform
+        np.testing.assert_array_equal(loaded.predict(images), model.predict(images))
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    """save takes models of the table alone; load says what a folder lacks, and what in a file it does not know."""
+    with pytest.raises(TypeError, match="got Linear"):
+        gpuconv.save(nn.Linear(2, 2), tmp_path / "m")
+    with pytest.raises(storage.FileError, match="no such file"):
+        gpuconv.load(tmp_path)
+    (tmp_path / "checkpoint.safetensors").touch()
+    with pytest.raises(storage.FileError, match="has not ended; resume it"):
+        gpuconv.load(tmp_path)
+    good = {"model": "lenet5", "config": {"num_classes": 2}, "classes": ["x", "y"], "input_transform": None}
+    weights = models.build("lenet5", num_classes=2).state_dict()
+    for change in ({"model": "lenet6"}, {"config": {"depth": 3}}, {"config": {}}, {"input_transform": {"mean": 0}}):
+        storage.save_tensors(tmp_path / "m", weights, "gpuconv-model", {**good, **change})
+        with pytest.raises(storage.FileError, match="does not describe a model") as caught:
+            gpuconv.load(tmp_path / "m")
+        one_line(caught.value)
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace", "chmod"])
+def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch, function):
+    """A disk that fills up at any stage costs the new content alone; the error names the file, nothing is left over."""
+    path = tmp_path / "file"
+    storage.write_atomically(path, b"old")
+
+    def fail(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, fail)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            storage.write_atomically(path, b"new")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert os.listdir(tmp_path) == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_the_systems_own_refusals_are_passed_on(tmp_path):
+    """A file that the system cuts short (a size limit stands for a full disk) and a missing folder are OSErrors."""
+    path = tmp_path / "file"
+    storage.write_atomically(path, b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            storage.write_atomically(path, bytes(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(path)
+    assert os.listdir(tmp_path) == ["file"]
+    assert path.read_bytes() == b"old"
+    with pytest.raises(FileNotFoundError) as caught:
+        storage.write_atomically(tmp_path / "missing" / "file", b"")
+    assert caught.value.filename == str(tmp_path / "missing" / "file")
+
+
+def test_permissions_are_those_of_ordinary_files(tmp_path):
+    """A new file gets what the umask leaves, as from open(); one that is replaced keeps its own."""
+    path = tmp_path / "file"
+    before = os.umask(0o027)
+    try:
+        storage.write_atomically(path, b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.chmod(0o604)
+    storage.write_atomically(path, b"")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
+
+
+def test_a_killed_writer_leaves_the_old_content_and_litter_that_can_be_swept(tmp_path):
+    """kill -9 in the middle of a write: the old content stands, and remove_leftovers deletes the piece and no more."""
+    path = tmp_path / "file"
+    storage.write_atomically(path, b"old")
+    script = (
+        "import os, signal, sys; from gpuconv import storage\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "storage.write_atomically(sys.argv[1], b'new')"
+    )
+    assert subprocess.run([sys.executable, "-c", script, path]).returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    assert len(os.listdir(tmp_path)) == 2
+    (tmp_path / ".file2.0.tmp").touch()
+    storage.remove_leftovers(path)
+    assert sorted(os.listdir(tmp_path)) == [".file2.0.tmp", "file"]
