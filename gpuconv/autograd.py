@@ -77,7 +77,9 @@ def to_array(data: Any, dtype: Any = None) -> Array:
                 data = np.from_dlpack(data)
             except (RuntimeError, BufferError):
                 raise TypeError(f"a torch tensor of type {data.dtype}, which NumPy does not have; convert it") from None
-    if not hasattr(data, "__cuda_array_interface__"):
+    if hasattr(data, "__cuda_array_interface__"):
+        data = backends.get("cuda").xp.asarray(data)  # CuPy's, on the same memory
+    else:
         python_numbers = not hasattr(data, "dtype")
         try:
             data = np.asarray(data)
@@ -90,16 +92,26 @@ def to_array(data: Any, dtype: Any = None) -> Array:
     return data if dtype is None or data.dtype == np.dtype(dtype) else data.astype(dtype)
 
 
+def _library(data: Any) -> str:
+    return type(data).__module__.partition(".")[0]
+
+
 def _is_torch(data: Any) -> bool:
-    return type(data).__module__.partition(".")[0] == "torch"
+    return _library(data) == "torch"
 
 
 def _like(result: Array, template: Any) -> Any:
-    """Return an array as the kind that the caller gave: torch for torch, else as it is."""
+    """Return an array as the kind that the caller gave: torch's for torch's, Numba's for Numba's, else as it is."""
     if _is_torch(template):
         import torch
 
         return torch.from_dlpack(result)
+    if _library(template) == "numba" or _library(template) == "numba_cuda":
+        from numba import cuda
+
+        return cuda.as_cuda_array(result)
+    if isinstance(template, np.ndarray) and not isinstance(result, np.ndarray):
+        return result.get()  # a host array was computed on a device
     return result
 
 

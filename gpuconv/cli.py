@@ -46,6 +46,7 @@ from gpuconv.train import (
     TrainConfig,
     TrainingDiverged,
     fit,
+    saved_config,
 )
 from gpuconv.train import (
     evaluate as evaluate_model,
@@ -245,7 +246,8 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     if resume:
         folder = out or _newest_run(CHECKPOINT, "nothing to resume; give --out DIR")
-        given = {**_settings_of(folder), **given}
+        saved = saved_config(folder)
+        given = {**(asdict(saved) if saved else {}), **given}
     config = _config(given)
     folder = folder if resume else out or _new_run_folder(config)
     if folder.exists() and not folder.is_dir():
@@ -267,15 +269,6 @@ def train(
     dataset = load_dataset(config.data)
     _write_pictures(result, dataset, folder)
     view.show_files(_write_samples(dataset, folder))
-
-
-def _settings_of(folder: Path) -> dict[str, Any]:
-    """The configuration of the run that was interrupted in ``folder``; nothing, if it had not got to a checkpoint."""
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return {}
-    _, content = storage.load_tensors(path, "gpuconv-checkpoint")
-    return dict(content["config"])
 
 
 def _config(given: Mapping[str, Any]) -> TrainConfig:

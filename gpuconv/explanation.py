@@ -67,7 +67,7 @@ def explain(
 ) -> Explanation:
     """Run ``function``, a Module say, on zeros, and tell which primitives that took and how each one ran.
 
-    Neighbouring layers that ran as one, ``Conv2d → ReLU → MaxPool2d``, show as one primitive.
+    Neighbouring layers that the backend ran as one, ``Conv2d → ReLU → MaxPool2d``, show as one primitive.
 
     Args:
         function: takes a Tensor and returns one.
@@ -89,20 +89,22 @@ def explain(
 
 
 def _observing(backend: Backend) -> Any:
-    """A copy of a backend that notes each call of a primitive from outside, and passes it on."""
+    """A copy of a backend that notes each call of a primitive, and passes it on to the original."""
 
     def noting(name: str) -> Callable[..., Any]:
         def primitive(self: Any, *arguments: Any, **options: Any) -> Any:
             geometry = next((a for a in arguments if isinstance(a, (Conv2dGeometry, Pool2dGeometry))), None)
             dtype = next(np.dtype(a.dtype).name for a in arguments if hasattr(a, "dtype"))
             self.steps.append(Step(name, geometry, tuple(backend.explain(name, geometry, dtype))))
-            # Passed on to the original, so that what a primitive calls in turn is not noted again.
             return getattr(backend, name)(*arguments, **options)
 
         return primitive
 
-    primitives = [*Backend.__abstractmethods__, "conv2d_relu", "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad"]
-    overridden = {name: noting(name) for name in primitives if name not in ("asarray", "to_numpy")}
+    # A fused primitive that the backend does not define runs as the base composes it: the parts are noted, then.
+    fused = ("conv2d_relu", "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad")
+    defined = [name for name in fused if getattr(type(backend), name) is not getattr(Backend, name)]
+    primitives = sorted(Backend.__abstractmethods__ - {"asarray", "to_numpy"}) + defined
+    overridden = {name: noting(name) for name in primitives}
     observing: Any = object.__new__(type("Observing", (type(backend),), overridden))
     observing.__dict__.update(backend.__dict__, steps=[])
     return observing

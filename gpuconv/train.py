@@ -75,6 +75,7 @@ __all__ = [
     "TrainingDiverged",
     "evaluate",
     "fit",
+    "saved_config",
 ]
 
 #: Names of the files in a run directory.
@@ -533,6 +534,16 @@ def fit(
             if checkpoint:
                 run.restore(checkpoint)
             return run.train()
+
+
+def saved_config(out: str | os.PathLike[str]) -> TrainConfig | None:
+    """The configuration of the run in the directory ``out``; None if it has no checkpoint.
+
+    Raises:
+        FileError: the checkpoint is broken.
+    """
+    path = Path(out) / CHECKPOINT
+    return TrainConfig(**_Checkpoint.read(path).content["config"]) if path.exists() else None
 
 
 def _refuse_existing(out: Path) -> None:

@@ -19,6 +19,7 @@ from gpuconv import storage
 from gpuconv.cli import main
 from gpuconv.data import load_dataset, write_idx
 from gpuconv.models import LeNet5
+from gpuconv.train import TrainConfig
 
 PICTURES = ("curves.png", "confusion.png", "filters.png", "activations.png")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -423,7 +424,7 @@ def test_help_is_quick(capsys):
         status, out, _ = outcome(capsys, command, "--help")
         assert status == 0
         assert f"Usage: gpuconv {command}" in out
-    assert "[default: 10]" in " ".join(outcome(capsys, "train", "--help")[1].split())
+    assert f"[default: {TrainConfig().epochs}]" in " ".join(outcome(capsys, "train", "--help")[1].split())
 
 
 def test_python_m_gpuconv():

@@ -6,6 +6,7 @@ import pytest
 import gpuconv
 from gpuconv import Tensor, models, nn
 from gpuconv import functional as F
+from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.data import InputTransform
 
 
@@ -277,10 +278,20 @@ def test_build_suggests_the_nearest_model():
         models.LeNet5(hidden=(120,))
 
 
-def test_explain_shows_what_runs_as_one():
-    """explain lists the primitives of a run, the fused block as one; with training, those of backward too."""
+def test_explain_shows_what_runs():
+    """explain lists the primitives of a run; a fused block shows as its parts on a backend that only composes it."""
     text = str(gpuconv.explain(small_network(), (2, 1, 8, 8), backend="numpy"))
     assert text.startswith("backend: numpy (numpy ")
-    assert "conv2d_relu_max_pool2d: (2, 1, 8, 8) -> (2, 3, 8, 8), 3x3" in text
+    assert "conv2d: (2, 1, 8, 8) -> (2, 3, 8, 8), 3x3" in text
     steps = gpuconv.explain(small_network(), (2, 1, 8, 8), backend="numpy", training=True).steps
-    assert [step.primitive for step in steps] == ["conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad"]
+    forward = ["conv2d", "max_pool2d", "relu"]  # ReLU after pooling, of a quarter of the values
+    backward = ["relu_grad", "max_pool2d_grad", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_grad_bias"]
+    assert [step.primitive for step in steps] == forward + backward
+
+    class Fusing(NumpyBackend):
+        def conv2d_relu(self, x, weight, bias, geometry):
+            return super().conv2d_relu(x, weight, bias, geometry)
+
+    with gpuconv.use_backend(Fusing()):
+        (step,) = gpuconv.explain(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), (2, 1, 8, 8)).steps
+    assert step.primitive == "conv2d_relu"

@@ -20,7 +20,7 @@ from gpuconv.data.errors import DataError
 
 __all__ = ["read_idx", "write_idx"]
 
-_ELEMENT_TYPES = {
+_ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype(">u1"),
     0x09: np.dtype(">i1"),
     0x0B: np.dtype(">i2"),
