@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import zlib
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
