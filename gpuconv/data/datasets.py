@@ -73,9 +73,7 @@ class Dataset:
         )
 
 
-def load_dataset(
-    name_or_path: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None
-) -> Dataset:
+def load_dataset(name_or_path: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load a data set by name, or from a folder of IDX files.
 
     Args:
@@ -185,4 +183,3 @@ def _checked_labels(name: str, labels: object, classes: int) -> NDArray[np.int64
 
 def _size(images: NDArray[np.uint8]) -> str:
     return f"{images.shape[1]}x{images.shape[2]}"
-

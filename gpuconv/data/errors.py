@@ -14,6 +14,4 @@ class DataError(ValueError):
 
 def missing_extra(purpose: str, package: str) -> ImportError:
     """The error to raise when `package`, part of the ``cli`` extra, is needed for `purpose` but not installed."""
-    return ImportError(
-        f"{purpose} needs {package}, which is not installed: pip install 'gpuconv[cli]'", name=package
-    )
+    return ImportError(f"{purpose} needs {package}, which is not installed: pip install 'gpuconv[cli]'", name=package)

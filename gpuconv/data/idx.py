@@ -107,9 +107,7 @@ def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
     array = np.asarray(array)
     dtype = array.dtype.newbyteorder("=")
     if dtype not in _TYPE_CODES:
-        raise TypeError(
-            f"write_idx: array has dtype {array.dtype}; IDX holds {', '.join(t.name for t in _TYPE_CODES)}"
-        )
+        raise TypeError(f"write_idx: array has dtype {array.dtype}; IDX holds {', '.join(t.name for t in _TYPE_CODES)}")
     if not 1 <= array.ndim <= _MAX_DIMENSIONS or any(n >= 2**32 for n in array.shape):
         raise ValueError(
             f"write_idx: array has shape {array.shape}; IDX holds 1 to {_MAX_DIMENSIONS} dimensions below 2**32"
