@@ -15,16 +15,40 @@ if __name__ != "gpuconv.kernels":  # `import kernels` from the repository root w
 VARIANTS: dict[str, dict[str, str]] = {
     "conv2d": {
         "direct": "gpuconv.kernels.conv2d_direct",
+        "tiled": "gpuconv.kernels.conv2d_tiled",
+        "implicit_gemm": "gpuconv.kernels.conv2d_implicit_gemm",
+        "depthwise": "gpuconv.kernels.conv2d_depthwise",
     },
+    "conv2d_grad_input": {
+        "direct": "gpuconv.kernels.conv2d_grad_input_direct",
+        "tiled": "gpuconv.kernels.conv2d_grad_input_tiled",
+    },
+    "conv2d_grad_weight": {
+        "direct": "gpuconv.kernels.conv2d_grad_weight_direct",
+        "implicit_gemm": "gpuconv.kernels.conv2d_grad_weight_implicit_gemm",
+    },
+    "conv2d_grad_bias": {"two_stage": "gpuconv.kernels.conv2d_grad_bias"},
+    "relu": {"elementwise": "gpuconv.kernels.relu"},
+    "relu_grad": {"elementwise": "gpuconv.kernels.relu_grad"},
+    "max_pool2d": {"direct": "gpuconv.kernels.max_pool2d"},
+    "max_pool2d_grad": {"direct": "gpuconv.kernels.max_pool2d_grad"},
+    "avg_pool2d": {"direct": "gpuconv.kernels.avg_pool2d"},
+    "avg_pool2d_grad": {"direct": "gpuconv.kernels.avg_pool2d_grad"},
+    "softmax_cross_entropy": {"rowwise": "gpuconv.kernels.softmax_cross_entropy"},
+    "softmax_cross_entropy_grad": {"rowwise": "gpuconv.kernels.softmax_cross_entropy_grad"},
+    "sgd_update": {"elementwise": "gpuconv.kernels.sgd_update"},
+    "adam_update": {"elementwise": "gpuconv.kernels.adam_update"},
 }
 
 
 class Variant(Protocol):
     """What the module of a variant provides.
 
-    A geometry is a frozen dataclass of ``gpuconv.geometry``. Arrays are contiguous, of one float type, and of the
-    shapes that the geometry gives; the backend has seen to it. Their order, before the geometry, is that of the
-    operation: for conv2d ``x, weight, bias, out``, bias being None where there is none.
+    A geometry is a frozen dataclass of ``gpuconv.geometry``; where an operation has none, the shape of the array that
+    it works on (of the logits, for a loss). Arrays are contiguous, of one float type (but for labels and winners), and
+    of the shapes that the geometry gives; the backend has seen to it. Their order, before the geometry, is that of the
+    operation's primitive in ``gpuconv.backends.base``, then the results: for conv2d ``x, weight, bias, out``, bias
+    being None where there is none. The primitive's numbers follow by keyword, after the stream.
     """
 
     def supports(self, geometry: Any) -> Any:
@@ -34,17 +58,24 @@ class Variant(Protocol):
         """The ways in which the work can be cut up: small frozen dataclasses, a good guess first."""
 
     def launches(self, geometry: Any, tiling: Any, dtype: Any, **options: Any) -> tuple[Any, ...]:
-        """The :class:`gpuconv.kernels.device.Launch` s that :meth:`launch` makes; none for an empty batch.
+        """The :class:`gpuconv.kernels.device.Launch` s that :meth:`launch` makes, in their order.
 
         They can be compiled and judged without arrays and without a GPU. Options, as conv2d's ``has_bias``, have
-        defaults.
+        defaults. For an empty batch there is no launch, unless a result has elements all the same: a sum over the
+        batch.
 
         Raises:
             ValueError: the variant does not support the geometry.
         """
 
-    def launch(self, *arrays_geometry_tiling_stream: Any) -> None:
-        """Queue the work on a stream (None: the default one); the last array is written, in full.
+    def workspace_size(self, geometry: Any, tiling: Any) -> int:
+        """Elements, of the arrays' type, of the flat array that :meth:`launch` takes as ``workspace=``.
+
+        Where it is 0 there is none. Only modules that need one, for the first of two stages, have this function.
+        """
+
+    def launch(self, *arrays_geometry_tiling_stream: Any, **options: Any) -> None:
+        """Queue the work on a stream (None: the default one); the results are written in full.
 
         Raises:
             ValueError: the variant does not support the geometry.

@@ -42,7 +42,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -498,6 +498,41 @@ def _add_outer_twin(total: Any, a: Any, b: Any, first: int) -> None:
 add_outer = _add_outer_twin if SIMULATED else device_function(_add_outer)
 
 
+def vector_access(count: int, /) -> tuple[Any, Any, Any]:
+    """``load(values, array, i)``, ``load_read_only`` likewise, and ``store``: device functions.
+
+    They move ``count`` elements, 1, 2 or 4, between a local array and another array from i on, in one access.
+    """
+    load, load_read_only, store = {1: (ld, ldg, st), 2: (ld2, ldg2, st2), 4: (ld4, ldg4, st4)}[count]
+
+    def loading(instruction: Any) -> Any:
+        def load_one(values: Any, array: Any, i: Any) -> None:
+            values[0] = instruction(array, i)
+
+        def load_two(values: Any, array: Any, i: Any) -> None:
+            values[0], values[1] = instruction(array, i)
+
+        def load_four(values: Any, array: Any, i: Any) -> None:
+            values[0], values[1], values[2], values[3] = instruction(array, i)
+
+        return device_function({1: load_one, 2: load_two, 4: load_four}[count])
+
+    def store_one(values: Any, array: Any, i: Any) -> None:
+        store(array, i, values[0])
+
+    def store_two(values: Any, array: Any, i: Any) -> None:
+        store(array, i, (values[0], values[1]))
+
+    def store_four(values: Any, array: Any, i: Any) -> None:
+        store(array, i, (values[0], values[1], values[2], values[3]))
+
+    storing = {1: store_one, 2: store_two, 4: store_four}[count]
+    return loading(load), loading(load_read_only), device_function(storing)
+
+
+# -- on the host: alignment, and choosing tilings --------------------------------------------------------
+
+
 def aligned(*arrays: Any) -> bool:
     """Whether all arrays begin at a multiple of 16 bytes, so that 128 bits at once may be accessed; for the host.
 
@@ -505,3 +540,32 @@ def aligned(*arrays: Any) -> bool:
     """
     interfaces = (getattr(array, "__cuda_array_interface__", None) or array.__array_interface__ for array in arrays)
     return all((interface["data"][0] or 0) % 16 == 0 for interface in interfaces)
+
+
+#: Multiprocessors of a large GPU (H100, H200): estimates of how tilings compare assume so many.
+MULTIPROCESSORS = 132
+
+
+def fitted(size: int, tile: int, unit: int, /) -> int:
+    """The smallest multiple of ``unit`` of which no more are needed to cover ``size`` than of ``tile``."""
+    return -(-size // (-(-size // tile) * unit)) * unit
+
+
+def widest_access(length: int, dtype: Any, /) -> int:
+    """The most elements, 4, 2 or 1, that 128 bits hold and that divide ``length``, that of rows one after the other."""
+    most = min(4, 16 // np.dtype(dtype).itemsize)
+    return next(count for count in (4, 2, 1) if count <= most and length % count == 0)
+
+
+def bank_conflicts(offsets: Iterable[int]) -> int:
+    """How many passes the worst of some 128-bit accesses to shared memory takes: 1 is free of conflicts; for the host.
+
+    Args:
+        offsets: for each thread in turn, the first of the four float32 elements that it accesses; a multiple of 4.
+    """
+    words, worst = [offset // 4 for offset in offsets], 1
+    # Eight lanes are served at once, by eight banks of that width, each of which has one address at a time.
+    for first in range(0, len(words), 8):
+        distinct = set(words[first : first + 8])
+        worst = max(worst, *(sum(word % 8 == bank for word in distinct) for bank in range(8)))
+    return worst

@@ -1,0 +1,352 @@
+"""The CUDA backend: CuPy arrays as storage, the kernels of ``gpuconv.kernels``, and cuBLAS through CuPy for products.
+
+The gate is :meth:`CudaBackend.asarray`: behind it arrays are contiguous, float32 or float64, and on one device. Work is
+queued on the caller's current CuPy stream. Which variant and tiling of a kernel runs is ``gpuconv.tuning``'s choice.
+
+With ``NUMBA_ENABLE_CUDASIM=1`` the kernels run in ``gpuconv.simulator`` on NumPy arrays: slowly, but watched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import importlib.util
+import math
+import os
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gpuconv import kernels, tuning
+from gpuconv.backends.base import Array, Backend
+from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+
+_INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
+
+
+def _simulating() -> bool:
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+@functools.cache
+def _driver() -> tuple[int, int] | str:
+    """Version of CUDA that the driver supports and number of devices, or why there is no driver to work with."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        with contextlib.suppress(OSError):
+            library = ctypes.CDLL(name)
+            break
+    else:
+        return "no NVIDIA driver was found (libcuda.so.1); install one, or use another backend"
+    version, count = ctypes.c_int(), ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(version))
+    if status := library.cuInit(0):
+        return f"the NVIDIA driver does not answer (cuInit: error {status}); is a GPU visible to this process?"
+    if library.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "the NVIDIA driver sees no GPU (CUDA_VISIBLE_DEVICES?)"
+    return version.value, count.value
+
+
+class CudaBackend(Backend):
+    """Hand-written kernels on an NVIDIA GPU, or in the simulator."""
+
+    name: ClassVar[str] = "cuda"
+
+    def __init__(self) -> None:
+        self.simulated = _simulating()
+        if self.simulated:
+            importlib.import_module("gpuconv.simulator").activate()
+        self.xp = importlib.import_module("numpy" if self.simulated else "cupy")
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        if importlib.util.find_spec("numba_cuda") is None:
+            return f"numba-cuda is not installed: {_INSTALL}"
+        if _simulating():
+            if importlib.util.find_spec("greenlet") is None:
+                return "the simulator (NUMBA_ENABLE_CUDASIM=1) needs greenlet: pip install 'gpuconv[test]'"
+            return None
+        driver = _driver()
+        if isinstance(driver, str):
+            return driver
+        if importlib.util.find_spec("cupy") is None:
+            return f"CuPy is not installed: {_INSTALL}"
+        import cupy
+
+        runtime = cupy.cuda.runtime.runtimeGetVersion()
+        if driver[0] // 1000 < runtime // 1000:
+            return (
+                f"the driver supports CUDA {driver[0] // 1000}.{driver[0] % 1000 // 10}, but CuPy was built for CUDA "
+                f"{runtime // 1000}: update the driver, or install the extra that fits it"
+            )
+        return None
+
+    @classmethod
+    def automatic(cls) -> bool:
+        return not _simulating()
+
+    def describe(self) -> str:
+        numba_cuda = importlib.import_module("numba_cuda").__version__
+        if self.simulated:
+            return f"simulator, numba-cuda {numba_cuda}: no GPU is used"
+        properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
+        return (
+            f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB, "
+            f"compute capability {properties['major']}.{properties['minor']}, CuPy {self.xp.__version__}, "
+            f"numba-cuda {numba_cuda}"
+        )
+
+    # -- storage -----------------------------------------------------------------------------------------------------
+
+    def asarray(self, array: Any, name: str = "array") -> Array:
+        """As the base says; a host array is copied to the current device, one on another device is refused.
+
+        Raises:
+            TypeError: an element type with which the kernels cannot compute.
+            ValueError: the array lives on another device than the current one.
+            MemoryError: the device is full; the message says how much was asked for and what is free.
+        """
+        if isinstance(array, np.ndarray) and not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        if array.dtype.kind == "f" and array.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{name} has element type {array.dtype}; the cuda backend computes in float32 and float64")
+        if self.simulated:
+            return self._contiguous(np.asarray(array))
+        if not isinstance(array, self.xp.ndarray):
+            with self._memory(array.nbytes):
+                array = self.xp.asarray(array)  # zero-copy through __cuda_array_interface__
+        if array.device.id != self.xp.cuda.Device().id:
+            raise ValueError(
+                f"{name} lives on device {array.device.id}, but the current device is {self.xp.cuda.Device().id}"
+            )
+        return self._contiguous(array)
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        return array if self.simulated else self.xp.asnumpy(array)
+
+    @contextlib.contextmanager
+    def _memory(self, wanted: int) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError:
+            if self.simulated:
+                raise
+            self.xp.get_default_memory_pool().free_all_blocks()
+            free, total = self.xp.cuda.runtime.memGetInfo()
+            raise MemoryError(
+                f"the GPU is out of memory: {wanted / 2**20:,.0f} MiB were asked for, "
+                f"{free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free"
+            ) from None
+
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        with self._memory(math.prod(shape) * np.dtype(dtype).itemsize):
+            return self.xp.empty(shape, dtype)
+
+    def _stream(self) -> Any:
+        """The caller's current stream, as Numba takes it."""
+        if self.simulated:
+            return None
+        pointer = self.xp.cuda.get_current_stream().ptr
+        return _external_stream(pointer) if pointer else 0
+
+    def _run(self, operation: str, geometry: Any, *arrays: Any, **options: Any) -> None:
+        """Launch the variant and tiling that tuning chooses; a workspace is added where that one needs it."""
+        dtype = next(array.dtype for array in arrays if array is not None)
+        choice = tuning.choose(operation, geometry, dtype.name)
+        module: Any = kernels.load(operation, choice.variant)
+        workspace_size = getattr(module, "workspace_size", None)
+        if workspace_size is not None and (size := workspace_size(geometry, choice.tiling)):
+            options["workspace"] = self._empty((size,), dtype)
+        module.launch(*arrays, geometry, choice.tiling, self._stream(), **options)
+
+    def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
+        if geometry is None or primitive not in kernels.VARIANTS:
+            return super().explain(primitive, geometry, dtype)
+        return [f"{variant}: {why}" for variant, why in tuning.candidates(primitive, geometry, dtype)]
+
+    # -- convolution -------------------------------------------------------------------------------------------------
+
+    def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry) -> Array:
+        y = self._empty(geometry.output_shape, x.dtype)
+        self._run("conv2d", geometry, x, weight, bias, y)
+        return y
+
+    def conv2d_grad_input(self, grad: Array, weight: Array, geometry: Conv2dGeometry) -> Array:
+        dx = self._empty(geometry.input_shape, grad.dtype)
+        self._run("conv2d_grad_input", geometry, self._contiguous(grad), weight, dx)
+        return dx
+
+    def conv2d_grad_weight(self, grad: Array, x: Array, geometry: Conv2dGeometry) -> Array:
+        dw = self._empty(geometry.weight_shape, grad.dtype)
+        self._run("conv2d_grad_weight", geometry, self._contiguous(grad), x, dw)
+        return dw
+
+    def conv2d_grad_bias(self, grad: Array) -> Array:
+        db = self._empty(grad.shape[1:2], grad.dtype)
+        self._run("conv2d_grad_bias", grad.shape, self._contiguous(grad), db)
+        return db
+
+    # -- activation and pooling --------------------------------------------------------------------------------------
+
+    def relu(self, x: Array) -> Array:
+        y = self._empty(x.shape, x.dtype)
+        self._run("relu", x.shape, x, y)
+        return y
+
+    def relu_grad(self, grad: Array, y: Array) -> Array:
+        dx = self._empty(y.shape, y.dtype)
+        self._run("relu_grad", y.shape, self._contiguous(grad), y, dx)
+        return dx
+
+    def max_pool2d(self, x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
+        y = self._empty(geometry.output_shape, x.dtype)
+        winners = self._empty(geometry.output_shape, np.uint8 if geometry.r * geometry.s <= 256 else np.int32)
+        self._run("max_pool2d", geometry, x, y, winners)
+        return y, winners
+
+    def max_pool2d_grad(self, grad: Array, winners: Array, geometry: Pool2dGeometry) -> Array:
+        dx = self._empty(geometry.input_shape, grad.dtype)
+        self._run("max_pool2d_grad", geometry, self._contiguous(grad), winners, dx)
+        return dx
+
+    def avg_pool2d(
+        self, x: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
+    ) -> Array:
+        y = self._empty(geometry.output_shape, x.dtype)
+        self._run("avg_pool2d", geometry, x, y, count_include_pad=count_include_pad, divisor_override=divisor_override)
+        return y
+
+    def avg_pool2d_grad(
+        self, grad: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
+    ) -> Array:
+        dx = self._empty(geometry.input_shape, grad.dtype)
+        grad = self._contiguous(grad)
+        self._run(
+            "avg_pool2d_grad",
+            geometry,
+            grad,
+            dx,
+            count_include_pad=count_include_pad,
+            divisor_override=divisor_override,
+        )
+        return dx
+
+    # -- loss --------------------------------------------------------------------------------------------------------
+
+    def softmax_cross_entropy(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[Array, Array]:
+        labels = self._contiguous(labels.astype(np.int64, copy=False))
+        losses, probabilities = self._empty(logits.shape[:1], logits.dtype), self._empty(logits.shape, logits.dtype)
+        none_wrong = np.iinfo(np.int32).max
+        first_wrong = self.xp.full(1, none_wrong, np.int32)
+        arrays = (self._contiguous(logits), labels, weight, losses, probabilities, first_wrong)
+        self._run(
+            "softmax_cross_entropy", logits.shape, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing
+        )
+        # Reading it waits for the device: the price of an error where it was made, and not some steps later.
+        row = int(first_wrong[0])
+        if row != none_wrong:
+            raise ValueError(
+                f"cross_entropy: target[{row}] is {int(labels[row])}, but input has {logits.shape[1]} classes "
+                f"(0 to {logits.shape[1] - 1}) and ignore_index is {ignore_index}"
+            )
+        return losses, probabilities
+
+    def softmax_cross_entropy_grad(
+        self,
+        grad: Array,
+        probabilities: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> Array:
+        labels = self._contiguous(labels.astype(np.int64, copy=False))
+        dlogits = self._empty(probabilities.shape, probabilities.dtype)
+        arrays = (self._contiguous(grad), probabilities, labels, weight, dlogits)
+        self._run(
+            "softmax_cross_entropy_grad",
+            probabilities.shape,
+            *arrays,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        )
+        return dlogits
+
+    # -- optimizer updates -------------------------------------------------------------------------------------------
+
+    def sgd_update(
+        self,
+        param: Array,
+        grad: Array,
+        velocity: Array | None,
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        self._run(
+            "sgd_update",
+            param.shape,
+            param,
+            self._contiguous(grad),
+            velocity,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
+
+    def adam_update(
+        self,
+        param: Array,
+        grad: Array,
+        mean: Array,
+        square: Array,
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        self._run(
+            "adam_update",
+            param.shape,
+            param,
+            self._contiguous(grad),
+            mean,
+            square,
+            step=step,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
+        )
+
+    def _contiguous(self, array: Array) -> Array:
+        # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy
+        # would give an array without dimensions one.
+        return self.xp.ascontiguousarray(array).reshape(array.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _external_stream(pointer: int) -> Any:
+    return importlib.import_module("numba.cuda").external_stream(pointer)

@@ -1,0 +1,220 @@
+"""Which kernel variant and tiling runs an operation: by the user's word, else by a written rule.
+
+The user's word is, in this order, an argument, :func:`use_variant`, or the environment variable ``GPUCONV_VARIANTS``
+(``conv2d=direct,conv2d_grad_input=tiled``). The rule is :data:`RULES`: for each operation the variants in the order in
+which they are tried, each with its condition and the reason for it; the first whose condition holds and which supports
+the geometry is taken, with its first tiling. The rule is reasoned, not measured: it says why, so that a measurement can
+correct it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from gpuconv import kernels
+from gpuconv.geometry import Conv2dGeometry
+
+__all__ = ["ENVIRONMENT_VARIABLE", "RULES", "Choice", "Rule", "candidates", "choose", "use_variant"]
+
+ENVIRONMENT_VARIABLE = "GPUCONV_VARIANTS"
+
+_chosen: ContextVar[Mapping[str, tuple[str, Any]]] = ContextVar("gpuconv_variants")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a variant is to be taken.
+
+    Attributes:
+        variant: its name in ``kernels.VARIANTS``.
+        when: whether it suits a geometry and an element type ('float32', 'float64').
+        reason: the condition in words, and why.
+    """
+
+    variant: str
+    when: Callable[[Any, str], bool]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What will run.
+
+    Attributes:
+        operation, variant, tiling: what.
+        source: 'argument', 'use_variant', 'environment' or 'rule'.
+        reason: why.
+    """
+
+    operation: str
+    variant: str
+    tiling: Any
+    source: str
+    reason: str
+
+
+def _always(geometry: Any, dtype: str) -> bool:
+    return True
+
+
+def _reduction(g: Conv2dGeometry) -> int:
+    return g.c // g.groups * g.r * g.s
+
+
+def _one_channel_a_filter(g: Conv2dGeometry, dtype: str) -> bool:
+    return g.groups == g.c > 1
+
+
+def _fills_a_gemm(g: Conv2dGeometry, dtype: str) -> bool:
+    return dtype == "float32" and g.groups == 1 and g.k >= 32 and _reduction(g) >= 64 and g.n * g.p * g.q >= 1024
+
+
+def _fills_a_weight_gemm(g: Conv2dGeometry, dtype: str) -> bool:
+    return g.k // g.groups >= 16 and _reduction(g) >= 64
+
+
+def _reuses_a_halo(g: Conv2dGeometry, dtype: str) -> bool:
+    return g.r * g.s > 1 and g.p * g.q >= 16
+
+
+#: operation -> what is tried, in this order. What is not listed has one variant, or takes the first of the table.
+RULES: dict[str, tuple[Rule, ...]] = {
+    "conv2d": (
+        Rule("depthwise", _one_channel_a_filter, "each filter sees one channel: bound by memory, nothing to share"),
+        Rule(
+            "implicit_gemm",
+            _fills_a_gemm,
+            "float32, at least 32 filters, 64 products a sum and 1,024 positions: fills the tiles of a matrix product",
+        ),
+        Rule("tiled", _reuses_a_halo, "windows of neighbouring outputs overlap: read once into shared memory"),
+        Rule("direct", _always, "supports everything"),
+    ),
+    "conv2d_grad_input": (
+        Rule("tiled", _reuses_a_halo, "windows of neighbouring elements overlap: read once into shared memory"),
+        Rule("direct", _always, "supports everything"),
+    ),
+    "conv2d_grad_weight": (
+        Rule(
+            "implicit_gemm",
+            _fills_a_weight_gemm,
+            "at least 16 filters, and 64 weights in each: fills the tiles of a matrix product",
+        ),
+        Rule("direct", _always, "supports everything"),
+    ),
+}
+
+
+def _rules(operation: str) -> tuple[Rule, ...]:
+    listed = RULES.get(operation, ())
+    rest = [variant for variant in kernels.VARIANTS[operation] if variant not in {rule.variant for rule in listed}]
+    # A variant that no rule speaks of comes last: it is taken on request, or if nothing else supports the geometry.
+    reason = "no rule speaks of it" if listed else "the only one" if len(rest) == 1 else "the first of the table"
+    return (*listed, *(Rule(variant, _always, reason) for variant in rest))
+
+
+def _checked(operation: str, variant: str, source: str) -> str:
+    """The variant, if the table has it.
+
+    Raises:
+        ValueError: it does not; the nearest name is suggested.
+    """
+    for value, known, what in (
+        (operation, kernels.VARIANTS, "operation"),
+        (variant, kernels.VARIANTS.get(operation, {}), f"variant of {operation}"),
+    ):
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{source}: unknown {what} {value!r}; there are {', '.join(known)}{hint}")
+    return variant
+
+
+@contextmanager
+def use_variant(operation: str, variant: str, tiling: Any = None) -> Iterator[None]:
+    """Run ``operation`` by ``variant`` (and ``tiling``) inside a ``with`` block; for this thread or task only.
+
+    Raises:
+        ValueError: no such operation or variant; at the launch, if it does not support the geometry.
+    """
+    _checked(operation, variant, "use_variant")
+    token = _chosen.set({**_chosen.get({}), operation: (variant, tiling)})
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _from_environment(operation: str) -> str | None:
+    wish = None
+    for part in filter(None, os.environ.get(ENVIRONMENT_VARIABLE, "").replace(" ", "").split(",")):
+        name, equals, variant = part.partition("=")
+        if not equals:
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}: {part!r} is not operation=variant")
+        _checked(name, variant, ENVIRONMENT_VARIABLE)
+        if name == operation:
+            wish = variant
+    return wish
+
+
+def choose(
+    operation: str, geometry: Any, dtype: str = "float32", *, variant: str | None = None, tiling: Any = None
+) -> Choice:
+    """The variant and tiling that run an operation; the rule stands at the top of this module.
+
+    Args:
+        operation: a name of ``kernels.VARIANTS``.
+        geometry: what the operation's variants take.
+        dtype: 'float32' or 'float64'.
+        variant, tiling: the caller's wish.
+
+    Raises:
+        ValueError: an unknown name, a variant asked for that does not support the geometry, or none that does.
+    """
+    wishes = [
+        ("argument", None if variant is None else (variant, tiling)),
+        ("use_variant", _chosen.get({}).get(operation)),
+        ("environment", None if (name := _from_environment(operation)) is None else (name, None)),
+    ]
+    for source, wish in wishes:
+        if wish is not None:
+            wished, how = wish
+            module = kernels.load(operation, _checked(operation, wished, source))
+            if not (answer := module.supports(geometry)):
+                raise ValueError(f"{operation}: the variant {wished}, asked for by {source}, refuses: {answer}")
+            return Choice(operation, wished, how or module.tilings(geometry)[0], source, "asked for")
+    refusals = []
+    for rule in _rules(operation):
+        if not rule.when(geometry, dtype) or rule.variant not in kernels.VARIANTS[operation]:
+            continue
+        module = kernels.load(operation, rule.variant)
+        if answer := module.supports(geometry):
+            return Choice(operation, rule.variant, module.tilings(geometry)[0], "rule", rule.reason)
+        refusals.append(f"{rule.variant}: {answer}")
+    raise ValueError(f"{operation}: no kernel supports {geometry}: {'; '.join(refusals)}")
+
+
+def candidates(operation: str, geometry: Any, dtype: str = "float32") -> list[tuple[str, str]]:
+    """Every variant of an operation, and why it was taken or not: what ``explain`` shows."""
+    choice = choose(operation, geometry, dtype)
+    rows = []
+    for rule in _rules(operation):
+        if rule.variant not in kernels.VARIANTS[operation]:
+            continue
+        answer = kernels.load(operation, rule.variant).supports(geometry)
+        if rule.variant == choice.variant:
+            rows.append((rule.variant, f"taken, by {choice.source}: {choice.reason}; {choice.tiling}"))
+        elif not answer:
+            rows.append((rule.variant, f"does not support it: {answer}"))
+        elif choice.source != "rule":
+            rows.append((rule.variant, f"another one was asked for by {choice.source}"))
+        elif not rule.when(geometry, dtype):
+            rows.append((rule.variant, f"does not suit it; it is for: {rule.reason}"))
+        else:
+            rows.append((rule.variant, f"comes after {choice.variant} in the rule"))
+    return rows

@@ -1,0 +1,343 @@
+"""Depthwise convolution, one channel a filter: a halo tile of each channel in shared memory.
+
+A block computes tiles of ``rows x columns`` outputs of ``planes`` channels; where maps are small, those of several
+images may be among them. It fetches the tiles with their halos, 128 bits at a time where rows of the input begin at
+multiples of that. A thread computes ``thread_rows`` rows of 4 neighbouring outputs, for one filter of its channel after
+the other: all its multiply-adds are unrolled; it reads a row of inputs as one segment, 128 bits at a time, and keeps it
+for the rows of outputs that share it. Weights come through the read-only cache, as broadcasts.
+
+Shared bytes (float32): ``4 · planes · halo rows · halo columns``, at most 24 KB. Registers aimed at: at most 64 for a
+3x3 window with one filter a channel, so that a multiprocessor holds 1024 threads.
+
+Expected bottleneck: memory. Halos are read more than once, mostly from the L2 cache; a tile of 32x64 outputs with a 3x3
+window reads an eighth more than its input. The output is written once, 128 bits at a time where its rows allow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.device import (
+    MULTIPROCESSORS,
+    Answer,
+    Launch,
+    Refusal,
+    aligned,
+    array_type,
+    bank_conflicts,
+    device_function,
+    fits_offsets,
+    fitted,
+    fma,
+    i32,
+    iadd,
+    jit,
+    ld2,
+    ld4,
+    ldg,
+    ldg2_if,
+    ldg4_if,
+    ldg_if,
+    st,
+    st2,
+    st4,
+    u32,
+    uadd,
+    udiv,
+    umod,
+    umul,
+    unrolled,
+    usub,
+    vector_access,
+    widest_access,
+)
+
+#: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
+_SHARED_ELEMENTS = 6 * 1024
+#: Outputs that a thread has beside each other.
+_THREAD_COLUMNS = 4
+#: Inputs that a thread may hold of a row.
+_LONGEST_SEGMENT = 32
+#: Multiply-adds of a thread, for a filter; all are unrolled.
+_MOST_ADDS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up; a block has ``planes · rows · columns / (4 · thread_rows)`` threads.
+
+    Attributes:
+        planes: channels a block.
+        rows, columns: outputs of each of their filters.
+        thread_rows: rows a thread, of 4 columns.
+    """
+
+    planes: int
+    rows: int
+    columns: int
+    thread_rows: int
+
+    @property
+    def threads(self) -> int:
+        """Threads a block."""
+        return self.planes * self.rows * self.columns // (self.thread_rows * _THREAD_COLUMNS)
+
+
+#: At most; tiles shrink to divide the output.
+_SHAPES = (
+    Tiling(1, 32, 64, 4),
+    Tiling(1, 64, 32, 4),
+    Tiling(1, 32, 32, 4),
+    Tiling(1, 16, 64, 2),
+    Tiling(2, 16, 32, 2),
+    Tiling(4, 16, 16, 2),
+    Tiling(4, 16, 16, 4),
+    Tiling(8, 8, 16, 2),
+    Tiling(4, 8, 16, 1),
+    Tiling(8, 8, 8, 1),
+    Tiling(16, 8, 8, 2),
+    Tiling(2, 4, 64, 1),
+    Tiling(8, 1, 64, 1),
+    Tiling(1, 1, 512, 1),
+)
+
+
+def _shift(geometry: Conv2dGeometry, vector: int) -> int:
+    """By how many elements a tile begins after a multiple of ``vector``, columns of tiles being multiples of 4."""
+    return -geometry.padding[1][0] % vector
+
+
+def _segment(geometry: Conv2dGeometry, vector: int) -> int:
+    """Inputs that a thread reads of a row, in whole 128-bit loads of float32."""
+    reach = (_THREAD_COLUMNS - 1) * geometry.stride[1] + (geometry.s - 1) * geometry.dilation[1]
+    return -(-(_shift(geometry, vector) + reach + 1) // 4) * 4
+
+
+def _halo(geometry: Conv2dGeometry, tiling: Tiling) -> tuple[int, int]:
+    """Rows and columns of an input tile."""
+    height = (tiling.rows - 1) * geometry.stride[0] + (geometry.r - 1) * geometry.dilation[0] + 1
+    return height, (tiling.columns - _THREAD_COLUMNS) * geometry.stride[1] + _segment(geometry, 4)
+
+
+@functools.cache
+def _pitch(geometry: Conv2dGeometry, tiling: Tiling) -> int:
+    """Elements from one row of an input tile to the next: the fewest of those with the fewest bank conflicts."""
+    height, width = _halo(geometry, tiling)
+    across, down = tiling.columns // _THREAD_COLUMNS, tiling.rows // tiling.thread_rows
+    lanes = [(*divmod(thread // across, down), thread % across) for thread in range(tiling.threads)]
+    right, below = _THREAD_COLUMNS * geometry.stride[1], tiling.thread_rows * geometry.stride[0]
+
+    def conflicts(pitch: int) -> int:
+        return bank_conflicts((plane * height + row * below) * pitch + column * right for plane, row, column in lanes)
+
+    return min(range(width, width + 32, 4), key=conflicts)
+
+
+@functools.cache
+def _choices(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    found = []
+    for shape in _SHAPES:
+        rows = fitted(geometry.p, shape.rows, shape.thread_rows)
+        columns = fitted(geometry.q, shape.columns, _THREAD_COLUMNS)
+        tiling = Tiling(shape.planes, rows, columns, shape.thread_rows)
+        adds = shape.thread_rows * _THREAD_COLUMNS * geometry.r * geometry.s
+        small = tiling.planes * _halo(geometry, tiling)[0] * _pitch(geometry, tiling) <= _SHARED_ELEMENTS
+        if small and adds <= _MOST_ADDS:
+            found.append(tiling)
+    return tuple(dict.fromkeys(found))
+
+
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True if each filter sees one channel, for all but long or large windows and arrays that need 64-bit offsets."""
+    n, c, k = geometry.n, geometry.c, geometry.k
+    fits = fits_offsets(
+        input=n * c * geometry.h * geometry.w,
+        weight=k * c // geometry.groups * geometry.r * geometry.s,
+        output=n * k * geometry.p * geometry.q,
+    )
+    if not fits:
+        return fits
+    if geometry.groups != c:
+        return Refusal(f"a filter sees {c // geometry.groups} channels: depthwise means as many groups as channels")
+    window = f"a window of {geometry.r}x{geometry.s} taps with stride {geometry.stride}, dilation {geometry.dilation}"
+    if _segment(geometry, 4) > _LONGEST_SEGMENT:
+        return Refusal(f"{window} takes rows too long for the registers")
+    if not _choices(dataclasses.replace(geometry, n=1)):
+        return Refusal(f"{window} is too large for shared memory, or to be unrolled")
+    return True
+
+
+def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+    """Estimated time, in cycles of a large GPU's multiprocessor."""
+    multiplier = geometry.k // geometry.c
+    blocks = -(-geometry.n * geometry.c // tiling.planes)
+    blocks *= -(-geometry.p // tiling.rows) * -(-geometry.q // tiling.columns)
+    threads = -(-tiling.threads // 32) * 32
+    height, width = _halo(geometry, tiling)
+    # At 20 bytes a cycle, and 128 instructions; 12 to fetch and store a vector.
+    memory = tiling.planes * (height * width + multiplier * tiling.rows * tiling.columns) / 5
+    lines = (tiling.thread_rows - 1) * geometry.stride[0] + geometry.r
+    adds = tiling.thread_rows * _THREAD_COLUMNS * geometry.r * geometry.s
+    instructions = threads * multiplier * (adds + lines * _segment(geometry, 4) // 4 + 40)
+    instructions += 3 * tiling.planes * height * width
+    blocks = max(1, -(-blocks // MULTIPROCESSORS))
+    # It takes many loads under way, and so threads, to keep the memory busy.
+    return blocks * max(memory, instructions / 128) / min(1, blocks * threads / 1024)
+
+
+def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    """The tilings that fit into shared memory, shrunk to divide the output; those estimated to be fast first."""
+    return tuple(sorted(_choices(dataclasses.replace(geometry, n=1)), key=lambda tiling: _cost(geometry, tiling)))
+
+
+@functools.cache
+def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, wide: bool) -> Callable[..., None]:
+    """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
+
+    ``wide``: the arrays begin at multiples of 128 bits, and their rows may, too.
+    """
+    real = getattr(types, dtype)
+    vector, load = (4, ld4) if dtype == "float32" else (2, ld2)
+    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
+    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
+    top, left = geometry.padding[0][0], geometry.padding[1][0]
+    multiplier, taps = k // c, r * s
+    threads, block_planes, thread_rows = tiling.threads, tiling.planes, tiling.thread_rows
+    tile_rows, tile_columns, thread_columns = tiling.rows, tiling.columns, _THREAD_COLUMNS
+    across, strips = tile_columns // thread_columns, tile_rows // thread_rows
+    down, beside = -(-p // tile_rows), -(-q // tile_columns)
+    (height, width), pitch = _halo(geometry, tiling), _pitch(geometry, tiling)
+    inputs_size = block_planes * height * pitch
+
+    fetch_vector, out_vector = (widest_access(w, dtype), widest_access(q, dtype)) if wide else (1, 1)
+    shift = _shift(geometry, fetch_vector)
+    segment_length = _segment(geometry, fetch_vector)
+    before, vectors = left + shift, width // fetch_vector
+    staged = block_planes * height * vectors
+    store = vector_access(out_vector)[2]
+
+    @device_function
+    def add_taps(step: int, total: Any, segment: Any, inputs: Any, weight: Any, input_at: Any, weight_at: Any) -> None:
+        # One row of taps after the other, so that few weights are held at a time. That an input row was read before,
+        # for another row of outputs, the compiler sees by itself.
+        tap_row, i = step // thread_rows, step % thread_rows
+        line = iadd(input_at, (i * stride_h + tap_row * dilation_h) * pitch)
+        for j in range(0, segment_length, vector):
+            found = load(inputs, iadd(line, j))
+            for e in range(vector):
+                segment[j + e] = found[e]
+        for tap in range(s):
+            factor = ldg(weight, uadd(weight_at, tap_row * s + tap))
+            for j in range(thread_columns):
+                total[i, j] = fma(segment[shift + j * stride_w + tap * dilation_w], factor, total[i, j])
+
+    add_window = unrolled(add_taps, r * thread_rows)
+
+    @jit(launch_bounds=threads)
+    def conv2d_depthwise(x: Any, weight: Any, bias: Any, out: Any, planes: Any) -> None:
+        inputs = cuda.shared.array(inputs_size, real, alignment=16)
+        total = cuda.local.array((thread_rows, thread_columns), real)
+        segment = cuda.local.array(segment_length, real)
+        values = cuda.local.array(out_vector, real)
+
+        thread, block = u32(cuda.threadIdx.x), u32(cuda.blockIdx.x)
+        rest = udiv(block, beside)
+        first_column = umul(usub(block, umul(rest, beside)), tile_columns)
+        block = udiv(rest, down)
+        first_row = umul(usub(rest, umul(block, down)), tile_rows)
+        first_plane = umul(block, block_planes)
+
+        # Unsigned: what lies above or left of the image is a huge row or column.
+        top_row = usub(umul(first_row, stride_h), top)
+        left_column = usub(umul(first_column, stride_w), before)
+        i = thread
+        while i < staged:
+            line = udiv(i, vectors)
+            column = umul(usub(i, umul(line, vectors)), fetch_vector)
+            plane = udiv(line, height)
+            input_row, input_column = uadd(top_row, usub(line, umul(plane, height))), uadd(left_column, column)
+            plane = uadd(first_plane, plane)
+            inside = (input_row < h) & (input_column < w) & (plane < u32(planes))
+            offset = uadd(umul(uadd(umul(plane, h), input_row), w), input_column)
+            at = uadd(umul(line, pitch), column)
+            if fetch_vector == 1:
+                st(inputs, at, ldg_if(x, offset, inside))
+            elif fetch_vector == 2:
+                st2(inputs, at, ldg2_if(x, offset, inside))
+            else:
+                st4(inputs, at, ldg4_if(x, offset, inside))
+            i = uadd(i, threads)
+        cuda.syncthreads()
+
+        strip = udiv(thread, across)
+        column = umul(usub(thread, umul(strip, across)), thread_columns)
+        plane = udiv(strip, strips)
+        row = umul(usub(strip, umul(plane, strips)), thread_rows)
+        input_line = uadd(umul(plane, height), umul(row, stride_h))
+        input_at = i32(uadd(umul(input_line, pitch), umul(column, stride_w)))
+        plane = uadd(first_plane, plane)
+        row, column = uadd(first_row, row), uadd(first_column, column)
+        if (plane < u32(planes)) & (column < q):
+            map_, filter_ = umul(plane, multiplier), umul(umod(plane, c), multiplier)
+            for _ in range(multiplier):
+                start = ldg(bias, filter_) if has_bias else real(0)
+                for i in range(thread_rows):
+                    for j in range(thread_columns):
+                        total[i, j] = real(0)
+                add_window(total, segment, inputs, weight, input_at, umul(filter_, taps))
+                offset = uadd(umul(uadd(umul(map_, p), row), q), column)
+                for i in range(thread_rows):
+                    if uadd(row, i) < p:
+                        for j in range(0, thread_columns, out_vector):
+                            if uadd(column, j) < q:
+                                for e in range(out_vector):
+                                    values[e] = total[i, j + e] + start
+                                store(values, out, uadd(offset, i * q + j))
+                map_, filter_ = uadd(map_, 1), uadd(filter_, 1)
+
+    return conv2d_depthwise
+
+
+def launches(
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, wide: bool = True
+) -> tuple[Launch, ...]:
+    """The one launch of :func:`launch`, or none for an empty batch.
+
+    Args:
+        geometry, tiling, dtype: see :func:`launch`.
+        has_bias: there is a bias.
+        wide: input and output begin at multiples of 16 bytes.
+
+    Raises:
+        ValueError: a filter sees several channels, or a window or an array is too large.
+    """
+    if not (answer := supports(geometry)):
+        raise ValueError(f"conv2d: {answer}")
+    if not geometry.n:
+        return ()
+    name = np.dtype(dtype).name
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, wide)
+    blocks = -(-geometry.n * geometry.c // tiling.planes)
+    blocks *= -(-geometry.p // tiling.rows) * -(-geometry.q // tiling.columns)
+    signature = (array_type(name),) * 4 + (types.int64,)
+    return (Launch(kernel, signature, (blocks, 1, 1), (tiling.threads, 1, 1)),)
+
+
+def launch(
+    x: Any, weight: Any, bias: Any, out: Any, geometry: Conv2dGeometry, tiling: Tiling, stream: Any = None
+) -> None:
+    """``out[n,k,p,q] = bias[k] + Σ x · weight``; shapes as the geometry gives them, bias (k,) or None.
+
+    Raises:
+        ValueError: a filter sees several channels, or a window or an array is too large.
+    """
+    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, wide=aligned(x, out)):
+        arrays = (x, weight, weight if bias is None else bias, out)
+        one(stream, *(array.reshape(-1) for array in arrays), geometry.n * geometry.c)

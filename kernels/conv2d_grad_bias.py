@@ -1,0 +1,172 @@
+"""Gradient for a convolution's bias: for each filter, the sum of the output's gradient over images and positions.
+
+The values of a filter, a plane in each image, are numbered image by image and cut into ``parts``. A block sums one part
+of one filter: thread j takes its vectors ``j, j + threads, ...``, 128 bits each where planes are aligned; then the
+threads' sums meet, by shuffles within a warp and in shared memory between warps, always in the same order. With several
+parts the sums go to a workspace, which ``partial_sums`` adds up in a fixed order.
+
+Shared bytes: 32 (float32). Registers aimed at: at most 32, for full occupancy. Expected bottleneck: memory bandwidth;
+each element is read once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.kernels.device import (
+    MULTIPROCESSORS,
+    Answer,
+    Launch,
+    aligned,
+    array_type,
+    device_function,
+    fits_offsets,
+    jit,
+    st,
+    u32,
+    uadd,
+    udiv,
+    umin,
+    umul,
+    unrolled,
+    usub,
+    vector_access,
+)
+from gpuconv.kernels.partial_sums import first_target, reduction
+from gpuconv.kernels.rowwise import Tiling as Row
+from gpuconv.kernels.rowwise import meeting
+
+#: Blocks that keep a large GPU busy.
+_ENOUGH_BLOCKS = 4 * MULTIPROCESSORS
+#: Elements that are worth a block.
+_FEWEST_ELEMENTS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up.
+
+    Attributes:
+        threads: threads a block, a multiple of 32.
+        parts: into how many parts a filter's sum is cut.
+    """
+
+    threads: int
+    parts: int
+
+
+def supports(shape: tuple[int, int, int, int]) -> Answer:
+    """True for every shape (n, k, p, q) whose elements can be indexed with 32 bits."""
+    return fits_offsets(output=math.prod(shape))
+
+
+def tilings(shape: tuple[int, int, int, int]) -> tuple[Tiling, ...]:
+    """As many parts as keep a large GPU busy; and one, which needs no second stage."""
+    n, k, p, q = shape
+    parts = max(1, min(-(-_ENOUGH_BLOCKS // k), -(-n * p * q // _FEWEST_ELEMENTS)))
+    return tuple(dict.fromkeys([Tiling(256, parts), Tiling(128, 2 * parts), Tiling(256, 1), Tiling(64, 1)]))
+
+
+def workspace_size(shape: tuple[int, int, int, int], tiling: Tiling) -> int:
+    """Elements of the workspace: one for each part of each filter, none if there is one part."""
+    return tiling.parts * shape[1] if tiling.parts > 1 else 0
+
+
+@functools.cache
+def _kernel(filters: int, plane: int, threads: int, dtype: str, vector: int) -> Callable[..., None]:
+    real = getattr(types, dtype)
+    vectors = plane // vector
+    load = vector_access(vector)[1]
+    meet = meeting(Row(threads, threads), dtype, largest=False)
+
+    @device_function
+    def add(j: int, sums: Any, values: Any) -> None:
+        sums[j] += values[j]
+
+    add_all = unrolled(add, vector)
+
+    @jit(launch_bounds=threads)
+    def conv2d_grad_bias(grad: Any, out: Any, size: Any, size_a_part: Any) -> None:
+        values, sums = cuda.local.array(vector, real), cuda.local.array(vector, real)
+        for j in range(vector):
+            sums[j] = real(0)
+        block = u32(cuda.blockIdx.x)
+        part = udiv(block, filters)
+        filter_ = usub(block, umul(part, filters))
+        i = umul(part, u32(size_a_part))
+        end = umin(uadd(i, u32(size_a_part)), u32(size))
+        i = uadd(i, u32(cuda.threadIdx.x))
+        while i < end:
+            image = udiv(i, vectors)
+            position = usub(i, umul(image, vectors))
+            load(values, grad, umul(uadd(umul(uadd(umul(image, filters), filter_), vectors), position), vector))
+            add_all(sums, values)
+            i = uadd(i, threads)
+        total = sums[0]
+        for j in range(1, vector):
+            total += sums[j]
+        total = meet(total)
+        if cuda.threadIdx.x == 0:
+            # Parts are rows of the workspace, filters its columns.
+            st(out, block, total)
+
+    return conv2d_grad_bias
+
+
+def launches(shape: tuple[int, int, int, int], tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+    """The launches of :func:`launch`: partial sums, and with several parts their reduction.
+
+    For an empty batch too: the gradient has elements, which are zero.
+
+    Args:
+        shape, tiling, dtype: see :func:`launch`.
+        wide: the gradient begins at a multiple of 16 bytes.
+
+    Raises:
+        ValueError: the gradient is too large for 32-bit offsets.
+    """
+    if not (answer := supports(shape)):
+        raise ValueError(f"conv2d_grad_bias: {answer}")
+    name, filters = np.dtype(dtype).name, shape[1]
+    kernel = _kernel(filters, shape[2] * shape[3], tiling.threads, name, _vector(shape, dtype, wide))
+    signature = (array_type(name),) * 2 + (types.int64,) * 2
+    first = Launch(kernel, signature, (filters * tiling.parts, 1, 1), (tiling.threads, 1, 1))
+    return (first,) if tiling.parts == 1 else (first, reduction(filters, name))
+
+
+def _vector(shape: tuple[int, int, int, int], dtype: Any, wide: bool) -> int:
+    """Elements of an access: 128 bits, if each plane begins at a multiple of as many."""
+    vector = 16 // np.dtype(dtype).itemsize
+    return vector if wide and shape[2] * shape[3] % vector == 0 else 1
+
+
+def launch(
+    grad: Any,
+    out: Any,
+    shape: tuple[int, int, int, int],
+    tiling: Tiling,
+    stream: Any = None,
+    *,
+    workspace: Any = None,
+) -> None:
+    """``out``, (k,), is the sum of ``grad``, of ``shape`` (n, k, p, q), over n, p and q.
+
+    ``workspace`` has :func:`workspace_size` elements, or is None where that is zero.
+
+    Raises:
+        ValueError: the gradient is too large for 32-bit offsets, or the workspace is not what is needed.
+    """
+    wide = aligned(grad)
+    first, *second = launches(shape, tiling, grad.dtype, wide=wide)
+    vectors = shape[0] * shape[2] * shape[3] // _vector(shape, grad.dtype, wide)
+    target = first_target(out, workspace, workspace_size(shape, tiling), op="conv2d_grad_bias")
+    first(stream, grad.reshape(-1), target, vectors, -(-vectors // tiling.parts))
+    for reduce in second:
+        reduce(stream, workspace, out, out.size, tiling.parts)

@@ -1,0 +1,139 @@
+"""Direct gradient for a convolution's input: one thread computes one element. Every geometry, float32 and float64.
+
+A thread gathers: for each tap of the window it looks which output position, if any, met its element with that tap
+(``row + top - dr · dilation`` must be a multiple of the stride, and inside the output), and sums over the filters of
+its group. Each element is written once, by one thread, so the order of the sum is fixed. A block computes ``threads``
+elements that follow each other in memory: with stride 1 neighbouring lanes read neighbouring gradients, and one weight,
+which is a broadcast. With a stride, lanes of different remainders take turns.
+
+Shared memory: none. Registers aimed at: at most 40, for full occupancy at 256 threads a block.
+
+Expected bottleneck: the load units, as there are two loads for each multiply-add; nothing is reused but by the caches.
+It is the variant for geometries that the others refuse, and the one to compare them with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.device import (
+    Answer,
+    Launch,
+    array_type,
+    fits_offsets,
+    fma,
+    jit,
+    ldg,
+    st,
+    u32,
+    uadd,
+    udiv,
+    umul,
+    usub,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up.
+
+    Attributes:
+        threads: elements, and threads, a block.
+    """
+
+    threads: int
+
+
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True for every geometry whose arrays can be indexed with 32 bits."""
+    n, c, k = geometry.n, geometry.c, geometry.k
+    return fits_offsets(
+        input=n * c * geometry.h * geometry.w,
+        weight=k * c // geometry.groups * geometry.r * geometry.s,
+        output=n * k * geometry.p * geometry.q,
+    )
+
+
+def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    """Blocks of 256, 128 and 64 threads; smaller ones spread a small input over more multiprocessors."""
+    return Tiling(256), Tiling(128), Tiling(64)
+
+
+@functools.cache
+def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..., None]:
+    """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at."""
+    real = getattr(types, dtype)
+    threads = tiling.threads
+    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
+    channels, filters = c // geometry.groups, k // geometry.groups
+    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
+    top, left = geometry.padding[0][0], geometry.padding[1][0]
+    plane, taps = p * q, channels * r * s
+
+    @jit(launch_bounds=threads)
+    def conv2d_grad_input_direct(grad: Any, weight: Any, out: Any, elements: Any) -> None:
+        i = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        if i < elements:
+            rest = udiv(i, w)
+            column = uadd(usub(i, umul(rest, w)), left)
+            image_channel = udiv(rest, h)
+            row = uadd(usub(rest, umul(image_channel, h)), top)
+            image = udiv(image_channel, c)
+            channel = usub(image_channel, umul(image, c))
+            group = udiv(channel, channels)
+            first = umul(group, filters)
+            planes = umul(uadd(umul(image, k), first), plane)
+            windows = umul(uadd(umul(first, channels), usub(channel, umul(group, channels))), r * s)
+            total = real(0)
+            for dr in range(r):
+                # Unsigned: a window above the output begins at a huge row, which fails both tests.
+                above = usub(row, dr * dilation_h)
+                output_row = udiv(above, stride_h)
+                if (umul(output_row, stride_h) == above) & (output_row < p):
+                    for ds in range(s):
+                        before = usub(column, ds * dilation_w)
+                        output_column = udiv(before, stride_w)
+                        if (umul(output_column, stride_w) == before) & (output_column < q):
+                            position = uadd(planes, uadd(umul(output_row, q), output_column))
+                            tap = uadd(windows, uadd(dr * s, ds))
+                            for _ in range(filters):
+                                total = fma(ldg(grad, position), ldg(weight, tap), total)
+                                position = uadd(position, plane)
+                                tap = uadd(tap, taps)
+            st(out, i, total)
+
+    return conv2d_grad_input_direct
+
+
+def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any) -> tuple[Launch, ...]:
+    """The one launch of :func:`launch`, or none for an empty batch.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets.
+    """
+    if not (answer := supports(geometry)):
+        raise ValueError(f"conv2d_grad_input: {answer}")
+    elements = geometry.n * geometry.c * geometry.h * geometry.w
+    if not elements:
+        return ()
+    name = np.dtype(dtype).name
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name)
+    grid = (-(-elements // tiling.threads), 1, 1)
+    return (Launch(kernel, (array_type(name),) * 3 + (types.int64,), grid, (tiling.threads, 1, 1)),)
+
+
+def launch(grad: Any, weight: Any, out: Any, geometry: Conv2dGeometry, tiling: Tiling, stream: Any = None) -> None:
+    """``out``, (n, c, h, w), is the gradient for the input, given ``grad`` (n, k, p, q) and ``weight``.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets.
+    """
+    for one in launches(geometry, tiling, grad.dtype):
+        one(stream, *(array.reshape(-1) for array in (grad, weight, out)), out.size)

@@ -1,0 +1,423 @@
+"""Tiled gradient for a convolution's input: a tile of the gradient and a block of filters in shared memory.
+
+With stride 1 the gradient for the input is itself a convolution: of the output's gradient, padded, with the filters
+turned by 180 degrees. A block computes a tile of ``rows x columns`` elements of ``channels`` maps of one image. For
+``filters`` filters at a time it fetches what the tile's windows cover of their gradients (the tile and its halo), and
+their weights for these channels, turned and with the channels contiguous. A thread computes ``thread_columns``
+neighbouring elements of ``thread_channels`` maps in registers: for each row of taps it reads one segment of gradients,
+which serves all taps of the row, and for each tap a weight a channel, 128 bits at a time. A warp spans tile positions,
+not channels, so that the weights are broadcasts. One thread computes an element, in a fixed order.
+
+A stride cuts the input into ``stride²`` phases: elements whose position, plus padding, leaves the same remainders.
+Within a phase the step from element to element is one output position, and the taps that meet it, every ``stride``-th
+one (or fewer steps apart, if the dilation has a factor in common with the stride), are one or more output positions
+apart: a convolution with stride 1. Each phase is a launch; one that no tap meets writes zeros.
+
+Shared bytes: ``4 · filters · (halo rows · halo columns + taps · (channels + 4))``, at most 24 KB (float32), about 16 KB
+for a 3x3 window and the largest tile. Registers aimed at: at most 128 (64 of them sums), so that a multiprocessor holds
+512 threads.
+
+Expected bottleneck: multiply-adds, where there are many filters; with few, the latency of the stages' loads, which two
+or more blocks a multiprocessor hide from each other. A stride leaves gaps in what a launch writes, and a window of 1x1
+has no taps to share a segment: both cost memory traffic.
+
+Positions outside of the output count as gradient 0, and 0 times a weight that is infinite or NaN is NaN. Where weights
+are not finite, a NaN can therefore reach up to a window's width further than by the definition of the sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.device import (
+    Answer,
+    Launch,
+    Refusal,
+    add_outer,
+    aligned,
+    array_type,
+    device_function,
+    fits_offsets,
+    i32,
+    iadd,
+    imul,
+    jit,
+    ld,
+    ld2,
+    ld4,
+    ldg_if,
+    st,
+    st2,
+    st4,
+    u32,
+    uadd,
+    udiv,
+    umul,
+    unrolled,
+    usub,
+)
+
+#: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
+_SHARED_ELEMENTS = 6 * 1024
+#: Gradients that a thread may hold for a row of taps.
+_LONGEST_SEGMENT = 32
+#: Launches; each phase is one.
+_MOST_PHASES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up; a block has ``rows · columns · channels / (thread_channels · thread_columns)`` threads.
+
+    Attributes:
+        rows, columns: elements a block, in each of its channels.
+        channels: channels a block; the last block of a group may have fewer.
+        thread_channels, thread_columns: channels and neighbouring elements a thread.
+        filters: filters a stage.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    thread_channels: int
+    thread_columns: int
+    filters: int
+
+    @property
+    def threads(self) -> int:
+        """Threads a block."""
+        return self.rows * self.columns * self.channels // (self.thread_channels * self.thread_columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Along one axis, the input positions ``stride · u + offset``, for ``size`` values of u from ``first`` on.
+
+    The taps that meet them are ``tap, tap + step, ...``, ``taps`` in number; tap m of them meets position u at the
+    output position ``u - shift - m · spread``.
+    """
+
+    offset: int
+    first: int
+    size: int
+    tap: int
+    step: int
+    taps: int
+    shift: int
+    spread: int
+
+
+def _phases(length: int, kernel: int, stride: int, dilation: int, before: int) -> list[Phase]:
+    common = math.gcd(stride, dilation)
+    phases = []
+    for remainder in range(stride):
+        # Input position i meets tap t at output position (i + before - t · dilation) / stride, if that is an integer.
+        step = stride // common
+        tap = next((t for t in range(min(step, kernel)) if (t * dilation - remainder) % stride == 0), kernel)
+        first = -((remainder - before) // stride)
+        size = (length - 1 + before - remainder) // stride - first + 1
+        shift = (tap * dilation - remainder) // stride if tap < kernel else 0
+        if size > 0:
+            taps = -(-(kernel - tap) // step)
+            phases.append(Phase(remainder - before, first, size, tap, step, taps, shift, dilation // common))
+    return phases
+
+
+def phases(geometry: Conv2dGeometry) -> list[tuple[Phase, Phase]]:
+    """The phases of the rows, with each those of the columns: all pairs that have elements."""
+    (top, _), (left, _) = geometry.padding
+    rows = _phases(geometry.h, geometry.r, geometry.stride[0], geometry.dilation[0], top)
+    columns = _phases(geometry.w, geometry.s, geometry.stride[1], geometry.dilation[1], left)
+    return [(row, column) for row in rows for column in columns]
+
+
+def _segment(phase: Phase, thread_columns: int) -> int:
+    """Gradients that a thread needs for a row of taps, rounded up to whole 128-bit loads of float32."""
+    return -(-(thread_columns + max(0, phase.taps - 1) * phase.spread) // 4) * 4
+
+
+def _layout(tiling: Tiling, rows: Phase, columns: Phase) -> tuple[int, int, int]:
+    """Rows of a gradient tile, elements from one to the next, and from the channels of a tap to those of the next."""
+    height = tiling.rows + max(0, rows.taps - 1) * rows.spread
+    width = tiling.columns - tiling.thread_columns + _segment(columns, tiling.thread_columns)
+    # Eight lanes read 128 bits each at once, maybe from several rows: they shall touch 32 different banks. Segments
+    # that are 4 elements apart continue in the next row as if it were the same one; 4 segments that are 8 apart fill
+    # every other four banks, and those of the next row the others.
+    modulus, remainder = (2, 1) if tiling.thread_columns == 8 else (8, tiling.columns // 4 % 8)
+    pitch = next(words for words in range(width // 4, width // 4 + 8) if words % modulus == remainder)
+    # Four elements more than the channels, so that storing one channel of many taps spreads over the banks, too.
+    return height, 4 * pitch, tiling.channels + 4
+
+
+def _shared_elements(tiling: Tiling, rows: Phase, columns: Phase) -> int:
+    height, pitch, tap = _layout(tiling, rows, columns)
+    return tiling.filters * (height * pitch + rows.taps * columns.taps * tap)
+
+
+#: Rows, columns, channels of a block, channels and columns of a thread: 32 to 256 threads.
+_SHAPES = (
+    (8, 32, 64, 8, 8),
+    (8, 32, 32, 8, 8),
+    (8, 28, 32, 8, 4),
+    (7, 16, 64, 8, 4),
+    (7, 8, 64, 8, 4),
+    (8, 16, 32, 8, 4),
+    (16, 32, 8, 8, 8),
+    (16, 16, 8, 4, 4),
+    (8, 32, 4, 4, 4),
+    (8, 32, 1, 1, 4),
+    (8, 16, 1, 1, 4),
+)
+
+
+def _choices(geometry: Conv2dGeometry) -> list[Tiling]:
+    pairs, filters = phases(geometry), geometry.k // geometry.groups
+    found = []
+    for shape in _SHAPES:
+        for stage in (8, 4, 2, 1):
+            tiling = Tiling(*shape, stage)
+            enough = stage == 1 or stage < 2 * filters
+            if enough and all(_shared_elements(tiling, *pair) <= _SHARED_ELEMENTS for pair in pairs):
+                found.append(tiling)
+                break
+    return found
+
+
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True for all but large windows, strides and dilations; and arrays that need 64-bit offsets."""
+    n, c, k = geometry.n, geometry.c, geometry.k
+    fits = fits_offsets(
+        input=n * c * geometry.h * geometry.w,
+        weight=k * c // geometry.groups * geometry.r * geometry.s,
+        output=n * k * geometry.p * geometry.q,
+    )
+    if not fits:
+        return fits
+    if geometry.stride[0] * geometry.stride[1] > _MOST_PHASES:
+        return Refusal(f"stride {geometry.stride} would take more than {_MOST_PHASES} launches")
+    pairs = phases(geometry)
+    if any(_segment(columns, 8) > _LONGEST_SEGMENT for _, columns in pairs):
+        return Refusal(f"a row of {geometry.s} taps with dilation {geometry.dilation[1]} is too long for the registers")
+    if not _choices(geometry):
+        return Refusal(
+            f"a window of {geometry.r}x{geometry.s} taps with dilation {geometry.dilation} is too large for "
+            "shared memory"
+        )
+    return True
+
+
+def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    """Tilings that fit into shared memory, by estimated instructions; none with four times as many as the first."""
+    channels = geometry.c // geometry.groups
+    largest = max((rows.size, columns.size) for rows, columns in phases(geometry))
+
+    def cost(tiling: Tiling) -> float:
+        covered = 1.0
+        sizes = (tiling.rows, tiling.columns, tiling.channels)
+        for size, tile in zip((*largest, channels), sizes, strict=True):
+            covered *= -(-size // tile) * tile / size
+        # Loads for each multiply-add.
+        loads = 1 / tiling.thread_channels + 1 / (4 * tiling.thread_columns)
+        return covered * (1 + loads)
+
+    ranked = sorted(_choices(geometry), key=cost)
+    return tuple(tiling for tiling in ranked if cost(tiling) < 4 * cost(ranked[0]))
+
+
+@functools.cache
+def _kernel(
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, phase: tuple[Phase, Phase], wide: bool
+) -> Callable[..., None]:
+    """The kernel for a phase of images of a geometry, whatever their number: ``geometry.n`` is not looked at.
+
+    ``wide``: rows of the result begin at multiples of 128 bits, and may be written so.
+    """
+    real = getattr(types, dtype)
+    vector, load, store = (4, ld4, st4) if dtype == "float32" else (2, ld2, st2)
+    rows, columns = phase
+    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
+    (stride_h, stride_w), groups = geometry.stride, geometry.groups
+    channels, filters = c // groups, k // groups
+    tile_rows, tile_columns, tile_channels = tiling.rows, tiling.columns, tiling.channels
+    thread_channels, thread_columns, stage = tiling.thread_channels, tiling.thread_columns, tiling.filters
+    threads, across = tiling.threads, tile_columns // thread_columns
+    down, beside = -(-rows.size // tile_rows), -(-columns.size // tile_columns)
+    channel_blocks = -(-channels // tile_channels)
+    height, pitch, tap_pitch = _layout(tiling, rows, columns)
+    width = tile_columns - thread_columns + _segment(columns, thread_columns)
+    plane, taps, segment_length = height * pitch, rows.taps * columns.taps, _segment(columns, thread_columns)
+    # Without taps the sum is empty, and nothing is fetched.
+    summed = filters if taps else 0
+    gradients_size, weights_size = stage * plane, max(1, stage * taps * tap_pitch)
+    gradients_staged, weights_staged = stage * height * width, stage * tile_channels * taps
+    # The tile's first position meets the last tap here.
+    reach_h = rows.first - rows.shift - max(0, rows.taps - 1) * rows.spread
+    reach_w = columns.first - columns.shift - max(0, columns.taps - 1) * columns.spread
+    last_row, last_column = rows.tap + (rows.taps - 1) * rows.step, columns.tap + (columns.taps - 1) * columns.step
+    row_step, column_step, row_taps, column_taps = rows.step, columns.step, rows.taps, columns.taps
+    row_spread, column_spread = rows.spread, columns.spread
+    row_size, column_size = rows.size, columns.size
+    first_row, first_column = stride_h * rows.first + rows.offset, stride_w * columns.first + columns.offset
+    channel_vector = vector if thread_channels % vector == 0 else 1
+    # Registers for 512 threads a multiprocessor, or for 256, whose sums in float64 take twice as many.
+    bounds = (threads, (512 if dtype == "float32" else 256) // threads)
+
+    @device_function
+    def add_tap(tap: int, total: Any, segment: Any, factors: Any, weights: Any, offset: Any) -> None:
+        for i in range(0, thread_channels, channel_vector):
+            if channel_vector == 1:
+                factors[i] = ld(weights, iadd(offset, tap * tap_pitch + i))
+            else:
+                values = load(weights, iadd(offset, tap * tap_pitch + i))
+                for j in range(channel_vector):
+                    factors[i + j] = values[j]
+        add_outer(total, factors, segment, tap * column_spread)
+
+    add_taps = unrolled(add_tap, max(1, column_taps))
+
+    @jit(launch_bounds=bounds)
+    def conv2d_grad_input_tiled(grad: Any, weight: Any, out: Any) -> None:
+        gradients = cuda.shared.array(gradients_size, real, alignment=16)
+        weights = cuda.shared.array(weights_size, real, alignment=16)
+        total = cuda.local.array((thread_channels, thread_columns), real)
+        segment = cuda.local.array(segment_length, real)
+        factors = cuda.local.array(thread_channels, real)
+        for i in range(thread_channels):
+            for j in range(thread_columns):
+                total[i, j] = real(0)
+
+        thread = u32(cuda.threadIdx.x)
+        strip = udiv(thread, across)
+        column = umul(usub(thread, umul(strip, across)), thread_columns)
+        thread_group = udiv(strip, tile_rows)
+        row = usub(strip, umul(thread_group, tile_rows))
+        channel = umul(thread_group, thread_channels)
+
+        block = u32(cuda.blockIdx.x)
+        rest = udiv(block, beside)
+        tile_column = umul(usub(block, umul(rest, beside)), tile_columns)
+        block = udiv(rest, down)
+        tile_row = umul(usub(rest, umul(block, down)), tile_rows)
+        rest = udiv(block, channel_blocks)
+        tile_channel = umul(usub(block, umul(rest, channel_blocks)), tile_channels)
+        image = udiv(rest, groups)
+        group = usub(rest, umul(image, groups))
+
+        # Unsigned: what lies above or left of the output is a huge row or column.
+        output_row, output_column = uadd(tile_row, u32(reach_h)), uadd(tile_column, u32(reach_w))
+        planes = imul(iadd(imul(image, k), imul(group, filters)), p * q)
+        windows = imul(iadd(imul(imul(group, filters), channels), tile_channel), r * s)
+        stage_first = u32(0)
+        while stage_first < summed:
+            i = thread
+            while i < gradients_staged:
+                rest = udiv(i, width)
+                j = usub(i, umul(rest, width))
+                filter_ = udiv(rest, height)
+                jr = usub(rest, umul(filter_, height))
+                y, x = uadd(output_row, jr), uadd(output_column, j)
+                inside = (y < p) & (x < q) & (uadd(stage_first, filter_) < filters)
+                position = uadd(umul(uadd(umul(uadd(stage_first, filter_), p), y), q), x)
+                value = ldg_if(grad, uadd(planes, position), inside)
+                st(gradients, uadd(umul(filter_, plane), uadd(umul(jr, pitch), j)), value)
+                i = uadd(i, threads)
+            i = thread
+            while i < weights_staged:
+                rest = udiv(i, taps)
+                tap = usub(i, umul(rest, taps))
+                filter_ = udiv(rest, tile_channels)
+                j = usub(rest, umul(filter_, tile_channels))
+                tap_row = udiv(tap, column_taps)
+                tap_column = usub(tap, umul(tap_row, column_taps))
+                # Turned by 180 degrees.
+                y, x = usub(last_row, umul(tap_row, row_step)), usub(last_column, umul(tap_column, column_step))
+                inside = (uadd(stage_first, filter_) < filters) & (uadd(tile_channel, j) < channels)
+                position = uadd(umul(uadd(umul(uadd(stage_first, filter_), channels), j), r * s), uadd(umul(y, s), x))
+                value = ldg_if(weight, uadd(windows, position), inside)
+                st(weights, uadd(umul(uadd(umul(filter_, taps), tap), tap_pitch), j), value)
+                i = uadd(i, threads)
+            cuda.syncthreads()
+            # Signed, so that the constants added to them fold into the addresses of the loads.
+            gradient_offset = iadd(imul(row, pitch), column)
+            weight_offset = i32(channel)
+            for _ in range(stage):
+                line = gradient_offset
+                for _ in range(row_taps):
+                    for i in range(0, segment_length, vector):
+                        values = load(gradients, iadd(line, i))
+                        for j in range(vector):
+                            segment[i + j] = values[j]
+                    add_taps(total, segment, factors, weights, weight_offset)
+                    line = iadd(line, row_spread * pitch)
+                    weight_offset = iadd(weight_offset, column_taps * tap_pitch)
+                gradient_offset = iadd(gradient_offset, plane)
+            cuda.syncthreads()
+            stage_first = uadd(stage_first, stage)
+
+        row, column = uadd(tile_row, row), uadd(tile_column, column)
+        y, x = uadd(umul(row, stride_h), first_row), uadd(umul(column, stride_w), first_column)
+        channel = uadd(tile_channel, channel)
+        offset = umul(uadd(umul(image, c), uadd(umul(group, channels), channel)), h)
+        offset = uadd(umul(uadd(offset, y), w), x)
+        if row < row_size:
+            for i in range(thread_channels):
+                if uadd(channel, i) < channels:
+                    if wide:
+                        for j in range(0, thread_columns, vector):
+                            if uadd(column, j) < column_size:
+                                if vector == 4:
+                                    values = (total[i, j], total[i, j + 1], total[i, j + 2], total[i, j + 3])
+                                else:
+                                    values = (total[i, j], total[i, j + 1])
+                                store(out, uadd(offset, i * h * w + j), values)
+                    else:
+                        for j in range(thread_columns):
+                            if uadd(column, j) < column_size:
+                                st(out, uadd(offset, i * h * w + j * stride_w), total[i, j])
+
+    return conv2d_grad_input_tiled
+
+
+def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+    """The launches of :func:`launch`, one a phase, or none for an empty batch.
+
+    Args:
+        geometry, tiling, dtype: see :func:`launch`.
+        wide: the array for the result begins at a multiple of 16 bytes.
+
+    Raises:
+        ValueError: a window, a stride, a dilation or an array is too large.
+    """
+    if not (answer := supports(geometry)):
+        raise ValueError(f"conv2d_grad_input: {answer}")
+    if not geometry.n:
+        return ()
+    name = np.dtype(dtype).name
+    wide = wide and geometry.stride[1] == 1 and geometry.w % (16 // np.dtype(dtype).itemsize) == 0
+    channel_blocks = geometry.groups * -(-geometry.c // geometry.groups // tiling.channels)
+    signature, block = (array_type(name),) * 3, (tiling.threads, 1, 1)
+    single = dataclasses.replace(geometry, n=1)
+    result = []
+    for rows, columns in phases(geometry):
+        tiles = -(-rows.size // tiling.rows) * -(-columns.size // tiling.columns)
+        kernel = _kernel(single, tiling, name, (rows, columns), wide)
+        result.append(Launch(kernel, signature, (geometry.n * channel_blocks * tiles, 1, 1), block))
+    return tuple(result)
+
+
+def launch(grad: Any, weight: Any, out: Any, geometry: Conv2dGeometry, tiling: Tiling, stream: Any = None) -> None:
+    """``out``, (n, c, h, w), is the gradient for the input, given ``grad`` (n, k, p, q) and ``weight``.
+
+    Raises:
+        ValueError: a window, a stride, a dilation or an array is too large.
+    """
+    for one in launches(geometry, tiling, grad.dtype, wide=aligned(out)):
+        one(stream, *(array.reshape(-1) for array in (grad, weight, out)))

@@ -1,0 +1,180 @@
+"""Direct gradient for a convolution's weight: one thread computes one element, or a part of its sum. Every geometry.
+
+A weight's gradient is a sum over all images and output positions. The rows of all output maps, ``n · p`` of them, are
+cut into ``parts``; a thread walks along the rows of one part and multiplies the output's gradient with the input that
+its tap met, read under a predicate that is off in the padding. A block computes ``threads`` elements that follow each
+other in memory, of one part: neighbouring lanes have neighbouring taps, so that their inputs overlap and their gradient
+is a broadcast. With several parts the sums go to a workspace, which ``partial_sums`` adds up in a fixed order.
+
+Shared memory: none. Registers aimed at: at most 40, for full occupancy at 256 threads a block.
+
+Expected bottleneck: the load units, as there are two loads for each multiply-add; nothing is reused but by the caches.
+It is the variant for geometries that the others refuse, and the one to compare them with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.device import (
+    MULTIPROCESSORS,
+    Answer,
+    Launch,
+    array_type,
+    fits_offsets,
+    fma,
+    iadd,
+    imul,
+    isub,
+    jit,
+    ldg,
+    ldg_if,
+    st,
+    u32,
+    uadd,
+    udiv,
+    umin,
+    umul,
+    usub,
+)
+from gpuconv.kernels.partial_sums import first_target, reduction
+
+#: Threads that keep a large GPU busy.
+_ENOUGH_THREADS = 1024 * MULTIPROCESSORS
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up.
+
+    Attributes:
+        threads: elements, and threads, a block.
+        parts: into how many parts the sum is cut; at most 65,535.
+    """
+
+    threads: int
+    parts: int
+
+
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True for every geometry whose arrays can be indexed with 32 bits."""
+    n, c, k = geometry.n, geometry.c, geometry.k
+    return fits_offsets(
+        input=n * c * geometry.h * geometry.w,
+        weight=_elements(geometry),
+        output=n * k * geometry.p * geometry.q,
+    )
+
+
+def _elements(geometry: Conv2dGeometry) -> int:
+    return geometry.k * geometry.c // geometry.groups * geometry.r * geometry.s
+
+
+def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    """As many parts as keep a large GPU busy, a quarter of them, and one, which needs no second stage."""
+    rows = max(1, geometry.n * geometry.p)
+    # A grid is at most 65,535 blocks high.
+    parts = min(rows, -(-_ENOUGH_THREADS // _elements(geometry)), 65_535)
+    choices = [(128, parts), (256, parts), (64, -(-parts // 4)), (128, 1)]
+    return tuple(dict.fromkeys(Tiling(*choice) for choice in choices))
+
+
+def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
+    """Elements of the workspace: one for each part of each weight, none if there is one part."""
+    return tiling.parts * _elements(geometry) if tiling.parts > 1 else 0
+
+
+@functools.cache
+def _kernel(geometry: Conv2dGeometry, threads: int, dtype: str) -> Callable[..., None]:
+    """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at."""
+    real = getattr(types, dtype)
+    elements = _elements(geometry)
+    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
+    channels, filters = c // geometry.groups, k // geometry.groups
+    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
+    top, left = geometry.padding[0][0], geometry.padding[1][0]
+    padded = geometry.padding != ((0, 0), (0, 0))
+
+    @jit(launch_bounds=threads)
+    def conv2d_grad_weight_direct(grad: Any, x: Any, out: Any, rows: Any, rows_a_part: Any) -> None:
+        i = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        if i < elements:
+            part = u32(cuda.blockIdx.y)
+            rest = udiv(i, s)
+            tap_column = isub(imul(usub(i, umul(rest, s)), dilation_w), left)
+            filter_channel = udiv(rest, r)
+            tap_row = isub(imul(usub(rest, umul(filter_channel, r)), dilation_h), top)
+            filter_ = udiv(filter_channel, channels)
+            channel = uadd(usub(filter_channel, umul(filter_, channels)), umul(udiv(filter_, filters), channels))
+            total = real(0)
+            row = umul(part, u32(rows_a_part))
+            end = umin(uadd(row, u32(rows_a_part)), u32(rows))
+            while row < end:
+                image = udiv(row, p)
+                output_row = usub(row, umul(image, p))
+                input_row = iadd(imul(output_row, stride_h), tap_row)
+                grad_offset = umul(uadd(umul(uadd(umul(image, k), filter_), p), output_row), q)
+                x_row = imul(iadd(imul(iadd(imul(image, c), channel), h), input_row), w)
+                column = tap_column
+                for output_column in range(q):
+                    offset = iadd(x_row, column)
+                    if padded:
+                        # Unsigned, so that one comparison tests both borders.
+                        value = ldg_if(x, offset, (u32(input_row) < h) & (u32(column) < w))
+                    else:
+                        value = ldg(x, offset)
+                    total = fma(ldg(grad, uadd(grad_offset, output_column)), value, total)
+                    column = iadd(column, stride_w)
+                row = uadd(row, 1)
+            st(out, uadd(umul(part, elements), i), total)
+
+    return conv2d_grad_weight_direct
+
+
+def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any) -> tuple[Launch, ...]:
+    """The launches of :func:`launch`: partial sums, and with several parts their reduction.
+
+    For an empty batch too: the gradient has elements, which are zero.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets.
+    """
+    if not (answer := supports(geometry) and fits_offsets(workspace=workspace_size(geometry, tiling))):
+        raise ValueError(f"conv2d_grad_weight: {answer}")
+    name, elements = np.dtype(dtype).name, _elements(geometry)
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling.threads, name)
+    grid = (-(-elements // tiling.threads), tiling.parts, 1)
+    first = Launch(kernel, (array_type(name),) * 3 + (types.int64,) * 2, grid, (tiling.threads, 1, 1))
+    return (first,) if tiling.parts == 1 else (first, reduction(elements, name))
+
+
+def launch(
+    grad: Any,
+    x: Any,
+    out: Any,
+    geometry: Conv2dGeometry,
+    tiling: Tiling,
+    stream: Any = None,
+    *,
+    workspace: Any = None,
+) -> None:
+    """``out``, (k, c/groups, r, s), is the gradient for the weight, given ``grad`` (n, k, p, q) and ``x``.
+
+    ``workspace`` has :func:`workspace_size` elements, or is None where that is zero.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets, or the workspace is not what is needed.
+    """
+    first, *second = launches(geometry, tiling, grad.dtype)
+    rows = geometry.n * geometry.p
+    target = first_target(out, workspace, workspace_size(geometry, tiling), op="conv2d_grad_weight")
+    first(stream, *(array.reshape(-1) for array in (grad, x, target)), rows, -(-rows // tiling.parts))
+    for reduce in second:
+        reduce(stream, workspace, out.reshape(-1), out.size, tiling.parts)

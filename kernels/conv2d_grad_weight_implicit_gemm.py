@@ -1,0 +1,405 @@
+"""Gradient for a convolution's weight as a matrix product whose second factor is never written out.
+
+``dW[k, crs] = Σ grad[k, npq] · X[npq, crs]``, where row npq of X is the window of output position npq: channels times
+taps, gathered from the input when it is needed. A block computes ``filters x columns`` elements of dW, for one group,
+over one part of the positions; a thread ``thread_filters x thread_columns`` of them, in registers. The positions go by
+in stages of ``positions``: while a stage in shared memory is multiplied, the next one is fetched into registers, then
+stored to a second buffer, with one barrier a stage. The parts (split-K: a weight has far fewer elements than a batch
+has positions) go to a workspace, which ``partial_sums`` adds up in a fixed order.
+
+Fetching, a thread stays with one position of each stage, so that it divides once for all of its elements, and with the
+same filters and columns throughout. Eight lanes read neighbouring positions: with stride 1 neighbouring gradients and
+inputs. A table in shared memory says where in an image a column of dW looks.
+
+Shared bytes: ``8 · positions · (filters + columns + 8)`` (float32) and a table of ``16 · columns``, 19 KB for 128x128.
+Registers aimed at: at most 128 (64 of them sums), so that a multiprocessor holds 512 threads.
+
+Expected bottleneck: multiply-adds, where filters and columns fill the tile; else the loads, of which a stage needs
+``positions · (filters + columns)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.device import (
+    MULTIPROCESSORS,
+    Answer,
+    Launch,
+    add_outer,
+    array_type,
+    device_function,
+    fits_offsets,
+    i32,
+    iadd,
+    iand,
+    imul,
+    ishr,
+    isub,
+    jit,
+    ld,
+    ld2,
+    ld4,
+    ldg_if,
+    st,
+    u32,
+    uadd,
+    udiv,
+    umin,
+    umul,
+    unrolled,
+    usub,
+)
+from gpuconv.kernels.partial_sums import first_target, reduction
+
+#: To write an element of the workspace and read it again takes as long as so many multiply-adds (on a large GPU: 8
+#: bytes at 4 TB/s, against 30 · 10¹² multiply-adds a second).
+_WORKSPACE_COST = 60
+#: Positions that are worth a block.
+_FEWEST_POSITIONS = 64
+#: A warp's threads stand 4 high and 8 across in the block's tile: a lane's factors then serve most other lanes, too.
+_WARP_ROWS, _WARP_COLUMNS = 4, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up; a block has ``filters · columns / (thread_filters · thread_columns)`` threads.
+
+    Attributes:
+        filters, columns: rows (filters) and columns (channels times taps) of the result a block.
+        thread_filters, thread_columns: the same a thread; the threads fill whole warps, 4 high and 8 across.
+        positions: output positions a stage.
+        parts: into how many parts the sum over all positions is cut; at most 65,535.
+    """
+
+    filters: int
+    columns: int
+    thread_filters: int
+    thread_columns: int
+    positions: int
+    parts: int
+
+    @property
+    def threads(self) -> int:
+        """Threads a block."""
+        return self.filters * self.columns // (self.thread_filters * self.thread_columns)
+
+
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True for every geometry whose arrays can be indexed with 32 bits."""
+    n, c, k = geometry.n, geometry.c, geometry.k
+    return fits_offsets(
+        input=n * c * geometry.h * geometry.w,
+        weight=_elements(geometry),
+        output=n * k * geometry.p * geometry.q,
+    )
+
+
+def _elements(geometry: Conv2dGeometry) -> int:
+    return geometry.k * geometry.c // geometry.groups * geometry.r * geometry.s
+
+
+def _matrix(geometry: Conv2dGeometry) -> tuple[int, int, int]:
+    """Rows and columns of a group's dW, and the positions it sums over."""
+    columns = geometry.c // geometry.groups * geometry.r * geometry.s
+    return geometry.k // geometry.groups, columns, geometry.n * geometry.p * geometry.q
+
+
+def _blocks(geometry: Conv2dGeometry, filters: int, columns: int) -> tuple[int, int]:
+    """Blocks along the filters and the columns of a group."""
+    rows, width, _ = _matrix(geometry)
+    return -(-rows // filters), -(-width // columns)
+
+
+#: Filters and columns of a block, and of a thread: 32 to 256 threads.
+_SHAPES = (
+    (128, 128, 8, 8),
+    (64, 128, 8, 8),
+    (128, 64, 8, 8),
+    (64, 64, 8, 8),
+    (64, 32, 8, 4),
+    (32, 64, 4, 8),
+    (32, 32, 4, 4),
+    (16, 32, 4, 4),
+    (8, 32, 2, 4),
+)
+
+
+def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    """By estimated instructions, each with the number of parts estimated to be best; last the first one with one part.
+
+    Tiles that would be four times as slow as the first one, because they are mostly empty, are left out.
+    """
+
+    def cost(shape: tuple[int, int, int, int]) -> float:
+        down, across = _blocks(geometry, *shape[:2])
+        loads = (1 / shape[2] + 1 / shape[3]) / 4
+        fetches = 1 / shape[0] + 1 / shape[1]
+        # A fetch costs about ten instructions: its address, its predicate, and a store to shared memory.
+        return down * shape[0] * across * shape[1] * (1 + loads + 10 * fetches)
+
+    ranked = sorted(_SHAPES, key=cost)
+    found = []
+    for shape in ranked:
+        if cost(shape) < 4 * cost(ranked[0]):
+            tiling = Tiling(*shape, positions=8, parts=1)
+            found.append(dataclasses.replace(tiling, parts=_best_parts(geometry, tiling)))
+    return tuple(dict.fromkeys([*found, dataclasses.replace(found[0], parts=1)]))
+
+
+def _best_parts(geometry: Conv2dGeometry, tiling: Tiling) -> int:
+    """How many parts fill the multiprocessors of a large GPU well, without too large a workspace."""
+    down, across = _blocks(geometry, tiling.filters, tiling.columns)
+    blocks, positions = down * across * geometry.groups, _matrix(geometry)[2]
+    slots = MULTIPROCESSORS * _resident(tiling) // tiling.threads
+    most = max(1, min(-(-positions // _FEWEST_POSITIONS), 65_535))
+
+    def cost(parts: int) -> float:
+        waves = -(-blocks * parts // slots)
+        return waves * slots / (blocks * parts) + (_WORKSPACE_COST * parts / positions if parts > 1 else 0)
+
+    # The counts of parts with which the last of one to four waves of blocks is as full as can be.
+    return min({1, *(max(1, min(waves * slots // blocks, most)) for waves in range(1, 5))}, key=cost)
+
+
+def _resident(tiling: Tiling) -> int:
+    """Threads that a multiprocessor holds, in float32. In smaller blocks a thread fetches more, and needs registers."""
+    return 512 if tiling.threads == 256 else 384
+
+
+def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
+    """Elements of the workspace: one for each part of each weight, none if there is one part."""
+    return tiling.parts * _elements(geometry) if tiling.parts > 1 else 0
+
+
+@functools.cache
+def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..., None]:
+    """The kernel for images of a geometry, whatever their number and parts: ``n`` and ``parts`` are not looked at."""
+    real = getattr(types, dtype)
+    vector, load = (4, ld4) if dtype == "float32" else (2, ld2)
+    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
+    groups = geometry.groups
+    channels, filters, elements, plane = c // groups, k // groups, _elements(geometry), p * q
+    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
+    (top, bottom), (left, right) = geometry.padding
+    padded = top + bottom + left + right > 0
+    width = channels * r * s
+    tile_filters, tile_columns, positions = tiling.filters, tiling.columns, tiling.positions
+    thread_filters, thread_columns, threads = tiling.thread_filters, tiling.thread_columns, tiling.threads
+    down, across = _blocks(geometry, tile_filters, tile_columns)
+    # A thread's elements are blocks as high and wide as one load, spread over the tile: neighbouring lanes then read
+    # neighbouring words.
+    row_vector, column_vector = min(vector, thread_filters), min(vector, thread_columns)
+    load_rows = load if row_vector == vector else ld2
+    row_blocks, column_blocks = thread_filters // row_vector, thread_columns // column_vector
+    row_spread, column_spread = tile_filters // row_blocks, tile_columns // column_blocks
+    ragged = filters % tile_filters > 0
+    warps_across = tile_columns // thread_columns // _WARP_COLUMNS
+    # Four elements more than the tile, so that stores of several positions at once spread over the banks.
+    filter_pitch, column_pitch = tile_filters + 4, tile_columns + 4
+    # A buffer holds a stage: the gradients, then the windows.
+    windows = positions * filter_pitch
+    buffer_size = windows + positions * column_pitch
+    both_buffers, table_size = 2 * buffer_size, 4 * tile_columns
+    fetch_rows = threads // positions
+    filter_fetches, column_fetches = tile_filters // fetch_rows, tile_columns // fetch_rows
+    # In float64 the sums take twice as many registers.
+    resident = _resident(tiling) if dtype == "float32" else 256
+    bounds = (threads, resident // threads)
+
+    @device_function
+    def multiply(position: int, total: Any, a: Any, b: Any, stages: Any, row: Any, column: Any) -> None:
+        for i in range(row_blocks):
+            values = load_rows(stages, iadd(row, position * filter_pitch + i * row_spread))
+            for j in range(row_vector):
+                a[i * row_vector + j] = values[j]
+        for i in range(column_blocks):
+            values = load(stages, iadd(column, windows + position * column_pitch + i * column_spread))
+            for j in range(column_vector):
+                b[i * column_vector + j] = values[j]
+        add_outer(total, a, b, 0)
+
+    multiply_stage = unrolled(multiply, positions)
+
+    @device_function
+    def fetch_gradient(i: int, fetched: Any, grad: Any, offset: Any, filter_: Any, live: Any) -> None:
+        wanted = live & (uadd(filter_, i * fetch_rows) < filters) if ragged else live
+        fetched[i] = ldg_if(grad, iadd(offset, i * fetch_rows * plane), wanted)
+
+    @device_function
+    def fetch_input(
+        i: int, fetched: Any, x: Any, table: Any, entry: Any, offset: Any, row: Any, column: Any, live: Any
+    ) -> None:
+        if padded:
+            tap_offset, tap_row, tap_column, _ = ld4(table, iadd(entry, 4 * i * fetch_rows))
+            # Unsigned, so that one comparison tests both borders.
+            wanted = live & (u32(iadd(row, tap_row)) < h) & (u32(iadd(column, tap_column)) < w)
+        else:
+            tap_offset, wanted = ld(table, iadd(entry, 4 * i * fetch_rows)), live
+        fetched[i] = ldg_if(x, iadd(offset, tap_offset), wanted)
+
+    fetch_gradients, fetch_inputs = unrolled(fetch_gradient, filter_fetches), unrolled(fetch_input, column_fetches)
+
+    @device_function
+    def fetch(
+        position: Any,
+        end: Any,
+        grad: Any,
+        x: Any,
+        fetched_grads: Any,
+        fetched_windows: Any,
+        first_plane: Any,
+        filter_: Any,
+        table: Any,
+        entry: Any,
+    ) -> None:
+        """The thread's elements of a stage: of all its filters and columns, at one position."""
+        live = position < end
+        image = udiv(position, plane)
+        rest = usub(position, umul(image, plane))
+        output_row = udiv(rest, q)
+        row, column = imul(output_row, stride_h), imul(usub(rest, umul(output_row, q)), stride_w)
+        offset = iadd(iadd(imul(image, k * plane), first_plane), rest)
+        fetch_gradients(fetched_grads, grad, offset, filter_, live)
+        offset = iadd(iadd(imul(image, c * h * w), imul(row, w)), column)
+        fetch_inputs(fetched_windows, x, table, entry, offset, row, column, live)
+
+    @device_function
+    def store(target: Any, offset: Any, fetched: Any, count: int) -> None:
+        for i in range(count):
+            st(target, iadd(offset, i * fetch_rows), fetched[i])
+
+    @jit(launch_bounds=bounds)
+    def conv2d_grad_weight_implicit_gemm(grad: Any, x: Any, out: Any, size: Any, size_a_part: Any) -> None:
+        stages = cuda.shared.array(both_buffers, real, alignment=16)
+        total = cuda.local.array((thread_filters, thread_columns), real)
+        a, b = cuda.local.array(thread_filters, real), cuda.local.array(thread_columns, real)
+        fetched_grads, fetched_windows = cuda.local.array(filter_fetches, real), cuda.local.array(column_fetches, real)
+        table = cuda.shared.array(table_size, types.int32, alignment=16)
+        for i in range(thread_filters):
+            for j in range(thread_columns):
+                total[i, j] = real(0)
+
+        block = u32(cuda.blockIdx.x)
+        rest = udiv(block, across)
+        first_column = i32(umul(usub(block, umul(rest, across)), tile_columns))
+        group = udiv(rest, down) if groups > 1 else u32(0)
+        first_filter = i32(umul(usub(rest, umul(group, down)), tile_filters))
+
+        # For each column of the tile, the offset of its tap in an image, and its row and column there, which may lie in
+        # the padding. Columns past the last one repeat it; their sums are not stored.
+        thread = i32(cuda.threadIdx.x)
+        first_channel = imul(group, channels)
+        i = thread
+        while i < tile_columns:
+            window = umin(iadd(first_column, i), width - 1)
+            tap_row = udiv(window, s)
+            channel = udiv(tap_row, r)
+            row = isub(imul(usub(tap_row, umul(channel, r)), dilation_h), top)
+            column = isub(imul(usub(window, umul(tap_row, s)), dilation_w), left)
+            table[4 * i] = iadd(imul(iadd(imul(iadd(first_channel, channel), h), row), w), column)
+            table[4 * i + 1] = row
+            table[4 * i + 2] = column
+            table[4 * i + 3] = 0  # read along with the others, and not used
+            i = iadd(i, threads)
+        cuda.syncthreads()
+
+        # What the thread fetches.
+        fetch_row = i32(udiv(thread, positions))
+        fetch_position = isub(thread, imul(fetch_row, positions))
+        filter_ = iadd(first_filter, fetch_row)
+        first_plane = imul(iadd(imul(group, filters), filter_), plane)
+        entry = imul(fetch_row, 4)
+        # Where it stores it, and what it multiplies.
+        grad_slot = iadd(imul(fetch_position, filter_pitch), fetch_row)
+        window_slot = iadd(imul(fetch_position, column_pitch), iadd(fetch_row, windows))
+        warp, lane = ishr(thread, 5), iand(thread, 31)
+        warp_row = i32(udiv(warp, warps_across))
+        warp_column = isub(warp, imul(warp_row, warps_across))
+        row = imul(iadd(imul(warp_row, _WARP_ROWS), ishr(lane, 3)), row_vector)
+        column = imul(iadd(imul(warp_column, _WARP_COLUMNS), iand(lane, 7)), column_vector)
+
+        part = u32(cuda.blockIdx.y)
+        position = umul(part, u32(size_a_part))
+        end = umin(uadd(position, u32(size_a_part)), u32(size))
+        position = uadd(position, fetch_position)
+        fetch(position, end, grad, x, fetched_grads, fetched_windows, first_plane, filter_, table, entry)
+        store(stages, grad_slot, fetched_grads, filter_fetches)
+        store(stages, window_slot, fetched_windows, column_fetches)
+        cuda.syncthreads()
+        buffer = i32(0)
+        stage = uadd(umul(part, u32(size_a_part)), positions)
+        while stage < end:
+            position = uadd(position, positions)
+            fetch(position, end, grad, x, fetched_grads, fetched_windows, first_plane, filter_, table, entry)
+            multiply_stage(total, a, b, stages, iadd(buffer, row), iadd(buffer, column))
+            buffer = isub(buffer_size, buffer)
+            store(stages, iadd(buffer, grad_slot), fetched_grads, filter_fetches)
+            store(stages, iadd(buffer, window_slot), fetched_windows, column_fetches)
+            cuda.syncthreads()
+            stage = uadd(stage, positions)
+        multiply_stage(total, a, b, stages, iadd(buffer, row), iadd(buffer, column))
+
+        first_filter, first_column = iadd(first_filter, row), iadd(first_column, column)
+        offset = iadd(imul(part, elements), imul(iadd(imul(group, filters), first_filter), width))
+        for i in range(thread_filters):
+            i_row = i // row_vector * row_spread + i % row_vector
+            if iadd(first_filter, i_row) < filters:
+                for j in range(thread_columns):
+                    j_column = iadd(first_column, j // column_vector * column_spread + j % column_vector)
+                    if j_column < width:
+                        st(out, iadd(iadd(offset, i_row * width), j_column), total[i, j])
+
+    return conv2d_grad_weight_implicit_gemm
+
+
+def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any) -> tuple[Launch, ...]:
+    """The launches of :func:`launch`: partial sums, and with several parts their reduction.
+
+    For an empty batch too: the gradient has elements, which are zero.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets.
+    """
+    if not (answer := supports(geometry) and fits_offsets(workspace=workspace_size(geometry, tiling))):
+        raise ValueError(f"conv2d_grad_weight: {answer}")
+    name = np.dtype(dtype).name
+    kernel = _kernel(dataclasses.replace(geometry, n=1), dataclasses.replace(tiling, parts=1), name)
+    down, across = _blocks(geometry, tiling.filters, tiling.columns)
+    grid = (down * across * geometry.groups, tiling.parts, 1)
+    first = Launch(kernel, (array_type(name),) * 3 + (types.int64,) * 2, grid, (tiling.threads, 1, 1))
+    return (first,) if tiling.parts == 1 else (first, reduction(_elements(geometry), name))
+
+
+def launch(
+    grad: Any,
+    x: Any,
+    out: Any,
+    geometry: Conv2dGeometry,
+    tiling: Tiling,
+    stream: Any = None,
+    *,
+    workspace: Any = None,
+) -> None:
+    """``out``, (k, c/groups, r, s), is the gradient for the weight, given ``grad`` (n, k, p, q) and ``x``.
+
+    ``workspace`` has :func:`workspace_size` elements, or is None where that is zero.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets, or the workspace is not what is needed.
+    """
+    first, *second = launches(geometry, tiling, grad.dtype)
+    positions = geometry.n * geometry.p * geometry.q
+    # Whole stages a part, so that no stage belongs to two.
+    size_a_part = -(-positions // (tiling.parts * tiling.positions)) * tiling.positions
+    target = first_target(out, workspace, workspace_size(geometry, tiling), op="conv2d_grad_weight")
+    first(stream, *(array.reshape(-1) for array in (grad, x, target)), positions, size_a_part)
+    for reduce in second:
+        reduce(stream, workspace, out.reshape(-1), out.size, tiling.parts)

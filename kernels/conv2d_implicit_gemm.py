@@ -1,0 +1,558 @@
+"""Implicit GEMM: convolution as a product of matrices, one of which is never stored.
+
+The filters are a matrix of ``k`` rows and ``c·r·s`` columns, as they lie in memory. The windows are another, of
+``c·r·s`` rows and ``n·p·q`` columns, gathered from the input while the product is under way. The filters are the rows
+of the product, because in NCHW neighbouring positions are neighbours in memory, in the input as in the output: with
+positions along the lanes, loads and stores join. With groups there is one product a group.
+
+A block computes ``filters x positions`` of the product, in k-tiles of ``depth``: it fetches a k-tile, ``depth`` columns
+of weights and ``depth`` rows of windows, to registers, multiplies the one before out of shared memory, then stores what
+it fetched into the other of two buffers. So there is one barrier a k-tile, and the loads of a k-tile have the
+multiplications of another to arrive in. A thread computes ``thread_filters x thread_positions`` in registers, in groups
+of 4 by 4, so that a warp's 128-bit loads from shared memory, of 4 groups of filters and 8 of positions, are free of
+bank conflicts. Bias and ReLU are applied to the registers.
+
+No division stands in the main loop: which channel and tap a row of windows belongs to repeats every ``lcm(r·s, depth)``
+rows. A table of that length in shared memory holds the offset from the window's first element, and two bits, one for
+the tap's row and one for its column; a thread knows which rows and columns of its window lie in the padding, as bits,
+too. 1x1 needs no table, and if it neither strides nor pads, the windows are the input itself, fetched 128 bits at a
+time: it is as good here as in a file of its own.
+
+Where there are too few tiles for a GPU, ``parts`` blocks share a tile, each with a range of the k-tiles. Their sums go
+to a workspace; a second kernel adds them up in a fixed order, then the bias.
+
+Shared bytes (float32): ``8 · depth · (filters + 4 + positions)`` and the table, 17 KB for 128x128x8 and a 3x3 window.
+Registers aimed at: at most 128 for 8x8 outputs a thread, so that a multiprocessor holds 512 threads.
+
+Expected bottleneck: multiply-adds, 86 % of the instructions of the main loop of 128x128x8 with a 3x3 window, 90 % with
+1x1. Smaller tiles have more loads for each, and are for maps that would leave multiprocessors without a block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.device import (
+    MAX_ELEMENTS,
+    MULTIPROCESSORS,
+    Answer,
+    Launch,
+    Refusal,
+    add_outer,
+    aligned,
+    array_type,
+    device_function,
+    fits_offsets,
+    i32,
+    iadd,
+    imul,
+    isub,
+    jit,
+    ld2,
+    ld4,
+    ldg,
+    ldg2_if,
+    ldg4_if,
+    ldg_if,
+    st,
+    st2,
+    st4,
+    u32,
+    uadd,
+    uand,
+    udiv,
+    umin,
+    umod,
+    umul,
+    unrolled,
+    ushl,
+    ushr,
+    usub,
+    vector_access,
+    widest_access,
+)
+
+#: Bits of a thread's mask: one a row and one a column of the window.
+_MASK_BITS = 32
+_REDUCTION_THREADS = 256
+
+# For estimates, in multiply-adds that a multiprocessor makes in the time, 128 a cycle: of a launch (2 µs), and of an
+# element of global memory (4 bytes at 20 bytes a cycle).
+_LAUNCH = 450_000
+_ELEMENT = 26
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up.
+
+    Attributes:
+        filters, positions: rows and columns of the product, a block.
+        depth: of a k-tile.
+        thread_filters, thread_positions: rows and columns a thread, multiples of 4.
+        parts: into how many parts the sum is cut; at most the number of k-tiles.
+
+    Raises:
+        ValueError: the tile cannot be shared out equally among its threads.
+    """
+
+    filters: int
+    positions: int
+    depth: int
+    thread_filters: int
+    thread_positions: int
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.thread_filters % 4 or self.thread_positions % 4 or self.depth % 4:
+            raise ValueError(f"{self}: thread_filters, thread_positions and depth must be multiples of 4")
+        if self.filters % (4 * self.thread_filters) or self.positions % (8 * self.thread_positions):
+            raise ValueError(f"{self}: a warp computes 4 x 8 times what a thread does; the tile must be whole warps")
+        if self.threads % self.positions or self.threads % self.depth:
+            raise ValueError(f"{self}: positions and depth must divide the number of threads, {self.threads}")
+        if self.depth * self.filters % (4 * self.threads) or self.depth * self.positions % (4 * self.threads):
+            raise ValueError(f"{self}: {self.threads} threads must fetch a multiple of 4 weights and windows each")
+
+    @property
+    def threads(self) -> int:
+        """Threads a block."""
+        return self.filters * self.positions // (self.thread_filters * self.thread_positions)
+
+
+_SHAPES = (
+    Tiling(128, 128, 8, 8, 8),
+    Tiling(128, 64, 8, 8, 8),
+    Tiling(64, 128, 8, 8, 8),
+    Tiling(64, 64, 8, 8, 8),
+    Tiling(64, 64, 8, 8, 4),
+    Tiling(64, 32, 16, 4, 4),
+    Tiling(32, 128, 16, 4, 8),
+    Tiling(32, 64, 16, 4, 4),
+    Tiling(32, 32, 8, 4, 4),
+    Tiling(16, 64, 16, 4, 4),
+)
+
+
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True for all but very long windows, and arrays that need 64-bit offsets."""
+    n, c, k = geometry.n, geometry.c, geometry.k
+    fits = fits_offsets(
+        input=n * c * geometry.h * geometry.w,
+        weight=k * c // geometry.groups * geometry.r * geometry.s,
+        output=n * k * geometry.p * geometry.q,
+    )
+    if fits and geometry.r + geometry.s > _MASK_BITS:
+        return Refusal(
+            f"a window of {geometry.r}x{geometry.s} taps: rows and columns together may be {_MASK_BITS}, one bit each"
+        )
+    return fits
+
+
+def _products(geometry: Conv2dGeometry) -> int:
+    """How many products an output is the sum of."""
+    return geometry.c // geometry.groups * geometry.r * geometry.s
+
+
+def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+    """Estimated time, in multiply-adds that a multiprocessor could make in it."""
+    positions, filters = geometry.n * geometry.p * geometry.q, geometry.k // geometry.groups
+    tiles = -(-positions // tiling.positions) * -(-filters // tiling.filters) * geometry.groups
+    k_tiles = -(-_products(geometry) // tiling.depth)
+    # Instructions for each multiply-add: loads from shared memory; fetching a value takes 7, a weight 2; 16 a k-tile.
+    loads = (1 / tiling.thread_filters + 1 / tiling.thread_positions) / 4
+    fetches = 7 / tiling.filters + 2 / tiling.positions
+    fixed = 16 / (tiling.depth * tiling.thread_filters * tiling.thread_positions)
+    adds = tiling.filters * tiling.positions * tiling.depth * -(-k_tiles // tiling.parts)
+    block = adds * (1 + loads + fetches + fixed)
+    blocks = max(1, -(-tiles * tiling.parts // MULTIPROCESSORS))
+    # Two warps for each of its four schedulers keep a multiprocessor busy.
+    cost = blocks * block / min(1, blocks * tiling.threads / 256)
+    if tiling.parts > 1:
+        traffic = (2 * tiling.parts + 1) * positions * geometry.k
+        cost += _LAUNCH + _ELEMENT * traffic / MULTIPROCESSORS
+    return cost
+
+
+def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    """Each shape as it is, and cut into the best number of parts if that helps.
+
+    Those that are estimated to be fast come first; those estimated at three times the best or more are left out.
+    """
+    found: dict[Tiling, float] = {}
+    for shape in _SHAPES:
+        k_tiles = -(-_products(geometry) // shape.depth)
+        cuts = [dataclasses.replace(shape, parts=count) for count in (1, 2, 4, 8, 16, 32, 64) if count <= k_tiles]
+        costs = {cut: _cost(geometry, cut) for cut in cuts if workspace_size(geometry, cut) <= MAX_ELEMENTS}
+        best = min(costs, key=costs.__getitem__)
+        found |= {shape: costs[shape], best: costs[best]}
+    limit = 3 * min(found.values())
+    return tuple(sorted((tiling for tiling in found if found[tiling] < limit), key=found.__getitem__))
+
+
+def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
+    """Elements of the workspace: one for each part of each output, none if there is one part."""
+    return tiling.parts * geometry.n * geometry.k * geometry.p * geometry.q if tiling.parts > 1 else 0
+
+
+@functools.cache
+def _kernel(
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, relu: bool, wide: bool
+) -> Callable[..., None]:
+    """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
+
+    ``wide``: the arrays begin at multiples of 128 bits, and their rows may, too.
+    """
+    real = getattr(types, dtype)
+    vector, load, store, load_if = (4, ld4, st4, ldg4_if) if dtype == "float32" else (2, ld2, st2, ldg2_if)
+    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
+    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
+    top, left = geometry.padding[0][0], geometry.padding[1][0]
+    padded = geometry.padding != ((0, 0), (0, 0))
+    groups, taps = geometry.groups, r * s
+    channels, filters = c // groups, k // groups
+    plane, pixels, products = h * w, p * q, _products(geometry)
+
+    threads, depth, parts = tiling.threads, tiling.depth, tiling.parts
+    tile_filters, tile_positions = tiling.filters, tiling.positions
+    thread_filters, thread_positions = tiling.thread_filters, tiling.thread_positions
+    # A thread's groups of 4 stand so far apart.
+    filter_step, position_step = 4 * tile_filters // thread_filters, 4 * tile_positions // thread_positions
+    warps_across = tile_positions // thread_positions // 8
+    filter_tiles, k_tiles = -(-filters // tile_filters), -(-products // depth)
+    ragged = products % depth != 0
+    clamped = filters % tile_filters != 0
+
+    # Fetching weights: columns of a row (or vectors) along the lanes. Four elements more than the filters, so that the
+    # lanes of a warp, with 8 columns of 4 rows, or 2 vectors of 16 rows, store to 32 banks; with a depth of 16, in two
+    # passes.
+    weight_vector = vector if wide and products % vector == 0 else 1
+    weight_columns = depth // weight_vector
+    weight_rows, weight_pitch = threads // weight_columns, tile_filters + 4
+    weights_each = tile_filters // weight_rows
+    # Fetching windows: positions (or vectors of them) along the lanes; a thread has one, and neighbouring rows of it.
+    pointwise = taps == 1 and not padded and geometry.stride == (1, 1) and plane % vector == 0
+    value_vector = vector if wide and pointwise and depth * tile_positions % (vector * threads) == 0 else 1
+    value_columns = tile_positions // value_vector
+    values_each = depth * value_columns // threads
+    out_vector = widest_access(pixels, dtype) if wide else 1
+    store_out = vector_access(out_vector)[2]
+
+    weights_size, values_size = depth * weight_pitch, depth * tile_positions
+    buffer_size = weights_size + values_size
+    both_buffers = 2 * buffer_size
+    staged_weights, staged_values = weights_each * weight_vector, values_each * value_vector
+    tabled = taps > 1
+    period = min(math.lcm(taps, depth), k_tiles * depth) if tabled else depth
+    period_planes, table_size = period // taps * plane, 2 * period
+    # Registers for 512 threads a multiprocessor; for 384 in the smallest blocks, whose threads have twice as many
+    # elements to fetch. Sums in float64 take twice as many registers, and a multiprocessor holds what it may.
+    resident = 384 if threads == 64 else 512
+    large = thread_filters * thread_positions == 64 and dtype == "float32"
+    bounds = (threads, resident // threads) if large else threads
+
+    @device_function
+    def step(row: int, total: Any, a: Any, b: Any, tiles: Any, weight_at: Any, value_at: Any) -> None:
+        for i in range(0, thread_filters, vector):
+            found = load(tiles, iadd(weight_at, row * weight_pitch + i // 4 * filter_step + i % 4))
+            for j in range(vector):
+                a[i + j] = found[j]
+        for i in range(0, thread_positions, vector):
+            found = load(tiles, iadd(value_at, row * tile_positions + i // 4 * position_step + i % 4))
+            for j in range(vector):
+                b[i + j] = found[j]
+        add_outer(total, a, b, 0)
+
+    multiply = unrolled(step, depth)
+
+    @device_function
+    def fetch_weights(staged: Any, weight: Any, rows: Any, product: Any) -> None:
+        inside = product < products if ragged else True
+        for i in range(weights_each):
+            if weight_vector == 1:
+                staged[i] = ldg_if(weight, uadd(rows[i], product), inside)
+            else:
+                found = load_if(weight, uadd(rows[i], product), inside)
+                for j in range(vector):
+                    staged[i * vector + j] = found[j]
+
+    @device_function
+    def fetch_by_table(staged: Any, x: Any, table: Any, window: Any, outside: Any, entry: Any, product: Any) -> None:
+        for i in range(0, values_each, 4):
+            offsets, marks = ld4(table, iadd(entry, i)), ld4(table, iadd(entry, i + period))
+            for j in range(4):
+                inside = uadd(product, i + j) < products if ragged else True
+                if padded:
+                    inside = inside & (uand(outside, marks[j]) == 0)
+                staged[i + j] = ldg_if(x, uadd(window, offsets[j]), inside)
+
+    @device_function
+    def fetch_planes(staged: Any, x: Any, table: Any, window: Any, outside: Any, entry: Any, product: Any) -> None:
+        for i in range(values_each):
+            inside = uadd(product, i) < products if ragged else True
+            if padded:
+                inside = inside & (outside == 0)
+            if value_vector == 1:
+                staged[i] = ldg_if(x, uadd(window, i * plane), inside)
+            else:
+                found = load_if(x, uadd(window, i * plane), inside)
+                for j in range(vector):
+                    staged[i * vector + j] = found[j]
+
+    fetch_values = fetch_by_table if tabled else fetch_planes
+
+    @device_function
+    def store_weights(tiles: Any, staged: Any, at: Any) -> None:
+        for i in range(weights_each):
+            for j in range(weight_vector):
+                st(tiles, iadd(at, j * weight_pitch + i * weight_rows), staged[i * weight_vector + j])
+
+    @device_function
+    def store_values(tiles: Any, staged: Any, at: Any) -> None:
+        for i in range(values_each):
+            if value_vector == 1:
+                st(tiles, iadd(at, i * tile_positions), staged[i])
+            elif value_vector == 2:
+                store(tiles, iadd(at, i * tile_positions), (staged[2 * i], staged[2 * i + 1]))
+            else:
+                found = (staged[4 * i], staged[4 * i + 1], staged[4 * i + 2], staged[4 * i + 3])
+                store(tiles, iadd(at, i * tile_positions), found)
+
+    @jit(launch_bounds=bounds)
+    def conv2d_implicit_gemm(x: Any, weight: Any, bias: Any, out: Any, positions: Any) -> None:
+        tiles = cuda.shared.array(both_buffers, real, alignment=16)
+        table = cuda.shared.array(table_size, types.uint32, alignment=16)
+        total = cuda.local.array((thread_filters, thread_positions), real)
+        a = cuda.local.array(thread_filters, real)
+        b = cuda.local.array(thread_positions, real)
+        next_weights = cuda.local.array(staged_weights, real)
+        next_values = cuda.local.array(staged_values, real)
+        rows = cuda.local.array(weights_each, types.uint32)
+        for i in range(thread_filters):
+            for j in range(thread_positions):
+                total[i, j] = real(0)
+
+        # Blocks that share windows follow each other, so that these come from the L2 cache.
+        thread, block = u32(cuda.threadIdx.x), u32(cuda.blockIdx.x)
+        rest = udiv(block, filter_tiles)
+        first_filter = umul(usub(block, umul(rest, filter_tiles)), tile_filters)
+        block = udiv(rest, groups)
+        group = usub(rest, umul(block, groups))
+        rest = udiv(block, parts)
+        part = usub(block, umul(rest, parts))
+        first_position = umul(rest, tile_positions)
+        tile, last = udiv(umul(part, k_tiles), parts), usub(udiv(umul(uadd(part, 1), k_tiles), parts), 1)
+
+        if tabled:
+            i = thread
+            while i < period:
+                channel = udiv(i, taps)
+                tap = usub(i, umul(channel, taps))
+                tap_row = udiv(tap, s)
+                tap_column = usub(tap, umul(tap_row, s))
+                offset = uadd(umul(tap_row, dilation_h * w), umul(tap_column, dilation_w))
+                table[i] = uadd(umul(channel, plane), offset)
+                table[uadd(i, period)] = uadd(ushl(1, tap_row), ushl(1, uadd(tap_column, r)))
+                i = uadd(i, threads)
+            cuda.syncthreads()
+
+        # What is fetched beyond the last row or column of the product is that row or column again: it is not stored.
+        row = udiv(thread, weight_columns)
+        column = umul(usub(thread, umul(row, weight_columns)), weight_vector)
+        for i in range(weights_each):
+            filter_ = uadd(first_filter, uadd(row, i * weight_rows))
+            if clamped:
+                filter_ = umin(filter_, filters - 1)
+            rows[i] = umul(uadd(umul(group, filters), filter_), products)
+        weight_store = iadd(imul(column, weight_pitch), row)
+        weight_product = uadd(umul(tile, depth), column)
+
+        row = umul(udiv(thread, value_columns), values_each)
+        column = umul(umod(thread, value_columns), value_vector)
+        value_store = iadd(imul(row, tile_positions), iadd(column, weights_size))
+        value_product = uadd(umul(tile, depth), row)
+        position = umin(uadd(first_position, column), usub(u32(positions), value_vector))
+        line = udiv(position, q)
+        image = udiv(line, p)
+        # Unsigned: what lies above or left of the image is a huge row or column.
+        top_row = usub(umul(usub(line, umul(image, p)), stride_h), top)
+        left_column = usub(umul(usub(position, umul(line, q)), stride_w), left)
+        outside = u32(0)
+        if padded:
+            for i in range(r):
+                if uadd(top_row, i * dilation_h) >= h:
+                    outside = uadd(outside, ushl(1, i))
+            for i in range(s):
+                if uadd(left_column, i * dilation_w) >= w:
+                    outside = uadd(outside, ushl(1, r + i))
+        turns = udiv(umul(tile, depth), period)
+        turn = usub(umul(tile, depth), umul(turns, period))
+        window = umul(uadd(umul(image, c), umul(group, channels)), plane)
+        window = uadd(uadd(window, umul(turns, period_planes)), uadd(umul(top_row, w), left_column))
+        if not tabled:
+            window = uadd(window, umul(row, plane))
+
+        warp, lane = ushr(thread, 5), uand(thread, 31)
+        warp_row = udiv(warp, warps_across)
+        warp_column = usub(warp, umul(warp_row, warps_across))
+        own_filter = umul(uadd(umul(warp_row, 4), ushr(lane, 3)), 4)
+        own_position = umul(uadd(umul(warp_column, 8), uand(lane, 7)), 4)
+
+        fetch_weights(next_weights, weight, rows, weight_product)
+        fetch_values(next_values, x, table, window, outside, uadd(turn, row), value_product)
+        store_weights(tiles, next_weights, weight_store)
+        store_values(tiles, next_values, value_store)
+        cuda.syncthreads()
+        weight_at, value_at = i32(own_filter), iadd(own_position, weights_size)
+        buffer = i32(0)
+        while tile < last:
+            tile = uadd(tile, 1)
+            weight_product, value_product = uadd(weight_product, depth), uadd(value_product, depth)
+            turn = uadd(turn, depth)
+            if turn == period:
+                turn = u32(0)
+                window = uadd(window, period_planes)
+            fetch_weights(next_weights, weight, rows, weight_product)
+            fetch_values(next_values, x, table, window, outside, uadd(turn, row), value_product)
+            multiply(total, a, b, tiles, iadd(weight_at, buffer), iadd(value_at, buffer))
+            buffer = isub(buffer_size, buffer)
+            store_weights(tiles, next_weights, iadd(weight_store, buffer))
+            store_values(tiles, next_values, iadd(value_store, buffer))
+            cuda.syncthreads()
+        # The last k-tile stands outside of the loop: with a branch around what fetches the next one, the compiler could
+        # not begin the loads among the multiplications, and would leave them to the end.
+        multiply(total, a, b, tiles, iadd(weight_at, buffer), iadd(value_at, buffer))
+
+        filter_ = uadd(first_filter, own_filter)
+        if has_bias:
+            for i in range(thread_filters):
+                other = uadd(filter_, i // 4 * filter_step + i % 4)
+                a[i] = ldg_if(bias, uadd(umul(group, filters), other), other < filters)
+        map_ = uadd(umul(umul(part, udiv(u32(positions), pixels)), k), uadd(umul(group, filters), filter_))
+        for j in range(0, thread_positions, out_vector):
+            position = uadd(uadd(first_position, own_position), j // 4 * position_step + j % 4)
+            if position < u32(positions):
+                image = udiv(position, pixels)
+                offset = uadd(umul(uadd(umul(image, k), map_), pixels), usub(position, umul(image, pixels)))
+                for i in range(thread_filters):
+                    other = i // 4 * filter_step + i % 4
+                    if uadd(filter_, other) < filters:
+                        for e in range(out_vector):
+                            value = total[i, j + e]
+                            if has_bias:
+                                value += a[i]
+                            if relu:
+                                # NaN is not below 0, and stays.
+                                value = real(0) if value <= real(0) else value
+                            b[e] = value
+                        store_out(b, out, uadd(offset, other * pixels))
+
+    return conv2d_implicit_gemm
+
+
+@functools.cache
+def _reduction(geometry: Conv2dGeometry, parts: int, dtype: str, has_bias: bool, relu: bool) -> Callable[..., None]:
+    """The second kernel: one thread adds up the parts of one output."""
+    real = getattr(types, dtype)
+    k, pixels = geometry.k, geometry.p * geometry.q
+
+    @jit(launch_bounds=_REDUCTION_THREADS)
+    def conv2d_implicit_gemm_sum(workspace: Any, bias: Any, out: Any, outputs: Any) -> None:
+        i = uadd(umul(u32(cuda.blockIdx.x), _REDUCTION_THREADS), u32(cuda.threadIdx.x))
+        if i < u32(outputs):
+            value = ldg(workspace, i)
+            for part in range(1, parts):
+                value += ldg(workspace, uadd(i, umul(part, u32(outputs))))
+            if has_bias:
+                value += ldg(bias, umod(udiv(i, pixels), k))
+            if relu:
+                value = real(0) if value <= real(0) else value
+            st(out, i, value)
+
+    return conv2d_implicit_gemm_sum
+
+
+def launches(
+    geometry: Conv2dGeometry,
+    tiling: Tiling,
+    dtype: Any,
+    *,
+    has_bias: bool = True,
+    relu: bool = False,
+    wide: bool = True,
+) -> tuple[Launch, ...]:
+    """The launches of :func:`launch`, or none for an empty batch.
+
+    Args:
+        geometry, tiling, dtype, relu: see :func:`launch`.
+        has_bias: there is a bias.
+        wide: all arrays begin at multiples of 16 bytes.
+
+    Raises:
+        ValueError: the window is too long, an array too large, or there are more parts than k-tiles.
+    """
+    if not (answer := supports(geometry)):
+        raise ValueError(f"conv2d: {answer}")
+    if tiling.parts > (k_tiles := -(-_products(geometry) // tiling.depth)):
+        raise ValueError(f"conv2d: a sum of {k_tiles} k-tiles cannot be cut into parts={tiling.parts}")
+    positions = geometry.n * geometry.p * geometry.q
+    if not positions:
+        return ()
+    name, single = np.dtype(dtype).name, dataclasses.replace(geometry, n=1)
+    split = tiling.parts > 1
+    kernel = _kernel(single, tiling, name, has_bias and not split, relu and not split, wide)
+    filter_tiles = geometry.groups * -(-geometry.k // geometry.groups // tiling.filters)
+    blocks = -(-positions // tiling.positions) * filter_tiles * tiling.parts
+    array = array_type(name)
+    first = Launch(kernel, (array,) * 4 + (types.int64,), (blocks, 1, 1), (tiling.threads, 1, 1))
+    if not split:
+        return (first,)
+    kernel = _reduction(single, tiling.parts, name, has_bias, relu)
+    blocks = -(-positions * geometry.k // _REDUCTION_THREADS)
+    return first, Launch(kernel, (array,) * 3 + (types.int64,), (blocks, 1, 1), (_REDUCTION_THREADS, 1, 1))
+
+
+def launch(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    out: Any,
+    geometry: Conv2dGeometry,
+    tiling: Tiling,
+    stream: Any = None,
+    *,
+    relu: bool = False,
+    workspace: Any = None,
+) -> None:
+    """``out[n,k,p,q] = bias[k] + Σ x · weight``; shapes as the geometry gives them, bias (k,) or None.
+
+    Args:
+        x, weight, bias, out: the arrays.
+        geometry, tiling: of the convolution.
+        stream: to launch on.
+        relu: write 0 in place of what is below.
+        workspace: a flat array of :func:`workspace_size` elements or more, if that is not zero.
+
+    Raises:
+        ValueError: the window is too long, an array too large, the workspace too small, or there are more parts than
+            k-tiles.
+    """
+    elements, has_bias = workspace_size(geometry, tiling), bias is not None
+    if elements and (workspace is None or workspace.size < elements):
+        given = "none" if workspace is None else f"one of {workspace.size}"
+        raise ValueError(f"conv2d: {tiling} needs a workspace of {elements} elements, got {given}")
+    target = workspace if elements else out
+    chosen = launches(geometry, tiling, x.dtype, has_bias=has_bias, relu=relu, wide=aligned(x, weight, target))
+    x, weight, out, target = (array.reshape(-1) for array in (x, weight, out, target))
+    bias = bias if has_bias else weight  # a kernel takes an array, though it reads none
+    for product in chosen[:1]:
+        product(stream, x, weight, bias, target, geometry.n * geometry.p * geometry.q)
+    for addition in chosen[1:]:
+        addition(stream, target, bias, out, out.size)

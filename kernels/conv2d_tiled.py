@@ -1,0 +1,390 @@
+"""Tiled direct convolution: a halo tile of the input and a block of filters in shared memory.
+
+A block computes a tile of ``rows x columns`` outputs of ``filters`` filters for one image. For ``channels`` channels at
+a time it fetches what the tile's windows cover of the input (the tile and its halo), and the weights of its filters,
+stored with the filters contiguous. A thread computes ``thread_columns`` neighbouring outputs of ``thread_filters``
+filters in registers: for each row of taps it reads one segment of the input, which serves all taps of the row, and for
+each tap a weight a filter, 128 bits at a time. A warp spans positions of the tile rather than filters, so that weights
+are broadcasts. Stride and dilation choose elements of the segment, which costs nothing, but makes it longer.
+
+Shared bytes (float32): ``4 · channels · (halo rows · halo columns + r · s · (filters + 4))``, at most 24 KB. Registers
+aimed at: at most 128 (up to 64 of them sums), so that a multiprocessor holds 512 threads.
+
+Expected bottleneck: multiply-adds, 91 % of the instructions of the main loop for a 3x3 window and 8x8 outputs a thread;
+with few channels, the latency of the fetches, which the other blocks of a multiprocessor hide. Against the implicit
+GEMM, the input is fetched once for all taps, and read from shared memory once a row of taps: it suits few channels or
+filters and long windows. Maps of a few pixels do not fill its tiles, and in a window of 1x1 no taps share a segment.
+
+Rows of the input tile are spaced so that segments are read without bank conflicts. Where no spacing does that (8
+columns a thread, and two threads to a row or a single row; some strides), a segment takes two passes, which is little
+beside its multiply-adds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.device import (
+    MULTIPROCESSORS,
+    Answer,
+    Launch,
+    Refusal,
+    add_outer,
+    aligned,
+    array_type,
+    bank_conflicts,
+    device_function,
+    fits_offsets,
+    fitted,
+    i32,
+    iadd,
+    jit,
+    ld,
+    ld2,
+    ld4,
+    ldg,
+    ldg_if,
+    st,
+    u32,
+    uadd,
+    udiv,
+    umul,
+    unrolled,
+    usub,
+    vector_access,
+    widest_access,
+)
+
+#: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
+_SHARED_ELEMENTS = 6 * 1024
+#: Inputs that a thread may hold for a row of taps.
+_LONGEST_SEGMENT = 32
+#: Channels whose loads a thread has under way at once.
+_MOST_CHANNELS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up; a block has ``rows · columns · filters / (thread_filters · thread_columns)`` threads.
+
+    Attributes:
+        rows, columns: outputs a block, in each of its filters.
+        filters: filters a block; the last block of a group may have fewer.
+        thread_filters, thread_columns: filters and neighbouring outputs a thread.
+        channels: channels a stage.
+    """
+
+    rows: int
+    columns: int
+    filters: int
+    thread_filters: int
+    thread_columns: int
+    channels: int
+
+    @property
+    def threads(self) -> int:
+        """Threads a block."""
+        return self.rows * self.columns * self.filters // (self.thread_filters * self.thread_columns)
+
+
+#: Rows, columns and filters of a block at most; filters and columns of a thread.
+_SHAPES = (
+    (8, 32, 64, 8, 8),
+    (8, 32, 32, 8, 8),
+    (16, 16, 32, 8, 8),
+    (8, 16, 64, 8, 4),
+    (8, 8, 64, 8, 4),
+    (16, 32, 8, 8, 8),
+    (16, 32, 16, 8, 4),
+    (8, 16, 32, 4, 4),
+    (16, 16, 16, 4, 4),
+    (8, 16, 16, 4, 4),
+    (8, 32, 4, 4, 4),
+    (4, 16, 16, 4, 4),
+    (8, 64, 1, 1, 4),
+    (1, 256, 32, 8, 8),
+    (1, 128, 16, 4, 4),
+)
+
+
+def _segment(geometry: Conv2dGeometry, thread_columns: int) -> int:
+    """Inputs that a thread needs for a row of taps, rounded up to whole 128-bit loads of float32."""
+    length = (thread_columns - 1) * geometry.stride[1] + (geometry.s - 1) * geometry.dilation[1] + 1
+    return -(-length // 4) * 4
+
+
+def _halo(geometry: Conv2dGeometry, tiling: Tiling) -> tuple[int, int]:
+    """Rows and columns of the input tile."""
+    height = (tiling.rows - 1) * geometry.stride[0] + (geometry.r - 1) * geometry.dilation[0] + 1
+    spread = (tiling.columns - tiling.thread_columns) * geometry.stride[1]
+    return height, spread + _segment(geometry, tiling.thread_columns)
+
+
+@functools.cache
+def _pitch(geometry: Conv2dGeometry, tiling: Tiling) -> int:
+    """Elements from one row of the input tile to the next: the fewest of those with the fewest bank conflicts."""
+    width, across = _halo(geometry, tiling)[1], tiling.columns // tiling.thread_columns
+    positions = [(thread // across % tiling.rows, thread % across) for thread in range(tiling.threads)]
+    right, down = tiling.thread_columns * geometry.stride[1], geometry.stride[0]
+
+    def conflicts(pitch: int) -> int:
+        return bank_conflicts(row * down * pitch + column * right for row, column in positions)
+
+    return min(range(width, width + 32, 4), key=conflicts)
+
+
+def _layout(geometry: Conv2dGeometry, tiling: Tiling) -> tuple[int, int]:
+    """Elements from an input channel to the next, and those of all weights of a stage."""
+    weights = tiling.channels * geometry.r * geometry.s
+    # Weights are fetched by eights of a filter, and stored four elements apart from what the filters need, so that the
+    # lanes of a warp, with eight weights of four filters, store to 32 banks.
+    return _halo(geometry, tiling)[0] * _pitch(geometry, tiling), -(-weights // 8) * 8 * (tiling.filters + 4)
+
+
+def _shared_elements(geometry: Conv2dGeometry, tiling: Tiling) -> int:
+    plane, weights = _layout(geometry, tiling)
+    return tiling.channels * plane + weights
+
+
+@functools.cache
+def _choices(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    channels, filters = geometry.c // geometry.groups, geometry.k // geometry.groups
+    found = []
+    for rows, columns, block_filters, thread_filters, thread_columns in _SHAPES:
+        if _segment(geometry, thread_columns) > _LONGEST_SEGMENT:
+            continue
+        rows, columns = fitted(geometry.p, rows, 1), fitted(geometry.q, columns, thread_columns)
+        block_filters = fitted(filters, block_filters, thread_filters)
+        # Stages of equal size.
+        stages = dict.fromkeys(fitted(channels, most, 1) for most in range(_MOST_CHANNELS, 0, -1))
+        for stage in stages:
+            tiling = Tiling(rows, columns, block_filters, thread_filters, thread_columns, stage)
+            if _shared_elements(geometry, tiling) <= _SHARED_ELEMENTS:
+                found.append(tiling)
+                break
+    return tuple(dict.fromkeys(found))
+
+
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True for all but long or large windows, and arrays that need 64-bit offsets."""
+    n, c, k = geometry.n, geometry.c, geometry.k
+    fits = fits_offsets(
+        input=n * c * geometry.h * geometry.w,
+        weight=k * c // geometry.groups * geometry.r * geometry.s,
+        output=n * k * geometry.p * geometry.q,
+    )
+    if not fits:
+        return fits
+    window = f"a window of {geometry.r}x{geometry.s} taps with stride {geometry.stride}, dilation {geometry.dilation}"
+    if _segment(geometry, 4) > _LONGEST_SEGMENT:
+        return Refusal(f"{window} takes rows too long for the registers")
+    if not _choices(dataclasses.replace(geometry, n=1)):
+        return Refusal(f"{window} is too large for shared memory")
+    return True
+
+
+def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+    """Estimated time, in instructions of a large GPU's multiprocessor."""
+    channels, filters, taps = geometry.c // geometry.groups, geometry.k // geometry.groups, geometry.r * geometry.s
+    blocks = geometry.n * geometry.groups
+    for size, tile in ((geometry.p, tiling.rows), (geometry.q, tiling.columns), (filters, tiling.filters)):
+        blocks *= -(-size // tile)
+    # Of a thread, for a channel: multiply-adds; loads of weights, and of segments with a loop's overhead; fetches.
+    adds = taps * tiling.thread_filters * tiling.thread_columns
+    loads = taps * -(-tiling.thread_filters // 4) + geometry.r * (_segment(geometry, tiling.thread_columns) // 4 + 6)
+    height, width = _halo(geometry, tiling)
+    threads = -(-tiling.threads // 32) * 32
+    fetches = (4 * height * width + 15 * taps * tiling.filters) / threads
+    block = -(-channels // tiling.channels) * tiling.channels * threads * (adds + loads + fetches)
+    blocks = max(1, -(-blocks // MULTIPROCESSORS))
+    # Two warps for each of its four schedulers keep a multiprocessor busy.
+    return blocks * block / min(1, blocks * threads / 256)
+
+
+def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    """The tilings that fit into shared memory, shrunk to divide the output; those estimated to be fast first."""
+    return tuple(sorted(_choices(dataclasses.replace(geometry, n=1)), key=lambda tiling: _cost(geometry, tiling)))
+
+
+@functools.cache
+def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, wide: bool) -> Callable[..., None]:
+    """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
+
+    ``wide``: the output begins at a multiple of 128 bits, and its rows may, too.
+    """
+    real = getattr(types, dtype)
+    vector, load = (4, ld4) if dtype == "float32" else (2, ld2)
+    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
+    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
+    top, left = geometry.padding[0][0], geometry.padding[1][0]
+    groups, taps, map_size = geometry.groups, r * s, h * w
+    channels, filters = c // groups, k // groups
+    products = channels * taps
+    threads, stage = tiling.threads, tiling.channels
+    tile_rows, tile_columns, tile_filters = tiling.rows, tiling.columns, tiling.filters
+    thread_filters, thread_columns = tiling.thread_filters, tiling.thread_columns
+    across, segment_length = tile_columns // thread_columns, _segment(geometry, thread_columns)
+    down, beside, filter_blocks = -(-p // tile_rows), -(-q // tile_columns), -(-filters // tile_filters)
+    (height, width), pitch, weight_pitch = _halo(geometry, tiling), _pitch(geometry, tiling), tile_filters + 4
+    plane, weights_size = _layout(geometry, tiling)
+    inputs_size, halo, staged_products = stage * plane, height * width, stage * taps
+    ragged = channels % stage != 0
+    staged_weights = -(-staged_products // 8) * 8 * tile_filters
+    weight_vector = vector if thread_filters % vector == 0 else 1
+    out_vector = widest_access(q, dtype) if wide else 1
+    store = vector_access(out_vector)[2]
+    # Registers for 512 threads a multiprocessor; twice as large sums do not leave room for them.
+    bounds = (threads, 512 // (-(-threads // 32) * 32)) if dtype == "float32" else threads
+
+    @device_function
+    def add_tap(tap: int, total: Any, segment: Any, a: Any, b: Any, weights: Any, at: Any) -> None:
+        for i in range(0, thread_filters, weight_vector):
+            if weight_vector == 1:
+                a[i] = ld(weights, iadd(at, tap * weight_pitch + i))
+            else:
+                found = load(weights, iadd(at, tap * weight_pitch + i))
+                for j in range(vector):
+                    a[i + j] = found[j]
+        for j in range(thread_columns):
+            b[j] = segment[j * stride_w + tap * dilation_w]
+        add_outer(total, a, b, 0)
+
+    add_taps = unrolled(add_tap, s)
+
+    @jit(launch_bounds=bounds)
+    def conv2d_tiled(x: Any, weight: Any, bias: Any, out: Any) -> None:
+        inputs = cuda.shared.array(inputs_size, real, alignment=16)
+        weights = cuda.shared.array(weights_size, real, alignment=16)
+        total = cuda.local.array((thread_filters, thread_columns), real)
+        segment = cuda.local.array(segment_length, real)
+        a = cuda.local.array(thread_filters, real)
+        b = cuda.local.array(thread_columns, real)
+        for i in range(thread_filters):
+            for j in range(thread_columns):
+                total[i, j] = real(0)
+
+        thread = u32(cuda.threadIdx.x)
+        strip = udiv(thread, across)
+        column = umul(usub(thread, umul(strip, across)), thread_columns)
+        thread_group = udiv(strip, tile_rows)
+        row = usub(strip, umul(thread_group, tile_rows))
+        filter_ = umul(thread_group, thread_filters)
+        input_at = i32(uadd(umul(row, stride_h * pitch), umul(column, stride_w)))
+
+        block = u32(cuda.blockIdx.x)
+        rest = udiv(block, beside)
+        first_column = umul(usub(block, umul(rest, beside)), tile_columns)
+        block = udiv(rest, down)
+        first_row = umul(usub(rest, umul(block, down)), tile_rows)
+        rest = udiv(block, filter_blocks)
+        first_filter = umul(usub(block, umul(rest, filter_blocks)), tile_filters)
+        image = udiv(rest, groups)
+        group = usub(rest, umul(image, groups))
+
+        # Unsigned: what lies above or left of the image is a huge row or column.
+        top_row = usub(umul(first_row, stride_h), top)
+        left_column = usub(umul(first_column, stride_w), left)
+        maps = umul(uadd(umul(image, c), umul(group, channels)), map_size)
+        filter_block = umul(uadd(umul(group, filters), first_filter), products)
+        channel = u32(0)
+        while channel < channels:
+            i = thread
+            while i < halo:
+                jr = udiv(i, width)
+                jc = usub(i, umul(jr, width))
+                input_row, input_column = uadd(top_row, jr), uadd(left_column, jc)
+                inside = (input_row < h) & (input_column < w)
+                offset = uadd(maps, uadd(umul(uadd(umul(channel, h), input_row), w), input_column))
+                # The loads of all channels are under way before the first is stored.
+                for j in range(stage):
+                    there = inside & (uadd(channel, j) < channels) if ragged else inside
+                    st(inputs, uadd(umul(jr, pitch), uadd(jc, j * plane)), ldg_if(x, uadd(offset, j * map_size), there))
+                i = uadd(i, threads)
+            i = thread
+            while i < staged_weights:
+                rest = udiv(i, 8)
+                product = usub(i, umul(rest, 8))
+                eight = udiv(rest, tile_filters)
+                product = uadd(product, umul(eight, 8))
+                jf = usub(rest, umul(eight, tile_filters))
+                position = uadd(umul(channel, taps), product)
+                inside = (product < staged_products) & (position < products) & (uadd(first_filter, jf) < filters)
+                value = ldg_if(weight, uadd(filter_block, uadd(umul(jf, products), position)), inside)
+                st(weights, uadd(umul(product, weight_pitch), jf), value)
+                i = uadd(i, threads)
+            cuda.syncthreads()
+            plane_at, weight_at = input_at, i32(filter_)
+            for _ in range(stage):
+                line = plane_at
+                for _ in range(r):
+                    for i in range(0, segment_length, vector):
+                        found = load(inputs, iadd(line, i))
+                        for j in range(vector):
+                            segment[i + j] = found[j]
+                    add_taps(total, segment, a, b, weights, weight_at)
+                    line = iadd(line, dilation_h * pitch)
+                    weight_at = iadd(weight_at, s * weight_pitch)
+                plane_at = iadd(plane_at, plane)
+            cuda.syncthreads()
+            channel = uadd(channel, stage)
+
+        row, column, filter_ = uadd(first_row, row), uadd(first_column, column), uadd(first_filter, filter_)
+        map_ = uadd(umul(image, k), uadd(umul(group, filters), filter_))
+        offset = uadd(umul(uadd(umul(map_, p), row), q), column)
+        if row < p:
+            for i in range(thread_filters):
+                if uadd(filter_, i) < filters:
+                    start = ldg(bias, uadd(umul(group, filters), uadd(filter_, i))) if has_bias else real(0)
+                    for j in range(0, thread_columns, out_vector):
+                        if uadd(column, j) < q:
+                            for e in range(out_vector):
+                                b[e] = total[i, j + e] + start
+                            store(b, out, uadd(offset, i * p * q + j))
+
+    return conv2d_tiled
+
+
+def launches(
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, wide: bool = True
+) -> tuple[Launch, ...]:
+    """The one launch of :func:`launch`, or none for an empty batch.
+
+    Args:
+        geometry, tiling, dtype: see :func:`launch`.
+        has_bias: there is a bias.
+        wide: the output begins at a multiple of 16 bytes.
+
+    Raises:
+        ValueError: a window or an array is too large.
+    """
+    if not (answer := supports(geometry)):
+        raise ValueError(f"conv2d: {answer}")
+    if not geometry.n:
+        return ()
+    name = np.dtype(dtype).name
+    filters = geometry.k // geometry.groups
+    blocks = geometry.n * geometry.groups
+    for size, tile in ((geometry.p, tiling.rows), (geometry.q, tiling.columns), (filters, tiling.filters)):
+        blocks *= -(-size // tile)
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, wide)
+    return (Launch(kernel, (array_type(name),) * 4, (blocks, 1, 1), (tiling.threads, 1, 1)),)
+
+
+def launch(
+    x: Any, weight: Any, bias: Any, out: Any, geometry: Conv2dGeometry, tiling: Tiling, stream: Any = None
+) -> None:
+    """``out[n,k,p,q] = bias[k] + Σ x · weight``; shapes as the geometry gives them, bias (k,) or None.
+
+    Raises:
+        ValueError: a window or an array is too large.
+    """
+    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, wide=aligned(out)):
+        arrays = (x, weight, weight if bias is None else bias, out)
+        one(stream, *(array.reshape(-1) for array in arrays))

@@ -1,0 +1,70 @@
+"""How element-wise kernels cut up their work: a vector of 128 bits a thread, and a thread for each element left over.
+
+A warp then accesses 512 neighbouring bytes at once. Arrays of which one does not begin at a multiple of 16 bytes are
+accessed one element a thread. One vector a thread is enough to keep the memory busy, because these kernels need so few
+registers that a multiprocessor holds all the threads it can: 2048 of them, with 32 KB of loads under way for each
+array.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from gpuconv.kernels.device import Answer, Launch, device_function, fits_offsets, u32, uadd, udiv, umul
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up.
+
+    Attributes:
+        threads: threads, and vectors, a block.
+    """
+
+    threads: int
+
+
+def supports(shape: tuple[int, ...]) -> Answer:
+    """True for every shape whose elements can be indexed with 32 bits."""
+    return fits_offsets(input=math.prod(shape))
+
+
+def tilings(shape: tuple[int, ...]) -> tuple[Tiling, ...]:
+    """Blocks of 128 to 512 threads."""
+    return Tiling(256), Tiling(128), Tiling(512)
+
+
+def vector_of(dtype: Any, wide: bool) -> int:
+    """Elements of a vector: 128 bits if the arrays are ``wide``, aligned to as much."""
+    return 16 // np.dtype(dtype).itemsize if wide else 1
+
+
+def each(wide_step: Any, step: Any, threads: int, vector: int) -> Any:
+    """A device function of ``(elements, *arguments)``: what a thread does.
+
+    ``wide_step(i, *arguments)`` is called for ``vector`` elements from i on, ``step`` for one that is left over.
+    """
+
+    @device_function
+    def thread_work(elements: Any, *arguments: Any) -> None:
+        thread = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        whole = udiv(elements, vector)
+        if thread < whole:
+            wide_step(umul(thread, vector), *arguments)
+        else:
+            i = uadd(thread, umul(whole, vector - 1))
+            if i < elements:
+                step(i, *arguments)
+
+    return thread_work
+
+
+def launch_of(kernel: Any, signature: tuple[Any, ...], elements: int, tiling: Tiling, vector: int) -> Launch:
+    """The launch for so many elements."""
+    threads = elements // vector + elements % vector
+    return Launch(kernel, signature, (-(-threads // tiling.threads), 1, 1), (tiling.threads, 1, 1))

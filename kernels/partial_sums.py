@@ -1,0 +1,71 @@
+"""The second stage of gradients that are sums over a batch: adds up partial sums in a fixed order.
+
+The first stage cuts the batch into ``parts`` and writes the sums over each into a workspace, ``parts`` rows of
+``elements``; were they added with atomics, each run would round differently. Here a block of 256 threads adds up 32
+neighbouring elements: thread ``(x, y)`` the parts ``y, y + 8, ...`` of element ``x``, in that order; then the eight
+sums of an element meet in shared memory, always in the same order.
+
+Shared bytes: 1024 (float32). Expected bottleneck: the latency of the loads, as there is little to read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from numba import cuda, types
+
+from gpuconv.kernels.device import Launch, array_type, jit, ld, ldg, st, u32, uadd, umul
+
+#: Elements a block, and threads that share an element.
+COLUMNS, ROWS = 32, 8
+_THREADS = COLUMNS * ROWS
+
+
+@functools.cache
+def _kernel(dtype: str) -> Callable[..., None]:
+    real = getattr(types, dtype)
+
+    @jit(launch_bounds=_THREADS)
+    def sum_parts(workspace: Any, out: Any, elements: Any, parts: Any) -> None:
+        sums = cuda.shared.array(_THREADS, real)
+        column, row = u32(cuda.threadIdx.x), u32(cuda.threadIdx.y)
+        slot = uadd(umul(row, COLUMNS), column)
+        element = uadd(umul(u32(cuda.blockIdx.x), COLUMNS), column)
+        total = real(0)
+        if element < elements:
+            part = row
+            offset = uadd(umul(row, u32(elements)), element)
+            while part < parts:
+                total += ldg(workspace, offset)
+                offset = uadd(offset, umul(u32(elements), ROWS))
+                part = uadd(part, ROWS)
+        st(sums, slot, total)
+        cuda.syncthreads()
+        if (row == 0) & (element < elements):
+            for other in range(1, ROWS):
+                total += ld(sums, uadd(column, other * COLUMNS))
+            st(out, element, total)
+
+    return sum_parts
+
+
+def reduction(elements: int, dtype: str) -> Launch:
+    """The launch that takes ``workspace, out, elements, parts`` and writes ``out[i] = Σ workspace[part, i]``."""
+    signature = (array_type(dtype),) * 2 + (types.int64,) * 2
+    return Launch(_kernel(dtype), signature, (-(-elements // COLUMNS), 1, 1), (COLUMNS, ROWS, 1))
+
+
+def first_target(out: Any, workspace: Any, size: int, *, op: str) -> Any:
+    """Where the first stage writes: the workspace, of ``size`` elements, or the result if that needs none.
+
+    Raises:
+        ValueError: there is no workspace, or one of another size.
+    """
+    if not size:
+        return out
+    if workspace is None or workspace.size != size:
+        given = "none" if workspace is None else f"one of {workspace.size}"
+        raise ValueError(f"{op}: this tiling needs a workspace of {size} elements, got {given}")
+    return workspace

@@ -1,0 +1,81 @@
+"""What the pooling kernels share: a thread for each element of the result, in the order in which they lie in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from gpuconv.geometry import Pool2dGeometry
+from gpuconv.kernels.device import Answer, device_function, fits_offsets, iadd, imax, imin, imul, isub
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up.
+
+    Attributes:
+        threads: threads a block.
+    """
+
+    threads: int
+
+
+def supports(geometry: Pool2dGeometry) -> Answer:
+    """True for every geometry whose arrays can be indexed with 32 bits."""
+    planes = geometry.n * geometry.c
+    return fits_offsets(input=planes * geometry.h * geometry.w, output=planes * geometry.p * geometry.q)
+
+
+def tilings(geometry: Pool2dGeometry) -> tuple[Tiling, ...]:
+    """Blocks of 256, 128 and 64 threads; smaller ones spread a small result over more multiprocessors."""
+    return Tiling(256), Tiling(128), Tiling(64)
+
+
+def padded(geometry: Pool2dGeometry) -> bool:
+    """Whether a window may reach outside of the input."""
+    return geometry.padding != ((0, 0), (0, 0)) or geometry.overhang != (0, 0)
+
+
+def row_vector(geometry: Pool2dGeometry, dtype: str, wide: bool) -> int:
+    """Elements of a window's row if they are one aligned access of up to 128 bits in each window, else 1.
+
+    ``wide``: the input begins at a multiple of 16 bytes.
+    """
+    s, (left, _) = geometry.s, geometry.padding[1]
+    whole = geometry.stride[1] == s and geometry.dilation[1] == 1 and left == 0 and geometry.w % s == 0
+    return s if wide and whole and s in (2, 4) and s * np.dtype(dtype).itemsize <= 16 else 1
+
+
+def uniform(geometry: Pool2dGeometry, include_padding: bool, override: int | None) -> bool:
+    """Whether an average divides every window by the same number."""
+    rows, columns = geometry.window_counts(include_padding=include_padding)
+    return override is not None or len({*rows}) == len({*columns}) == 1
+
+
+def divisor(geometry: Pool2dGeometry, dtype: str, include_padding: bool, override: int | None) -> Any:
+    """A device function that gives what the window at (row, column), both int32, is divided by.
+
+    It is the product of :meth:`Pool2dGeometry.window_counts`, or ``override``.
+    """
+    real = getattr(types, dtype)
+    r, s, h, w = geometry.r, geometry.s, geometry.h, geometry.w
+    stride_h, stride_w = geometry.stride
+    (top, bottom), (left, right) = geometry.padding
+    rows, columns = geometry.window_counts(include_padding=include_padding)
+    same = rows[0] * columns[0] if override is None else override
+
+    def the_same(row: Any, column: Any) -> Any:
+        return real(same)
+
+    def counted(row: Any, column: Any) -> Any:
+        first_row, first_column = isub(imul(row, stride_h), top), isub(imul(column, stride_w), left)
+        last_row, last_column = imin(iadd(first_row, r), h + bottom), imin(iadd(first_column, s), w + right)
+        if not include_padding:
+            first_row, first_column = imax(first_row, 0), imax(first_column, 0)
+            last_row, last_column = imin(last_row, h), imin(last_column, w)
+        return real(imul(isub(last_row, first_row), isub(last_column, first_column)))
+
+    return device_function(the_same if uniform(geometry, include_padding, override) else counted)

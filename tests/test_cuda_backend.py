@@ -1,0 +1,198 @@
+"""The CUDA backend in the simulator: the same LeNet, the same corner cases, the choice of kernels.
+
+The kernels themselves are proven in `test_kernels.py`; here is what stands around them: the gate, the launches, the
+order of arguments, the graph.
+"""
+
+import os
+import subprocess
+import sys
+
+import cases
+import numpy as np
+import pytest
+
+import gpuconv
+from gpuconv import Tensor, backends, models, optim, tuning
+from gpuconv import functional as F
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels import VARIANTS
+
+if backends.available()["cuda"] is not None or backends.get("cuda").automatic():
+    pytest.skip(f"needs the simulator: {backends.available()['cuda']}", allow_module_level=True)
+
+LENET_CONV1 = Conv2dGeometry(64, 1, 32, 32, 6, 5, 5)
+
+
+def gradients(backend, function, *arrays):
+    """The result of a function on a backend, and its gradients for all arrays."""
+    with gpuconv.use_backend(backend):
+        tensors = [Tensor(array, requires_grad=True) for array in arrays]
+        y = function(*tensors)
+        y.backward(np.random.default_rng(0).standard_normal(y.shape).astype(y.dtype))
+        return [y.numpy()] + [tensor.grad.numpy() for tensor in tensors]
+
+
+def assert_same(function, *arrays, rtol=1e-4, atol=1e-5):
+    for ours, theirs in zip(gradients("cuda", function, *arrays), gradients("numpy", function, *arrays), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol)
+        assert ours.dtype == theirs.dtype
+
+
+@pytest.mark.parametrize("case", [case for case in cases.CONV_CASES if case.tiny][::4], ids=str)
+def test_convolution_and_its_gradients(case):
+    """Result and three gradients equal the NumPy backend's, by whatever variants the rule takes."""
+    x, w, b, _ = case.arrays(np.float32)
+    options = (case.stride, case.padding, case.dilation, case.groups)
+    if b is None:
+        assert_same(lambda x, w: F.conv2d(x, w, None, *options), x, w)
+    else:
+        assert_same(lambda x, w, b: F.conv2d(x, w, b, *options), x, w, b)
+
+
+def test_pooling_activation_and_loss():
+    """Everything else that LeNet is made of, in both float types, with ties, padding and label options."""
+    rng = np.random.default_rng(1)
+    for dtype, tolerance in ((np.float32, {}), (np.float64, {"rtol": 1e-12, "atol": 1e-12})):
+        x = rng.integers(-2, 3, (2, 3, 7, 5)).astype(dtype)
+        assert_same(lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), x, **tolerance)
+        assert_same(lambda x: F.avg_pool2d(x, 2, 2, 1, count_include_pad=False), x, **tolerance)
+        assert_same(F.relu, x, **tolerance)
+        logits, labels = rng.standard_normal((5, 4)).astype(dtype), np.array([0, 3, -100, 1, 2])
+        for options in ({}, {"label_smoothing": 0.1, "reduction": "none"}, {"weight": np.arange(1, 5).astype(dtype)}):
+            assert_same(lambda x, o=options: F.cross_entropy(x, labels, **o), logits, **tolerance)  # noqa: B023
+
+
+@pytest.mark.slow
+def test_three_steps_of_lenet():
+    """Three training steps give the NumPy backend's losses to 1e-5 and its gradients to 1e-4, relative."""
+    x = np.random.default_rng(0).standard_normal((1, 1, 32, 32), dtype=np.float32)
+    labels = np.array([3])
+
+    def train(name):
+        gpuconv.manual_seed(0)
+        losses = []
+        with gpuconv.use_backend(name):
+            model = models.LeNet5()
+            optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+            for _ in range(3):
+                loss = F.cross_entropy(model(Tensor(x)), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        return losses, [parameter.grad.numpy() for parameter in model.parameters()]
+
+    (ours, our_gradients), (theirs, their_gradients) = train("cuda"), train("numpy")
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for a, b in zip(our_gradients, their_gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_optimizers(name):
+    """An update in place equals the NumPy backend's."""
+    gradient = np.linspace(-1, 1, 37, dtype=np.float32)
+    results = []
+    for backend in ("cuda", "numpy"):
+        param = Tensor(np.ones(37, np.float32), requires_grad=True)
+        optimizer = getattr(optim, name)([param], lr=0.1, weight_decay=0.01)
+        with gpuconv.use_backend(backend):
+            for _ in range(2):
+                param.grad = Tensor(gradient.copy())
+                optimizer.step()
+        results.append(param.numpy())
+    np.testing.assert_allclose(*results, rtol=1e-5)
+
+
+def test_nan_infinity_and_nothing_go_through():
+    """NaN and infinities come out where they do on the CPU; an empty batch gives empty results and zero gradients."""
+    x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    x[0, 0, 1, 1], x[0, 0, 3, 3] = np.nan, np.inf
+    w = np.ones((2, 1, 2, 2), np.float32)
+    for function in (F.relu, lambda x: F.max_pool2d(x, 2), lambda x: F.conv2d(x, w)):
+        np.testing.assert_array_equal(gradients("cuda", function, x)[0], gradients("numpy", function, x)[0])
+    y, dx, dw = gradients("cuda", lambda x, w: F.conv2d(x, w), x[:0], w)
+    assert y.shape == (0, 2, 3, 3)
+    assert dx.shape == (0, 1, 4, 4)
+    np.testing.assert_array_equal(dw, 0)
+
+
+def test_the_gate_takes_any_strides_and_byte_order():
+    """Transposed, stepped, read-only and big-endian arrays give the result of a plain copy."""
+    x = np.random.default_rng(0).standard_normal((4, 2, 5, 6), dtype=np.float32)
+    w = np.ones((1, 2, 3, 3), np.float32)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    with gpuconv.use_backend("cuda"):
+        expected = F.conv2d(x, w)
+        for same in (np.asfortranarray(x), np.repeat(x, 2, axis=3)[..., ::2], x.astype(">f4"), frozen):
+            np.testing.assert_array_equal(F.conv2d(same, w), expected)
+
+
+def test_a_label_out_of_range_is_named():
+    """The kernel cannot raise; the backend reads its flag and raises for it, naming the label."""
+    with gpuconv.use_backend("cuda"), pytest.raises(ValueError, match=r"target\[1\] is 4, but input has 4 classes"):
+        F.cross_entropy(np.zeros((3, 4), np.float32), np.array([0, 4, 9]))
+
+
+def test_every_operation_of_the_table_is_a_primitive():
+    """The table speaks of primitives, and the rules of variants that the table has."""
+    assert set(VARIANTS) <= backends.Backend.__abstractmethods__
+    for operation, rules in tuning.RULES.items():
+        assert {rule.variant for rule in rules} <= set(VARIANTS[operation])
+        assert rules[-1].variant == "direct"
+
+
+def test_the_users_word_counts_more_than_the_rule(monkeypatch):
+    """An argument beats use_variant, which beats the environment, which beats the rule; each says so."""
+    assert tuning.choose("conv2d", LENET_CONV1).source == "rule"
+    monkeypatch.setenv("GPUCONV_VARIANTS", "relu=relu, conv2d=implicit_gemm")
+    choice = tuning.choose("conv2d", LENET_CONV1)
+    assert (choice.variant, choice.source) == ("implicit_gemm", "environment")
+    with tuning.use_variant("conv2d", "direct"):
+        choice = tuning.choose("conv2d", LENET_CONV1)
+        assert (choice.variant, choice.source) == ("direct", "use_variant")
+        choice = tuning.choose("conv2d", LENET_CONV1, variant="implicit_gemm")
+        assert (choice.variant, choice.source) == ("implicit_gemm", "argument")
+    text = dict(tuning.candidates("conv2d", LENET_CONV1))
+    assert text["direct"] == "another one was asked for by environment"
+    assert text["implicit_gemm"].startswith("taken, by environment")
+
+
+def test_wrong_wishes_are_named(monkeypatch):
+    """A typo in a name, or a variant that cannot do it, is an error; nothing else is taken silently."""
+    with pytest.raises(ValueError, match=r"unknown variant of conv2d 'dierct'.*did you mean 'direct'"):
+        tuning.choose("conv2d", LENET_CONV1, variant="dierct")
+    with pytest.raises(ValueError, match="unknown operation 'conv3d'"), tuning.use_variant("conv3d", "direct"):
+        pass
+    monkeypatch.setenv("GPUCONV_VARIANTS", "conv2d")
+    with pytest.raises(ValueError, match="'conv2d' is not operation=variant"):
+        tuning.choose("conv2d", LENET_CONV1)
+    monkeypatch.delenv("GPUCONV_VARIANTS")
+    huge = Conv2dGeometry(70_000, 3, 224, 224, 64, 3, 3)
+    with pytest.raises(ValueError, match=r"no kernel supports .*64-bit offsets"):
+        tuning.choose("conv2d", huge)
+
+
+def test_explain_names_the_kernels():
+    """explain shows for each convolution the variant that runs, its tiling, and why the others do not."""
+    with gpuconv.use_backend("cuda"):
+        text = str(gpuconv.explain(gpuconv.nn.Conv2d(1, 2, 3), (1, 1, 5, 5)))
+    assert "simulator" in text
+    assert "conv2d: (1, 1, 5, 5) -> (1, 2, 3, 3), 3x3" in text
+    assert "taken, by rule" in text
+
+
+def test_without_a_gpu_the_reason_is_given():
+    """Without the simulator and without a driver, the backend says what is missing, and auto takes another."""
+    code = "import gpuconv.backends as b; print(b.available()['cuda']); print(b.current().name)"
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}
+    environment.pop("GPUCONV_BACKEND", None)
+    lines = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    ).stdout.splitlines()
+    if lines[0] == "None":
+        pytest.skip("there is a GPU")
+    assert any(word in lines[0] for word in ("driver", "CuPy", "numba-cuda"))
+    assert lines[1] != "cuda"

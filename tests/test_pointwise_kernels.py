@@ -1,0 +1,366 @@
+"""The kernels that work on elements, windows or rows: right in every tiling, and clean under the simulator's trace."""
+
+from __future__ import annotations
+
+import itertools
+
+import cases
+import numpy as np
+import pytest
+import reference
+import test_gradient_kernels
+import test_kernels
+from simulation import TOLERANCE, counted, run
+
+from gpuconv.backends.numpy_backend import NumpyBackend
+from gpuconv.geometry import Pool2dGeometry
+from gpuconv.kernels import VARIANTS, device, load
+
+numpy_backend = NumpyBackend()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _count(request):
+    with counted(request):
+        yield
+
+
+OPERATIONS = {
+    "relu",
+    "relu_grad",
+    "max_pool2d",
+    "max_pool2d_grad",
+    "avg_pool2d",
+    "avg_pool2d_grad",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_grad",
+    "sgd_update",
+    "adam_update",
+}
+NO_WRONG_LABEL = np.iinfo(np.int32).max
+
+
+def modules(operation):
+    return [load(operation, variant) for variant in VARIANTS[operation]]
+
+
+def nothing(shape, dtype):
+    """An array for a result, filled with what no right result holds."""
+    return np.full(shape, 77, dtype)
+
+
+def test_every_operation_is_tested():
+    """What stands in the table of kernels is run by one of the three files."""
+    assert {*VARIANTS} == {*test_kernels.OPERATIONS, *test_gradient_kernels.OPERATIONS, *OPERATIONS}
+
+
+# -- element by element ------------------------------------------------------------------------------------------------
+
+#: Less than a vector, whole vectors, some left over; less than a block and more.
+SIZES = [1, 3, 4, 5, 127, 1024, 1031]
+
+
+def elements(rng, size, dtype, *, aligned):
+    """Random values with some special ones among them; an array that begins at a multiple of 16 bytes, or does not."""
+    values = rng.standard_normal(size + 1).astype(dtype)[0 if aligned else 1 :][:size]
+    values[::5] = rng.choice([0, -0.0, np.nan, np.inf, -np.inf], values[::5].shape)
+    assert device.aligned(values) == aligned
+    return values
+
+
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_relu(dtype, aligned):
+    """Forward and gradient are exact, NaN and infinities included."""
+    rng = np.random.default_rng(0)
+    for size in SIZES:
+        x, grad = (elements(rng, size, dtype, aligned=aligned) for _ in range(2))
+        for module in modules("relu"):
+            for tiling in module.tilings((size,)):
+                out = nothing(size, dtype)
+                run(module, (x,), (out,), (size,), tiling)
+                np.testing.assert_array_equal(out, numpy_backend.relu(x))
+        for module in modules("relu_grad"):
+            for tiling in module.tilings((size,)):
+                out = nothing(size, dtype)
+                run(module, (grad, x), (out,), (size,), tiling)
+                np.testing.assert_array_equal(out, numpy_backend.relu_grad(grad, x))
+
+
+def updated(operation, arrays, options):
+    """The arrays after the NumPy backend's update; None stays None."""
+    arrays = [None if array is None else array.copy() for array in arrays]
+    getattr(numpy_backend, operation)(*arrays, **options)
+    return arrays
+
+
+SGD = [
+    {"lr": 0.1, "momentum": momentum, "dampening": dampening, "weight_decay": decay, "nesterov": nesterov}
+    for momentum, dampening, decay, nesterov in (
+        (0, 0, 0, False),
+        (0, 0, 0.1, False),
+        (0.9, 0, 0, False),
+        (0.9, 0.3, 0.1, False),
+        (0.9, 0, 0.01, True),
+    )
+]
+ADAM = [
+    {"step": step, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": decay, "decoupled": decoupled}
+    for step, decay, decoupled in ((1, 0, False), (3, 0.1, False), (3, 0.1, True), (100, 0, True))
+]
+
+
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("operation", "options"), [("sgd_update", o) for o in SGD] + [("adam_update", o) for o in ADAM], ids=str
+)
+def test_optimizers(operation, options, dtype, aligned):
+    """Parameters and state are updated in place as on the NumPy backend; a NaN stays in its element."""
+    rng = np.random.default_rng(1)
+    for size, module in itertools.product(SIZES, modules(operation)):
+        param, grad, state, square = (elements(rng, size, dtype, aligned=aligned) for _ in range(4))
+        has_state = operation == "adam_update" or options["momentum"] != 0
+        arrays = [param, grad, state if has_state else None]
+        if operation == "adam_update":
+            arrays.append(np.abs(square))
+        with np.errstate(invalid="ignore", over="ignore"):
+            expected = updated(operation, arrays, options)
+        written = [param, *(array for array in arrays[2:] if array is not None)]
+        run(module, arrays, (), (size,), module.tilings((size,))[size % 2], **options)
+        wanted = [expected[0], *(array for array in expected[2:] if array is not None)]
+        for ours, theirs in zip(written, wanted, strict=True):
+            np.testing.assert_allclose(ours, theirs, **TOLERANCE[dtype])
+
+
+# -- windows -----------------------------------------------------------------------------------------------------------
+
+
+def pooled(case):
+    return Pool2dGeometry.of(
+        case.input,
+        case.kernel,
+        stride=case.stride,
+        padding=case.padding,
+        dilation=case.dilation,
+        ceil_mode=case.ceil_mode,
+    )
+
+
+TINY_POOLS = [case for case in cases.POOL_CASES if case.tiny]
+
+
+@pytest.mark.parametrize("case", TINY_POOLS, ids=str)
+def test_max_pool2d(case):
+    """Maxima, winners and gradients are the reference's, ties included."""
+    geometry, arguments = pooled(case), (case.kernel, case.stride, case.padding, case.dilation, case.ceil_mode)
+    for dtype, array in itertools.product(TOLERANCE, (case.array, case.tied)):
+        x = array(dtype)
+        maxima, indices = reference.max_pool2d(x, *arguments)
+        grad = cases.generator(case.name).standard_normal(maxima.shape).astype(dtype)
+        for module in modules("max_pool2d"):
+            for tiling in module.tilings(geometry):
+                out, winners = nothing(maxima.shape, dtype), nothing(maxima.shape, np.uint8)
+                run(module, (x,), (out, winners), geometry, tiling)
+                np.testing.assert_array_equal(out, maxima)
+                np.testing.assert_array_equal(numpy_backend.max_pool2d_indices(winners, geometry), indices)
+        expected = reference.max_pool2d_grad(grad, indices, x.shape)
+        winners = np.ascontiguousarray(numpy_backend.max_pool2d(x, geometry)[1])
+        for module in modules("max_pool2d_grad"):
+            for tiling in module.tilings(geometry):
+                out = nothing(x.shape, dtype)
+                run(module, (grad, winners), (out,), geometry, tiling)
+                np.testing.assert_allclose(out, expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("count_include_pad", "divisor_override"), [(True, None), (False, None), (True, 3)])
+@pytest.mark.parametrize("case", [case for case in TINY_POOLS if not case.dilated], ids=str)
+def test_avg_pool2d(case, count_include_pad, divisor_override):
+    """Averages and gradients are the reference's, whatever is counted."""
+    geometry, options = pooled(case), {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+    arguments = (case.kernel, case.stride, case.padding, case.ceil_mode)
+    for dtype in TOLERANCE:
+        x = case.array(dtype)
+        expected = reference.avg_pool2d(x, *arguments, **options)
+        grad = cases.generator(case.name).standard_normal(expected.shape).astype(dtype)
+        for module in modules("avg_pool2d"):
+            out = nothing(expected.shape, dtype)
+            run(module, (x,), (out,), geometry, module.tilings(geometry)[-1], **options)
+            np.testing.assert_allclose(out, expected, **TOLERANCE[dtype])
+        expected = reference.avg_pool2d_grad(grad, x, *arguments, **options)
+        for module in modules("avg_pool2d_grad"):
+            out = nothing(x.shape, dtype)
+            run(module, (grad,), (out,), geometry, module.tilings(geometry)[-1], **options)
+            np.testing.assert_allclose(out, expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [((2, 3, 8, 12), 2), ((1, 2, 8, 8), 4), ((2, 2, 7, 9), 3, 2, 1), ((1, 2, 9, 8), (2, 3), 1, (0, 1), (2, 1), True)],
+    ids=str,
+)
+def test_pooling_of_what_is_not_finite(arguments):
+    """A NaN wins over all, the last of several; -inf wins where there is nothing else; padding never does."""
+    names = ("stride", "padding", "dilation", "ceil_mode")
+    geometry = Pool2dGeometry.of(*arguments[:2], **dict(zip(names, arguments[2:], strict=False)))
+    rng = np.random.default_rng(2)
+    x = rng.choice(np.array([-np.inf, -np.inf, -np.inf, 1, np.nan, np.inf], np.float32), geometry.input_shape)
+    maxima, winners = numpy_backend.max_pool2d(x, geometry)
+    for module in modules("max_pool2d"):
+        ours = nothing(maxima.shape, np.float32), nothing(maxima.shape, np.uint8)
+        run(module, (x,), ours, geometry, module.tilings(geometry)[0])
+        np.testing.assert_array_equal(ours[0], maxima)
+        np.testing.assert_array_equal(ours[1], winners)
+    winners, grad = np.ascontiguousarray(winners), rng.choice(np.array([1, np.nan, np.inf], np.float32), maxima.shape)
+    with np.errstate(invalid="ignore"):
+        expected = numpy_backend.max_pool2d_grad(grad, winners, geometry)
+    for module in modules("max_pool2d_grad"):
+        out = nothing(x.shape, np.float32)
+        run(module, (grad, winners), (out,), geometry, module.tilings(geometry)[0])
+        np.testing.assert_array_equal(out, expected)
+    if geometry.dilation == (1, 1):
+        options = {"count_include_pad": False, "divisor_override": None}
+        with np.errstate(invalid="ignore"):
+            expected = numpy_backend.avg_pool2d(x, geometry, **options)
+        for module in modules("avg_pool2d"):
+            out = nothing(maxima.shape, np.float32)
+            run(module, (x,), (out,), geometry, module.tilings(geometry)[0], **options)
+            np.testing.assert_allclose(out, expected, rtol=1e-6)
+
+
+def test_winners_of_large_windows():
+    """A window of more than 256 elements has offsets that a byte cannot hold."""
+    geometry = Pool2dGeometry.of((1, 2, 18, 19), (16, 17), stride=2)
+    x = cases.distinct(np.random.default_rng(3), geometry.input_shape, np.float32)
+    x[0, 0, 15, 16] = 1000
+    maxima, winners = numpy_backend.max_pool2d(x, geometry)
+    assert winners.max() > 255
+    for module in modules("max_pool2d"):
+        ours = nothing(maxima.shape, np.float32), nothing(maxima.shape, np.int32)
+        run(module, (x,), ours, geometry, module.tilings(geometry)[0])
+        np.testing.assert_array_equal(ours[1], winners)
+    winners, grad = np.ascontiguousarray(winners), np.arange(1, 9, dtype=np.float32).reshape(maxima.shape)
+    for module in modules("max_pool2d_grad"):
+        out = nothing(x.shape, np.float32)
+        run(module, (grad, winners), (out,), geometry, module.tilings(geometry)[0])
+        np.testing.assert_array_equal(out, numpy_backend.max_pool2d_grad(grad, winners, geometry))
+
+
+@pytest.mark.parametrize("operation", ["max_pool2d", "avg_pool2d", "max_pool2d_grad"])
+def test_arrays_that_are_not_aligned(operation):
+    """Rows of windows are read, and cells written, at once only where the array begins at a multiple of 16 bytes."""
+    geometry = Pool2dGeometry.of((1, 2, 4, 8), 2)
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal(65).astype(np.float32)[1:].reshape(geometry.input_shape)
+    maxima, winners = (np.ascontiguousarray(array) for array in numpy_backend.max_pool2d(x, geometry))
+    options = {"count_include_pad": True, "divisor_override": None} if operation == "avg_pool2d" else {}
+    results = [nothing(maxima.shape, np.float32)]
+    if operation == "max_pool2d":
+        inputs, expected = (x,), (maxima, winners)
+        results.append(nothing(maxima.shape, np.uint8))
+    elif operation == "avg_pool2d":
+        inputs, expected = (x,), (numpy_backend.avg_pool2d(x, geometry, **options),)
+    else:
+        inputs, expected = (maxima, winners), (numpy_backend.max_pool2d_grad(maxima, winners, geometry),)
+        results = [nothing(x.size + 1, np.float32)[1:].reshape(x.shape)]
+    for module in modules(operation):
+        run(module, inputs, results, geometry, module.tilings(geometry)[0], **options)
+        for ours, theirs in zip(results, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize("shape", [(1, 1), (6, 3), (13, 10), (3, 70), (2, 5000)], ids=str)
+def test_softmax_cross_entropy(shape, weighted, label_smoothing, dtype):
+    """Losses, probabilities and gradients are the reference's; an ignored row has the loss and the gradient zero."""
+    rng = np.random.default_rng(5)
+    logits = (3 * rng.standard_normal(shape)).astype(dtype)
+    labels, grad = rng.integers(0, shape[1], shape[0]), rng.standard_normal(shape[0]).astype(dtype)
+    if shape[0] > 1:
+        labels[-1] = -100
+    weight = rng.random(shape[1]).astype(dtype) if weighted else None
+    arguments = (logits, labels, weight, -100, "none", label_smoothing)
+    options = {"ignore_index": -100, "label_smoothing": label_smoothing}
+    probabilities = reference.softmax(logits, 1)
+    for module in modules("softmax_cross_entropy"):
+        for tiling in module.tilings(shape):
+            wrong = np.full(1, NO_WRONG_LABEL, np.int32)
+            results = nothing(shape[0], dtype), nothing(shape, dtype)
+            run(_Labelled(module, wrong), (logits, labels, weight), results, shape, tiling, **options)
+            np.testing.assert_allclose(results[0], reference.cross_entropy(*arguments), **TOLERANCE[dtype])
+            np.testing.assert_allclose(results[1], probabilities, **TOLERANCE[dtype])
+            assert wrong[0] == NO_WRONG_LABEL
+    for module in modules("softmax_cross_entropy_grad"):
+        for tiling in module.tilings(shape):
+            out = nothing(shape, dtype)
+            run(module, (grad, probabilities.astype(dtype), labels, weight), (out,), shape, tiling, **options)
+            np.testing.assert_allclose(out, reference.cross_entropy_grad(grad, *arguments), **TOLERANCE[dtype])
+
+
+class _Labelled:
+    """The module, given the array for wrong labels after the two that are written in full."""
+
+    def __init__(self, module, wrong):
+        self.module, self.wrong = module, wrong
+
+    def launch(self, logits, labels, weight, losses, probabilities, *rest, **options):
+        self.module.launch(logits, labels, weight, losses, probabilities, self.wrong, *rest, **options)
+
+
+@pytest.mark.parametrize("lanes", [4, 32, 128])
+def test_softmax_of_what_is_not_finite(lanes):
+    """NaN and infinite logits give what they give on the NumPy backend, and logits of any size do not overflow."""
+    logits = np.zeros((6, 9), np.float32)
+    logits[0, 3], logits[1, 8], logits[2, :], logits[3, 2:] = np.nan, np.inf, -np.inf, -np.inf
+    logits[4], logits[5] = 1e4 * np.arange(9), -3e38
+    labels = np.array([0, 8, 1, 0, 8, 3])
+    options = {"ignore_index": -100, "label_smoothing": 0.0}
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        expected = numpy_backend.softmax_cross_entropy(logits, labels, weight=None, **options)
+    for module in modules("softmax_cross_entropy"):
+        results = nothing(6, np.float32), nothing((6, 9), np.float32)
+        wrong = np.full(1, NO_WRONG_LABEL, np.int32)
+        tiling = module.Tiling(128, lanes)
+        run(_Labelled(module, wrong), (logits, labels, None), results, logits.shape, tiling, **options)
+        for ours, theirs in zip(results, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_labels_that_are_no_classes_are_reported():
+    """The first such row is told, and has the loss NaN; the others are computed."""
+    logits, labels = np.zeros((5, 3), np.float32), np.array([2, -100, 3, 0, -1])
+    options = {"ignore_index": -100, "label_smoothing": 0.0}
+    for module in modules("softmax_cross_entropy"):
+        results, wrong = (nothing(5, np.float32), nothing((5, 3), np.float32)), np.full(1, NO_WRONG_LABEL, np.int32)
+        weight = np.ones(3, np.float32)
+        tiling = module.tilings((5, 3))[0]
+        run(_Labelled(module, wrong), (logits, labels, weight), results, (5, 3), tiling, **options)
+        assert wrong[0] == 2
+        np.testing.assert_allclose(results[0], [np.log(3), 0, np.nan, np.log(3), np.nan], rtol=1e-6)
+    for module in modules("softmax_cross_entropy_grad"):
+        out = nothing((5, 3), np.float32)
+        arrays = (np.ones(5, np.float32), np.full((5, 3), 0.5, np.float32), labels, weight)
+        run(module, arrays, (out,), (5, 3), module.tilings((5, 3))[0], **options)
+        np.testing.assert_array_equal(out.any(axis=1), [True, False, False, True, False])
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", sorted(OPERATIONS))
+def test_empty_and_too_large(operation):
+    """Nothing is launched for an empty batch; sizes that need 64-bit offsets are refused, with what would do."""
+    if "pool" in operation:
+        empty, large = (Pool2dGeometry.of((n, 8, 16, 16), 2) for n in (0, 2**20))
+    else:
+        empty, large = (0, 2**11), (2**20, 2**11)
+    for module in modules(operation):
+        assert module.launches(empty, module.tilings(empty)[0], np.float32) == ()
+        assert not module.supports(large)
+        with pytest.raises(ValueError, match=f"{operation}: input has .* needs 64-bit offsets.* Split the batch"):
+            module.launches(large, module.tilings(large)[0], np.float32)
