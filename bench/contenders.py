@@ -1,0 +1,279 @@
+"""LeNet-5 in gpuconv and in the libraries beside it: the same weights, the same digits, the same arithmetic.
+
+Each contender gives, for a task, one or more steps by label. What a library needs in its own form (tensors, memory
+layout, a session) is made ready before; a step then does what a user's loop would do, and nothing else. Libraries are
+imported when a contender is constructed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench.timing import Step
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Batches = list[tuple[np.ndarray, np.ndarray]]
+    Weights = dict[str, np.ndarray]
+
+OURS = "gpuconv"
+# Small, so that a network that sees the same digits thousands of times still has something to learn: gradients that
+# vanish, or a network that died of a large step, would not be the work of a training.
+_SGD: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9}
+_MOST_BATCHES = 8
+
+
+class Contender(ABC):
+    """A library that can run LeNet-5.
+
+    Attributes:
+        packages: what must be installed.
+        install: how to get it.
+        training_labels: labels of the steps that :meth:`training` gives; known without importing the library.
+    """
+
+    packages: ClassVar[tuple[str, ...]]
+    install: ClassVar[str]
+    training_labels: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def __init__(self, threads: int):
+        """Import the library and let it use ``threads`` threads."""
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """Packages that are not installed; looks for them without importing any."""
+        return [package for package in cls.packages if importlib.util.find_spec(package) is None]
+
+    def training(self, weights: Weights, batches: Batches) -> dict[str, Step]:
+        """Steps of forward, cross-entropy, backward and SGD with momentum; each returns the loss."""
+        return {}
+
+    @abstractmethod
+    def inference(self, weights: Weights, batches: Batches) -> dict[str, Step]:
+        """Steps of forward alone; each returns the logits (N, 10)."""
+
+
+class Gpuconv(Contender):
+    """This library, as its users write it, on the backend that is chosen when a step runs."""
+
+    packages = ("gpuconv",)
+    install = "pip install --editable ."
+    training_labels = (OURS,)
+
+    def __init__(self, threads: int):
+        import gpuconv.models
+
+        self._gpuconv = gpuconv
+
+    def _model(self, weights: Weights) -> Any:
+        model = self._gpuconv.models.LeNet5()
+        model.load_state_dict(weights)
+        return model
+
+    def training(self, weights: Weights, batches: Batches) -> dict[str, Step]:
+        F, model = self._gpuconv.functional, self._model(weights)
+        optimizer = self._gpuconv.optim.SGD(model.parameters(), **_SGD)
+        turn = cycle(batches)
+
+        def step() -> Any:
+            images, labels = next(turn)
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return {OURS: step}
+
+    def inference(self, weights: Weights, batches: Batches) -> dict[str, Step]:
+        no_grad, model = self._gpuconv.no_grad, self._model(weights).eval()
+        turn = cycle(batches)
+
+        def step() -> Any:
+            images, _ = next(turn)
+            with no_grad():
+                return model(images)
+
+        return {OURS: step}
+
+
+class Torch(Contender):
+    """PyTorch on the CPU, in its default memory layout and in channels_last."""
+
+    packages = ("torch",)
+    install = "pip install torch"
+    training_labels = ("torch eager", "torch channels_last")
+
+    def __init__(self, threads: int):
+        import torch
+
+        self._torch = torch
+        torch.set_num_threads(threads)
+
+    def _variants(self, weights: Weights, batches: Batches) -> list[tuple[str, Any, list[tuple[Any, Any]]]]:
+        torch = self._torch
+        formats = (torch.contiguous_format, torch.channels_last)
+        return [
+            (
+                label,
+                self._model(weights).to(memory_format=memory_format),
+                [
+                    # A copy: torch.from_numpy would share memory with the other contenders.
+                    (torch.tensor(images).contiguous(memory_format=memory_format), torch.tensor(labels))
+                    for images, labels in batches
+                ],
+            )
+            for label, memory_format in zip(self.training_labels, formats, strict=True)
+        ]
+
+    def _model(self, weights: Weights) -> Any:
+        nn = self._torch.nn
+        model = nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(1, 6, 5),
+                relu1=nn.ReLU(),
+                pool1=nn.MaxPool2d(2),
+                conv2=nn.Conv2d(6, 16, 5),
+                relu2=nn.ReLU(),
+                pool2=nn.MaxPool2d(2),
+                flatten=nn.Flatten(),
+                fc1=nn.Linear(400, 120),
+                relu3=nn.ReLU(),
+                fc2=nn.Linear(120, 84),
+                relu4=nn.ReLU(),
+                fc3=nn.Linear(84, 10),
+            )
+        )
+        model.load_state_dict({name: self._torch.tensor(array) for name, array in weights.items()})
+        return model
+
+    def training(self, weights: Weights, batches: Batches) -> dict[str, Step]:
+        return {label: self._training_step(model, data) for label, model, data in self._variants(weights, batches)}
+
+    def _training_step(self, model: Any, data: list[tuple[Any, Any]]) -> Step:
+        torch, cross_entropy = self._torch, self._torch.nn.functional.cross_entropy
+        # fused: the fastest of PyTorch's implementations of SGD; its default updates one parameter after the other.
+        optimizer = torch.optim.SGD(model.parameters(), **_SGD, fused=True)
+        turn = cycle(data)
+
+        def step() -> Any:
+            images, labels = next(turn)
+            loss = cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return step
+
+    def inference(self, weights: Weights, batches: Batches) -> dict[str, Step]:
+        return {
+            label: self._inference_step(model.eval(), data) for label, model, data in self._variants(weights, batches)
+        }
+
+    def _inference_step(self, model: Any, data: list[tuple[Any, Any]]) -> Step:
+        inference_mode, turn = self._torch.inference_mode, cycle(data)
+
+        def step() -> Any:
+            images, _ = next(turn)
+            with inference_mode():
+                return model(images)
+
+        return step
+
+
+class OnnxRuntime(Contender):
+    """ONNX Runtime on the CPU: inference alone."""
+
+    packages = ("onnx", "onnxruntime")
+    install = "pip install onnx onnxruntime"
+
+    def __init__(self, threads: int):
+        import onnxruntime
+
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        self._options.inter_op_num_threads = 1
+        self._options.log_severity_level = 3  # below errors, it reports on devices that it did not find
+        self._onnxruntime = onnxruntime
+
+    def inference(self, weights: Weights, batches: Batches) -> dict[str, Step]:
+        session = self._onnxruntime.InferenceSession(
+            _onnx_model(weights, batches[0][0].shape), self._options, providers=["CPUExecutionProvider"]
+        )
+        run, turn = session.run, cycle(batches)
+
+        def step() -> Any:
+            images, _ = next(turn)
+            return run(None, {"images": images})[0]
+
+        return {"onnxruntime": step}
+
+
+def _onnx_model(weights: Weights, input_shape: tuple[int, ...]) -> bytes:
+    """LeNet-5 as an ONNX file, for one batch size: ONNX Runtime plans best for shapes that it knows."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    nodes: list[Any] = []
+
+    def add(op: str, *parameters: str, **attributes: Any) -> None:
+        source = nodes[-1].output[0] if nodes else "images"
+        nodes.append(helper.make_node(op, [source, *parameters], [f"{op}{len(nodes)}"], **attributes))
+
+    for name in ("conv1", "conv2"):
+        add("Conv", f"{name}.weight", f"{name}.bias")
+        add("Relu")
+        add("MaxPool", **pool)
+    add("Flatten")
+    for name in ("fc1", "fc2"):
+        add("Gemm", f"{name}.weight", f"{name}.bias", transB=1)
+        add("Relu")
+    add("Gemm", "fc3.weight", "fc3.bias", transB=1)
+
+    graph = helper.make_graph(
+        nodes,
+        "LeNet-5",
+        inputs=[helper.make_tensor_value_info("images", TensorProto.FLOAT, list(input_shape))],
+        outputs=[helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, [input_shape[0], 10])],
+        initializer=[numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    # A format that ONNX Runtime 1.19 reads too; onnx would write its own newest.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+#: Libraries that gpuconv can be compared with, by the name that --peer takes.
+PEERS: dict[str, type[Contender]] = {"torch": Torch, "onnxruntime": OnnxRuntime}
+
+
+def initial_weights() -> Weights:
+    """The weights from which every contender starts, under PyTorch's names."""
+    import gpuconv.models
+
+    gpuconv.manual_seed(0)
+    return gpuconv.models.LeNet5().state_dict()
+
+
+def digit_batches(batch: int) -> Batches:
+    """Batches of the bundled digits, prepared as for training: float32 (batch, 1, 32, 32) and int64 (batch,).
+
+    Real digits, since their zeros are part of the work: ReLU and pooling leave what a kernel may skip. Several batches,
+    taken in turns, but not more than the bundled digits fill.
+    """
+    import numpy as np
+
+    from gpuconv.data import InputTransform, load_dataset
+
+    data = load_dataset("mnist-sample")
+    transform = InputTransform.fit(data.train_images)
+    count = max(1, min(_MOST_BATCHES, len(data.train_images) // batch))
+    generator = np.random.default_rng(0)
+    chosen = generator.integers(0, len(data.train_images), (count, batch))
+    return [(transform(data.train_images[index]), data.train_labels[index].astype(np.int64)) for index in chosen]

@@ -1,0 +1,279 @@
+"""LeNet-5 training steps and inference, images/s: ``python -m bench.lenet [--peer torch] [--peer onnxruntime] ...``.
+
+How it is timed: ``bench/timing.py``. What is timed: ``bench/contenders.py``. What the JSON holds: ``bench/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import difflib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+# Nothing here may import NumPy before main() has bounded the threads.
+from bench import machine, memory, report, timing
+from bench.contenders import OURS, PEERS, Contender, Gpuconv, digit_batches, initial_weights
+
+if TYPE_CHECKING:
+    from bench.contenders import Batches, Weights
+
+_BATCHES = (1, 64, 256, 1024)
+_TASKS = ("training", "inference")
+_CHECKED_STEPS = 3
+
+
+class Refused(Exception):
+    """What was asked for cannot be measured; one line that says why and what would do."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{message}; --help lists the options")
+
+
+def _whole_number(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _batch_sizes(text: str) -> list[int]:
+    return [_whole_number(part) for part in text.split(",")]
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _peer(text: str) -> str:
+    if text not in PEERS:
+        near = difflib.get_close_matches(text.lower(), PEERS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise argparse.ArgumentTypeError(f"unknown peer {text!r}; there are {', '.join(PEERS)}{hint}")
+    return text
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m bench.lenet", description="LeNet-5 training steps and inference, images/s.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--backend", default="auto", metavar="NAME", help="gpuconv's backend; default: what gpuconv takes by itself")
+    add("--peer", action="append", type=_peer, default=[], metavar="NAME", help=f"also: {', '.join(PEERS)}; repeatable")
+    add("--batches", type=_batch_sizes, default=list(_BATCHES), metavar="N,N,...", help="default: 1,64,256,1024")
+    add("--seconds", type=_seconds, default=3.0, metavar="S", help="for each library, task and batch size; default: 3")
+    add(
+        "--rounds", type=_whole_number, default=15, metavar="N", help="samples that these are divided into; default: 15"
+    )
+    add("--threads", type=_whole_number, default=machine.available_cores(), metavar="N", help="default: all cores")
+    add("--memory", action="store_true", help="also the peak memory of training, each library in its own process")
+    add("--out", type=Path, metavar="FILE.json", help="write the results; default: print them alone")
+    arguments = parser.parse_args(argv)
+    arguments.peer = list(dict.fromkeys(arguments.peer))
+    return arguments
+
+
+def _check_before(arguments: argparse.Namespace) -> None:
+    """Find out before minutes of measuring what would make them useless."""
+    for name in arguments.peer:
+        if missing := PEERS[name].missing():
+            raise Refused(f"peer {name} needs {', '.join(missing)}, not installed: {PEERS[name].install}")
+    if arguments.out is not None:
+        _check_writable(arguments.out)
+    if arguments.memory and sys.platform == "win32":
+        raise Refused("--memory reads the peak from the operating system, which Windows does not offer this way")
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--out: cannot make the folder {out.parent} ({error.strerror})") from None
+    if out.is_dir():
+        raise Refused(f"--out: {out} is a folder; give the name of a file in it")
+    if not os.access(out.parent, os.W_OK):
+        raise Refused(f"--out: the folder {out.parent} cannot be written to")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _measure_memory(document: dict[str, Any], arguments: argparse.Namespace) -> None:
+    contenders: list[type[Contender]] = [Gpuconv, *(PEERS[name] for name in arguments.peer)]
+    labels = [label for contender in contenders for label in contender.training_labels]
+    for batch in arguments.batches:
+        _say(f"memory, batch {batch:,}")
+        processes = {}
+        for label in labels:
+            try:
+                processes[label] = memory.peak_memory(
+                    label, batch=batch, threads=arguments.threads, backend=arguments.backend
+                )
+            except subprocess.CalledProcessError:
+                raise Refused(f"--memory: {label} failed at batch {batch}; its message stands above") from None
+        document["memory"].append({"batch": batch, "processes": processes})
+
+
+def _measure_speed(document: dict[str, Any], arguments: argparse.Namespace) -> None:
+    kinds: dict[str, type[Contender]] = {OURS: Gpuconv} | {name: PEERS[name] for name in arguments.peer}
+    contenders = {name: kind(arguments.threads) for name, kind in kinds.items()}
+    weights = initial_weights()
+    for task in _TASKS:
+        for batch in arguments.batches:
+            document["machine"]["thread_pools"] = machine.thread_pools(arguments.threads)
+            result = _compare(contenders, task, weights, digit_batches(batch), arguments)
+            document["results"].append({"task": task, "batch": batch, **result})
+            ratios = (f", {ratio['median']:.2f} × {peer}" for peer, ratio in result["speedup"].items())
+            _say(
+                f"{task}, batch {batch:,}: {result['images_per_second'][OURS]['median']:,.0f} images/s{''.join(ratios)}"
+            )
+
+
+def _compare(
+    contenders: dict[str, Contender], task: str, weights: Weights, batches: Batches, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Time one task at one batch size, after all contenders have computed the same."""
+    import numpy as np
+
+    steps: dict[str, timing.Step] = {}
+    labels_of = {}
+    for name, contender in contenders.items():
+        own = getattr(contender, task)(weights, batches)
+        labels_of[name] = list(own)
+        steps |= own
+    _check_equal(steps, task)
+    times = timing.measure(steps, seconds=arguments.seconds, rounds=arguments.rounds, wait=np.asarray)
+
+    batch = len(batches[0][0])
+    result: dict[str, Any] = {"images_per_second": {}, "speedup": {}, "seconds": times}
+    for label, seconds in times.items():
+        rates = timing.spread([batch / value for value in seconds])
+        result["images_per_second"][label] = vars(rates)
+    for peer, labels in labels_of.items():
+        if peer == OURS or not labels:
+            continue
+        best = min(labels, key=lambda label: timing.spread(times[label]).median)
+        result["speedup"][peer] = {"against": best, **vars(timing.speedup(times[OURS], times[best]))}
+    return result
+
+
+def _check_equal(steps: dict[str, timing.Step], task: str) -> None:
+    """Refuse to time contenders that do not compute the same: the losses of some steps, or the logits of a batch."""
+    import numpy as np
+
+    expected = None
+    for label, step in steps.items():
+        got = np.stack([np.asarray(step()) for _ in range(_CHECKED_STEPS)])
+        if got.dtype != np.float32:
+            raise Refused(f"{task}: {label} computes in {got.dtype} instead of float32")
+        expected = got if expected is None else expected
+        try:
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+        except AssertionError:
+            difference = np.max(np.abs(got - expected))
+            raise Refused(f"{task}: {label} differs from {OURS} by {difference:.2g}; it is not timed") from None
+
+
+def _write(document: dict[str, Any], path: Path) -> None:
+    """Write in one step, so that neither an old file nor a new one is ever half there."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _show(document: dict[str, Any]) -> None:
+    heading, tables = report.lenet_heading(document), report.lenet_tables(document)
+    # Rich fits tables into the terminal; in a file or a pipe it would fit them into 80 columns.
+    if not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:
+        print("\n" + heading, *(table.plain() for table in tables), sep="\n\n", flush=True)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print("\n" + heading, highlight=False)
+    for table in tables:
+        console.print("\n" + table.title, style="bold", highlight=False)
+        drawn = Table(box=box.SIMPLE_HEAD)
+        for name in table.header:
+            drawn.add_column(name, justify="right", style="bold" if name == OURS else None)
+        for row in table.rows:
+            drawn.add_row(*row)
+        console.print(drawn)
+
+
+def _run(argv: list[str] | None) -> int:
+    arguments = _arguments(argv)
+    _check_before(arguments)
+    machine.limit_threads(arguments.threads)
+    document: dict[str, Any] = {
+        "schema": report.SCHEMA,
+        "benchmark": "lenet",
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "complete": False,
+        "machine": machine.describe(),
+        "settings": {
+            "backend": arguments.backend,
+            "threads": arguments.threads,
+            "peers": arguments.peer,
+            "seconds": arguments.seconds,
+            "rounds": arguments.rounds,
+        },
+        "results": [],
+        "memory": [],
+    }
+    others = machine.OtherProcesses()
+    try:
+        # First, while this process is small: see memory.peak_memory.
+        if arguments.memory:
+            _measure_memory(document, arguments)
+        import gpuconv
+
+        try:
+            backend = gpuconv.backends.get(arguments.backend).name
+        except (ValueError, gpuconv.BackendUnavailable) as error:
+            raise Refused(str(error)) from None
+        if backend == "cuda" and arguments.peer:
+            raise Refused("the peers run on the CPU: choose --backend numba or numpy beside them")
+        document["settings"]["backend"] = backend
+        with gpuconv.use_backend(backend):
+            _measure_speed(document, arguments)
+        document["complete"] = True
+    except KeyboardInterrupt:
+        _say("\nstopped; what was measured until then is kept")
+    document["machine"]["others_busy"] = others.share()
+    if document["results"] or document["memory"]:
+        _show(document)
+        if arguments.out is not None:
+            _write(document, arguments.out)
+            _say(f"\nwritten: {arguments.out}")
+    return 0 if document["complete"] else 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; 0, 2 when it was refused, 130 when it was interrupted."""
+    try:
+        return _run(argv)
+    except Refused as error:
+        _say(f"bench.lenet: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""Tables from results: ``python -m bench.report`` writes README.md's, ``--check`` tells whether they are current.
+
+A table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->`` and is made from every file in
+``bench/results`` whose ``benchmark`` is NAME, so that no figure in the text is typed by hand. The scripts print their
+results through the same tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.machine import ROOT
+
+SCHEMA = 1
+# Of all cores; below it lie the services of an idle machine.
+_MUCH = 0.05
+_MARKER = re.compile(r"^<!-- /?bench:[\w-]+ -->$", re.MULTILINE)
+# No marker may stand inside a block: a forgotten end must not let the text up to the next one be replaced.
+_BLOCK = re.compile(
+    r"^<!-- bench:(?P<name>[\w-]+) -->\n(?:(?!<!-- /?bench:).*\n)*?<!-- /bench:(?P=name) -->$", re.MULTILINE
+)
+
+
+class ReportError(Exception):
+    """Results or a README from which no table can be made; one line that says which and why."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are shown, the first column left-aligned and the others right-aligned."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        rule = ["---"] + ["---:"] * (len(self.header) - 1)
+        lines = ["| " + " | ".join(cells) + " |" for cells in (self.header, rule, *self.rows)]
+        return "\n".join([f"*{self.title}*", "", *lines])
+
+    def plain(self) -> str:
+        columns = list(zip(self.header, *self.rows, strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+            for cells in (self.header, ["-" * width for width in widths], *self.rows)
+        ]
+        return "\n".join([self.title, *lines])
+
+
+# -- LeNet ------------------------------------------------------------------------------------------------------------
+
+
+def lenet_heading(document: dict[str, Any]) -> str:
+    """The circumstances under which the figures were measured, in one line."""
+    machine, settings = document["machine"], document["settings"]
+    versions = machine["versions"]
+    peers = [f"{peer} {versions[peer]}" for peer in settings["peers"]]
+    commit = machine["commit"] or "not committed"
+    facts = [
+        f"{machine['cpu']}, {machine['cores']} cores",
+        f"{settings['threads']} thread{'s' * (settings['threads'] > 1)} each",
+        f"gpuconv {versions.get('gpuconv', 'not installed')} ({settings['backend']} backend)",
+        *peers,
+        f"numpy {versions['numpy']}",
+        f"Python {versions['python']}",
+        f"commit {commit}{' with changes' if machine['dirty'] else ''}",
+        document["date"][:10],
+    ]
+    if (machine["others_busy"] or 0) > _MUCH:
+        facts.append(f"other processes took {machine['others_busy']:.0%} of the processors: not to be relied upon")
+    return " · ".join(facts)
+
+
+def lenet_tables(document: dict[str, Any]) -> list[Table]:
+    """One table for each task that was timed, and one of the memory if that was measured."""
+    titles = {
+        "training": "LeNet-5, training step, float32, images/s",
+        "inference": "LeNet-5, inference, float32, images/s",
+    }
+    tables = [
+        _rates_table(title, [result for result in document["results"] if result["task"] == task])
+        for task, title in titles.items()
+    ]
+    tables.append(_memory_table(document["memory"]))
+    return [table for table in tables if table.rows]
+
+
+def _rates_table(title: str, results: list[dict[str, Any]]) -> Table:
+    if not results:
+        return Table(title, [], [])
+    labels, peers = list(results[0]["images_per_second"]), list(results[0]["speedup"])
+    header = ["batch", "gpuconv ms", *labels, *(f"× {peer}" for peer in peers)]
+    rows = [
+        [
+            f"{result['batch']:,}",
+            _milliseconds(result),
+            *(f"{result['images_per_second'][label]['median']:,.0f}" for label in labels),
+            *(_ratio(result["speedup"][peer]) for peer in peers),
+        ]
+        for result in results
+    ]
+    return Table(title, header, rows)
+
+
+def _milliseconds(result: dict[str, Any]) -> str:
+    value = 1000 * result["batch"] / result["images_per_second"]["gpuconv"]["median"]
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def _ratio(speedup: dict[str, Any]) -> str:
+    return f"{speedup['median']:.2f} ({speedup['low']:.2f}–{speedup['high']:.2f})"
+
+
+def _memory_table(results: list[dict[str, Any]]) -> Table:
+    title = "LeNet-5, training, peak memory of the process in MB (in brackets what the steps added)"
+    if not results:
+        return Table(title, [], [])
+    labels = list(results[0]["processes"])
+    rows = []
+    for result in results:
+        processes = [result["processes"][label] for label in labels]
+        cells = (f"{mb['peak_mb']:.0f} (+{mb['peak_mb'] - mb['ready_mb']:.0f})" for mb in processes)
+        rows.append([f"{result['batch']:,}", *cells])
+    return Table(title, ["batch", *labels], rows)
+
+
+def _lenet_markdown(document: dict[str, Any]) -> str:
+    note = "× PEER: how many times faster gpuconv is, median and quartiles of the ratios of samples taken in turns"
+    if "torch" in document["settings"]["peers"]:
+        note += "; for torch, against the better of its two layouts"
+    parts = [lenet_heading(document), *(table.markdown() for table in lenet_tables(document)), note + "."]
+    return "\n\n".join(parts if document["settings"]["peers"] else parts[:-1])
+
+
+#: benchmark -> its part of a README, from one file of results
+RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {"lenet": _lenet_markdown}
+
+# -- README -----------------------------------------------------------------------------------------------------------
+
+
+def render(readme: str, results: Path) -> str:
+    """The text of a README with every block between markers made anew from the files in the folder ``results``.
+
+    Raises:
+        ReportError: a marker without its counterpart or of an unknown name, no results for it, or an unreadable file.
+    """
+    blocks = list(_BLOCK.finditer(readme))
+    alone = _MARKER.findall(_BLOCK.sub("", readme))
+    if alone:
+        raise ReportError(f"markers without counterpart: {', '.join(alone)}")
+    documents = [_read(path) for path in sorted(results.glob("*.json"))] if blocks else []
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in RENDERERS:
+            raise ReportError(f"marker bench:{name}: no such benchmark; there are {', '.join(RENDERERS)}")
+        found = [document for document in documents if document["benchmark"] == name]
+        if not found:
+            command = f"python -m bench.{name} --out bench/results/{name}.json"
+            raise ReportError(f"marker bench:{name}: no results in {results.name}; run {command}")
+        body = "\n\n".join(map(RENDERERS[name], found))
+        return f"<!-- bench:{name} -->\n{body}\n<!-- /bench:{name} -->"
+
+    return _BLOCK.sub(block, readme)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path.name}: cannot be read ({error})") from None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA or "benchmark" not in document:
+        raise ReportError(f"{path.name}: not results of schema {SCHEMA}; measure again")
+    return document
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is not current")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default: the repository's")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", help="default: bench/results")
+    arguments = parser.parse_args()
+    try:
+        old = arguments.readme.read_text(encoding="utf-8")
+        new = render(old, arguments.results)
+    except (OSError, ReportError) as error:
+        print(f"bench.report: {error}", file=sys.stderr)
+        return 2
+    if new == old:
+        print(f"{arguments.readme.name}: {'tables are current' if _BLOCK.search(old) else 'no markers, nothing to do'}")
+        return 0
+    if not arguments.check:
+        arguments.readme.write_text(new, encoding="utf-8")
+        print(f"{arguments.readme.name}: tables written")
+        return 0
+    difference = difflib.unified_diff(old.splitlines(), new.splitlines(), "is", "should be", lineterm="", n=0)
+    print(f"{arguments.readme.name}: tables differ from the results; run python -m bench.report", *difference, sep="\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
