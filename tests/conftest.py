@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -14,6 +15,10 @@ from gpuconv import backends
 
 # Kernels run in the simulator unless a GPU is asked for (`make gpu-test` sets 0). Numba reads this when it is imported.
 os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
+
+# A job in the background of a script, as a CI's may be, ignores Ctrl-C, and so would all that it starts: the tests of
+# Ctrl-C need it as it is at a keyboard.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Packages that some tests compare gpuconv with, and that it does without.
 ORACLES = ("torch", "onnx")

@@ -115,7 +115,7 @@ def test_memory_of_a_peer():
     process = bench("bench.memory", "torch channels_last", "--batch=64", "--threads=1", "--backend=no such backend")
     assert process.returncode == 0, process.stderr
     peaks = json.loads(process.stdout)
-    assert 50 < peaks["ready_mb"] < peaks["peak_mb"] < 4000
+    assert 50 < peaks["ready_mb"] <= peaks["peak_mb"] < 4000
 
 
 def test_speedup_is_the_median_of_ratios(timing):

@@ -147,7 +147,7 @@ def test_every_operation_of_the_table_is_a_primitive():
 def test_the_users_word_counts_more_than_the_rule(monkeypatch):
     """An argument beats use_variant, which beats the environment, which beats the rule; each says so."""
     assert tuning.choose("conv2d", LENET_CONV1).source == "rule"
-    monkeypatch.setenv("GPUCONV_VARIANTS", "relu=relu, conv2d=implicit_gemm")
+    monkeypatch.setenv("GPUCONV_VARIANTS", "relu=elementwise, conv2d=implicit_gemm")
     choice = tuning.choose("conv2d", LENET_CONV1)
     assert (choice.variant, choice.source) == ("implicit_gemm", "environment")
     with tuning.use_variant("conv2d", "direct"):

@@ -67,8 +67,10 @@ def test_kernel(operation, variant, case, count):
         # The element type changes no index: one tiling shows that it is carried through.
         for tiling in tilings if dtype == "float32" else tilings[-1:]:
             out = np.full(expected.shape, np.nan, dtype)
+            size = module.workspace_size(geometry, tiling) if hasattr(module, "workspace_size") else 0
+            workspace = {"workspace": np.full(size, np.nan, dtype)} if size else {}
             with simulator.trace(seed=count["run"]) as report:
-                module.launch(*inputs, out, geometry, tiling, None)
+                module.launch(*inputs, out, geometry, tiling, None, **workspace)
             np.testing.assert_allclose(out, expected, **TOLERANCE[dtype], err_msg=str(tiling))
             if out.size:
                 assert report.clean, f"{tiling}: {report}"
