@@ -1,0 +1,130 @@
+"""Compiling kernels for the CPU, and keeping them on disk.
+
+A kernel is a function of a chunk's number, then pointers and numbers. It does one chunk of the work, and which part
+of the work a chunk is does not depend on the number of threads: so neither do the results, to the last bit. What runs
+the chunks, on several threads or one, is :func:`gpuconv.backends._numba_threads.launch`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numba import types
+from numba.core.caching import FunctionCache
+from numba.extending import register_jitable
+
+from gpuconv.backends import simd
+
+logger = logging.getLogger("gpuconv")
+_Plan = TypeVar("_Plan")
+
+
+class Kernel:
+    """A kernel in machine code.
+
+    Args:
+        function: the kernel in Python, under a name that no other has.
+        signature: Numba types of its arguments.
+        cached: whether to look for it on disk, and to leave it there.
+
+    Attributes:
+        address: where its code is.
+    """
+
+    def __init__(self, function: Callable[..., None], signature: Any, *, cached: bool):
+        # The error model is that of NumPy: no Python exception for a division by zero.
+        self._compiled = numba.cfunc(signature, cache=cached, error_model="numpy")(function)
+        self.address: int = self._compiled.address
+
+    def assembly(self) -> str:
+        """The machine code as text. RuntimeError if it was loaded from disk, where only the code itself is kept."""
+        return self._compiled._library.get_asm_str()
+
+
+@dataclass(frozen=True)
+class Elements:
+    """The plan of a kernel that is the same for all sizes.
+
+    Attributes:
+        dtype: name of the element type.
+    """
+
+    dtype: str
+
+
+def kernel(*argument_types: Any) -> Callable[[Callable[[_Plan], Callable[..., None]]], Callable[[_Plan], Kernel]]:
+    """Decorator: of a function that returns a kernel for a plan make one that returns it compiled.
+
+    A plan is a frozen dataclass. What the kernel reads of it as closure variables are constants to LLVM: loops unroll
+    and divisions vanish. Each plan is compiled once in a process, and once on a machine.
+
+    Args:
+        argument_types: Numba types of the arguments after the chunk's number. A function of the plan's ``dtype``
+            stands for a pointer to it: :data:`ELEMENTS`.
+    """
+
+    def decorate(build: Callable[[_Plan], Callable[..., None]]) -> Callable[[_Plan], Kernel]:
+        @functools.cache
+        def compiled(plan: _Plan) -> Kernel:
+            dtype = numba.from_dtype(np.dtype(plan.dtype))  # type: ignore[attr-defined]
+            arguments = [a(dtype) if a is ELEMENTS else a for a in argument_types]
+            return _compile(build(plan), types.void(types.int64, *arguments), plan)
+
+        return functools.wraps(build)(compiled)
+
+    return decorate
+
+
+#: Stands for a pointer to elements of the plan's type.
+ELEMENTS = types.CPointer
+#: Pointer to the offsets at which maxima were found in their windows.
+WINNERS = types.CPointer(types.uint8)
+INTEGERS = types.CPointer(types.int64)
+SIZE = types.int64
+
+
+def _compile(function: Callable[..., None], signature: Any, plan: Any) -> Kernel:
+    kind = function.__qualname__.partition(".")[0]
+    # Numba files what it compiles under the function's name. With the plan in the name each kernel has files of its
+    # own: processes that compile different plans at the same time cannot take each other's code for theirs.
+    digest = hashlib.sha256(f"{plan!r} {signature} {_helpers_digest()}".encode()).hexdigest()[:16]
+    function.__qualname__ = f"{kind}_{digest}"
+    try:
+        if not any(Path(FunctionCache(function).cache_path).glob(f"*{digest}*.nbc")):
+            logger.info("compiling %s for %s", kind, plan)
+        return Kernel(function, signature, cached=True)
+    except (RuntimeError, OSError) as error:  # no directory can be written to, or the disk is full
+        logger.info("compiling %s for %s, for this process only: %s", kind, plan, error)
+        return Kernel(function, signature, cached=False)
+
+
+@functools.cache
+def _helpers_digest() -> str:
+    # Numba sees when the file of a kernel changes, not when a module that it uses does.
+    return hashlib.sha256(Path(simd.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()
+
+
+def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """``numba.njit``, cached on disk if there is a place for it."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(cache=True, nogil=True, **options)(function)
+        except RuntimeError:  # no directory can be written to
+            return numba.njit(nogil=True, **options)(function)
+
+    return decorate
+
+
+@register_jitable
+def split(total: int, chunks: int, chunk: int) -> tuple[int, int]:
+    """Begin and end of a chunk's items, when ``total`` items are dealt to the chunks as evenly as can be."""
+    return chunk * total // chunks, (chunk + 1) * total // chunks

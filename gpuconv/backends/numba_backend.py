@@ -1,0 +1,581 @@
+"""The CPU backend for speed: NumPy's primitives, the hot ones compiled by Numba with explicit vectors.
+
+Here it is decided what runs where. The kernels themselves:
+
+- ``_numba_conv``, ``_numba_conv_grad``: convolution, its gradients, and the block with ReLU and max pooling;
+- ``_numba_gemm``: matrix products; ``_numba_pool``: pooling; ``_numba_pointwise``: ReLU, loss, optimizers.
+
+And what they stand on: ``simd``, the vectors; ``_numba_compile``, the compiler and its cache; ``_numba_threads``;
+``_numba_memory``, arrays whose memory is used again.
+
+**Which convolution runs.**
+
+- With fewer than :data:`COMPILE_FROM` multiply-adds: NumPy's, which has the result long before a kernel is compiled.
+- Otherwise a direct kernel, lanes over columns or over filters, whichever takes fewer vector operations
+  (:attr:`~gpuconv.backends._numba_conv.Forward.costs`). Gathered windows and BLAS win at no size: on the 3x3 layers of
+  ResNet (batch 8, two cores with AVX-512) the direct kernels do forward and the input's gradient at 410 to 510 GF/s,
+  the NumPy backend at 130 to 220; the weight's gradient at 190 to 420 and 170 to 200. They come close, by 10 % either
+  way, only for the weight of 512 filters on 7x7 maps and for the input behind a stride of 2.
+- Convolution, ReLU and a max pooling whose windows tile the map are one kernel, and their gradient visits only the
+  winners. Other poolings take the composition of :class:`~gpuconv.backends.base.Backend`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from gpuconv.backends.numpy_backend import NumpyBackend
+from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+
+try:
+    import numba
+
+    from gpuconv.backends import _numba_conv as conv
+    from gpuconv.backends import _numba_conv_grad as conv_grad
+    from gpuconv.backends import _numba_pointwise as pointwise
+    from gpuconv.backends import _numba_pool as pooling
+    from gpuconv.backends import simd
+    from gpuconv.backends._numba_compile import Elements, Kernel
+    from gpuconv.backends._numba_gemm import product
+    from gpuconv.backends._numba_memory import empty
+    from gpuconv.backends._numba_threads import launch, threads
+except ImportError as error:  # numba, or the llvmlite that belongs to it
+    _MISSING: str | None = f"{error}; pip install numba"
+else:
+    _MISSING = None
+
+#: Multiply-adds (of a pooling: elements read) from which a kernel is compiled for a geometry. Compiling takes half a
+#: second, in which NumPy does a thousand times as much.
+COMPILE_FROM = 100_000
+
+#: Room for the partial sums of a gradient over parts of the batch.
+_PARTIAL_BYTES = 8 << 20
+
+
+class NumbaBackend(NumpyBackend):
+    """NumPy arrays; loops compiled for this CPU."""
+
+    name: ClassVar[str] = "numba"
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return _MISSING
+
+    @classmethod
+    def automatic(cls) -> bool:
+        # On request only until its own tests are part of the suite: so far it has passed those of the operations.
+        return False
+
+    def describe(self) -> str:
+        bits = 8 * simd.registers()[0]
+        return f"numba {numba.__version__}, {threads()} threads, vectors of {bits} bits; {super().describe()}"
+
+    def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
+        if geometry is None:
+            return ["a compiled loop"]
+        pooled = isinstance(geometry, Pool2dGeometry)
+        work = _elements_read(geometry) if pooled else geometry.macs
+        if work < COMPILE_FROM:
+            return [f"numpy: of {work:,} {'elements' if pooled else 'multiply-adds'}, less than {COMPILE_FROM:,}"]
+        if primitive == "conv2d_relu_max_pool2d":
+            return ["one kernel: writes the pooled maps, and a byte for each that says where the maximum was"]
+        if primitive == "conv2d_relu_max_pool2d_grad":
+            return ["grad_sparse: visits the positive maxima only"]
+        if primitive == "conv2d_grad_weight":
+            return ["grad_weight_dense: lanes over the rows of patches"]
+        if pooled:
+            return ["a compiled loop: one pass over the planes"]
+        plan = (conv.Forward.of_grad_input if primitive == "conv2d_grad_input" else conv.Forward.of)(dtype, geometry)
+        costs = sorted(plan.costs.items(), key=lambda item: (item[0] != plan.choice, item[1]))
+        return [f"{name}: {cost} vector multiply-adds a tap and row" for name, cost in costs]
+
+    # -- convolution -------------------------------------------------------------------------------------------------
+
+    def conv2d(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, geometry: Conv2dGeometry
+    ) -> np.ndarray:
+        if geometry.macs < COMPILE_FROM:
+            return super().conv2d(x, weight, bias, geometry)
+        return _convolve(_forward(x.dtype, geometry), x, weight, bias)[0]
+
+    def conv2d_relu(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, geometry: Conv2dGeometry
+    ) -> np.ndarray:
+        if geometry.macs < COMPILE_FROM:
+            return super().conv2d_relu(x, weight, bias, geometry)
+        return _convolve(_forward(x.dtype, geometry, relu=True), x, weight, bias)[0]
+
+    def conv2d_grad_input(self, grad: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry) -> np.ndarray:
+        if geometry.macs < COMPILE_FROM:
+            return super().conv2d_grad_input(grad, weight, geometry)
+        return _convolve(_grad_input(grad.dtype, geometry), grad, weight, None)[0]
+
+    def conv2d_grad_weight(self, grad: np.ndarray, x: np.ndarray, geometry: Conv2dGeometry) -> np.ndarray:
+        g = geometry
+        if g.macs < COMPILE_FROM:
+            return super().conv2d_grad_weight(grad, x, g)
+        run = _grad_weight(x.dtype, g)
+        partial = empty(run.partial_shape, x.dtype)
+        batch = (g.n, run.partial_shape[0], run.filter_parts, run.plan.bands)
+        launch(run.kernel, run.chunks, _ready(x), _ready(grad), partial, *batch, work=g.macs)
+        return conv_grad.weight_gradient(partial, g.weight_shape)
+
+    # -- the fused block ---------------------------------------------------------------------------------------------
+
+    def conv2d_relu_max_pool2d(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        geometry: Conv2dGeometry,
+        pool: Pool2dGeometry,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if geometry.macs < COMPILE_FROM or not _tiles(pool):
+            return super().conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
+        return _convolve(_forward(x.dtype, geometry, (pool.r, pool.s), relu=True), x, weight, bias)
+
+    def conv2d_relu_max_pool2d_grad(
+        self,
+        grad: np.ndarray,
+        x: np.ndarray,
+        weight: np.ndarray,
+        y: np.ndarray,
+        winners: np.ndarray,
+        geometry: Conv2dGeometry,
+        pool: Pool2dGeometry,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """As the base class says; what did not win counts as exactly zero, even times an infinite input."""
+        g = geometry
+        if g.macs < COMPILE_FROM or not _tiles(pool):
+            return super().conv2d_relu_max_pool2d_grad(grad, x, weight, y, winners, g, pool, needs)
+        run = _grad_block(x.dtype, g, (pool.r, pool.s), needs[0])
+        # Without the input's gradient the weight is not looked at.
+        packed = conv_grad.packed_patches(run.plan, _ready(weight)) if needs[0] else weight
+        partial, partial_bias = empty(run.partial_shape, x.dtype), np.empty((run.chunks, g.k), x.dtype)
+        input_grad = empty(g.input_shape if needs[0] else (0, 0, 0, 0), x.dtype)
+        upstream = (_ready(grad), _ready(y), _ready(winners))
+        sums = (input_grad, partial, partial_bias)
+        launch(run.kernel, run.chunks, _ready(x), packed, *upstream, *sums, g.n, run.chunks, work=g.macs)
+        return (
+            input_grad if needs[0] else None,
+            conv_grad.weight_gradient(partial, g.weight_shape) if needs[1] else None,
+            partial_bias.sum(axis=0) if needs[2] else None,
+        )
+
+    # -- fully connected layers --------------------------------------------------------------------------------------
+
+    def linear(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """``x · weightᵀ + bias``: x (..., in), weight (out, in), bias (out,) or None; result (..., out)."""
+        bias = None if bias is None else _ready(bias)
+        return product(_rows(x), _ready(weight), bias, b_transposed=True).reshape(*x.shape[:-1], len(weight))
+
+    def linear_grad_input(self, grad: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Gradient for x, (..., in), given grad (..., out)."""
+        return product(_rows(grad), _ready(weight)).reshape(*grad.shape[:-1], weight.shape[1])
+
+    def linear_grad_weight(self, grad: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Gradient for weight, (out, in), given grad (..., out) and x (..., in)."""
+        return product(_rows(grad), _rows(x), a_transposed=True)
+
+    # -- activation and pooling --------------------------------------------------------------------------------------
+
+    def relu(self, x: np.ndarray) -> np.ndarray:
+        if x.dtype.kind != "f":
+            return super().relu(x)
+        y = empty(x.shape, x.dtype)
+        chunks = _chunks(work := 4 * x.size)
+        launch(
+            _kernel(pointwise.relu, x.dtype), chunks, _ready(x).reshape(-1), y.reshape(-1), x.size, chunks, work=work
+        )
+        return y
+
+    def relu_grad(self, grad: np.ndarray, y: np.ndarray) -> np.ndarray:
+        dx = empty(y.shape, y.dtype)
+        chunks = _chunks(work := 4 * y.size)
+        kernel = _kernel(pointwise.relu_grad, y.dtype)
+        launch(kernel, chunks, *(a.reshape(-1) for a in (_ready(grad), _ready(y), dx)), y.size, chunks, work=work)
+        return dx
+
+    def max_pool2d(self, x: np.ndarray, geometry: Pool2dGeometry) -> tuple[np.ndarray, np.ndarray]:
+        if not _worth_compiling(geometry) or geometry.r * geometry.s > 256 or x.dtype.kind != "f":
+            return super().max_pool2d(x, geometry)
+        y = empty(geometry.output_shape, x.dtype)
+        winners = empty(geometry.output_shape, np.dtype(np.uint8))
+        _pool(pooling.max_pool, x.dtype, geometry, _ready(x), y, winners)
+        return y, winners
+
+    def max_pool2d_grad(self, grad: np.ndarray, winners: np.ndarray, geometry: Pool2dGeometry) -> np.ndarray:
+        if not _worth_compiling(geometry) or winners.dtype != np.uint8:
+            return super().max_pool2d_grad(grad, winners, geometry)
+        dx = empty(geometry.input_shape, grad.dtype)
+        _pool(pooling.max_pool_grad, grad.dtype, geometry, _ready(grad), _ready(winners), dx)
+        return dx
+
+    def avg_pool2d(
+        self,
+        x: np.ndarray,
+        geometry: Pool2dGeometry,
+        *,
+        count_include_pad: bool,
+        divisor_override: int | None,
+    ) -> np.ndarray:
+        options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+        if not _worth_compiling(geometry) or x.dtype.kind != "f":
+            return super().avg_pool2d(x, geometry, **options)
+        y = empty(geometry.output_shape, x.dtype)
+        _pool(pooling.avg_pool, x.dtype, geometry, _ready(x), *_counts(geometry, **options), y)
+        return y
+
+    def avg_pool2d_grad(
+        self,
+        grad: np.ndarray,
+        geometry: Pool2dGeometry,
+        *,
+        count_include_pad: bool,
+        divisor_override: int | None,
+    ) -> np.ndarray:
+        options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+        if not _worth_compiling(geometry):
+            return super().avg_pool2d_grad(grad, geometry, **options)
+        dx = empty(geometry.input_shape, grad.dtype)
+        _pool(pooling.avg_pool_grad, grad.dtype, geometry, _ready(grad), *_counts(geometry, **options), dx)
+        return dx
+
+    # -- loss --------------------------------------------------------------------------------------------------------
+
+    def softmax_cross_entropy(
+        self,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        *,
+        weight: np.ndarray | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rows, classes = logits.shape
+        losses, probabilities = np.empty(rows, logits.dtype), np.empty(logits.shape, logits.dtype)
+        chunks = _chunks(work := 40 * logits.size)
+        wrong = np.empty(chunks, np.int64)
+        launch(
+            _kernel(pointwise.softmax_cross_entropy, logits.dtype),
+            chunks,
+            _ready(logits),
+            _ready(labels, np.int64),
+            np.ones(classes, logits.dtype) if weight is None else _ready(weight, logits.dtype),
+            losses,
+            probabilities,
+            wrong,
+            int(ignore_index),
+            float(label_smoothing),
+            rows,
+            classes,
+            chunks,
+            work=work,
+        )
+        if wrong.any():  # the NumPy backend says which, and raises
+            super().softmax_cross_entropy(
+                logits, labels, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing
+            )
+        return losses, probabilities
+
+    def softmax_cross_entropy_grad(
+        self,
+        grad: np.ndarray,
+        probabilities: np.ndarray,
+        labels: np.ndarray,
+        *,
+        weight: np.ndarray | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> np.ndarray:
+        rows, classes = probabilities.shape
+        dtype = probabilities.dtype
+        dlogits = np.empty(probabilities.shape, dtype)
+        chunks = _chunks(work := 4 * probabilities.size)
+        launch(
+            _kernel(pointwise.softmax_cross_entropy_grad, dtype),
+            chunks,
+            _ready(grad, dtype),
+            _ready(probabilities),
+            _ready(labels, np.int64),
+            np.ones(classes, dtype) if weight is None else _ready(weight, dtype),
+            dlogits,
+            int(ignore_index),
+            float(label_smoothing),
+            rows,
+            classes,
+            chunks,
+            work=work,
+        )
+        return dlogits
+
+    # -- optimizer updates -------------------------------------------------------------------------------------------
+
+    def sgd_update(
+        self,
+        param: np.ndarray,
+        grad: np.ndarray,
+        velocity: np.ndarray | None,
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        if not _updatable(param, velocity):
+            super().sgd_update(
+                param,
+                grad,
+                velocity,
+                lr=lr,
+                momentum=momentum,
+                dampening=dampening,
+                weight_decay=weight_decay,
+                nesterov=nesterov,
+            )
+            return
+        kernel = _sgd(param.dtype, velocity is not None, bool(nesterov), bool(weight_decay))
+        chunks = _chunks(work := 8 * param.size)
+        arrays = (param, _ready(grad, param.dtype), param if velocity is None else velocity)
+        numbers = (float(lr), float(momentum), 1.0 - dampening, float(weight_decay))
+        launch(kernel, chunks, *(a.reshape(-1) for a in arrays), *numbers, param.size, chunks, work=work)
+
+    def adam_update(
+        self,
+        param: np.ndarray,
+        grad: np.ndarray,
+        mean: np.ndarray,
+        square: np.ndarray,
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        if not _updatable(param, mean, square):
+            super().adam_update(
+                param,
+                grad,
+                mean,
+                square,
+                step=step,
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                weight_decay=weight_decay,
+                decoupled=decoupled,
+            )
+            return
+        kernel = _adam(param.dtype, bool(weight_decay), bool(decoupled))
+        chunks = _chunks(work := 16 * param.size)
+        arrays = (param, _ready(grad, param.dtype), mean, square)
+        numbers = (
+            lr / (1 - beta1**step),
+            float(beta1),
+            1.0 - beta1,
+            float(beta2),
+            1.0 - beta2,
+            (1 - beta2**step) ** 0.5,
+            float(eps),
+            1 - lr * weight_decay if decoupled else float(weight_decay),
+        )
+        launch(kernel, chunks, *(a.reshape(-1) for a in arrays), *numbers, param.size, chunks, work=work)
+
+
+# -- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def _ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """The array as kernels need it: C-contiguous, aligned, of the element type; copied if it is not."""
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned and (dtype is None or array.dtype == dtype):
+        return array
+    return np.require(array, dtype, ("C", "A"))
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """The array as a matrix, of as many rows as its leading dimensions have elements together."""
+    return _ready(array if array.ndim == 2 else array.reshape(-1, array.shape[-1]))
+
+
+def _updatable(*arrays: np.ndarray | None) -> bool:
+    """Whether a kernel may write to the arrays where they are."""
+    return all(array is None or array.flags.carray for array in arrays)
+
+
+# -- what is compiled, and how it is cut into chunks ------------------------------------------------------------------
+
+
+class _Convolution(NamedTuple):
+    """How a forward kernel is run."""
+
+    kernel: Kernel
+    plan: conv.Forward
+    output_shape: tuple[int, ...]
+    winners_shape: tuple[int, ...]  # empty without a pooling
+    bands: int
+    chunks: int
+    work: int
+
+
+def _by_columns(plan: conv.Forward) -> bool:
+    return plan.choice == "forward_by_columns"
+
+
+def _convolution(plan: conv.Forward, geometry: Conv2dGeometry) -> _Convolution:
+    bands = plan.bands(geometry.n)
+    shape = (geometry.n, plan.k, plan.p, plan.q)
+    return _Convolution(
+        kernel=(conv.forward_by_columns if _by_columns(plan) else conv.forward_by_filters)(plan),
+        plan=plan,
+        output_shape=shape,
+        winners_shape=shape if plan.window != (1, 1) else (0, 0, 0, 0),
+        bands=bands,
+        chunks=_chunks(geometry.macs, geometry.n * bands),
+        work=geometry.macs,
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _forward(
+    dtype: np.dtype, geometry: Conv2dGeometry, window: tuple[int, int] = (1, 1), relu: bool = False
+) -> _Convolution:
+    return _convolution(conv.Forward.of(dtype.name, geometry, window=window, relu=relu), geometry)
+
+
+@functools.lru_cache(maxsize=1024)
+def _grad_input(dtype: np.dtype, geometry: Conv2dGeometry) -> _Convolution:
+    return _convolution(conv.Forward.of_grad_input(dtype.name, geometry), geometry)
+
+
+class _WeightGradient(NamedTuple):
+    """How a kernel for the gradient of a weight is run."""
+
+    kernel: Kernel
+    plan: conv_grad.Patches
+    partial_shape: tuple[int, ...]  # begins with the number of partial sums
+    filter_parts: int
+    chunks: int
+
+
+@functools.lru_cache(maxsize=1024)
+def _grad_weight(dtype: np.dtype, geometry: Conv2dGeometry) -> _WeightGradient:
+    g = geometry
+    plan = conv_grad.Patches(dtype.name, replace(g, n=1))
+    shape = (g.k, *plan.runs)
+    image_parts = _partial_sums(g, shape, dtype)
+    # Where there is room for few partial sums, threads share out the filters too.
+    filter_parts = min(-(-16 // image_parts), -(-g.k // g.groups // plan.dense_tile[0]))
+    kernel = conv_grad.grad_weight_dense(plan)
+    return _WeightGradient(kernel, plan, (image_parts, *shape), filter_parts, image_parts * filter_parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _grad_block(
+    dtype: np.dtype, geometry: Conv2dGeometry, window: tuple[int, int], needs_input: bool
+) -> _WeightGradient:
+    plan = conv_grad.Patches(dtype.name, replace(geometry, n=1), window, needs_input)
+    chunks = _partial_sums(geometry, plan.packed_shape, dtype)
+    return _WeightGradient(conv_grad.grad_sparse(plan), plan, (chunks, *plan.packed_shape), 1, chunks)
+
+
+def _partial_sums(geometry: Conv2dGeometry, shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """How many partial sums of a shape to make over a batch."""
+    return _chunks(geometry.macs, min(geometry.n, _PARTIAL_BYTES // (math.prod(shape) * dtype.itemsize)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _pooling(build: Any, dtype: np.dtype, geometry: Pool2dGeometry) -> Kernel:
+    return build(pooling.Pooling(dtype.name, replace(geometry, n=1, c=1)))
+
+
+@functools.cache
+def _kernel(build: Any, dtype: np.dtype) -> Kernel:
+    return build(Elements(dtype.name))
+
+
+@functools.cache
+def _sgd(dtype: np.dtype, momentum: bool, nesterov: bool, decay: bool) -> Kernel:
+    return pointwise.sgd(pointwise.Update(dtype.name, momentum=momentum, nesterov=nesterov, decay=decay))
+
+
+@functools.cache
+def _adam(dtype: np.dtype, decay: bool, decoupled: bool) -> Kernel:
+    return pointwise.adam(pointwise.Update(dtype.name, decay=decay, decoupled=decay and decoupled))
+
+
+@functools.lru_cache(maxsize=1024)
+def _tiles(pool: Pool2dGeometry) -> bool:
+    """Whether the windows lie side by side inside the map, so that each of its elements belongs to one or to none."""
+    return (
+        pool.stride == (pool.r, pool.s)
+        and pool.dilation == (1, 1)
+        and pool.padding == ((0, 0), (0, 0))
+        and pool.overhang == (0, 0)
+        and pool.r * pool.s <= 256
+    )
+
+
+def _elements_read(pool: Pool2dGeometry) -> int:
+    return pool.n * pool.c * pool.p * pool.q * pool.r * pool.s
+
+
+def _worth_compiling(pool: Pool2dGeometry) -> bool:
+    return _elements_read(pool) >= COMPILE_FROM
+
+
+def _chunks(work: int, most: int = 64) -> int:
+    """Into how many chunks to cut work, in multiply-adds; never depends on the number of threads.
+
+    Beginning a chunk takes c ≈ 0.25 µs, and the last thread to finish keeps the others waiting for half a chunk, so
+    that of t µs ``chunks · c + t / (2 · chunks)`` is lost: least for ``sqrt(t / 2c)``, at some 100,000 multiply-adds
+    a µs.
+    """
+    return max(1, min(most, math.isqrt(work // 50_000)))
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+def _convolve(
+    run: _Convolution, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The result of a forward kernel, and its winners."""
+    y = empty(run.output_shape, x.dtype)
+    winners = empty(run.winners_shape, np.dtype(np.uint8))
+    weight = _ready(weight)
+    bias = np.zeros(run.plan.k, x.dtype) if bias is None else _ready(bias)
+    filters = (weight, bias) if _by_columns(run.plan) else (conv.packed_filters(run.plan, weight, bias),)
+    batch = (run.output_shape[0], run.bands, run.chunks)
+    launch(run.kernel, run.chunks, _ready(x), *filters, y, winners, *batch, work=run.work)
+    return y, winners
+
+
+def _pool(build: Any, dtype: np.dtype, geometry: Pool2dGeometry, *arrays: np.ndarray) -> None:
+    """Run a pooling kernel over all planes."""
+    planes = geometry.n * geometry.c
+    work = 4 * _elements_read(geometry)
+    chunks = _chunks(work, planes)
+    launch(_pooling(build, dtype, geometry), chunks, *arrays, planes, chunks, work=work)
+
+
+@functools.lru_cache(maxsize=1024)
+def _counts(
+    geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What sums of windows are divided by: a factor for each row and one for each column of the result."""
+    if divisor_override is not None:
+        return np.full(geometry.p, divisor_override, np.int64), np.ones(geometry.q, np.int64)
+    rows, columns = geometry.window_counts(include_padding=count_include_pad)
+    return np.array(rows, np.int64), np.array(columns, np.int64)
