@@ -112,16 +112,25 @@ def _helpers_digest() -> str:
     return hashlib.sha256(Path(simd.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()
 
 
-def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """``numba.njit``, cached on disk if there is a place for it."""
+def jit() -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: ``numba.njit``, without Python's lock, cached on disk if there is a place for it."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
-            return numba.njit(cache=True, nogil=True, **options)(function)
+            compiled = numba.njit(cache=True, nogil=True)(function)
         except RuntimeError:  # no directory can be written to
-            return numba.njit(nogil=True, **options)(function)
+            return numba.njit(nogil=True)(function)
+        compiled._cache.save_overload = functools.partial(_save_if_possible, compiled._cache.save_overload)
+        return compiled
 
     return decorate
+
+
+def _save_if_possible(save: Callable[..., None], *arguments: Any) -> None:
+    try:
+        save(*arguments)
+    except OSError as error:  # the disk is full
+        logger.info("compiled code is kept for this process only: %s", error)
 
 
 @register_jitable

@@ -205,10 +205,12 @@ def product(
     a_transposed: bool = False,
     b_transposed: bool = False,
     rectified: bool = False,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """``a · b + bias`` of C-contiguous matrices of one float type, or ReLU of it; either may be stored transposed.
 
-    Shapes: a (m, k), or (k, m) if transposed; b (k, n), or (n, k) if transposed; bias (n,); result (m, n).
+    Shapes: a (m, k), or (k, m) if transposed; b (k, n), or (n, k) if transposed; bias (n,); result (m, n), which is
+    ``out`` if that is given.
     """
     m, k = a.shape[::-1] if a_transposed else a.shape
     n = b.shape[0] if b_transposed else b.shape[1]
@@ -216,7 +218,7 @@ def product(
     kernel, width = _kernels(a.dtype, a_transposed, b_transposed, rectified, few_rows)
     if bias is None:
         bias = np.zeros(n, a.dtype)
-    c = empty((m, n), a.dtype)
+    c = empty((m, n), a.dtype) if out is None else out
     if few_rows:
         chunks = max(1, min(64, n // 64))
         launch(kernel, chunks, a, b, bias, c, m, n, k, chunks, work=m * n * k)

@@ -181,7 +181,9 @@ class NumbaBackend(NumpyBackend):
 
     def linear_grad_weight(self, grad: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Gradient for weight, (out, in), given grad (..., out) and x (..., in)."""
-        return product(_rows(grad), _rows(x), a_transposed=True)
+        # Memory of its own: gradients of parameters outlive the step, and autograd would copy what lies in other memory.
+        weight_grad = np.empty((grad.shape[-1], x.shape[-1]), grad.dtype)
+        return product(_rows(grad), _rows(x), a_transposed=True, out=weight_grad)
 
     # -- activation and pooling --------------------------------------------------------------------------------------
 
