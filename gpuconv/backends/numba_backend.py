@@ -322,8 +322,28 @@ class NumbaBackend(NumpyBackend):
 
     # -- optimizer updates -------------------------------------------------------------------------------------------
 
-    def sgd_update(self, param: np.ndarray, grad: np.ndarray, velocity: np.ndarray | None, **options: Any) -> None:
-        self.sgd_update_all([param], [grad], [velocity], **options)
+    def sgd_update(
+        self,
+        param: np.ndarray,
+        grad: np.ndarray,
+        velocity: np.ndarray | None,
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        self.sgd_update_all(
+            [param],
+            [grad],
+            [velocity],
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
 
     def sgd_update_all(
         self,
@@ -355,9 +375,33 @@ class NumbaBackend(NumpyBackend):
                 )
 
     def adam_update(
-        self, param: np.ndarray, grad: np.ndarray, mean: np.ndarray, square: np.ndarray, **options: Any
+        self,
+        param: np.ndarray,
+        grad: np.ndarray,
+        mean: np.ndarray,
+        square: np.ndarray,
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
     ) -> None:
-        self.adam_update_all([param], [grad], [mean], [square], **options)
+        self.adam_update_all(
+            [param],
+            [grad],
+            [mean],
+            [square],
+            step=step,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
+        )
 
     def adam_update_all(
         self,
