@@ -67,11 +67,6 @@ class NumbaBackend(NumpyBackend):
     def unavailable(cls) -> str | None:
         return _MISSING
 
-    @classmethod
-    def automatic(cls) -> bool:
-        # On request only until its own tests are part of the suite: so far it has passed those of the operations.
-        return False
-
     def describe(self) -> str:
         bits = 8 * simd.registers()[0]
         return f"numba {numba.__version__}, {threads()} threads, vectors of {bits} bits; {super().describe()}"
