@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gpuconv import backends
 from gpuconv.autograd import Tensor, backend_of
 from gpuconv.backends import Backend
 
@@ -53,13 +54,14 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
         self.steps += 1
-        updated: dict[Backend, list[tuple[Any, ...]]] = {}
+        updates: dict[type, list[tuple[Any, ...]]] = {}  # by the kind of array: a network may lie on two devices
         for param, arrays in zip(self.params, self._arrays, strict=True):
             if param.grad is not None:
                 update = (param.data, param.grad.data, *arrays.values())
-                updated.setdefault(backend_of(param), []).append(update)
-        for backend, updates in updated.items():
-            self._update(backend, *zip(*updates, strict=True))
+                updates.setdefault(type(param.data), []).append(update)
+        for of_a_kind in updates.values():
+            params, *others = zip(*of_a_kind, strict=True)
+            self._update(backends.current(params[0]), params, *others)
 
     def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
         raise NotImplementedError

@@ -56,6 +56,7 @@ def _compile_everything(monkeypatch):
 def team(monkeypatch):
     """A function that sets the number of threads, and has them share even the smallest work."""
     monkeypatch.setattr(_numba_threads, "_WORK_A_THREAD", 1)
+    monkeypatch.setattr(_numba_threads, "_WORK_TO_SHARE", 1)
     monkeypatch.setattr(module, "_chunks", lambda work, most=64: max(1, min(7, most)))
     _forget_runs()
 

@@ -222,7 +222,7 @@ def product(
         return c
     panels = -(-n // width)
     # Enough chunks for several threads, but not so few rows in each that packing b takes long beside the product.
-    row_parts = max(-(-m // 256), min(-(-16 // max(panels, 1)), m // 32), 1)
+    row_parts = max(-(-m // 256), min(-(-16 // max(panels, 1)), m // 64), 1)
     how = (int(a_transposed), int(b_transposed), int(rectified))
     launch(kernel, row_parts * panels, a, b, bias, c, m, n, k, *how, row_parts, panels, work=m * n * k)
     return c
