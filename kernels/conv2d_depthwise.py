@@ -222,7 +222,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
     before, vectors = left + shift, width // fetch_vector
     staged = block_planes * height * vectors
     store = vector_access(out_vector)[2]
-    # With 16 sums a thread, the assembler would rather spill than give up a block, if it were not told that one will do.
+    # With 16 sums a thread, the assembler would rather spill than give up a block, unless it is told that one will do.
     # With fewer nothing is spilled, and more blocks hide more of the memory's latency.
     bounds = (threads, 1) if thread_rows * thread_columns >= 16 else threads
 

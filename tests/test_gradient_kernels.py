@@ -9,19 +9,13 @@ import cases
 import numpy as np
 import pytest
 import reference
-from simulation import TOLERANCE, counted, run
+from simulation import TOLERANCE, run
 
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels import VARIANTS, device, load
 
 numpy_backend = NumpyBackend()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _count(request):
-    with counted(request):
-        yield
 
 
 def grad_input(case, dtype):
