@@ -237,9 +237,11 @@ used  part of these sectors that is needed
 """
 
 
-def _legend(results: list[dict[str, Any]]) -> str:
-    lines = {f"{found['operation']} {found['variant']}: {' x '.join(found['tiling'])}": None for found in results}
-    return "\n".join([_LEGEND, "Tilings", *lines])
+def _legend(document: dict[str, Any]) -> str:
+    results, compilers = document["results"], document["compilers"]
+    tilings = {f"{found['operation']} {found['variant']}: {' x '.join(found['tiling'])}": None for found in results}
+    made_by = ", ".join(f"{package} {version}" for package, version in compilers.items())
+    return "\n".join([_LEGEND, "Tilings", *tilings, "", f"Compiled by {made_by}"])
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -346,7 +348,7 @@ def _run(argv: list[str] | None) -> int:
     }
     for table in _tables(document):
         print(table.plain() + "\n")
-    print(_legend(document["results"]))
+    print(_legend(document))
     if arguments.sites:
         print(*_site_lines(document), sep="\n")
     if arguments.json is not None:
