@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import re
 import subprocess
 import tempfile
@@ -92,6 +93,8 @@ def check() -> None:
     Raises:
         ToolMissing: which one, and what to install.
     """
+    if importlib.util.find_spec("numba_cuda") is None:
+        raise ToolMissing(f"numba-cuda is not installed: {_INSTALL}")
     disassemble(assemble(b".version 7.0\n.target sm_80\n.entry kernel() { ret; }", "sm_80").cubin)
     try:
         cuda: Any = importlib.import_module("numba.cuda")
@@ -242,10 +245,8 @@ _INSTRUCTION = re.compile(
 
 @functools.cache
 def _nvdisasm() -> str:
-    try:
-        found = importlib.import_module("cuda.pathfinder").find_nvidia_binary_utility("nvdisasm")
-    except ImportError as error:
-        raise ToolMissing(f"numba-cuda is not installed ({error}): {_INSTALL}") from error
+    # It comes with numba-cuda, as nvJitLink's bindings do.
+    found = importlib.import_module("cuda.pathfinder").find_nvidia_binary_utility("nvdisasm")
     if found is None:
         raise ToolMissing(f"nvdisasm is not installed: {_INSTALL}")
     return str(found)

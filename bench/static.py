@@ -74,10 +74,7 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
             for variant, path in variants.items():
                 if arguments.variant and variant not in arguments.variant:
                     continue
-                try:
-                    module: Any = importlib.import_module(path)
-                except ImportError as error:
-                    raise Refused(f"the kernels cannot be loaded ({error}): pip install 'gpuconv[test]'") from None
+                module: Any = importlib.import_module(path)
                 if not module.supports(geometry):
                     continue
                 tilings = module.tilings(geometry)
@@ -253,7 +250,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("a name is needed")
+    return names
 
 
 def _architectures(text: str) -> list[str]:
@@ -329,10 +329,10 @@ def _run(argv: list[str] | None) -> int:
         return 0
     choose_target(simulate=False)
     _check(arguments)
+    sass.check()
     jobs = _jobs(arguments)
     if not jobs:
         raise Refused("no kernel supports any of these layers; --list prints all names")
-    sass.check()
     workers = min(machine.available_cores(), len(jobs))
     compilations: dict[Job, Any] = dict(in_processes(compiled, jobs, simulate=False, workers=workers))
     simulations: dict[Job, Any] = {}
