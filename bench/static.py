@@ -15,6 +15,7 @@ import difflib
 import fnmatch
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -47,9 +48,6 @@ _DEFAULT_LAYERS = (
 
 class Refused(Exception):
     """What was asked for cannot be shown; one line that says why and what would do."""
-
-
-# -- in processes of their own: numba.cuda either compiles or simulates ------------------------------------------------
 
 
 # -- which kernels on which layers -------------------------------------------------------------------------------------
@@ -381,6 +379,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # `| head` has seen enough. What is left in the buffer goes nowhere, instead of failing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":
