@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gpuconv.autograd import Tensor, backend_of
+from gpuconv.autograd import Tensor, backend_of, overwrite, to_array
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
 
@@ -41,7 +41,7 @@ class Optimizer:
         self.lr = _at_least_zero(self, "lr", lr)
         self.steps = 0
         self._arrays: list[dict[str, Any]] = [
-            {slot: backend_of(param).xp.zeros_like(param.data) for slot in self.slots} for param in self.params
+            {slot: _zeros_like(param.data) for slot in self.slots} for param in self.params
         ]
 
     def zero_grad(self) -> None:
@@ -54,6 +54,10 @@ class Optimizer:
         self.steps += 1
         for param, arrays in zip(self.params, self._arrays, strict=True):
             if param.grad is not None:
+                for slot, array in arrays.items():
+                    if type(array) is not type(param.data):  # the parameters have been moved since
+                        arrays[slot] = _zeros_like(param.data)
+                        overwrite(arrays[slot], array)
                 self._update(param, param.grad, arrays)
 
     def _update(self, param: Tensor, grad: Tensor, arrays: dict[str, Any]) -> None:
@@ -89,7 +93,14 @@ class Optimizer:
                 )
         self.lr, self.steps = float(state["lr"]), int(state["steps"])
         for name, array in own.items():
-            array[...] = state[name]
+            overwrite(array, to_array(state[name]))
+
+
+def _zeros_like(array: Any) -> Any:
+    """Zeros where the array is, host or device."""
+    zeros = array.copy()
+    zeros[...] = 0
+    return zeros
 
 
 def _at_least_zero(optimizer: Optimizer, name: str, value: float) -> float:

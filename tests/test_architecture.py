@@ -27,7 +27,7 @@ ALLOWED = {
     "functional": {"autograd", "backends", "geometry", "ops", "random"},
     "optim": {"autograd"},
     "nn": {"autograd", "functional", "geometry", "random"},
-    "models": {"nn", "functional", "geometry", "data"},
+    "models": {"nn", "functional", "geometry", "data", "autograd"},
     "explanation": {"autograd", "backends", "geometry"},
     "storage": {"models", "data"},
     "plots": {"nn", "models", "storage", "data", "autograd", "functional"},

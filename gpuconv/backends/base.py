@@ -11,8 +11,12 @@ of the backend (NumPy, or CuPy), which does it well.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
 
 from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
 
@@ -57,6 +61,12 @@ class Backend(ABC):
         Raises:
             TypeError: an element type with which the backend cannot compute; ``name`` says whose.
         """
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """What each forward and backward runs inside. Infinities and NaN go through, silently, on every backend."""
+        with np.errstate(all="ignore"):
+            yield
 
     @abstractmethod
     def to_numpy(self, array: Array) -> Any:
