@@ -99,6 +99,8 @@ def _place() -> Any:
     """
     if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
         raise Refused("NUMBA_ENABLE_CUDASIM is set: kernels would run in the simulator, which has no speed; unset it")
+    # Kernels and arrays share one stream here: Numba need not wait for it before each launch, as some versions do.
+    os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
     import gpuconv
 
     if (why := gpuconv.backends.available()["cuda"]) is not None:
