@@ -14,12 +14,15 @@ what it holds.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import contextlib
 import datetime
 import fnmatch
 import importlib
 import importlib.util
 import itertools
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -61,6 +64,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="PATTERN",
         help="operations and layers, as in 'conv2d/resnet50.*' or '*/lenet5.*'; repeatable; default: all",
     )
+    cores = machine.available_cores()
+    add("--jobs", type=whole_number, default=cores, metavar="N", help="processes that compile; default: a core each")
     add("--rounds", type=whole_number, default=20, metavar="N", help="samples of each kernel; default: 20")
     return parser.parse_args(argv)
 
@@ -224,6 +229,35 @@ def _kernels(operation: str, geometry: Any, quick: bool) -> Iterator[tuple[str, 
             yield variant, module, list(module.tilings(geometry))[: _QUICK_TILINGS if quick else None]
 
 
+def compile_kernels(operation: str, variant: str, geometry: Any, quick: bool) -> int:
+    """Compile a variant in all tilings, into the cache on disk; returns how many kernels."""
+    count = 0
+    for name, module, tilings in _kernels(operation, geometry, quick):
+        for tiling in tilings if name == variant else ():
+            for launch in module.launches(geometry, tiling, "float32"):
+                # What fails here fails again, with its name, when it is checked.
+                with contextlib.suppress(Exception):
+                    launch.kernel.compile(launch.signature)
+                    count += 1
+    return count
+
+
+def _precompile(chosen: Sequence[tuple[str, str, Any]], quick: bool, jobs: int) -> None:
+    """Compile in several processes, each on a core; this one then loads what they kept."""
+    from gpuconv import kernels
+
+    work = [
+        (operation, variant, geometry, quick)
+        for operation, _, geometry in chosen
+        for variant in kernels.VARIANTS[operation]
+    ]
+    start = time.perf_counter()
+    # Not forked: a process that has a device cannot be.
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        count = sum(pool.map(compile_kernels, *zip(*work, strict=True)))
+    say(f"{count} kernels compiled, or found in the cache, by {jobs} processes in {time.perf_counter() - start:.0f} s")
+
+
 def check(place: Any, operation: str, geometry: Any, quick: bool) -> list[dict[str, Any]]:
     """An entry for each variant and tiling: how far from the reference, or what is wrong."""
     from bench import verify
@@ -282,6 +316,7 @@ def run(
     from bench import layers
 
     chosen = cases(arguments.only, arguments.quick)
+    _precompile(chosen, arguments.quick, arguments.jobs)
     wrong = []
     for operation, name, geometry in chosen:
         entries = check(place, operation, geometry, arguments.quick)

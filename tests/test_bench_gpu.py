@@ -204,6 +204,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(gpu, "_place", lambda: PLACE)
     monkeypatch.setattr(gpu, "EventClock", Clock)
     monkeypatch.setattr(gpu, "gpu_facts", lambda place: facts)
+    monkeypatch.setattr(gpu, "_precompile", lambda *_: None)  # the simulator does not compile
     for operation, geometry in (("conv2d", CONV), ("max_pool2d", POOL)):
         small = types.SimpleNamespace(**{**vars(layers.OPERATIONS[operation]), "layers": {"lenet5.small": geometry}})
         small.traffic = lambda *_: 1000
@@ -229,6 +230,26 @@ def test_a_run(machine, capsys, tmp_path):
     assert "conv2d, float32" in output.out
     assert "lenet5.small" in output.out
     assert "TF32 of torch: matmul False, cuDNN False" in output.err
+
+
+def test_kernels_are_compiled_before(monkeypatch):
+    """Every launch of every tiling, for the types of its arguments; one that cannot be compiled stops nothing."""
+    real, compiled = kernels.load("conv2d", "direct"), []
+
+    def compile_one(signature):
+        compiled.append(signature)
+        if len(compiled) == 1:
+            raise RuntimeError("no")
+
+    def launches(geometry, tiling, dtype):
+        assert dtype == "float32"
+        assert tiling in real.tilings(CONV)
+        return [types.SimpleNamespace(kernel=types.SimpleNamespace(compile=compile_one), signature=tiling)]
+
+    stand_in = types.SimpleNamespace(supports=real.supports, tilings=real.tilings, launches=launches)
+    monkeypatch.setattr(kernels, "load", lambda *_: stand_in)
+    assert gpu.compile_kernels("conv2d", "direct", CONV, False) == len(real.tilings(CONV)) - 1
+    assert compiled == list(real.tilings(CONV))
 
 
 def test_a_wrong_kernel_is_reported_and_not_timed(machine, monkeypatch, capsys, tmp_path):
