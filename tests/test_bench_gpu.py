@@ -120,6 +120,16 @@ def test_planted_faults_are_found(monkeypatch, spoil, words):
     assert words in verdict.fault
 
 
+def test_one_wrong_element_among_a_million_is_found():
+    """Its share of the norm is below what rounding may take; the largest difference shows it."""
+    wanted = torch.ones(1000, 1000, dtype=torch.float64)
+    got = wanted.float()
+    got[999, 999] = 1.05
+    verdict = verify.judge("relu", None, "float32", torch, [got], [wanted])
+    assert verdict.norm < verify.NORM_TOLERANCE["float32"]
+    assert "an element by 0.05" in verdict.fault
+
+
 def test_another_winner_is_found(monkeypatch):
     """The maxima are right, but a winner is another element."""
     real = kernels.load("max_pool2d", "direct")

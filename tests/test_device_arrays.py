@@ -264,6 +264,7 @@ def test_torch_goes_in_and_comes_out_by_dlpack(machine):
     Cuda.__module__ = "torch"
     given = Cuda()
     shared = Tensor(given)
+    assert type(shared.data) is machine.ndarray
     given.tensor[0] = 3
     np.testing.assert_array_equal(shared.numpy(), [3, 2])
     assert taken == ["in"]
@@ -300,8 +301,11 @@ def test_moving_a_model(machine):
         assert model.weight is weight
         assert type(weight.data) is kind
         assert weight.grad is None or type(weight.grad.data) is kind
-        model(np.ones((1, 3), np.float32)).sum().backward()
-        optimizer.step()
+        with gpuconv.use_backend("numpy" if backend == "cpu" else "cuda"):
+            model(np.ones((1, 3), np.float32)).sum().backward()
+            optimizer.step()
+        # Left behind, it would be copied in every step.
+        assert type(optimizer._arrays[0]["velocity"]) is kind
     with pytest.raises(ValueError, match=r"unknown backend 'cuda:0'.*did you mean 'cuda'"):
         model.to("cuda:0")
 
