@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv import Tensor, backends, kernels, models, nn, optim, train
+from gpuconv import Tensor, backends, kernels, models, nn, optim, train, tuning
 from gpuconv import functional as F
 from gpuconv.backends import cuda_backend
+from gpuconv.geometry import Conv2dGeometry
 
 pytest.importorskip("numba_cuda", reason="the variants are chosen among kernels for numba-cuda")
 if backends.available()["cuda"] is not None or backends.get("cuda").automatic():
     pytest.skip(f"needs the simulator: {backends.available()['cuda']}", allow_module_level=True)
+from gpuconv.kernels import device
 
 #: Streams that launches came in on, by operation.
 launched: list[tuple[str, object]] = []
@@ -72,8 +74,8 @@ def forget():
 
 
 @pytest.fixture
-def machine(monkeypatch):
-    """A machine on which `auto` finds a GPU with two devices."""
+def real_kernels(monkeypatch):
+    """A machine on which `auto` finds a GPU with two devices; kernels run in the simulator."""
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "cupy" or find_spec(name))
@@ -81,14 +83,26 @@ def machine(monkeypatch):
     monkeypatch.setattr(cuda_backend, "_driver", lambda: (13000, 2))
     monkeypatch.setattr(cuda_backend, "_compiler", lambda: (13, 0))
     monkeypatch.setattr(cuda_backend, "_numba_stream", lambda device, pointer: (device, pointer))
-    load = kernels.load
-    monkeypatch.setattr(kernels, "load", lambda operation, variant: computing(operation, load(operation, variant)))
+
+    def call(launch, stream, *arguments):
+        assert all(isinstance(a, (fake_cupy.ndarray, int, float, np.number)) for a in arguments)
+        launch.configured(None)(*(a.host if isinstance(a, fake_cupy.ndarray) else a for a in arguments))
+
+    monkeypatch.setattr(device.Launch, "__call__", call)
     monkeypatch.delenv("GPUCONV_BACKEND", raising=False)
     launched.clear()
     forget()
     yield fake_cupy
     fake_cupy.Memory.free = fake_cupy.Memory.total
     forget()
+
+
+@pytest.fixture
+def machine(real_kernels, monkeypatch):
+    """The same machine; NumPy computes in place of the kernels, which takes a moment and not minutes."""
+    load = kernels.load
+    monkeypatch.setattr(kernels, "load", lambda operation, variant: computing(operation, load(operation, variant)))
+    return real_kernels
 
 
 def random(*shape, dtype=np.float32):
@@ -324,6 +338,27 @@ def test_gradients_are_where_their_leaves_are(machine):
 def test_every_operation_works_on_device_arrays(machine):
     """Values and gradients equal the NumPy backend's; nothing on the way calls NumPy on a device array."""
     device_functions.compare(machine)
+
+
+@pytest.mark.slow
+def test_every_operation_by_its_kernels(real_kernels):
+    """The same, and each launch computes on the memory of the arrays that it was given, vectors and workspaces too."""
+    device_functions.compare(real_kernels)
+    for geometry in (
+        Conv2dGeometry.of((2, 3, 9, 8), (40, 3, 5, 5), padding=2),
+        Conv2dGeometry.of((1, 4, 7, 7), (2, 4, 3, 3)),
+    ):
+        x, w = random(*geometry.input_shape), random(*geometry.weight_shape)
+        grad = random(*geometry.output_shape)
+        arrays = [fake_cupy.asarray(array) for array in (x, w, grad)]
+        ours, theirs = backends.get("cuda"), backends.get("numpy")
+        for variant in kernels.VARIANTS["conv2d_grad_weight"]:
+            with tuning.use_variant("conv2d_grad_weight", variant):
+                got = ours.conv2d_grad_weight(arrays[2], arrays[0], geometry).get()
+            wanted = theirs.conv2d_grad_weight(grad, x, geometry)
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+        got = ours.conv2d_grad_input(arrays[2], arrays[1], geometry).get()
+        np.testing.assert_allclose(got, theirs.conv2d_grad_input(grad, w, geometry), rtol=1e-4, atol=1e-4)
 
 
 def test_initialisation_writes_into_device_arrays(machine):
