@@ -238,6 +238,12 @@ for _name in (
     *("where", "zeros"),
 ):
     globals()[_name] = _module_function(_name)
+
+
+def count_nonzero(a):
+    return ndarray(np.asarray(np.count_nonzero(_host(a))))  # on the device, not a number
+
+
 add = types.SimpleNamespace(at=lambda a, index, b: np.add.at(a.host, _index(index), _host(b)))
 int32, int64 = np.int32, np.int64
 
