@@ -10,12 +10,12 @@ Shared bytes: 1024 (float32). Expected bottleneck: the latency of the loads, as 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from numba import cuda, types
 
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Launch, array_type, jit, ld, ldg, st, u32, uadd, umul
 
 #: Elements a block, and threads that share an element.
@@ -23,7 +23,7 @@ COLUMNS, ROWS = 32, 8
 _THREADS = COLUMNS * ROWS
 
 
-@functools.cache
+@specialised
 def _kernel(dtype: str) -> Callable[..., None]:
     real = getattr(types, dtype)
 

@@ -13,7 +13,6 @@ import ctypes
 import functools
 import importlib
 import importlib.util
-import math
 import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -31,6 +30,13 @@ def _simulating() -> bool:
     return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
 
+#: What cuInit answers, where that tells what to do.
+_DRIVER_ERRORS = {
+    100: "the NVIDIA driver sees no GPU; is it hidden (CUDA_VISIBLE_DEVICES, a container started without GPUs)?",
+    803: "the NVIDIA driver and its library libcuda.so.1 are of different versions: restart, or install it again",
+}
+
+
 @functools.cache
 def _driver() -> tuple[int, int] | str:
     """Version of CUDA that the driver supports and number of devices, or why there is no driver to work with."""
@@ -43,10 +49,39 @@ def _driver() -> tuple[int, int] | str:
     version, count = ctypes.c_int(), ctypes.c_int()
     library.cuDriverGetVersion(ctypes.byref(version))
     if status := library.cuInit(0):
-        return f"the NVIDIA driver does not answer (cuInit: error {status}); is a GPU visible to this process?"
+        other = f"the NVIDIA driver does not answer (cuInit: error {status}); is a GPU visible to this process?"
+        return _DRIVER_ERRORS.get(status, other)
     if library.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return "the NVIDIA driver sees no GPU (CUDA_VISIBLE_DEVICES?)"
+        return _DRIVER_ERRORS[100]
     return version.value, count.value
+
+
+def _compiler() -> tuple[int, int] | str:
+    """Version of CUDA that numba-cuda compiles with, or why it cannot compile."""
+    try:
+        if not hasattr(importlib.import_module("numba.cuda.extending"), "register_jitable"):
+            return (
+                "numba.cuda is Numba's own, not numba-cuda's, which takes its place only where pip installed it into "
+                f"the environment itself: {_INSTALL}"
+            )
+        importlib.import_module("numba.cuda.cudadrv.nvvm").NVVM()
+        version: tuple[int, int] = importlib.import_module("numba.cuda.cudadrv.runtime").runtime.get_version()
+    except Exception as error:  # of many kinds: each library has its own for not being found
+        reason = str(error).partition("\n")[0]
+        return f"numba-cuda finds no CUDA compiler ({reason}): {_INSTALL}, or let CUDA_HOME name a CUDA toolkit"
+    return version
+
+
+def _arrays() -> int | str:
+    """Version of CUDA that CuPy was built for, as the driver counts, or why it cannot be used."""
+    if importlib.util.find_spec("cupy") is None:
+        return f"CuPy is not installed: {_INSTALL}"
+    try:
+        version: int = importlib.import_module("cupy").cuda.runtime.runtimeGetVersion()
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        return f"CuPy cannot be used ({type(error).__name__}: {reason}): {_INSTALL}"
+    return version
 
 
 class CudaBackend(Backend):
@@ -71,16 +106,19 @@ class CudaBackend(Backend):
         driver = _driver()
         if isinstance(driver, str):
             return driver
-        if importlib.util.find_spec("cupy") is None:
-            return f"CuPy is not installed: {_INSTALL}"
-        import cupy
-
-        runtime = cupy.cuda.runtime.runtimeGetVersion()
-        if driver[0] // 1000 < runtime // 1000:
-            return (
-                f"the driver supports CUDA {driver[0] // 1000}.{driver[0] % 1000 // 10}, but CuPy was built for CUDA "
-                f"{runtime // 1000}: update the driver, or install the extra that fits it"
-            )
+        arrays = _arrays()
+        if isinstance(arrays, str):
+            return arrays
+        compiler = _compiler()
+        if isinstance(compiler, str):
+            return compiler
+        supported = driver[0] // 1000
+        for library, needed in (("CuPy was built for", arrays // 1000), ("numba-cuda compiles for", compiler[0])):
+            if needed > supported:
+                return (
+                    f"the driver supports CUDA {supported}.{driver[0] % 1000 // 10}, but {library} CUDA {needed}: "
+                    f"update the driver, or pip install 'gpuconv[cuda{supported}]' instead"
+                )
         return None
 
     @classmethod
@@ -91,10 +129,12 @@ class CudaBackend(Backend):
         numba_cuda = importlib.import_module("numba_cuda").__version__
         if self.simulated:
             return f"simulator, numba-cuda {numba_cuda}: no GPU is used"
-        properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
+        runtime = self.xp.cuda.runtime
+        properties, driver = runtime.getDeviceProperties(runtime.getDevice()), runtime.driverGetVersion()
         return (
             f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB, "
-            f"compute capability {properties['major']}.{properties['minor']}, CuPy {self.xp.__version__}, "
+            f"compute capability {properties['major']}.{properties['minor']}, "
+            f"driver for CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy {self.xp.__version__}, "
             f"numba-cuda {numba_cuda}"
         )
 
@@ -114,51 +154,62 @@ class CudaBackend(Backend):
             raise TypeError(f"{name} has element type {array.dtype}; the cuda backend computes in float32 and float64")
         if self.simulated:
             return self._contiguous(np.asarray(array))
-        if not isinstance(array, self.xp.ndarray):
-            with self._memory(array.nbytes):
+        with self.computing():
+            if not isinstance(array, self.xp.ndarray):
                 array = self.xp.asarray(array)  # zero-copy through __cuda_array_interface__
-        if array.device.id != self.xp.cuda.Device().id:
-            raise ValueError(
-                f"{name} lives on device {array.device.id}, but the current device is {self.xp.cuda.Device().id}"
+            self._check_device(name, array)
+            return self._contiguous(array)
+
+    def _check_device(self, name: str, array: Any) -> None:
+        if not isinstance(array, self.xp.ndarray):
+            raise TypeError(
+                f"{name}: got an array on the host, where one on the GPU is needed; cupy.asarray(array) copies it, and "
+                "model.to('cuda') the parameters of a model"
             )
-        return self._contiguous(array)
+        current = self.xp.cuda.runtime.getDevice()
+        if array.data.device_id != current:
+            raise ValueError(
+                f"{name}: an array of shape {tuple(array.shape)} is on device {array.data.device_id}, but the current "
+                f"device is {current}; copy it, or compute inside `with cupy.cuda.Device({array.data.device_id})`"
+            )
 
     def to_numpy(self, array: Array) -> np.ndarray:
         return array if self.simulated else self.xp.asnumpy(array)
 
     @contextlib.contextmanager
-    def _memory(self, wanted: int) -> Iterator[None]:
-        try:
-            yield
-        except MemoryError:
+    def computing(self) -> Iterator[None]:
+        with super().computing():
             if self.simulated:
-                raise
-            self.xp.get_default_memory_pool().free_all_blocks()
-            free, total = self.xp.cuda.runtime.memGetInfo()
-            raise MemoryError(
-                f"the GPU is out of memory: {wanted / 2**20:,.0f} MiB were asked for, "
-                f"{free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free"
-            ) from None
-
-    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        with self._memory(math.prod(shape) * np.dtype(dtype).itemsize):
-            return self.xp.empty(shape, dtype)
+                yield
+                return
+            try:
+                yield
+            except self.xp.cuda.memory.OutOfMemoryError as error:  # it says how much was asked for
+                self.xp.get_default_memory_pool().free_all_blocks()
+                free, total = self.xp.cuda.runtime.memGetInfo()
+                raise MemoryError(
+                    f"the GPU is out of memory: {error} {free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free; "
+                    "smaller batches need less"
+                ) from None
 
     def _stream(self) -> Any:
         """The caller's current stream, as Numba takes it."""
         if self.simulated:
             return None
-        pointer = self.xp.cuda.get_current_stream().ptr
-        return _external_stream(pointer) if pointer else 0
+        return _numba_stream(self.xp.cuda.runtime.getDevice(), self.xp.cuda.get_current_stream().ptr)
 
     def _run(self, operation: str, geometry: Any, *arrays: Any, **options: Any) -> None:
         """Launch the variant and tiling that tuning chooses; a workspace is added where that one needs it."""
+        if not self.simulated:
+            for array in arrays:
+                if array is not None:
+                    self._check_device(operation, array)
         dtype = next(array.dtype for array in arrays if array is not None)
         choice = tuning.choose(operation, geometry, dtype.name)
         module: Any = kernels.load(operation, choice.variant)
         workspace_size = getattr(module, "workspace_size", None)
         if workspace_size is not None and (size := workspace_size(geometry, choice.tiling)):
-            options["workspace"] = self._empty((size,), dtype)
+            options["workspace"] = self.xp.empty((size,), dtype)
         module.launch(*arrays, geometry, choice.tiling, self._stream(), **options)
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
@@ -169,59 +220,59 @@ class CudaBackend(Backend):
     # -- convolution -------------------------------------------------------------------------------------------------
 
     def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry) -> Array:
-        y = self._empty(geometry.output_shape, x.dtype)
+        y = self.xp.empty(geometry.output_shape, x.dtype)
         self._run("conv2d", geometry, x, weight, bias, y)
         return y
 
     def conv2d_grad_input(self, grad: Array, weight: Array, geometry: Conv2dGeometry) -> Array:
-        dx = self._empty(geometry.input_shape, grad.dtype)
+        dx = self.xp.empty(geometry.input_shape, grad.dtype)
         self._run("conv2d_grad_input", geometry, self._contiguous(grad), weight, dx)
         return dx
 
     def conv2d_grad_weight(self, grad: Array, x: Array, geometry: Conv2dGeometry) -> Array:
-        dw = self._empty(geometry.weight_shape, grad.dtype)
+        dw = self.xp.empty(geometry.weight_shape, grad.dtype)
         self._run("conv2d_grad_weight", geometry, self._contiguous(grad), x, dw)
         return dw
 
     def conv2d_grad_bias(self, grad: Array) -> Array:
-        db = self._empty(grad.shape[1:2], grad.dtype)
+        db = self.xp.empty(grad.shape[1:2], grad.dtype)
         self._run("conv2d_grad_bias", grad.shape, self._contiguous(grad), db)
         return db
 
     # -- activation and pooling --------------------------------------------------------------------------------------
 
     def relu(self, x: Array) -> Array:
-        y = self._empty(x.shape, x.dtype)
+        y = self.xp.empty(x.shape, x.dtype)
         self._run("relu", x.shape, x, y)
         return y
 
     def relu_grad(self, grad: Array, y: Array) -> Array:
-        dx = self._empty(y.shape, y.dtype)
+        dx = self.xp.empty(y.shape, y.dtype)
         self._run("relu_grad", y.shape, self._contiguous(grad), y, dx)
         return dx
 
     def max_pool2d(self, x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
-        y = self._empty(geometry.output_shape, x.dtype)
-        winners = self._empty(geometry.output_shape, np.uint8 if geometry.r * geometry.s <= 256 else np.int32)
+        y = self.xp.empty(geometry.output_shape, x.dtype)
+        winners = self.xp.empty(geometry.output_shape, np.uint8 if geometry.r * geometry.s <= 256 else np.int32)
         self._run("max_pool2d", geometry, x, y, winners)
         return y, winners
 
     def max_pool2d_grad(self, grad: Array, winners: Array, geometry: Pool2dGeometry) -> Array:
-        dx = self._empty(geometry.input_shape, grad.dtype)
+        dx = self.xp.empty(geometry.input_shape, grad.dtype)
         self._run("max_pool2d_grad", geometry, self._contiguous(grad), winners, dx)
         return dx
 
     def avg_pool2d(
         self, x: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
     ) -> Array:
-        y = self._empty(geometry.output_shape, x.dtype)
+        y = self.xp.empty(geometry.output_shape, x.dtype)
         self._run("avg_pool2d", geometry, x, y, count_include_pad=count_include_pad, divisor_override=divisor_override)
         return y
 
     def avg_pool2d_grad(
         self, grad: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
     ) -> Array:
-        dx = self._empty(geometry.input_shape, grad.dtype)
+        dx = self.xp.empty(geometry.input_shape, grad.dtype)
         grad = self._contiguous(grad)
         self._run(
             "avg_pool2d_grad",
@@ -245,7 +296,7 @@ class CudaBackend(Backend):
         label_smoothing: float,
     ) -> tuple[Array, Array]:
         labels = self._contiguous(labels.astype(np.int64, copy=False))
-        losses, probabilities = self._empty(logits.shape[:1], logits.dtype), self._empty(logits.shape, logits.dtype)
+        losses, probabilities = self.xp.empty(logits.shape[:1], logits.dtype), self.xp.empty(logits.shape, logits.dtype)
         none_wrong = np.iinfo(np.int32).max
         first_wrong = self.xp.full(1, none_wrong, np.int32)
         arrays = (self._contiguous(logits), labels, weight, losses, probabilities, first_wrong)
@@ -272,7 +323,7 @@ class CudaBackend(Backend):
         label_smoothing: float,
     ) -> Array:
         labels = self._contiguous(labels.astype(np.int64, copy=False))
-        dlogits = self._empty(probabilities.shape, probabilities.dtype)
+        dlogits = self.xp.empty(probabilities.shape, probabilities.dtype)
         arrays = (self._contiguous(grad), probabilities, labels, weight, dlogits)
         self._run(
             "softmax_cross_entropy_grad",
@@ -297,18 +348,19 @@ class CudaBackend(Backend):
         weight_decay: float,
         nesterov: bool,
     ) -> None:
-        self._run(
-            "sgd_update",
-            param.shape,
-            param,
-            self._contiguous(grad),
-            velocity,
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-        )
+        with self._in_place(param, velocity) as (param, velocity):
+            self._run(
+                "sgd_update",
+                param.shape,
+                param,
+                self._contiguous(grad),
+                velocity,
+                lr=lr,
+                momentum=momentum,
+                dampening=dampening,
+                weight_decay=weight_decay,
+                nesterov=nesterov,
+            )
 
     def adam_update(
         self,
@@ -325,21 +377,36 @@ class CudaBackend(Backend):
         weight_decay: float,
         decoupled: bool,
     ) -> None:
-        self._run(
-            "adam_update",
-            param.shape,
-            param,
-            self._contiguous(grad),
-            mean,
-            square,
-            step=step,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            weight_decay=weight_decay,
-            decoupled=decoupled,
-        )
+        with self._in_place(param, mean, square) as (param, mean, square):
+            self._run(
+                "adam_update",
+                param.shape,
+                param,
+                self._contiguous(grad),
+                mean,
+                square,
+                step=step,
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                weight_decay=weight_decay,
+                decoupled=decoupled,
+            )
+
+    @contextlib.contextmanager
+    def _in_place(self, *arrays: Array | None) -> Iterator[list[Any]]:
+        """The arrays as kernels can write them: what is on the host or has other strides is copied there and back."""
+        used = [
+            array
+            if array is None or (isinstance(array, self.xp.ndarray) and array.flags.c_contiguous)
+            else self.asarray(array)
+            for array in arrays
+        ]
+        yield used
+        for array, own in zip(arrays, used, strict=True):
+            if array is not None and array is not own:
+                array[...] = self.to_numpy(own) if isinstance(array, np.ndarray) else own
 
     def _contiguous(self, array: Array) -> Array:
         # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy
@@ -347,6 +414,14 @@ class CudaBackend(Backend):
         return self.xp.ascontiguousarray(array).reshape(array.shape)
 
 
+def _numba_stream(device: int, pointer: int) -> Any:
+    """A stream of CuPy's as Numba takes it; Numba, which does not follow CuPy to another device, is taken there."""
+    cuda: Any = importlib.import_module("numba.cuda")
+    if cuda.get_current_device().id != device:
+        cuda.select_device(device)
+    return _external_stream(device, pointer) if pointer else 0
+
+
 @functools.lru_cache(maxsize=64)
-def _external_stream(pointer: int) -> Any:
+def _external_stream(device: int, pointer: int) -> Any:
     return importlib.import_module("numba.cuda").external_stream(pointer)
