@@ -24,11 +24,13 @@ class Step:
         primitive: its name in ``gpuconv.backends.Backend``.
         geometry: of its convolution or pooling; None for others.
         lines: how it ran, and what else there was.
+        pool: of the pooling that ran with the convolution; None if there was none.
     """
 
     primitive: str
     geometry: Conv2dGeometry | Pool2dGeometry | None
     lines: tuple[str, ...]
+    pool: Pool2dGeometry | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def _observing(backend: Backend) -> Any:
         def primitive(self: Any, *arguments: Any, **options: Any) -> Any:
             geometry = next((a for a in arguments if isinstance(a, (Conv2dGeometry, Pool2dGeometry))), None)
             dtype = next(np.dtype(a.dtype).name for a in arguments if hasattr(a, "dtype"))
-            self.steps.append(Step(name, geometry, tuple(backend.explain(name, geometry, dtype))))
+            pool = next((a for a in arguments if isinstance(a, Pool2dGeometry) and a is not geometry), None)
+            self.steps.append(Step(name, geometry, tuple(backend.explain(name, geometry, dtype, pool)), pool))
             return getattr(backend, name)(*arguments, **options)
 
         return primitive
