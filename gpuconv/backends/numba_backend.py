@@ -17,7 +17,9 @@ And what they stand on: ``simd``, the vectors; ``_numba_compile``, the compiler 
   (:attr:`~gpuconv.backends._numba_conv.Forward.costs`). Gathered windows and BLAS win at no size: on the 3x3 layers of
   ResNet (batch 8, two cores with AVX-512) the direct kernels do forward and the input's gradient at 410 to 510 GF/s,
   the NumPy backend at 130 to 220; the weight's gradient at 190 to 420 and 170 to 200. They come close, by 10 % either
-  way, only for the weight of 512 filters on 7x7 maps and for the input behind a stride of 2.
+  way, only for the weight of 512 filters on 7x7 maps and for the input behind a stride of 2. ``im2col``, whose product
+  is compiled, does win where a map has few positions and many channels, which is what tuning finds: with 512 filters
+  of 3x3 on 7x7 maps it takes 0.7 of the time of ``dense``, and forward of a single image 0.8 of ``by_filters``.
 - Convolution, ReLU and a max pooling whose windows tile the map are one kernel, and their gradient visits only the
   winners. Other poolings take the composition of :class:`~gpuconv.backends.base.Backend`.
 """
