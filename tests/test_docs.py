@@ -1,7 +1,10 @@
 """The documentation is true: its code runs, its links lead somewhere, its make targets exist."""
 
 import functools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,16 @@ def test_the_tutorial_quotes_what_its_kernels_report(tmp_path, monkeypatch):
             f"| `{kernel}` | {requests:,} | {sectors:,} | {sectors / first:.0%} |".replace("%", " %")
             in page.read_text()
         )
+
+
+def test_the_tutorial_finds_float64_in_machine_code():
+    """Its script for the real compiler counts float64 instructions for a literal 0.0, and none for float32(0)."""
+    page = (ROOT / "docs" / "tutorial.md").read_text()
+    (script,) = re.findall(r"^```\n(from numba import cuda.*?)^```", page, re.MULTILINE | re.DOTALL)
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}
+    command = [sys.executable, "-c", script]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"literal [1-9]\d*\ntyped 0\n", said)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
