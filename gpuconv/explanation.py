@@ -11,7 +11,7 @@ import numpy as np
 from gpuconv import backends
 from gpuconv.autograd import Tensor
 from gpuconv.backends import Backend
-from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
 
 __all__ = ["Explanation", "Step", "explain"]
 
@@ -93,9 +93,11 @@ def _observing(backend: Backend) -> Any:
 
     def noting(name: str) -> Callable[..., Any]:
         def primitive(self: Any, *arguments: Any, **options: Any) -> Any:
-            geometry = next((a for a in arguments if isinstance(a, (Conv2dGeometry, Pool2dGeometry))), None)
+            geometries = [a for a in arguments if isinstance(a, (Conv2dGeometry, Pool2dGeometry))]
+            geometry = geometries[0] if geometries else None
             dtype = next(np.dtype(a.dtype).name for a in arguments if hasattr(a, "dtype"))
-            self.steps.append(Step(name, geometry, tuple(backend.explain(name, geometry, dtype))))
+            what = BlockGeometry(*geometries) if len(geometries) == 2 else geometry
+            self.steps.append(Step(name, geometry, tuple(backend.explain(name, what, dtype))))
             return getattr(backend, name)(*arguments, **options)
 
         return primitive

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 Pair: TypeAlias = tuple[int, int]
 Padding2d: TypeAlias = tuple[Pair, Pair]
@@ -387,3 +387,10 @@ class Pool2dGeometry:
             counts(self.p, self.stride[0], self.r, self.h, self.padding[0]),
             counts(self.q, self.stride[1], self.s, self.w, self.padding[1]),
         )
+
+
+class BlockGeometry(NamedTuple):
+    """A convolution and the max pooling of its result."""
+
+    conv: Conv2dGeometry
+    pool: Pool2dGeometry

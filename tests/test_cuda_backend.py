@@ -137,11 +137,40 @@ def test_a_label_out_of_range_is_named():
 
 
 def test_every_operation_of_the_table_is_a_primitive():
-    """The table speaks of primitives, and the rules of variants that the table has."""
-    assert set(VARIANTS) <= backends.Backend.__abstractmethods__
+    """The table speaks of primitives or parts of one, and the rules of variants that there are; one fits always."""
+    for operation in VARIANTS:
+        assert any(operation in (name, f"{name}_input", f"{name}_weight") for name in dir(backends.Backend))
     for operation, rules in tuning.RULES.items():
-        assert {rule.variant for rule in rules} <= set(VARIANTS[operation])
-        assert rules[-1].variant == "direct"
+        assert {rule.variant for rule in rules} <= {*VARIANTS[operation], tuning.COMPOSED}
+        assert rules[-1].variant == (tuning.COMPOSED if "relu" in operation else "direct")
+
+
+def test_a_fused_block():
+    """Fused, composed, or partly so: the same results, and only the gradients that are asked for."""
+    rng = np.random.default_rng(2)
+    x, w, b = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 9, 8), (4, 3, 3, 3), (4,)))
+
+    def block(x, w, b):
+        return F.conv2d_relu_max_pool2d(x, w, b, padding=1, kernel_size=3, pool_stride=2, ceil_mode=True)
+
+    assert_same(block, x, w, b)
+    fused = gradients("cuda", block, x, w, b)
+    operations = [operation for operation in VARIANTS if operation.startswith("conv2d_relu_max_pool2d")]
+    for operation in operations:
+        with tuning.use_variant(operation, "composed"):
+            for ours, theirs in zip(gradients("cuda", block, x, w, b), fused, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    # A stride of the convolution leaves one of the three to the composition; groups all of them.
+    assert_same(lambda x, w: F.conv2d_relu_max_pool2d(x, w, stride=2, kernel_size=2), x, w)
+    assert_same(lambda x, w: F.conv2d_relu_max_pool2d(x, w, groups=3, kernel_size=2), x, w[:3, :1])
+    with gpuconv.use_backend("cuda"):
+        weight = Tensor(w, requires_grad=True)
+        F.conv2d_relu_max_pool2d(Tensor(x), weight, Tensor(b), kernel_size=2).sum().backward()
+        assert weight.grad is not None
+        model = gpuconv.nn.Sequential(gpuconv.nn.Conv2d(1, 2, 3), gpuconv.nn.ReLU(), gpuconv.nn.MaxPool2d(2))
+        text = str(gpuconv.explain(model, (1, 1, 6, 6), training=True))
+    for line in ("fused: taken, by rule", "input, gathered: taken", "weight, sparse: taken", "composed: comes after"):
+        assert line in text
 
 
 def test_the_users_word_counts_more_than_the_rule(monkeypatch):

@@ -8,6 +8,7 @@ import cases
 import numpy as np
 import pytest
 import reference
+import test_block_kernels
 import test_gradient_kernels
 import test_kernels
 from simulation import TOLERANCE, counted, run
@@ -50,8 +51,9 @@ def nothing(shape, dtype):
 
 
 def test_every_operation_is_tested():
-    """What stands in the table of kernels is run by one of the three files."""
-    assert {*VARIANTS} == {*test_kernels.OPERATIONS, *test_gradient_kernels.OPERATIONS, *OPERATIONS}
+    """What stands in the table of kernels is run by one of the four files."""
+    files = (test_kernels.OPERATIONS, test_gradient_kernels.OPERATIONS, test_block_kernels.OPERATIONS, OPERATIONS)
+    assert {*VARIANTS} == set().union(*files)
 
 
 # -- element by element ------------------------------------------------------------------------------------------------

@@ -47,7 +47,10 @@ class Backend(ABC):
         return f"{self.xp.__name__} {self.xp.__version__}"
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
-        """How a primitive would run on a geometry, and what else there is; a line each, the choice first."""
+        """How a primitive would run on a geometry, and what else there is; a line each, the choice first.
+
+        For a fused block the geometry is a :class:`gpuconv.geometry.BlockGeometry`.
+        """
         return [f"the {self.name} backend has one way"]
 
     @abstractmethod

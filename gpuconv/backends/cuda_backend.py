@@ -22,7 +22,7 @@ import numpy as np
 
 from gpuconv import kernels, tuning
 from gpuconv.backends.base import Array, Backend
-from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
 
 _INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
 
@@ -162,6 +162,10 @@ class CudaBackend(Backend):
         module.launch(*arrays, geometry, choice.tiling, self._stream(), **options)
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
+        if primitive == "conv2d_relu_max_pool2d_grad":
+            parts = ((part, f"{primitive}_{part}") for part in ("input", "weight"))
+            rows = ((part, row) for part, name in parts for row in tuning.candidates(name, geometry, dtype))
+            return [f"{part}, {variant}: {why}" for part, (variant, why) in rows]
         if geometry is None or primitive not in kernels.VARIANTS:
             return super().explain(primitive, geometry, dtype)
         return [f"{variant}: {why}" for variant, why in tuning.candidates(primitive, geometry, dtype)]
@@ -232,6 +236,48 @@ class CudaBackend(Backend):
             divisor_override=divisor_override,
         )
         return dx
+
+    # -- the fused block ---------------------------------------------------------------------------------------------
+
+    def _fuses(self, operation: str, geometry: Any, dtype: Any) -> bool:
+        return tuning.choose(operation, geometry, dtype.name).variant != tuning.COMPOSED
+
+    def conv2d_relu_max_pool2d(
+        self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry, pool: Pool2dGeometry
+    ) -> tuple[Array, Array]:
+        operation, block = "conv2d_relu_max_pool2d", BlockGeometry(geometry, pool)
+        if not self._fuses(operation, block, x.dtype):
+            return super().conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
+        y, winners = self._empty(pool.output_shape, x.dtype), self._empty(pool.output_shape, np.uint8)
+        self._run(operation, block, x, weight, bias, y, winners)
+        return y, winners
+
+    def conv2d_relu_max_pool2d_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weight: Array,
+        y: Array,
+        winners: Array,
+        geometry: Conv2dGeometry,
+        pool: Pool2dGeometry,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        operation, block = "conv2d_relu_max_pool2d_grad", BlockGeometry(geometry, pool)
+        grad, (need_input, need_weight, need_bias) = self._contiguous(grad), needs
+        dx = dw = db = None
+        if need_input and self._fuses(f"{operation}_input", block, grad.dtype):
+            dx = self._empty(geometry.input_shape, grad.dtype)
+            self._run(f"{operation}_input", block, grad, weight, y, winners, dx)
+        if (need_weight or need_bias) and self._fuses(f"{operation}_weight", block, grad.dtype):
+            dw, db = self._empty(geometry.weight_shape, grad.dtype), self._empty((geometry.k,), grad.dtype)
+            self._run(f"{operation}_weight", block, grad, x, y, winners, dw, db)
+        # The composition goes through the gradient of the unpooled maps; once, if at all.
+        rest = (need_input and dx is None, need_weight and dw is None, need_bias and db is None)
+        if any(rest):
+            composed = super().conv2d_relu_max_pool2d_grad(grad, x, weight, y, winners, geometry, pool, rest)
+            dx, dw, db = (new if old is None else old for old, new in zip((dx, dw, db), composed, strict=True))
+        return dx if need_input else None, dw if need_weight else None, db if need_bias else None
 
     # -- loss --------------------------------------------------------------------------------------------------------
 
