@@ -8,6 +8,8 @@ may be as deep as memory allows.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
@@ -66,8 +68,17 @@ def to_array(data: Any, dtype: Any = None) -> Array:
         TypeError: not numeric, or a torch tensor that requires grad (its graph would be cut silently).
     """
     if isinstance(data, Tensor):
-        data = data.data
-    elif _is_torch(data):
+        array = data.data
+    elif type(data) is np.ndarray and data.dtype.kind in "fiub":
+        array = data
+    else:
+        array, dtype = _converted(data, dtype)
+    return array if dtype is None or array.dtype == np.dtype(dtype) else array.astype(dtype)
+
+
+def _converted(data: Any, dtype: Any) -> tuple[Array, Any]:
+    """What is neither a Tensor nor a numeric NumPy array as an array, and the element type that it has to get."""
+    if _is_torch(data):
         if data.requires_grad:
             raise TypeError(
                 "a torch tensor that requires grad: pass tensor.detach(), gpuconv cannot extend torch's graph"
@@ -78,18 +89,15 @@ def to_array(data: Any, dtype: Any = None) -> Array:
             except (RuntimeError, BufferError):
                 raise TypeError(f"a torch tensor of type {data.dtype}, which NumPy does not have; convert it") from None
     if hasattr(data, "__cuda_array_interface__"):
-        data = backends.get("cuda").xp.asarray(data)  # CuPy's, on the same memory
-    else:
-        python_numbers = not hasattr(data, "dtype")
-        try:
-            data = np.asarray(data)
-        except ValueError:
-            raise TypeError("rows of unequal length: cannot be made into an array") from None
-        if data.dtype.kind not in "fiub":
-            raise TypeError(f"elements must be numbers, got type {data.dtype}")
-        if python_numbers and data.dtype == np.float64 and dtype is None:
-            dtype = np.float32
-    return data if dtype is None or data.dtype == np.dtype(dtype) else data.astype(dtype)
+        return backends.get("cuda").xp.asarray(data), dtype  # CuPy's, on the same memory
+    python_numbers = not hasattr(data, "dtype")
+    try:
+        array = np.asarray(data)
+    except ValueError:
+        raise TypeError("rows of unequal length: cannot be made into an array") from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"elements must be numbers, got type {array.dtype}")
+    return array, np.float32 if python_numbers and array.dtype == np.float64 and dtype is None else dtype
 
 
 def _library(data: Any) -> str:
@@ -143,6 +151,13 @@ class Tensor:
         self.requires_grad = bool(requires_grad)
         self.grad: Tensor | None = None
         self._node: _Node | None = None
+
+    @classmethod
+    def _of(cls, array: Array) -> Tensor:
+        """A Tensor of an array that an operation made: nothing is left to check."""
+        tensor = Tensor.__new__(Tensor)
+        tensor.data, tensor.requires_grad, tensor.grad, tensor._node = array, False, None, None
+        return tensor
 
     # -- what it holds -----------------------------------------------------------------------------------------------
 
@@ -376,79 +391,87 @@ class Function:
 
         Returns a Tensor (or a tuple of them) if any input is one, else an array of the kind of the first input.
         """
-        arrays = [None if x is None else to_array(x) for x in inputs]
-        backend = backends.current(*arrays)
         recording = _grad_enabled.get()
-        needs = tuple(recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
-        ctx = Context(backend, needs)
+        arrays, needs, any_tensor = [], [], False
+        for x in inputs:
+            if isinstance(x, Tensor):
+                any_tensor = True
+                arrays.append(x.data)
+                needs.append(recording and x.requires_grad)
+            else:
+                arrays.append(None if x is None else to_array(x))
+                needs.append(False)
+        backend = backends.current(*arrays)
+        ctx = Context(backend, tuple(needs))
         with np.errstate(all="ignore"):  # infinities and NaN go through, silently, on every backend
-            results = cls.forward(ctx, *(None if a is None else backend.asarray(a) for a in arrays), **options)
+            results = cls.forward(ctx, *[None if a is None else backend.asarray(a) for a in arrays], **options)
         several = isinstance(results, tuple)
         # NumPy makes scalars of arrays without dimensions; they are arrays here.
-        results = tuple(backend.xp.asarray(result) for result in (results if several else (results,)))
-        if not any(isinstance(x, Tensor) for x in inputs):
-            wrapped = tuple(_like(result, inputs[0]) for result in results)
+        results = [backend.xp.asarray(result) for result in (results if several else (results,))]
+        if any_tensor:
+            results = [Tensor._of(result) for result in results]
         else:
-            wrapped = tuple(Tensor(result) for result in results)
-            if any(needs):
-                wrapped[0].requires_grad = True
-                wrapped[0]._node = _Node(
-                    cls, ctx, [x._vertex if need else None for x, need in zip(inputs, needs, strict=True)]
-                )
-        return wrapped if several else wrapped[0]
+            results = [_like(result, inputs[0]) for result in results]
+        if True in needs:
+            results[0].requires_grad = True
+            edges = [x._vertex if need else None for x, need in zip(inputs, needs, strict=True)]
+            results[0]._node = _Node(cls, ctx, edges)
+        return tuple(results) if several else results[0]
+
+
+_numbers = itertools.count()
 
 
 class _Node:
     """One recorded operation. Its edges lead to other nodes and to leaves, not to intermediate Tensors: an intermediate
     result lives only as long as some backward has saved it.
+
+    Attributes:
+        number: larger than those of all nodes that this one depends on.
     """
 
-    __slots__ = ("ctx", "edges", "function")
+    __slots__ = ("ctx", "edges", "function", "number")
 
     def __init__(self, function: type[Function], ctx: Context, edges: list[_Node | Tensor | None]):
         self.function = function
         self.ctx = ctx
         self.edges = edges
+        self.number = next(_numbers)
 
 
 def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
-    order = _topological(root._vertex)
-    grads: dict[int, Array] = {id(root._vertex): seed}
-    handed_out: set[int] = {id(seed)}  # arrays that a leaf's .grad may not keep: someone else has them
-    while order:
-        vertex = order.pop()
-        grad = grads.pop(id(vertex), None)
-        if grad is None:
-            continue
-        if isinstance(vertex, Tensor):
-            _add_to_leaf(vertex, grad, handed_out)
-            continue
-        with np.errstate(all="ignore"):
-            results = vertex.function.backward(vertex.ctx, grad)
-        results = results if isinstance(results, (tuple, list)) else (results,)
-        for edge, result in zip(vertex.edges, results, strict=True):
-            if edge is not None:
-                so_far = grads.get(id(edge))
-                grads[id(edge)] = result if so_far is None else so_far + result
-        if not retain_graph:
-            vertex.ctx.release()
+    grads: dict[Any, Array] = {root._vertex: seed}  # of nodes, and of leaves
+    with np.errstate(all="ignore"):
+        for node in _nodes_from(root._vertex):
+            grad = grads.pop(node, None)
+            if grad is None:
+                continue
+            results = node.function.backward(node.ctx, grad)
+            results = results if isinstance(results, (tuple, list)) else (results,)
+            for edge, result in zip(node.edges, results, strict=True):
+                if edge is not None:
+                    so_far = grads.get(edge)
+                    grads[edge] = result if so_far is None else so_far + result
+            if not retain_graph:
+                node.ctx.release()
+    handed_out = {id(seed)}  # arrays that a leaf's .grad may not keep: someone else has them
+    for leaf, grad in grads.items():
+        _add_to_leaf(leaf, grad, handed_out)
 
 
-def _topological(root: _Node | Tensor) -> list[_Node | Tensor]:
-    """All vertices that root depends on, each before those that use it; root is the last."""
-    order: list[_Node | Tensor] = []
-    seen: set[int] = set()
-    stack: list[tuple[_Node | Tensor, bool]] = [(root, False)]
-    while stack:
-        vertex, expanded = stack.pop()
-        if expanded:
-            order.append(vertex)
-        elif id(vertex) not in seen:
-            seen.add(id(vertex))
-            stack.append((vertex, True))
-            if isinstance(vertex, _Node):
-                stack.extend((edge, False) for edge in vertex.edges if edge is not None)
-    return order
+def _nodes_from(root: _Node | Tensor) -> list[_Node]:
+    """All nodes that root depends on, itself included, each behind those that use it."""
+    nodes = {root} if isinstance(root, _Node) else set()
+    found = list(nodes)
+    while found:
+        for edge in found.pop().edges:
+            if isinstance(edge, _Node) and edge not in nodes:
+                nodes.add(edge)
+                found.append(edge)
+    return sorted(nodes, key=_number, reverse=True)
+
+
+_number = operator.attrgetter("number")
 
 
 def _add_to_leaf(leaf: Tensor, grad: Array, handed_out: set[int]) -> None:
@@ -459,7 +482,7 @@ def _add_to_leaf(leaf: Tensor, grad: Array, handed_out: set[int]) -> None:
     if id(grad) in handed_out or grad.base is not None:
         grad = grad.copy()
     handed_out.add(id(grad))
-    leaf.grad = Tensor(grad)
+    leaf.grad = Tensor._of(grad)
 
 
 def _ones_like(array: Array) -> Array:

@@ -67,7 +67,7 @@ def explain(
 ) -> Explanation:
     """Run ``function``, a Module say, on zeros, and tell which primitives that took and how each one ran.
 
-    Neighbouring layers that the backend ran as one, ``Conv2d → ReLU → MaxPool2d``, show as one primitive.
+    Neighbouring layers that ran as one, ``Conv2d → ReLU → MaxPool2d`` say, show as one primitive.
 
     Args:
         function: takes a Tensor and returns one.
@@ -103,7 +103,7 @@ def _observing(backend: Backend) -> Any:
         return primitive
 
     # A fused primitive that the backend does not define runs as the base composes it: the parts are noted, then.
-    fused = ("conv2d_relu", "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad")
+    fused = ("conv2d_relu", "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad", "linear_relu")
     defined = [name for name in fused if getattr(type(backend), name) is not getattr(Backend, name)]
     primitives = sorted(Backend.__abstractmethods__ - {"asarray", "to_numpy"}) + defined
     overridden = {name: noting(name) for name in primitives}

@@ -49,6 +49,7 @@ __all__ = [
     "flatten",
     "half_squared_error",
     "linear",
+    "linear_relu",
     "log_softmax",
     "max_pool1d",
     "max_pool2d",
@@ -85,7 +86,7 @@ def _floats(op: str, *, optional: Sequence[str] = (), **operands: Any) -> list[A
         if value is None and name in optional:
             checked.append(None)
             continue
-        operand = _operand(op, name, value)
+        operand = value if isinstance(value, Tensor) else _operand(op, name, value)
         dtype = _element_type(operand)
         if dtype not in _FLOATS:
             raise TypeError(f"{op}: {name} must hold float32 or float64, got {dtype}; convert it")
@@ -581,15 +582,24 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Any:
         ValueError: shapes that do not fit.
         TypeError: an argument of the wrong kind, or element types that differ.
     """
-    input, weight, bias = _floats("linear", input=input, weight=weight, bias=bias, optional=("bias",))
+    return _linear.Linear.apply(*_linear_operands("linear", input, weight, bias))
+
+
+def linear_relu(input: Any, weight: Any, bias: Any = None) -> Any:
+    """``relu(linear(...))`` in one step; arguments and errors of :func:`linear`."""
+    return _linear.LinearReLU.apply(*_linear_operands("linear_relu", input, weight, bias))
+
+
+def _linear_operands(op: str, input: Any, weight: Any, bias: Any) -> list[Any]:
+    input, weight, bias = _floats(op, input=input, weight=weight, bias=bias, optional=("bias",))
     if len(_shape(weight)) != 2:
-        raise ValueError(f"linear: weight must have 2 dimensions (out, in), got shape {_shape(weight)}")
+        raise ValueError(f"{op}: weight must have 2 dimensions (out, in), got shape {_shape(weight)}")
     outputs, features = _shape(weight)
     if not _shape(input) or _shape(input)[-1] != features:
-        raise ValueError(f"linear: weight has {features} input features, but input has shape {_shape(input)}")
+        raise ValueError(f"{op}: weight has {features} input features, but input has shape {_shape(input)}")
     if bias is not None and _shape(bias) != (outputs,):
-        raise ValueError(f"linear: bias must have shape ({outputs},), got {_shape(bias)}")
-    return _linear.Linear.apply(input, weight, bias)
+        raise ValueError(f"{op}: bias must have shape ({outputs},), got {_shape(bias)}")
+    return [input, weight, bias]
 
 
 # -- losses ----------------------------------------------------------------------------------------------------------
@@ -656,13 +666,13 @@ def cross_entropy(
         )
     losses = _loss.CrossEntropy.apply(
         rows,
-        reshape(target, (-1,)),
+        target if len(rest) == 1 else reshape(target, (-1,)),
         weight,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         reduction=reduction,
     )
-    return reshape(losses, rest) if reduction == "none" else losses
+    return reshape(losses, rest) if reduction == "none" and len(rest) != 1 else losses
 
 
 def _classes_last(values: Any, class_dim: int) -> Any:
@@ -670,6 +680,8 @@ def _classes_last(values: Any, class_dim: int) -> Any:
     shape = _shape(values)
     if len(shape) > 2:
         values = permute(values, (0, *range(2, len(shape)), 1))
+    elif len(shape) == 2:
+        return values
     return reshape(values, (math.prod(shape) // shape[class_dim], shape[class_dim]))
 
 

@@ -10,10 +10,12 @@ networks from other frameworks, pad the two sides differently.
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from functools import cached_property
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 Pair: TypeAlias = tuple[int, int]
 Padding2d: TypeAlias = tuple[Pair, Pair]
@@ -93,6 +95,30 @@ def effective(kernel: int, dilation: int) -> int:
     return dilation * (kernel - 1) + 1
 
 
+_Geometry = TypeVar("_Geometry")
+
+
+def _remembered(of: Callable[..., _Geometry]) -> Callable[..., _Geometry]:
+    """Decorator of ``of``: keep its latest results. A network asks for the same few in each step."""
+    results = functools.lru_cache(maxsize=512, typed=True)(of)
+
+    @functools.wraps(of)
+    def remembering(*arguments: Any, **options: Any) -> _Geometry:
+        # Equal arguments need not be equally good: 1 equals True and 1.0. The cache tells them apart, but not inside of
+        # tuples.
+        plain = all([_is_plain(value) for value in arguments[1:]]) and all([_is_plain(v) for v in options.values()])
+        return (results if plain else of)(*arguments, **options)
+
+    return remembering
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    if kind is tuple:
+        return all([type(v) is int or (type(v) is tuple and _is_plain(v)) for v in value])
+    return kind is int or kind is bool or kind is str or value is None
+
+
 def _shape(shape: Sequence[int], names: str, what: str, *, op: str) -> tuple[int, ...]:
     """Check that ``shape`` has one size for each letter of ``names``, of which only N may be zero."""
     if len(shape) != len(names):
@@ -133,6 +159,7 @@ class Conv2dGeometry:
     groups: int = 1
 
     @classmethod
+    @_remembered
     def of(
         cls,
         input_shape: Sequence[int],
@@ -186,32 +213,32 @@ class Conv2dGeometry:
             )
         return cls(n, c, h, w, k, r, s, stride, sides, dilation, groups)
 
-    @property
+    @cached_property
     def p(self) -> int:
         """Output height: ``floor((h + top + bottom - dilation · (r - 1) - 1) / stride) + 1``."""
         return (self.h + sum(self.padding[0]) - effective(self.r, self.dilation[0])) // self.stride[0] + 1
 
-    @property
+    @cached_property
     def q(self) -> int:
         """Output width; the formula of :attr:`p`."""
         return (self.w + sum(self.padding[1]) - effective(self.s, self.dilation[1])) // self.stride[1] + 1
 
-    @property
+    @cached_property
     def input_shape(self) -> tuple[int, int, int, int]:
         """``(n, c, h, w)``."""
         return self.n, self.c, self.h, self.w
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int, int, int]:
         """``(k, c / groups, r, s)``."""
         return self.k, self.c // self.groups, self.r, self.s
 
-    @property
+    @cached_property
     def output_shape(self) -> tuple[int, int, int, int]:
         """``(n, k, p, q)``."""
         return self.n, self.k, self.p, self.q
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of the forward pass, those with padding zeros included."""
         return self.n * self.k * self.p * self.q * (self.c // self.groups) * self.r * self.s
@@ -255,6 +282,7 @@ class Pool2dGeometry:
     ceil_mode: bool = False
 
     @classmethod
+    @_remembered
     def of(
         cls,
         input_shape: Sequence[int],
@@ -330,22 +358,22 @@ class Pool2dGeometry:
         # As in PyTorch: the last window has to begin inside the input or the padding before it.
         return size - 1 if (size - 1) * stride >= length + before else size
 
-    @property
+    @cached_property
     def p(self) -> int:
         """Output height."""
         return self._size(0, self.h, self.r)
 
-    @property
+    @cached_property
     def q(self) -> int:
         """Output width."""
         return self._size(1, self.w, self.s)
 
-    @property
+    @cached_property
     def input_shape(self) -> tuple[int, int, int, int]:
         """``(n, c, h, w)``."""
         return self.n, self.c, self.h, self.w
 
-    @property
+    @cached_property
     def output_shape(self) -> tuple[int, int, int, int]:
         """``(n, c, p, q)``."""
         return self.n, self.c, self.p, self.q

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuconv.autograd import Tensor, backend_of
+from gpuconv.backends import Backend
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
 
@@ -52,11 +53,15 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
         self.steps += 1
+        updated: dict[Backend, list[tuple[Any, ...]]] = {}
         for param, arrays in zip(self.params, self._arrays, strict=True):
             if param.grad is not None:
-                self._update(param, param.grad, arrays)
+                update = (param.data, param.grad.data, *arrays.values())
+                updated.setdefault(backend_of(param), []).append(update)
+        for backend, updates in updated.items():
+            self._update(backend, *zip(*updates, strict=True))
 
-    def _update(self, param: Tensor, grad: Tensor, arrays: dict[str, Any]) -> None:
+    def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,11 +127,11 @@ class SGD(Optimizer):
         self.slots = ("velocity",) if momentum else ()
         super().__init__(params, lr)
 
-    def _update(self, param: Tensor, grad: Tensor, arrays: dict[str, Any]) -> None:
-        backend_of(param).sgd_update(
-            param.data,
-            grad.data,
-            arrays.get("velocity"),
+    def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
+        backend.sgd_update_all(
+            params,
+            grads,
+            slots[0] if slots else [None] * len(params),
             lr=self.lr,
             momentum=self.momentum,
             dampening=self.dampening if self.steps > 1 else 0.0,
@@ -157,12 +162,11 @@ class Adam(Optimizer):
         self.weight_decay = _at_least_zero(self, "weight_decay", weight_decay)
         super().__init__(params, lr)
 
-    def _update(self, param: Tensor, grad: Tensor, arrays: dict[str, Any]) -> None:
-        backend_of(param).adam_update(
-            param.data,
-            grad.data,
-            arrays["mean"],
-            arrays["square"],
+    def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
+        backend.adam_update_all(
+            params,
+            grads,
+            *slots,
             step=self.steps,
             lr=self.lr,
             beta1=self.betas[0],

@@ -25,7 +25,7 @@ ALLOWED = {
     "autograd": {"backends"},
     "ops": {"autograd", "backends", "geometry"},
     "functional": {"autograd", "backends", "geometry", "ops", "random"},
-    "optim": {"autograd"},
+    "optim": {"autograd", "backends"},
     "nn": {"autograd", "functional", "geometry", "random"},
     "models": {"nn", "functional", "geometry", "data"},
     "explanation": {"autograd", "backends", "geometry"},

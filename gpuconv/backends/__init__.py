@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
+
 from gpuconv.backends.base import Array, Backend, BackendUnavailable
 
 __all__ = ["Array", "Backend", "BackendUnavailable", "available", "current", "get", "names", "use_backend"]
@@ -118,7 +120,7 @@ def current(*arrays: Any) -> Backend:
         BackendUnavailable: the backend that is asked for cannot run here.
     """
     chosen = _chosen.get()
-    if any(_on_device(array) for array in arrays):
+    if any([_on_device(array) for array in arrays]):
         return chosen if chosen is not None and chosen.name == "cuda" else _instance("cuda")
     if chosen is not None:
         return chosen
@@ -127,4 +129,4 @@ def current(*arrays: Any) -> Backend:
 
 
 def _on_device(array: Any) -> bool:
-    return hasattr(array, "__cuda_array_interface__")
+    return type(array) is not np.ndarray and hasattr(array, "__cuda_array_interface__")

@@ -11,6 +11,7 @@ of the backend (NumPy, or CuPy), which does it well.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
 
@@ -170,6 +171,31 @@ class Backend(ABC):
             self.conv2d_grad_bias(dense) if needs[2] else None,
         )
 
+    # -- fully connected layers: matrix products of the array library, unless a backend can do better ----------------
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """``x · weightᵀ + bias``: x (..., in), weight (out, in), bias (out,) or None; result (..., out)."""
+        y = x @ weight.T
+        if bias is not None:
+            y += bias
+        return y
+
+    def linear_relu(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """ReLU of :meth:`linear`; same shapes."""
+        return self.relu(self.linear(x, weight, bias))
+
+    def linear_grad_input(self, grad: Array, weight: Array) -> Array:
+        """Gradient for x, (..., in), given grad (..., out)."""
+        return grad @ weight
+
+    def linear_grad_weight(self, grad: Array, x: Array) -> Array:
+        """Gradient for weight, (out, in), given grad (..., out) and x (..., in)."""
+        return grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+
+    def linear_grad_bias(self, grad: Array) -> Array:
+        """Gradient for bias, (out,), given grad (..., out)."""
+        return grad.reshape(-1, grad.shape[-1]).sum(axis=0)
+
     # -- loss --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -227,6 +253,31 @@ class Backend(ABC):
         nesterov else v)``; without velocity ``param -= lr · g``.
         """
 
+    def sgd_update_all(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        velocities: Sequence[Array | None],
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        """:meth:`sgd_update` of several parameters, with the same options."""
+        for param, grad, velocity in zip(params, grads, velocities, strict=True):
+            self.sgd_update(
+                param,
+                grad,
+                velocity,
+                lr=lr,
+                momentum=momentum,
+                dampening=dampening,
+                weight_decay=weight_decay,
+                nesterov=nesterov,
+            )
+
     @abstractmethod
     def adam_update(
         self,
@@ -248,3 +299,34 @@ class Backend(ABC):
         ``step`` counts from 1. The bias corrections are PyTorch's: ``param -= lr / (1 - beta1^t) · mean /
         (sqrt(square) / sqrt(1 - beta2^t) + eps)``.
         """
+
+    def adam_update_all(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        means: Sequence[Array],
+        squares: Sequence[Array],
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        """:meth:`adam_update` of several parameters, with the same options."""
+        for param, grad, mean, square in zip(params, grads, means, squares, strict=True):
+            self.adam_update(
+                param,
+                grad,
+                mean,
+                square,
+                step=step,
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                weight_decay=weight_decay,
+                decoupled=decoupled,
+            )

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -173,19 +174,21 @@ class NumbaBackend(NumpyBackend):
     # -- fully connected layers --------------------------------------------------------------------------------------
 
     def linear(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        """``x · weightᵀ + bias``: x (..., in), weight (out, in), bias (out,) or None; result (..., out)."""
-        bias = None if bias is None else _ready(bias)
-        return product(_rows(x), _ready(weight), bias, b_transposed=True).reshape(*x.shape[:-1], len(weight))
+        return _linear(x, weight, bias, rectified=False)
+
+    def linear_relu(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        return _linear(x, weight, bias, rectified=True)
 
     def linear_grad_input(self, grad: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """Gradient for x, (..., in), given grad (..., out)."""
         return product(_rows(grad), _ready(weight)).reshape(*grad.shape[:-1], weight.shape[1])
 
     def linear_grad_weight(self, grad: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Gradient for weight, (out, in), given grad (..., out) and x (..., in)."""
-        # Memory of its own: gradients of parameters outlive the step, and autograd would copy what lies in other memory.
+        # Memory of its own: a parameter's gradient outlives the step, and autograd copies what lies in other memory.
         weight_grad = np.empty((grad.shape[-1], x.shape[-1]), grad.dtype)
         return product(_rows(grad), _rows(x), a_transposed=True, out=weight_grad)
+
+    def linear_grad_bias(self, grad: np.ndarray) -> np.ndarray:
+        return np.add.reduce(_rows(grad), axis=0)
 
     # -- activation and pooling --------------------------------------------------------------------------------------
 
@@ -333,23 +336,45 @@ class NumbaBackend(NumpyBackend):
         weight_decay: float,
         nesterov: bool,
     ) -> None:
-        if not _updatable(param, velocity):
-            super().sgd_update(
-                param,
-                grad,
-                velocity,
-                lr=lr,
-                momentum=momentum,
-                dampening=dampening,
-                weight_decay=weight_decay,
-                nesterov=nesterov,
-            )
-            return
-        kernel = _sgd(param.dtype, velocity is not None, bool(nesterov), bool(weight_decay))
-        chunks = _chunks(work := 8 * param.size)
-        arrays = (param, _ready(grad, param.dtype), param if velocity is None else velocity)
+        self.sgd_update_all(
+            [param],
+            [grad],
+            [velocity],
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
+
+    def sgd_update_all(
+        self,
+        params: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        velocities: Sequence[np.ndarray | None],
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
         numbers = (float(lr), float(momentum), 1.0 - dampening, float(weight_decay))
-        launch(kernel, chunks, *(a.reshape(-1) for a in arrays), *numbers, param.size, chunks, work=work)
+        for param, grad, velocity in zip(params, grads, velocities, strict=True):
+            if _updatable(param, velocity):
+                kernel = _sgd(param.dtype, velocity is not None, bool(nesterov), bool(weight_decay))
+                _update(kernel, 8, param, grad, param if velocity is None else velocity, numbers=numbers)
+            else:
+                super().sgd_update(
+                    param,
+                    grad,
+                    velocity,
+                    lr=lr,
+                    momentum=momentum,
+                    dampening=dampening,
+                    weight_decay=weight_decay,
+                    nesterov=nesterov,
+                )
 
     def adam_update(
         self,
@@ -366,24 +391,35 @@ class NumbaBackend(NumpyBackend):
         weight_decay: float,
         decoupled: bool,
     ) -> None:
-        if not _updatable(param, mean, square):
-            super().adam_update(
-                param,
-                grad,
-                mean,
-                square,
-                step=step,
-                lr=lr,
-                beta1=beta1,
-                beta2=beta2,
-                eps=eps,
-                weight_decay=weight_decay,
-                decoupled=decoupled,
-            )
-            return
-        kernel = _adam(param.dtype, bool(weight_decay), bool(decoupled))
-        chunks = _chunks(work := 16 * param.size)
-        arrays = (param, _ready(grad, param.dtype), mean, square)
+        self.adam_update_all(
+            [param],
+            [grad],
+            [mean],
+            [square],
+            step=step,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
+        )
+
+    def adam_update_all(
+        self,
+        params: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        means: Sequence[np.ndarray],
+        squares: Sequence[np.ndarray],
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
         numbers = (
             lr / (1 - beta1**step),
             float(beta1),
@@ -394,7 +430,24 @@ class NumbaBackend(NumpyBackend):
             float(eps),
             1 - lr * weight_decay if decoupled else float(weight_decay),
         )
-        launch(kernel, chunks, *(a.reshape(-1) for a in arrays), *numbers, param.size, chunks, work=work)
+        for param, grad, mean, square in zip(params, grads, means, squares, strict=True):
+            if _updatable(param, mean, square):
+                kernel = _adam(param.dtype, bool(weight_decay), bool(decoupled))
+                _update(kernel, 16, param, grad, mean, square, numbers=numbers)
+            else:
+                super().adam_update(
+                    param,
+                    grad,
+                    mean,
+                    square,
+                    step=step,
+                    lr=lr,
+                    beta1=beta1,
+                    beta2=beta2,
+                    eps=eps,
+                    weight_decay=weight_decay,
+                    decoupled=decoupled,
+                )
 
 
 # -- arrays ----------------------------------------------------------------------------------------------------------
@@ -413,9 +466,15 @@ def _rows(array: np.ndarray) -> np.ndarray:
     return _ready(array if array.ndim == 2 else array.reshape(-1, array.shape[-1]))
 
 
+def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *, rectified: bool) -> np.ndarray:
+    bias = None if bias is None else _ready(bias)
+    y = product(_rows(x), _ready(weight), bias, b_transposed=True, rectified=rectified)
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], len(weight))
+
+
 def _updatable(*arrays: np.ndarray | None) -> bool:
     """Whether a kernel may write to the arrays where they are."""
-    return all(array is None or array.flags.carray for array in arrays)
+    return all([array is None or array.flags.carray for array in arrays])
 
 
 # -- what is compiled, and how it is cut into chunks ------------------------------------------------------------------
@@ -564,6 +623,21 @@ def _convolve(
     batch = (run.output_shape[0], run.bands, run.chunks)
     launch(run.kernel, run.chunks, _ready(x), *filters, y, winners, *batch, work=run.work)
     return y, winners
+
+
+def _update(
+    kernel: Kernel,
+    work_an_element: int,
+    param: np.ndarray,
+    grad: np.ndarray,
+    *slots: np.ndarray,
+    numbers: tuple[float, ...],
+) -> None:
+    """Run an optimizer's kernel over all elements of a parameter."""
+    arrays = [array.reshape(-1) for array in (param, _ready(grad, param.dtype), *slots)]
+    work = work_an_element * param.size
+    chunks = _chunks(work)
+    launch(kernel, chunks, *arrays, *numbers, param.size, chunks, work=work)
 
 
 def _pool(build: Any, dtype: np.dtype, geometry: Pool2dGeometry, *arrays: np.ndarray) -> None:

@@ -20,6 +20,8 @@ from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry, effective
 #: travel to memory and back (measured on LeNet's and ResNet's layers: 1 to 8 MB alike, 64 MB up to 2x slower).
 WINDOW_BUFFER_BYTES = 4 << 20
 
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
 
 class NumpyBackend(Backend):
     """Plain NumPy on the host."""
@@ -29,9 +31,11 @@ class NumpyBackend(Backend):
 
     def asarray(self, array: Any, name: str = "array") -> np.ndarray:
         array = np.asarray(array)
+        if array.dtype in _FLOATS:
+            return array
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
-        if array.dtype.kind == "f" and array.dtype not in (np.float32, np.float64):
+        if array.dtype.kind == "f" and array.dtype not in _FLOATS:
             raise TypeError(
                 f"{name} has element type {array.dtype}; the {self.name} backend computes in float32 and float64"
             )

@@ -6,19 +6,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gpuconv import functional as F
-from gpuconv.nn.layers import Conv2d, MaxPool2d, ReLU
+from gpuconv.nn.layers import Conv2d, Linear, MaxPool2d, ReLU
 from gpuconv.nn.module import Module
 
 
 class Sequential(Module):
     """Run modules one after the other.
 
-    ``Conv2d → ReLU → MaxPool2d`` and ``Conv2d → ReLU`` run as one primitive, with the same results and gradients; see
-    :meth:`blocks`.
+    ``Conv2d → ReLU → MaxPool2d``, ``Conv2d → ReLU`` and ``Linear → ReLU`` run as one primitive, with the same results
+    and gradients; see :meth:`blocks`.
 
     Args:
         modules: the modules; or one dict of names and modules, which then name the parameters.
     """
+
+    #: Whether neighbours run as one; a summary of the layers sets it to False for a while.
+    _fusing = True
 
     def __init__(self, *modules: Any):
         super().__init__()
@@ -45,36 +48,46 @@ class Sequential(Module):
 
     def blocks(self) -> list[tuple[str, ...]]:
         """Names of the modules, grouped as they run: several names are one fused primitive."""
-        named = list(self._modules.items())
+        names, modules = list(self._modules), list(self._modules.values())
         groups, position = [], 0
-        while position < len(named):
-            length = _fusible([module for _, module in named[position : position + 3]])
-            groups.append(tuple(name for name, _ in named[position : position + length]))
+        while position < len(modules):
+            length = _fusible(modules, position) if self._fusing else 1
+            groups.append(tuple(names[position : position + length]))
             position += length
         return groups
 
     def forward(self, input: Any) -> Any:
-        for names in self.blocks():
-            modules = [self._modules[name] for name in names]
-            input = modules[0](input) if len(modules) == 1 else _run_fused(input, *modules)
+        modules = list(self._modules.values())
+        position = 0
+        while position < len(modules):
+            length = _fusible(modules, position) if self._fusing else 1
+            if length == 1:
+                input = modules[position](input)
+            else:
+                input = _run_fused(input, *modules[position : position + length])
+            position += length
         return input
 
 
-def _fusible(modules: list[Module]) -> int:
-    """How many of the first modules run as one. Subclasses may define another forward, so the types must be exact."""
-    types = tuple(type(module) for module in modules)
-    if types[:2] != (Conv2d, ReLU):
+def _fusible(modules: list[Module], position: int) -> int:
+    """How many modules run as one from a position on. Subclasses may define another forward, so types must be exact."""
+    first = type(modules[position])
+    if (first is not Conv2d and first is not Linear) or position + 1 == len(modules):
         return 1
-    last = modules[-1]
-    return 3 if type(last) is MaxPool2d and not last.options["return_indices"] else 2
+    if type(modules[position + 1]) is not ReLU:
+        return 1
+    last = modules[position + 2] if position + 2 < len(modules) else None
+    return 3 if first is Conv2d and type(last) is MaxPool2d and not last.options["return_indices"] else 2
 
 
-def _run_fused(input: Any, conv: Any, relu: Any, pool: Any = None) -> Any:
+def _run_fused(input: Any, layer: Any, relu: Any, pool: Any = None) -> Any:
+    if type(layer) is Linear:
+        return F.linear_relu(input, layer.weight, layer.bias)
     if pool is None:
-        return F.conv2d_relu(input, *conv.arguments())
+        return F.conv2d_relu(input, *layer.arguments())
     return F.conv2d_relu_max_pool2d(
         input,
-        *conv.arguments(),
+        *layer.arguments(),
         kernel_size=pool.kernel_size,
         pool_stride=pool.stride,
         pool_padding=pool.padding,

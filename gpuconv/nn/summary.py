@@ -103,7 +103,7 @@ def _layer_by_layer(module: Module, layers: list[LayerSummary]) -> Iterator[None
         if not any(True for _ in inside.children()):
             inside.__dict__["forward"] = _noting(inside, name or type(inside).__name__, layers)
         elif isinstance(inside, Sequential):
-            inside.__dict__["blocks"] = lambda names=tuple(inside._modules): [(name,) for name in names]
+            inside.__dict__["_fusing"] = False
         else:
             continue
         touched.append(inside)
@@ -112,7 +112,7 @@ def _layer_by_layer(module: Module, layers: list[LayerSummary]) -> Iterator[None
     finally:
         for inside in touched:
             inside.__dict__.pop("forward", None)
-            inside.__dict__.pop("blocks", None)
+            inside.__dict__.pop("_fusing", None)
 
 
 def _noting(layer: Module, name: str, layers: list[LayerSummary]) -> Any:

@@ -1,4 +1,4 @@
-"""The fully connected layer."""
+"""The fully connected layer, and the block that begins with one."""
 
 from __future__ import annotations
 
@@ -12,18 +12,33 @@ class Linear(Function):
     @staticmethod
     def forward(ctx: Context, x: Array, weight: Array, bias: Array | None) -> Array:
         ctx.save(x, weight)
-        y = x @ weight.T
-        if bias is not None:
-            y += bias
-        return y
+        return ctx.backend.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
         x, weight = ctx.saved
-        need_x, need_weight, need_bias = ctx.needs_input_grad
-        rows = grad.reshape(-1, grad.shape[-1])
-        return (
-            grad @ weight if need_x else None,
-            rows.T @ x.reshape(-1, x.shape[-1]) if need_weight else None,
-            rows.sum(axis=0) if need_bias else None,
-        )
+        return _gradients(ctx, grad, x, weight)
+
+
+class LinearReLU(Function):
+    """ReLU of :class:`Linear`, in one primitive."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Array, weight: Array, bias: Array | None) -> Array:
+        y = ctx.backend.linear_relu(x, weight, bias)
+        ctx.save(x, weight, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
+        x, weight, y = ctx.saved
+        return _gradients(ctx, ctx.backend.relu_grad(grad, y), x, weight)
+
+
+def _gradients(ctx: Context, grad: Array, x: Array, weight: Array) -> tuple[Array | None, ...]:
+    need_x, need_weight, need_bias = ctx.needs_input_grad
+    return (
+        ctx.backend.linear_grad_input(grad, weight) if need_x else None,
+        ctx.backend.linear_grad_weight(grad, x) if need_weight else None,
+        ctx.backend.linear_grad_bias(grad) if need_bias else None,
+    )

@@ -47,7 +47,7 @@ class CrossEntropy(Function):
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
         probabilities, labels, options, total = ctx.saved
-        row_grad = ctx.backend.xp.broadcast_to(grad / total, labels.shape)
+        row_grad = grad / total + ctx.backend.xp.zeros(labels.shape, grad.dtype)  # a value for each row
         return (
             ctx.backend.softmax_cross_entropy_grad(row_grad, probabilities, labels, **options),
             None,
