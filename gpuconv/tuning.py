@@ -130,6 +130,18 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("sparse", _is_small, "as forward; visits the winners alone, and sums weight and bias in one pass"),
         _COMPOSED,
     ),
+    "softmax_cross_entropy_mean": (
+        Rule("one_block", _always, "few logits: losses, their mean and its gradient in one launch instead of several"),
+        _COMPOSED,
+    ),
+    "sgd_update_all": (
+        Rule("one_launch", _always, "a launch for each parameter costs more than the update of a small one"),
+        _COMPOSED,
+    ),
+    "adam_update_all": (
+        Rule("one_launch", _always, "a launch for each parameter costs more than the update of a small one"),
+        _COMPOSED,
+    ),
 }
 
 

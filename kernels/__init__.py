@@ -39,8 +39,11 @@ VARIANTS: dict[str, dict[str, str]] = {
     "avg_pool2d_grad": {"direct": "gpuconv.kernels.avg_pool2d_grad"},
     "softmax_cross_entropy": {"rowwise": "gpuconv.kernels.softmax_cross_entropy"},
     "softmax_cross_entropy_grad": {"rowwise": "gpuconv.kernels.softmax_cross_entropy_grad"},
+    "softmax_cross_entropy_mean": {"one_block": "gpuconv.kernels.softmax_cross_entropy_mean"},
     "sgd_update": {"elementwise": "gpuconv.kernels.sgd_update"},
+    "sgd_update_all": {"one_launch": "gpuconv.kernels.sgd_update_all"},
     "adam_update": {"elementwise": "gpuconv.kernels.adam_update"},
+    "adam_update_all": {"one_launch": "gpuconv.kernels.adam_update_all"},
 }
 
 

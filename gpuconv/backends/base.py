@@ -232,6 +232,24 @@ class Backend(ABC):
     ) -> Array:
         """Gradient for logits, (m, c), given the gradient of each row's loss, (m,)."""
 
+    def softmax_cross_entropy_mean(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[Array, Array] | None:
+        """The mean of :meth:`softmax_cross_entropy` and its gradient for logits, at once; None where that is no gain.
+
+        The mean, of shape (), divides by the sum of the weights of the labels that count; it is NaN if there are none.
+
+        Raises:
+            ValueError: a label that is neither a class nor ``ignore_index``.
+        """
+        return None
+
     # -- optimizer updates: in place ---------------------------------------------------------------------------------
 
     @abstractmethod

@@ -15,7 +15,7 @@ import importlib
 import importlib.util
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +25,10 @@ from gpuconv.backends.base import Array, Backend
 from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
 
 _INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
+
+
+#: What the kernels of losses are given, and leave where every label is a class.
+_NONE_WRONG = np.iinfo(np.int32).max
 
 
 def _simulating() -> bool:
@@ -292,20 +296,41 @@ class CudaBackend(Backend):
     ) -> tuple[Array, Array]:
         labels = self._contiguous(labels.astype(np.int64, copy=False))
         losses, probabilities = self._empty(logits.shape[:1], logits.dtype), self._empty(logits.shape, logits.dtype)
-        none_wrong = np.iinfo(np.int32).max
-        first_wrong = self.xp.full(1, none_wrong, np.int32)
+        first_wrong = self.xp.full(1, _NONE_WRONG, np.int32)
         arrays = (self._contiguous(logits), labels, weight, losses, probabilities, first_wrong)
-        self._run(
-            "softmax_cross_entropy", logits.shape, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing
-        )
+        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        self._run("softmax_cross_entropy", logits.shape, *arrays, **options)
+        self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
+        return losses, probabilities
+
+    def softmax_cross_entropy_mean(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[Array, Array] | None:
+        operation = "softmax_cross_entropy_mean"
+        if tuning.choose(operation, logits.shape, logits.dtype.name).variant == tuning.COMPOSED:
+            return None
+        labels = self._contiguous(labels.astype(np.int64, copy=False))
+        loss, dlogits = self._empty((1,), logits.dtype), self._empty(logits.shape, logits.dtype)
+        first_wrong = self.xp.full(1, _NONE_WRONG, np.int32)
+        arrays = (self._contiguous(logits), labels, weight, loss, dlogits, first_wrong)
+        self._run(operation, logits.shape, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing)
+        self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
+        return loss.reshape(()), dlogits
+
+    def _check_labels(self, first_wrong: Array, labels: Array, classes: int, ignore_index: int) -> None:
         # Reading it waits for the device: the price of an error where it was made, and not some steps later.
         row = int(first_wrong[0])
-        if row != none_wrong:
+        if row != _NONE_WRONG:
             raise ValueError(
-                f"cross_entropy: target[{row}] is {int(labels[row])}, but input has {logits.shape[1]} classes "
-                f"(0 to {logits.shape[1] - 1}) and ignore_index is {ignore_index}"
+                f"cross_entropy: target[{row}] is {int(labels[row])}, but input has {classes} classes "
+                f"(0 to {classes - 1}) and ignore_index is {ignore_index}"
             )
-        return losses, probabilities
 
     def softmax_cross_entropy_grad(
         self,
@@ -386,6 +411,58 @@ class CudaBackend(Backend):
             weight_decay=weight_decay,
             decoupled=decoupled,
         )
+
+    def sgd_update_all(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        velocities: Sequence[Array | None],
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        numbers = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        terms = {"weight_decay": weight_decay, "nesterov": nesterov}
+        if not self._update_all("sgd_update_all", (params, grads, velocities), numbers, terms):
+            super().sgd_update_all(params, grads, velocities, **numbers, nesterov=nesterov)
+
+    def adam_update_all(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        means: Sequence[Array],
+        squares: Sequence[Array],
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        terms = {"weight_decay": weight_decay, "decoupled": decoupled}
+        numbers = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, **terms}
+        if not self._update_all("adam_update_all", (params, grads, means, squares), numbers, terms):
+            super().adam_update_all(params, grads, means, squares, **numbers)
+
+    def _update_all(
+        self, operation: str, groups: tuple[Sequence[Any], ...], numbers: dict[str, Any], terms: dict[str, Any]
+    ) -> bool:
+        """Update all parameters in one launch; False if nothing was done, because their types differ or by choice."""
+        params, grads, *states = groups
+        dtypes = {array.dtype for group in groups for array in group if array is not None}
+        sizes = tuple(param.size for param in params)
+        if len(dtypes) != 1 or (choice := tuning.choose(operation, sizes, params[0].dtype.name)).tiling is None:
+            return False
+        module: Any = kernels.load(operation, choice.variant)
+        values = self.xp.asarray(np.array(module.numbers_of(**numbers), params[0].dtype))
+        grads = [self._contiguous(grad) for grad in grads]
+        module.launch(params, grads, *states, values, sizes, choice.tiling, self._stream(), **terms)
+        return True
 
     def _contiguous(self, array: Array) -> Array:
         # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy
