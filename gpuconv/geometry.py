@@ -422,3 +422,17 @@ class BlockGeometry(NamedTuple):
 
     conv: Conv2dGeometry
     pool: Pool2dGeometry
+
+
+class ChainGeometry(NamedTuple):
+    """Fully connected layers, each taking the results of the one before.
+
+    Attributes:
+        n: rows of the input.
+        sizes: features of the input, and results of each layer.
+        relu: for each layer, whether a ReLU follows.
+    """
+
+    n: int
+    sizes: tuple[int, ...]
+    relu: tuple[bool, ...]

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from gpuconv import kernels
-from gpuconv.geometry import BlockGeometry, Conv2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry
 
 __all__ = ["COMPOSED", "ENVIRONMENT_VARIABLE", "RULES", "Choice", "Rule", "candidates", "choose", "use_variant"]
 
@@ -92,6 +93,14 @@ def _is_small(g: BlockGeometry, dtype: str) -> bool:
     return not _fills_a_gemm(g.conv, dtype)
 
 
+def _few_rows(g: ChainGeometry, dtype: str) -> bool:
+    return g.n <= 512 and sum(first * second for first, second in pairwise(g.sizes)) <= 2**17
+
+
+_FEW_ROWS = (
+    "at most 512 rows, and 131,072 weights, which each block reads: one launch instead of one or two for each layer; "
+    "for more, cuBLAS reads them less often"
+)
 _COMPOSED = Rule(COMPOSED, _always, "one kernel for each part: they support everything")
 
 #: operation -> what is tried, in this order. What is not listed has one variant, or takes the first of the table.
@@ -130,6 +139,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("sparse", _is_small, "as forward; visits the winners alone, and sums weight and bias in one pass"),
         _COMPOSED,
     ),
+    "linear_chain": (Rule("rows", _few_rows, _FEW_ROWS), _COMPOSED),
+    "linear_chain_grad_input": (Rule("rows", _few_rows, _FEW_ROWS), _COMPOSED),
+    "linear_chain_grad_weight": (Rule("tiled", _few_rows, _FEW_ROWS), _COMPOSED),
     "softmax_cross_entropy_mean": (
         Rule("one_block", _always, "few logits: losses, their mean and its gradient in one launch instead of several"),
         _COMPOSED,

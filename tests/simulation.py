@@ -23,7 +23,7 @@ runs = 0
 
 
 def run(module: Any, inputs: Any, results: Any, geometry: Any, tiling: Any, **options: Any) -> Any:
-    """Launch a variant on arrays, `results` last; give the trace's report.
+    """Launch a variant on arrays, `results` last, each an array or a list of them; give the trace's report.
 
     The trace finds no fault, and each element of the results is written once. The workspace begins as NaN: what is read
     of it has been written.
@@ -38,7 +38,7 @@ def run(module: Any, inputs: Any, results: Any, geometry: Any, tiling: Any, **op
     runs += 1
     if report.launches:
         assert report.clean, f"{tiling}: {report}"
-    for result in results:
+    for result in (array for one in results for array in (one if isinstance(one, list) else [one])):
         if result.size:
             np.testing.assert_array_equal(report.writes(result), 1, err_msg=str(tiling))
     return report

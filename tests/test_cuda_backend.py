@@ -63,6 +63,26 @@ def test_pooling_activation_and_loss():
             assert_same(lambda x, o=options: F.cross_entropy(x, labels, **o), logits, **tolerance)  # noqa: B023
 
 
+def test_chains_of_fully_connected_layers():
+    """In one launch or composed: the same results, and only the gradients that are asked for."""
+    rng = np.random.default_rng(3)
+    shapes = ((2, 3, 9), (12, 9), (12,), (5, 12), (4, 5), (4,))
+    x, w1, b1, w2, w3, b3 = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+
+    def chain(x, w1, b1, w2, w3, b3):
+        return F.linear_chain(x, [w1, w2, w3], [b1, None, b3], [True, False, True])
+
+    assert_same(chain, x, w1, b1, w2, w3, b3)
+    for operation in (operation for operation in VARIANTS if operation.startswith("linear_chain")):
+        with tuning.use_variant(operation, "composed"):
+            assert_same(chain, x, w1, b1, w2, w3, b3)
+    with gpuconv.use_backend("cuda"):
+        frozen, trained = Tensor(w1), Tensor(w2, requires_grad=True)
+        F.linear_chain(x, [frozen, trained], [None, None], [True, False]).sum().backward()
+        np.testing.assert_allclose(trained.grad.numpy()[0], F.relu(x @ w1.T).sum((0, 1)), rtol=1e-5)
+        assert frozen.grad is None
+
+
 @pytest.mark.slow
 def test_three_steps_of_lenet():
     """Three training steps give the NumPy backend's losses to 1e-5 and its gradients to 1e-4, relative."""

@@ -11,6 +11,7 @@ import reference
 import test_block_kernels
 import test_gradient_kernels
 import test_kernels
+import test_linear_kernels
 from simulation import TOLERANCE, counted, run
 
 from gpuconv.backends.numpy_backend import NumpyBackend
@@ -54,9 +55,9 @@ def nothing(shape, dtype):
 
 
 def test_every_operation_is_tested():
-    """What stands in the table of kernels is run by one of the four files."""
-    files = (test_kernels.OPERATIONS, test_gradient_kernels.OPERATIONS, test_block_kernels.OPERATIONS, OPERATIONS)
-    assert {*VARIANTS} == set().union(*files)
+    """What stands in the table of kernels is run by one of the five files."""
+    others = test_kernels, test_gradient_kernels, test_block_kernels, test_linear_kernels
+    assert {*VARIANTS} == OPERATIONS.union(*(other.OPERATIONS for other in others))
 
 
 # -- element by element ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
 
-from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import ChainGeometry, Conv2dGeometry, Pool2dGeometry
 
 #: An array of the backend's kind: numpy.ndarray, cupy.ndarray.
 Array: TypeAlias = Any
@@ -195,6 +195,48 @@ class Backend(ABC):
     def linear_grad_bias(self, grad: Array) -> Array:
         """Gradient for bias, (out,), given grad (..., out)."""
         return grad.reshape(-1, grad.shape[-1]).sum(axis=0)
+
+    def linear_chain(
+        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: ChainGeometry
+    ) -> list[Array]:
+        """Results of each of several layers, :meth:`linear` or :meth:`linear_relu`, that take those of the one before.
+
+        Shapes: x (n, sizes[0]), weights (size, size before), biases (size,), results (n, size).
+        """
+        results: list[Array] = []
+        for weight, bias, active in zip(weights, biases, geometry.relu, strict=True):
+            before = results[-1] if results else x
+            results.append((self.linear_relu if active else self.linear)(before, weight, bias))
+        return results
+
+    def linear_chain_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weights: Sequence[Array],
+        ys: Sequence[Array],
+        geometry: ChainGeometry,
+        needs: tuple[bool, ...],
+    ) -> tuple[Array | None, ...]:
+        """Gradients for x, the first weight, the first bias, the second weight... that ``needs`` asks for.
+
+        ``ys`` are the forward's results.
+        """
+        found: list[Array | None] = [None] * len(needs)
+        for number in reversed(range(len(weights))):
+            before, (need_weight, need_bias) = ys[number - 1] if number else x, needs[2 * number + 1 : 2 * number + 3]
+            if geometry.relu[number]:
+                grad = self.relu_grad(grad, ys[number])
+            if need_weight:
+                found[2 * number + 1] = self.linear_grad_weight(grad, before)
+            if need_bias:
+                found[2 * number + 2] = self.linear_grad_bias(grad)
+            if not any(needs[: 2 * number + 1]):
+                break
+            grad = self.linear_grad_input(grad, weights[number])
+        else:
+            found[0] = grad
+        return tuple(found)
 
     # -- loss --------------------------------------------------------------------------------------------------------
 

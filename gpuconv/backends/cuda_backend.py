@@ -22,7 +22,7 @@ import numpy as np
 
 from gpuconv import kernels, tuning
 from gpuconv.backends.base import Array, Backend
-from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
 
 _INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
 
@@ -157,7 +157,7 @@ class CudaBackend(Backend):
 
     def _run(self, operation: str, geometry: Any, *arrays: Any, **options: Any) -> None:
         """Launch the variant and tiling that tuning chooses; a workspace is added where that one needs it."""
-        dtype = next(array.dtype for array in arrays if array is not None)
+        dtype = next(a.dtype for array in arrays for a in (array if isinstance(array, (list, tuple)) else [array]))
         choice = tuning.choose(operation, geometry, dtype.name)
         module: Any = kernels.load(operation, choice.variant)
         workspace_size = getattr(module, "workspace_size", None)
@@ -166,7 +166,7 @@ class CudaBackend(Backend):
         module.launch(*arrays, geometry, choice.tiling, self._stream(), **options)
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
-        if primitive == "conv2d_relu_max_pool2d_grad":
+        if primitive in ("conv2d_relu_max_pool2d_grad", "linear_chain_grad"):
             parts = ((part, f"{primitive}_{part}") for part in ("input", "weight"))
             rows = ((part, row) for part, name in parts for row in tuning.candidates(name, geometry, dtype))
             return [f"{part}, {variant}: {why}" for part, (variant, why) in rows]
@@ -282,6 +282,43 @@ class CudaBackend(Backend):
             composed = super().conv2d_relu_max_pool2d_grad(grad, x, weight, y, winners, geometry, pool, rest)
             dx, dw, db = (new if old is None else old for old, new in zip((dx, dw, db), composed, strict=True))
         return dx if need_input else None, dw if need_weight else None, db if need_bias else None
+
+    # -- fully connected layers --------------------------------------------------------------------------------------
+
+    def linear_chain(
+        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: ChainGeometry
+    ) -> list[Array]:
+        if not self._fuses("linear_chain", geometry, x.dtype):
+            return super().linear_chain(x, weights, biases, geometry)
+        ys = [self._empty((geometry.n, size), x.dtype) for size in geometry.sizes[1:]]
+        self._run("linear_chain", geometry, x, weights, biases, ys)
+        return ys
+
+    def linear_chain_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weights: Sequence[Array],
+        ys: Sequence[Array],
+        geometry: ChainGeometry,
+        needs: tuple[bool, ...],
+    ) -> tuple[Array | None, ...]:
+        operations = "linear_chain_grad_input", "linear_chain_grad_weight"
+        if not all(self._fuses(operation, geometry, grad.dtype) for operation in operations):
+            return super().linear_chain_grad(grad, x, weights, ys, geometry, needs)
+        grad = self._contiguous(grad)
+        grads = [self._empty(y.shape, grad.dtype) for y in ys]
+        if not geometry.relu[-1]:
+            grads[-1] = grad
+        dx = self._empty(x.shape, grad.dtype) if needs[0] else None
+        self._run(operations[0], geometry, grad, weights, ys, grads, dx)
+        dweights, dbiases = [None] * len(weights), [None] * len(weights)
+        if any(needs[1:]):
+            dweights = [self._empty(weight.shape, grad.dtype) for weight in weights]
+            dbiases = [self._empty(weight.shape[:1], grad.dtype) for weight in weights]
+            self._run(operations[1], geometry, (x, *ys[:-1]), grads, dweights, dbiases)
+        parameters = (gradient for pair in zip(dweights, dbiases, strict=True) for gradient in pair)
+        return dx, *(gradient if need else None for gradient, need in zip(parameters, needs[1:], strict=True))
 
     # -- loss --------------------------------------------------------------------------------------------------------
 
@@ -445,7 +482,7 @@ class CudaBackend(Backend):
         decoupled: bool,
     ) -> None:
         terms = {"weight_decay": weight_decay, "decoupled": decoupled}
-        numbers = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, **terms}
+        numbers: dict[str, Any] = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, **terms}
         if not self._update_all("adam_update_all", (params, grads, means, squares), numbers, terms):
             super().adam_update_all(params, grads, means, squares, **numbers)
 
