@@ -617,8 +617,8 @@ def linear_chain(input: Any, weights: Sequence[Any], biases: Sequence[Any], relu
     for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if number and len(_shape(weight)) == 2 and _shape(weight)[1] != features.shape[1]:
             raise ValueError(
-                f"linear_chain: weights[{number}] has {_shape(weight)[1]} input features, but the layer before it gives "
-                f"{features.shape[1]}"
+                f"linear_chain: weights[{number}] has {_shape(weight)[1]} input features, but the layer before it "
+                f"gives {features.shape[1]}"
             )
         checked = _linear_operands("linear_chain", features, weight, bias)
         if not parameters:

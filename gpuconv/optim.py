@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,12 @@ class Optimizer:
                 updated.setdefault(backend_of(param), []).append(update)
         for backend, updates in updated.items():
             self._update(backend, *zip(*updates, strict=True))
+            backend.repeat(functools.partial(self._again, backend, updates))
+
+    def _again(self, backend: Backend, updates: list[tuple[Any, ...]]) -> None:
+        """Another step with the same arrays: what a captured step does before each repetition."""
+        self.steps += 1
+        self._update(backend, *zip(*updates, strict=True))
 
     def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
         raise NotImplementedError

@@ -92,7 +92,10 @@ class Launch:
     shared_bytes: int = 0
 
     def __call__(self, stream: Any, *arguments: Any) -> None:
-        """Launch it."""
+        """Launch it, or note it inside of :func:`recording`."""
+        if _recorded is not None:
+            _recorded.append((self, arguments))
+            return
         self.kernel[self.grid, self.block, stream, self.shared_bytes](*arguments)
 
     def ptx(self, cc: tuple[int, int] | tuple[int, int, str]) -> str:
@@ -102,6 +105,20 @@ class Launch:
         with _pretended_device(cc):
             code: str = cuda.compile_ptx(self.kernel.py_func, self.signature, cc=cc, **taken)[0]
         return code
+
+
+_recorded: list[tuple[Launch, tuple[Any, ...]]] | None = None
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[tuple[Launch, tuple[Any, ...]]]]:
+    """Inside of the ``with`` block launches are noted instead of made: a list of them, each with its arguments."""
+    global _recorded
+    outer, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = outer
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ mean divides. Then ``lanes`` threads share a row, as in ``softmax_cross_entropy`
 gradient. Last the rows' losses are added up. The order of all sums is fixed.
 
 A label that is neither a class nor ``ignore_index`` makes the loss NaN, its row has the gradient zero, and it enters
-``wrong`` if it is the first one, by an atomic minimum of integers.
+``wrong`` if it is the first one, by an atomic minimum of integers; no row does otherwise.
 
 Shared bytes: at most 128. Registers aimed at: at most 64. Expected bottleneck: latency; about four passes over a row,
 and two meetings of the block. More than 32,768 logits are refused: they are work for more than one multiprocessor.
@@ -28,6 +28,8 @@ from gpuconv.kernels.rowwise import Tiling, meeting
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
 
 _MOST_LOGITS = 32_768
+#: What ``wrong`` holds where every label is a class.
+_NONE_WRONG = 2**31 - 1
 
 
 def supports(shape: tuple[int, int]) -> Answer:
@@ -74,6 +76,8 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
         row_here = udiv(thread, lanes)
         lane = usub(thread, umul(row_here, lanes))
 
+        if thread == 0:
+            st(wrong, 0, types.int32(_NONE_WRONG))
         divisor = real(0)
         i = thread
         while i < rows:
@@ -197,8 +201,8 @@ def launch(
 ) -> None:
     """``loss``, (1,), is the mean of what ``softmax_cross_entropy`` gives, ``out``, (rows, classes), its gradient.
 
-    ``labels`` is int64 (rows,), ``weight`` (classes,) or None for ones. ``wrong``, int32 (1,), has to hold the largest
-    int32, as there.
+    ``labels`` is int64 (rows,), ``weight`` (classes,) or None for ones. ``wrong``, int32 (1,), becomes the first row
+    whose label is neither a class nor ``ignore_index``, or the largest int32.
 
     Raises:
         ValueError: the logits are too many for one block.

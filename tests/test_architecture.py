@@ -29,6 +29,7 @@ ALLOWED = {
     "nn": {"autograd", "functional", "geometry", "random"},
     "models": {"nn", "functional", "geometry", "data"},
     "explanation": {"autograd", "backends", "geometry"},
+    "graph": {"autograd", "backends", "geometry"},
     "storage": {"models", "data"},
     "plots": {"nn", "models", "storage", "data", "autograd", "functional"},
     "train": {"models", "nn", "optim", "functional", "autograd", "backends", "random", "data", "storage"},

@@ -11,7 +11,7 @@ of the backend (NumPy, or CuPy), which does it well.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
 
@@ -65,6 +65,16 @@ class Backend(ABC):
     @abstractmethod
     def to_numpy(self, array: Array) -> Any:
         """Return ``array`` as a numpy.ndarray, without a copy where the memory is the host's."""
+
+    # -- captured steps ----------------------------------------------------------------------------------------------
+
+    def new_graph(self) -> Any | None:
+        """What ``gpuconv.capture`` records a step in; None where there is nothing to gain."""
+        return None
+
+    def repeat(self, again: Callable[[], None]) -> None:
+        """Have ``again`` called before each repetition, if a step is being captured: an optimizer counts its steps."""
+        return  # nothing is ever captured here
 
     # -- convolution -------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import importlib
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,6 +63,7 @@ class CudaBackend(Backend):
         if self.simulated:
             importlib.import_module("gpuconv.simulator").activate()
         self.xp = importlib.import_module("numpy" if self.simulated else "cupy")
+        self._captured: Any = None
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -102,6 +103,25 @@ class CudaBackend(Backend):
             f"numba-cuda {numba_cuda}"
         )
 
+    # -- captured steps ----------------------------------------------------------------------------------------------
+
+    def new_graph(self) -> Any:
+        cuda_graph = importlib.import_module("gpuconv.backends.cuda_graph")
+        return cuda_graph.SimulatedGraph() if self.simulated else cuda_graph.CudaGraph(self.xp)
+
+    @contextlib.contextmanager
+    def capturing(self, step: Any) -> Iterator[None]:
+        """Inside of the ``with`` block a ``gpuconv.graph.CapturedStep`` is captured, or about to be repeated."""
+        self._captured = step
+        try:
+            yield
+        finally:
+            self._captured = None
+
+    def repeat(self, again: Callable[[], None]) -> None:
+        if self._captured is not None:
+            self._captured.repeat(again)
+
     # -- storage -----------------------------------------------------------------------------------------------------
 
     def asarray(self, array: Any, name: str = "array") -> Array:
@@ -119,6 +139,10 @@ class CudaBackend(Backend):
         if self.simulated:
             return self._contiguous(np.asarray(array))
         if not isinstance(array, self.xp.ndarray):
+            if self._captured is not None:
+                raise TypeError(
+                    f"{name}, of shape {array.shape}, is on the host, from where every repetition takes it anew"
+                )
             with self._memory(array.nbytes):
                 array = self.xp.asarray(array)  # zero-copy through __cuda_array_interface__
         if array.device.id != self.xp.cuda.Device().id:
@@ -354,13 +378,15 @@ class CudaBackend(Backend):
             return None
         labels = self._contiguous(labels.astype(np.int64, copy=False))
         loss, dlogits = self._empty((1,), logits.dtype), self._empty(logits.shape, logits.dtype)
-        first_wrong = self.xp.full(1, _NONE_WRONG, np.int32)
+        first_wrong = self._empty((1,), np.int32)
         arrays = (self._contiguous(logits), labels, weight, loss, dlogits, first_wrong)
         self._run(operation, logits.shape, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing)
         self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
         return loss.reshape(()), dlogits
 
     def _check_labels(self, first_wrong: Array, labels: Array, classes: int, ignore_index: int) -> None:
+        if self._captured is not None:
+            return
         # Reading it waits for the device: the price of an error where it was made, and not some steps later.
         row = int(first_wrong[0])
         if row != _NONE_WRONG:
@@ -491,12 +517,24 @@ class CudaBackend(Backend):
     ) -> bool:
         """Update all parameters in one launch; False if nothing was done, because their types differ or by choice."""
         params, grads, *states = groups
-        dtypes = {array.dtype for group in groups for array in group if array is not None}
+        arrays = [array for group in groups for array in group if array is not None]
+        # What is written in place has to be in one piece, as the kernels see it.
+        whole = all(array.flags.c_contiguous for group in (params, *states) for array in group if array is not None)
         sizes = tuple(param.size for param in params)
-        if len(dtypes) != 1 or (choice := tuning.choose(operation, sizes, params[0].dtype.name)).tiling is None:
+        choice = tuning.choose(operation, sizes, params[0].dtype.name)
+        if len({array.dtype for array in arrays}) > 1 or not whole or choice.variant == tuning.COMPOSED:
+            if self._captured is not None:
+                raise RuntimeError(
+                    f"{operation}: a captured step updates all parameters in one launch, which takes contiguous arrays "
+                    "of one element type"
+                )
             return False
         module: Any = kernels.load(operation, choice.variant)
-        values = self.xp.asarray(np.array(module.numbers_of(**numbers), params[0].dtype))
+        values = np.array(module.numbers_of(**numbers), params[0].dtype)
+        # Not among the launch's arguments, which a captured step repeats as they were.
+        values = self.xp.asarray(values) if self._captured is None else self._captured.numbers(values)
+        if values is None:
+            return True
         grads = [self._contiguous(grad) for grad in grads]
         module.launch(params, grads, *states, values, sizes, choice.tiling, self._stream(), **terms)
         return True
