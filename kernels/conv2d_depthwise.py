@@ -222,6 +222,9 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
     before, vectors = left + shift, width // fetch_vector
     staged = block_planes * height * vectors
     store = vector_access(out_vector)[2]
+    # With 16 sums a thread, the assembler would rather spill than give up a block, unless it is told that one will do.
+    # With fewer nothing is spilled, and more blocks hide more of the memory's latency.
+    bounds = (threads, 1) if thread_rows * thread_columns >= 16 else threads
 
     @device_function
     def add_taps(step: int, total: Any, segment: Any, inputs: Any, weight: Any, input_at: Any, weight_at: Any) -> None:
@@ -240,7 +243,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
 
     add_window = unrolled(add_taps, r * thread_rows)
 
-    @jit(launch_bounds=threads)
+    @jit(launch_bounds=bounds)
     def conv2d_depthwise(x: Any, weight: Any, bias: Any, out: Any, planes: Any) -> None:
         inputs = cuda.shared.array(inputs_size, real, alignment=16)
         total = cuda.local.array((thread_rows, thread_columns), real)

@@ -335,8 +335,10 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
         store(stages, window_slot, fetched_windows, column_fetches)
         cuda.syncthreads()
         buffer = i32(0)
-        stage = uadd(umul(part, u32(size_a_part)), positions)
+        stage = umul(part, u32(size_a_part))
         while stage < end:
+            # With the last stage nothing is left to fetch: all predicates are off. Multiplying it outside of the loop
+            # would save that, and double the code: the compiler then runs out of registers, and spills.
             position = uadd(position, positions)
             fetch(position, end, grad, x, fetched_grads, fetched_windows, first_plane, filter_, table, entry)
             multiply_stage(total, a, b, stages, iadd(buffer, row), iadd(buffer, column))
@@ -345,7 +347,6 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
             store(stages, iadd(buffer, window_slot), fetched_windows, column_fetches)
             cuda.syncthreads()
             stage = uadd(stage, positions)
-        multiply_stage(total, a, b, stages, iadd(buffer, row), iadd(buffer, column))
 
         first_filter, first_column = iadd(first_filter, row), iadd(first_column, column)
         offset = iadd(imul(part, elements), imul(iadd(imul(group, filters), first_filter), width))

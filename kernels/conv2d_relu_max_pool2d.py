@@ -64,6 +64,8 @@ _MOST_REGISTERS = 100
 _MOST_UNROLLED = 2048
 #: Threads a block.
 _MOST_THREADS = 256
+#: Tilings that are worth a measurement.
+_CHOICES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,10 +243,10 @@ def _cost(geometry: BlockGeometry, tiling: Tiling) -> float:
 
 
 def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
-    """The tilings that fit into shared memory in either type; those estimated to be fast first."""
+    """The eight tilings that are estimated to be fastest, of those that fit into shared memory in either type."""
     choices = _choices(single(geometry))
     useful = [tiling for tiling in choices if tiling.images <= max(1, geometry.conv.n)]
-    return tuple(sorted(useful, key=lambda tiling: _cost(geometry, tiling)))
+    return tuple(sorted(useful, key=lambda tiling: _cost(geometry, tiling))[:_CHOICES])
 
 
 def weights_loading(count: int, threads: int, dtype: str) -> Any:
@@ -344,17 +346,32 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
     load_patch = unrolled(load_line, patch_rows)
 
     @device_function
-    def finish(f: int, total: Any, out: Any, winners: Any, offset: Any, row: Any, column: Any, filter_: Any) -> None:
+    def judge(tap: int, f: int, total: Any, best: Any, winner: Any, row: Any, column: Any) -> None:
+        inside = uadd(row, tap // pool_s * pool_down) < maps_height
+        inside = inside & (uadd(column, tap % pool_s * pool_beside) < maps_width)
+        best[0], winner[0] = keep_larger(best[0], winner[0], total[tap, f], i32(tap), inside)
+
+    judge_all = unrolled(judge, window)
+
+    @device_function
+    def finish(
+        f: int,
+        total: Any,
+        best: Any,
+        winner: Any,
+        out: Any,
+        winners: Any,
+        offset: Any,
+        row: Any,
+        column: Any,
+        filter_: Any,
+    ) -> None:
         if uadd(filter_, f) < k:
-            best, winner = real(lowest), i32(-1 if guarded else 0)
-            for i in range(pool_r):
-                inside_row = uadd(row, i * pool_down) < maps_height
-                for j in range(pool_s):
-                    inside = inside_row & (uadd(column, j * pool_beside) < maps_width)
-                    best, winner = keep_larger(best, winner, total[i * pool_s + j, f], i32(i * pool_s + j), inside)
+            best[0], winner[0] = real(lowest), i32(-1 if guarded else 0)
+            judge_all(f, total, best, winner, row, column)
             # Written so that a NaN stays.
-            st(out, uadd(offset, f * p * q), real(0) if best <= real(0) else best)
-            st(winners, uadd(offset, f * p * q), types.uint8(winner))
+            st(out, uadd(offset, f * p * q), real(0) if best[0] <= real(0) else best[0])
+            st(winners, uadd(offset, f * p * q), types.uint8(winner[0]))
 
     finish_all = unrolled(finish, thread_filters)
 
@@ -367,6 +384,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
         a = cuda.local.array(window, real)
         b = cuda.local.array(thread_filters, real)
         pair = cuda.local.array(vector, real)
+        best, winner = cuda.local.array(1, real), cuda.local.array(1, types.int32)
 
         thread = u32(cuda.threadIdx.x)
         rest = udiv(thread, tile_columns)
@@ -444,7 +462,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
         # Of the first element of the window in the maps.
         map_row, map_column = usub(umul(row, pool_stride_h), pool_top), usub(umul(column, pool_stride_w), pool_left)
         if (row < p) & (column < q) & (image < u32(n)):
-            finish_all(total, out, winners, offset, map_row, map_column, filter_)
+            finish_all(total, best, winner, out, winners, offset, map_row, map_column, filter_)
 
     return conv2d_relu_max_pool2d
 

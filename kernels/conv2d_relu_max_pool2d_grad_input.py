@@ -63,6 +63,8 @@ _LONGEST_SEGMENT = 32
 _MOST_FILTERS = 8
 #: Threads a block.
 _MOST_THREADS = 256
+#: Tilings that are worth a measurement.
+_CHOICES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,8 +192,8 @@ def _cost(geometry: BlockGeometry, tiling: Tiling) -> float:
 
 
 def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
-    """The tilings that fit into shared memory; those estimated to be fast first."""
-    return tuple(sorted(_choices(single(geometry)), key=lambda tiling: _cost(geometry, tiling)))
+    """The eight tilings that are estimated to be fastest, of those that fit into shared memory."""
+    return tuple(sorted(_choices(single(geometry)), key=lambda tiling: _cost(geometry, tiling))[:_CHOICES])
 
 
 @functools.cache

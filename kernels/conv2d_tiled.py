@@ -16,8 +16,9 @@ GEMM, the input is fetched once for all taps, and read from shared memory once a
 filters and long windows. Maps of a few pixels do not fill its tiles, and in a window of 1x1 no taps share a segment.
 
 Rows of the input tile are spaced so that segments are read without bank conflicts. Where no spacing does that (8
-columns a thread, and two threads to a row or a single row; some strides), a segment takes two passes, which is little
-beside its multiply-adds.
+columns a thread, and two threads to a row or a single row; a number of segments that 8 does not divide, so that eight
+lanes read the last ones and the first; some strides), a segment takes two passes, which is little beside its
+multiply-adds.
 """
 
 from __future__ import annotations

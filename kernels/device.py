@@ -100,11 +100,19 @@ class Launch:
 
     def ptx(self, cc: tuple[int, int] | tuple[int, int, str]) -> str:
         """Compile for a compute capability such as ``(8, 0)`` or ``(9, 0, "a")``; needs NVVM, but no GPU."""
+        code: str = self._compiled(cc, "ptx")
+        return code
+
+    def lto_ir(self, cc: tuple[int, int] | tuple[int, int, str]) -> bytes:
+        """Likewise, but what ``numba.cuda.jit`` gives to nvJitLink to make machine code of."""
+        return bytes(self._compiled(cc, "ltoir"))
+
+    def _compiled(self, cc: tuple[Any, ...], output: str) -> Any:
         options = self.kernel.targetoptions
         taken = {name: options[name] for name in ("fastmath", "launch_bounds") if options.get(name) is not None}
+        kernel, signature = self.kernel.py_func, self.signature
         with _pretended_device(cc):
-            code: str = cuda.compile_ptx(self.kernel.py_func, self.signature, cc=cc, **taken)[0]
-        return code
+            return cuda.compile(kernel, signature, device=False, cc=cc, abi="numba", output=output, **taken)[0]
 
 
 _recorded: list[tuple[Launch, tuple[Any, ...]]] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -39,6 +40,14 @@ def pytest_report_header() -> list[str]:
     """Say what this run covers: a backend or an oracle that is missing takes its tests with it."""
     states = (f"{name} ({why})" if why else name for name, why in backends.available().items())
     return ["backends: " + ", ".join(states), "oracles: " + ", ".join(map(_version, ORACLES))]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many kernels were simulated, in tilings and on geometries of which no two are the same."""
+    if triples := getattr(sys.modules.get("simulation"), "triples", ()):
+        kernels = len({module for module, _, _ in triples})
+        line = f"{len(triples):,} (kernel, tiling, case) triples simulated, of {kernels} kernels; each traced"
+        terminalreporter.write_line(line)
 
 
 def _version(package: str) -> str:

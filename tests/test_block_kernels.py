@@ -12,7 +12,7 @@ import cases
 import numpy as np
 import pytest
 import reference
-from simulation import TOLERANCE, counted, run
+from simulation import TOLERANCE, run
 
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
@@ -24,12 +24,6 @@ FORWARD, GRAD_INPUT, GRAD_WEIGHT = OPERATIONS = (
     "conv2d_relu_max_pool2d_grad_input",
     "conv2d_relu_max_pool2d_grad_weight",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _count(request):
-    with counted(request):
-        yield
 
 
 @dataclasses.dataclass(frozen=True)

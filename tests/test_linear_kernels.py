@@ -7,7 +7,7 @@ from itertools import pairwise
 import cases
 import numpy as np
 import pytest
-from simulation import TOLERANCE, counted, run
+from simulation import TOLERANCE, run
 
 from gpuconv.geometry import ChainGeometry
 from gpuconv.kernels import VARIANTS, load
@@ -17,12 +17,6 @@ OPERATIONS = FORWARD, GRAD_INPUT, GRAD_WEIGHT = (
     "linear_chain_grad_input",
     "linear_chain_grad_weight",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _count(request):
-    with counted(request):
-        yield
 
 
 #: Sizes that 4, 16 and 32 divide and that they do not; one layer and several, with and without a ReLU behind the last.

@@ -12,19 +12,13 @@ import test_block_kernels
 import test_gradient_kernels
 import test_kernels
 import test_linear_kernels
-from simulation import TOLERANCE, counted, run
+from simulation import TOLERANCE, run
 
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels import VARIANTS, device, load
 
 numpy_backend = NumpyBackend()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _count(request):
-    with counted(request):
-        yield
 
 
 OPERATIONS = {
@@ -392,7 +386,7 @@ class _Labelled:
     """The module, given the array for wrong labels after the two that are written in full."""
 
     def __init__(self, module, wrong):
-        self.module, self.wrong = module, wrong
+        self.module, self.wrong, self.__name__ = module, wrong, module.__name__
 
     def launch(self, logits, labels, weight, losses, probabilities, *rest, **options):
         self.module.launch(logits, labels, weight, losses, probabilities, self.wrong, *rest, **options)

@@ -1,0 +1,159 @@
+"""How fast a kernel could be at best, from what is known without running it: occupancy, roofline, instruction slots.
+
+Sources: NVIDIA, *CUDA C++ Programming Guide*, "Technical Specifications per Compute Capability", for the limits;
+``cuda_occupancy.h`` of the CUDA toolkit for how registers and shared memory are allotted; NVIDIA, *H100 Tensor Core GPU
+Architecture* (128 float32 lanes and four schedulers, of one warp instruction a cycle each, a multiprocessor) and *H200
+Tensor Core GPU* data sheets for the peaks; Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a multiprocessor has to give to the blocks that it runs at the same time."""
+
+    threads: int
+    blocks: int
+    #: Bytes of shared memory, and the most that one block may have.
+    shared_bytes: int
+    block_shared_bytes: int
+
+
+#: The same on all of them: 32-bit registers a multiprocessor, in four parts, each with a scheduler of its own; they are
+#: given out to warps, 256 at a time.
+REGISTERS = 64 * 1024
+PARTS = 4
+REGISTER_UNIT = 256
+#: Shared memory is given out in units of so many bytes, and the driver takes so many of each block.
+SHARED_UNIT = 128
+SHARED_RESERVED = 1024
+WARP = 32
+
+ARCHITECTURES = {
+    "sm_80": Architecture(threads=2048, blocks=32, shared_bytes=164 * 1024, block_shared_bytes=163 * 1024),
+    "sm_86": Architecture(threads=1536, blocks=16, shared_bytes=100 * 1024, block_shared_bytes=99 * 1024),
+    "sm_89": Architecture(threads=1536, blocks=24, shared_bytes=100 * 1024, block_shared_bytes=99 * 1024),
+    "sm_90": Architecture(threads=2048, blocks=32, shared_bytes=228 * 1024, block_shared_bytes=227 * 1024),
+    "sm_100": Architecture(threads=2048, blocks=32, shared_bytes=228 * 1024, block_shared_bytes=227 * 1024),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The limits of ``"sm_90"``, and of ``"sm_90a"``, which differs in its instructions alone.
+
+    Raises:
+        ValueError: its limits are not known here.
+    """
+    found = ARCHITECTURES.get(name.rstrip("af"))
+    if found is None:
+        raise ValueError(f"architecture {name!r} is not known; there are {', '.join(ARCHITECTURES)}")
+    return found
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How many blocks and warps of a kernel a multiprocessor can hold."""
+
+    blocks: int
+    #: Warps held, of those that it could hold at most: from 0 to 1.
+    share: float
+    #: What there is too little of for another block: "threads", "blocks", "registers", "shared memory".
+    limit: str
+
+
+def occupancy(threads: int, registers: int, shared_bytes: int, name: str) -> Occupancy:
+    """The theoretical occupancy of a kernel.
+
+    A block of ``threads`` threads is ``⌈threads / 32⌉`` warps. A warp takes its registers from one of the four parts
+    of the register file, in units of 256; a block takes its shared memory, and 1 KB for the driver, in units of 128
+    bytes.
+
+    Args:
+        threads: threads a block.
+        registers: registers a thread.
+        shared_bytes: static and dynamic shared memory of a block.
+        name: architecture, as ``"sm_90a"``.
+
+    Raises:
+        ValueError: the architecture is not known.
+    """
+    limits = architecture(name)
+    warps = math.ceil(threads / WARP)
+    warp_registers = math.ceil(max(registers, 1) * WARP / REGISTER_UNIT) * REGISTER_UNIT
+    warps_by_registers = REGISTERS // PARTS // warp_registers * PARTS
+    # A block spreads over the parts evenly: one of 5 warps has to find room for 8.
+    fits = warp_registers * math.ceil(warps / PARTS) * PARTS <= REGISTERS
+    block_shared = math.ceil((shared_bytes + SHARED_RESERVED) / SHARED_UNIT) * SHARED_UNIT
+    blocks = {
+        "threads": limits.threads // WARP // warps,
+        "blocks": limits.blocks,
+        "registers": warps_by_registers // warps if fits else 0,
+        "shared memory": limits.shared_bytes // block_shared if shared_bytes <= limits.block_shared_bytes else 0,
+    }
+    limit = min(blocks, key=lambda what: blocks[what])
+    return Occupancy(blocks[limit], blocks[limit] * warps * WARP / limits.threads, limit)
+
+
+# -- roofline ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The peaks of a GPU."""
+
+    name: str
+    multiprocessors: int
+    #: Operations a second by element type, a multiply-add being two; without tensor cores.
+    flops: Mapping[str, float]
+    #: Bytes a second: of the data sheet, and those that a copy within its memory reaches.
+    bandwidth: float
+    copy_bandwidth: float
+
+
+H200 = Gpu("H200", 132, {"float32": 67e12, "float64": 34e12}, bandwidth=4.8e12, copy_bandwidth=4.3e12)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an operation has to do, however it does it.
+
+    Attributes:
+        flop: floating point operations; a multiply-add is two.
+        traffic: bytes of all inputs and outputs, each moved once. (What a kernel before left in the second-level cache,
+            50 MB, does not have to come from memory: small layers can be faster than by their traffic.)
+        dtype: element type.
+    """
+
+    flop: int
+    traffic: int
+    dtype: str = "float32"
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity: operations a byte."""
+        return self.flop / self.traffic
+
+    def compute_seconds(self, gpu: Gpu, share: float = 1.0) -> float:
+        """The least time for the arithmetic, if ``share`` of a kernel's instructions are multiply-adds.
+
+        A scheduler begins one instruction a cycle, and a multiply-add of a warp keeps its 32 lanes busy for one cycle:
+        each other instruction costs the time of a multiply-add.
+        """
+        return self.flop / gpu.flops[self.dtype] / share
+
+    def memory_seconds(self, gpu: Gpu, *, copy: bool = False) -> float:
+        """The least time for the traffic, at the peak bandwidth or at that of a copy."""
+        return self.traffic / (gpu.copy_bandwidth if copy else gpu.bandwidth)
+
+    def floor_seconds(self, gpu: Gpu, share: float = 1.0) -> float:
+        """The roofline's bound: arithmetic and traffic at their peaks, at the same time."""
+        return max(self.compute_seconds(gpu, share), self.memory_seconds(gpu))
+
+    def bound(self, gpu: Gpu) -> str:
+        """Which of the two it is: "FLOP" or "bytes"."""
+        return "FLOP" if self.compute_seconds(gpu) > self.memory_seconds(gpu) else "bytes"

@@ -1,0 +1,392 @@
+"""What can be told of every kernel without a GPU: ``python -m bench.static [--op NAME] [--layers NAME,...] [--full]``.
+
+Compiled (``bench/sass.py``): registers, shared memory, occupancy, the share of multiply-adds in the main loop. Computed
+(``bench/roofline.py``): waves, and how fast it could be at best. Simulated, on a smaller layer of the same kind: bank
+conflicts, and sectors of global memory a request. Nothing here is a measurement of time.
+
+By default the first tiling of each variant, which is its good guess, on LeNet's layers and some larger ones; ``--full``
+takes all tilings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import fnmatch
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bench import machine, report, roofline, sass
+from bench.inspection import (
+    Job,
+    choose_target,
+    compiled,
+    geometry_text,
+    in_processes,
+    result,
+    simulated,
+    tiling_text,
+)
+from bench.layers import OPERATIONS
+
+_DEFAULT_LAYERS = (
+    "lenet5.conv?",
+    "lenet5.block?",
+    "lenet5.classifier",
+    "lenet5.parameters",
+    "lenet5.pool1",
+    "lenet5.relu1",
+    "lenet5.loss",
+    "lenet5.fc1-weight",
+    "resnet50.conv2-3x3",
+    "resnet50.conv3-reduce",
+    "mobilenet2.depthwise-14",
+)
+
+
+class Refused(Exception):
+    """What was asked for cannot be shown; one line that says why and what would do."""
+
+
+# -- which kernels on which layers -------------------------------------------------------------------------------------
+
+
+def _jobs(arguments: argparse.Namespace) -> list[Job]:
+    from gpuconv.kernels import VARIANTS
+
+    architectures = tuple(arguments.cc)
+    found = []
+    for operation, variants in VARIANTS.items():
+        if arguments.op and operation not in arguments.op:
+            continue
+        if operation not in OPERATIONS:
+            raise Refused(f"operation {operation} has no layers: give it an entry in OPERATIONS of bench/layers.py")
+        layers = {
+            name: geometry
+            for name, geometry in OPERATIONS[operation].layers.items()
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in arguments.layers)
+        }
+        for layer, geometry in layers.items():
+            for variant, path in variants.items():
+                if arguments.variant and variant not in arguments.variant:
+                    continue
+                module: Any = importlib.import_module(path)
+                if not module.supports(geometry):
+                    continue
+                tilings = module.tilings(geometry)
+                for tiling in tilings if arguments.full else tilings[:1]:
+                    job = Job(operation, variant, path, layer, geometry, tiling, arguments.dtype, architectures)
+                    found.append(job)
+    return found
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def main_sites(sites: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
+    """The instructions of a simulated kernel that make a twentieth of its accesses or more: those of its main loop."""
+    total = sum(site[measure] for site in sites)
+    return [site for site in sites if 20 * site[measure] >= total]
+
+
+def _tables(document: dict[str, Any]) -> Iterator[report.Table]:
+    yield _layers_table(document["results"])
+    for operation in dict.fromkeys(found["operation"] for found in document["results"]):
+        results = [found for found in document["results"] if found["operation"] == operation]
+        for architecture in document["architectures"]:
+            yield _kernels_table(operation, results, architecture)
+
+
+def _layers_table(results: list[dict[str, Any]]) -> report.Table:
+    header = ["layer", "", "FLOP", "bytes", "FLOP/B", "bound", "≥ µs", "copy µs"]
+    groups: dict[str, list[list[str]]] = {}
+    for (operation, layer), found in {(found["operation"], found["layer"]): found for found in results}.items():
+        work = found["work"]
+        row = [
+            f"  {layer}",
+            found["geometry"],
+            _amount(work["flop"]),
+            _amount(work["traffic_bytes"]),
+            f"{work['intensity']:.1f}",
+            work["bound"],
+            _figure(work["h200_floor_us"]),
+            _figure(work["h200_copy_us"]),
+        ]
+        groups.setdefault(operation, []).append(row)
+    return _grouped("Layers, and the roofline's bound on an H200", header, groups)
+
+
+def _grouped(title: str, header: list[str], groups: dict[str, list[list[str]]]) -> report.Table:
+    """A table with headings between its rows; the first cells are padded, so that they begin at the same place."""
+    rows = [header]
+    for name, members in groups.items():
+        rows += [[name] + [""] * (len(header) - 1), *members]
+    width = max(len(row[0]) for row in rows)
+    header, *rows = [[row[0].ljust(width), *row[1:]] for row in rows]
+    return report.Table(title, header, rows)
+
+
+_HEADER = ["variant, tiling", "regs", "smem", "thr", "occ", "waves", "FMA", "loop", "LDS128", "LDG", "≥ µs"]
+_HEADER += ["bank", "sect", "used"]
+
+
+def _kernels_table(operation: str, results: list[dict[str, Any]], architecture: str) -> report.Table:
+    groups: dict[str, list[list[str]]] = {}
+    for found in results:
+        groups.setdefault(found["layer"], []).extend(_kernel_rows(found, architecture))
+    return _grouped(f"{operation}: kernels on {architecture}", _HEADER, groups)
+
+
+def _kernel_rows(found: dict[str, Any], architecture: str) -> Iterator[list[str]]:
+    label = f"  {found['variant']} {tiling_text(found['tiling'])}"
+    if "error" in found:
+        yield [label, "failed"] + [""] * (len(_HEADER) - 2)
+        return
+    # What concerns all launches together stands beside the first one.
+    beside = [_figure(found["h200_issue_floor_us"]), *_accesses(found["simulated"])]
+    for launch in found["launches"]:
+        if launch["architecture"] != architecture:
+            continue
+        loop, counts = launch["main_loop"], launch["main_loop"]["counts"]
+        shared = launch["static_shared_bytes"] + launch["dynamic_shared_bytes"]
+        waves, share = launch["h200_waves"], loop["multiply_add_share"]
+        loads = sum(count for kind, count in counts.items() if kind.startswith("LDG."))
+        yield [
+            label,
+            f"{launch['registers']}{'!' if launch['spill_bytes'] or launch['local_bytes'] else ''}",
+            str(shared or ""),
+            str(launch["threads"]),
+            f"{launch['occupancy']['share']:.0%}",
+            "" if waves is None else f"{waves:.1f}",
+            f"{share:.0%}" if share else "",
+            f"{loop['instructions']}{'' if loop['is_loop'] else '*'}",
+            str(counts.get("LDS.128", "")),
+            str(loads or ""),
+            *beside,
+        ]
+        label, beside = "    then", [""] * len(beside)
+
+
+def _accesses(simulation: dict[str, Any] | None) -> list[str]:
+    """Cells: degree of bank conflicts, sectors a request, and the part of these that is used."""
+    if simulation is None or "refused" in simulation:
+        return ["", "", ""]
+    conflicts = max((site["degree"] for site in main_sites(simulation["shared"], "passes")), default=None)
+    loads = [site for site in simulation["global"] if site["access"] == "read"]
+    sectors, ideal, requests = (sum(site[name] for site in loads) for name in ("sectors", "ideal", "requests"))
+    return [
+        "" if conflicts is None else f"{conflicts:.2f}",
+        f"{sectors / requests:.1f}" if requests else "",
+        f"{ideal / sectors:.0%}" if sectors else "",
+    ]
+
+
+def _site_lines(document: dict[str, Any]) -> Iterator[str]:
+    for found in document["results"]:
+        simulation = found.get("simulated") or {"refused": "not compiled"}
+        yield f"\n{found['operation']} {found['variant']} {found['tiling']} for {found['layer']}"
+        if "refused" in simulation:
+            yield f"  not simulated: {simulation['refused']}"
+            continue
+        yield f"  simulated on {simulation['layer']}"
+        yield from (f"  {fault}" for fault in simulation["faults"])
+        for site in simulation["shared"]:
+            yield (
+                f"  shared {site['access']} {site['bits']} bits of {site['array']}, {site['site']}: conflict degree "
+                f"{site['degree']:.2f} (worst {site['worst']:.0f}), {site['requests']} requests"
+            )
+        for site in simulation["global"]:
+            yield (
+                f"  global {site['access']} {site['bits']} bits of {site['array']}, {site['site']}: "
+                f"{site['per_request']:.1f} sectors a request, {site['efficiency']:.0%} used, "
+                f"{site['requests']} requests"
+            )
+
+
+def _amount(value: float) -> str:
+    prefixes = ["", " k", " M", " G", " T"]
+    while value >= 1000 and len(prefixes) > 1:
+        value /= 1000
+        prefixes.pop(0)
+    return f"{value:.3g}{prefixes[0]}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.2g}" if value < 1 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+_LEGEND = """\
+Layers: ≥ µs with arithmetic and memory at their peaks, of which "bound" is the slower one; copy µs: the traffic at the
+rate that a copy in memory reaches. Kernels:
+variant, tiling  the tiling's numbers are named below; "then" is a further launch
+regs  registers a thread (! with spills or local memory)      smem  bytes of shared memory a block
+thr   threads a block        occ  theoretical occupancy       waves on an H200's 132 multiprocessors
+FMA   share of multiply-adds in the main loop                 loop  its instructions (* no loop: the whole kernel)
+LDS128, LDG  its 128-bit loads of shared memory, its loads of global memory
+≥ µs  bound on an H200, where in a convolution each instruction of the main loop takes a multiply-add's time
+From the simulator, on a small layer of the kind:
+bank  worst degree of bank conflicts in the main loop         sect  sectors a request of global loads
+used  part of these sectors that is needed
+"""
+
+
+def _legend(document: dict[str, Any]) -> str:
+    results, compilers = document["results"], document["compilers"]
+    tilings = {f"{found['operation']} {found['variant']}: {' x '.join(found['tiling'])}": None for found in results}
+    made_by = ", ".join(f"{package} {version}" for package, version in compilers.items())
+    return "\n".join([_LEGEND, "Tilings", *tilings, "", f"Compiled by {made_by}"])
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{message}; --help lists the options")
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("a name is needed")
+    return names
+
+
+def _architectures(text: str) -> list[str]:
+    for name in _names(text):
+        try:
+            sass.compute_capability(name)
+            roofline.architecture(name)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return _names(text)
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m bench.static",
+        description="What can be told of every kernel without a GPU.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--op", type=_names, default=[], metavar="NAME,...", help="operations; default: all")
+    add("--variant", type=_names, default=[], metavar="NAME,...", help="variants; default: all")
+    add(
+        "--layers",
+        type=_names,
+        default=list(_DEFAULT_LAYERS),
+        metavar="NAME,...",
+        help="layers, or patterns as 'resnet50.*'; default: LeNet's and a few others",
+    )
+    add("--list", action="store_true", help="print operations with their variants and layers")
+    add("--full", action="store_true", help="all tilings; default: the first one, a variant's good guess")
+    add("--cc", type=_architectures, default=["sm_90a"], metavar="ARCH,...", help="architectures; default: sm_90a")
+    add("--dtype", choices=("float32", "float64"), default="float32")
+    add("--no-trace", action="store_true", help="do not simulate")
+    add("--sites", action="store_true", help="also each simulated instruction that accesses memory")
+    add("--json", type=Path, metavar="FILE", help="write all figures")
+    return parser.parse_args(argv)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from gpuconv.kernels import VARIANTS
+
+    _known("--op", arguments.op, VARIANTS)
+    _known("--variant", arguments.variant, {variant for variants in VARIANTS.values() for variant in variants})
+    layers = {name for operation in OPERATIONS.values() for name in operation.layers}
+    for pattern in arguments.layers:
+        if not fnmatch.filter(layers, pattern):
+            _known("--layers", [pattern], layers)
+    if (path := arguments.json) is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise Refused(f"--json: {path} is a folder, or is in one that does not exist")
+
+
+def _known(option: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, list(known), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "--list prints all names"
+            raise Refused(f"{option}: there is no {name!r}; {hint}")
+
+
+def _print_names() -> None:
+    from gpuconv.kernels import VARIANTS
+
+    for name, operation in OPERATIONS.items():
+        print(f"{name}: {', '.join(VARIANTS.get(name, {})) or 'no variant'}")
+        for layer, geometry in operation.layers.items():
+            print(f"  {layer:32} {geometry_text(geometry)}")
+
+
+def _run(argv: list[str] | None) -> int:
+    arguments = _arguments(argv)
+    if arguments.list:
+        _print_names()
+        return 0
+    choose_target(simulate=False)
+    _check(arguments)
+    sass.check()
+    jobs = _jobs(arguments)
+    if not jobs:
+        raise Refused("no kernel supports any of these layers; --list prints all names")
+    workers = min(machine.available_cores(), len(jobs))
+    compilations: dict[Job, Any] = dict(in_processes(compiled, jobs, simulate=False, workers=workers))
+    simulations: dict[Job, Any] = {}
+    if not arguments.no_trace:
+        simulations.update(in_processes(simulated, jobs, simulate=True, workers=workers))
+    document = {
+        "schema": report.SCHEMA,
+        "benchmark": "static",
+        "machine": machine.describe(),
+        "compilers": sass.versions(),
+        "architectures": arguments.cc,
+        "results": [result(job, compilations[job], simulations.get(job)) for job in jobs],
+    }
+    for table in _tables(document):
+        print(table.plain() + "\n")
+    print(_legend(document))
+    if arguments.sites:
+        print(*_site_lines(document), sep="\n")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {arguments.json}", file=sys.stderr)
+    return 1 if _say_what_is_wrong(document["results"]) else 0
+
+
+def _say_what_is_wrong(results: list[dict[str, Any]]) -> int:
+    """Say on stderr what was not compiled, is wrong in the simulator, or was not simulated; count the first two."""
+    errors = refused = 0
+    for found in results:
+        simulation = found.get("simulated") or {}
+        refused += "refused" in simulation
+        for message in (*filter(None, [found.get("error")]), *simulation.get("faults", ())):
+            name = f"{found['operation']} {found['variant']} {tiling_text(found['tiling'])} on {found['layer']}"
+            print(f"bench.static: {name}: {message}", file=sys.stderr)
+            errors += 1
+    if refused:
+        print(f"{refused} of {len(results)} not simulated; --sites says why", file=sys.stderr)
+    return errors
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tables; 0, 1 when a kernel is wrong or cannot be compiled, 2 when nothing could be shown."""
+    try:
+        return _run(argv)
+    except (Refused, sass.ToolMissing) as error:
+        print(f"bench.static: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # `| head` has seen enough. What is left in the buffer goes nowhere, instead of failing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Compiles every kernel variant in every tiling for every architecture, and prints what became of it as JSON.
+
+A script, because it needs Numba's real CUDA target, and the tests run with the simulator's. Where nothing can be
+compiled, it prints why, under the key "unavailable".
+"""
+
+import importlib
+import json
+from collections.abc import Iterator
+
+from bench import machine, sass
+from bench.inspection import Job, compiled, in_processes, result
+from bench.layers import OPERATIONS
+from gpuconv.kernels import VARIANTS
+
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
+
+#: Of the convolutions: plain, depthwise, small, strided, 1x1. Of the other operations all layers are taken.
+CONVOLUTIONS = (
+    "resnet50.conv3-3x3",
+    "mobilenet2.depthwise-112",
+    "lenet5.conv1",
+    "lenet5.conv2",
+    "resnet50.conv3-3x3-stride2",
+    "resnet50.conv3-reduce",
+)
+
+
+def jobs() -> Iterator[Job]:
+    """Each variant's first layer in all tilings for all architectures, the others in the first tiling for one."""
+    for operation, variants in VARIANTS.items():
+        layers = OPERATIONS[operation].layers
+        names = [name for name in CONVOLUTIONS if name in layers] or list(layers)
+        for variant, path in variants.items():
+            module = importlib.import_module(path)
+            supported = [name for name in names if module.supports(layers[name])]
+            for name in supported:
+                geometry, first = layers[name], name == supported[0]
+                tilings = module.tilings(geometry)
+                architectures = ARCHITECTURES if first else ("sm_90a",)
+                for tiling in tilings if first else tilings[:1]:
+                    yield Job(operation, variant, path, name, geometry, tiling, "float32", architectures)
+                if first:
+                    yield Job(operation, variant, path, name, geometry, tilings[0], "float64", ("sm_90a",))
+
+
+def main() -> None:
+    """Print a list of results as in the JSON of bench.static."""
+    try:
+        sass.check()
+    except sass.ToolMissing as missing:
+        print(json.dumps({"unavailable": str(missing)}))
+        return
+    outcomes = in_processes(compiled, list(jobs()), simulate=False, workers=machine.available_cores())
+    print(json.dumps([result(job, outcome, None) for job, outcome in outcomes]))
+
+
+if __name__ == "__main__":
+    main()
