@@ -12,13 +12,14 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import platform
 import re
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -311,6 +312,24 @@ def _check_extras() -> None:
         raise missing_extra("writing test images", "Pillow") from None
 
 
+#: Where backends say what takes long.
+_BACKENDS = logging.getLogger("gpuconv.backends")
+
+
+class _First(logging.Handler):
+    """Passes on the first message that begins with a word."""
+
+    def __init__(self, word: str, tell: Callable[[str], None]):
+        super().__init__(logging.INFO)
+        self._word, self._tell, self._told = word, tell, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if not self._told and message.startswith(self._word):
+            self._told = True
+            self._tell(message)
+
+
 class _TrainingView:
     """Shows a training run: a progress bar where there is a terminal, and a line an epoch in any case."""
 
@@ -320,6 +339,12 @@ class _TrainingView:
         # Not console.is_terminal, which FORCE_COLOR sets too: colours may go into a file, a bar may not.
         interactive = sys.stdout.isatty() and not console.is_dumb_terminal
         self.progress = self._progress() if interactive else None
+        self._compiling = _First("compiling", self._say_compiling)
+
+    def _say_compiling(self, message: str) -> None:
+        why_not_kept = message.partition("for this process only: ")[2]
+        how_often = f"for this run only: {why_not_kept}" if why_not_kept else "later runs find it done"
+        self.print(f"compiling for this CPU, which takes some seconds; {how_often}")
 
     def _progress(self) -> Progress:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -332,9 +357,14 @@ class _TrainingView:
     def __enter__(self) -> _TrainingView:
         if self.progress:
             self.progress.start()
+        _BACKENDS.addHandler(self._compiling)
+        self._level = _BACKENDS.level
+        _BACKENDS.setLevel(logging.INFO)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        _BACKENDS.setLevel(self._level)
+        _BACKENDS.removeHandler(self._compiling)
         if self.progress:
             self.progress.stop()
 
@@ -620,7 +650,7 @@ def info() -> None:
     line("NumPy", np.__version__)
     console.print("\nbackends", style="bold")
     for name, why_not in backends.available().items():
-        line(f"  {name}", why_not or "available")
+        line(f"  {name}", why_not or f"available: {backends.get(name).describe()}")
     try:
         taken = backends.current().name
     except (ValueError, backends.BackendUnavailable) as error:

@@ -2,6 +2,8 @@
 
 ``VARIANTS`` is the one table: operation -> variant name -> module name. Tests, benchmarks and tuning iterate it. To add
 a variant, write a module and add its line; it provides what :class:`Variant` lists. ``conv2d_direct`` is the model.
+The function in it that makes the kernel is decorated with ``compiled.specialised``, so that processes after this one
+need not compile it again.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ the launch alone.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Launch, aligned, array_type, device_function, fma, jit, unrolled, vector_access
 from gpuconv.kernels.elementwise import Tiling, each, launch_of, supports, tilings, vector_of
 
@@ -107,7 +107,7 @@ def numbers_of(
     )
 
 
-@functools.cache
+@specialised
 def _kernel(tiling: Tiling, dtype: str, vector: int, rule: Rule) -> Callable[..., None]:
     work = each(step_of(dtype, vector, rule), step_of(dtype, 1, rule), tiling.threads, vector)
 

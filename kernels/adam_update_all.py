@@ -13,13 +13,14 @@ from typing import Any
 
 from gpuconv.kernels.adam_update import Rule, numbers_of, rule_of, step_of
 from gpuconv.kernels.all_at_once import dealing, first_blocks, launches_of, run, supports, tilings
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Launch, device_function, jit, ldg
 from gpuconv.kernels.elementwise import Tiling, each
 
 __all__ = ["Rule", "Tiling", "launch", "launches", "numbers_of", "supports", "tilings"]
 
 
-@functools.cache
+@specialised
 def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str, vector: int, rule: Rule) -> Callable[..., None]:
     starts = first_blocks(sizes, tiling, vector)
 
@@ -58,7 +59,11 @@ def launches(
     Raises:
         ValueError: a parameter is too large for 32-bit offsets.
     """
-    kernel = functools.partial(_kernel, rule=rule or Rule())
+    chosen = rule or Rule()
+
+    def kernel(*arguments: Any) -> Any:
+        return _kernel(*arguments, chosen)
+
     return launches_of(kernel, sizes, tiling, dtype, 4, wide=wide, op="adam_update_all")
 
 

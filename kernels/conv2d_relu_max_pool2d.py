@@ -28,6 +28,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry, effective
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
@@ -282,7 +283,7 @@ def weights_loading(count: int, threads: int, dtype: str) -> Any:
     return loading(0)
 
 
-@functools.cache
+@specialised
 def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``n`` is not looked at."""
     real = getattr(types, dtype)

@@ -29,6 +29,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry, effective
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv2d_relu_max_pool2d import fits_block, single, weight_pitch, weights_loading
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
@@ -196,7 +197,7 @@ def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
     return tuple(sorted(_choices(single(geometry)), key=lambda tiling: _cost(geometry, tiling))[:_CHOICES])
 
 
-@functools.cache
+@specialised
 def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``n`` is not looked at.
 

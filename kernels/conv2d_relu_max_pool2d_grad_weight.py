@@ -27,6 +27,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv2d_relu_max_pool2d import fits_block, origin, patch, single, steps
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
@@ -172,7 +173,7 @@ def workspace_size(geometry: BlockGeometry, tiling: Tiling) -> int:
     return tiling.parts * (_elements(geometry) + geometry.conv.k) if tiling.parts > 1 else 0
 
 
-@functools.cache
+@specialised
 def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number and that of parts."""
     real = getattr(types, dtype)

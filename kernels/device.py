@@ -96,7 +96,16 @@ class Launch:
         if _recorded is not None:
             _recorded.append((self, arguments))
             return
-        self.kernel[self.grid, self.block, stream, self.shared_bytes](*arguments)
+        self.configured(stream)(*arguments)
+
+    def configured(self, stream: Any) -> Any:
+        """The kernel with its launch configuration; what it is called with are its arguments."""
+        # Numba warns of fewer than 128 blocks, which a small image needs no more of: nothing that a user could change.
+        warned, config.CUDA_LOW_OCCUPANCY_WARNINGS = config.CUDA_LOW_OCCUPANCY_WARNINGS, 0
+        try:
+            return self.kernel[self.grid, self.block, stream, self.shared_bytes]
+        finally:
+            config.CUDA_LOW_OCCUPANCY_WARNINGS = warned
 
     def ptx(self, cc: tuple[int, int] | tuple[int, int, str]) -> str:
         """Compile for a compute capability such as ``(8, 0)`` or ``(9, 0, "a")``; needs NVVM, but no GPU."""

@@ -25,6 +25,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import ChainGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     Answer,
     Launch,
@@ -152,7 +153,7 @@ def meeting(count: int, dtype: str) -> Any:
     return rounds(count, 16)
 
 
-@functools.cache
+@specialised
 def _kernel(
     sizes: tuple[int, ...], relu: tuple[bool, ...], has_bias: tuple[bool, ...], tiling: Tiling, dtype: str, wide: bool
 ) -> Callable[..., None]:

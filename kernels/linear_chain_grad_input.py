@@ -20,6 +20,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import ChainGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     Answer,
     Launch,
@@ -87,7 +88,7 @@ def tilings(geometry: ChainGeometry) -> tuple[Tiling, ...]:
     )
 
 
-@functools.cache
+@specialised
 def _kernel(
     sizes: tuple[int, ...], relu: tuple[bool, ...], tiling: Tiling, dtype: str, need_input: bool
 ) -> Callable[..., None]:

@@ -12,9 +12,9 @@ is not cut up, so that no second stage has to add up: this is for a few hundred 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from numba import cuda, types
 
 from gpuconv.geometry import ChainGeometry
 from gpuconv.kernels.all_at_once import dealing
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     Answer,
     Launch,
@@ -73,16 +74,17 @@ def _tiles(inputs: int, outputs: int) -> tuple[int, int]:
     return -(-(inputs + 1) // _TILE), -(-outputs // _TILE)
 
 
-@functools.cache
-def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str) -> tuple[Callable[..., None], int]:
-    """The kernel, and its blocks."""
+def _starts(sizes: tuple[int, ...]) -> list[int]:
+    """The first block of each layer, and behind them the number of all blocks."""
+    return list(accumulate((math.prod(_tiles(*pair)) for pair in pairwise(sizes)), initial=0))
+
+
+@specialised
+def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str) -> Callable[..., None]:
     real, stage = getattr(types, dtype), tiling.rows
     tile_size, per_access = stage * _TILE, 4 if dtype == "float32" else 2
     load = vector_access(per_access)[0]
-    starts = [0]
-    for inputs, outputs in pairwise(sizes):
-        across, down = _tiles(inputs, outputs)
-        starts.append(starts[-1] + across * down)
+    starts = _starts(sizes)
 
     def layer(number: int) -> Any:
         inputs, outputs, start = sizes[number], sizes[number + 1], starts[number]
@@ -144,7 +146,7 @@ def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str) -> tuple[Callabl
         grad_tile = cuda.shared.array(tile_size, real, alignment=16)
         run_one(xs, grads, weights_out, biases_out, tile, grad_tile, u32(n))
 
-    return linear_chain_grad_weight, starts[-1]
+    return linear_chain_grad_weight
 
 
 def launches(geometry: ChainGeometry, tiling: Tiling, dtype: Any) -> tuple[Launch, ...]:
@@ -156,7 +158,7 @@ def launches(geometry: ChainGeometry, tiling: Tiling, dtype: Any) -> tuple[Launc
     if not (answer := supports(geometry)):
         raise ValueError(f"linear_chain_grad_weight: {answer}")
     name = np.dtype(dtype).name
-    kernel, blocks = _kernel(geometry.sizes, tiling, name)
+    kernel, blocks = _kernel(geometry.sizes, tiling, name), _starts(geometry.sizes)[-1]
     signature = (types.UniTuple(array_type(name), len(geometry.relu)),) * 4 + (types.int64,)
     return (Launch(kernel, signature, (blocks, 1, 1), (_THREADS, 1, 1)),)
 

@@ -12,7 +12,6 @@ pooling, leave most of the threads without work.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     Launch,
     aligned,
@@ -48,7 +48,7 @@ def _offset_type(geometry: Pool2dGeometry) -> str:
     return "uint8" if geometry.r * geometry.s <= 256 else "int32"
 
 
-@functools.cache
+@specialised
 def _kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at."""
     real, offset_type = getattr(types, dtype), getattr(types, _offset_type(geometry))

@@ -10,12 +10,12 @@ Shared bytes: 1024 (float32). Expected bottleneck: the latency of the loads, as 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from numba import cuda, types
 
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Launch, array_type, device_function, jit, ld, ldg, st, u32, uadd, umul, usub
 
 #: Elements a block, and threads that share an element.
@@ -50,7 +50,7 @@ def _summing(dtype: str) -> Any:
     return summed
 
 
-@functools.cache
+@specialised
 def _kernel(dtype: str) -> Callable[..., None]:
     summed = _summing(dtype)
 
@@ -64,7 +64,7 @@ def _kernel(dtype: str) -> Callable[..., None]:
     return sum_parts
 
 
-@functools.cache
+@specialised
 def _kernel_of_two(dtype: str) -> Callable[..., None]:
     summed = _summing(dtype)
 

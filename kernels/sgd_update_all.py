@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuconv.kernels.all_at_once import dealing, first_blocks, launches_of, run, supports, tilings
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Launch, device_function, jit, ldg
 from gpuconv.kernels.elementwise import Tiling, each
 from gpuconv.kernels.sgd_update import Rule, numbers_of, rule_of, step_of
@@ -19,7 +20,7 @@ from gpuconv.kernels.sgd_update import Rule, numbers_of, rule_of, step_of
 __all__ = ["Rule", "Tiling", "launch", "launches", "numbers_of", "supports", "tilings"]
 
 
-@functools.cache
+@specialised
 def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str, vector: int, rule: Rule) -> Callable[..., None]:
     starts = first_blocks(sizes, tiling, vector)
 
@@ -56,7 +57,11 @@ def launches(
     Raises:
         ValueError: a parameter is too large for 32-bit offsets.
     """
-    kernel = functools.partial(_kernel, rule=rule or Rule())
+    chosen = rule or Rule()
+
+    def kernel(*arguments: Any) -> Any:
+        return _kernel(*arguments, chosen)
+
     return launches_of(kernel, sizes, tiling, dtype, 3, wide=wide, op="sgd_update_all")
 
 

@@ -14,7 +14,6 @@ and two meetings of the block. More than 32,768 logits are refused: they are wor
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Answer, Launch, Refusal, array_type, jit, ldg, st, u32, uadd, udiv, umul, usub
 from gpuconv.kernels.rowwise import Tiling, meeting
 
@@ -51,7 +51,7 @@ def tilings(shape: tuple[int, int]) -> tuple[Tiling, ...]:
     return tuple(dict.fromkeys([Tiling(threads, lanes), Tiling(256, min(32, 2 * lanes)), Tiling(64, lanes)]))
 
 
-@functools.cache
+@specialised
 def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths: bool) -> Callable[..., None]:
     real = getattr(types, dtype)
     threads, lanes = tiling.threads, tiling.lanes

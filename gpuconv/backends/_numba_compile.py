@@ -7,10 +7,12 @@ the chunks, on several threads or one, is :func:`gpuconv.backends._numba_threads
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +25,7 @@ from numba.extending import register_jitable
 
 from gpuconv.backends import simd
 
-logger = logging.getLogger("gpuconv")
+logger = logging.getLogger("gpuconv.backends")
 _Plan = TypeVar("_Plan")
 
 
@@ -41,12 +43,25 @@ class Kernel:
 
     def __init__(self, function: Callable[..., None], signature: Any, *, cached: bool):
         # The error model is that of NumPy: no Python exception for a division by zero.
-        self._compiled = numba.cfunc(signature, cache=cached, error_model="numpy")(function)
+        with _no_garbage_collection():
+            self._compiled = numba.cfunc(signature, cache=cached, error_model="numpy")(function)
         self.address: int = self._compiled.address
 
     def assembly(self) -> str:
         """The machine code as text. RuntimeError if it was loaded from disk, where only the code itself is kept."""
         return self._compiled._library.get_asm_str()
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """The compiler makes so many objects that looking for cycles among them takes a tenth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -104,12 +119,17 @@ def _compile(function: Callable[..., None], signature: Any, plan: Any) -> Kernel
     except (RuntimeError, OSError) as error:  # no directory can be written to, or the disk is full
         logger.info("compiling %s for %s, for this process only: %s", kind, plan, error)
         return Kernel(function, signature, cached=False)
+    except Exception as error:  # the file is damaged: what unpickling it may raise is not to be listed
+        logger.info("compiling %s for %s again: its file cannot be read (%s)", kind, plan, error)
+        FunctionCache(function).flush()
+        return Kernel(function, signature, cached=True)
 
 
 @functools.cache
 def _helpers_digest() -> str:
     # Numba sees when the file of a kernel changes, not when a module that it uses does.
-    return hashlib.sha256(Path(simd.__file__).read_bytes() + Path(__file__).read_bytes()).hexdigest()
+    files = [Path(simd.__file__), *sorted(Path(__file__).parent.glob("_numba_*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def jit() -> Callable[[Callable[..., Any]], Any]:
@@ -120,7 +140,9 @@ def jit() -> Callable[[Callable[..., Any]], Any]:
             compiled = numba.njit(cache=True, nogil=True)(function)
         except RuntimeError:  # no directory can be written to
             return numba.njit(nogil=True)(function)
-        compiled._cache.save_overload = functools.partial(_save_if_possible, compiled._cache.save_overload)
+        cache = compiled._cache
+        cache.save_overload = functools.partial(_save_if_possible, cache.save_overload)
+        cache.load_overload = functools.partial(_load_if_possible, cache.load_overload, cache.flush)
         return compiled
 
     return decorate
@@ -131,6 +153,15 @@ def _save_if_possible(save: Callable[..., None], *arguments: Any) -> None:
         save(*arguments)
     except OSError as error:  # the disk is full
         logger.info("compiled code is kept for this process only: %s", error)
+
+
+def _load_if_possible(load: Callable[..., Any], flush: Callable[[], None], *arguments: Any) -> Any:
+    try:
+        return load(*arguments)
+    except Exception as error:  # a damaged file, as above
+        logger.info("compiled code cannot be read and is made again: %s", error)
+        flush()
+        return None
 
 
 @register_jitable

@@ -38,18 +38,14 @@ _DEPTH = 128
 
 @dataclass(frozen=True)
 class Product:
-    """What a product ``c = a · b + bias`` is compiled for; the sizes are no part of it.
+    """What a product ``c = a · b + bias`` is compiled for. Sizes and layouts are no part of it: compiling takes longer
+    than they would ever save.
 
     Attributes:
         dtype: name of the element type.
-        a_transposed, b_transposed: whether a is stored as (k, m), b as (n, k).
-        rectified: whether ReLU is taken of the result.
     """
 
     dtype: str
-    a_transposed: bool = False
-    b_transposed: bool = False
-    rectified: bool = False
 
     @cached_property
     def lanes(self) -> int:
@@ -89,10 +85,13 @@ def _pack(panel, start, width, lanes, b, transposed, first_row, depth, first_col
                         panel[start + row * width + column] = value
 
 
-@kernel(ELEMENTS, ELEMENTS, ELEMENTS, ELEMENTS, SIZE, SIZE, SIZE, SIZE, SIZE)
+@kernel(ELEMENTS, ELEMENTS, ELEMENTS, ELEMENTS, *[SIZE] * 8)
 def multiply(plan: Product):
-    """``(a, b, bias, c, m, n, k, row_parts, panels)``: a chunk computes one panel of columns for a part of the rows."""
-    a_transposed, b_transposed, rectified = plan.a_transposed, plan.b_transposed, plan.rectified
+    """``(a, b, bias, c, m, n, k, a_transposed, b_transposed, rectified, row_parts, panels)``.
+
+    ``a_transposed``: a is stored as (k, m); ``b_transposed``: b as (n, k); ``rectified``: ReLU is taken of the result.
+    A chunk computes one panel of columns for a part of the rows.
+    """
     lanes = plan.lanes
     tile_rows, vectors = plan.tile
     width = vectors * lanes
@@ -101,7 +100,7 @@ def multiply(plan: Product):
     depth_limit = _DEPTH
     line = 64
 
-    def compute(chunk, a, b, bias, c, m, n, k, row_parts, panels):
+    def compute(chunk, a, b, bias, c, m, n, k, a_transposed, b_transposed, rectified, row_parts, panels):
         part = chunk // panels
         first_column = (chunk - part * panels) * width
         columns = min(width, n - first_column)
@@ -146,17 +145,17 @@ def multiply(plan: Product):
     return compute
 
 
-@kernel(ELEMENTS, ELEMENTS, ELEMENTS, ELEMENTS, SIZE, SIZE, SIZE, SIZE)
+@kernel(ELEMENTS, ELEMENTS, ELEMENTS, ELEMENTS, *[SIZE] * 5)
 def multiply_few_rows(plan: Product):
-    """``(a, b, bias, c, m, n, k, chunks)``, for b transposed: lanes run over k, and b is read where it is.
+    """``(a, b, bias, c, m, n, k, rectified, chunks)``, for b transposed: lanes run over k, and b is read where it is.
 
     For a few rows the packing that :func:`multiply` does takes longer than the product. A chunk computes some columns.
     """
-    lanes, rectified = plan.lanes, plan.rectified
+    lanes = plan.lanes
     tile_columns = 8  # sums in registers: enough to hide how long an addition takes
     dtype = np.dtype(plan.dtype).type
 
-    def compute(chunk, a, b, bias, c, m, n, k, chunks):
+    def compute(chunk, a, b, bias, c, m, n, k, rectified, chunks):
         totals = np.zeros(tile_columns, dtype)
         first, last = split(n, chunks, chunk)
         for row in range(m):
@@ -188,12 +187,10 @@ def multiply_few_rows(plan: Product):
 _FEW_ROWS = 16
 
 
-@functools.lru_cache(maxsize=64)
-def _kernels(
-    dtype: np.dtype, a_transposed: bool, b_transposed: bool, rectified: bool, few_rows: bool
-) -> tuple[Kernel, int]:
+@functools.cache
+def _kernel(dtype: np.dtype, few_rows: bool) -> tuple[Kernel, int]:
     """The kernel, and the width of the panels that it works on."""
-    plan = Product(dtype.name, a_transposed, b_transposed, rectified)
+    plan = Product(dtype.name)
     return (multiply_few_rows if few_rows else multiply)(plan), plan.tile[1] * plan.lanes
 
 
@@ -215,16 +212,17 @@ def product(
     m, k = a.shape[::-1] if a_transposed else a.shape
     n = b.shape[0] if b_transposed else b.shape[1]
     few_rows = m < _FEW_ROWS and b_transposed and not a_transposed
-    kernel, width = _kernels(a.dtype, a_transposed, b_transposed, rectified, few_rows)
+    kernel, width = _kernel(a.dtype, few_rows)
     if bias is None:
         bias = np.zeros(n, a.dtype)
     c = empty((m, n), a.dtype) if out is None else out
     if few_rows:
         chunks = max(1, min(64, n // 64))
-        launch(kernel, chunks, a, b, bias, c, m, n, k, chunks, work=m * n * k)
+        launch(kernel, chunks, a, b, bias, c, m, n, k, int(rectified), chunks, work=m * n * k)
         return c
     panels = -(-n // width)
     # Enough chunks for several threads, but not so few rows in each that packing b takes long beside the product.
-    row_parts = max(-(-m // 256), min(-(-16 // max(panels, 1)), m // 32), 1)
-    launch(kernel, row_parts * panels, a, b, bias, c, m, n, k, row_parts, panels, work=m * n * k)
+    row_parts = max(-(-m // 256), min(-(-16 // max(panels, 1)), m // 64), 1)
+    how = (int(a_transposed), int(b_transposed), int(rectified))
+    launch(kernel, row_parts * panels, a, b, bias, c, m, n, k, *how, row_parts, panels, work=m * n * k)
     return c

@@ -31,8 +31,10 @@ from gpuconv.backends._numba_compile import Kernel, jit
 #: Variable that sets the number of threads. Without it, that of Numba: ``NUMBA_NUM_THREADS``, or the number of cores.
 ENVIRONMENT_VARIABLE = "GPUCONV_NUM_THREADS"
 
-#: Multiply-adds (or as much other work) for which it pays to call one more thread: some 10 µs.
+#: Multiply-adds (or as much other work) for which it pays to wake one more thread: some 10 µs.
 _WORK_A_THREAD = 1_000_000
+#: And from which it pays to share the work with threads that are awake.
+_WORK_TO_SHARE = 200_000
 
 #: How often an idle thread looks for work before it sleeps: some 200 µs, more than passes between two kernels of a
 #: network.
@@ -280,7 +282,9 @@ class Team:
             seen = _attend(self._shared, number, seen, _PATIENCE)
 
     def run(self, kernel: Kernel, chunks: int, *arguments: Any, helpers: int) -> None:
-        """Run all chunks of a kernel, calling up to so many helpers; alone, if another caller keeps the team busy."""
+        """Run all chunks of a kernel with the threads that are awake, up to so many of the others woken for it; alone,
+        if another caller keeps the team busy.
+        """
         if not self._busy.acquire(blocking=False):
             _run_alone(kernel.address, chunks, *arguments)
             return
@@ -341,8 +345,8 @@ def launch(kernel: Kernel, chunks: int, *arguments: Any, work: int) -> None:
         arguments: C-contiguous arrays and numbers, of the types that the kernel was compiled for: nothing checks that.
         work: multiply-adds in all, which decide how many threads pay.
     """
-    helpers = min(chunks - 1, work // _WORK_A_THREAD - 1)
-    if helpers > 0 and (team := _the_team()).size > 1:
+    if chunks > 1 and work >= _WORK_TO_SHARE and (team := _the_team()).size > 1:
+        helpers = max(0, min(chunks - 1, work // _WORK_A_THREAD - 1))
         team.run(kernel, chunks, *arguments, helpers=helpers)
     else:
         _run_alone(kernel.address, chunks, *arguments)

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
 
 from gpuconv.geometry import ChainGeometry, Conv2dGeometry, Pool2dGeometry
 
@@ -61,6 +64,10 @@ class Backend(ABC):
         Raises:
             TypeError: an element type with which the backend cannot compute; ``name`` says whose.
         """
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """What each forward and backward runs inside. Infinities and NaN go through, silently, on every backend."""
+        return np.errstate(all="ignore")
 
     @abstractmethod
     def to_numpy(self, array: Array) -> Any:

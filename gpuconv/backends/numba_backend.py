@@ -50,8 +50,8 @@ except ImportError as error:  # numba, or the llvmlite that belongs to it
 else:
     _MISSING = None
 
-#: Multiply-adds (of a pooling: elements read) from which a kernel is compiled for a geometry. Compiling takes half a
-#: second, in which NumPy does a thousand times as much.
+#: Multiply-adds (of a pooling: elements read) from which a kernel is compiled. Compiling takes half a second, in which
+#: NumPy does a thousand times as much.
 COMPILE_FROM = 100_000
 
 #: Room for the partial sums of a gradient over parts of the batch.
@@ -66,11 +66,6 @@ class NumbaBackend(NumpyBackend):
     @classmethod
     def unavailable(cls) -> str | None:
         return _MISSING
-
-    @classmethod
-    def automatic(cls) -> bool:
-        # On request only until its own tests are part of the suite: so far it has passed those of the operations.
-        return False
 
     def describe(self) -> str:
         bits = 8 * simd.registers()[0]
@@ -174,15 +169,24 @@ class NumbaBackend(NumpyBackend):
     # -- fully connected layers --------------------------------------------------------------------------------------
 
     def linear(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        if _is_small_product(x, weight):
+            return super().linear(x, weight, bias)
         return _linear(x, weight, bias, rectified=False)
 
     def linear_relu(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        if _is_small_product(x, weight):
+            return super().linear_relu(x, weight, bias)
         return _linear(x, weight, bias, rectified=True)
 
     def linear_grad_input(self, grad: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        if _is_small_product(grad, weight):
+            return super().linear_grad_input(grad, weight)
         return product(_rows(grad), _ready(weight)).reshape(*grad.shape[:-1], weight.shape[1])
 
     def linear_grad_weight(self, grad: np.ndarray, x: np.ndarray) -> np.ndarray:
+        # NumPy's sum of few outer products, those of a small batch, is slow.
+        if grad.size * x.shape[-1] < COMPILE_FROM // 10:
+            return super().linear_grad_weight(grad, x)
         # Memory of its own: a parameter's gradient outlives the step, and autograd copies what lies in other memory.
         weight_grad = np.empty((grad.shape[-1], x.shape[-1]), grad.dtype)
         return product(_rows(grad), _rows(x), a_transposed=True, out=weight_grad)
@@ -464,6 +468,11 @@ def _ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:
 def _rows(array: np.ndarray) -> np.ndarray:
     """The array as a matrix, of as many rows as its leading dimensions have elements together."""
     return _ready(array if array.ndim == 2 else array.reshape(-1, array.shape[-1]))
+
+
+def _is_small_product(rows: np.ndarray, weight: np.ndarray) -> bool:
+    """Whether it takes fewer multiply-adds than :data:`COMPILE_FROM`. NumPy's BLAS runs such products on one thread."""
+    return weight.size * math.prod(rows.shape[:-1]) < COMPILE_FROM
 
 
 def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *, rectified: bool) -> np.ndarray:

@@ -41,7 +41,7 @@ class CrossEntropy(Function):
         if reduction == "mean":
             counted = labels != ignore_index
             if weight is None:
-                total = xp.asarray(counted.sum(), dtype=losses.dtype)
+                total = xp.asarray(xp.count_nonzero(counted), dtype=losses.dtype)
             else:
                 total = xp.where(counted, weight[xp.where(counted, labels, 0)], losses.dtype.type(0)).sum()
         else:
