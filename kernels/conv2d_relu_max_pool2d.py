@@ -243,6 +243,7 @@ def _cost(geometry: BlockGeometry, tiling: Tiling) -> float:
     return waves * block / min(1, waves * threads / 256)
 
 
+@functools.cache
 def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
     """The eight tilings that are estimated to be fastest, of those that fit into shared memory in either type."""
     choices = _choices(single(geometry))

@@ -192,6 +192,7 @@ def _cost(geometry: BlockGeometry, tiling: Tiling) -> float:
     return waves * block / min(1, waves * threads / 256)
 
 
+@functools.cache
 def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
     """The eight tilings that are estimated to be fastest, of those that fit into shared memory."""
     return tuple(sorted(_choices(single(geometry)), key=lambda tiling: _cost(geometry, tiling))[:_CHOICES])

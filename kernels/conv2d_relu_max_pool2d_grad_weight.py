@@ -153,6 +153,7 @@ def supports(geometry: BlockGeometry) -> Answer:
     return True
 
 
+@functools.cache
 def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
     """Large tiles first, in as many parts as keep a large GPU busy; and in one, which needs no second stage."""
     found = []

@@ -154,6 +154,21 @@ def test_a_label_out_of_range_is_named():
     """The kernel cannot raise; the backend reads its flag and raises for it, naming the label."""
     with gpuconv.use_backend("cuda"), pytest.raises(ValueError, match=r"target\[1\] is 4, but input has 4 classes"):
         F.cross_entropy(np.zeros((3, 4), np.float32), np.array([0, 4, 9]))
+    with gpuconv.use_backend("cuda"), pytest.raises(ValueError, match=r"target\[2\] is -1, but input has 4 classes"):
+        F.cross_entropy(Tensor(np.zeros((3, 4), np.float32), requires_grad=True), np.array([0, 3, -1]))
+
+
+def test_a_loss_may_be_differentiated_twice():
+    """What the loss kernel has found of the gradient serves every backward, whatever was done to the first result."""
+    with gpuconv.use_backend("cuda"):
+        logits = Tensor(np.array([[1, 2], [3, 0]], np.float32), requires_grad=True)
+        loss = F.cross_entropy(logits, np.array([0, 1]))
+        loss.backward(retain_graph=True)
+        first = logits.grad.numpy().copy()
+        logits.grad.data[...] = 77
+        logits.grad = None
+        loss.backward(np.float32(3))
+        np.testing.assert_allclose(logits.grad.numpy(), 3 * first, rtol=1e-6)
 
 
 def test_every_operation_of_the_table_is_a_primitive():

@@ -356,7 +356,7 @@ def test_softmax_cross_entropy_mean(shape, weighted, label_smoothing, dtype):
     options = {"ignore_index": -100, "label_smoothing": label_smoothing}
     for module in modules("softmax_cross_entropy_mean"):
         for tiling in module.tilings(shape):
-            wrong = np.full(1, NO_WRONG_LABEL, np.int32)
+            wrong = nothing(1, np.int32)
             loss, out = nothing(1, dtype), nothing(shape, dtype)
             run(_Labelled(module, wrong), (logits, labels, weight), (loss, out), shape, tiling, **options)
             np.testing.assert_allclose(loss[0], reference.cross_entropy(*arguments), **TOLERANCE[dtype])
@@ -372,7 +372,7 @@ def test_a_mean_of_nothing_and_of_wrong_labels():
         labels = np.array(labels, np.int64)
         logits = np.ones((len(labels), 3), np.float32)
         for module in modules("softmax_cross_entropy_mean"):
-            wrong = np.full(1, NO_WRONG_LABEL, np.int32)
+            wrong = nothing(1, np.int32)
             loss, out = nothing(1, np.float32), nothing(logits.shape, np.float32)
             tiling = module.tilings(logits.shape)[0]
             run(_Labelled(module, wrong), (logits, labels, None), (loss, out), logits.shape, tiling, **options)
