@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv import Tensor, backends, nn, optim
+from gpuconv import Tensor, backends, models, nn, optim
 from gpuconv import functional as F
 from gpuconv.backends.cuda_graph import CudaGraph
 
@@ -35,11 +35,11 @@ OPTIMIZERS = {
 }
 
 
-def trained(backend, make_optimizer, *, steps, captured):
+def trained(backend, make_optimizer, *, steps, captured, make_model=small_network, shape=(5, 1, 8, 8)):
     """Losses and parameters after some steps with a learning rate that changes; and the step, if it was captured."""
     rng = np.random.default_rng(0)
     with gpuconv.use_backend(backend):
-        model = small_network()
+        model = make_model()
         optimizer = make_optimizer(model.parameters())
 
         def step(images, labels):
@@ -49,12 +49,12 @@ def trained(backend, make_optimizer, *, steps, captured):
             optimizer.step()
             return loss
 
-        run = gpuconv.capture(step, warmup=2) if captured else step
+        run = gpuconv.capture(step, warmup=captured) if captured else step
         losses = []
         for number in range(steps):
             optimizer.lr = 0.1 / (1 + number)
-            images = rng.standard_normal((5, 1, 8, 8)).astype(np.float32)
-            losses.append(run(Tensor(images), rng.integers(0, 3, 5)).item())
+            images = rng.standard_normal(shape).astype(np.float32)
+            losses.append(run(Tensor(images), rng.integers(0, 3, shape[0])).item())
         assert optimizer.steps == steps
         return losses, [parameter.numpy() for parameter in model.parameters()], run
 
@@ -66,14 +66,31 @@ def test_captured_steps_are_steps(optimizer):
 
     Only launches are repeated, so this also shows that the step consists of nothing else.
     """
-    ours, parameters, step = trained("cuda", OPTIMIZERS[optimizer], steps=6, captured=True)
-    theirs, expected, _ = trained("numpy", OPTIMIZERS[optimizer], steps=6, captured=False)
+    ours, parameters, step = trained("cuda", OPTIMIZERS[optimizer], steps=6, captured=2)
+    theirs, expected, _ = trained("numpy", OPTIMIZERS[optimizer], steps=6, captured=0)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     for one, other in zip(parameters, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     names = [launch.kernel.fn.__name__ for launch, _ in step._graph.launches]
     assert len(names) <= 12
     assert names[-1] == ("adam_update_all" if optimizer == "adam" else "sgd_update_all")
+
+
+def lenet():
+    gpuconv.manual_seed(0)
+    return models.LeNet5()
+
+
+@simulated
+@pytest.mark.slow
+def test_three_steps_of_lenet():
+    """A step of warm-up, the one that is captured, and a repetition: losses to 1e-5, as on the NumPy backend."""
+    options = {"steps": 3, "make_model": lenet, "shape": (1, 1, 32, 32)}
+    ours, parameters, _ = trained("cuda", OPTIMIZERS["momentum"], captured=1, **options)
+    theirs, expected, _ = trained("numpy", OPTIMIZERS["momentum"], captured=0, **options)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for one, other in zip(parameters, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 @simulated
