@@ -31,7 +31,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from gpuconv.backends.numpy_backend import NumpyBackend
-from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
 
 try:
     import numba
@@ -74,6 +74,8 @@ class NumbaBackend(NumpyBackend):
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
         if geometry is None:
             return ["a compiled loop"]
+        if isinstance(geometry, BlockGeometry):
+            geometry = geometry.conv
         pooled = isinstance(geometry, Pool2dGeometry)
         work = _elements_read(geometry) if pooled else geometry.macs
         if work < COMPILE_FROM:
