@@ -54,6 +54,10 @@ else:
 #: NumPy does a thousand times as much.
 COMPILE_FROM = 100_000
 
+#: Multiply-adds of a product below which NumPy's takes no longer. And it takes one thread: from 9,216 on OpenBLAS shares
+#: a matrix times a vector among its threads, and results would depend on their number.
+_SMALL_PRODUCT = 9_000
+
 #: Room for the partial sums of a gradient over parts of the batch.
 _PARTIAL_BYTES = 8 << 20
 
@@ -184,8 +188,7 @@ class NumbaBackend(NumpyBackend):
         return product(_rows(grad), _ready(weight)).reshape(*grad.shape[:-1], weight.shape[1])
 
     def linear_grad_weight(self, grad: np.ndarray, x: np.ndarray) -> np.ndarray:
-        # NumPy's sum of few outer products, those of a small batch, is slow.
-        if grad.size * x.shape[-1] < COMPILE_FROM // 10:
+        if grad.size * x.shape[-1] < _SMALL_PRODUCT:
             return super().linear_grad_weight(grad, x)
         # Memory of its own: a parameter's gradient outlives the step, and autograd copies what lies in other memory.
         weight_grad = np.empty((grad.shape[-1], x.shape[-1]), grad.dtype)
@@ -471,8 +474,7 @@ def _rows(array: np.ndarray) -> np.ndarray:
 
 
 def _is_small_product(rows: np.ndarray, weight: np.ndarray) -> bool:
-    """Whether it takes fewer multiply-adds than :data:`COMPILE_FROM`. NumPy's BLAS runs such products on one thread."""
-    return weight.size * math.prod(rows.shape[:-1]) < COMPILE_FROM
+    return weight.size * math.prod(rows.shape[:-1]) < _SMALL_PRODUCT
 
 
 def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *, rectified: bool) -> np.ndarray:
