@@ -54,8 +54,8 @@ else:
 #: NumPy does a thousand times as much.
 COMPILE_FROM = 100_000
 
-#: Multiply-adds of a product below which NumPy's takes no longer. And it takes one thread: from 9,216 on OpenBLAS shares
-#: a matrix times a vector among its threads, and results would depend on their number.
+#: Multiply-adds of a product below which NumPy's takes no longer. Such products take one thread, too: from 9,216 on
+#: OpenBLAS shares a matrix times a vector among its threads, and results would depend on their number.
 _SMALL_PRODUCT = 9_000
 
 #: Room for the partial sums of a gradient over parts of the batch.
