@@ -28,6 +28,7 @@ __all__ = [
     "Tensor",
     "backend_of",
     "gradcheck",
+    "is_default_seed",
     "is_grad_enabled",
     "moved",
     "no_grad",
@@ -307,7 +308,7 @@ class Tensor:
                 raise ValueError(
                     f"backward: grad must be given for a Tensor of shape {self.shape}; its default is for one element"
                 )
-            seed = _ones_like(self.data)
+            seed = _default_seed(self.data)
         else:
             seed = to_array(grad, self.dtype)
             if self._node is not None:
@@ -544,10 +545,28 @@ def _add_to_leaf(leaf: Tensor, grad: Array, handed_out: set[int]) -> None:
     leaf.grad = Tensor._of(grad)
 
 
-def _ones_like(array: Array) -> Array:
-    ones = array.copy()
-    ones[...] = 1
-    return ones
+#: By kind of array, element type and device.
+_default_seeds: dict[Any, Array] = {}
+
+
+def _default_seed(data: Array) -> Array:
+    """The number 1 in the shape of ``data``, which has one element.
+
+    Without dimensions it is the same array each time: on a device it takes no kernel to make, and a Function can tell
+    that it need not multiply by it.
+    """
+    key = type(data), data.dtype, getattr(getattr(data, "device", None), "id", None)
+    if key not in _default_seeds:
+        one = data.reshape(()).copy()
+        one[...] = 1
+        _default_seeds[key] = one
+    seed = _default_seeds[key]
+    return seed if data.shape == () else seed.reshape(data.shape)
+
+
+def is_default_seed(grad: Array) -> bool:
+    """Whether a gradient is the 1 with which :meth:`Tensor.backward` begins if it is given none."""
+    return any(grad is seed for seed in _default_seeds.values())
 
 
 class GradcheckError(AssertionError):

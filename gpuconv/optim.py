@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -64,8 +65,17 @@ class Optimizer:
                 update = (param.data, param.grad.data, *arrays.values())
                 updates.setdefault(type(param.data), []).append(update)
         for of_a_kind in updates.values():
-            params, *others = zip(*of_a_kind, strict=True)
-            self._update(backends.current(params[0]), params, *others)
+            self._update_kind(of_a_kind)
+            backends.current(of_a_kind[0][0]).repeat(functools.partial(self._again, of_a_kind))
+
+    def _again(self, updates: list[tuple[Any, ...]]) -> None:
+        """Another step with the same arrays: what a captured step does before each repetition."""
+        self.steps += 1
+        self._update_kind(updates)
+
+    def _update_kind(self, updates: list[tuple[Any, ...]]) -> None:
+        params, *others = zip(*updates, strict=True)
+        self._update(backends.current(params[0]), params, *others)
 
     def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
         raise NotImplementedError

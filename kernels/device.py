@@ -92,7 +92,10 @@ class Launch:
     shared_bytes: int = 0
 
     def __call__(self, stream: Any, *arguments: Any) -> None:
-        """Launch it."""
+        """Launch it, or note it inside of :func:`recording`."""
+        if _recorded is not None:
+            _recorded.append((self, arguments))
+            return
         self.configured(stream)(*arguments)
 
     def configured(self, stream: Any) -> Any:
@@ -119,6 +122,20 @@ class Launch:
         kernel, signature = self.kernel.py_func, self.signature
         with _pretended_device(cc):
             return cuda.compile(kernel, signature, device=False, cc=cc, abi="numba", output=output, **taken)[0]
+
+
+_recorded: list[tuple[Launch, tuple[Any, ...]]] | None = None
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[tuple[Launch, tuple[Any, ...]]]]:
+    """Inside of the ``with`` block launches are noted instead of made: a list of them, each with its arguments."""
+    global _recorded
+    outer, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = outer
 
 
 @contextlib.contextmanager

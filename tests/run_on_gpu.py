@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numba import cuda, float32
 
-from bench import layers, verify
+from bench import layers, torch_ops, verify
 from gpuconv import functional as F
 from gpuconv import kernels
 from gpuconv.kernels import device
@@ -38,7 +38,8 @@ def variants():
     """Every variant in two tilings on the first two layers of each operation, made small."""
     cupy.cuda.set_allocator(None)
     place = verify.Place(torch, cupy, "cuda")
-    for operation, described in layers.OPERATIONS.items():
+    for operation in torch_ops.OPERATIONS:
+        described = layers.OPERATIONS[operation]
         for name in list(described.layers)[:2]:
             geometry = described.small(described.layers[name], 16)
             for variant in kernels.VARIANTS[operation]:

@@ -44,6 +44,56 @@ def inputs_of(operation, arrays, geometry):
     return arrays[:count] if shape_alone else [*arrays[:count], geometry], arrays[count:]
 
 
+def block(numpy, x, w, b, y, winners, geometry):
+    y[...], winners[...] = numpy.conv2d_relu_max_pool2d(x, w, b, *geometry)
+
+
+def block_grad_input(numpy, grad, w, y, winners, out, geometry):
+    needs = (True, False, False)
+    out[...] = numpy.conv2d_relu_max_pool2d_grad(grad, None, w, y, winners, *geometry, needs)[0]
+
+
+def block_grad_weight(numpy, grad, x, y, winners, dw, db, geometry):
+    needs = (False, True, True)
+    dw[...], db[...] = numpy.conv2d_relu_max_pool2d_grad(grad, x, None, y, winners, *geometry, needs)[1:]
+
+
+def chain(numpy, x, weights, biases, outs, geometry):
+    for out, y in zip(outs, numpy.linear_chain(x, weights, biases, geometry), strict=True):
+        out[...] = y
+
+
+def chain_grad_input(numpy, grad, weights, ys, grads, out, geometry):
+    for weight, y, before, active in reversed(list(zip(weights, ys, grads, geometry.relu, strict=True))):
+        before[...] = numpy.relu_grad(grad, y) if active else grad
+        grad = numpy.linear_grad_input(before, weight)
+    if out is not None:
+        out[...] = grad
+
+
+def chain_grad_weight(numpy, xs, grads, dweights, dbiases, geometry):
+    for x, grad, dw, db in zip(xs, grads, dweights, dbiases, strict=True):
+        dw[...], db[...] = numpy.linear_grad_weight(grad, x), numpy.linear_grad_bias(grad)
+
+
+#: Operations that are no primitives, or take several arrays as one: the same on hosts.
+FUSED = {
+    "conv2d_relu_max_pool2d": block,
+    "conv2d_relu_max_pool2d_grad_input": block_grad_input,
+    "conv2d_relu_max_pool2d_grad_weight": block_grad_weight,
+    "linear_chain": chain,
+    "linear_chain_grad_input": chain_grad_input,
+    "linear_chain_grad_weight": chain_grad_weight,
+}
+
+
+def host_of(array):
+    """Of an array, or of each in a list."""
+    if isinstance(array, (list, tuple)):
+        return [host_of(one) for one in array]
+    return array.host if isinstance(array, fake_cupy.ndarray) else array
+
+
 def computing(operation, real):
     """A variant that computes with NumPy, and looks at what it is given as a GPU would."""
 
@@ -51,11 +101,15 @@ def computing(operation, real):
         *arrays, geometry, tiling, stream = arguments
         launched.append((operation, stream))
         assert tiling in real.tilings(geometry)
-        for array in arrays:
+        groups = (array if isinstance(array, (list, tuple)) else [array] for array in arrays)
+        for array in (array for group in groups for array in group):
             assert array is None or type(array) is fake_cupy.ndarray, operation
             assert array is None or array.flags.c_contiguous, operation
             assert array is None or array.data.device_id == fake_cupy.Device.current, operation
-        hosts = [None if array is None else array.host for array in arrays]
+        hosts = host_of(arrays)
+        if operation in FUSED:
+            FUSED[operation](backends.get("numpy"), *hosts, geometry)
+            return
         given, results = inputs_of(operation, hosts, geometry)
         if operation.startswith("softmax"):
             options["weight"] = hosts[2 if operation == "softmax_cross_entropy" else 3]
@@ -85,8 +139,10 @@ def real_kernels(monkeypatch):
     monkeypatch.setattr(cuda_backend, "_numba_stream", lambda device, pointer: (device, pointer))
 
     def call(launch, stream, *arguments):
-        assert all(isinstance(a, (fake_cupy.ndarray, int, float, np.number)) for a in arguments)
-        launch.configured(None)(*(a.host if isinstance(a, fake_cupy.ndarray) else a for a in arguments))
+        flat = [one for a in arguments for one in (a if isinstance(a, tuple) else [a])]
+        assert all(isinstance(one, (fake_cupy.ndarray, int, float, np.number)) for one in flat)
+        hosts = (host_of(a) for a in arguments)
+        launch.configured(None)(*(tuple(host) if isinstance(host, list) else host for host in hosts))
 
     monkeypatch.setattr(device.Launch, "__call__", call)
     monkeypatch.delenv("GPUCONV_BACKEND", raising=False)
@@ -102,6 +158,9 @@ def machine(real_kernels, monkeypatch):
     """The same machine; NumPy computes in place of the kernels, which takes a moment and not minutes."""
     load = kernels.load
     monkeypatch.setattr(kernels, "load", lambda operation, variant: computing(operation, load(operation, variant)))
+    # Their launches take numbers that are rounded already: these would not be the NumPy backend's to the last bit.
+    rounded = ("sgd_update_all", "adam_update_all", "softmax_cross_entropy_mean")
+    monkeypatch.setenv("GPUCONV_VARIANTS", ",".join(f"{operation}=composed" for operation in rounded))
     return real_kernels
 
 
@@ -132,7 +191,8 @@ def test_the_callers_stream_is_used(machine):
     with machine.Stream(7):
         F.cross_entropy(model(random(2, 1, 6, 6)), np.array([0, 2])).backward()
         optimizer.step()
-    assert {"conv2d", "conv2d_grad_weight", "max_pool2d_grad", "sgd_update"} <= {name for name, _ in launched}
+    expected = {"conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad_weight", "sgd_update"}
+    assert expected <= {name for name, _ in launched}
     assert {stream for _, stream in launched} == {(0, 7)}
 
 
@@ -448,8 +508,9 @@ def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
     tuning_store.forget()
     cuda_backend._platform.cache_clear()
     backend, model = backends.get("cuda"), nn.Conv2d(4, 16, 3).to("cuda")
-    tasks = tuner.tasks_of("lenet5", 2, backend)
-    assert {task.operation for task in tasks} >= {"conv2d", "conv2d_grad_weight"}
+    fused = list(tuner.tune(tuner.tasks_of("lenet5", 2, backend), backend))
+    assert len(fused) == 2
+    assert all("fused with a pooling it is not tuned on a GPU" in outcome.skipped for outcome in fused)
     geometry = Conv2dGeometry.of((2, 4, 9, 9), (16, 4, 3, 3))
     assert "tiled: taken, by rule" in str(gpuconv.explain(model, (2, 4, 9, 9)))
     for outcome in tuner.tune([tuner.Task(name, geometry) for name in tuner.OPERATIONS], backend):
@@ -471,7 +532,7 @@ def test_explain_and_summary_of_a_model_on_the_device(machine):
     model = models.LeNet5().to("cuda")
     text = str(gpuconv.explain(model, (1, 1, 32, 32), training=True))
     assert "stand-in, 1 GiB, compute capability 9.0, driver for CUDA 13.0" in text
-    assert "conv2d_grad_weight" in text
+    assert "weight, sparse: taken, by rule" in text
     assert "61,706" in str(model.summary((1, 32, 32)))
 
 

@@ -38,7 +38,7 @@ import device_functions  # noqa: E402
 import torch  # noqa: E402
 
 import gpuconv  # noqa: E402
-from bench import layers, verify  # noqa: E402
+from bench import layers, torch_ops, verify  # noqa: E402
 from gpuconv import Tensor, backends, kernels, models, optim, train, tuning  # noqa: E402
 from gpuconv import functional as F  # noqa: E402
 
@@ -49,7 +49,8 @@ LAYERS = ("lenet5.*", "resnet50.*", "vgg16.*", "mobilenet2.depthwise-14")
 
 
 def cases():
-    for operation, described in layers.OPERATIONS.items():
+    for operation in torch_ops.OPERATIONS:
+        described = layers.OPERATIONS[operation]
         for name, geometry in described.layers.items():
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in LAYERS):
                 for variant in kernels.VARIANTS[operation]:
@@ -68,7 +69,7 @@ def test_every_tiling_at_real_size(operation, variant, geometry):
     torch.cuda.empty_cache()
 
 
-@pytest.mark.parametrize("operation", kernels.VARIANTS)
+@pytest.mark.parametrize("operation", torch_ops.OPERATIONS)
 def test_float64(operation):
     """Each variant in double precision, to 1e-12."""
     for name, geometry in layers.OPERATIONS[operation].layers.items():

@@ -14,7 +14,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,9 +22,13 @@ import numpy as np
 
 from gpuconv import kernels, tuning, tuning_store
 from gpuconv.backends.base import Array, Backend, Candidate
-from gpuconv.geometry import Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 
 _INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
+
+
+#: What the kernels of losses are given, and leave where every label is a class.
+_NONE_WRONG = np.iinfo(np.int32).max
 
 
 def _simulating() -> bool:
@@ -95,6 +99,7 @@ class CudaBackend(Backend):
         if self.simulated:
             importlib.import_module("gpuconv.simulator").activate()
         self.xp = importlib.import_module("numpy" if self.simulated else "cupy")
+        self._captured: Any = None
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -139,6 +144,25 @@ class CudaBackend(Backend):
             f"numba-cuda {numba_cuda}"
         )
 
+    # -- captured steps ----------------------------------------------------------------------------------------------
+
+    def new_graph(self) -> Any:
+        cuda_graph = importlib.import_module("gpuconv.backends.cuda_graph")
+        return cuda_graph.SimulatedGraph() if self.simulated else cuda_graph.CudaGraph(self.xp)
+
+    @contextlib.contextmanager
+    def capturing(self, step: Any) -> Iterator[None]:
+        """Inside of the ``with`` block a ``gpuconv.graph.CapturedStep`` is captured, or about to be repeated."""
+        self._captured = step
+        try:
+            yield
+        finally:
+            self._captured = None
+
+    def repeat(self, again: Callable[[], None]) -> None:
+        if self._captured is not None:
+            self._captured.repeat(again)
+
     # -- storage -----------------------------------------------------------------------------------------------------
 
     def asarray(self, array: Any, name: str = "array") -> Array:
@@ -157,6 +181,10 @@ class CudaBackend(Backend):
             return self._contiguous(np.asarray(array))
         with self.computing():
             if not isinstance(array, self.xp.ndarray):
+                if self._captured is not None:
+                    raise TypeError(
+                        f"{name}, of shape {array.shape}, is on the host, from where every repetition takes it anew"
+                    )
                 array = self.xp.asarray(array)  # zero-copy through __cuda_array_interface__
             self._check_device(name, array)
             return self._contiguous(array)
@@ -201,11 +229,13 @@ class CudaBackend(Backend):
 
     def _run(self, operation: str, geometry: Any, *arrays: Any, **options: Any) -> None:
         """Launch the variant and tiling that tuning chooses; a workspace is added where that one needs it."""
+        flat = [
+            a for array in arrays for a in (array if isinstance(array, (list, tuple)) else [array]) if a is not None
+        ]
         if not self.simulated:
-            for array in arrays:
-                if array is not None:
-                    self._check_device(operation, array)
-        dtype = next(array.dtype for array in arrays if array is not None)
+            for array in flat:
+                self._check_device(operation, array)
+        dtype = flat[0].dtype
         choice = tuning.choose(operation, geometry, dtype.name, platform=self.tuning_platform())
         self._launch(operation, choice.variant, choice.tiling, geometry, dtype, arrays, **options)
 
@@ -218,11 +248,15 @@ class CudaBackend(Backend):
             options["workspace"] = self.xp.empty((size,), dtype)
         module.launch(*arrays, geometry, tiling, self._stream(), **options)
 
-    def explain(self, primitive: str, geometry: Any, dtype: str, pool: Pool2dGeometry | None = None) -> list[str]:
+    def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
+        if primitive in ("conv2d_relu_max_pool2d_grad", "linear_chain_grad"):
+            parts = ((part, f"{primitive}_{part}") for part in ("input", "weight"))
+            rows = ((part, row) for part, name in parts for row in tuning.candidates(name, geometry, dtype))
+            return [f"{part}, {variant}: {why}" for part, (variant, why) in rows]
         if geometry is None or primitive not in kernels.VARIANTS:
             return super().explain(primitive, geometry, dtype)
-        rows = tuning.candidates(primitive, geometry, dtype, self.tuning_platform())
-        return [f"{variant}: {why}" for variant, why in rows]
+        platform = self.tuning_platform()
+        return [f"{variant}: {why}" for variant, why in tuning.candidates(primitive, geometry, dtype, platform)]
 
     # -- tuning ------------------------------------------------------------------------------------------------------
 
@@ -233,7 +267,9 @@ class CudaBackend(Backend):
         self, operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair = (1, 1)
     ) -> list[Candidate]:
         if window != (1, 1):
-            raise ValueError(f"{operation}: the convolution that pools in the same kernel is not tuned")
+            raise ValueError(
+                f"{operation}: fused with a pooling it is not tuned on a GPU; --geometry tunes it by itself"
+            )
         rule = tuning.choose(operation, geometry, dtype)
         found = []
         for variant in kernels.VARIANTS[operation]:
@@ -318,6 +354,85 @@ class CudaBackend(Backend):
         )
         return dx
 
+    # -- the fused block ---------------------------------------------------------------------------------------------
+
+    def _fuses(self, operation: str, geometry: Any, dtype: Any) -> bool:
+        return tuning.choose(operation, geometry, dtype.name).variant != tuning.COMPOSED
+
+    def conv2d_relu_max_pool2d(
+        self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry, pool: Pool2dGeometry
+    ) -> tuple[Array, Array]:
+        operation, block = "conv2d_relu_max_pool2d", BlockGeometry(geometry, pool)
+        if not self._fuses(operation, block, x.dtype):
+            return super().conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
+        y, winners = self.xp.empty(pool.output_shape, x.dtype), self.xp.empty(pool.output_shape, np.uint8)
+        self._run(operation, block, x, weight, bias, y, winners)
+        return y, winners
+
+    def conv2d_relu_max_pool2d_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weight: Array,
+        y: Array,
+        winners: Array,
+        geometry: Conv2dGeometry,
+        pool: Pool2dGeometry,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        operation, block = "conv2d_relu_max_pool2d_grad", BlockGeometry(geometry, pool)
+        grad, (need_input, need_weight, need_bias) = self._contiguous(grad), needs
+        dx = dw = db = None
+        if need_input and self._fuses(f"{operation}_input", block, grad.dtype):
+            dx = self.xp.empty(geometry.input_shape, grad.dtype)
+            self._run(f"{operation}_input", block, grad, weight, y, winners, dx)
+        if (need_weight or need_bias) and self._fuses(f"{operation}_weight", block, grad.dtype):
+            dw, db = self.xp.empty(geometry.weight_shape, grad.dtype), self.xp.empty((geometry.k,), grad.dtype)
+            self._run(f"{operation}_weight", block, grad, x, y, winners, dw, db)
+        # The composition goes through the gradient of the unpooled maps; once, if at all.
+        rest = (need_input and dx is None, need_weight and dw is None, need_bias and db is None)
+        if any(rest):
+            composed = super().conv2d_relu_max_pool2d_grad(grad, x, weight, y, winners, geometry, pool, rest)
+            dx, dw, db = (new if old is None else old for old, new in zip((dx, dw, db), composed, strict=True))
+        return dx if need_input else None, dw if need_weight else None, db if need_bias else None
+
+    # -- fully connected layers --------------------------------------------------------------------------------------
+
+    def linear_chain(
+        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: ChainGeometry
+    ) -> list[Array]:
+        if not self._fuses("linear_chain", geometry, x.dtype):
+            return super().linear_chain(x, weights, biases, geometry)
+        ys = [self.xp.empty((geometry.n, size), x.dtype) for size in geometry.sizes[1:]]
+        self._run("linear_chain", geometry, x, weights, biases, ys)
+        return ys
+
+    def linear_chain_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weights: Sequence[Array],
+        ys: Sequence[Array],
+        geometry: ChainGeometry,
+        needs: tuple[bool, ...],
+    ) -> tuple[Array | None, ...]:
+        operations = "linear_chain_grad_input", "linear_chain_grad_weight"
+        if not all(self._fuses(operation, geometry, grad.dtype) for operation in operations):
+            return super().linear_chain_grad(grad, x, weights, ys, geometry, needs)
+        grad = self._contiguous(grad)
+        grads = [self.xp.empty(y.shape, grad.dtype) for y in ys]
+        if not geometry.relu[-1]:
+            grads[-1] = grad
+        dx = self.xp.empty(x.shape, grad.dtype) if needs[0] else None
+        self._run(operations[0], geometry, grad, weights, ys, grads, dx)
+        dweights, dbiases = [None] * len(weights), [None] * len(weights)
+        if any(needs[1:]):
+            dweights = [self.xp.empty(weight.shape, grad.dtype) for weight in weights]
+            dbiases = [self.xp.empty(weight.shape[:1], grad.dtype) for weight in weights]
+            self._run(operations[1], geometry, (x, *ys[:-1]), grads, dweights, dbiases)
+        parameters = (gradient for pair in zip(dweights, dbiases, strict=True) for gradient in pair)
+        return dx, *(gradient if need else None for gradient, need in zip(parameters, needs[1:], strict=True))
+
     # -- loss --------------------------------------------------------------------------------------------------------
 
     def softmax_cross_entropy(
@@ -331,20 +446,43 @@ class CudaBackend(Backend):
     ) -> tuple[Array, Array]:
         labels = self._contiguous(labels.astype(np.int64, copy=False))
         losses, probabilities = self.xp.empty(logits.shape[:1], logits.dtype), self.xp.empty(logits.shape, logits.dtype)
-        none_wrong = np.iinfo(np.int32).max
-        first_wrong = self.xp.full(1, none_wrong, np.int32)
+        first_wrong = self.xp.full(1, _NONE_WRONG, np.int32)
         arrays = (self._contiguous(logits), labels, weight, losses, probabilities, first_wrong)
-        self._run(
-            "softmax_cross_entropy", logits.shape, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing
-        )
+        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        self._run("softmax_cross_entropy", logits.shape, *arrays, **options)
+        self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
+        return losses, probabilities
+
+    def softmax_cross_entropy_mean(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[Array, Array] | None:
+        operation = "softmax_cross_entropy_mean"
+        if tuning.choose(operation, logits.shape, logits.dtype.name).variant == tuning.COMPOSED:
+            return None
+        labels = self._contiguous(labels.astype(np.int64, copy=False))
+        loss, dlogits = self.xp.empty((1,), logits.dtype), self.xp.empty(logits.shape, logits.dtype)
+        first_wrong = self.xp.empty((1,), np.int32)
+        arrays = (self._contiguous(logits), labels, weight, loss, dlogits, first_wrong)
+        self._run(operation, logits.shape, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing)
+        self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
+        return loss.reshape(()), dlogits
+
+    def _check_labels(self, first_wrong: Array, labels: Array, classes: int, ignore_index: int) -> None:
+        if self._captured is not None:
+            return
         # Reading it waits for the device: the price of an error where it was made, and not some steps later.
         row = int(first_wrong[0])
-        if row != none_wrong:
+        if row != _NONE_WRONG:
             raise ValueError(
-                f"cross_entropy: target[{row}] is {int(labels[row])}, but input has {logits.shape[1]} classes "
-                f"(0 to {logits.shape[1] - 1}) and ignore_index is {ignore_index}"
+                f"cross_entropy: target[{row}] is {int(labels[row])}, but input has {classes} classes "
+                f"(0 to {classes - 1}) and ignore_index is {ignore_index}"
             )
-        return losses, probabilities
 
     def softmax_cross_entropy_grad(
         self,
@@ -441,6 +579,74 @@ class CudaBackend(Backend):
         for array, own in zip(arrays, used, strict=True):
             if array is not None and array is not own:
                 array[...] = self.to_numpy(own) if isinstance(array, np.ndarray) else own
+
+    def sgd_update_all(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        velocities: Sequence[Array | None],
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        numbers = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        terms = {"weight_decay": weight_decay, "nesterov": nesterov}
+        if not self._update_all("sgd_update_all", (params, grads, velocities), numbers, terms):
+            super().sgd_update_all(params, grads, velocities, **numbers, nesterov=nesterov)
+
+    def adam_update_all(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        means: Sequence[Array],
+        squares: Sequence[Array],
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        terms = {"weight_decay": weight_decay, "decoupled": decoupled}
+        numbers: dict[str, Any] = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, **terms}
+        if not self._update_all("adam_update_all", (params, grads, means, squares), numbers, terms):
+            super().adam_update_all(params, grads, means, squares, **numbers)
+
+    def _update_all(
+        self, operation: str, groups: tuple[Sequence[Any], ...], numbers: dict[str, Any], terms: dict[str, Any]
+    ) -> bool:
+        """Update all parameters in one launch; False if nothing was done, because their types differ or by choice."""
+        params, grads, *states = groups
+        arrays = [array for group in groups for array in group if array is not None]
+        # What is written in place has to be on the device, in one piece, as the kernels see it.
+        written = [array for group in (params, *states) for array in group if array is not None]
+        whole = all(isinstance(array, self.xp.ndarray) and array.flags.c_contiguous for array in written)
+        sizes = tuple(param.size for param in params)
+        choice = tuning.choose(operation, sizes, params[0].dtype.name)
+        if len({array.dtype for array in arrays}) > 1 or not whole or choice.variant == tuning.COMPOSED:
+            if self._captured is not None:
+                raise RuntimeError(
+                    f"{operation}: a captured step updates all parameters in one launch, which takes contiguous arrays "
+                    "of one element type"
+                )
+            return False
+        module: Any = kernels.load(operation, choice.variant)
+        values = np.array(module.numbers_of(**numbers), params[0].dtype)
+        # Not among the launch's arguments, which a captured step repeats as they were.
+        values = self.xp.asarray(values) if self._captured is None else self._captured.numbers(values)
+        if values is None:
+            return True
+        grads = [self._contiguous(grad) for grad in grads]
+        if not self.simulated:
+            for array in (*written, *grads):
+                self._check_device(operation, array)
+        module.launch(params, grads, *states, values, sizes, choice.tiling, self._stream(), **terms)
+        return True
 
     def _contiguous(self, array: Array) -> Array:
         # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy

@@ -38,7 +38,7 @@ import numpy as np
 from gpuconv import tuning_store
 from gpuconv.backends.base import Candidate
 from gpuconv.backends.numpy_backend import NumpyBackend
-from gpuconv.geometry import Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 
 try:
     import numba
@@ -61,6 +61,10 @@ else:
 #: NumPy does a thousand times as much.
 COMPILE_FROM = 100_000
 
+#: Multiply-adds of a product below which NumPy's takes no longer. Such products take one thread, too: from 9,216 on
+#: OpenBLAS shares a matrix times a vector among its threads, and results would depend on their number.
+_SMALL_PRODUCT = 9_000
+
 #: Room for the partial sums of a gradient over parts of the batch.
 _PARTIAL_BYTES = 8 << 20
 
@@ -78,9 +82,12 @@ class NumbaBackend(NumpyBackend):
         bits = 8 * simd.registers()[0]
         return f"numba {numba.__version__}, {threads()} threads, vectors of {bits} bits; {super().describe()}"
 
-    def explain(self, primitive: str, geometry: Any, dtype: str, pool: Pool2dGeometry | None = None) -> list[str]:
+    def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
         if geometry is None:
             return ["a compiled loop"]
+        block = geometry if isinstance(geometry, BlockGeometry) else None
+        if block is not None:
+            geometry = block.conv
         pooled = isinstance(geometry, Pool2dGeometry)
         work = _elements_read(geometry) if pooled else geometry.macs
         if work < COMPILE_FROM:
@@ -91,9 +98,9 @@ class NumbaBackend(NumpyBackend):
             return ["a compiled loop: one pass over the planes"]
         lines = []
         window = (1, 1)
-        if primitive == "conv2d_relu_max_pool2d" and pool is not None and _tiles(pool):
+        if block is not None and _tiles(block.pool):
             lines = ["one kernel: writes the pooled maps, and a byte for each that says where the maximum was"]
-            window = (pool.r, pool.s)
+            window = (block.pool.r, block.pool.s)
         operation = primitive if primitive in ("conv2d_grad_input", "conv2d_grad_weight") else "conv2d"
         taken, source = _variant(operation, geometry, dtype, window)
         about = _about(operation, geometry, dtype, window)
@@ -211,8 +218,7 @@ class NumbaBackend(NumpyBackend):
         return product(_rows(grad), _ready(weight)).reshape(*grad.shape[:-1], weight.shape[1])
 
     def linear_grad_weight(self, grad: np.ndarray, x: np.ndarray) -> np.ndarray:
-        # NumPy's sum of few outer products, those of a small batch, is slow.
-        if grad.size * x.shape[-1] < COMPILE_FROM // 10:
+        if grad.size * x.shape[-1] < _SMALL_PRODUCT:
             return super().linear_grad_weight(grad, x)
         # Memory of its own: a parameter's gradient outlives the step, and autograd copies what lies in other memory.
         weight_grad = np.empty((grad.shape[-1], x.shape[-1]), grad.dtype)
@@ -498,8 +504,7 @@ def _rows(array: np.ndarray) -> np.ndarray:
 
 
 def _is_small_product(rows: np.ndarray, weight: np.ndarray) -> bool:
-    """Whether it takes fewer multiply-adds than :data:`COMPILE_FROM`. NumPy's BLAS runs such products on one thread."""
-    return weight.size * math.prod(rows.shape[:-1]) < COMPILE_FROM
+    return weight.size * math.prod(rows.shape[:-1]) < _SMALL_PRODUCT
 
 
 def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *, rectified: bool) -> np.ndarray:
