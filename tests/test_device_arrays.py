@@ -533,6 +533,15 @@ def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
     choice = tuning.choose("conv2d", geometry, platform=backend.tuning_platform())
     assert (choice.source, choice.variant) == ("store", "direct")
     assert "direct: taken, by store" in str(gpuconv.explain(model, (2, 4, 9, 9)))
+    launch, variants = cuda_backend.CudaBackend._launch, []
+
+    def noting(self, operation, variant, *rest, **options):
+        variants.append(variant)
+        launch(self, operation, variant, *rest, **options)
+
+    monkeypatch.setattr(cuda_backend.CudaBackend, "_launch", noting)
+    model(random(2, 4, 9, 9))
+    assert variants == ["direct"]
     with machine.Device(1):
         assert backend.tuning_platform() == tuning_store.entries()[0][0].key.platform  # the same model of GPU
     tuning_store.forget()
