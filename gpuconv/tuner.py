@@ -20,7 +20,7 @@ import numpy as np
 from gpuconv import tuning_store
 from gpuconv.backends.base import Backend, Candidate
 from gpuconv.explanation import explain
-from gpuconv.geometry import Conv2dGeometry, Pair
+from gpuconv.geometry import Conv2dGeometry, Pair, Pool2dGeometry
 from gpuconv.models import build
 from gpuconv.tuning_store import Key, Platform, Winner
 
@@ -104,7 +104,10 @@ def tasks_of(model: str, batch: int, backend: Backend) -> list[Task]:
     for step in steps:
         operation = "conv2d" if step.primitive in ("conv2d_relu", "conv2d_relu_max_pool2d") else step.primitive
         if operation in OPERATIONS and isinstance(step.geometry, Conv2dGeometry):
-            window = (1, 1) if step.pool is None else (step.pool.r, step.pool.s)
+            pool, window = step.pool, (1, 1)
+            # A pooling of another kind runs by itself, after the plain convolution.
+            if pool is not None and pool == Pool2dGeometry.of(step.geometry.output_shape, (pool.r, pool.s)):
+                window = (pool.r, pool.s)
             found[Task(operation, step.geometry, window=window)] = None
     return list(found)
 

@@ -23,7 +23,7 @@ from itertools import pairwise
 from typing import Any
 
 from gpuconv import kernels, tuning_store
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
 from gpuconv.tuning_store import Platform
 
 __all__ = ["COMPOSED", "ENVIRONMENT_VARIABLE", "RULES", "Choice", "Rule", "candidates", "choose", "use_variant"]
@@ -229,9 +229,16 @@ def _from_environment(operation: str) -> str | None:
 @tuning_store.cached
 def _from_store(operation: str, geometry: Any, dtype: str, platform: Platform) -> Choice | None:
     """What was measured to be the fastest, if there still is such a variant and tiling."""
-    if not isinstance(geometry, Conv2dGeometry):
+    if isinstance(geometry, BlockGeometry) and operation == "conv2d_relu_max_pool2d":
+        window = (geometry.pool.r, geometry.pool.s)
+        if geometry.pool != Pool2dGeometry.of(geometry.conv.output_shape, window):
+            return None  # only windows that lie side by side are tuned
+        key = tuning_store.Key(platform, "conv2d", geometry.conv, dtype, window)
+    elif isinstance(geometry, Conv2dGeometry):
+        key = tuning_store.Key(platform, operation, geometry, dtype)
+    else:
         return None
-    winner = tuning_store.find(tuning_store.Key(platform, operation, geometry, dtype))
+    winner = tuning_store.find(key)
     if winner is None:
         return None
     if winner.variant in kernels.VARIANTS[operation]:

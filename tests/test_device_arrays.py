@@ -20,7 +20,7 @@ import gpuconv
 from gpuconv import Tensor, backends, kernels, models, nn, optim, train, tuner, tuning, tuning_store
 from gpuconv import functional as F
 from gpuconv.backends import cuda_backend
-from gpuconv.geometry import Conv2dGeometry
+from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
 
 pytest.importorskip("numba_cuda", reason="the variants are chosen among kernels for numba-cuda")
 if backends.available()["cuda"] is not None or backends.get("cuda").automatic():
@@ -501,7 +501,11 @@ def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
         def seconds(self, run, arrays):
             assert all(type(array) is machine.ndarray for array in arrays)
             run(*arrays)
-            return times[run.args[1]]
+            operation, variant, tiling, geometry = run.args
+            if operation == "conv2d_relu_max_pool2d":  # its last tiling is the fastest
+                every = kernels.load(operation, variant).tilings(geometry)
+                return len(every) - every.index(tiling)
+            return times[variant]
 
     monkeypatch.setenv("GPUCONV_TUNING", str(tmp_path))
     monkeypatch.setattr(tuner, "_DeviceClock", Clock)
@@ -509,8 +513,15 @@ def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
     cuda_backend._platform.cache_clear()
     backend, model = backends.get("cuda"), nn.Conv2d(4, 16, 3).to("cuda")
     fused = list(tuner.tune(tuner.tasks_of("lenet5", 2, backend), backend))
-    assert len(fused) == 2
-    assert all("fused with a pooling it is not tuned on a GPU" in outcome.skipped for outcome in fused)
+    assert [outcome.task.window for outcome in fused] == [(2, 2), (2, 2)]
+    for outcome in fused:
+        block = BlockGeometry(outcome.task.geometry, Pool2dGeometry.of(outcome.task.geometry.output_shape, 2))
+        every = kernels.load("conv2d_relu_max_pool2d", "fused").tilings(block)
+        choice = tuning.choose("conv2d_relu_max_pool2d", block, platform=backend.tuning_platform())
+        assert (choice.source, choice.tiling) == ("store", every[-1])
+        assert not outcome.wrong
+        overlapping = BlockGeometry(block.conv, Pool2dGeometry.of(block.conv.output_shape, 2, stride=1))
+        assert tuning.choose("conv2d_relu_max_pool2d", overlapping, platform=backend.tuning_platform()).source == "rule"
     geometry = Conv2dGeometry.of((2, 4, 9, 9), (16, 4, 3, 3))
     assert "tiled: taken, by rule" in str(gpuconv.explain(model, (2, 4, 9, 9)))
     for outcome in tuner.tune([tuner.Task(name, geometry) for name in tuner.OPERATIONS], backend):
@@ -522,6 +533,15 @@ def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
     choice = tuning.choose("conv2d", geometry, platform=backend.tuning_platform())
     assert (choice.source, choice.variant) == ("store", "direct")
     assert "direct: taken, by store" in str(gpuconv.explain(model, (2, 4, 9, 9)))
+    launch, variants = cuda_backend.CudaBackend._launch, []
+
+    def noting(self, operation, variant, *rest, **options):
+        variants.append(variant)
+        launch(self, operation, variant, *rest, **options)
+
+    monkeypatch.setattr(cuda_backend.CudaBackend, "_launch", noting)
+    model(random(2, 4, 9, 9))
+    assert variants == ["direct"]
     with machine.Device(1):
         assert backend.tuning_platform() == tuning_store.entries()[0][0].key.platform  # the same model of GPU
     tuning_store.forget()

@@ -266,26 +266,34 @@ class CudaBackend(Backend):
     def candidates(
         self, operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair = (1, 1)
     ) -> list[Candidate]:
+        what: Any = geometry
         if window != (1, 1):
+            what = BlockGeometry(geometry, Pool2dGeometry.of(geometry.output_shape, window))
+            operation = "conv2d_relu_max_pool2d"
+        rule = tuning.choose(operation, what, dtype)
+        if rule.variant == tuning.COMPOSED:
             raise ValueError(
-                f"{operation}: fused with a pooling it is not tuned on a GPU; --geometry tunes it by itself"
+                f"{operation}: its parts run one after the other; --geometry tunes the convolution by itself"
             )
-        rule = tuning.choose(operation, geometry, dtype)
         found = []
         for variant in kernels.VARIANTS[operation]:
             module = kernels.load(operation, variant)
-            for tiling in module.tilings(geometry) if module.supports(geometry) else ():
-                run = functools.partial(self._candidate, operation, variant, tiling, geometry)
+            for tiling in module.tilings(what) if module.supports(what) else ():
+                run = functools.partial(self._candidate, operation, variant, tiling, what)
                 found.append(Candidate(variant, tiling, run))
         return sorted(found, key=lambda one: (one.variant, one.tiling) != (rule.variant, rule.tiling))
 
-    def _candidate(
-        self, operation: str, variant: str, tiling: Any, geometry: Conv2dGeometry, *arrays: Array | None
-    ) -> Array:
-        shapes = {"conv2d": geometry.output_shape, "conv2d_grad_input": geometry.input_shape}
-        result = self.xp.empty(shapes.get(operation, geometry.weight_shape), arrays[0].dtype)  # type: ignore[union-attr]
-        self._launch(operation, variant, tiling, geometry, result.dtype, (*arrays, result))
-        return result
+    def _candidate(self, operation: str, variant: str, tiling: Any, geometry: Any, *arrays: Array) -> Array:
+        """Launch a variant; gives its first result."""
+        dtype = arrays[0].dtype
+        if isinstance(geometry, BlockGeometry):
+            shape = geometry.pool.output_shape
+            results = [self.xp.empty(shape, dtype), self.xp.empty(shape, np.uint8)]
+        else:
+            shapes = {"conv2d": geometry.output_shape, "conv2d_grad_input": geometry.input_shape}
+            results = [self.xp.empty(shapes.get(operation, geometry.weight_shape), dtype)]
+        self._launch(operation, variant, tiling, geometry, dtype, (*arrays, *results))
+        return results[0]
 
     # -- convolution -------------------------------------------------------------------------------------------------
 
