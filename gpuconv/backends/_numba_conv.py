@@ -15,7 +15,7 @@ filters turned round (:meth:`Forward.of_grad_input`). The other gradients are in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -190,6 +190,12 @@ class Forward:
     def choice(self) -> str:
         """Name of the kernel that takes least; of equals that by filters, which reads its weights in order."""
         return min(self.costs, key=lambda name: self.costs[name])
+
+    def by(self, name: str) -> Forward:
+        """The plan, carried out by the kernel ``name`` of :attr:`costs`, be it the choice or not."""
+        plan = replace(self)
+        vars(plan)["choice"] = name  # what a cached property looks for
+        return plan
 
     def scratch_pitch(self, columns: int) -> int:
         """Elements in a row of the scratch, given the columns that the kernel reads, wanted or not."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -90,6 +90,22 @@ class NumbaBackend(NumpyBackend):
         costs = sorted(plan.costs.items(), key=lambda item: (item[0] != plan.choice, item[1]))
         return [f"{name}: {cost} vector multiply-adds a tap and row" for name, cost in costs]
 
+    def kernels(self, primitive: str, geometry: Conv2dGeometry, dtype: str) -> dict[str, Callable[..., np.ndarray]]:
+        """The compiled kernels that can run ``conv2d`` or a gradient of one, by name; the one that is taken first.
+
+        For comparisons: each takes the primitive's arrays, without the geometry. Which one a primitive takes, and
+        whether it takes a compiled one at all, is what :meth:`explain` says.
+        """
+        if primitive == "conv2d_grad_weight":
+            return {"grad_weight_dense": lambda grad, x: self._grad_weight(grad, x, geometry)}
+        plan = (conv.Forward.of_grad_input if primitive == "conv2d_grad_input" else conv.Forward.of)(dtype, geometry)
+
+        def runner(name: str) -> Callable[..., np.ndarray]:
+            run = _convolution(plan.by(name), geometry)
+            return lambda x, weight, bias=None: _convolve(run, x, weight, bias)[0]
+
+        return {name: runner(name) for name in sorted(plan.costs, key=lambda name: name != plan.choice)}
+
     # -- convolution -------------------------------------------------------------------------------------------------
 
     def conv2d(
@@ -112,9 +128,11 @@ class NumbaBackend(NumpyBackend):
         return _convolve(_grad_input(grad.dtype, geometry), grad, weight, None)[0]
 
     def conv2d_grad_weight(self, grad: np.ndarray, x: np.ndarray, geometry: Conv2dGeometry) -> np.ndarray:
-        g = geometry
-        if g.macs < COMPILE_FROM:
-            return super().conv2d_grad_weight(grad, x, g)
+        if geometry.macs < COMPILE_FROM:
+            return super().conv2d_grad_weight(grad, x, geometry)
+        return self._grad_weight(grad, x, geometry)
+
+    def _grad_weight(self, grad: np.ndarray, x: np.ndarray, g: Conv2dGeometry) -> np.ndarray:
         run = _grad_weight(x.dtype, g)
         partial = empty(run.partial_shape, x.dtype)
         batch = (g.n, run.partial_shape[0], run.filter_parts, run.plan.bands)
