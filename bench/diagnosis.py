@@ -97,8 +97,7 @@ class Examination:
         if self.trace is None:
             return {"refused": "; ".join(finding.text for finding in self.findings)}
         faults = [finding.text for finding in self.findings if finding.wrong]
-        layer, flop = geometry_text(self.geometry), 2 * self.geometry.macs
-        return {"layer": layer, "flop": flop, "faults": faults, **accesses(self.trace)}
+        return {"layer": geometry_text(self.geometry), "faults": faults, **accesses(self.trace)}
 
 
 def source_lines(sites: Sequence[str]) -> str:

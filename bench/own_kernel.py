@@ -321,7 +321,8 @@ class _Child:
             if not isinstance(answer, (bool, str)):
                 raise _Refused(f"supports returned {answer!r}, and not True, False or a Refusal")
             if not answer:
-                raise _Refused(f"it does not support {self.layer}: {answer or 'supports returned False'}")
+                why = "supports returned False" if answer is False else str(answer)
+                raise _Refused(f"it does not support {self.layer}: {why}")
             tilings = self.called("tilings failed", module.tilings, self.geometry)
         if not isinstance(tilings, (tuple, list)) or not tilings:
             raise _Refused(f"tilings returned {tilings!r}, and not a tuple of one or more tilings")

@@ -57,45 +57,36 @@ def microseconds(found: dict[str, Any]) -> float:
     return float(found["median_us"] if found.get("us") else found["floor_us"])
 
 
-def _intensity(found: dict[str, Any], ideal: float) -> float:
-    """FLOP a byte that the kernel asks of global memory, on the layer that was simulated."""
-    simulated = found.get("simulated") or {}
-    bytes_ = 32 * sum(site["sectors"] for site in simulated.get("global", ()))
-    return simulated["flop"] / bytes_ if bytes_ else ideal
-
-
 def _roofline(axes: Any, ranked: list[dict[str, Any]], document: dict[str, Any]) -> None:
     gpu, work = roofline.H200, document["work"]
     measured = bool(ranked[0].get("us"))
     peak, ideal = gpu.flops["float32"] / 1e9, work["intensity"]
-    points = [(_intensity(found, ideal), work["flop"] / microseconds(found) / 1e3, found) for found in ranked]
-    low = min([ideal, 1.0, *(x for x, _, _ in points)]) / 2
-    high = max([ideal, peak / gpu.bandwidth * 1e9, *(x for x, _, _ in points)]) * 3
     ridge = peak * 1e9 / gpu.bandwidth
-    axes.plot([low, ridge, high], [low * gpu.bandwidth / 1e9, peak, peak], color="black", linewidth=1.5)
+    low, high = min(ideal, ridge) / 8, max(ideal, ridge) * 8
+    slope = gpu.bandwidth / 1e9
+    axes.plot([low, ridge, high], [low * slope, peak, peak], color="black", linewidth=1.5)
     axes.text(high, peak * 1.06, f"{peak / 1e3:.0f} TFLOP/s", ha="right", va="bottom", fontsize=_SMALL)
-    axes.text(low * 1.15, low * 1.15 * gpu.bandwidth / 1e9 * 1.5, f"{gpu.bandwidth / 1e12:.1f} TB/s", fontsize=_SMALL)
-    axes.axvline(ideal, color="gray", linestyle=":", linewidth=1)
-    axes.text(
-        ideal, 0.02, " each array moved once", transform=axes.get_xaxis_transform(), fontsize=_SMALL, color="gray"
-    )
+    axes.text(low * 1.1, low * slope * 2.2, f"{gpu.bandwidth / 1e12:.1f} TB/s", ha="left", fontsize=_SMALL)
+    # All tilings do the same work, and have the same intensity: drawn at one place they would hide each other.
     variants = list(dict.fromkeys(found["variant"] for found in ranked))
     for number, variant in enumerate(variants):
-        mine = [(x, y) for x, y, found in points if found["variant"] == variant]
-        axes.scatter(*zip(*mine, strict=True), s=34, color=f"C{number}", alpha=0.8, label=f"{variant} ({len(mine)})")
-    for place, (x, y, _) in enumerate(points[:3], 1):
-        axes.annotate(str(place), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=_LABEL)
+        x = ideal * 1.12 ** (number - (len(variants) - 1) / 2)
+        rates = [work["flop"] / microseconds(found) / 1e3 for found in ranked if found["variant"] == variant]
+        label = f"{variant} ({len(rates)})"
+        axes.scatter([x] * len(rates), rates, s=30, color=f"C{number}", alpha=0.7, label=label, zorder=3)
+    axes.axvline(ideal, color="gray", linestyle=":", linewidth=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
-    axes.set_ylim(min([y for _, y, _ in points] + [peak / 300]) / 2, peak * 2)
-    axes.set_xlabel("FLOP a byte asked of global memory (small layer of the kind, simulated)", fontsize=_LABEL)
+    slowest = min(work["flop"] / microseconds(found) / 1e3 for found in ranked)
+    axes.set_ylim(min(slowest, low * slope) / 2, peak * 2)
+    axes.set_xlabel("FLOP a byte, each array moved once (variants side by side)", fontsize=_LABEL)
     axes.set_ylabel("GFLOP/s" if measured else "GFLOP/s at most (static bound)", fontsize=_LABEL)
-    what = "measured" if measured else "bounds; nothing was timed"
-    axes.set_title(f"Roofline of an H200; {what}", fontsize=_TITLE, loc="left")
+    what = f"times on {document['settings']['device']}" if measured else "static bounds, not times"
+    axes.set_title(f"Roofline of an H200: {what}", fontsize=_TITLE, loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=_SMALL, frameon=False, loc="lower right")
+    axes.legend(fontsize=_SMALL, loc="lower right")
 
 
 def _heat_maps(ranked: list[dict[str, Any]]) -> dict[str, tuple[str, tuple[str, str], dict[tuple[int, int], float]]]:

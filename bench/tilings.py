@@ -53,7 +53,8 @@ def layer_named(name: str) -> tuple[str, Conv2dGeometry]:
     if name in CONVOLUTIONS or (dot and network and len(fitting) == 1):
         full = name if name in CONVOLUTIONS else fitting[0]
         return full, CONVOLUTIONS[full]
-    raise Refused(f"--layer: there is no {name!r}; {_nearest(name, CONVOLUTIONS)}")
+    near = [full for full in CONVOLUTIONS if dot and network and full.startswith(network)]
+    raise Refused(f"--layer: there is no {name!r}; {_nearest(name, near or CONVOLUTIONS)}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -79,6 +80,16 @@ def geometry_given(text: str) -> Conv2dGeometry:
         raise Refused(str(error)) from None
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and below 3600")
+    return value
+
+
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m bench.tilings",
@@ -98,7 +109,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--kernel", type=Path, action="append", default=[], metavar="FILE", help="a kernel of one's own; repeatable")
     add("--limit", type=whole_number, default=20, metavar="SECONDS", help="for one run of such a kernel; default: 20")
     add("--rounds", type=whole_number, default=10, metavar="N", help="samples on a CPU; default: 10")
-    add("--seconds", type=whole_number, default=2, metavar="N", help="for all samples of one; default: 2")
+    add("--seconds", type=_seconds, default=2, metavar="N", help="for all samples of one; default: 2")
     add("--json", type=Path, metavar="FILE", help="write all figures")
     add("--png", type=Path, metavar="FILE|DIR", help="draw the roofline and tiles; in a folder, named after the layer")
     arguments = parser.parse_args(argv)
@@ -379,9 +390,7 @@ def _cuda_table(document: dict[str, Any]) -> report.Table:
     if settings["timed"]:
         title = f"{what}: timed on {settings['device']}"
     else:
-        title = (
-            f"{what}\nSTATIC ANALYSIS ({settings['device']}): nothing was timed; ranked by the bound ≥ µs of an H200"
-        )
+        title = f"{what}\nSTATIC ANALYSIS, nothing was timed: ranked by the bound ≥ µs of an H200\n{settings['device']}"
     return _aligned(title, _CUDA_HEADER, rows)
 
 
@@ -570,30 +579,38 @@ def _run(argv: list[str] | None) -> int:
         say("\nstopped; what was done until then follows")
     _progress("")
     _summarize(document)
-    _show(document, arguments)
+    _write(document, arguments)
+    _show(document)
     for fault in run.faults:
         say(f"WRONG: {fault}")
     return 130 if not document["complete"] else 1 if run.faults else 0
 
 
-def _show(document: dict[str, Any], arguments: argparse.Namespace) -> None:
-    on_host = arguments.backend != "cuda"
+def _show(document: dict[str, Any]) -> None:
+    on_host = document["settings"]["backend"] != "cuda"
     table = _host_table(document) if on_host else _cuda_table(document)
-    if table.rows:
-        print(f"{table.plain()}\n\n{_HOST_LEGEND if on_host else _CUDA_LEGEND}")
-        if not on_host:
-            tilings = {f"{found['variant']}: {' x '.join(found['tiling'])}": None for found in document["results"]}
-            print("Tilings: " + "; ".join(tilings))
-    else:
+    if not table.rows:
         print("nothing to rank")
+        return
+    print(f"{table.plain()}\n\n{_HOST_LEGEND if on_host else _CUDA_LEGEND}")
+    if not on_host:
+        tilings = {f"{found['variant']}: {' x '.join(found['tiling'])}": None for found in document["results"]}
+        print("\nTilings", *tilings, sep="\n")
+
+
+def _write(document: dict[str, Any], arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         write(document, arguments.json)
         say(f"written: {arguments.json}")
-    if arguments.png is not None and table.rows:
+    if arguments.png is not None:
         from bench import pictures
 
-        pictures.save(document, arguments.png)
-        say(f"written: {arguments.png}")
+        try:
+            pictures.save(document, arguments.png)
+        except ValueError as error:
+            say(f"--png: {error}")
+        else:
+            say(f"written: {arguments.png}")
 
 
 def main(argv: list[str] | None = None) -> int:
