@@ -9,7 +9,7 @@ OUT    ?= runs/lenet5
 EXTRA  ?= test
 
 .DEFAULT_GOAL := help
-.PHONY: help train test quick lint bench clean
+.PHONY: help train test quick gpu-test lint bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -36,6 +36,12 @@ test: $(VENV)/.$(EXTRA)  ## all tests, then the built wheel in an environment of
 
 quick: $(VENV)/.$(EXTRA)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" -x
+
+# In the environment of PYTHON, which has to have PyTorch, numba-cuda and CuPy for its driver: installing these is a
+# choice of versions. Without conftest.py, which needs more than that. Arguments for pytest: make gpu-test ARGS="-k lenet"
+gpu-test:  ## on a machine with a GPU: kernels at real sizes, training, compute-sanitizer
+	@$(PYTHON) -c 'import gpuconv.kernels' 2>/dev/null || { echo "gpuconv is not installed for $(PYTHON); try: $(PYTHON) -m pip install --no-deps --no-build-isolation -e ." >&2; exit 2; }
+	NUMBA_ENABLE_CUDASIM=0 $(PYTHON) -m pytest --noconftest -m gpu -W default -W error:::gpuconv $(ARGS) tests/test_gpu.py
 
 lint: $(VENV)/.dev  ## formatting, lint and types, as CI checks them
 	$(BIN)/ruff format --check .

@@ -74,12 +74,16 @@ class Gpuconv(Contender):
     def _model(self, weights: Weights) -> Any:
         model = self._gpuconv.models.LeNet5()
         model.load_state_dict(weights)
-        return model
+        return model.to(self._gpuconv.backends.current())
+
+    def _ready(self, batches: Batches) -> list[tuple[Any, Any]]:
+        backend = self._gpuconv.backends.current()
+        return [(backend.asarray(images), backend.asarray(labels)) for images, labels in batches]
 
     def training(self, weights: Weights, batches: Batches) -> dict[str, Step]:
         F, model = self._gpuconv.functional, self._model(weights)
         optimizer = self._gpuconv.optim.SGD(model.parameters(), **_SGD)
-        turn = cycle(batches)
+        turn = cycle(self._ready(batches))
 
         def step() -> Any:
             images, labels = next(turn)
@@ -93,7 +97,7 @@ class Gpuconv(Contender):
 
     def inference(self, weights: Weights, batches: Batches) -> dict[str, Step]:
         no_grad, model = self._gpuconv.no_grad, self._model(weights).eval()
-        turn = cycle(batches)
+        turn = cycle(self._ready(batches))
 
         def step() -> Any:
             images, _ = next(turn)

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import roofline, sass
-from bench.layers import OPERATIONS
-from gpuconv.geometry import Conv2dGeometry
+from bench.layers import OPERATIONS, Operand
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry
 
 #: Terms of a sum in the simulated layer; the next number where a tiling needs longer sums.
 TERMS = (32, 128, 512)
@@ -56,6 +56,10 @@ def tiling_text(tiling: dict[str, Any]) -> str:
 
 def geometry_text(geometry: Any) -> str:
     """A geometry as people write it: input * weight, and what is not usual."""
+    if isinstance(geometry, BlockGeometry):
+        return f"{geometry_text(geometry.conv)}, {geometry_text(geometry.pool)}"
+    if isinstance(geometry, ChainGeometry):
+        return f"{geometry.n} rows, {' -> '.join(map(str, geometry.sizes))}"
     if isinstance(geometry, tuple):
         return "x".join(map(str, geometry))
     parts = ["x".join(map(str, geometry.input_shape))]
@@ -148,13 +152,15 @@ def simulated(job: Job) -> dict[str, Any]:
     refusal = ""
     for terms in TERMS:
         small = operation.small(job.geometry, terms)
-        # Integers are labels and places in a window: zeros are allowed.
-        arrays = [
-            generator.random(operand.shape).astype(operand.dtype)
-            if operand.dtype.startswith("float")
-            else np.zeros(operand.shape, operand.dtype)
-            for operand in operation.operands(small, job.dtype)
-        ]
+
+        def made(operand: Any) -> Any:
+            if not isinstance(operand, Operand):
+                return [made(one) for one in operand]
+            if operand.dtype.startswith("float"):
+                return generator.random(operand.shape).astype(operand.dtype)
+            return np.zeros(operand.shape, operand.dtype)  # labels and places in a window: zeros are allowed
+
+        arrays = [made(operand) for operand in operation.operands(small, job.dtype)]
         keywords = dict(operation.keywords)
         try:
             if hasattr(module, "workspace_size") and (size := module.workspace_size(small, job.tiling)):

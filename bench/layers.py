@@ -10,9 +10,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeAlias
 
-from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry, effective
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry, effective
 
 #: Images a batch: LeNet is so small that a useful batch is larger.
 _LENET, _LARGE = 128, 32
@@ -71,6 +72,16 @@ MAX_POOLINGS: dict[str, Pool2dGeometry] = {
     "resnet50.pool1": Pool2dGeometry.of((_LARGE, 64, 112, 112), 3, stride=2, padding=1),
 }
 
+BLOCKS: dict[str, BlockGeometry] = {
+    "lenet5.block1": BlockGeometry(CONVOLUTIONS["lenet5.conv1"], MAX_POOLINGS["lenet5.pool1"]),
+    "lenet5.block2": BlockGeometry(CONVOLUTIONS["lenet5.conv2"], MAX_POOLINGS["lenet5.pool2"]),
+}
+
+#: The fully connected layers behind LeNet's maps.
+CLASSIFIERS: dict[str, ChainGeometry] = {
+    "lenet5.classifier": ChainGeometry(_LENET, (400, 120, 84, 10), (True, True, False))
+}
+
 AVERAGE_POOLINGS: dict[str, Pool2dGeometry] = {
     "lenet5.pool1": MAX_POOLINGS["lenet5.pool1"],
     "resnet50.pool2": Pool2dGeometry.of((_LARGE, 2048, 7, 7), 7, op="avg_pool2d"),
@@ -94,6 +105,10 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
 }
 
 
+#: Elements of all parameters of a network.
+PARAMETERS: dict[str, tuple[int, ...]] = {"lenet5.parameters": (150, 6, 2400, 16, 48000, 120, 10080, 84, 840, 10)}
+
+
 # -- what an operation has to do -----------------------------------------------------------------------------
 
 
@@ -110,6 +125,14 @@ class Operand(NamedTuple):
         return self.passes * math.prod(self.shape) * _BYTES[self.dtype]
 
 
+#: One, or several that belong together.
+Operands: TypeAlias = "Operand | tuple[Operand, ...]"
+
+
+def _each(operands: Operands) -> tuple[Operand, ...]:
+    return (operands,) if isinstance(operands, Operand) else operands
+
+
 _BYTES = {"float32": 4, "float64": 8, "uint8": 1, "int32": 4, "int64": 8}
 
 
@@ -119,7 +142,8 @@ class Operation:
 
     Attributes:
         layers: geometries by name.
-        operands: of a geometry and element type, in the order in which a variant's ``launch`` takes them.
+        operands: of a geometry and element type, in the order in which a variant's ``launch`` takes them; a tuple of
+            them where it takes several as one.
         flop: floating point operations of a geometry, a multiply-add being two.
         small: of a geometry, one that is alike but takes a moment in the simulator. The second argument is about how
             many terms a sum may have, where there are sums.
@@ -128,7 +152,7 @@ class Operation:
     """
 
     layers: Mapping[str, Any]
-    operands: Callable[[Any, str], tuple[Operand, ...]]
+    operands: Callable[[Any, str], tuple[Operands, ...]]
     flop: Callable[[Any], int]
     small: Callable[[Any, int], Any]
     keywords: Mapping[str, Any] = field(default_factory=dict)
@@ -136,7 +160,7 @@ class Operation:
 
     def traffic(self, geometry: Any, dtype: str) -> int:
         """Bytes of all operands, moved once."""
-        return sum(operand.traffic for operand in self.operands(geometry, dtype))
+        return sum(one.traffic for operand in self.operands(geometry, dtype) for one in _each(operand))
 
 
 def _shorter(size: int, most: int, length: int, kernel: int, stride: int, pads: tuple[int, int]) -> int:
@@ -161,6 +185,15 @@ def _small_conv(g: Conv2dGeometry, terms: int) -> Conv2dGeometry:
 
 def _small_pool(g: Pool2dGeometry, terms: int) -> Pool2dGeometry:
     return dataclasses.replace(g, **_small_image(g), c=min(g.c, 4))
+
+
+def _small_block(g: BlockGeometry, terms: int) -> BlockGeometry:
+    n, k = min(g.conv.n, 2), min(g.conv.k, 8)
+    return BlockGeometry(dataclasses.replace(g.conv, n=n, k=k), dataclasses.replace(g.pool, n=n, c=k))
+
+
+def _small_chain(g: ChainGeometry, terms: int) -> ChainGeometry:
+    return g._replace(n=min(g.n, 4), sizes=tuple(min(size, 64) for size in g.sizes))
 
 
 def _small_shape(shape: tuple[int, ...], terms: int) -> tuple[int, ...]:
@@ -198,6 +231,77 @@ def _loss_grad(g: tuple[int, int], dtype: str) -> tuple[Operand, ...]:
     return Operand((rows,), dtype), Operand(g, dtype), labels, weight, Operand(g, dtype)
 
 
+def _loss_mean(g: tuple[int, int], dtype: str) -> tuple[Operand, ...]:
+    (rows, classes), loss = g, Operand((1,), dtype)
+    weight = Operand((classes,), dtype)
+    return Operand(g, dtype), Operand((rows,), "int64"), weight, loss, Operand(g, dtype), Operand((1,), "int32")
+
+
+def _block_flop(g: BlockGeometry) -> int:
+    """A multiply-add for each tap of each winner: what a gradient cannot do without."""
+    return 2 * math.prod(g.pool.output_shape) * g.conv.c * g.conv.r * g.conv.s
+
+
+def _pooled(g: BlockGeometry, dtype: str) -> Operand:
+    return Operand(g.pool.output_shape, dtype)
+
+
+def _block(g: BlockGeometry, dtype: str) -> tuple[Operands, ...]:
+    shapes = g.conv.input_shape, g.conv.weight_shape, (g.conv.k,)
+    return (*(Operand(shape, dtype) for shape in shapes), _pooled(g, dtype), _winners(g.pool))
+
+
+def _block_grad_input(g: BlockGeometry, dtype: str) -> tuple[Operands, ...]:
+    pooled, weight, x = _pooled(g, dtype), Operand(g.conv.weight_shape, dtype), Operand(g.conv.input_shape, dtype)
+    return pooled, weight, pooled, _winners(g.pool), x
+
+
+def _block_grad_weight(g: BlockGeometry, dtype: str) -> tuple[Operands, ...]:
+    pooled, weight, x = _pooled(g, dtype), Operand(g.conv.weight_shape, dtype), Operand(g.conv.input_shape, dtype)
+    return pooled, x, pooled, _winners(g.pool), weight, Operand((g.conv.k,), dtype)
+
+
+def _chain_parts(g: ChainGeometry, dtype: str) -> tuple[tuple[Operand, ...], ...]:
+    """Of each layer the weight, the bias, the input, and the result."""
+    weights = tuple(Operand((second, first), dtype) for first, second in pairwise(g.sizes))
+    biases = tuple(Operand((size,), dtype) for size in g.sizes[1:])
+    rows = tuple(Operand((g.n, size), dtype) for size in g.sizes)
+    return weights, biases, rows[:-1], rows[1:]
+
+
+def _chain(g: ChainGeometry, dtype: str) -> tuple[Operands, ...]:
+    weights, biases, xs, ys = _chain_parts(g, dtype)
+    return xs[0], weights, biases, ys
+
+
+def _chain_grad_input(g: ChainGeometry, dtype: str) -> tuple[Operands, ...]:
+    weights, _, xs, ys = _chain_parts(g, dtype)
+    return ys[-1], weights, ys, ys, xs[0]
+
+
+def _chain_grad_weight(g: ChainGeometry, dtype: str) -> tuple[Operands, ...]:
+    weights, biases, xs, ys = _chain_parts(g, dtype)
+    return xs, ys, weights, biases
+
+
+def _chain_flop(g: ChainGeometry) -> int:
+    return 2 * g.n * sum(first * second for first, second in pairwise(g.sizes))
+
+
+def _all_parameters(passes: tuple[int, ...], numbers: int, flop: int, **keywords: Any) -> Operation:
+    """The update of all parameters: lists of arrays, each moved so many times, and the numbers of the formula."""
+    return Operation(
+        PARAMETERS,
+        lambda sizes, dtype: (
+            *(tuple(Operand((size,), dtype, times) for size in sizes) for times in passes),
+            Operand((numbers,), dtype),
+        ),
+        lambda sizes: flop * sum(sizes),
+        lambda sizes, terms: tuple(min(size, 500) for size in sizes),
+        keywords,
+    )
+
+
 _LABELS = {"ignore_index": -100, "label_smoothing": 0.0}
 _AVERAGE = {"count_include_pad": True, "divisor_override": None}
 
@@ -231,6 +335,16 @@ OPERATIONS: dict[str, Operation] = {
         math.prod,
         lambda shape, terms: (min(shape[0], 4), min(shape[1], 8), *shape[2:]),
     ),
+    "conv2d_relu_max_pool2d": Operation(BLOCKS, _block, lambda g: 2 * g.conv.macs, _small_block, multiply_adds=True),
+    "conv2d_relu_max_pool2d_grad_input": Operation(BLOCKS, _block_grad_input, _block_flop, _small_block),
+    "conv2d_relu_max_pool2d_grad_weight": Operation(
+        BLOCKS, _block_grad_weight, _block_flop, _small_block, multiply_adds=True
+    ),
+    "linear_chain": Operation(CLASSIFIERS, _chain, _chain_flop, _small_chain, multiply_adds=True),
+    "linear_chain_grad_input": Operation(CLASSIFIERS, _chain_grad_input, _chain_flop, _small_chain, multiply_adds=True),
+    "linear_chain_grad_weight": Operation(
+        CLASSIFIERS, _chain_grad_weight, _chain_flop, _small_chain, multiply_adds=True
+    ),
     "max_pool2d": Operation(
         MAX_POOLINGS,
         lambda g, dtype: (Operand(g.input_shape, dtype), Operand(g.output_shape, dtype), _winners(g)),
@@ -260,6 +374,9 @@ OPERATIONS: dict[str, Operation] = {
     # An exponential counts as one operation.
     "softmax_cross_entropy": Operation(LOGITS, _loss, lambda g: 5 * math.prod(g), _small_rows, _LABELS),
     "softmax_cross_entropy_grad": Operation(LOGITS, _loss_grad, lambda g: 2 * math.prod(g), _small_rows, _LABELS),
+    "softmax_cross_entropy_mean": Operation(LOGITS, _loss_mean, lambda g: 7 * math.prod(g), _small_rows, _LABELS),
+    "sgd_update_all": _all_parameters((2, 1, 2), 4, 5, weight_decay=0.0, nesterov=False),
+    "adam_update_all": _all_parameters((2, 1, 2, 2), 8, 13, weight_decay=0.0, decoupled=False),
     "relu": _elementwise(MAPS, (1, 1), flop=1),
     "relu_grad": _elementwise(MAPS, (1, 1, 1), flop=1),
     "sgd_update": _elementwise(

@@ -9,15 +9,14 @@ import argparse
 import datetime
 import difflib
 import importlib.util
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 # Nothing here may import NumPy before main() has bounded the threads.
 from bench import machine, memory, report, timing
+from bench.console import Parser, Refused, check_writable, say, whole_number, write
 from bench.contenders import OURS, PEERS, Contender, Gpuconv, digit_batches, initial_weights
 
 if TYPE_CHECKING:
@@ -28,23 +27,8 @@ _TASKS = ("training", "inference")
 _CHECKED_STEPS = 3
 
 
-class Refused(Exception):
-    """What was asked for cannot be measured; one line that says why and what would do."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Refused(f"{message}; --help lists the options")
-
-
-def _whole_number(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def _batch_sizes(text: str) -> list[int]:
-    return [_whole_number(part) for part in text.split(",")]
+    return [whole_number(part) for part in text.split(",")]
 
 
 def _seconds(text: str) -> float:
@@ -66,7 +50,7 @@ def _peer(text: str) -> str:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m bench.lenet", description="LeNet-5 training steps and inference, images/s.", allow_abbrev=False
     )
     add = parser.add_argument
@@ -74,10 +58,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--peer", action="append", type=_peer, default=[], metavar="NAME", help=f"also: {', '.join(PEERS)}; repeatable")
     add("--batches", type=_batch_sizes, default=list(_BATCHES), metavar="N,N,...", help="default: 1,64,256,1024")
     add("--seconds", type=_seconds, default=3.0, metavar="S", help="for each library, task and batch size; default: 3")
-    add(
-        "--rounds", type=_whole_number, default=15, metavar="N", help="samples that these are divided into; default: 15"
-    )
-    add("--threads", type=_whole_number, default=machine.available_cores(), metavar="N", help="default: all cores")
+    add("--rounds", type=whole_number, default=15, metavar="N", help="samples that these are divided into; default: 15")
+    add("--threads", type=whole_number, default=machine.available_cores(), metavar="N", help="default: all cores")
     add("--memory", action="store_true", help="also the peak memory of training, each library in its own process")
     add("--out", type=Path, metavar="FILE.json", help="write the results; default: print them alone")
     arguments = parser.parse_args(argv)
@@ -91,31 +73,16 @@ def _check_before(arguments: argparse.Namespace) -> None:
         if missing := PEERS[name].missing():
             raise Refused(f"peer {name} needs {', '.join(missing)}, not installed: {PEERS[name].install}")
     if arguments.out is not None:
-        _check_writable(arguments.out)
+        check_writable(arguments.out)
     if arguments.memory and sys.platform == "win32":
         raise Refused("--memory reads the peak from the operating system, which Windows does not offer this way")
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"--out: cannot make the folder {out.parent} ({error.strerror})") from None
-    if out.is_dir():
-        raise Refused(f"--out: {out} is a folder; give the name of a file in it")
-    if not os.access(out.parent, os.W_OK):
-        raise Refused(f"--out: the folder {out.parent} cannot be written to")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _measure_memory(document: dict[str, Any], arguments: argparse.Namespace) -> None:
     contenders: list[type[Contender]] = [Gpuconv, *(PEERS[name] for name in arguments.peer)]
     labels = [label for contender in contenders for label in contender.training_labels]
     for batch in arguments.batches:
-        _say(f"memory, batch {batch:,}")
+        say(f"memory, batch {batch:,}")
         processes = {}
         for label in labels:
             try:
@@ -137,7 +104,7 @@ def _measure_speed(document: dict[str, Any], arguments: argparse.Namespace) -> N
             result = _compare(contenders, task, weights, digit_batches(batch), arguments)
             document["results"].append({"task": task, "batch": batch, **result})
             ratios = (f", {ratio['median']:.2f} × {peer}" for peer, ratio in result["speedup"].items())
-            _say(
+            say(
                 f"{task}, batch {batch:,}: {result['images_per_second'][OURS]['median']:,.0f} images/s{''.join(ratios)}"
             )
 
@@ -185,13 +152,6 @@ def _check_equal(steps: dict[str, timing.Step], task: str) -> None:
         except AssertionError:
             difference = np.max(np.abs(got - expected))
             raise Refused(f"{task}: {label} differs from {OURS} by {difference:.2g}; it is not timed") from None
-
-
-def _write(document: dict[str, Any], path: Path) -> None:
-    """Write in one step, so that neither an old file nor a new one is ever half there."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -254,13 +214,13 @@ def _run(argv: list[str] | None) -> int:
             _measure_speed(document, arguments)
         document["complete"] = True
     except KeyboardInterrupt:
-        _say("\nstopped; what was measured until then is kept")
+        say("\nstopped; what was measured until then is kept")
     document["machine"]["others_busy"] = others.share()
     if document["results"] or document["memory"]:
         _show(document)
         if arguments.out is not None:
-            _write(document, arguments.out)
-            _say(f"\nwritten: {arguments.out}")
+            write(document, arguments.out)
+            say(f"\nwritten: {arguments.out}")
     return 0 if document["complete"] else 130
 
 
@@ -269,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(argv)
     except Refused as error:
-        _say(f"bench.lenet: {error}")
+        say(f"bench.lenet: {error}")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -56,21 +56,26 @@ def thread_pools(threads: int) -> list[dict[str, Any]]:
 
 def describe() -> dict[str, Any]:
     """Processor, cores, versions and commit, as they go into the results."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "cpu": _cpu_model(),
         "cores": available_cores(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
         "commit": _git("rev-parse", "--short=10", "HEAD"),
         # Results and the tables made of them change with every run, the code that was timed does not.
         "dirty": bool(_git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md")),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 class OtherProcesses:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import ROOT
+from bench.timing import speedup, spread
 
 SCHEMA = 1
 # Of all cores; below it lie the services of an idle machine.
@@ -141,8 +142,67 @@ def _lenet_markdown(document: dict[str, Any]) -> str:
     return "\n\n".join(parts if document["settings"]["peers"] else parts[:-1])
 
 
+# -- GPU --------------------------------------------------------------------------------------------------------------
+
+
+def gpu_heading(document: dict[str, Any]) -> str:
+    """The circumstances under which the figures were measured, in one line."""
+    machine = document["machine"]
+    gpu, versions = machine["gpu"], {**machine["versions"], **machine["gpu"]["versions"]}
+    facts = [
+        f"{gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['multiprocessors']} multiprocessors",
+        f"driver {gpu['driver'] or 'unknown'} (CUDA {gpu['driver_cuda']})",
+        *(f"{name} {version}" for name, version in gpu["versions"].items()),
+        f"cuDNN {gpu['cudnn']}, TF32 {'ON' if any(gpu['tf32'].values()) else 'off'}",
+        f"gpuconv {versions.get('gpuconv', 'not installed')}, commit {machine['commit'] or 'not committed'}"
+        f"{' with changes' if machine['dirty'] else ''}",
+        document["date"][:10],
+    ]
+    return " · ".join(facts) + ("" if document["complete"] else " · not complete")
+
+
+def gpu_tables(document: dict[str, Any]) -> list[Table]:
+    """For each operation a row a layer: the fastest kernel, the one that the rule takes, and PyTorch."""
+    header = ["layer", "right", "fastest", "µs", "TFLOP/s", "GB/s", "rule's µs", "torch µs", "× torch"]
+    tables: dict[str, list[list[str]]] = {}
+    for result in document["results"]:
+        tables.setdefault(result["operation"], []).append(_gpu_row(result))
+    return [Table(f"{operation}, float32", header, rows) for operation, rows in tables.items()]
+
+
+def _gpu_row(result: dict[str, Any]) -> list[str]:
+    right = sum(kernel["fault"] is None for kernel in result["kernels"])
+    row = [result["layer"], f"{right} of {len(result['kernels'])}"]
+    timed = [kernel for kernel in result["kernels"] if kernel["us"]]
+    if not timed:
+        return row + ["-"] * 7
+    best = min(timed, key=lambda kernel: spread(kernel["us"]).median)
+    seconds = spread(best["us"]).median / 1e6
+    rule = next((kernel for kernel in timed if kernel["chosen"]), None)
+    peer = result["peer_us"]
+    return [
+        *row,
+        f"{best['variant']} {best['tiling']}",
+        f"{1e6 * seconds:.1f}",
+        f"{result['flop'] / seconds / 1e12:.2f}",
+        f"{result['bytes'] / seconds / 1e9:,.0f}",
+        f"{spread(rule['us']).median:.1f}" if rule else "-",
+        f"{spread(peer).median:.1f}" if peer else "-",
+        _ratio(vars(speedup(best["us"], peer))) if peer else "-",
+    ]
+
+
+def _gpu_markdown(document: dict[str, Any]) -> str:
+    note = (
+        "right: kernels (variant × tiling) that agree with a float64 reference; µs: median of the device's times, cold "
+        "L2 cache; × torch: how many times faster the fastest is, median and quartiles of the ratios of samples taken "
+        "in turns."
+    )
+    return "\n\n".join([gpu_heading(document), *(table.markdown() for table in gpu_tables(document)), note])
+
+
 #: benchmark -> its part of a README, from one file of results
-RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {"lenet": _lenet_markdown}
+RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {"lenet": _lenet_markdown, "gpu": _gpu_markdown}
 
 # -- README -----------------------------------------------------------------------------------------------------------
 
@@ -165,7 +225,8 @@ def render(readme: str, results: Path) -> str:
             raise ReportError(f"marker bench:{name}: no such benchmark; there are {', '.join(RENDERERS)}")
         found = [document for document in documents if document["benchmark"] == name]
         if not found:
-            command = f"python -m bench.{name} --out bench/results/{name}.json"
+            out = "bench/results" if name == "gpu" else f"bench/results/{name}.json"
+            command = f"python -m bench.{name} --out {out}"
             raise ReportError(f"marker bench:{name}: no results in {results.name}; run {command}")
         body = "\n\n".join(map(RENDERERS[name], found))
         return f"<!-- bench:{name} -->\n{body}\n<!-- /bench:{name} -->"

@@ -36,6 +36,9 @@ from bench.layers import OPERATIONS
 
 _DEFAULT_LAYERS = (
     "lenet5.conv?",
+    "lenet5.block?",
+    "lenet5.classifier",
+    "lenet5.parameters",
     "lenet5.pool1",
     "lenet5.relu1",
     "lenet5.loss",

@@ -17,6 +17,7 @@ from gpuconv.random import manual_seed
 if TYPE_CHECKING:
     from gpuconv import data, models, storage, train
     from gpuconv.explanation import explain
+    from gpuconv.graph import capture
     from gpuconv.storage import load, save
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "Tensor",
     "autograd",
     "backends",
+    "capture",
     "data",
     "explain",
     "functional",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "capture": ("gpuconv.graph", "capture"),
     "data": ("gpuconv.data", None),
     "models": ("gpuconv.models", None),
     "storage": ("gpuconv.storage", None),

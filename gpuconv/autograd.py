@@ -8,6 +8,7 @@ may be as deep as memory allows.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +28,14 @@ __all__ = [
     "Tensor",
     "backend_of",
     "gradcheck",
+    "is_default_seed",
     "is_grad_enabled",
+    "moved",
     "no_grad",
+    "overwrite",
     "tensor_method",
     "to_array",
+    "to_numpy",
 ]
 
 _grad_enabled: ContextVar[bool] = ContextVar("gpuconv_grad_enabled", default=True)
@@ -61,11 +66,13 @@ def is_grad_enabled() -> bool:
 def to_array(data: Any, dtype: Any = None) -> Array:
     """Return data as an array, without a copy where it is one.
 
-    Takes Tensors, NumPy and CuPy arrays, torch tensors (through DLPack, which shares their memory), numbers and nested
-    sequences of them. Python floats become float32, the library's default, unless ``dtype`` says otherwise.
+    Takes Tensors, NumPy and CuPy arrays, torch tensors (through DLPack, which shares their memory), what else has a
+    ``__cuda_array_interface__``, numbers and nested sequences of them. Python floats become float32, the library's
+    default, unless ``dtype`` says otherwise. What is on a GPU becomes a CuPy array on the same memory.
 
     Raises:
         TypeError: not numeric, or a torch tensor that requires grad (its graph would be cut silently).
+        BackendUnavailable: it is on a GPU, and the cuda backend cannot run here.
     """
     if isinstance(data, Tensor):
         array = data.data
@@ -83,21 +90,57 @@ def _converted(data: Any, dtype: Any) -> tuple[Array, Any]:
             raise TypeError(
                 "a torch tensor that requires grad: pass tensor.detach(), gpuconv cannot extend torch's graph"
             )
-        if not hasattr(data, "__cuda_array_interface__"):
-            try:
-                data = np.from_dlpack(data)
-            except (RuntimeError, BufferError):
-                raise TypeError(f"a torch tensor of type {data.dtype}, which NumPy does not have; convert it") from None
+        # On a GPU, too: torch's __cuda_array_interface__ names no stream, so that nobody would wait for its work.
+        library = backends.get("cuda").xp if data.is_cuda else np
+        try:
+            data = library.from_dlpack(data)
+        except (RuntimeError, BufferError):
+            raise TypeError(f"a torch tensor of type {data.dtype}, which NumPy does not have; convert it") from None
     if hasattr(data, "__cuda_array_interface__"):
-        return backends.get("cuda").xp.asarray(data), dtype  # CuPy's, on the same memory
-    python_numbers = not hasattr(data, "dtype")
-    try:
-        array = np.asarray(data)
-    except ValueError:
-        raise TypeError("rows of unequal length: cannot be made into an array") from None
+        array = backends.get("cuda").xp.asarray(data)  # CuPy's, on the same memory
+    else:
+        python_numbers = not hasattr(data, "dtype")
+        try:
+            array = np.asarray(data)
+        except ValueError:
+            raise TypeError("rows of unequal length: cannot be made into an array") from None
+        if python_numbers and array.dtype == np.float64 and dtype is None:
+            dtype = np.float32
     if array.dtype.kind not in "fiub":
         raise TypeError(f"elements must be numbers, got type {array.dtype}")
-    return array, np.float32 if python_numbers and array.dtype == np.float64 and dtype is None else dtype
+    return array, dtype
+
+
+def to_numpy(data: Any) -> np.ndarray:
+    """Return data, anything that :func:`to_array` takes, as a numpy.ndarray: shared where it is on the host."""
+    array = to_array(data)
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
+def moved(array: Array, backend: str | Backend) -> Array:
+    """Return ``array`` where a backend computes: itself if it is there, else a copy.
+
+    Args:
+        array: of NumPy or CuPy.
+        backend: 'cuda', or 'cpu' for the host; another backend's name or a Backend will do, too.
+
+    Raises:
+        ValueError: no such backend.
+        BackendUnavailable: it cannot run here; the message says why.
+    """
+    if not isinstance(backend, Backend):
+        backend = backends.get("numpy" if backend == "cpu" else backend)
+    return backend.asarray(to_numpy(array) if backend.xp is np else array)
+
+
+def overwrite(target: Array, source: Array) -> None:
+    """Copy the elements of ``source`` into ``target``, of the same shape; each is on the host or on a device."""
+    if isinstance(target, np.ndarray):
+        target[...] = to_numpy(source)
+    elif isinstance(source, np.ndarray):
+        target.set(source.astype(target.dtype, copy=False))
+    else:
+        target[...] = source
 
 
 def _library(data: Any) -> str:
@@ -118,8 +161,8 @@ def _like(result: Array, template: Any) -> Any:
         from numba import cuda
 
         return cuda.as_cuda_array(result)
-    if isinstance(template, np.ndarray) and not isinstance(result, np.ndarray):
-        return result.get()  # a host array was computed on a device
+    if not hasattr(template, "__cuda_array_interface__"):
+        return to_numpy(result)  # what was computed on a device from the host's
     return result
 
 
@@ -191,8 +234,7 @@ class Tensor:
 
     def numpy(self) -> np.ndarray:
         """Return the data as a numpy.ndarray (shared where it is on the host), cut from the graph."""
-        get = getattr(self.data, "get", None)  # CuPy's copy to the host
-        return get() if get is not None else np.asarray(self.data)
+        return to_numpy(self.data)
 
     def item(self) -> float | int:
         """Return the only element as a Python number; ValueError if there is not exactly one."""
@@ -210,6 +252,20 @@ class Tensor:
             raise ValueError("a conversion of the element type needs a copy")
         array = array if dtype is None else array.astype(dtype, copy=False)
         return array.copy() if copy else array
+
+    # What lets others share the memory: torch.from_dlpack(tensor), cupy.asarray(tensor).
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        device: tuple[int, int] = self.data.__dlpack_device__()
+        return device
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        interface: dict[str, Any] = self.data.__cuda_array_interface__  # AttributeError: it is on the host
+        return interface
 
     def __len__(self) -> int:
         if not self.shape:
@@ -252,9 +308,11 @@ class Tensor:
                 raise ValueError(
                     f"backward: grad must be given for a Tensor of shape {self.shape}; its default is for one element"
                 )
-            seed = _ones_like(self.data)
+            seed = _default_seed(self.data)
         else:
             seed = to_array(grad, self.dtype)
+            if self._node is not None:
+                seed = self._node.ctx.backend.asarray(seed, "grad")
             if tuple(seed.shape) != self.shape:
                 raise ValueError(f"backward: grad must have the shape {self.shape}, got {tuple(seed.shape)}")
         _run_backward(self, seed, retain_graph)
@@ -403,7 +461,7 @@ class Function:
                 needs.append(False)
         backend = backends.current(*arrays)
         ctx = Context(backend, tuple(needs))
-        with np.errstate(all="ignore"):  # infinities and NaN go through, silently, on every backend
+        with backend.computing():
             results = cls.forward(ctx, *[None if a is None else backend.asarray(a) for a in arrays], **options)
         several = isinstance(results, tuple)
         # NumPy makes scalars of arrays without dimensions; they are arrays here.
@@ -441,7 +499,7 @@ class _Node:
 
 def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
     grads: dict[Any, Array] = {root._vertex: seed}  # of nodes, and of leaves
-    with np.errstate(all="ignore"):
+    with contextlib.nullcontext() if root._node is None else root._node.ctx.backend.computing():
         for node in _nodes_from(root._vertex):
             grad = grads.pop(node, None)
             if grad is None:
@@ -475,6 +533,8 @@ _number = operator.attrgetter("number")
 
 
 def _add_to_leaf(leaf: Tensor, grad: Array, handed_out: set[int]) -> None:
+    if isinstance(leaf.data, np.ndarray):
+        grad = to_numpy(grad)  # the graph of a leaf on the host may have been computed on a device
     if leaf.grad is not None:
         leaf.grad = Tensor(leaf.grad.data + grad)
         return
@@ -485,10 +545,28 @@ def _add_to_leaf(leaf: Tensor, grad: Array, handed_out: set[int]) -> None:
     leaf.grad = Tensor._of(grad)
 
 
-def _ones_like(array: Array) -> Array:
-    ones = array.copy()
-    ones[...] = 1
-    return ones
+#: By kind of array, element type and device.
+_default_seeds: dict[Any, Array] = {}
+
+
+def _default_seed(data: Array) -> Array:
+    """The number 1 in the shape of ``data``, which has one element.
+
+    Without dimensions it is the same array each time: on a device it takes no kernel to make, and a Function can tell
+    that it need not multiply by it.
+    """
+    key = type(data), data.dtype, getattr(getattr(data, "device", None), "id", None)
+    if key not in _default_seeds:
+        one = data.reshape(()).copy()
+        one[...] = 1
+        _default_seeds[key] = one
+    seed = _default_seeds[key]
+    return seed if data.shape == () else seed.reshape(data.shape)
+
+
+def is_default_seed(grad: Array) -> bool:
+    """Whether a gradient is the 1 with which :meth:`Tensor.backward` begins if it is given none."""
+    return any(grad is seed for seed in _default_seeds.values())
 
 
 class GradcheckError(AssertionError):

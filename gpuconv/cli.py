@@ -650,7 +650,7 @@ def info() -> None:
     line("NumPy", np.__version__)
     console.print("\nbackends", style="bold")
     for name, why_not in backends.available().items():
-        line(f"  {name}", why_not or "available")
+        line(f"  {name}", why_not or f"available: {backends.get(name).describe()}")
     try:
         taken = backends.current().name
     except (ValueError, backends.BackendUnavailable) as error:

@@ -11,7 +11,7 @@ import numpy as np
 from gpuconv import backends
 from gpuconv.autograd import Tensor
 from gpuconv.backends import Backend
-from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
 
 __all__ = ["Explanation", "Step", "explain"]
 
@@ -22,12 +22,12 @@ class Step:
 
     Attributes:
         primitive: its name in ``gpuconv.backends.Backend``.
-        geometry: of its convolution or pooling; None for others.
+        geometry: of its convolution, pooling or fully connected layers; None for others.
         lines: how it ran, and what else there was.
     """
 
     primitive: str
-    geometry: Conv2dGeometry | Pool2dGeometry | None
+    geometry: Conv2dGeometry | Pool2dGeometry | ChainGeometry | None
     lines: tuple[str, ...]
 
 
@@ -46,9 +46,11 @@ class Explanation:
         return "\n".join(text)
 
 
-def _sizes(geometry: Conv2dGeometry | Pool2dGeometry | None) -> str:
+def _sizes(geometry: Conv2dGeometry | Pool2dGeometry | ChainGeometry | None) -> str:
     if geometry is None:
         return ""
+    if isinstance(geometry, ChainGeometry):
+        return f": {geometry.n} rows, {' -> '.join(map(str, geometry.sizes))}"
     n, channels, p, q = geometry.output_shape
     text = f": ({', '.join(map(str, geometry.input_shape))}) -> ({n}, {channels}, {p}, {q}), {geometry.r}x{geometry.s}"
     if geometry.stride != (1, 1):
@@ -93,15 +95,20 @@ def _observing(backend: Backend) -> Any:
 
     def noting(name: str) -> Callable[..., Any]:
         def primitive(self: Any, *arguments: Any, **options: Any) -> Any:
-            geometry = next((a for a in arguments if isinstance(a, (Conv2dGeometry, Pool2dGeometry))), None)
+            geometries: list[Any] = [
+                a for a in arguments if isinstance(a, (Conv2dGeometry, Pool2dGeometry, ChainGeometry))
+            ]
+            geometry = geometries[0] if geometries else None
             dtype = next(np.dtype(a.dtype).name for a in arguments if hasattr(a, "dtype"))
-            self.steps.append(Step(name, geometry, tuple(backend.explain(name, geometry, dtype))))
+            what = BlockGeometry(*geometries) if len(geometries) == 2 else geometry
+            self.steps.append(Step(name, geometry, tuple(backend.explain(name, what, dtype))))
             return getattr(backend, name)(*arguments, **options)
 
         return primitive
 
     # A fused primitive that the backend does not define runs as the base composes it: the parts are noted, then.
-    fused = ("conv2d_relu", "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad", "linear_relu")
+    blocks = "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad", "linear_chain", "linear_chain_grad"
+    fused = ("conv2d_relu", "linear_relu", *blocks)
     defined = [name for name in fused if getattr(type(backend), name) is not getattr(Backend, name)]
     primitives = sorted(Backend.__abstractmethods__ - {"asarray", "to_numpy"}) + defined
     overridden = {name: noting(name) for name in primitives}

@@ -49,6 +49,7 @@ __all__ = [
     "flatten",
     "half_squared_error",
     "linear",
+    "linear_chain",
     "linear_relu",
     "log_softmax",
     "max_pool1d",
@@ -588,6 +589,44 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Any:
 def linear_relu(input: Any, weight: Any, bias: Any = None) -> Any:
     """``relu(linear(...))`` in one step; arguments and errors of :func:`linear`."""
     return _linear.LinearReLU.apply(*_linear_operands("linear_relu", input, weight, bias))
+
+
+def linear_chain(input: Any, weights: Sequence[Any], biases: Sequence[Any], relu: Sequence[bool]) -> Any:
+    """Several fully connected layers, one after the other, in one step; ``nn.Sequential`` calls it by itself.
+
+    Args:
+        input: (..., in).
+        weights: for each layer (out, in), where in is the out of the layer before.
+        biases: for each layer (out,) or None.
+        relu: for each layer whether its result goes through a ReLU.
+
+    Returns:
+        (..., out of the last layer).
+
+    Raises:
+        ValueError: shapes that do not fit, or lists of different lengths or without a layer.
+        TypeError: an argument of the wrong kind, or element types that differ.
+    """
+    if not len(weights) == len(biases) == len(relu) or not len(weights):
+        raise ValueError(
+            f"linear_chain: weights, biases and relu must have one element a layer, got {len(weights)}, {len(biases)} "
+            f"and {len(relu)}"
+        )
+    parameters: list[Any] = []
+    features = input
+    for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if number and len(_shape(weight)) == 2 and _shape(weight)[1] != features.shape[1]:
+            raise ValueError(
+                f"linear_chain: weights[{number}] has {_shape(weight)[1]} input features, but the layer before it "
+                f"gives {features.shape[1]}"
+            )
+        checked = _linear_operands("linear_chain", features, weight, bias)
+        if not parameters:
+            parameters.append(checked[0])
+        parameters += checked[1:]
+        # What stands for this layer's result where the next one is checked: its shape and element type.
+        features = np.empty((0, _shape(checked[1])[0]), _element_type(checked[1]))
+    return _linear.LinearChain.apply(*parameters, relu=tuple(map(bool, relu)))
 
 
 def _linear_operands(op: str, input: Any, weight: Any, bias: Any) -> list[Any]:

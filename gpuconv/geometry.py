@@ -15,7 +15,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 Pair: TypeAlias = tuple[int, int]
 Padding2d: TypeAlias = tuple[Pair, Pair]
@@ -415,3 +415,24 @@ class Pool2dGeometry:
             counts(self.p, self.stride[0], self.r, self.h, self.padding[0]),
             counts(self.q, self.stride[1], self.s, self.w, self.padding[1]),
         )
+
+
+class BlockGeometry(NamedTuple):
+    """A convolution and the max pooling of its result."""
+
+    conv: Conv2dGeometry
+    pool: Pool2dGeometry
+
+
+class ChainGeometry(NamedTuple):
+    """Fully connected layers, each taking the results of the one before.
+
+    Attributes:
+        n: rows of the input.
+        sizes: features of the input, and results of each layer.
+        relu: for each layer, whether a ReLU follows.
+    """
+
+    n: int
+    sizes: tuple[int, ...]
+    relu: tuple[bool, ...]

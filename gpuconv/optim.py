@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuconv import backends
-from gpuconv.autograd import Tensor, backend_of
+from gpuconv.autograd import Tensor, overwrite, to_array
 from gpuconv.backends import Backend
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
@@ -43,7 +44,7 @@ class Optimizer:
         self.lr = _at_least_zero(self, "lr", lr)
         self.steps = 0
         self._arrays: list[dict[str, Any]] = [
-            {slot: backend_of(param).xp.zeros_like(param.data) for slot in self.slots} for param in self.params
+            {slot: _zeros_like(param.data) for slot in self.slots} for param in self.params
         ]
 
     def zero_grad(self) -> None:
@@ -57,11 +58,24 @@ class Optimizer:
         updates: dict[type, list[tuple[Any, ...]]] = {}  # by the kind of array: a network may lie on two devices
         for param, arrays in zip(self.params, self._arrays, strict=True):
             if param.grad is not None:
+                for slot, array in arrays.items():
+                    if type(array) is not type(param.data):  # the parameters have been moved since
+                        arrays[slot] = _zeros_like(param.data)
+                        overwrite(arrays[slot], array)
                 update = (param.data, param.grad.data, *arrays.values())
                 updates.setdefault(type(param.data), []).append(update)
         for of_a_kind in updates.values():
-            params, *others = zip(*of_a_kind, strict=True)
-            self._update(backends.current(params[0]), params, *others)
+            self._update_kind(of_a_kind)
+            backends.current(of_a_kind[0][0]).repeat(functools.partial(self._again, of_a_kind))
+
+    def _again(self, updates: list[tuple[Any, ...]]) -> None:
+        """Another step with the same arrays: what a captured step does before each repetition."""
+        self.steps += 1
+        self._update_kind(updates)
+
+    def _update_kind(self, updates: list[tuple[Any, ...]]) -> None:
+        params, *others = zip(*updates, strict=True)
+        self._update(backends.current(params[0]), params, *others)
 
     def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
         raise NotImplementedError
@@ -96,7 +110,14 @@ class Optimizer:
                 )
         self.lr, self.steps = float(state["lr"]), int(state["steps"])
         for name, array in own.items():
-            array[...] = state[name]
+            overwrite(array, to_array(state[name]))
+
+
+def _zeros_like(array: Any) -> Any:
+    """Zeros where the array is, host or device."""
+    zeros = array.copy()
+    zeros[...] = 0
+    return zeros
 
 
 def _at_least_zero(optimizer: Optimizer, name: str, value: float) -> float:

@@ -42,7 +42,7 @@ import numpy as np
 
 from gpuconv import backends, optim, storage
 from gpuconv import functional as F
-from gpuconv.autograd import Tensor, no_grad
+from gpuconv.autograd import Tensor, no_grad, to_numpy
 from gpuconv.data import Dataset, InputTransform, batch_count, batch_indices, load_dataset, split
 from gpuconv.models import MODELS, Classifier, build
 from gpuconv.nn.module import evaluating
@@ -92,7 +92,8 @@ def _cross_entropy(logits: Tensor, labels: Any) -> Tensor:
 
 def _half_squared_error(logits: Tensor, labels: Any) -> Tensor:
     one_hot = np.eye(logits.shape[1], dtype=logits.dtype)
-    targets = backends.current(logits.data).asarray(one_hot)[labels]
+    backend = backends.current(logits.data)
+    targets = backend.asarray(one_hot)[backend.asarray(labels)]
     return F.half_squared_error(F.softmax(logits, 1), targets) * (1 / max(1, len(logits)))
 
 
@@ -449,7 +450,7 @@ def evaluate(
         raise ValueError(f"evaluate: loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     if batch_size < 1:
         raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}")
-    labels = np.asarray(labels)
+    labels = to_numpy(labels)
     if labels.dtype.kind not in "iu" and labels.size:
         raise TypeError(f"evaluate: labels must be integers, got {labels.dtype}")
     prepared = model.prepare(images)
@@ -675,9 +676,7 @@ class _Run:
         self.fingerprint = _fingerprint(dataset)
 
         manual_seed(config.seed)
-        self.model = _build(config, dataset)
-        for parameter in self.model.parameters():
-            parameter.data = backend.asarray(parameter.data)
+        self.model = _build(config, dataset).to(backend)
         self.optimizer = OPTIMIZERS[config.optimizer](config, self.model)
 
         training, validation = split(len(dataset.train_images), config.validation_fraction, config.seed)
@@ -821,8 +820,9 @@ class _Run:
 
     def _train_step(self, index: np.ndarray) -> None:
         self.optimizer.lr = self._lr()
-        labels = self.labels[index]
-        logits = self.model(Tensor(self.images[index]))
+        chosen = self.backend.asarray(index)
+        labels = self.labels[chosen]
+        logits = self.model(Tensor(self.images[chosen]))
         loss = LOSSES[self.config.loss](logits, labels)
         value = float(loss)
         if not math.isfinite(value):

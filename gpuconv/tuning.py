@@ -5,6 +5,9 @@ The user's word is, in this order, an argument, :func:`use_variant`, or the envi
 which they are tried, each with its condition and the reason for it; the first whose condition holds and which supports
 the geometry is taken, with its first tiling. The rule is reasoned, not measured: it says why, so that a measurement can
 correct it.
+
+Of a fused operation the last variant is :data:`COMPOSED`: no kernel of its own, but those of its parts one after the
+other. It can be asked for like any other.
 """
 
 from __future__ import annotations
@@ -15,14 +18,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from gpuconv import kernels
-from gpuconv.geometry import Conv2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry
 
-__all__ = ["ENVIRONMENT_VARIABLE", "RULES", "Choice", "Rule", "candidates", "choose", "use_variant"]
+__all__ = ["COMPOSED", "ENVIRONMENT_VARIABLE", "RULES", "Choice", "Rule", "candidates", "choose", "use_variant"]
 
 ENVIRONMENT_VARIABLE = "GPUCONV_VARIANTS"
+#: The variant of a fused operation that runs its parts one after the other.
+COMPOSED = "composed"
 
 _chosen: ContextVar[Mapping[str, tuple[str, Any]]] = ContextVar("gpuconv_variants")
 
@@ -32,7 +38,7 @@ class Rule:
     """When a variant is to be taken.
 
     Attributes:
-        variant: its name in ``kernels.VARIANTS``.
+        variant: its name in ``kernels.VARIANTS``, or ``COMPOSED``.
         when: whether it suits a geometry and an element type ('float32', 'float64').
         reason: the condition in words, and why.
     """
@@ -83,6 +89,20 @@ def _reuses_a_halo(g: Conv2dGeometry, dtype: str) -> bool:
     return g.r * g.s > 1 and g.p * g.q >= 16
 
 
+def _is_small(g: BlockGeometry, dtype: str) -> bool:
+    return not _fills_a_gemm(g.conv, dtype)
+
+
+def _few_rows(g: ChainGeometry, dtype: str) -> bool:
+    return g.n <= 512 and sum(first * second for first, second in pairwise(g.sizes)) <= 2**17
+
+
+_FEW_ROWS = (
+    "at most 512 rows, and 131,072 weights, which each block reads: one launch instead of one or two for each layer; "
+    "for more, cuBLAS reads them less often"
+)
+_COMPOSED = Rule(COMPOSED, _always, "one kernel for each part: they support everything")
+
 #: operation -> what is tried, in this order. What is not listed has one variant, or takes the first of the table.
 RULES: dict[str, tuple[Rule, ...]] = {
     "conv2d": (
@@ -107,7 +127,49 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
         Rule("direct", _always, "supports everything"),
     ),
+    "conv2d_relu_max_pool2d": (
+        Rule("fused", _is_small, "too small for a matrix product's tiles: saves writing and reading the unpooled maps"),
+        _COMPOSED,
+    ),
+    "conv2d_relu_max_pool2d_grad_input": (
+        Rule("gathered", _is_small, "as forward: saves writing and reading the gradient of the unpooled maps"),
+        _COMPOSED,
+    ),
+    "conv2d_relu_max_pool2d_grad_weight": (
+        Rule("sparse", _is_small, "as forward; visits the winners alone, and sums weight and bias in one pass"),
+        _COMPOSED,
+    ),
+    "linear_chain": (Rule("rows", _few_rows, _FEW_ROWS), _COMPOSED),
+    "linear_chain_grad_input": (Rule("rows", _few_rows, _FEW_ROWS), _COMPOSED),
+    "linear_chain_grad_weight": (Rule("tiled", _few_rows, _FEW_ROWS), _COMPOSED),
+    "softmax_cross_entropy_mean": (
+        Rule("one_block", _always, "few logits: losses, their mean and its gradient in one launch instead of several"),
+        _COMPOSED,
+    ),
+    "sgd_update_all": (
+        Rule("one_launch", _always, "a launch for each parameter costs more than the update of a small one"),
+        _COMPOSED,
+    ),
+    "adam_update_all": (
+        Rule("one_launch", _always, "a launch for each parameter costs more than the update of a small one"),
+        _COMPOSED,
+    ),
 }
+
+
+def _names(operation: str) -> tuple[str, ...]:
+    """What may be asked for."""
+    composed = (COMPOSED,) if _COMPOSED in RULES.get(operation, ()) else ()
+    return (*kernels.VARIANTS.get(operation, ()), *composed)
+
+
+def _supports(operation: str, variant: str, geometry: Any) -> Any:
+    """True, or a Refusal."""
+    return variant == COMPOSED or kernels.load(operation, variant).supports(geometry)
+
+
+def _first_tiling(operation: str, variant: str, geometry: Any) -> Any:
+    return None if variant == COMPOSED else kernels.load(operation, variant).tilings(geometry)[0]
 
 
 def _rules(operation: str) -> tuple[Rule, ...]:
@@ -119,14 +181,14 @@ def _rules(operation: str) -> tuple[Rule, ...]:
 
 
 def _checked(operation: str, variant: str, source: str) -> str:
-    """The variant, if the table has it.
+    """The variant, if the table has it, or if it is the composition of a fused operation.
 
     Raises:
         ValueError: it does not; the nearest name is suggested.
     """
     for value, known, what in (
-        (operation, kernels.VARIANTS, "operation"),
-        (variant, kernels.VARIANTS.get(operation, {}), f"variant of {operation}"),
+        (operation, tuple(kernels.VARIANTS), "operation"),
+        (variant, _names(operation), f"variant of {operation}"),
     ):
         if value not in known:
             near = difflib.get_close_matches(value, known, n=1)
@@ -184,17 +246,17 @@ def choose(
     for source, wish in wishes:
         if wish is not None:
             wished, how = wish
-            module = kernels.load(operation, _checked(operation, wished, source))
-            if not (answer := module.supports(geometry)):
+            if not (answer := _supports(operation, _checked(operation, wished, source), geometry)):
                 raise ValueError(f"{operation}: the variant {wished}, asked for by {source}, refuses: {answer}")
-            return Choice(operation, wished, how or module.tilings(geometry)[0], source, "asked for")
+            return Choice(operation, wished, how or _first_tiling(operation, wished, geometry), source, "asked for")
     refusals = []
     for rule in _rules(operation):
-        if not rule.when(geometry, dtype) or rule.variant not in kernels.VARIANTS[operation]:
+        if not rule.when(geometry, dtype) or rule.variant not in _names(operation):
             continue
-        module = kernels.load(operation, rule.variant)
-        if answer := module.supports(geometry):
-            return Choice(operation, rule.variant, module.tilings(geometry)[0], "rule", rule.reason)
+        if answer := _supports(operation, rule.variant, geometry):
+            return Choice(
+                operation, rule.variant, _first_tiling(operation, rule.variant, geometry), "rule", rule.reason
+            )
         refusals.append(f"{rule.variant}: {answer}")
     raise ValueError(f"{operation}: no kernel supports {geometry}: {'; '.join(refusals)}")
 
@@ -204,11 +266,12 @@ def candidates(operation: str, geometry: Any, dtype: str = "float32") -> list[tu
     choice = choose(operation, geometry, dtype)
     rows = []
     for rule in _rules(operation):
-        if rule.variant not in kernels.VARIANTS[operation]:
+        if rule.variant not in _names(operation):
             continue
-        answer = kernels.load(operation, rule.variant).supports(geometry)
+        answer = _supports(operation, rule.variant, geometry)
         if rule.variant == choice.variant:
-            rows.append((rule.variant, f"taken, by {choice.source}: {choice.reason}; {choice.tiling}"))
+            how = "" if choice.tiling is None else f"; {choice.tiling}"
+            rows.append((rule.variant, f"taken, by {choice.source}: {choice.reason}{how}"))
         elif not answer:
             rows.append((rule.variant, f"does not support it: {answer}"))
         elif choice.source != "rule":

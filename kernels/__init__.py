@@ -2,6 +2,8 @@
 
 ``VARIANTS`` is the one table: operation -> variant name -> module name. Tests, benchmarks and tuning iterate it. To add
 a variant, write a module and add its line; it provides what :class:`Variant` lists. ``conv2d_direct`` is the model.
+The function in it that makes the kernel is decorated with ``compiled.specialised``, so that processes after this one
+need not compile it again.
 """
 
 from __future__ import annotations
@@ -28,6 +30,12 @@ VARIANTS: dict[str, dict[str, str]] = {
         "implicit_gemm": "gpuconv.kernels.conv2d_grad_weight_implicit_gemm",
     },
     "conv2d_grad_bias": {"two_stage": "gpuconv.kernels.conv2d_grad_bias"},
+    "conv2d_relu_max_pool2d": {"fused": "gpuconv.kernels.conv2d_relu_max_pool2d"},
+    "conv2d_relu_max_pool2d_grad_input": {"gathered": "gpuconv.kernels.conv2d_relu_max_pool2d_grad_input"},
+    "conv2d_relu_max_pool2d_grad_weight": {"sparse": "gpuconv.kernels.conv2d_relu_max_pool2d_grad_weight"},
+    "linear_chain": {"rows": "gpuconv.kernels.linear_chain"},
+    "linear_chain_grad_input": {"rows": "gpuconv.kernels.linear_chain_grad_input"},
+    "linear_chain_grad_weight": {"tiled": "gpuconv.kernels.linear_chain_grad_weight"},
     "relu": {"elementwise": "gpuconv.kernels.relu"},
     "relu_grad": {"elementwise": "gpuconv.kernels.relu_grad"},
     "max_pool2d": {"direct": "gpuconv.kernels.max_pool2d"},
@@ -36,8 +44,11 @@ VARIANTS: dict[str, dict[str, str]] = {
     "avg_pool2d_grad": {"direct": "gpuconv.kernels.avg_pool2d_grad"},
     "softmax_cross_entropy": {"rowwise": "gpuconv.kernels.softmax_cross_entropy"},
     "softmax_cross_entropy_grad": {"rowwise": "gpuconv.kernels.softmax_cross_entropy_grad"},
+    "softmax_cross_entropy_mean": {"one_block": "gpuconv.kernels.softmax_cross_entropy_mean"},
     "sgd_update": {"elementwise": "gpuconv.kernels.sgd_update"},
+    "sgd_update_all": {"one_launch": "gpuconv.kernels.sgd_update_all"},
     "adam_update": {"elementwise": "gpuconv.kernels.adam_update"},
+    "adam_update_all": {"one_launch": "gpuconv.kernels.adam_update_all"},
 }
 
 

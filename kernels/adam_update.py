@@ -9,7 +9,6 @@ the launch alone.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Launch, aligned, array_type, device_function, fma, jit, unrolled, vector_access
 from gpuconv.kernels.elementwise import Tiling, each, launch_of, supports, tilings, vector_of
 
@@ -36,7 +36,8 @@ class Rule:
     shrink: bool = False
 
 
-def _step(dtype: str, vector: int, rule: Rule) -> Any:
+def step_of(dtype: str, vector: int, rule: Rule) -> Any:
+    """A device function that updates ``vector`` elements: of ``i, param, grad, mean, square`` and the numbers."""
     real = getattr(types, dtype)
     load, load_read_only, store = vector_access(vector)
     has_decay, shrinks = rule.weight_decay, rule.shrink
@@ -85,9 +86,30 @@ def _step(dtype: str, vector: int, rule: Rule) -> Any:
     return step
 
 
-@functools.cache
+def rule_of(*, weight_decay: float, decoupled: bool) -> Rule:
+    """The terms that an update has."""
+    return Rule(weight_decay != 0 and not decoupled, weight_decay != 0 and decoupled)
+
+
+def numbers_of(
+    *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool
+) -> tuple[float, ...]:
+    """What is the same for all elements, as :func:`step_of` takes it: computed here, in double precision."""
+    return (
+        lr / (1 - beta1**step),
+        beta1,
+        beta2,
+        1 - beta1,
+        1 - beta2,
+        math.sqrt(1 - beta2**step),
+        eps,
+        1 - lr * weight_decay if decoupled else weight_decay,
+    )
+
+
+@specialised
 def _kernel(tiling: Tiling, dtype: str, vector: int, rule: Rule) -> Callable[..., None]:
-    work = each(_step(dtype, vector, rule), _step(dtype, 1, rule), tiling.threads, vector)
+    work = each(step_of(dtype, vector, rule), step_of(dtype, 1, rule), tiling.threads, vector)
 
     @jit(launch_bounds=tiling.threads)
     def adam_update(
@@ -156,17 +178,9 @@ def launch(
     Raises:
         ValueError: the arrays are too large for 32-bit offsets.
     """
-    rule = Rule(weight_decay != 0 and not decoupled, weight_decay != 0 and decoupled)
-    # What is the same for all elements is computed here, in double precision.
-    numbers = (
-        lr / (1 - beta1**step),
-        beta1,
-        beta2,
-        1 - beta1,
-        1 - beta2,
-        math.sqrt(1 - beta2**step),
-        eps,
-        1 - lr * weight_decay if decoupled else weight_decay,
+    rule = rule_of(weight_decay=weight_decay, decoupled=decoupled)
+    numbers = numbers_of(
+        step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decoupled=decoupled
     )
     arrays, real = (param, grad, mean, square), param.dtype.type
     for one in launches(shape, tiling, param.dtype, rule=rule, wide=aligned(*arrays)):

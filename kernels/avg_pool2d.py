@@ -12,7 +12,6 @@ pooling, leave most of the threads without work.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     Launch,
     aligned,
@@ -44,7 +44,7 @@ from gpuconv.kernels.pooling import Tiling, divisor, padded, row_vector, support
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
 
 
-@functools.cache
+@specialised
 def _kernel(
     geometry: Pool2dGeometry, threads: int, dtype: str, vector: int, include_padding: bool, override: int | None
 ) -> Callable[..., None]:

@@ -11,7 +11,6 @@ caches serve a gradient to the elements that share it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +18,14 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Launch, array_type, i32, jit, ldg_if, st, u32, uadd, udiv, umul, usub
 from gpuconv.kernels.pooling import Tiling, divisor, supports, tilings, uniform
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
 
 
-@functools.cache
+@specialised
 def _kernel(
     geometry: Pool2dGeometry, threads: int, dtype: str, include_padding: bool, override: int | None
 ) -> Callable[..., None]:

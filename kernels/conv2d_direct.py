@@ -15,7 +15,6 @@ It is the variant for geometries that the others refuse, and the one to compare 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     Answer,
     Launch,
@@ -69,7 +69,7 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     return Tiling(256), Tiling(128), Tiling(64)
 
 
-@functools.cache
+@specialised
 def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at."""
     real = getattr(types, dtype)

@@ -12,7 +12,6 @@ each element is read once.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
@@ -79,7 +79,7 @@ def workspace_size(shape: tuple[int, int, int, int], tiling: Tiling) -> int:
     return tiling.parts * shape[1] if tiling.parts > 1 else 0
 
 
-@functools.cache
+@specialised
 def _kernel(filters: int, plane: int, threads: int, dtype: str, vector: int) -> Callable[..., None]:
     real = getattr(types, dtype)
     vectors = plane // vector

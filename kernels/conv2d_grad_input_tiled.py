@@ -28,7 +28,6 @@ are not finite, a NaN can therefore reach up to a window's width further than by
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +36,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     Answer,
     Launch,
@@ -232,7 +232,7 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     return tuple(tiling for tiling in ranked if cost(tiling) < 4 * cost(ranked[0]))
 
 
-@functools.cache
+@specialised
 def _kernel(
     geometry: Conv2dGeometry, tiling: Tiling, dtype: str, phase: tuple[Phase, Phase], wide: bool
 ) -> Callable[..., None]:

@@ -15,7 +15,6 @@ It is the variant for geometries that the others refuse, and the one to compare 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
@@ -91,7 +91,7 @@ def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
     return tiling.parts * _elements(geometry) if tiling.parts > 1 else 0
 
 
-@functools.cache
+@specialised
 def _kernel(geometry: Conv2dGeometry, threads: int, dtype: str) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at."""
     real = getattr(types, dtype)

@@ -21,7 +21,6 @@ Expected bottleneck: multiply-adds, where filters and columns fill the tile; els
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
@@ -179,7 +179,7 @@ def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
     return tiling.parts * _elements(geometry) if tiling.parts > 1 else 0
 
 
-@functools.cache
+@specialised
 def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number and parts: ``n`` and ``parts`` are not looked at."""
     real = getattr(types, dtype)

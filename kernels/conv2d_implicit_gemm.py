@@ -31,7 +31,6 @@ Expected bottleneck: multiply-adds, 86 % of the instructions of the main loop of
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +39,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MAX_ELEMENTS,
     MULTIPROCESSORS,
@@ -202,7 +202,7 @@ def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
     return tiling.parts * geometry.n * geometry.k * geometry.p * geometry.q if tiling.parts > 1 else 0
 
 
-@functools.cache
+@specialised
 def _kernel(
     geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, relu: bool, wide: bool
 ) -> Callable[..., None]:
@@ -457,7 +457,7 @@ def _kernel(
     return conv2d_implicit_gemm
 
 
-@functools.cache
+@specialised
 def _reduction(geometry: Conv2dGeometry, parts: int, dtype: str, has_bias: bool, relu: bool) -> Callable[..., None]:
     """The second kernel: one thread adds up the parts of one output."""
     real = getattr(types, dtype)

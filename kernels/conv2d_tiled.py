@@ -32,6 +32,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
@@ -214,7 +215,7 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     return tuple(sorted(_choices(dataclasses.replace(geometry, n=1)), key=lambda tiling: _cost(geometry, tiling)))
 
 
-@functools.cache
+@specialised
 def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, wide: bool) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 

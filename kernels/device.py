@@ -92,8 +92,20 @@ class Launch:
     shared_bytes: int = 0
 
     def __call__(self, stream: Any, *arguments: Any) -> None:
-        """Launch it."""
-        self.kernel[self.grid, self.block, stream, self.shared_bytes](*arguments)
+        """Launch it, or note it inside of :func:`recording`."""
+        if _recorded is not None:
+            _recorded.append((self, arguments))
+            return
+        self.configured(stream)(*arguments)
+
+    def configured(self, stream: Any) -> Any:
+        """The kernel with its launch configuration; what it is called with are its arguments."""
+        # Numba warns of fewer than 128 blocks, which a small image needs no more of: nothing that a user could change.
+        warned, config.CUDA_LOW_OCCUPANCY_WARNINGS = config.CUDA_LOW_OCCUPANCY_WARNINGS, 0
+        try:
+            return self.kernel[self.grid, self.block, stream, self.shared_bytes]
+        finally:
+            config.CUDA_LOW_OCCUPANCY_WARNINGS = warned
 
     def ptx(self, cc: tuple[int, int] | tuple[int, int, str]) -> str:
         """Compile for a compute capability such as ``(8, 0)`` or ``(9, 0, "a")``; needs NVVM, but no GPU."""
@@ -110,6 +122,20 @@ class Launch:
         kernel, signature = self.kernel.py_func, self.signature
         with _pretended_device(cc):
             return cuda.compile(kernel, signature, device=False, cc=cc, abi="numba", output=output, **taken)[0]
+
+
+_recorded: list[tuple[Launch, tuple[Any, ...]]] | None = None
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[tuple[Launch, tuple[Any, ...]]]]:
+    """Inside of the ``with`` block launches are noted instead of made: a list of them, each with its arguments."""
+    global _recorded
+    outer, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = outer
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from gpuconv.kernels.device import Answer, Launch, device_function, fits_offsets, u32, uadd, udiv, umul
+from gpuconv.kernels.device import Answer, Launch, device_function, fits_offsets, u32, uadd, udiv, umul, usub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +44,17 @@ def vector_of(dtype: Any, wide: bool) -> int:
     return 16 // np.dtype(dtype).itemsize if wide else 1
 
 
-def each(wide_step: Any, step: Any, threads: int, vector: int) -> Any:
+def each(wide_step: Any, step: Any, threads: int, vector: int, *, first_block: int = 0) -> Any:
     """A device function of ``(elements, *arguments)``: what a thread does.
 
-    ``wide_step(i, *arguments)`` is called for ``vector`` elements from i on, ``step`` for one that is left over.
+    ``wide_step(i, *arguments)`` is called for ``vector`` elements from i on, ``step`` for one that is left over. The
+    blocks from ``first_block`` on do the work.
     """
 
     @device_function
     def thread_work(elements: Any, *arguments: Any) -> None:
-        thread = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        block = usub(u32(cuda.blockIdx.x), first_block)
+        thread = uadd(umul(block, threads), u32(cuda.threadIdx.x))
         whole = udiv(elements, vector)
         if thread < whole:
             wide_step(umul(thread, vector), *arguments)
@@ -64,7 +66,11 @@ def each(wide_step: Any, step: Any, threads: int, vector: int) -> Any:
     return thread_work
 
 
+def blocks_of(elements: int, tiling: Tiling, vector: int) -> int:
+    """Blocks for so many elements."""
+    return -(-(elements // vector + elements % vector) // tiling.threads)
+
+
 def launch_of(kernel: Any, signature: tuple[Any, ...], elements: int, tiling: Tiling, vector: int) -> Launch:
     """The launch for so many elements."""
-    threads = elements // vector + elements % vector
-    return Launch(kernel, signature, (-(-threads // tiling.threads), 1, 1), (tiling.threads, 1, 1))
+    return Launch(kernel, signature, (blocks_of(elements, tiling, vector), 1, 1), (tiling.threads, 1, 1))

@@ -12,7 +12,6 @@ pooling, leave most of the threads without work.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +19,11 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     Launch,
     aligned,
     array_type,
-    device_function,
     i32,
     iadd,
     imul,
@@ -40,7 +39,7 @@ from gpuconv.kernels.device import (
     umul,
     usub,
 )
-from gpuconv.kernels.pooling import Tiling, padded, row_vector, supports, tilings
+from gpuconv.kernels.pooling import Tiling, keeping_larger, padded, row_vector, supports, tilings
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
 
@@ -49,7 +48,7 @@ def _offset_type(geometry: Pool2dGeometry) -> str:
     return "uint8" if geometry.r * geometry.s <= 256 else "int32"
 
 
-@functools.cache
+@specialised
 def _kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at."""
     real, offset_type = getattr(types, dtype), getattr(types, _offset_type(geometry))
@@ -58,15 +57,7 @@ def _kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int) -> 
     (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
     top, left = geometry.padding[0][0], geometry.padding[1][0]
     guarded, lowest = padded(geometry), float("-inf")
-
-    @device_function
-    def keep_larger(best: Any, winner: Any, value: Any, tap: Any, inside: bool) -> Any:
-        # A NaN is not equal to itself: it wins, and no later number is larger.
-        wins = (value > best) | (value != value)
-        if guarded:
-            # The first element inside wins even if it is -inf; padding never does.
-            wins = inside & (wins | (winner < 0))
-        return value if wins else best, tap if wins else winner
+    keep_larger = keeping_larger(guarded=guarded)
 
     @jit(launch_bounds=threads)
     def max_pool2d(x: Any, out: Any, winners: Any, windows: Any) -> None:

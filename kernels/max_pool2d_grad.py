@@ -15,7 +15,6 @@ windows overlap, the loads of the winners, which the caches serve.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry, effective
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     Launch,
     aligned,
@@ -54,7 +54,7 @@ def _cells(geometry: Pool2dGeometry) -> tuple[int, int]:
     return -(-(geometry.h + top) // geometry.stride[0]), -(-(geometry.w + left) // geometry.stride[1])
 
 
-@functools.cache
+@specialised
 def _cell_kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int) -> Callable[..., None]:
     """For windows that do not overlap; ``geometry.n`` and ``c`` are not looked at."""
     real = getattr(types, dtype)
@@ -93,7 +93,7 @@ def _cell_kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int
     return max_pool2d_grad_apart
 
 
-@functools.cache
+@specialised
 def _gather_kernel(geometry: Pool2dGeometry, threads: int, dtype: str) -> Callable[..., None]:
     """For windows that overlap; ``geometry.n`` and ``c`` are not looked at."""
     real = getattr(types, dtype)

@@ -10,28 +10,27 @@ Shared bytes: 1024 (float32). Expected bottleneck: the latency of the loads, as 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from numba import cuda, types
 
-from gpuconv.kernels.device import Launch, array_type, jit, ld, ldg, st, u32, uadd, umul
+from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.device import Launch, array_type, device_function, jit, ld, ldg, st, u32, uadd, umul, usub
 
 #: Elements a block, and threads that share an element.
 COLUMNS, ROWS = 32, 8
 _THREADS = COLUMNS * ROWS
 
 
-@functools.cache
-def _kernel(dtype: str) -> Callable[..., None]:
+def _summing(dtype: str) -> Any:
+    """A device function of (workspace, elements, parts): the sum of the thread's element, in the threads of row 0."""
     real = getattr(types, dtype)
 
-    @jit(launch_bounds=_THREADS)
-    def sum_parts(workspace: Any, out: Any, elements: Any, parts: Any) -> None:
+    @device_function
+    def summed(workspace: Any, elements: Any, parts: Any) -> Any:
         sums = cuda.shared.array(_THREADS, real)
         column, row = u32(cuda.threadIdx.x), u32(cuda.threadIdx.y)
-        slot = uadd(umul(row, COLUMNS), column)
         element = uadd(umul(u32(cuda.blockIdx.x), COLUMNS), column)
         total = real(0)
         if element < elements:
@@ -41,20 +40,60 @@ def _kernel(dtype: str) -> Callable[..., None]:
                 total += ldg(workspace, offset)
                 offset = uadd(offset, umul(u32(elements), ROWS))
                 part = uadd(part, ROWS)
-        st(sums, slot, total)
+        st(sums, uadd(umul(row, COLUMNS), column), total)
         cuda.syncthreads()
-        if (row == 0) & (element < elements):
+        if row == 0:
             for other in range(1, ROWS):
                 total += ld(sums, uadd(column, other * COLUMNS))
+        return total
+
+    return summed
+
+
+@specialised
+def _kernel(dtype: str) -> Callable[..., None]:
+    summed = _summing(dtype)
+
+    @jit(launch_bounds=_THREADS)
+    def sum_parts(workspace: Any, out: Any, elements: Any, parts: Any) -> None:
+        total = summed(workspace, elements, parts)
+        element = uadd(umul(u32(cuda.blockIdx.x), COLUMNS), u32(cuda.threadIdx.x))
+        if (cuda.threadIdx.y == 0) & (element < elements):
             st(out, element, total)
 
     return sum_parts
+
+
+@specialised
+def _kernel_of_two(dtype: str) -> Callable[..., None]:
+    summed = _summing(dtype)
+
+    @jit(launch_bounds=_THREADS)
+    def sum_parts_of_two(workspace: Any, first: Any, second: Any, split: Any, elements: Any, parts: Any) -> None:
+        total = summed(workspace, elements, parts)
+        element = uadd(umul(u32(cuda.blockIdx.x), COLUMNS), u32(cuda.threadIdx.x))
+        if (cuda.threadIdx.y == 0) & (element < elements):
+            if element < split:
+                st(first, element, total)
+            else:
+                st(second, usub(element, u32(split)), total)
+
+    return sum_parts_of_two
 
 
 def reduction(elements: int, dtype: str) -> Launch:
     """The launch that takes ``workspace, out, elements, parts`` and writes ``out[i] = Σ workspace[part, i]``."""
     signature = (array_type(dtype),) * 2 + (types.int64,) * 2
     return Launch(_kernel(dtype), signature, (-(-elements // COLUMNS), 1, 1), (COLUMNS, ROWS, 1))
+
+
+def reduction_of_two(first: int, second: int, dtype: str) -> Launch:
+    """The launch that takes ``workspace, first_out, second_out, first, elements, parts``.
+
+    A row of the workspace has ``first`` elements of the one result, then those of the other.
+    """
+    signature = (array_type(dtype),) * 3 + (types.int64,) * 3
+    return Launch(_kernel_of_two(dtype), signature, (-(-(first + second) // COLUMNS), 1, 1), (COLUMNS, ROWS, 1))
 
 
 def first_target(out: Any, workspace: Any, size: int, *, op: str) -> Any:

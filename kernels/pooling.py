@@ -49,6 +49,24 @@ def row_vector(geometry: Pool2dGeometry, dtype: str, wide: bool) -> int:
     return s if wide and whole and s in (2, 4) and s * np.dtype(dtype).itemsize <= 16 else 1
 
 
+def keeping_larger(*, guarded: bool) -> Any:
+    """A device function of ``(best, winner, value, tap, inside)`` that gives the new ``best, winner``.
+
+    It is called for the taps of a window in order, beginning with -inf and the winner -1, or 0 if the window is not
+    ``guarded``: then every tap is taken to be inside.
+    """
+
+    def keep_larger(best: Any, winner: Any, value: Any, tap: Any, inside: bool) -> Any:
+        # A NaN is not equal to itself: it wins, and no later number is larger.
+        wins = (value > best) | (value != value)
+        if guarded:
+            # The first element inside wins even if it is -inf; padding never does.
+            wins = inside & (wins | (winner < 0))
+        return value if wins else best, tap if wins else winner
+
+    return device_function(keep_larger)
+
+
 def uniform(geometry: Pool2dGeometry, include_padding: bool, override: int | None) -> bool:
     """Whether an average divides every window by the same number."""
     rows, columns = geometry.window_counts(include_padding=include_padding)

@@ -6,7 +6,6 @@ full occupancy. Expected bottleneck: memory bandwidth; an element is read once a
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Launch, aligned, array_type, device_function, jit, unrolled, vector_access
 from gpuconv.kernels.elementwise import Tiling, each, launch_of, supports, tilings, vector_of
 
@@ -41,7 +41,7 @@ def _step(dtype: str, vector: int) -> Any:
     return step
 
 
-@functools.cache
+@specialised
 def _kernel(tiling: Tiling, dtype: str, vector: int) -> Callable[..., None]:
     work = each(_step(dtype, vector), _step(dtype, 1), tiling.threads, vector)
 

@@ -8,7 +8,6 @@ parameter. Small parameters cost the launch alone.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Launch, aligned, array_type, device_function, fma, jit, unrolled, vector_access
 from gpuconv.kernels.elementwise import Tiling, each, launch_of, supports, tilings, vector_of
 
@@ -37,7 +37,8 @@ class Rule:
     weight_decay: bool = False
 
 
-def _step(dtype: str, vector: int, rule: Rule) -> Any:
+def step_of(dtype: str, vector: int, rule: Rule) -> Any:
+    """A device function that updates ``vector`` elements: of ``i, param, grad, velocity`` and the numbers."""
     real = getattr(types, dtype)
     load, load_read_only, store = vector_access(vector)
     has_momentum, nesterov, has_decay = rule.momentum, rule.nesterov, rule.weight_decay
@@ -72,9 +73,19 @@ def _step(dtype: str, vector: int, rule: Rule) -> Any:
     return step
 
 
-@functools.cache
+def rule_of(*, has_velocity: bool, weight_decay: float, nesterov: bool) -> Rule:
+    """The terms that an update has."""
+    return Rule(has_velocity, nesterov, weight_decay != 0)
+
+
+def numbers_of(*, lr: float, momentum: float, dampening: float, weight_decay: float) -> tuple[float, ...]:
+    """What the formula takes that is the same for all elements, as :func:`step_of` takes it."""
+    return lr, momentum, 1 - dampening, weight_decay
+
+
+@specialised
 def _kernel(tiling: Tiling, dtype: str, vector: int, rule: Rule) -> Callable[..., None]:
-    work = each(_step(dtype, vector, rule), _step(dtype, 1, rule), tiling.threads, vector)
+    work = each(step_of(dtype, vector, rule), step_of(dtype, 1, rule), tiling.threads, vector)
 
     @jit(launch_bounds=tiling.threads)
     def sgd_update(
@@ -129,9 +140,9 @@ def launch(
     Raises:
         ValueError: the arrays are too large for 32-bit offsets.
     """
-    rule = Rule(velocity is not None, nesterov, weight_decay != 0)
+    rule = rule_of(has_velocity=velocity is not None, weight_decay=weight_decay, nesterov=nesterov)
     # A kernel without momentum does not look at its third array.
     arrays, real = (param, grad, param if velocity is None else velocity), param.dtype.type
-    numbers = (real(lr), real(momentum), real(1 - dampening), real(weight_decay))
+    numbers = numbers_of(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
     for one in launches(shape, tiling, param.dtype, rule=rule, wide=aligned(*arrays)):
-        one(stream, *(array.reshape(-1) for array in arrays), *numbers, param.size)
+        one(stream, *(array.reshape(-1) for array in arrays), *(real(number) for number in numbers), param.size)

@@ -11,7 +11,6 @@ bandwidth; a probability is read and a gradient written.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
+from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, jit, ldg, st, u32, uadd, udiv, umul, usub
 from gpuconv.kernels.rowwise import Tiling, meeting, tilings
 
@@ -30,7 +30,7 @@ def supports(shape: tuple[int, int]) -> Answer:
     return fits_offsets(input=math.prod(shape))
 
 
-@functools.cache
+@specialised
 def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths: bool) -> Callable[..., None]:
     real = getattr(types, dtype)
     threads, lanes = tiling.threads, tiling.lanes

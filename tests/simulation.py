@@ -24,7 +24,7 @@ _seeds = itertools.count()
 
 
 def run(module: Any, inputs: Any, results: Any, geometry: Any, tiling: Any, **options: Any) -> Any:
-    """Launch a variant on arrays, `results` last; give the trace's report.
+    """Launch a variant on arrays, `results` last, each an array or a list of them; give the trace's report.
 
     The trace finds no fault, and each element of the results is written once. The workspace begins as NaN: what is read
     of it has been written. Threads and blocks run in another order each time.
@@ -37,7 +37,7 @@ def run(module: Any, inputs: Any, results: Any, geometry: Any, tiling: Any, **op
         module.launch(*inputs, *results, geometry, tiling, None, **options)
     if report.launches:
         assert report.clean, f"{tiling}: {report}"
-    for result in results:
+    for result in (array for one in results for array in (one if isinstance(one, list) else [one])):
         if result.size:
             np.testing.assert_array_equal(report.writes(result), 1, err_msg=str(tiling))
     triples.add((module.__name__, tiling, geometry))

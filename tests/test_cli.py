@@ -311,7 +311,8 @@ def test_info_says_why_a_backend_is_missing(capsys, monkeypatch):
     _, out, _ = outcome(capsys, "info")
     assert f"gpuconv         {gpuconv.__version__}" in out
     for name, why_not in gpuconv.backends.available().items():
-        assert re.search(rf"^  {name} +{re.escape(why_not or 'available')}$", out, re.MULTILINE)
+        state = why_not or f"available: {gpuconv.backends.get(name).describe()}"
+        assert re.search(rf"^  {name} +{re.escape(state)}$", out, re.MULTILINE)
     assert re.search(r"^  taken +numpy \(GPUCONV_BACKEND=numpy\)$", out, re.MULTILINE)
     assert re.search(r"^  cli +installed$", out, re.MULTILINE)
     monkeypatch.setenv("GPUCONV_BACKEND", "nunpy")

@@ -63,6 +63,26 @@ def test_pooling_activation_and_loss():
             assert_same(lambda x, o=options: F.cross_entropy(x, labels, **o), logits, **tolerance)  # noqa: B023
 
 
+def test_chains_of_fully_connected_layers():
+    """In one launch or composed: the same results, and only the gradients that are asked for."""
+    rng = np.random.default_rng(3)
+    shapes = ((2, 3, 9), (12, 9), (12,), (5, 12), (4, 5), (4,))
+    x, w1, b1, w2, w3, b3 = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+
+    def chain(x, w1, b1, w2, w3, b3):
+        return F.linear_chain(x, [w1, w2, w3], [b1, None, b3], [True, False, True])
+
+    assert_same(chain, x, w1, b1, w2, w3, b3)
+    for operation in (operation for operation in VARIANTS if operation.startswith("linear_chain")):
+        with tuning.use_variant(operation, "composed"):
+            assert_same(chain, x, w1, b1, w2, w3, b3)
+    with gpuconv.use_backend("cuda"):
+        frozen, trained = Tensor(w1), Tensor(w2, requires_grad=True)
+        F.linear_chain(x, [frozen, trained], [None, None], [True, False]).sum().backward()
+        np.testing.assert_allclose(trained.grad.numpy()[0], F.relu(x @ w1.T).sum((0, 1)), rtol=1e-5)
+        assert frozen.grad is None
+
+
 @pytest.mark.slow
 def test_three_steps_of_lenet():
     """Three training steps give the NumPy backend's losses to 1e-5 and its gradients to 1e-4, relative."""
@@ -134,14 +154,58 @@ def test_a_label_out_of_range_is_named():
     """The kernel cannot raise; the backend reads its flag and raises for it, naming the label."""
     with gpuconv.use_backend("cuda"), pytest.raises(ValueError, match=r"target\[1\] is 4, but input has 4 classes"):
         F.cross_entropy(np.zeros((3, 4), np.float32), np.array([0, 4, 9]))
+    with gpuconv.use_backend("cuda"), pytest.raises(ValueError, match=r"target\[2\] is -1, but input has 4 classes"):
+        F.cross_entropy(Tensor(np.zeros((3, 4), np.float32), requires_grad=True), np.array([0, 3, -1]))
+
+
+def test_a_loss_may_be_differentiated_twice():
+    """What the loss kernel has found of the gradient serves every backward, whatever was done to the first result."""
+    with gpuconv.use_backend("cuda"):
+        logits = Tensor(np.array([[1, 2], [3, 0]], np.float32), requires_grad=True)
+        loss = F.cross_entropy(logits, np.array([0, 1]))
+        loss.backward(retain_graph=True)
+        first = logits.grad.numpy().copy()
+        logits.grad.data[...] = 77
+        logits.grad = None
+        loss.backward(np.float32(3))
+        np.testing.assert_allclose(logits.grad.numpy(), 3 * first, rtol=1e-6)
 
 
 def test_every_operation_of_the_table_is_a_primitive():
-    """The table speaks of primitives, and the rules of variants that the table has."""
-    assert set(VARIANTS) <= backends.Backend.__abstractmethods__
+    """The table speaks of primitives or parts of one, and the rules of variants that there are; one fits always."""
+    for operation in VARIANTS:
+        assert any(operation in (name, f"{name}_input", f"{name}_weight") for name in dir(backends.Backend))
     for operation, rules in tuning.RULES.items():
-        assert {rule.variant for rule in rules} <= set(VARIANTS[operation])
-        assert rules[-1].variant == "direct"
+        assert {rule.variant for rule in rules} <= {*VARIANTS[operation], tuning.COMPOSED}
+        assert rules[-1].variant in (tuning.COMPOSED, "direct")
+
+
+def test_a_fused_block():
+    """Fused, composed, or partly so: the same results, and only the gradients that are asked for."""
+    rng = np.random.default_rng(2)
+    x, w, b = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 9, 8), (4, 3, 3, 3), (4,)))
+
+    def block(x, w, b):
+        return F.conv2d_relu_max_pool2d(x, w, b, padding=1, kernel_size=3, pool_stride=2, ceil_mode=True)
+
+    assert_same(block, x, w, b)
+    fused = gradients("cuda", block, x, w, b)
+    operations = [operation for operation in VARIANTS if operation.startswith("conv2d_relu_max_pool2d")]
+    for operation in operations:
+        with tuning.use_variant(operation, "composed"):
+            for ours, theirs in zip(gradients("cuda", block, x, w, b), fused, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    # A stride of the convolution leaves one of the three to the composition; groups all of them.
+    assert_same(lambda x, w: F.conv2d_relu_max_pool2d(x, w, stride=2, kernel_size=2), x, w)
+    assert_same(lambda x, w: F.conv2d_relu_max_pool2d(x, w, groups=3, kernel_size=2), x, w[:3, :1])
+    with gpuconv.use_backend("cuda"):
+        weight = Tensor(w, requires_grad=True)
+        F.conv2d_relu_max_pool2d(Tensor(x), weight, Tensor(b), kernel_size=2).sum().backward()
+        assert weight.grad is not None
+        model = gpuconv.nn.Sequential(gpuconv.nn.Conv2d(1, 2, 3), gpuconv.nn.ReLU(), gpuconv.nn.MaxPool2d(2))
+        text = str(gpuconv.explain(model, (1, 1, 6, 6), training=True))
+    for line in ("fused: taken, by rule", "input, gathered: taken", "weight, sparse: taken", "composed: comes after"):
+        assert line in text
 
 
 def test_the_users_word_counts_more_than_the_rule(monkeypatch):

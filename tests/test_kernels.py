@@ -1,7 +1,7 @@
 """Every kernel variant, in every tiling, on every geometry: right, and clean under the simulator's trace.
 
 The table `gpuconv.kernels.VARIANTS` says what there is. A new variant is tested as soon as it stands there; a new
-operation needs an entry in `OPERATIONS`, here or in `test_gradient_kernels.py` or `test_pointwise_kernels.py`.
+operation needs an entry in `OPERATIONS`, here or in the other files of kernels: gradient, block, pointwise.
 """
 
 from __future__ import annotations

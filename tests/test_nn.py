@@ -295,3 +295,46 @@ def test_explain_shows_what_runs():
     with gpuconv.use_backend(Fusing()):
         (step,) = gpuconv.explain(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), (2, 1, 8, 8)).steps
     assert step.primitive == "conv2d_relu"
+
+
+def test_fully_connected_layers_run_as_one():
+    """Linear layers in a row, with or without ReLU behind each, are one block, with the results of their parts."""
+    layers = [
+        nn.Linear(5, 4),
+        nn.ReLU(),
+        nn.Linear(4, 3, bias=False),
+        nn.Linear(3, 2),
+        nn.ReLU(),
+        nn.Tanh(),
+        nn.Linear(2, 2),
+    ]
+    model = nn.Sequential(*layers)
+    assert [len(block) for block in model.blocks()] == [5, 1, 1]
+    x = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
+    y = step = Tensor(x, requires_grad=True)
+    for layer in layers:
+        step = layer(step)
+    step.sum().backward()
+    expected = [y.grad.numpy(), *(parameter.grad.numpy() for parameter in model.parameters())]
+    for parameter in model.parameters():
+        parameter.grad = None
+    together = Tensor(x, requires_grad=True)
+    result = model(together)
+    np.testing.assert_allclose(result.numpy(), step.numpy(), rtol=1e-6)
+    result.sum().backward()
+    ours = [together.grad.numpy(), *(parameter.grad.numpy() for parameter in model.parameters())]
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_what_linear_chain_refuses():
+    """Layers that do not fit to each other, and lists that do not."""
+    x, w = np.zeros((2, 3), np.float32), np.zeros((4, 3), np.float32)
+    with pytest.raises(ValueError, match=r"weights\[1\] has 3 input features, but the layer before it gives 4"):
+        F.linear_chain(x, [w, w], [None, None], [True, True])
+    with pytest.raises(ValueError, match=r"linear_chain: weight has 3 input features, but input has shape \(2, 2\)"):
+        F.linear_chain(x[:, :2], [w], [None], [True])
+    with pytest.raises(ValueError, match="one element a layer, got 1, 2 and 1"):
+        F.linear_chain(x, [w], [None, None], [True])
+    with pytest.raises(ValueError, match="one element a layer, got 0, 0 and 0"):
+        F.linear_chain(x, [], [], [])

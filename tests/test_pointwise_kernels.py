@@ -8,8 +8,10 @@ import cases
 import numpy as np
 import pytest
 import reference
+import test_block_kernels
 import test_gradient_kernels
 import test_kernels
+import test_linear_kernels
 from simulation import TOLERANCE, run
 
 from gpuconv.backends.numpy_backend import NumpyBackend
@@ -28,8 +30,11 @@ OPERATIONS = {
     "avg_pool2d_grad",
     "softmax_cross_entropy",
     "softmax_cross_entropy_grad",
+    "softmax_cross_entropy_mean",
     "sgd_update",
+    "sgd_update_all",
     "adam_update",
+    "adam_update_all",
 }
 NO_WRONG_LABEL = np.iinfo(np.int32).max
 
@@ -44,8 +49,9 @@ def nothing(shape, dtype):
 
 
 def test_every_operation_is_tested():
-    """What stands in the table of kernels is run by one of the three files."""
-    assert {*VARIANTS} == {*test_kernels.OPERATIONS, *test_gradient_kernels.OPERATIONS, *OPERATIONS}
+    """What stands in the table of kernels is run by one of the five files."""
+    others = test_kernels, test_gradient_kernels, test_block_kernels, test_linear_kernels
+    assert {*VARIANTS} == OPERATIONS.union(*(other.OPERATIONS for other in others))
 
 
 # -- element by element ------------------------------------------------------------------------------------------------
@@ -125,6 +131,45 @@ def test_optimizers(operation, options, dtype, aligned):
         wanted = [expected[0], *(array for array in expected[2:] if array is not None)]
         for ours, theirs in zip(written, wanted, strict=True):
             np.testing.assert_allclose(ours, theirs, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
+@pytest.mark.parametrize(
+    ("operation", "options"), [("sgd_update", o) for o in SGD] + [("adam_update", o) for o in ADAM], ids=str
+)
+def test_optimizers_of_all_parameters(operation, options, aligned):
+    """Every parameter is updated as by a launch of its own, bit for bit, whatever stands before and behind it."""
+    rng = np.random.default_rng(1)
+    # Of several blocks, of less than one, of nothing; more than a launch takes.
+    sizes = (1031, 1, 0, 5, 128, 700, *range(2, 18))
+    arrays = [[elements(rng, size + 1, np.float32, aligned=True)[:size] for size in sizes] for _ in range(4)]
+    has_state = operation == "adam_update" or options["momentum"] != 0
+    groups = [*arrays[:2], arrays[2] if has_state else [None] * len(sizes)]
+    if operation == "adam_update":
+        groups.append([np.abs(array) for array in arrays[3]])
+    for one, module in itertools.product(modules(operation), modules(f"{operation}_all")):
+        expected = [[_copy(array, aligned=True) for array in group] for group in groups]
+        for parts in zip(*expected, strict=True):
+            if parts[0].size:
+                one.launch(*parts, parts[0].shape, one.tilings(parts[0].shape)[0], **options)
+        terms = {name: options[name] for name in ("weight_decay", "nesterov", "decoupled") if name in options}
+        given = {name: value for name, value in options.items() if name != "nesterov"}
+        numbers = np.array(module.numbers_of(**given), np.float32)
+        for tiling in module.tilings(sizes):
+            ours = [[_copy(array, aligned=aligned) for array in group] for group in groups]
+            run(module, (*ours, numbers), (), sizes, tiling, **terms)
+            for group, wanted in zip(ours, expected, strict=True):
+                for array, right in zip(group, wanted, strict=True):
+                    np.testing.assert_array_equal(array, right)
+
+
+def _copy(array, *, aligned):
+    """A copy that begins at a multiple of 16 bytes, or does not; None stays None."""
+    if array is None:
+        return None
+    copy = np.empty(array.size + 1, array.dtype)[0 if aligned else 1 :][: array.size]
+    copy[...] = array
+    return copy
 
 
 # -- windows -----------------------------------------------------------------------------------------------------------
@@ -296,6 +341,47 @@ def test_softmax_cross_entropy(shape, weighted, label_smoothing, dtype):
             np.testing.assert_allclose(out, reference.cross_entropy_grad(grad, *arguments), **TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize("shape", [(1, 1), (6, 3), (37, 10), (3, 70)], ids=str)
+def test_softmax_cross_entropy_mean(shape, weighted, label_smoothing, dtype):
+    """The mean and its gradient are the reference's; ignored rows count for nothing."""
+    rng = np.random.default_rng(6)
+    logits, labels = (3 * rng.standard_normal(shape)).astype(dtype), rng.integers(0, shape[1], shape[0])
+    if shape[0] > 1:
+        labels[[0, -1]] = -100
+    weight = (0.5 + rng.random(shape[1])).astype(dtype) if weighted else None
+    arguments = (logits, labels, weight, -100, "mean", label_smoothing)
+    options = {"ignore_index": -100, "label_smoothing": label_smoothing}
+    for module in modules("softmax_cross_entropy_mean"):
+        for tiling in module.tilings(shape):
+            wrong = nothing(1, np.int32)
+            loss, out = nothing(1, dtype), nothing(shape, dtype)
+            run(_Labelled(module, wrong), (logits, labels, weight), (loss, out), shape, tiling, **options)
+            np.testing.assert_allclose(loss[0], reference.cross_entropy(*arguments), **TOLERANCE[dtype])
+            gradient = reference.cross_entropy_grad(np.array(1.0), *arguments)
+            np.testing.assert_allclose(out, gradient, **TOLERANCE[dtype])
+            assert wrong[0] == NO_WRONG_LABEL
+
+
+def test_a_mean_of_nothing_and_of_wrong_labels():
+    """Without a row that counts the mean is NaN and gradients zero; of wrong labels the first row is told."""
+    options = {"ignore_index": 1, "label_smoothing": 0.0}
+    for labels, first_wrong in (([1, 1], NO_WRONG_LABEL), ([], NO_WRONG_LABEL), ([0, 1, 7, -1], 2)):
+        labels = np.array(labels, np.int64)
+        logits = np.ones((len(labels), 3), np.float32)
+        for module in modules("softmax_cross_entropy_mean"):
+            wrong = nothing(1, np.int32)
+            loss, out = nothing(1, np.float32), nothing(logits.shape, np.float32)
+            tiling = module.tilings(logits.shape)[0]
+            run(_Labelled(module, wrong), (logits, labels, None), (loss, out), logits.shape, tiling, **options)
+            assert np.isnan(loss[0])
+            assert wrong[0] == first_wrong
+            np.testing.assert_array_equal(out[(labels != 0)], 0)
+            assert np.isfinite(out).all()
+
+
 class _Labelled:
     """The module, given the array for wrong labels after the two that are written in full."""
 
@@ -346,10 +432,19 @@ def test_labels_that_are_no_classes_are_reported():
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", sorted(OPERATIONS))
+def test_more_logits_than_a_block_takes():
+    """One block does not keep a GPU busy: large batches are refused, and composed."""
+    for module in modules("softmax_cross_entropy_mean"):
+        with pytest.raises(ValueError, match="softmax_cross_entropy_mean: 4096x10 logits are too many for one block"):
+            module.launches((4096, 10), module.tilings((4096, 10))[0], np.float32)
+
+
+@pytest.mark.parametrize("operation", sorted(OPERATIONS - {"softmax_cross_entropy_mean"}))
 def test_empty_and_too_large(operation):
     """Nothing is launched for an empty batch; sizes that need 64-bit offsets are refused, with what would do."""
-    if "pool" in operation:
+    if operation.endswith("_all"):
+        empty, large = (0, 0), (3, 2**31)
+    elif "pool" in operation:
         empty, large = (Pool2dGeometry.of((n, 8, 16, 16), 2) for n in (0, 2**20))
     else:
         empty, large = (0, 2**11), (2**20, 2**11)

@@ -51,6 +51,13 @@ BUDGETS = {
     "conv2d_grad_weight_direct": Budget(64),
     "conv2d_grad_bias": Budget(32),
     "sum_parts": Budget(32),
+    "conv2d_relu_max_pool2d": Budget(128),
+    "conv2d_relu_max_pool2d_grad_input": Budget(128),
+    "conv2d_relu_max_pool2d_grad_weight": Budget(80),
+    "sum_parts_of_two": Budget(32),
+    "linear_chain": Budget(64),
+    "linear_chain_grad_input": Budget(128),
+    "linear_chain_grad_weight": Budget(64),
     "max_pool2d": Budget(32),
     "max_pool2d_grad": Budget(32),
     "max_pool2d_grad_apart": Budget(32),
@@ -62,6 +69,9 @@ BUDGETS = {
     "adam_update": Budget(48),
     "softmax_cross_entropy": Budget(32),
     "softmax_cross_entropy_grad": Budget(32),
+    "softmax_cross_entropy_mean": Budget(64),
+    "sgd_update_all": Budget(40),
+    "adam_update_all": Budget(64),
 }
 
 

@@ -719,7 +719,7 @@ def test_evaluation_counts_what_it_says():
         ([0, 3], {}, ValueError, r"labels\[1\] is 3, but the model has 3 classes"),
         ([-1, 0], {}, ValueError, r"labels\[0\] is -1"),
         ([0], {}, ValueError, r"labels must have shape \(2,\)"),
-        ([0.0, 1.0], {}, TypeError, "labels must be integers, got float64"),
+        ([0.0, 1.0], {}, TypeError, "labels must be integers, got float32"),
         ([0, 1], {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ([0, 1], {"loss": "mse"}, ValueError, "loss must be one of cross_entropy, half_squared_error, got 'mse'"),
     ],

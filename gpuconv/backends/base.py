@@ -11,11 +11,14 @@ of the backend (NumPy, or CuPy), which does it well.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
 
-from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+import numpy as np
+
+from gpuconv.geometry import ChainGeometry, Conv2dGeometry, Pool2dGeometry
 
 #: An array of the backend's kind: numpy.ndarray, cupy.ndarray.
 Array: TypeAlias = Any
@@ -48,7 +51,10 @@ class Backend(ABC):
         return f"{self.xp.__name__} {self.xp.__version__}"
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
-        """How a primitive would run on a geometry, and what else there is; a line each, the choice first."""
+        """How a primitive would run on a geometry, and what else there is; a line each, the choice first.
+
+        For a fused block the geometry is a :class:`gpuconv.geometry.BlockGeometry`.
+        """
         return [f"the {self.name} backend has one way"]
 
     @abstractmethod
@@ -59,9 +65,23 @@ class Backend(ABC):
             TypeError: an element type with which the backend cannot compute; ``name`` says whose.
         """
 
+    def computing(self) -> AbstractContextManager[Any]:
+        """What each forward and backward runs inside. Infinities and NaN go through, silently, on every backend."""
+        return np.errstate(all="ignore")
+
     @abstractmethod
     def to_numpy(self, array: Array) -> Any:
         """Return ``array`` as a numpy.ndarray, without a copy where the memory is the host's."""
+
+    # -- captured steps ----------------------------------------------------------------------------------------------
+
+    def new_graph(self) -> Any | None:
+        """What ``gpuconv.capture`` records a step in; None where there is nothing to gain."""
+        return None
+
+    def repeat(self, again: Callable[[], None]) -> None:
+        """Have ``again`` called before each repetition, if a step is being captured: an optimizer counts its steps."""
+        return  # nothing is ever captured here
 
     # -- convolution -------------------------------------------------------------------------------------------------
 
@@ -193,6 +213,48 @@ class Backend(ABC):
         """Gradient for bias, (out,), given grad (..., out)."""
         return grad.reshape(-1, grad.shape[-1]).sum(axis=0)
 
+    def linear_chain(
+        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: ChainGeometry
+    ) -> list[Array]:
+        """Results of each of several layers, :meth:`linear` or :meth:`linear_relu`, that take those of the one before.
+
+        Shapes: x (n, sizes[0]), weights (size, size before), biases (size,), results (n, size).
+        """
+        results: list[Array] = []
+        for weight, bias, active in zip(weights, biases, geometry.relu, strict=True):
+            before = results[-1] if results else x
+            results.append((self.linear_relu if active else self.linear)(before, weight, bias))
+        return results
+
+    def linear_chain_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weights: Sequence[Array],
+        ys: Sequence[Array],
+        geometry: ChainGeometry,
+        needs: tuple[bool, ...],
+    ) -> tuple[Array | None, ...]:
+        """Gradients for x, the first weight, the first bias, the second weight... that ``needs`` asks for.
+
+        ``ys`` are the forward's results.
+        """
+        found: list[Array | None] = [None] * len(needs)
+        for number in reversed(range(len(weights))):
+            before, (need_weight, need_bias) = ys[number - 1] if number else x, needs[2 * number + 1 : 2 * number + 3]
+            if geometry.relu[number]:
+                grad = self.relu_grad(grad, ys[number])
+            if need_weight:
+                found[2 * number + 1] = self.linear_grad_weight(grad, before)
+            if need_bias:
+                found[2 * number + 2] = self.linear_grad_bias(grad)
+            if not any(needs[: 2 * number + 1]):
+                break
+            grad = self.linear_grad_input(grad, weights[number])
+        else:
+            found[0] = grad
+        return tuple(found)
+
     # -- loss --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -228,6 +290,24 @@ class Backend(ABC):
         label_smoothing: float,
     ) -> Array:
         """Gradient for logits, (m, c), given the gradient of each row's loss, (m,)."""
+
+    def softmax_cross_entropy_mean(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[Array, Array] | None:
+        """The mean of :meth:`softmax_cross_entropy` and its gradient for logits, at once; None where that is no gain.
+
+        The mean, of shape (), divides by the sum of the weights of the labels that count; it is NaN if there are none.
+
+        Raises:
+            ValueError: a label that is neither a class nor ``ignore_index``.
+        """
+        return None
 
     # -- optimizer updates: in place ---------------------------------------------------------------------------------
 

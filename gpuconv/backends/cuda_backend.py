@@ -13,22 +13,32 @@ import ctypes
 import functools
 import importlib
 import importlib.util
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuconv import kernels, tuning
 from gpuconv.backends.base import Array, Backend
-from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
 
 _INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
 
 
+#: What the kernels of losses are given, and leave where every label is a class.
+_NONE_WRONG = np.iinfo(np.int32).max
+
+
 def _simulating() -> bool:
     return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+#: What cuInit answers, where that tells what to do.
+_DRIVER_ERRORS = {
+    100: "the NVIDIA driver sees no GPU; is it hidden (CUDA_VISIBLE_DEVICES, a container started without GPUs)?",
+    803: "the NVIDIA driver and its library libcuda.so.1 are of different versions: restart, or install it again",
+}
 
 
 @functools.cache
@@ -43,10 +53,39 @@ def _driver() -> tuple[int, int] | str:
     version, count = ctypes.c_int(), ctypes.c_int()
     library.cuDriverGetVersion(ctypes.byref(version))
     if status := library.cuInit(0):
-        return f"the NVIDIA driver does not answer (cuInit: error {status}); is a GPU visible to this process?"
+        other = f"the NVIDIA driver does not answer (cuInit: error {status}); is a GPU visible to this process?"
+        return _DRIVER_ERRORS.get(status, other)
     if library.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return "the NVIDIA driver sees no GPU (CUDA_VISIBLE_DEVICES?)"
+        return _DRIVER_ERRORS[100]
     return version.value, count.value
+
+
+def _compiler() -> tuple[int, int] | str:
+    """Version of CUDA that numba-cuda compiles with, or why it cannot compile."""
+    try:
+        if not hasattr(importlib.import_module("numba.cuda.extending"), "register_jitable"):
+            return (
+                "numba.cuda is Numba's own, not numba-cuda's, which takes its place only where pip installed it into "
+                f"the environment itself: {_INSTALL}"
+            )
+        importlib.import_module("numba.cuda.cudadrv.nvvm").NVVM()
+        version: tuple[int, int] = importlib.import_module("numba.cuda.cudadrv.runtime").runtime.get_version()
+    except Exception as error:  # of many kinds: each library has its own for not being found
+        reason = str(error).partition("\n")[0]
+        return f"numba-cuda finds no CUDA compiler ({reason}): {_INSTALL}, or let CUDA_HOME name a CUDA toolkit"
+    return version
+
+
+def _arrays() -> int | str:
+    """Version of CUDA that CuPy was built for, as the driver counts, or why it cannot be used."""
+    if importlib.util.find_spec("cupy") is None:
+        return f"CuPy is not installed: {_INSTALL}"
+    try:
+        version: int = importlib.import_module("cupy").cuda.runtime.runtimeGetVersion()
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        return f"CuPy cannot be used ({type(error).__name__}: {reason}): {_INSTALL}"
+    return version
 
 
 class CudaBackend(Backend):
@@ -59,6 +98,7 @@ class CudaBackend(Backend):
         if self.simulated:
             importlib.import_module("gpuconv.simulator").activate()
         self.xp = importlib.import_module("numpy" if self.simulated else "cupy")
+        self._captured: Any = None
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -71,16 +111,19 @@ class CudaBackend(Backend):
         driver = _driver()
         if isinstance(driver, str):
             return driver
-        if importlib.util.find_spec("cupy") is None:
-            return f"CuPy is not installed: {_INSTALL}"
-        import cupy
-
-        runtime = cupy.cuda.runtime.runtimeGetVersion()
-        if driver[0] // 1000 < runtime // 1000:
-            return (
-                f"the driver supports CUDA {driver[0] // 1000}.{driver[0] % 1000 // 10}, but CuPy was built for CUDA "
-                f"{runtime // 1000}: update the driver, or install the extra that fits it"
-            )
+        arrays = _arrays()
+        if isinstance(arrays, str):
+            return arrays
+        compiler = _compiler()
+        if isinstance(compiler, str):
+            return compiler
+        supported = driver[0] // 1000
+        for library, needed in (("CuPy was built for", arrays // 1000), ("numba-cuda compiles for", compiler[0])):
+            if needed > supported:
+                return (
+                    f"the driver supports CUDA {supported}.{driver[0] % 1000 // 10}, but {library} CUDA {needed}: "
+                    f"update the driver, or pip install 'gpuconv[cuda{supported}]' instead"
+                )
         return None
 
     @classmethod
@@ -91,12 +134,33 @@ class CudaBackend(Backend):
         numba_cuda = importlib.import_module("numba_cuda").__version__
         if self.simulated:
             return f"simulator, numba-cuda {numba_cuda}: no GPU is used"
-        properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
+        runtime = self.xp.cuda.runtime
+        properties, driver = runtime.getDeviceProperties(runtime.getDevice()), runtime.driverGetVersion()
         return (
             f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB, "
-            f"compute capability {properties['major']}.{properties['minor']}, CuPy {self.xp.__version__}, "
+            f"compute capability {properties['major']}.{properties['minor']}, "
+            f"driver for CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy {self.xp.__version__}, "
             f"numba-cuda {numba_cuda}"
         )
+
+    # -- captured steps ----------------------------------------------------------------------------------------------
+
+    def new_graph(self) -> Any:
+        cuda_graph = importlib.import_module("gpuconv.backends.cuda_graph")
+        return cuda_graph.SimulatedGraph() if self.simulated else cuda_graph.CudaGraph(self.xp)
+
+    @contextlib.contextmanager
+    def capturing(self, step: Any) -> Iterator[None]:
+        """Inside of the ``with`` block a ``gpuconv.graph.CapturedStep`` is captured, or about to be repeated."""
+        self._captured = step
+        try:
+            yield
+        finally:
+            self._captured = None
+
+    def repeat(self, again: Callable[[], None]) -> None:
+        if self._captured is not None:
+            self._captured.repeat(again)
 
     # -- storage -----------------------------------------------------------------------------------------------------
 
@@ -114,54 +178,75 @@ class CudaBackend(Backend):
             raise TypeError(f"{name} has element type {array.dtype}; the cuda backend computes in float32 and float64")
         if self.simulated:
             return self._contiguous(np.asarray(array))
-        if not isinstance(array, self.xp.ndarray):
-            with self._memory(array.nbytes):
+        with self.computing():
+            if not isinstance(array, self.xp.ndarray):
+                if self._captured is not None:
+                    raise TypeError(
+                        f"{name}, of shape {array.shape}, is on the host, from where every repetition takes it anew"
+                    )
                 array = self.xp.asarray(array)  # zero-copy through __cuda_array_interface__
-        if array.device.id != self.xp.cuda.Device().id:
-            raise ValueError(
-                f"{name} lives on device {array.device.id}, but the current device is {self.xp.cuda.Device().id}"
+            self._check_device(name, array)
+            return self._contiguous(array)
+
+    def _check_device(self, name: str, array: Any) -> None:
+        if not isinstance(array, self.xp.ndarray):
+            raise TypeError(
+                f"{name}: got an array on the host, where one on the GPU is needed; cupy.asarray(array) copies it, and "
+                "model.to('cuda') the parameters of a model"
             )
-        return self._contiguous(array)
+        current = self.xp.cuda.runtime.getDevice()
+        if array.data.device_id != current:
+            raise ValueError(
+                f"{name}: an array of shape {tuple(array.shape)} is on device {array.data.device_id}, but the current "
+                f"device is {current}; copy it, or compute inside `with cupy.cuda.Device({array.data.device_id})`"
+            )
 
     def to_numpy(self, array: Array) -> np.ndarray:
         return array if self.simulated else self.xp.asnumpy(array)
 
     @contextlib.contextmanager
-    def _memory(self, wanted: int) -> Iterator[None]:
-        try:
-            yield
-        except MemoryError:
+    def computing(self) -> Iterator[None]:
+        with super().computing():
             if self.simulated:
-                raise
-            self.xp.get_default_memory_pool().free_all_blocks()
-            free, total = self.xp.cuda.runtime.memGetInfo()
-            raise MemoryError(
-                f"the GPU is out of memory: {wanted / 2**20:,.0f} MiB were asked for, "
-                f"{free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free"
-            ) from None
-
-    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        with self._memory(math.prod(shape) * np.dtype(dtype).itemsize):
-            return self.xp.empty(shape, dtype)
+                yield
+                return
+            try:
+                yield
+            except self.xp.cuda.memory.OutOfMemoryError as error:  # it says how much was asked for
+                self.xp.get_default_memory_pool().free_all_blocks()
+                free, total = self.xp.cuda.runtime.memGetInfo()
+                raise MemoryError(
+                    f"the GPU is out of memory: {error} {free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free; "
+                    "smaller batches need less"
+                ) from None
 
     def _stream(self) -> Any:
         """The caller's current stream, as Numba takes it."""
         if self.simulated:
             return None
-        pointer = self.xp.cuda.get_current_stream().ptr
-        return _external_stream(pointer) if pointer else 0
+        return _numba_stream(self.xp.cuda.runtime.getDevice(), self.xp.cuda.get_current_stream().ptr)
 
     def _run(self, operation: str, geometry: Any, *arrays: Any, **options: Any) -> None:
         """Launch the variant and tiling that tuning chooses; a workspace is added where that one needs it."""
-        dtype = next(array.dtype for array in arrays if array is not None)
+        flat = [
+            a for array in arrays for a in (array if isinstance(array, (list, tuple)) else [array]) if a is not None
+        ]
+        if not self.simulated:
+            for array in flat:
+                self._check_device(operation, array)
+        dtype = flat[0].dtype
         choice = tuning.choose(operation, geometry, dtype.name)
         module: Any = kernels.load(operation, choice.variant)
         workspace_size = getattr(module, "workspace_size", None)
         if workspace_size is not None and (size := workspace_size(geometry, choice.tiling)):
-            options["workspace"] = self._empty((size,), dtype)
+            options["workspace"] = self.xp.empty((size,), dtype)
         module.launch(*arrays, geometry, choice.tiling, self._stream(), **options)
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
+        if primitive in ("conv2d_relu_max_pool2d_grad", "linear_chain_grad"):
+            parts = ((part, f"{primitive}_{part}") for part in ("input", "weight"))
+            rows = ((part, row) for part, name in parts for row in tuning.candidates(name, geometry, dtype))
+            return [f"{part}, {variant}: {why}" for part, (variant, why) in rows]
         if geometry is None or primitive not in kernels.VARIANTS:
             return super().explain(primitive, geometry, dtype)
         return [f"{variant}: {why}" for variant, why in tuning.candidates(primitive, geometry, dtype)]
@@ -169,59 +254,59 @@ class CudaBackend(Backend):
     # -- convolution -------------------------------------------------------------------------------------------------
 
     def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry) -> Array:
-        y = self._empty(geometry.output_shape, x.dtype)
+        y = self.xp.empty(geometry.output_shape, x.dtype)
         self._run("conv2d", geometry, x, weight, bias, y)
         return y
 
     def conv2d_grad_input(self, grad: Array, weight: Array, geometry: Conv2dGeometry) -> Array:
-        dx = self._empty(geometry.input_shape, grad.dtype)
+        dx = self.xp.empty(geometry.input_shape, grad.dtype)
         self._run("conv2d_grad_input", geometry, self._contiguous(grad), weight, dx)
         return dx
 
     def conv2d_grad_weight(self, grad: Array, x: Array, geometry: Conv2dGeometry) -> Array:
-        dw = self._empty(geometry.weight_shape, grad.dtype)
+        dw = self.xp.empty(geometry.weight_shape, grad.dtype)
         self._run("conv2d_grad_weight", geometry, self._contiguous(grad), x, dw)
         return dw
 
     def conv2d_grad_bias(self, grad: Array) -> Array:
-        db = self._empty(grad.shape[1:2], grad.dtype)
+        db = self.xp.empty(grad.shape[1:2], grad.dtype)
         self._run("conv2d_grad_bias", grad.shape, self._contiguous(grad), db)
         return db
 
     # -- activation and pooling --------------------------------------------------------------------------------------
 
     def relu(self, x: Array) -> Array:
-        y = self._empty(x.shape, x.dtype)
+        y = self.xp.empty(x.shape, x.dtype)
         self._run("relu", x.shape, x, y)
         return y
 
     def relu_grad(self, grad: Array, y: Array) -> Array:
-        dx = self._empty(y.shape, y.dtype)
+        dx = self.xp.empty(y.shape, y.dtype)
         self._run("relu_grad", y.shape, self._contiguous(grad), y, dx)
         return dx
 
     def max_pool2d(self, x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
-        y = self._empty(geometry.output_shape, x.dtype)
-        winners = self._empty(geometry.output_shape, np.uint8 if geometry.r * geometry.s <= 256 else np.int32)
+        y = self.xp.empty(geometry.output_shape, x.dtype)
+        winners = self.xp.empty(geometry.output_shape, np.uint8 if geometry.r * geometry.s <= 256 else np.int32)
         self._run("max_pool2d", geometry, x, y, winners)
         return y, winners
 
     def max_pool2d_grad(self, grad: Array, winners: Array, geometry: Pool2dGeometry) -> Array:
-        dx = self._empty(geometry.input_shape, grad.dtype)
+        dx = self.xp.empty(geometry.input_shape, grad.dtype)
         self._run("max_pool2d_grad", geometry, self._contiguous(grad), winners, dx)
         return dx
 
     def avg_pool2d(
         self, x: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
     ) -> Array:
-        y = self._empty(geometry.output_shape, x.dtype)
+        y = self.xp.empty(geometry.output_shape, x.dtype)
         self._run("avg_pool2d", geometry, x, y, count_include_pad=count_include_pad, divisor_override=divisor_override)
         return y
 
     def avg_pool2d_grad(
         self, grad: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
     ) -> Array:
-        dx = self._empty(geometry.input_shape, grad.dtype)
+        dx = self.xp.empty(geometry.input_shape, grad.dtype)
         grad = self._contiguous(grad)
         self._run(
             "avg_pool2d_grad",
@@ -232,6 +317,85 @@ class CudaBackend(Backend):
             divisor_override=divisor_override,
         )
         return dx
+
+    # -- the fused block ---------------------------------------------------------------------------------------------
+
+    def _fuses(self, operation: str, geometry: Any, dtype: Any) -> bool:
+        return tuning.choose(operation, geometry, dtype.name).variant != tuning.COMPOSED
+
+    def conv2d_relu_max_pool2d(
+        self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry, pool: Pool2dGeometry
+    ) -> tuple[Array, Array]:
+        operation, block = "conv2d_relu_max_pool2d", BlockGeometry(geometry, pool)
+        if not self._fuses(operation, block, x.dtype):
+            return super().conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
+        y, winners = self.xp.empty(pool.output_shape, x.dtype), self.xp.empty(pool.output_shape, np.uint8)
+        self._run(operation, block, x, weight, bias, y, winners)
+        return y, winners
+
+    def conv2d_relu_max_pool2d_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weight: Array,
+        y: Array,
+        winners: Array,
+        geometry: Conv2dGeometry,
+        pool: Pool2dGeometry,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        operation, block = "conv2d_relu_max_pool2d_grad", BlockGeometry(geometry, pool)
+        grad, (need_input, need_weight, need_bias) = self._contiguous(grad), needs
+        dx = dw = db = None
+        if need_input and self._fuses(f"{operation}_input", block, grad.dtype):
+            dx = self.xp.empty(geometry.input_shape, grad.dtype)
+            self._run(f"{operation}_input", block, grad, weight, y, winners, dx)
+        if (need_weight or need_bias) and self._fuses(f"{operation}_weight", block, grad.dtype):
+            dw, db = self.xp.empty(geometry.weight_shape, grad.dtype), self.xp.empty((geometry.k,), grad.dtype)
+            self._run(f"{operation}_weight", block, grad, x, y, winners, dw, db)
+        # The composition goes through the gradient of the unpooled maps; once, if at all.
+        rest = (need_input and dx is None, need_weight and dw is None, need_bias and db is None)
+        if any(rest):
+            composed = super().conv2d_relu_max_pool2d_grad(grad, x, weight, y, winners, geometry, pool, rest)
+            dx, dw, db = (new if old is None else old for old, new in zip((dx, dw, db), composed, strict=True))
+        return dx if need_input else None, dw if need_weight else None, db if need_bias else None
+
+    # -- fully connected layers --------------------------------------------------------------------------------------
+
+    def linear_chain(
+        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: ChainGeometry
+    ) -> list[Array]:
+        if not self._fuses("linear_chain", geometry, x.dtype):
+            return super().linear_chain(x, weights, biases, geometry)
+        ys = [self.xp.empty((geometry.n, size), x.dtype) for size in geometry.sizes[1:]]
+        self._run("linear_chain", geometry, x, weights, biases, ys)
+        return ys
+
+    def linear_chain_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weights: Sequence[Array],
+        ys: Sequence[Array],
+        geometry: ChainGeometry,
+        needs: tuple[bool, ...],
+    ) -> tuple[Array | None, ...]:
+        operations = "linear_chain_grad_input", "linear_chain_grad_weight"
+        if not all(self._fuses(operation, geometry, grad.dtype) for operation in operations):
+            return super().linear_chain_grad(grad, x, weights, ys, geometry, needs)
+        grad = self._contiguous(grad)
+        grads = [self.xp.empty(y.shape, grad.dtype) for y in ys]
+        if not geometry.relu[-1]:
+            grads[-1] = grad
+        dx = self.xp.empty(x.shape, grad.dtype) if needs[0] else None
+        self._run(operations[0], geometry, grad, weights, ys, grads, dx)
+        dweights, dbiases = [None] * len(weights), [None] * len(weights)
+        if any(needs[1:]):
+            dweights = [self.xp.empty(weight.shape, grad.dtype) for weight in weights]
+            dbiases = [self.xp.empty(weight.shape[:1], grad.dtype) for weight in weights]
+            self._run(operations[1], geometry, (x, *ys[:-1]), grads, dweights, dbiases)
+        parameters = (gradient for pair in zip(dweights, dbiases, strict=True) for gradient in pair)
+        return dx, *(gradient if need else None for gradient, need in zip(parameters, needs[1:], strict=True))
 
     # -- loss --------------------------------------------------------------------------------------------------------
 
@@ -245,21 +409,44 @@ class CudaBackend(Backend):
         label_smoothing: float,
     ) -> tuple[Array, Array]:
         labels = self._contiguous(labels.astype(np.int64, copy=False))
-        losses, probabilities = self._empty(logits.shape[:1], logits.dtype), self._empty(logits.shape, logits.dtype)
-        none_wrong = np.iinfo(np.int32).max
-        first_wrong = self.xp.full(1, none_wrong, np.int32)
+        losses, probabilities = self.xp.empty(logits.shape[:1], logits.dtype), self.xp.empty(logits.shape, logits.dtype)
+        first_wrong = self.xp.full(1, _NONE_WRONG, np.int32)
         arrays = (self._contiguous(logits), labels, weight, losses, probabilities, first_wrong)
-        self._run(
-            "softmax_cross_entropy", logits.shape, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing
-        )
+        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        self._run("softmax_cross_entropy", logits.shape, *arrays, **options)
+        self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
+        return losses, probabilities
+
+    def softmax_cross_entropy_mean(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[Array, Array] | None:
+        operation = "softmax_cross_entropy_mean"
+        if tuning.choose(operation, logits.shape, logits.dtype.name).variant == tuning.COMPOSED:
+            return None
+        labels = self._contiguous(labels.astype(np.int64, copy=False))
+        loss, dlogits = self.xp.empty((1,), logits.dtype), self.xp.empty(logits.shape, logits.dtype)
+        first_wrong = self.xp.empty((1,), np.int32)
+        arrays = (self._contiguous(logits), labels, weight, loss, dlogits, first_wrong)
+        self._run(operation, logits.shape, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing)
+        self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
+        return loss.reshape(()), dlogits
+
+    def _check_labels(self, first_wrong: Array, labels: Array, classes: int, ignore_index: int) -> None:
+        if self._captured is not None:
+            return
         # Reading it waits for the device: the price of an error where it was made, and not some steps later.
         row = int(first_wrong[0])
-        if row != none_wrong:
+        if row != _NONE_WRONG:
             raise ValueError(
-                f"cross_entropy: target[{row}] is {int(labels[row])}, but input has {logits.shape[1]} classes "
-                f"(0 to {logits.shape[1] - 1}) and ignore_index is {ignore_index}"
+                f"cross_entropy: target[{row}] is {int(labels[row])}, but input has {classes} classes "
+                f"(0 to {classes - 1}) and ignore_index is {ignore_index}"
             )
-        return losses, probabilities
 
     def softmax_cross_entropy_grad(
         self,
@@ -272,7 +459,7 @@ class CudaBackend(Backend):
         label_smoothing: float,
     ) -> Array:
         labels = self._contiguous(labels.astype(np.int64, copy=False))
-        dlogits = self._empty(probabilities.shape, probabilities.dtype)
+        dlogits = self.xp.empty(probabilities.shape, probabilities.dtype)
         arrays = (self._contiguous(grad), probabilities, labels, weight, dlogits)
         self._run(
             "softmax_cross_entropy_grad",
@@ -297,18 +484,19 @@ class CudaBackend(Backend):
         weight_decay: float,
         nesterov: bool,
     ) -> None:
-        self._run(
-            "sgd_update",
-            param.shape,
-            param,
-            self._contiguous(grad),
-            velocity,
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-        )
+        with self._in_place(param, velocity) as (param, velocity):
+            self._run(
+                "sgd_update",
+                param.shape,
+                param,
+                self._contiguous(grad),
+                velocity,
+                lr=lr,
+                momentum=momentum,
+                dampening=dampening,
+                weight_decay=weight_decay,
+                nesterov=nesterov,
+            )
 
     def adam_update(
         self,
@@ -325,21 +513,104 @@ class CudaBackend(Backend):
         weight_decay: float,
         decoupled: bool,
     ) -> None:
-        self._run(
-            "adam_update",
-            param.shape,
-            param,
-            self._contiguous(grad),
-            mean,
-            square,
-            step=step,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            weight_decay=weight_decay,
-            decoupled=decoupled,
-        )
+        with self._in_place(param, mean, square) as (param, mean, square):
+            self._run(
+                "adam_update",
+                param.shape,
+                param,
+                self._contiguous(grad),
+                mean,
+                square,
+                step=step,
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                weight_decay=weight_decay,
+                decoupled=decoupled,
+            )
+
+    @contextlib.contextmanager
+    def _in_place(self, *arrays: Array | None) -> Iterator[list[Any]]:
+        """The arrays as kernels can write them: what is on the host or has other strides is copied there and back."""
+        used = [
+            array
+            if array is None or (isinstance(array, self.xp.ndarray) and array.flags.c_contiguous)
+            else self.asarray(array)
+            for array in arrays
+        ]
+        yield used
+        for array, own in zip(arrays, used, strict=True):
+            if array is not None and array is not own:
+                array[...] = self.to_numpy(own) if isinstance(array, np.ndarray) else own
+
+    def sgd_update_all(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        velocities: Sequence[Array | None],
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        numbers = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        terms = {"weight_decay": weight_decay, "nesterov": nesterov}
+        if not self._update_all("sgd_update_all", (params, grads, velocities), numbers, terms):
+            super().sgd_update_all(params, grads, velocities, **numbers, nesterov=nesterov)
+
+    def adam_update_all(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        means: Sequence[Array],
+        squares: Sequence[Array],
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        terms = {"weight_decay": weight_decay, "decoupled": decoupled}
+        numbers: dict[str, Any] = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, **terms}
+        if not self._update_all("adam_update_all", (params, grads, means, squares), numbers, terms):
+            super().adam_update_all(params, grads, means, squares, **numbers)
+
+    def _update_all(
+        self, operation: str, groups: tuple[Sequence[Any], ...], numbers: dict[str, Any], terms: dict[str, Any]
+    ) -> bool:
+        """Update all parameters in one launch; False if nothing was done, because their types differ or by choice."""
+        params, grads, *states = groups
+        arrays = [array for group in groups for array in group if array is not None]
+        # What is written in place has to be on the device, in one piece, as the kernels see it.
+        written = [array for group in (params, *states) for array in group if array is not None]
+        whole = all(isinstance(array, self.xp.ndarray) and array.flags.c_contiguous for array in written)
+        sizes = tuple(param.size for param in params)
+        choice = tuning.choose(operation, sizes, params[0].dtype.name)
+        if len({array.dtype for array in arrays}) > 1 or not whole or choice.variant == tuning.COMPOSED:
+            if self._captured is not None:
+                raise RuntimeError(
+                    f"{operation}: a captured step updates all parameters in one launch, which takes contiguous arrays "
+                    "of one element type"
+                )
+            return False
+        module: Any = kernels.load(operation, choice.variant)
+        values = np.array(module.numbers_of(**numbers), params[0].dtype)
+        # Not among the launch's arguments, which a captured step repeats as they were.
+        values = self.xp.asarray(values) if self._captured is None else self._captured.numbers(values)
+        if values is None:
+            return True
+        grads = [self._contiguous(grad) for grad in grads]
+        if not self.simulated:
+            for array in (*written, *grads):
+                self._check_device(operation, array)
+        module.launch(params, grads, *states, values, sizes, choice.tiling, self._stream(), **terms)
+        return True
 
     def _contiguous(self, array: Array) -> Array:
         # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy
@@ -347,6 +618,14 @@ class CudaBackend(Backend):
         return self.xp.ascontiguousarray(array).reshape(array.shape)
 
 
+def _numba_stream(device: int, pointer: int) -> Any:
+    """A stream of CuPy's as Numba takes it; Numba, which does not follow CuPy to another device, is taken there."""
+    cuda: Any = importlib.import_module("numba.cuda")
+    if cuda.get_current_device().id != device:
+        cuda.select_device(device)
+    return _external_stream(device, pointer) if pointer else 0
+
+
 @functools.lru_cache(maxsize=64)
-def _external_stream(pointer: int) -> Any:
+def _external_stream(device: int, pointer: int) -> Any:
     return importlib.import_module("numba.cuda").external_stream(pointer)

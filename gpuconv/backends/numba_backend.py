@@ -31,7 +31,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from gpuconv.backends.numpy_backend import NumpyBackend
-from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
 
 try:
     import numba
@@ -54,6 +54,10 @@ else:
 #: NumPy does a thousand times as much.
 COMPILE_FROM = 100_000
 
+#: Multiply-adds of a product below which NumPy's takes no longer. Such products take one thread, too: from 9,216 on
+#: OpenBLAS shares a matrix times a vector among its threads, and results would depend on their number.
+_SMALL_PRODUCT = 9_000
+
 #: Room for the partial sums of a gradient over parts of the batch.
 _PARTIAL_BYTES = 8 << 20
 
@@ -74,6 +78,8 @@ class NumbaBackend(NumpyBackend):
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
         if geometry is None:
             return ["a compiled loop"]
+        if isinstance(geometry, BlockGeometry):
+            geometry = geometry.conv
         pooled = isinstance(geometry, Pool2dGeometry)
         work = _elements_read(geometry) if pooled else geometry.macs
         if work < COMPILE_FROM:
@@ -200,8 +206,7 @@ class NumbaBackend(NumpyBackend):
         return product(_rows(grad), _ready(weight)).reshape(*grad.shape[:-1], weight.shape[1])
 
     def linear_grad_weight(self, grad: np.ndarray, x: np.ndarray) -> np.ndarray:
-        # NumPy's sum of few outer products, those of a small batch, is slow.
-        if grad.size * x.shape[-1] < COMPILE_FROM // 10:
+        if grad.size * x.shape[-1] < _SMALL_PRODUCT:
             return super().linear_grad_weight(grad, x)
         # Memory of its own: a parameter's gradient outlives the step, and autograd copies what lies in other memory.
         weight_grad = np.empty((grad.shape[-1], x.shape[-1]), grad.dtype)
@@ -487,8 +492,7 @@ def _rows(array: np.ndarray) -> np.ndarray:
 
 
 def _is_small_product(rows: np.ndarray, weight: np.ndarray) -> bool:
-    """Whether it takes fewer multiply-adds than :data:`COMPILE_FROM`. NumPy's BLAS runs such products on one thread."""
-    return weight.size * math.prod(rows.shape[:-1]) < COMPILE_FROM
+    return weight.size * math.prod(rows.shape[:-1]) < _SMALL_PRODUCT
 
 
 def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *, rectified: bool) -> np.ndarray:

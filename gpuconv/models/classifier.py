@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuconv import functional as F
+from gpuconv.autograd import to_numpy
 from gpuconv.data.preprocess import InputTransform
 from gpuconv.nn.sequential import Sequential
 
@@ -46,7 +47,7 @@ class Classifier(Sequential):
             TypeError: neither integers nor floats.
             ValueError: another shape; or raw images, and the model was never trained or given an ``input_transform``.
         """
-        images = np.asarray(inputs)
+        images = to_numpy(inputs)
         one = images.ndim == (2 if images.dtype.kind in "iu" else 3)
         probabilities = F.softmax(super().predict(self.prepare(images), batch_size), 1)
         return probabilities[0] if one else probabilities
@@ -63,7 +64,7 @@ class Classifier(Sequential):
         Raises:
             TypeError, ValueError: as :meth:`predict`.
         """
-        images = np.asarray(images)
+        images = to_numpy(images)
         shape = ", ".join(map(str, self.input_shape))
         if images.dtype.kind not in "iuf":
             raise TypeError(f"images must be integers from 0 to 255, or prepared floats, got {images.dtype}")

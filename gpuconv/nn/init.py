@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.random import Generator
 
-from gpuconv.autograd import Tensor
+from gpuconv.autograd import Tensor, overwrite
 from gpuconv.random import default_generator
 
 
@@ -67,10 +67,5 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, generator: Generator | 
 
 def _fill(tensor: Tensor, values: np.ndarray) -> Tensor:
     # Drawn on the host in float64, so that every backend and element type starts from the same numbers.
-    array = values.astype(tensor.dtype)
-    xp_set = getattr(tensor.data, "set", None)  # CuPy's copy from the host
-    if xp_set is not None:
-        xp_set(array)
-    else:
-        tensor.data[...] = array
+    overwrite(tensor.data, values)
     return tensor

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from gpuconv.autograd import Tensor, no_grad, to_array
+from gpuconv.autograd import Tensor, moved, no_grad, overwrite, to_array
 
 if TYPE_CHECKING:
     from gpuconv.nn.summary import Summary
@@ -131,6 +131,24 @@ class Module:
         function(self)
         return self
 
+    def to(self: _M, backend: Any) -> _M:
+        """Move all parameters, and their gradients, to where a backend computes; returns self.
+
+        Operations run where the parameters are. An optimizer goes on with them, and its own arrays follow.
+
+        Args:
+            backend: 'cuda', or 'cpu' for the host; another backend's name or a Backend will do, too.
+
+        Raises:
+            ValueError: no such backend.
+            BackendUnavailable: it cannot run here; the message says why.
+        """
+        for parameter in self.parameters():
+            parameter.data = moved(parameter.data, backend)
+            if parameter.grad is not None:
+                parameter.grad.data = moved(parameter.grad.data, backend)
+        return self
+
     # -- weights in and out ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -158,7 +176,7 @@ class Module:
         if faults:
             raise ValueError(f"load_state_dict: {type(self).__name__} does not fit: {'; '.join(faults)}")
         for name, array in arrays.items():
-            own[name].data[...] = array
+            overwrite(own[name].data, array)
 
     def get_weights(self) -> list[np.ndarray]:
         """A copy of all parameters, in order, as Keras gives them."""

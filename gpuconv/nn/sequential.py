@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from gpuconv import functional as F
@@ -13,8 +14,8 @@ from gpuconv.nn.module import Module
 class Sequential(Module):
     """Run modules one after the other.
 
-    ``Conv2d → ReLU → MaxPool2d``, ``Conv2d → ReLU`` and ``Linear → ReLU`` run as one primitive, with the same results
-    and gradients; see :meth:`blocks`.
+    ``Conv2d → ReLU → MaxPool2d``, ``Conv2d → ReLU`` and several ``Linear``, with or without ReLU behind each, run as
+    one primitive, with the same results and gradients; see :meth:`blocks`.
 
     Args:
         modules: the modules; or one dict of names and modules, which then name the parameters.
@@ -71,20 +72,35 @@ class Sequential(Module):
 
 def _fusible(modules: list[Module], position: int) -> int:
     """How many modules run as one from a position on. Subclasses may define another forward, so types must be exact."""
-    first = type(modules[position])
-    if (first is not Conv2d and first is not Linear) or position + 1 == len(modules):
-        return 1
-    if type(modules[position + 1]) is not ReLU:
+    types = [type(module) for module in modules[position : position + 3]]
+    if types[0] is Linear:
+        return _linear_run(modules, position)
+    if types[:2] != [Conv2d, ReLU]:
         return 1
     last = modules[position + 2] if position + 2 < len(modules) else None
-    return 3 if first is Conv2d and type(last) is MaxPool2d and not last.options["return_indices"] else 2
+    return 3 if isinstance(last, MaxPool2d) and types[2] is MaxPool2d and not last.options["return_indices"] else 2
 
 
-def _run_fused(input: Any, layer: Any, relu: Any, pool: Any = None) -> Any:
+def _linear_run(modules: list[Module], position: int) -> int:
+    """How many modules from a position on are fully connected layers, and a ReLU behind one."""
+    end = position
+    while end < len(modules) and type(modules[end]) is Linear:
+        end += 2 if end + 1 < len(modules) and type(modules[end + 1]) is ReLU else 1
+    return end - position
+
+
+def _run_fused(input: Any, layer: Any, second: Any, *rest: Any) -> Any:
     if type(layer) is Linear:
-        return F.linear_relu(input, layer.weight, layer.bias)
-    if pool is None:
+        if type(second) is ReLU and not rest:
+            return F.linear_relu(input, layer.weight, layer.bias)
+        layers = [module for module in (layer, second, *rest) if type(module) is Linear]
+        relu = [
+            type(follower) is ReLU for one, follower in pairwise((layer, second, *rest, None)) if type(one) is Linear
+        ]
+        return F.linear_chain(input, [one.weight for one in layers], [one.bias for one in layers], relu)
+    if not rest:
         return F.conv2d_relu(input, *layer.arguments())
+    (pool,) = rest
     return F.conv2d_relu_max_pool2d(
         input,
         *layer.arguments(),

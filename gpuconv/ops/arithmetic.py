@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
+from gpuconv.autograd import Context, Function, tensor_method, to_array
 from gpuconv.backends import Array
 
 
@@ -23,6 +24,10 @@ def _operands(a: Any, b: Any) -> tuple[Any, Any]:
 def _number_type(array: Any, number: float) -> Any:
     dtype = to_array(array).dtype
     return np.float32 if dtype.kind != "f" and isinstance(number, float) else dtype
+
+
+def _size(a: Any) -> int:
+    return math.prod(a.shape) if hasattr(a, "shape") else int(np.size(a))
 
 
 def _sum_to(grad: Array, shape: tuple[int, ...]) -> Array:
@@ -252,6 +257,5 @@ def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -
 def mean(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Any:
     """Mean over ``dim`` (an int, several, or None for all)."""
     total = sum(a, dim, keepdim)
-    size = a.numel() if isinstance(a, Tensor) else np.size(a)
-    count = size / max(1, total.numel() if isinstance(total, Tensor) else np.size(total))
+    count = _size(a) / max(1, _size(total))
     return mul(total, 1.0 / count) if count else div(total, 0.0)

@@ -1,9 +1,13 @@
-"""The fully connected layer, and the block that begins with one."""
+"""The fully connected layer, and the blocks that begin with one."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
+from gpuconv.geometry import ChainGeometry
 
 
 class Linear(Function):
@@ -42,3 +46,24 @@ def _gradients(ctx: Context, grad: Array, x: Array, weight: Array) -> tuple[Arra
         ctx.backend.linear_grad_weight(grad, x) if need_weight else None,
         ctx.backend.linear_grad_bias(grad) if need_bias else None,
     )
+
+
+class LinearChain(Function):
+    """Several of :class:`Linear` and :class:`LinearReLU`, in one primitive: inputs x, weight, bias, weight, bias..."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Array, *parameters: Any, relu: tuple[bool, ...]) -> Array:
+        weights, biases = parameters[::2], parameters[1::2]
+        n = math.prod(x.shape[:-1])
+        rows = x.reshape(n, x.shape[-1])
+        geometry = ChainGeometry(n, (x.shape[-1], *(len(weight) for weight in weights)), relu)
+        ys = ctx.backend.linear_chain(rows, weights, biases, geometry)
+        ctx.save(x.shape, rows, weights, ys, geometry)
+        return ys[-1].reshape(*x.shape[:-1], geometry.sizes[-1])
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
+        shape, rows, weights, ys, geometry = ctx.saved
+        grad = grad.reshape(ys[-1].shape)
+        dx, *rest = ctx.backend.linear_chain_grad(grad, rows, weights, ys, geometry, ctx.needs_input_grad)
+        return None if dx is None else dx.reshape(shape), *rest

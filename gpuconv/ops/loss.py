@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuconv.autograd import Context, Function
+from gpuconv.autograd import Context, Function, is_default_seed
 from gpuconv.backends import Array
 
 
@@ -31,6 +31,12 @@ class CrossEntropy(Function):
             "ignore_index": ignore_index,
             "label_smoothing": label_smoothing,
         }
+        if reduction == "mean" and ctx.needs_input_grad[0]:
+            together = ctx.backend.softmax_cross_entropy_mean(logits, labels, **options)
+            if together is not None:
+                loss, gradient = together
+                ctx.save(gradient)
+                return loss
         losses, probabilities = ctx.backend.softmax_cross_entropy(logits, labels, **options)
         if reduction == "mean":
             counted = labels != ignore_index
@@ -46,6 +52,10 @@ class CrossEntropy(Function):
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
+        if len(ctx.saved) == 1:
+            (gradient,) = ctx.saved
+            # A view where it need not be scaled: what is saved may serve another backward.
+            return gradient[...] if is_default_seed(grad) else gradient * grad, None, None
         probabilities, labels, options, total = ctx.saved
         row_grad = grad / total + ctx.backend.xp.zeros(labels.shape, grad.dtype)  # a value for each row
         return (

@@ -1,0 +1,187 @@
+"""The operations of ``gpuconv.kernels.VARIANTS`` in PyTorch, from the same arrays.
+
+In float64 they are the reference that kernels are judged by, in float32 the peer that they are timed beside. On a GPU
+the convolutions are cuDNN's.
+
+``OPERATIONS`` maps an operation to a function of ``(torch, geometry, tensors, keywords)``. The tensors are the operands
+of a variant's ``launch`` up to its results, those that it changes in place included; the function gets them ready and
+returns a step without arguments: what is timed. A step returns one tensor for each result, in their order, or None for
+one that it does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Step = Callable[[], tuple[Any, ...]]
+
+
+def _sides(geometry: Any) -> list[int]:
+    """Padding as PyTorch takes it.
+
+    Raises:
+        ValueError: it is not the same on both sides.
+    """
+    if any(before != after for before, after in geometry.padding):
+        raise ValueError(f"padding {geometry.padding} is not the same on both sides")
+    return [before for before, _ in geometry.padding]
+
+
+def _conv2d(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    x, weight, bias = tensors
+    padding = _sides(g)
+    conv2d = torch.nn.functional.conv2d
+    return lambda: (conv2d(x, weight, bias, g.stride, padding, g.dilation, g.groups),)
+
+
+def _conv_backward(torch: Any, g: Any, grad: Any, x: Any, weight: Any, wanted: int) -> Step:
+    arguments = (grad, x, weight, None, g.stride, _sides(g), g.dilation, False, [0, 0], g.groups)
+    mask = [number == wanted for number in range(3)]
+    return lambda: (torch.ops.aten.convolution_backward(*arguments, mask)[wanted],)
+
+
+def _conv2d_grad_input(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    grad, weight = tensors
+    return _conv_backward(torch, g, grad, grad.new_empty(g.input_shape), weight, 0)
+
+
+def _conv2d_grad_weight(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    grad, x = tensors
+    return _conv_backward(torch, g, grad, x, grad.new_empty(g.weight_shape), 1)
+
+
+def _conv2d_grad_bias(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    (grad,) = tensors
+    return lambda: (grad.sum((0, 2, 3)),)
+
+
+def _relu(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    (x,) = tensors
+    return lambda: (torch.relu(x),)
+
+
+def _relu_grad(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    grad, y = tensors
+    return lambda: (torch.ops.aten.threshold_backward(grad, y, 0),)
+
+
+def _max_pool2d(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    (x,) = tensors
+    window = ([g.r, g.s], list(g.stride), _sides(g), list(g.dilation), _ceil(g))
+
+    def step() -> tuple[Any, ...]:
+        y, indices = torch.ops.aten.max_pool2d_with_indices(x, *window)
+        return y, indices
+
+    return step
+
+
+def _max_pool2d_grad(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    grad, winners = tensors
+    window = ([g.r, g.s], list(g.stride), _sides(g), list(g.dilation), _ceil(g))
+    indices, x = indices_of(torch, winners, g), grad.new_empty(g.input_shape)
+    return lambda: (torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *window, indices),)
+
+
+def indices_of(torch: Any, winners: Any, g: Any) -> Any:
+    """Offsets inside the windows, as gpuconv keeps them, as PyTorch's positions ``row · w + column``, int64."""
+    (top, left), offsets = _sides(g), winners.to(torch.int64)
+    rows = torch.arange(g.p, device=winners.device)[:, None] * g.stride[0] - top
+    columns = torch.arange(g.q, device=winners.device) * g.stride[1] - left
+    return (rows + offsets // g.s * g.dilation[0]) * g.w + columns + offsets % g.s * g.dilation[1]
+
+
+def offsets_of(torch: Any, indices: Any, g: Any) -> Any:
+    """The inverse of :func:`indices_of`, in the element type in which gpuconv keeps them."""
+    top, left = _sides(g)
+    rows = torch.arange(g.p, device=indices.device)[:, None] * g.stride[0] - top
+    columns = torch.arange(g.q, device=indices.device) * g.stride[1] - left
+    i, j = (indices // g.w - rows) // g.dilation[0], (indices % g.w - columns) // g.dilation[1]
+    return (i * g.s + j).to(torch.uint8 if g.r * g.s <= 256 else torch.int32)
+
+
+def _ceil(g: Any) -> bool:
+    """Whether the output has the size that PyTorch computes with ``ceil_mode``."""
+    spans = ((g.h, g.r, 0, g.p), (g.w, g.s, 1, g.q))
+    floors = [
+        (size + 2 * g.padding[axis][0] - g.dilation[axis] * (window - 1) - 1) // g.stride[axis] + 1
+        for size, window, axis, _ in spans
+    ]
+    return floors != [out for *_, out in spans]
+
+
+def _avg_pool2d(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    (x,) = tensors
+    options = (keywords["count_include_pad"], keywords["divisor_override"])
+    window = ([g.r, g.s], list(g.stride), _sides(g), _ceil(g), *options)
+    return lambda: (torch.ops.aten.avg_pool2d(x, *window),)
+
+
+def _avg_pool2d_grad(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    (grad,) = tensors
+    x = grad.new_empty(g.input_shape)
+    options = (keywords["count_include_pad"], keywords["divisor_override"])
+    window = ([g.r, g.s], list(g.stride), _sides(g), _ceil(g), *options)
+    return lambda: (torch.ops.aten.avg_pool2d_backward(grad, x, *window),)
+
+
+def _softmax_cross_entropy(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    logits, labels, weight = tensors
+    cross_entropy, options = torch.nn.functional.cross_entropy, {"reduction": "none", **keywords}
+    return lambda: (cross_entropy(logits, labels, weight, **options), torch.softmax(logits, 1), None)
+
+
+def _softmax_cross_entropy_grad(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    grad, probabilities, labels, weight = tensors
+    if keywords["label_smoothing"]:
+        raise ValueError("the peer's gradient is written for no label smoothing")
+    hot = torch.nn.functional.one_hot(labels.clamp(min=0), shape[1]).to(grad.dtype)
+    share = (weight[labels.clamp(min=0)] * (labels != keywords["ignore_index"]))[:, None]
+    return lambda: ((probabilities - hot) * share * grad[:, None],)
+
+
+def _sgd_update(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    param, grad, velocity = tensors
+    weight_decay, momentum, lr = (keywords[name] for name in ("weight_decay", "momentum", "lr"))
+
+    def step() -> tuple[Any, ...]:
+        g = grad.add(param, alpha=weight_decay) if weight_decay else grad
+        velocity.mul_(momentum).add_(g, alpha=1 - keywords["dampening"])
+        param.add_(g.add(velocity, alpha=momentum) if keywords["nesterov"] else velocity, alpha=-lr)
+        return param, velocity
+
+    return step
+
+
+def _adam_update(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    param, grad, mean, square = tensors
+    options = {name: keywords[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay")}
+    update = torch.ops.aten._fused_adamw_ if keywords["decoupled"] else torch.ops.aten._fused_adam_
+    steps = [torch.tensor(float(keywords["step"]), device=param.device)]
+    lists = ([param], [grad], [mean], [square], [], steps)
+
+    def step() -> tuple[Any, ...]:
+        update(*lists, amsgrad=False, maximize=False, **options)
+        return param, mean, square
+
+    return step
+
+
+#: Fused operations are missing: PyTorch has none to compare with one by one. A whole step of LeNet is, in the tests.
+OPERATIONS: Mapping[str, Callable[[Any, Any, Any, Any], Step]] = {
+    "conv2d": _conv2d,
+    "conv2d_grad_input": _conv2d_grad_input,
+    "conv2d_grad_weight": _conv2d_grad_weight,
+    "conv2d_grad_bias": _conv2d_grad_bias,
+    "relu": _relu,
+    "relu_grad": _relu_grad,
+    "max_pool2d": _max_pool2d,
+    "max_pool2d_grad": _max_pool2d_grad,
+    "avg_pool2d": _avg_pool2d,
+    "avg_pool2d_grad": _avg_pool2d_grad,
+    "softmax_cross_entropy": _softmax_cross_entropy,
+    "softmax_cross_entropy_grad": _softmax_cross_entropy_grad,
+    "sgd_update": _sgd_update,
+    "adam_update": _adam_update,
+}

@@ -1,0 +1,407 @@
+"""Gradient of a fused block for its input: the maps' gradient is put together in shared memory, tile by tile.
+
+A block computes ``rows x columns`` elements of ``channels`` channels of one image. For ``filters`` filters at a time it
+gathers the maps' gradient around them: each element of a map looks at the pooling windows that cover it, in order, and
+adds the gradients of those that it won and ReLU let through; one window, if windows do not overlap. The maps' gradient
+is never written, no two threads add to one element, and the order is fixed. Then the block convolves it with the
+flipped filters, as ``conv2d_tiled`` does: a thread computes ``thread_columns`` neighbouring elements of
+``thread_channels`` channels, reads a segment of a row for all taps of that row, and for each tap its channels' weights.
+
+Visiting the winning positions alone would save three quarters of the multiply-adds with 2x2 windows. But which weights
+meet an element would then depend on where the maxima were, and be read from shared memory one by one: of LeNet's second
+layer eight reads for six multiply-adds, where this way takes one for four; shared memory would take four times as long
+as these multiply-adds.
+
+Shared bytes (float32): ``4 · filters · (halo rows · halo columns + r · s · (channels + 4))``, at most 24 KB. Registers
+aimed at: at most 128. Expected bottleneck: multiply-adds; for small batches, the latency of the gathering.
+
+Refused: groups, strides of the convolution, and windows that are too long or too large.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import BlockGeometry, effective
+from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.conv2d_relu_max_pool2d import fits_block, single, weight_pitch, weights_loading
+from gpuconv.kernels.device import (
+    MULTIPROCESSORS,
+    Answer,
+    Launch,
+    Refusal,
+    add_outer,
+    aligned,
+    array_type,
+    device_function,
+    fitted,
+    i32,
+    iadd,
+    jit,
+    ldg_if,
+    st,
+    u32,
+    uadd,
+    udiv,
+    umul,
+    unrolled,
+    usub,
+    vector_access,
+    widest_access,
+)
+
+#: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
+_SHARED_ELEMENTS = 6 * 1024
+#: Elements of the maps' gradient that a thread may hold for a row of taps.
+_LONGEST_SEGMENT = 32
+#: Filters a stage: so many are gathered at once.
+_MOST_FILTERS = 8
+#: Threads a block.
+_MOST_THREADS = 256
+#: Tilings that are worth a measurement.
+_CHOICES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up; a block has ``rows · columns · channels / (thread_channels · thread_columns)`` threads.
+
+    Attributes:
+        rows, columns: elements of the input a block, of each channel.
+        channels: channels a block; the last block may have fewer.
+        thread_channels, thread_columns: channels and neighbouring elements a thread.
+        filters: filters a stage.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    thread_channels: int
+    thread_columns: int
+    filters: int
+
+    @property
+    def threads(self) -> int:
+        """Threads a block."""
+        return self.rows * self.columns * self.channels // (self.thread_channels * self.thread_columns)
+
+
+def _vector(thread_columns: int) -> int:
+    """Elements of a segment that are read at once."""
+    return 2 if thread_columns % 2 == 0 else 1
+
+
+def _segment(geometry: BlockGeometry, thread_columns: int) -> int:
+    """Elements that a thread needs for a row of taps, rounded up to whole accesses."""
+    vector = _vector(thread_columns)
+    return -(-(thread_columns + effective(geometry.conv.s, geometry.conv.dilation[1]) - 1) // vector) * vector
+
+
+def _halo(geometry: BlockGeometry, tiling: Tiling) -> tuple[int, int]:
+    """Rows and columns of the maps' gradient around a tile."""
+    conv = geometry.conv
+    beside = tiling.columns - tiling.thread_columns + _segment(geometry, tiling.thread_columns)
+    return tiling.rows + effective(conv.r, conv.dilation[0]) - 1, beside
+
+
+@functools.cache
+def _pitch(tiling: Tiling, width: int) -> int:
+    """Elements from one row of the maps' gradient to the next: the fewest of those with the fewest bank conflicts."""
+    vector, strips = _vector(tiling.thread_columns), tiling.columns // tiling.thread_columns
+    lanes = [(lane // strips % tiling.rows, lane % strips * tiling.thread_columns) for lane in range(32)]
+
+    def conflicts(pitch: int) -> int:
+        total, banks = 0, 32 // vector
+        for first in range(0, 32, banks):  # 64 bits a lane are served by half warps
+            words = {(row * pitch + column) // vector for row, column in lanes[first : first + banks]}
+            total += max(sum(word % banks == bank for word in words) for bank in range(banks))
+        return total
+
+    return min(range(width, width + 32, vector), key=conflicts)
+
+
+def _layout(geometry: BlockGeometry, tiling: Tiling) -> tuple[int, int]:
+    """Elements from one filter's gradient to the next, and those of all weights of a stage."""
+    height, width = _halo(geometry, tiling)
+    weights = -(-tiling.filters * geometry.conv.r * geometry.conv.s // 8) * 8
+    return height * _pitch(tiling, width), weights * weight_pitch(tiling.channels)
+
+
+def _shared_elements(geometry: BlockGeometry, tiling: Tiling) -> int:
+    plane, weights = _layout(geometry, tiling)
+    return tiling.filters * plane + weights
+
+
+@functools.cache
+def _choices(geometry: BlockGeometry) -> tuple[Tiling, ...]:
+    conv, found = geometry.conv, []
+    for most_rows, most_columns in ((16, 32), (8, 32), (8, 16)):
+        for thread_columns in (4, 2, 1):
+            if _segment(geometry, thread_columns) > _LONGEST_SEGMENT or thread_columns > conv.w:
+                continue
+            rows, columns = fitted(conv.h, most_rows, 1), fitted(conv.w, most_columns, thread_columns)
+            positions = rows * columns // thread_columns
+            for most_channels in (8, 4, 2):
+                thread_channels = fitted(conv.c, most_channels, 1)
+                groups = -(-conv.c // thread_channels)
+                threads = fitted(groups, max(1, min(groups, _MOST_THREADS // positions)), 1)
+                for most_filters in range(min(conv.k, _MOST_FILTERS), 0, -1):
+                    filters, channels = fitted(conv.k, most_filters, 1), threads * thread_channels
+                    tiling = Tiling(rows, columns, channels, thread_channels, thread_columns, filters)
+                    if tiling.threads <= 2 * _MOST_THREADS and _shared_elements(geometry, tiling) <= _SHARED_ELEMENTS:
+                        found.append(tiling)
+                        break
+    return tuple(dict.fromkeys(found))
+
+
+def supports(geometry: BlockGeometry) -> Answer:
+    """True for convolutions of stride 1 without groups, whose windows are neither long nor large."""
+    if not (answer := fits_block(geometry)):
+        return answer
+    conv, pool = geometry
+    if conv.stride != (1, 1):
+        return Refusal(f"a convolution with stride {conv.stride} leaves gaps, which this kernel would go through")
+    if pool.r * pool.s > 256:
+        return Refusal(f"a {pool.r}x{pool.s} pooling has more winners than a byte can tell apart")
+    if not _choices(single(geometry)):
+        return Refusal(f"a window of {conv.r}x{conv.s} taps, dilation {conv.dilation}, is too large for shared memory")
+    return True
+
+
+def _cost(geometry: BlockGeometry, tiling: Tiling) -> float:
+    """Estimated time, in instructions of a large GPU's multiprocessor."""
+    conv = geometry.conv
+    taps, blocks = conv.r * conv.s, conv.n
+    for size, tile in ((conv.h, tiling.rows), (conv.w, tiling.columns), (conv.c, tiling.channels)):
+        blocks *= -(-size // tile)
+    adds = taps * tiling.thread_channels * tiling.thread_columns
+    segment = _segment(geometry, tiling.thread_columns) // _vector(tiling.thread_columns)
+    loads = taps * -(-tiling.thread_channels // 4) + conv.r * (segment + 4)
+    threads = -(-tiling.threads // 32) * 32
+    height, width = _halo(geometry, tiling)
+    fetches = (15 * height * width + 20 * taps * tiling.channels) / threads
+    block = -(-conv.k // tiling.filters) * tiling.filters * threads * (adds + loads + fetches)
+    waves = max(1, -(-blocks // MULTIPROCESSORS))
+    # Two warps for each of its four schedulers keep a multiprocessor busy.
+    return waves * block / min(1, waves * threads / 256)
+
+
+@functools.cache
+def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
+    """The eight tilings that are estimated to be fastest, of those that fit into shared memory."""
+    return tuple(sorted(_choices(single(geometry)), key=lambda tiling: _cost(geometry, tiling))[:_CHOICES])
+
+
+@specialised
+def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> Callable[..., None]:
+    """The kernel for images of a geometry, whatever their number: ``n`` is not looked at.
+
+    ``wide``: the result begins at a multiple of 128 bits.
+    """
+    real = getattr(types, dtype)
+    conv, pool = geometry
+    c, h, w, k, r, s = (getattr(conv, name) for name in "chwkrs")
+    taps, (dilation_h, dilation_w) = r * s, conv.dilation
+    maps_height, maps_width = conv.p, conv.q
+    # How far above and left of a tile the maps' gradient that reaches it begins.
+    above, before = (r - 1) * dilation_h - conv.padding[0][0], (s - 1) * dilation_w - conv.padding[1][0]
+    p, q, pool_r, pool_s = pool.p, pool.q, pool.r, pool.s
+    (pool_stride_h, pool_stride_w), (pool_down, pool_beside) = pool.stride, pool.dilation
+    (pool_top, _), (pool_left, _) = pool.padding
+    # Windows that cover an element of a map, along each axis.
+    covering_h = -(-effective(pool_r, pool_down) // pool_stride_h)
+    covering_w = -(-effective(pool_s, pool_beside) // pool_stride_w)
+    tile_rows, tile_columns, tile_channels, stage = tiling.rows, tiling.columns, tiling.channels, tiling.filters
+    thread_channels, thread_columns, threads = tiling.thread_channels, tiling.thread_columns, tiling.threads
+    strips, segment_length = tile_columns // thread_columns, _segment(geometry, thread_columns)
+    down, beside, channel_blocks = -(-h // tile_rows), -(-w // tile_columns), -(-c // tile_channels)
+    (height, width), weights_row = _halo(geometry, tiling), weight_pitch(tile_channels)
+    pitch, (plane, weights_size) = _pitch(tiling, width), _layout(geometry, tiling)
+    grads_size, halo, staged_products = stage * plane, height * width, stage * taps
+    staged_weights = -(-staged_products // 8) * 8 * tile_channels
+    ragged, vector = k % stage != 0, _vector(thread_columns)
+    out_vector = min(widest_access(w, dtype), widest_access(thread_columns, dtype)) if wide else 1
+    load, store = vector_access(vector)[0], vector_access(out_vector)[2]
+    load_weights = weights_loading(thread_channels, tile_channels // thread_channels, dtype)
+    # Registers for 512 threads a multiprocessor.
+    bounds = (threads, max(1, 512 // (-(-threads // 32) * 32))) if dtype == "float32" else threads
+
+    @device_function
+    def add_tap(tap: int, total: Any, segment: Any, a: Any, b: Any, weights: Any, at: Any) -> None:
+        load_weights(a, weights, iadd(at, tap * weights_row))
+        for j in range(thread_columns):
+            b[j] = segment[j + tap * dilation_w]
+        add_outer(total, a, b, 0)
+
+    add_taps = unrolled(add_tap, s)
+
+    @device_function
+    def gathered(filter_map: Any, row: Any, column: Any, exists: bool, grad: Any, y: Any, winners: Any) -> Any:
+        """The gradient of an element of a map, the one numbered ``filter_map``."""
+        row, column = uadd(row, pool_top), uadd(column, pool_left)
+        first_row = usub(udiv(row, pool_stride_h), covering_h - 1)
+        first_column = usub(udiv(column, pool_stride_w), covering_w - 1)
+        total = real(0)
+        for i in range(covering_h):
+            # Unsigned: a window above the first one has a huge number.
+            window_row = uadd(first_row, i)
+            below = usub(row, umul(window_row, pool_stride_h))
+            tap_row = udiv(below, pool_down)
+            covers_row = (window_row < p) & (tap_row < pool_r) & (umul(tap_row, pool_down) == below)
+            for j in range(covering_w):
+                window_column = uadd(first_column, j)
+                right = usub(column, umul(window_column, pool_stride_w))
+                tap_column = udiv(right, pool_beside)
+                covers = (window_column < q) & (tap_column < pool_s) & (umul(tap_column, pool_beside) == right)
+                covers = exists & covers_row & covers
+                window = uadd(umul(uadd(umul(filter_map, p), window_row), q), window_column)
+                won = u32(ldg_if(winners, window, covers)) == uadd(umul(tap_row, pool_s), tap_column)
+                # All three are under way before one is looked at.
+                value, activity = ldg_if(grad, window, covers), ldg_if(y, window, covers)
+                # Written so that a NaN lets the gradient through.
+                total += real(0) if (not won) | (activity <= real(0)) else value
+        return total
+
+    @jit(launch_bounds=bounds)
+    def conv2d_relu_max_pool2d_grad_input(grad: Any, weight: Any, y: Any, winners: Any, out: Any) -> None:
+        grads = cuda.shared.array(grads_size, real, alignment=16)
+        weights = cuda.shared.array(weights_size, real, alignment=16)
+        total = cuda.local.array((thread_channels, thread_columns), real)
+        segment = cuda.local.array(segment_length, real)
+        a = cuda.local.array(thread_channels, real)
+        b = cuda.local.array(thread_columns, real)
+        found = cuda.local.array(vector, real)
+        line_out = cuda.local.array(out_vector, real)
+        for i in range(thread_channels):
+            for j in range(thread_columns):
+                total[i, j] = real(0)
+
+        thread = u32(cuda.threadIdx.x)
+        rest = udiv(thread, strips)
+        column = umul(usub(thread, umul(rest, strips)), thread_columns)
+        group = udiv(rest, tile_rows)
+        row = usub(rest, umul(group, tile_rows))
+        channel = umul(group, thread_channels)
+        segment_at = i32(uadd(umul(row, pitch), column))
+
+        block = u32(cuda.blockIdx.x)
+        rest = udiv(block, beside)
+        first_column = umul(usub(block, umul(rest, beside)), tile_columns)
+        block = udiv(rest, down)
+        first_row = umul(usub(rest, umul(block, down)), tile_rows)
+        image = udiv(block, channel_blocks)
+        first_channel = umul(usub(block, umul(image, channel_blocks)), tile_channels)
+
+        # Unsigned: what lies above or left of the maps is a huge row or column.
+        top_row, left_column = usub(first_row, above), usub(first_column, before)
+        filter_ = u32(0)
+        while filter_ < k:
+            i = thread
+            while i < halo:
+                jr = udiv(i, width)
+                jc = usub(i, umul(jr, width))
+                map_row, map_column = uadd(top_row, jr), uadd(left_column, jc)
+                inside = (map_row < maps_height) & (map_column < maps_width)
+                at = uadd(umul(jr, pitch), jc)
+                for j in range(stage):
+                    there = inside & (uadd(filter_, j) < k) if ragged else inside
+                    map_ = uadd(umul(image, k), uadd(filter_, j))
+                    value = gathered(map_, map_row, map_column, there, grad, y, winners)
+                    st(grads, uadd(at, j * plane), value)
+                i = uadd(i, threads)
+            i = thread
+            while i < staged_weights:
+                rest = udiv(i, 8)
+                product = usub(i, umul(rest, 8))
+                eight = udiv(rest, tile_channels)
+                product = uadd(product, umul(eight, 8))
+                jc = usub(rest, umul(eight, tile_channels))
+                jf = udiv(product, taps)
+                tap = usub(product, umul(jf, taps))
+                filter_here, channel_here = uadd(filter_, jf), uadd(first_channel, jc)
+                if product < staged_products:
+                    inside = (filter_here < k) & (channel_here < c)
+                    offset = uadd(umul(uadd(umul(filter_here, c), channel_here), taps), tap)
+                    # Flipped: the last tap first.
+                    flipped = uadd(umul(jf, taps), usub(taps - 1, tap))
+                    st(weights, uadd(umul(flipped, weights_row), jc), ldg_if(weight, offset, inside))
+                i = uadd(i, threads)
+            cuda.syncthreads()
+            plane_at, weights_at = segment_at, i32(channel)
+            for _ in range(stage):
+                line = plane_at
+                for _ in range(r):
+                    for i in range(0, segment_length, vector):
+                        load(found, grads, iadd(line, i))
+                        for j in range(vector):
+                            segment[i + j] = found[j]
+                    add_taps(total, segment, a, b, weights, weights_at)
+                    line = iadd(line, dilation_h * pitch)
+                    weights_at = iadd(weights_at, s * weights_row)
+                plane_at = iadd(plane_at, plane)
+            cuda.syncthreads()
+            filter_ = uadd(filter_, stage)
+
+        row, column, channel = uadd(first_row, row), uadd(first_column, column), uadd(first_channel, channel)
+        offset = uadd(umul(uadd(umul(uadd(umul(image, c), channel), h), row), w), column)
+        if row < h:
+            for i in range(thread_channels):
+                if uadd(channel, i) < c:
+                    for j in range(0, thread_columns, out_vector):
+                        if uadd(column, j) < w:
+                            for e in range(out_vector):
+                                line_out[e] = total[i, j + e]
+                            store(line_out, out, uadd(offset, i * h * w + j))
+
+    return conv2d_relu_max_pool2d_grad_input
+
+
+def launches(geometry: BlockGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+    """The one launch of :func:`launch`, or none for an empty batch.
+
+    Args:
+        geometry, tiling, dtype: see :func:`launch`.
+        wide: the result begins at a multiple of 16 bytes.
+
+    Raises:
+        ValueError: groups, a stride, or a window or an array that is too large.
+    """
+    if not (answer := supports(geometry)):
+        raise ValueError(f"conv2d_relu_max_pool2d_grad_input: {answer}")
+    conv, name = geometry.conv, np.dtype(dtype).name
+    if not conv.n:
+        return ()
+    blocks = conv.n
+    for size, tile in ((conv.h, tiling.rows), (conv.w, tiling.columns), (conv.c, tiling.channels)):
+        blocks *= -(-size // tile)
+    kernel, real = _kernel(single(geometry), tiling, name, wide), array_type(name)
+    signature = (real, real, real, array_type("uint8"), real)
+    return (Launch(kernel, signature, (blocks, 1, 1), (tiling.threads, 1, 1)),)
+
+
+def launch(
+    grad: Any,
+    weight: Any,
+    y: Any,
+    winners: Any,
+    out: Any,
+    geometry: BlockGeometry,
+    tiling: Tiling,
+    stream: Any = None,
+) -> None:
+    """``out``, (n, c, h, w), is the gradient for the input.
+
+    Given ``grad`` (n, k, p, q of the pooling), the forward's results ``y`` and ``winners`` of that shape, and its
+    ``weight`` (k, c, r, s).
+
+    Raises:
+        ValueError: groups, a stride, or a window or an array that is too large.
+    """
+    for one in launches(geometry, tiling, grad.dtype, wide=aligned(out)):
+        one(stream, *(array.reshape(-1) for array in (grad, weight, y, winners, out)))

@@ -1,0 +1,318 @@
+"""Fully connected layers with ReLU between them, one after the other, in one launch.
+
+A block takes ``rows`` rows of the input through all layers; a row's results wait in shared memory for the next layer,
+and are written besides, because the gradients need them. A warp computes ``features`` results of each row: its lanes
+share the sums, reading neighbouring weights, 128 bits each where rows of the weight allow it; then the lanes' parts
+meet by shuffles, half as many of them in each round, always in the same order.
+
+Each block reads all weights, from the second-level cache, if they are not too many: this is for layers so small, and
+batches so short, that a launch for each layer, with a matrix product that fills a few tiles, takes longer.
+
+Shared bytes (float32): ``8 · rows · features of the widest layer``, at most 24 KB. Registers aimed at: at most 64.
+Expected bottleneck: the latency of the weights' loads, ``features`` of which a lane has under way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import ChainGeometry
+from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.device import (
+    Answer,
+    Launch,
+    Refusal,
+    aligned,
+    array_type,
+    device_function,
+    fits_offsets,
+    fma,
+    jit,
+    ldg,
+    ldg_if,
+    st,
+    u32,
+    uadd,
+    uand,
+    udiv,
+    umul,
+    unrolled,
+    ushr,
+    usub,
+    vector_access,
+    widest_access,
+)
+
+_ALL_LANES = 0xFFFFFFFF
+#: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
+_SHARED_ELEMENTS = 6 * 1024
+#: Layers of a chain; an array takes 56 bytes of arguments, and a kernel has 4 KB.
+MOST_LAYERS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up; ``rows · features`` is a power of two, at most 32.
+
+    Attributes:
+        threads: threads a block, a multiple of 32.
+        rows: rows a block.
+        features: results of each row that a warp computes at once.
+    """
+
+    threads: int
+    rows: int
+    features: int
+
+
+def pitch(size: int) -> int:
+    """Elements from one row in shared memory to the next: whole accesses."""
+    return -(-size // 4) * 4
+
+
+def fits_chain(geometry: ChainGeometry) -> Answer:
+    """Whether there are as few layers as a kernel takes, whose arrays can be indexed with 32 bits."""
+    n, sizes, _ = geometry
+    if len(sizes) - 1 > MOST_LAYERS:
+        return Refusal(f"{len(sizes) - 1} layers are more than the {MOST_LAYERS} that a launch takes")
+    if 0 in sizes:
+        return Refusal(f"a layer without features: {sizes}")
+    weights = max(first * second for first, second in pairwise(sizes))
+    return fits_offsets(rows=n * max(sizes), weight=weights)
+
+
+def supports(geometry: ChainGeometry) -> Answer:
+    """True for at most 8 layers of which two rows fit into shared memory."""
+    if not (answer := fits_chain(geometry)):
+        return answer
+    if not _choices(geometry.sizes):
+        return Refusal(f"layers of {max(geometry.sizes)} features do not fit into shared memory")
+    return True
+
+
+@functools.cache
+def _choices(sizes: tuple[int, ...]) -> tuple[Tiling, ...]:
+    choices = (Tiling(512, 2, 4), Tiling(512, 4, 4), Tiling(256, 8, 4), Tiling(256, 1, 8))
+    return tuple(choice for choice in choices if 2 * choice.rows * pitch(max(sizes)) <= _SHARED_ELEMENTS)
+
+
+def tilings(geometry: ChainGeometry) -> tuple[Tiling, ...]:
+    """Few rows a block for a short batch, which spread it over more multiprocessors; more rows for a longer one."""
+    few = geometry.n <= 256
+    return tuple(
+        sorted(_choices(geometry.sizes), key=lambda tiling: (tiling.rows == 1, tiling.rows * (1 if few else -1)))
+    )
+
+
+def meeting(count: int, dtype: str) -> Any:
+    """A device function of (values, lane): of ``count`` values in each lane, the sum over lanes of one.
+
+    ``count`` is a power of two, at most 32. A lane is given the sum of the value numbered ``lane · count // 32``. In
+    each round, a lane keeps half of its values and sends the other half to a lane that keeps those.
+    """
+
+    @device_function
+    def exchange(i: int, half: int, distance: int, values: Any, lane: Any) -> None:
+        upper = uand(lane, distance) != 0
+        low, high = values[i], values[i + half]
+        keep, send = (high if upper else low), (low if upper else high)
+        values[i] = keep + cuda.shfl_xor_sync(_ALL_LANES, send, distance)
+
+    def rounds(values_left: int, distance: int) -> Any:
+        if values_left == 1:
+            last = distance == 1
+
+            def add(values: Any, lane: Any) -> None:
+                values[0] += cuda.shfl_xor_sync(_ALL_LANES, values[0], distance)
+
+            this_round = device_function(add)
+        else:
+            half, last = values_left // 2, distance == 1
+            exchange_all = unrolled(exchange, half)
+
+            def halve(values: Any, lane: Any) -> None:
+                exchange_all(half, distance, values, lane)
+
+            this_round = device_function(halve)
+        rest = None if last else rounds(max(1, values_left // 2), distance // 2)
+
+        def all_rounds(values: Any, lane: Any) -> None:
+            this_round(values, lane)
+            rest(values, lane)
+
+        return this_round if last else device_function(all_rounds)
+
+    return rounds(count, 16)
+
+
+@specialised
+def _kernel(
+    sizes: tuple[int, ...], relu: tuple[bool, ...], has_bias: tuple[bool, ...], tiling: Tiling, dtype: str, wide: bool
+) -> Callable[..., None]:
+    """``wide``: all weights begin at multiples of 128 bits."""
+    real = getattr(types, dtype)
+    threads, rows, features = tiling.threads, tiling.rows, tiling.features
+    warps, count = threads // 32, rows * features
+    lanes_a_value = 32 // count
+    shift = int(math.log2(lanes_a_value))
+    buffer = rows * max(pitch(size) for size in sizes)
+    first_size, first_pitch = sizes[0], pitch(sizes[0])
+    meet = meeting(count, dtype)
+
+    def layer(number: int) -> Any:
+        inputs, outputs, active, biased = sizes[number], sizes[number + 1], relu[number], has_bias[number]
+        row_in, row_out = pitch(inputs), pitch(outputs)
+        vector = widest_access(inputs, dtype) if wide else 1
+        load, load_weights, _ = vector_access(vector)
+
+        @device_function
+        def add_row(r: int, sums: Any, w: Any, x: Any, before: Any, k: Any) -> None:
+            load(x, before, uadd(k, r * row_in))
+            for j in range(features):
+                for e in range(vector):
+                    sums[j * rows + r] = fma(w[j, e], x[e], sums[j * rows + r])
+
+        add_rows = unrolled(add_row, rows)
+
+        @device_function
+        def load_feature(j: int, w: Any, one: Any, weight: Any, feature: Any, k: Any) -> None:
+            # Features beyond the last are computed as the last one, and not written.
+            here = uadd(feature, j) if uadd(feature, j) < outputs else u32(outputs - 1)
+            load_weights(one, weight, uadd(umul(here, inputs), k))
+            for e in range(vector):
+                w[j, e] = one[e]
+
+        load_features = unrolled(load_feature, features)
+
+        @device_function
+        def run(before: Any, after: Any, weights: Any, biases: Any, outs: Any, first_row: Any, n: Any) -> None:
+            sums = cuda.local.array(count, real)
+            w, one, x = (
+                cuda.local.array((features, vector), real),
+                cuda.local.array(vector, real),
+                cuda.local.array(vector, real),
+            )
+            thread = u32(cuda.threadIdx.x)
+            warp, lane = ushr(thread, 5), uand(thread, 31)
+            feature = umul(warp, features)
+            while feature < outputs:
+                for i in range(count):
+                    sums[i] = real(0)
+                k = umul(lane, vector)
+                while k < inputs:
+                    load_features(w, one, weights[number], feature, k)
+                    add_rows(sums, w, x, before, k)
+                    k = uadd(k, 32 * vector)
+                meet(sums, lane)
+                value = ushr(lane, shift)
+                j = udiv(value, rows)
+                row, mine = usub(value, umul(j, rows)), uadd(feature, j)
+                result = sums[0]
+                if (uand(lane, lanes_a_value - 1) == 0) & (mine < outputs):
+                    if biased:
+                        result += ldg(biases[number], mine)
+                    if active:
+                        # Written so that a NaN stays.
+                        result = real(0) if result <= real(0) else result
+                    st(after, uadd(umul(row, row_out), mine), result)
+                    if uadd(first_row, row) < n:
+                        st(outs[number], uadd(umul(uadd(first_row, row), outputs), mine), result)
+                feature = uadd(feature, warps * features)
+
+        return run
+
+    def layers(number: int) -> Any:
+        """A device function that runs the layers from ``number`` on, of which the first reads ``before``."""
+        run, last = layer(number), number == len(relu) - 1
+        rest = None if last else layers(number + 1)
+
+        def run_all(before: Any, after: Any, *arguments: Any) -> None:
+            run(before, after, *arguments)
+            cuda.syncthreads()
+            rest(after, before, *arguments)
+
+        return run if last else device_function(run_all)
+
+    run_layers = layers(0)
+
+    @jit(launch_bounds=threads)
+    def linear_chain(x: Any, weights: Any, biases: Any, outs: Any, n: Any) -> None:
+        before = cuda.shared.array(buffer, real, alignment=16)
+        after = cuda.shared.array(buffer, real, alignment=16)
+        first_row = umul(u32(cuda.blockIdx.x), rows)
+        i = u32(cuda.threadIdx.x)
+        while i < rows * first_size:
+            row = udiv(i, first_size)
+            column = usub(i, umul(row, first_size))
+            offset = uadd(umul(uadd(first_row, row), first_size), column)
+            st(before, uadd(umul(row, first_pitch), column), ldg_if(x, offset, uadd(first_row, row) < n))
+            i = uadd(i, threads)
+        cuda.syncthreads()
+        run_layers(before, after, weights, biases, outs, first_row, u32(n))
+
+    return linear_chain
+
+
+def launches(
+    geometry: ChainGeometry,
+    tiling: Tiling,
+    dtype: Any,
+    *,
+    has_bias: tuple[bool, ...] | None = None,
+    wide: bool = True,
+) -> tuple[Launch, ...]:
+    """The one launch of :func:`launch`, or none for no rows.
+
+    Args:
+        geometry, tiling, dtype: see :func:`launch`.
+        has_bias: which layers have one; None for all.
+        wide: all weights begin at multiples of 16 bytes.
+
+    Raises:
+        ValueError: too many layers, too wide ones, or an array that is too large.
+    """
+    if not (answer := supports(geometry)):
+        raise ValueError(f"linear_chain: {answer}")
+    n, sizes, relu = geometry
+    if not n:
+        return ()
+    name, count = np.dtype(dtype).name, len(relu)
+    kernel = _kernel(sizes, relu, has_bias or (True,) * count, tiling, name, wide)
+    arrays = types.UniTuple(array_type(name), count)
+    signature = (array_type(name), arrays, arrays, arrays, types.int64)
+    return (Launch(kernel, signature, (-(-n // tiling.rows), 1, 1), (tiling.threads, 1, 1)),)
+
+
+def flat(arrays: Sequence[Any]) -> tuple[Any, ...]:
+    """Arrays as a kernel takes several."""
+    return tuple(array.reshape(-1) for array in arrays)
+
+
+def launch(
+    x: Any,
+    weights: Sequence[Any],
+    biases: Sequence[Any],
+    outs: Sequence[Any],
+    geometry: ChainGeometry,
+    tiling: Tiling,
+    stream: Any = None,
+) -> None:
+    """``outs``, the results of each layer (n, size), with the weights (size, size before) and biases, (size,) or None.
+
+    ``x`` is (n, sizes[0]). Where the geometry says so, a ReLU has been applied.
+
+    Raises:
+        ValueError: too many layers, too wide ones, or an array that is too large.
+    """
+    has_bias = tuple(bias is not None for bias in biases)
+    given = [weight if bias is None else bias for weight, bias in zip(weights, biases, strict=True)]
+    for one in launches(geometry, tiling, x.dtype, has_bias=has_bias, wide=aligned(*weights)):
+        one(stream, x.reshape(-1), flat(weights), flat(given), flat(outs), geometry.n)

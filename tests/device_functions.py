@@ -1,0 +1,47 @@
+"""Every kind of operation once, on device arrays beside the host's: with CuPy on a GPU, and with its stand-in."""
+
+import numpy as np
+
+import gpuconv
+from gpuconv import Tensor
+from gpuconv import functional as F
+
+X = np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32)
+LABELS = np.array([1, 0])
+WEIGHT = np.arange(1, 5, dtype=np.float32)
+
+FUNCTIONS = [
+    F.relu,
+    F.sigmoid,
+    F.tanh,
+    lambda x: F.softmax(x, 1),
+    lambda x: F.log_softmax(x, 1),
+    lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    lambda x: F.avg_pool2d(x, 2, 2, 1),
+    lambda x: F.sum_pool2d(x, 2),
+    lambda x: F.adaptive_avg_pool2d(x, (4, 1)),
+    lambda x: F.conv1d(x[:, :, 0], np.ones((2, 4, 3), np.float32)),
+    lambda x: F.conv2d(x, np.ones((4, 1, 3, 3), np.float32), None, 2, "valid", 1, 4),
+    lambda x: F.linear(x, np.ones((3, 6), np.float32), np.ones(3, np.float32)),
+    lambda x: F.flatten(x, 2).mean(1, keepdim=True),
+    lambda x: F.mse_loss(x, np.zeros(x.shape, np.float32)),
+    lambda x: F.half_squared_error(x, np.zeros(x.shape, np.float32)),
+    lambda x: F.cross_entropy(F.flatten(x, 1)[:, :4], LABELS, WEIGHT, label_smoothing=0.1),
+    lambda x: F.dropout(x, 0.5, generator=np.random.default_rng(0)),
+    lambda x: (1 - x) / (2 + x * x) + x**2 @ x.T.permute(2, 3, 1, 0).permute(2, 3, 0, 1).reshape(2, 4, 6, 6) - -x,
+    lambda x: (x * x + 1).log().exp()[np.array([0, 0, 1])].sum((0, 2)),
+]
+
+
+def compare(cupy):
+    """Values and gradients on device arrays equal the NumPy backend's, and stay on the device."""
+    for number, function in enumerate(FUNCTIONS):
+        found = []
+        for leaf in (Tensor(cupy.asarray(X), True), Tensor(X, True)):
+            with gpuconv.use_backend("cuda" if leaf.data is not X else "numpy"):
+                y = function(leaf)
+                y.backward(np.ones(y.shape, np.float32))
+            assert type(y.data) is type(leaf.data), number
+            found += [y.numpy(), leaf.grad.numpy()]
+        np.testing.assert_allclose(found[0], found[2], rtol=1e-4, atol=1e-5, err_msg=str(number))
+        np.testing.assert_allclose(found[1], found[3], rtol=1e-4, atol=1e-5, err_msg=str(number))

@@ -1,0 +1,353 @@
+"""The benchmark of kernels on a GPU, all but the GPU: what is right, how samples are taken, files, tables, refusals.
+
+Kernels run in the simulator on small layers; a clock stands in for the device's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import types
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
+torch = pytest.importorskip("torch", reason="the reference is PyTorch's")
+simulator = pytest.importorskip("gpuconv.simulator", reason="needs greenlet", exc_type=ImportError)
+try:
+    simulator.activate()
+except RuntimeError as refusal:
+    pytest.skip(str(refusal), allow_module_level=True)
+
+from bench import gpu, layers, report, torch_ops, verify  # noqa: E402 - after the simulator
+from gpuconv import backends, kernels  # noqa: E402
+from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry  # noqa: E402
+
+PLACE = verify.Place(torch, np, "cpu")
+CONV = Conv2dGeometry.of((2, 3, 7, 6), (4, 3, 3, 3), padding=1)
+POOL = Pool2dGeometry.of((2, 3, 7, 6), 3, stride=2, padding=1)
+
+
+class Clock:
+    """Calls, and times by the order of calls."""
+
+    def __init__(self, place=None):
+        self.calls = []
+
+    def host_us(self, step):
+        return 7.0
+
+    def sample_us(self, step, host_us):
+        assert host_us == 7.0
+        step()
+        self.calls.append(step)
+        return float(len(self.calls))
+
+
+# -- right or wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", torch_ops.OPERATIONS)
+def test_every_variant_is_right_on_small_layers(operation):
+    """References and arguments fit: each variant of each operation passes as it is."""
+    described = layers.OPERATIONS[operation]
+    for name in list(described.layers)[:2]:
+        geometry = described.small(described.layers[name], 8)
+        for variant in kernels.VARIANTS[operation]:
+            module = kernels.load(operation, variant)
+            if module.supports(geometry):
+                for verdict in verify.verify(
+                    PLACE, operation, variant, geometry, module.tilings(geometry)[:1]
+                ).values():
+                    assert verdict.fault is None, (name, variant, verdict)
+
+
+def test_references_with_padding_dilation_and_groups():
+    """PyTorch gets every part of a geometry: the NumPy backend, which shares no code with it here, agrees."""
+    numpy_backend = backends.get("numpy")
+    geometry = Conv2dGeometry.of((2, 4, 9, 8), (6, 2, 3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 3), groups=2)
+    tensors = verify.operands(PLACE, "conv2d_grad_weight", geometry, "float64", 0)
+    grad, x = (tensor.numpy() for tensor in tensors[:2])
+    (ours,) = verify.reference(PLACE, "conv2d_grad_weight", geometry, tensors)
+    np.testing.assert_allclose(ours, numpy_backend.conv2d_grad_weight(grad, x, geometry), rtol=1e-10, atol=1e-10)
+    pool = Pool2dGeometry.of((2, 3, 8, 9), (3, 2), stride=2, padding=1, dilation=(2, 1), ceil_mode=True)
+    x, y, winners = verify.operands(PLACE, "max_pool2d", pool, "float64", 0)
+    maxima, indices = verify.reference(PLACE, "max_pool2d", pool, [x, y, winners])
+    theirs, offsets = numpy_backend.max_pool2d(x.numpy(), pool)
+    np.testing.assert_array_equal(maxima, theirs)
+    np.testing.assert_array_equal(torch_ops.offsets_of(torch, indices, pool), offsets)
+    np.testing.assert_array_equal(torch_ops.indices_of(torch, torch.from_numpy(offsets), pool), indices)
+    with pytest.raises(ValueError, match="not the same on both sides"):
+        torch_ops.indices_of(torch, winners, Pool2dGeometry.of((1, 1, 4, 4), 2, padding=((0, 1), (0, 0))))
+
+
+def unwritten(out):
+    out[-1, -1, -1, -1] = np.nan
+
+
+def one_wrong(out):
+    out[0, 0, 0, 0] += 1
+
+
+def reduced_precision(out):
+    out *= 1 + 3e-4 * np.random.default_rng(0).standard_normal(out.shape, np.float32)
+
+
+def race(out, runs=iter(range(9))):  # noqa: B008 - counts the calls
+    out.reshape(-1)[0] *= 1 + 1e-6 * next(runs)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (unwritten, "1 are NaN"),
+        (one_wrong, "result 0 differs by"),
+        (reduced_precision, "result 0 differs by"),
+        (race, "two runs on the same inputs differ: a race"),
+    ],
+)
+def test_planted_faults_are_found(monkeypatch, spoil, words):
+    """A kernel that leaves an element out, gets one wrong, computes in TF32, or not twice the same, is not right."""
+    real = kernels.load("conv2d", "direct")
+
+    def launch(x, weight, bias, out, *rest):
+        real.launch(x, weight, bias, out, *rest)
+        spoil(out)
+
+    monkeypatch.setattr(kernels, "load", lambda *_: types.SimpleNamespace(launch=launch))
+    (verdict,) = verify.verify(PLACE, "conv2d", "direct", CONV, real.tilings(CONV)[:1]).values()
+    assert words in verdict.fault
+
+
+def test_one_wrong_element_among_a_million_is_found():
+    """Its share of the norm is below what rounding may take; the largest difference shows it."""
+    wanted = torch.ones(1000, 1000, dtype=torch.float64)
+    got = wanted.float()
+    got[999, 999] = 1.05
+    verdict = verify.judge("relu", None, "float32", torch, [got], [wanted])
+    assert verdict.norm < verify.NORM_TOLERANCE["float32"]
+    assert "an element by 0.05" in verdict.fault
+
+
+def test_another_winner_is_found(monkeypatch):
+    """The maxima are right, but a winner is another element."""
+    real = kernels.load("max_pool2d", "direct")
+
+    def launch(x, y, winners, *rest):
+        real.launch(x, y, winners, *rest)
+        winners[1, 2, 0, 0] ^= 1
+
+    monkeypatch.setattr(kernels, "load", lambda *_: types.SimpleNamespace(launch=launch))
+    (verdict,) = verify.verify(PLACE, "max_pool2d", "direct", POOL, real.tilings(POOL)[:1]).values()
+    assert verdict.fault == "1 of 72 winners are other elements"
+
+
+def test_a_launch_that_raises_is_named(monkeypatch):
+    """What the device reports names no kernel: the check does."""
+
+    def launch(*_):
+        raise RuntimeError("illegal address\nmore")
+
+    monkeypatch.setattr(kernels, "load", lambda *_: types.SimpleNamespace(launch=launch))
+    with pytest.raises(
+        verify.KernelFailed, match=r"^conv2d tiled T on Conv2dGeometry.*: RuntimeError: illegal address$"
+    ):
+        verify.verify(PLACE, "conv2d", "tiled", CONV, ["T"])
+
+
+# -- times -----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_take_turns():
+    """Each round begins with another contender, each call with another set of inputs; as many as asked for."""
+    clock, calls = Clock(), []
+    steps = {label: [lambda label=label, n=n: calls.append(label + n) for n in "01"] for label in "abc"}
+    times = gpu.measure_us(steps, clock, 4)
+    warm = len("abc") * 2 * 2
+    assert calls[warm:] == ["a0", "b0", "c0", "b1", "c1", "a1", "c0", "a0", "b0", "a1", "b1", "c1"]
+    assert times == {"a": [1, 6, 8, 10], "b": [2, 4, 9, 11], "c": [3, 5, 7, 12]}
+
+
+def test_the_device_is_busy_until_a_call_is_queued():
+    """The cache is overwritten before every sample, often enough to last for the host's part of the call."""
+    queue = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            queue.append("event")
+
+        def synchronize(self):
+            queue.append("wait")
+
+        def elapsed_time(self, end):
+            return 0.02  # ms
+
+    filler = types.SimpleNamespace(zero_=lambda: queue.append("flush"))
+    cuda = types.SimpleNamespace(Event=Event, get_device_properties=lambda _: types.SimpleNamespace(L2_cache_size=50))
+    stand_in = types.SimpleNamespace(cuda=cuda, uint8="uint8", empty=lambda size, **_: [filler][size != 200])
+    clock = gpu.EventClock(types.SimpleNamespace(torch=stand_in))
+    queue.clear()
+    assert clock.sample_us(lambda: queue.append("call"), 55.0) == 20
+    assert queue == ["flush"] * 6 + ["event", "call", "event", "wait"]
+
+
+# -- the run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """`bench.gpu` with the simulator in the GPU's place, and small layers."""
+    facts = {
+        "name": "stand-in",
+        "compute_capability": "9.0",
+        "multiprocessors": 1,
+        "driver": None,
+        "driver_cuda": "13.0",
+        "cudnn": 9,
+        "tf32": {"matmul": False, "cudnn": False},
+        "versions": {"torch": "2"},
+    }
+    monkeypatch.setattr(gpu, "_place", lambda: PLACE)
+    monkeypatch.setattr(gpu, "EventClock", Clock)
+    monkeypatch.setattr(gpu, "gpu_facts", lambda place: facts)
+    monkeypatch.setattr(gpu, "_precompile", lambda *_: None)  # the simulator does not compile
+    for operation, geometry in (("conv2d", CONV), ("max_pool2d", POOL)):
+        small = types.SimpleNamespace(**{**vars(layers.OPERATIONS[operation]), "layers": {"lenet5.small": geometry}})
+        small.traffic = lambda *_: 1000
+        monkeypatch.setitem(layers.OPERATIONS, operation, small)
+
+
+def test_a_run(machine, capsys, tmp_path):
+    """Every variant and tiling that supports the layer is checked and timed; the rule's choice is marked; one file."""
+    assert (
+        gpu.main(["--out", str(tmp_path / "new"), "--only", "conv2d/*", "--only", "max_pool2d/*", "--rounds", "3"]) == 0
+    )
+    document = json.loads((tmp_path / "new" / "gpu.json").read_text())
+    assert document["complete"]
+    assert [result["operation"] for result in document["results"]] == ["conv2d", "max_pool2d"]
+    supporting = [kernels.load("conv2d", variant) for variant in kernels.VARIANTS["conv2d"]]
+    count = sum(len(module.tilings(CONV)) for module in supporting if module.supports(CONV))
+    entries = document["results"][0]["kernels"]
+    assert len(entries) == count
+    assert sum(entry["chosen"] for entry in entries) == 1
+    assert all(entry["fault"] is None and len(entry["us"]) == 3 for entry in entries)
+    assert len(document["results"][0]["peer_us"]) == 3
+    output = capsys.readouterr()
+    assert "conv2d, float32" in output.out
+    assert "lenet5.small" in output.out
+    assert "TF32 of torch: matmul False, cuDNN False" in output.err
+
+
+def test_kernels_are_compiled_before(monkeypatch):
+    """Every launch of every tiling, for the types of its arguments; one that cannot be compiled stops nothing."""
+    real, compiled = kernels.load("conv2d", "direct"), []
+
+    def compile_one(signature):
+        compiled.append(signature)
+        if len(compiled) == 1:
+            raise RuntimeError("no")
+
+    def launches(geometry, tiling, dtype):
+        assert dtype == "float32"
+        assert tiling in real.tilings(CONV)
+        return [types.SimpleNamespace(kernel=types.SimpleNamespace(compile=compile_one), signature=tiling)]
+
+    stand_in = types.SimpleNamespace(supports=real.supports, tilings=real.tilings, launches=launches)
+    monkeypatch.setattr(kernels, "load", lambda *_: stand_in)
+    assert gpu.compile_kernels("conv2d", "direct", CONV, False) == len(real.tilings(CONV)) - 1
+    assert compiled == list(real.tilings(CONV))
+
+
+def test_a_wrong_kernel_is_reported_and_not_timed(machine, monkeypatch, capsys, tmp_path):
+    """Exit code 1, a line that says which; the others have their times."""
+    load = kernels.load
+
+    def broken(operation, variant):
+        real = load(operation, variant)
+        if variant != "direct":
+            return real
+
+        def launch(x, weight, bias, out, *rest):
+            real.launch(x, weight, bias, out, *rest)
+            one_wrong(out)
+
+        return types.SimpleNamespace(supports=real.supports, tilings=real.tilings, launch=launch)
+
+    monkeypatch.setattr(kernels, "load", broken)
+    assert gpu.main(["--out", str(tmp_path), "--only", "conv2d/*", "--rounds", "1", "--quick"]) == 1
+    (result,) = json.loads((tmp_path / "gpu.json").read_text())["results"]
+    assert {entry["variant"]: bool(entry["us"]) for entry in result["kernels"]}["direct"] is False
+    assert any(entry["us"] for entry in result["kernels"])
+    assert "WRONG: conv2d lenet5.small direct Tiling" in capsys.readouterr().err
+
+
+def test_a_stopped_run_keeps_what_it_has(machine, monkeypatch, capsys, tmp_path):
+    """Ctrl-C while timing: exit code 130, and a file that says that it is not complete; a dead device likewise, 1."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "time_layer", stopped)
+    arguments = ["--out", str(tmp_path), "--only", "max_pool2d/*"]
+    assert gpu.main(arguments) == 130
+    document = json.loads((tmp_path / "gpu.json").read_text())
+    assert not document["complete"]
+    assert document["results"][0]["kernels"]
+    assert report.gpu_tables(document)[0].rows[0][2] == "-"
+    monkeypatch.setattr(gpu, "check", lambda *_: (_ for _ in ()).throw(verify.KernelFailed("max_pool2d: dead")))
+    assert gpu.main(arguments) == 1
+    assert "WRONG: max_pool2d: dead" in capsys.readouterr().err
+
+
+def test_quick_and_only_choose_layers():
+    """--quick has LeNet's layers and some of each other network; patterns choose, in order, without repeats."""
+    everything, quick = gpu.cases(None, False), gpu.cases(None, True)
+    assert {operation for operation, _, _ in everything} == set(torch_ops.OPERATIONS) <= set(kernels.VARIANTS)
+    assert 20 < len(quick) < len(everything) / 2
+    assert {operation for operation, _, _ in quick} == set(torch_ops.OPERATIONS)
+    names = [case[:2] for case in gpu.cases(["relu/*1", "*/lenet5.relu1"], False)]
+    assert names == [("relu", "lenet5.relu1"), ("conv2d_grad_bias", "lenet5.relu1"), ("relu_grad", "lenet5.relu1")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "{folder}"], "NUMBA_ENABLE_CUDASIM is set: .* unset it"),
+        (["--out", "{folder}", "--only", "conv5*"], "'conv5\\*' fits none of the layers"),
+        (["--out", "{folder}", "--quick", "--only", "*/alexnet*"], "--quick leaves none"),
+        ([], "required: --out"),
+        (["--out", "{folder}", "--rounds", "0"], "not a whole number"),
+        (["--out", "{file}/x"], "cannot make the folder"),
+    ],
+)
+def test_refusals_take_one_line(arguments, words, capsys, tmp_path, monkeypatch):
+    """Exit code 2 before anything is run; nothing is written."""
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
+    (tmp_path / "file").touch()
+    given = [argument.format(folder=tmp_path, file=tmp_path / "file") for argument in arguments]
+    assert gpu.main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert pytest.importorskip("re").search(f"^bench.gpu: .*{words}", line)
+    assert not (tmp_path / "gpu.json").exists()
+
+
+def test_no_gpu_and_no_torch_are_refused(monkeypatch, capsys, tmp_path):
+    """The backend's own reason; a PyTorch without CUDA; no PyTorch at all."""
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
+    arguments = ["--out", str(tmp_path)]
+    monkeypatch.setattr(backends, "available", lambda: {"cuda": "no NVIDIA driver was found"})
+    assert gpu.main(arguments) == 2
+    monkeypatch.setattr(backends, "available", lambda: {"cuda": None})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(arguments) == 2
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert gpu.main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [
+        words in line
+        for words, line in zip(("no NVIDIA driver", "sees no GPU", "pip install torch"), lines, strict=True)
+    ]

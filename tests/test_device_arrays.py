@@ -1,0 +1,595 @@
+"""The CUDA backend as on a machine with a GPU, all but GPU and kernels: the gate, streams, memory, libraries, training.
+
+`fake_cupy.py` takes CuPy's place, and the NumPy backend's primitives that of the kernels, behind the same `launch`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.util
+import sys
+import types
+
+import device_functions
+import fake_cupy
+import numpy as np
+import pytest
+
+import gpuconv
+from gpuconv import Tensor, backends, kernels, models, nn, optim, train, tuning
+from gpuconv import functional as F
+from gpuconv.backends import cuda_backend
+from gpuconv.geometry import Conv2dGeometry
+
+pytest.importorskip("numba_cuda", reason="the variants are chosen among kernels for numba-cuda")
+if backends.available()["cuda"] is not None or backends.get("cuda").automatic():
+    pytest.skip(f"needs the simulator: {backends.available()['cuda']}", allow_module_level=True)
+from gpuconv.kernels import device
+
+#: Streams that launches came in on, by operation.
+launched: list[tuple[str, object]] = []
+
+
+def inputs_of(operation, arrays, geometry):
+    """A variant's arrays, in its order, as the primitive's arguments, and those that it writes."""
+    if operation.endswith("_update"):
+        return arrays, ()
+    if operation == "softmax_cross_entropy":
+        return arrays[:3], arrays[3:5]
+    if operation == "softmax_cross_entropy_grad":
+        return arrays[:3], arrays[4:]
+    count = {"conv2d": 3, "max_pool2d": 1}.get(operation, len(arrays) - 1)
+    shape_alone = operation in ("relu", "relu_grad", "conv2d_grad_bias")
+    return arrays[:count] if shape_alone else [*arrays[:count], geometry], arrays[count:]
+
+
+def block(numpy, x, w, b, y, winners, geometry):
+    y[...], winners[...] = numpy.conv2d_relu_max_pool2d(x, w, b, *geometry)
+
+
+def block_grad_input(numpy, grad, w, y, winners, out, geometry):
+    needs = (True, False, False)
+    out[...] = numpy.conv2d_relu_max_pool2d_grad(grad, None, w, y, winners, *geometry, needs)[0]
+
+
+def block_grad_weight(numpy, grad, x, y, winners, dw, db, geometry):
+    needs = (False, True, True)
+    dw[...], db[...] = numpy.conv2d_relu_max_pool2d_grad(grad, x, None, y, winners, *geometry, needs)[1:]
+
+
+def chain(numpy, x, weights, biases, outs, geometry):
+    for out, y in zip(outs, numpy.linear_chain(x, weights, biases, geometry), strict=True):
+        out[...] = y
+
+
+def chain_grad_input(numpy, grad, weights, ys, grads, out, geometry):
+    for weight, y, before, active in reversed(list(zip(weights, ys, grads, geometry.relu, strict=True))):
+        before[...] = numpy.relu_grad(grad, y) if active else grad
+        grad = numpy.linear_grad_input(before, weight)
+    if out is not None:
+        out[...] = grad
+
+
+def chain_grad_weight(numpy, xs, grads, dweights, dbiases, geometry):
+    for x, grad, dw, db in zip(xs, grads, dweights, dbiases, strict=True):
+        dw[...], db[...] = numpy.linear_grad_weight(grad, x), numpy.linear_grad_bias(grad)
+
+
+#: Operations that are no primitives, or take several arrays as one: the same on hosts.
+FUSED = {
+    "conv2d_relu_max_pool2d": block,
+    "conv2d_relu_max_pool2d_grad_input": block_grad_input,
+    "conv2d_relu_max_pool2d_grad_weight": block_grad_weight,
+    "linear_chain": chain,
+    "linear_chain_grad_input": chain_grad_input,
+    "linear_chain_grad_weight": chain_grad_weight,
+}
+
+
+def host_of(array):
+    """Of an array, or of each in a list."""
+    if isinstance(array, (list, tuple)):
+        return [host_of(one) for one in array]
+    return array.host if isinstance(array, fake_cupy.ndarray) else array
+
+
+def computing(operation, real):
+    """A variant that computes with NumPy, and looks at what it is given as a GPU would."""
+
+    def launch(*arguments, workspace=None, **options):
+        *arrays, geometry, tiling, stream = arguments
+        launched.append((operation, stream))
+        assert tiling in real.tilings(geometry)
+        groups = (array if isinstance(array, (list, tuple)) else [array] for array in arrays)
+        for array in (array for group in groups for array in group):
+            assert array is None or type(array) is fake_cupy.ndarray, operation
+            assert array is None or array.flags.c_contiguous, operation
+            assert array is None or array.data.device_id == fake_cupy.Device.current, operation
+        hosts = host_of(arrays)
+        if operation in FUSED:
+            FUSED[operation](backends.get("numpy"), *hosts, geometry)
+            return
+        given, results = inputs_of(operation, hosts, geometry)
+        if operation.startswith("softmax"):
+            options["weight"] = hosts[2 if operation == "softmax_cross_entropy" else 3]
+            given = given[:-1] if operation == "softmax_cross_entropy" else given
+        computed = getattr(backends.get("numpy"), operation)(*given, **options)
+        for result, value in zip(results, computed if isinstance(computed, tuple) else (computed,), strict=False):
+            result[...] = value
+
+    names = ("supports", "tilings", "workspace_size")
+    return types.SimpleNamespace(launch=launch, **{name: getattr(real, name) for name in names if hasattr(real, name)})
+
+
+def forget():
+    for function in (backends._load, backends._instance, backends._automatic, cuda_backend._driver):
+        getattr(function, "cache_clear", lambda: None)()
+
+
+@pytest.fixture
+def real_kernels(monkeypatch):
+    """A machine on which `auto` finds a GPU with two devices; kernels run in the simulator."""
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "cupy" or find_spec(name))
+    monkeypatch.setattr(cuda_backend, "_simulating", lambda: False)
+    monkeypatch.setattr(cuda_backend, "_driver", lambda: (13000, 2))
+    monkeypatch.setattr(cuda_backend, "_compiler", lambda: (13, 0))
+    monkeypatch.setattr(cuda_backend, "_numba_stream", lambda device, pointer: (device, pointer))
+
+    def call(launch, stream, *arguments):
+        flat = [one for a in arguments for one in (a if isinstance(a, tuple) else [a])]
+        assert all(isinstance(one, (fake_cupy.ndarray, int, float, np.number)) for one in flat)
+        hosts = (host_of(a) for a in arguments)
+        launch.configured(None)(*(tuple(host) if isinstance(host, list) else host for host in hosts))
+
+    monkeypatch.setattr(device.Launch, "__call__", call)
+    monkeypatch.delenv("GPUCONV_BACKEND", raising=False)
+    launched.clear()
+    forget()
+    yield fake_cupy
+    fake_cupy.Memory.free = fake_cupy.Memory.total
+    forget()
+
+
+@pytest.fixture
+def machine(real_kernels, monkeypatch):
+    """The same machine; NumPy computes in place of the kernels, which takes a moment and not minutes."""
+    load = kernels.load
+    monkeypatch.setattr(kernels, "load", lambda operation, variant: computing(operation, load(operation, variant)))
+    # Their launches take numbers that are rounded already: these would not be the NumPy backend's to the last bit.
+    rounded = ("sgd_update_all", "adam_update_all", "softmax_cross_entropy_mean")
+    monkeypatch.setenv("GPUCONV_VARIANTS", ",".join(f"{operation}=composed" for operation in rounded))
+    return real_kernels
+
+
+def random(*shape, dtype=np.float32):
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+# -- the gate --------------------------------------------------------------------------------------------------------
+
+
+def test_device_arrays_run_on_the_device_and_stay_there(machine):
+    """CuPy in, CuPy out, the same memory; a host array in, a host array out, whatever the other operands are."""
+    x, w = machine.asarray(random(2, 3, 5, 5)), machine.asarray(random(4, 3, 3, 3))
+    with gpuconv.use_backend("numpy"):  # the arrays decide first
+        y = F.conv2d(x, w)
+    assert type(y) is machine.ndarray
+    assert Tensor(x).data is x
+    host = F.conv2d(x.get(), w)
+    assert type(host) is np.ndarray
+    np.testing.assert_array_equal(host, y.get())
+    assert type(F.conv2d([[[[1.0]]]], np.ones((1, 1, 1, 1), np.float32))) is np.ndarray
+
+
+def test_the_callers_stream_is_used(machine):
+    """Each launch of forward, backward and update goes to the stream that is current then."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)).to("cuda")
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    with machine.Stream(7):
+        F.cross_entropy(model(random(2, 1, 6, 6)), np.array([0, 2])).backward()
+        optimizer.step()
+    expected = {"conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad_weight", "sgd_update"}
+    assert expected <= {name for name, _ in launched}
+    assert {stream for _, stream in launched} == {(0, 7)}
+
+
+def test_strides_byte_order_and_write_protection(machine):
+    """Transposed, stepped, broadcast, read-only and big-endian arrays give what a plain copy gives."""
+    x, w = random(4, 2, 5, 6), np.ones((1, 2, 3, 3), np.float32)
+    expected = F.conv2d(x, w)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    stepped = machine.ndarray(np.repeat(x, 2, axis=3)[..., ::2])
+    for same in (frozen, x.astype(">f4"), np.asfortranarray(x), stepped, machine.ndarray(np.asfortranarray(x))):
+        result = F.conv2d(same, w)
+        np.testing.assert_array_equal(result if isinstance(result, np.ndarray) else result.get(), expected)
+    spread = np.broadcast_to(x[:1], x.shape)
+    np.testing.assert_array_equal(F.conv2d(spread, w), F.conv2d(spread.copy(), w))
+
+
+def test_a_parameter_with_other_strides_is_updated(machine):
+    """A kernel needs contiguous memory; the update arrives in the user's array all the same."""
+    param = Tensor(machine.ndarray(np.asfortranarray(np.ones((3, 4), np.float32))), requires_grad=True)
+    array = param.data
+    param.grad = Tensor(np.full((3, 4), 2, np.float32))
+    optim.SGD([param], lr=0.25).step()
+    assert param.data is array
+    np.testing.assert_array_equal(array.get(), np.full((3, 4), 0.5, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.ones((1, 1, 3, 3), np.float16), "input must hold float32 or float64, got float16"),
+        (np.ones((1, 1, 3, 3), np.int32), "input must hold float32 or float64, got int32"),
+        (np.ones((1, 1, 3, 3), complex), "elements must be numbers, got type complex128"),
+    ],
+)
+def test_wrong_element_types_are_refused(machine, array, words):
+    """One line, the same as for a host array, before anything is copied or launched."""
+    for given in (array, machine.ndarray(array)):
+        with pytest.raises(TypeError, match=words):
+            F.conv2d(given, np.ones((1, 1, 2, 2), np.float32))
+    assert not launched
+
+
+def test_two_devices_are_refused(machine):
+    """An array on another device than the current one: which, where, and what to do; inside `with Device` it runs."""
+    with machine.Device(1):
+        x, w = machine.asarray(random(1, 1, 4, 4)), machine.asarray(random(1, 1, 2, 2))
+        y = F.conv2d(Tensor(x, requires_grad=True), w)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 4, 4\) is on device 1, but the current device is 0; copy it"):
+        F.conv2d(x, w.get())
+    with pytest.raises(ValueError, match="on device 1"):
+        y.sum().backward()
+    assert {stream[0] for _, stream in launched} == {1}
+
+
+def test_a_model_on_the_host_trains_all_the_same(machine):
+    """The plain loop of the README, on a machine where `auto` is the GPU: arrays travel, and stay the user's."""
+    param = Tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    array, optimizer = param.data, optim.SGD([param], 0.5, momentum=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (param * 2).sum().backward()
+        optimizer.step()
+    assert param.data is array
+    np.testing.assert_array_equal(array, np.float32(1 - 0.5 * 2 - 0.5 * 3))
+    assert {name for name, _ in launched} == {"sgd_update"}
+
+
+def test_a_host_array_for_a_primitive_is_refused(machine):
+    """Behind the gate arrays are on the device; who calls a primitive himself is told so in one line."""
+    with pytest.raises(TypeError, match="relu: got an array on the host, where one on the GPU is needed"):
+        backends.get("cuda").relu(np.ones(3, np.float32))
+
+
+def test_nan_and_infinity_go_through(machine):
+    """As on the CPU, and without a warning."""
+    x = random(1, 1, 4, 4)
+    x[0, 0, 1, 1], x[0, 0, 3, 3] = np.nan, np.inf
+    with gpuconv.use_backend("numpy"):
+        expected = F.softmax(F.max_pool2d(x, 2), -1)
+    np.testing.assert_array_equal(F.softmax(F.max_pool2d(machine.asarray(x), 2), -1).get(), expected)
+
+
+def test_out_of_memory_says_how_much_and_the_process_goes_on(machine):
+    """In a copy to the device, a kernel's result, and what the array library computes; then a smaller one runs."""
+    x, w = random(64, 1, 32, 32), random(8, 1, 3, 3)
+    on_device = Tensor(machine.asarray(x), requires_grad=True)
+    y = on_device * 2
+    machine.Memory.free = 100_000
+    for function in (
+        lambda: F.conv2d(x, w),
+        lambda: F.conv2d(on_device, w),
+        lambda: on_device + 1,
+        lambda: y.backward(np.ones(y.shape, np.float32)),
+    ):
+        with pytest.raises(
+            MemoryError, match=r"GPU is out of memory: Out of memory allocating [\d,]+ bytes .* 0 of 1,024 MiB"
+        ):
+            function()
+    assert machine.Memory.freed_blocks >= 4
+    assert F.conv2d(x[:1], w).shape == (1, 8, 30, 30)
+
+
+# -- other libraries -------------------------------------------------------------------------------------------------
+
+
+class OnTheDevice:
+    """An array of a library that is neither NumPy nor CuPy, on the device."""
+
+    def __init__(self, host):
+        self.host, self.dtype, self.shape = host, host.dtype, host.shape
+        self.__cuda_array_interface__ = host.__array_interface__
+
+
+def test_the_cuda_array_interface_is_taken_without_a_copy(machine):
+    """What JAX, PyCUDA and Numba offer is read in place."""
+    host = np.array([-1.0, 2.0], np.float32)
+    tensor = Tensor(OnTheDevice(host))
+    assert type(tensor.data) is machine.ndarray
+    host[1] = 5
+    np.testing.assert_array_equal(F.relu(tensor).numpy(), [0, 5])
+
+
+def test_torch_goes_in_and_comes_out_by_dlpack(machine):
+    """A torch tensor on the device: DLPack, which orders the streams of both libraries, in and out; no copy."""
+    torch = pytest.importorskip("torch", reason="compares with torch")
+    taken = []
+
+    class Cuda:
+        requires_grad, is_cuda, dtype, shape = False, True, "torch.float32", (2,)
+        __cuda_array_interface__ = "names no stream"
+
+        def __init__(self):
+            self.tensor = torch.tensor([-1.0, 2.0])
+
+        def __dlpack__(self, **options):
+            taken.append("in")
+            return self.tensor.__dlpack__()
+
+        def __dlpack_device__(self):
+            return self.tensor.__dlpack_device__()
+
+    Cuda.__module__ = "torch"
+    given = Cuda()
+    shared = Tensor(given)
+    assert type(shared.data) is machine.ndarray
+    given.tensor[0] = 3
+    np.testing.assert_array_equal(shared.numpy(), [3, 2])
+    assert taken == ["in"]
+
+
+def test_tensors_are_taken_by_other_libraries(machine):
+    """torch.from_dlpack, numpy.from_dlpack and cupy.asarray share a Tensor's memory, wherever that is."""
+    torch = pytest.importorskip("torch", reason="torch takes a Tensor")
+    on_device, on_host = Tensor(machine.asarray([1.0, 2.0], np.float32)), Tensor(np.array([1.0, 2.0], np.float32))
+    for tensor, host in ((on_device, on_device.data.host), (on_host, on_host.data)):
+        theirs = torch.from_dlpack(tensor)
+        host[0] = 9
+        assert theirs[0] == 9
+    np.testing.assert_array_equal(np.from_dlpack(on_host), [9, 2])
+    assert machine.asarray(on_device).host.ctypes.data == on_device.data.host.ctypes.data
+    assert not hasattr(on_host, "__cuda_array_interface__")
+
+
+# -- around the kernels ----------------------------------------------------------------------------------------------
+
+
+def test_moving_a_model(machine):
+    """`to` moves parameters and gradients there and back; an optimizer made before goes on with its state."""
+    model = nn.Linear(3, 2)
+    weight = model.weight
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for backend, kind in (
+        ("cpu", np.ndarray),
+        ("cuda", machine.ndarray),
+        ("cpu", np.ndarray),
+        ("cuda", machine.ndarray),
+    ):
+        assert model.to(backend) is model
+        assert model.weight is weight
+        assert type(weight.data) is kind
+        assert weight.grad is None or type(weight.grad.data) is kind
+        with gpuconv.use_backend("numpy" if backend == "cpu" else "cuda"):
+            model(np.ones((1, 3), np.float32)).sum().backward()
+            optimizer.step()
+        # Left behind, it would be copied in every step.
+        assert type(optimizer._arrays[0]["velocity"]) is kind
+    with pytest.raises(ValueError, match=r"unknown backend 'cuda:0'.*did you mean 'cuda'"):
+        model.to("cuda:0")
+
+
+def test_gradients_are_where_their_leaves_are(machine):
+    """A host leaf of a graph that ran on the device gets a host gradient; several backwards add up in either."""
+    host, device = Tensor(np.ones((2, 3), np.float32), True), Tensor(machine.asarray(np.ones((2, 3), np.float32)), True)
+    for _ in range(2):
+        (host * device).backward(np.full((2, 3), 2, np.float32))
+    assert type(host.grad.data) is np.ndarray
+    assert type(device.grad.data) is machine.ndarray
+    np.testing.assert_array_equal(host.grad.numpy(), 4)
+    np.testing.assert_array_equal(device.grad.numpy(), 4)
+
+
+def test_every_operation_works_on_device_arrays(machine):
+    """Values and gradients equal the NumPy backend's; nothing on the way calls NumPy on a device array."""
+    device_functions.compare(machine)
+
+
+@pytest.mark.slow
+def test_every_operation_by_its_kernels(real_kernels):
+    """The same, and each launch computes on the memory of the arrays that it was given, vectors and workspaces too."""
+    device_functions.compare(real_kernels)
+    for geometry in (
+        Conv2dGeometry.of((2, 3, 9, 8), (40, 3, 5, 5), padding=2),
+        Conv2dGeometry.of((1, 4, 7, 7), (2, 4, 3, 3)),
+    ):
+        x, w = random(*geometry.input_shape), random(*geometry.weight_shape)
+        grad = random(*geometry.output_shape)
+        arrays = [fake_cupy.asarray(array) for array in (x, w, grad)]
+        ours, theirs = backends.get("cuda"), backends.get("numpy")
+        for variant in kernels.VARIANTS["conv2d_grad_weight"]:
+            with tuning.use_variant("conv2d_grad_weight", variant):
+                got = ours.conv2d_grad_weight(arrays[2], arrays[0], geometry).get()
+            wanted = theirs.conv2d_grad_weight(grad, x, geometry)
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+        got = ours.conv2d_grad_input(arrays[2], arrays[1], geometry).get()
+        np.testing.assert_allclose(got, theirs.conv2d_grad_input(grad, w, geometry), rtol=1e-4, atol=1e-4)
+
+
+def test_initialisation_writes_into_device_arrays(machine):
+    """The same numbers as on the host, from one generator."""
+    for fill in (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.zeros_):
+        both = [Tensor(np.ones((3, 4), np.float32)), Tensor(machine.asarray(np.ones((3, 4), np.float32)))]
+        for tensor in both:
+            gpuconv.manual_seed(3)
+            fill(tensor)
+        np.testing.assert_array_equal(both[0].numpy(), both[1].numpy())
+
+
+def test_gradcheck_on_the_device(machine):
+    """Finite differences move elements of device arrays."""
+    x = Tensor(machine.asarray(random(2, 3, dtype=np.float64)), requires_grad=True)
+    assert gpuconv.gradcheck(lambda x: F.tanh(x) * x, [x])
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """The bundled digits, few of them."""
+    data = gpuconv.data.load_dataset("mnist-sample")
+    few = type(data)(
+        "few",
+        data.train_images[:90],
+        data.train_labels[:90],
+        data.test_images[:20],
+        data.test_labels[:20],
+        data.classes,
+    )
+    monkeypatch.setattr(train, "load_dataset", lambda *_, **__: few)
+    return few
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"loss": "half_squared_error", "patience": 2}], ids=str)
+def test_training_on_the_device(machine, digits, tmp_path, settings):
+    """fit, stop, resume, evaluate, save, load, predict: the losses are the NumPy backend's, and so is the model."""
+    config = train.TrainConfig(epochs=2, batch_size=16, checkpoint_every=2, **settings)
+    assert backends.current().name == "cuda"  # auto takes it
+    stopped = tmp_path / "stopped"
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if isinstance(event, train.BatchEnd) and (event.epoch, event.step) == (2, 4):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train.fit(config, stopped, on_event=stop)
+    gc.collect()
+    resumed = train.fit(config, stopped, resume=True)
+    straight = train.fit(config, tmp_path / "straight")
+    assert type(resumed.model.conv1.weight.data) is machine.ndarray
+    with gpuconv.use_backend("numpy"):
+        host = train.fit(train.TrainConfig(**{**vars(config), "backend": "numpy"}), tmp_path / "host")
+    for other in (straight, host):
+        assert [epoch.train_loss for epoch in resumed.history] == [epoch.train_loss for epoch in other.history]
+        for ours, theirs in zip(resumed.model.get_weights(), other.model.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    loaded = gpuconv.load(stopped).to("cuda")
+    expected = host.model.predict(digits.test_images)
+    np.testing.assert_allclose(loaded.predict(digits.test_images), expected, rtol=1e-6)
+    on_device = machine.asarray(digits.test_images)
+    np.testing.assert_allclose(loaded.predict(on_device), expected, rtol=1e-6)
+    result = train.evaluate(loaded, on_device, machine.asarray(digits.test_labels))
+    assert result.accuracy == host.test_accuracy
+    loaded.set_weights(host.model.get_weights())
+    assert type(loaded.conv1.weight.data) is machine.ndarray
+
+
+def test_explain_and_summary_of_a_model_on_the_device(machine):
+    """explain names the device and the kernels; summary counts."""
+    model = models.LeNet5().to("cuda")
+    text = str(gpuconv.explain(model, (1, 1, 32, 32), training=True))
+    assert "stand-in, 1 GiB, compute capability 9.0, driver for CUDA 13.0" in text
+    assert "weight, sparse: taken, by rule" in text
+    assert "61,706" in str(model.summary((1, 32, 32)))
+
+
+# -- what is missing -------------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """libcuda, which answers what it is told to."""
+
+    def __init__(self, version=13000, init=0, count=1):
+        self.version, self.init, self.count = version, init, count
+
+    def cuDriverGetVersion(self, pointer):
+        pointer._obj.value = self.version
+        return 0
+
+    def cuInit(self, flags):
+        return self.init
+
+    def cuDeviceGetCount(self, pointer):
+        pointer._obj.value = self.count
+        return 0
+
+
+def no_library(name):
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [
+        (no_library, r"no NVIDIA driver was found \(libcuda.so.1\); install one"),
+        (lambda name: Driver(init=100), r"the NVIDIA driver sees no GPU.*CUDA_VISIBLE_DEVICES"),
+        (lambda name: Driver(init=803), r"of different versions: restart"),
+        (lambda name: Driver(init=999), r"does not answer \(cuInit: error 999\)"),
+        (lambda name: Driver(count=0), r"the NVIDIA driver sees no GPU"),
+        (lambda name: Driver(12080), r"supports CUDA 12.8, but CuPy was built for CUDA 13: .*gpuconv\[cuda12\]"),
+    ],
+)
+def test_what_is_wrong_with_the_driver_is_said(machine, monkeypatch, library, words):
+    """`available`, which `gpuconv info` prints, and the error for a backend asked for by name say the same."""
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "cupy" or find_spec(name))
+    monkeypatch.setattr(cuda_backend, "_simulating", lambda: False)
+    monkeypatch.setattr(cuda_backend, "_compiler", lambda: (13, 0))
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    forget()
+    assert_unavailable(words)
+
+
+def assert_unavailable(words):
+    with pytest.raises(backends.BackendUnavailable, match=words), gpuconv.use_backend("cuda"):
+        pass
+    reason = backends.available()["cuda"]
+    assert reason is not None
+    assert "\n" not in reason
+    assert backends.current().name != "cuda"  # auto goes on without it
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "words"),
+    [
+        ("_arrays", lambda: 12090, None),
+        ("_compiler", lambda: (14, 1), r"supports CUDA 13.0, but numba-cuda compiles for CUDA 14: .*gpuconv\[cuda13\]"),
+        ("_compiler", lambda: "numba-cuda finds no CUDA compiler", "no CUDA compiler"),
+    ],
+)
+def test_toolkits_that_do_not_fit_are_named(machine, monkeypatch, name, fault, words):
+    """A toolkit newer than the driver is refused by name; an older one runs."""
+    monkeypatch.setattr(cuda_backend, name, fault)
+    forget()
+    if words is None:
+        assert backends.available()["cuda"] is None
+    else:
+        assert_unavailable(words)
+
+
+def test_missing_or_broken_packages_are_named(machine, monkeypatch):
+    """CuPy or numba-cuda not installed, CuPy that cannot load its libraries: which, and what installs it."""
+    find_spec = importlib.util.find_spec
+    broken = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=types.SimpleNamespace()))
+    monkeypatch.setitem(sys.modules, "cupy", broken)
+    forget()
+    assert_unavailable(r"CuPy cannot be used \(AttributeError: .*\): pip install 'gpuconv\[cuda12\]'")
+    for package, words in (("cupy", "CuPy is not installed: pip"), ("numba_cuda", "numba-cuda is not installed: pip")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, p=package: None if name == p else find_spec(name))
+        forget()
+        assert_unavailable(words)
+
+
+def test_without_a_compiler_the_reason_is_said():
+    """Here numba.cuda is the simulator's, which has no compiler: the reason is a line that ends in what would help."""
+    found = cuda_backend._compiler()
+    assert isinstance(found, str)
+    assert "pip install" in found

@@ -1,0 +1,270 @@
+"""On a GPU: every kernel at real sizes, training, arrays of other libraries, memory, the cache, compute-sanitizer.
+
+`make gpu-test` runs these: without `conftest.py`, so that they need nothing but PyTorch, numba-cuda, CuPy and pytest,
+and with NUMBA_ENABLE_CUDASIM=0, which decides that kernels go to the GPU. Everywhere else they are skipped.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+
+def _why_not() -> str | None:
+    if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
+        return "kernels run in the simulator here; `make gpu-test` runs these on a GPU"
+    from gpuconv import backends
+
+    if (why := backends.available()["cuda"]) is not None:
+        return why
+    torch = pytest.importorskip("torch", reason="the reference is PyTorch's")
+    return None if torch.cuda.is_available() else f"PyTorch {torch.__version__} sees no GPU"
+
+
+if (_reason := _why_not()) is not None:
+    pytest.skip(_reason, allow_module_level=True)
+
+import cupy  # noqa: E402 - only where there is a GPU
+import device_functions  # noqa: E402
+import torch  # noqa: E402
+
+import gpuconv  # noqa: E402
+from bench import layers, torch_ops, verify  # noqa: E402
+from gpuconv import Tensor, backends, kernels, models, optim, train, tuning  # noqa: E402
+from gpuconv import functional as F  # noqa: E402
+
+PLACE = verify.Place(torch, cupy, "cuda")
+CHILD = Path(__file__).with_name("run_on_gpu.py")
+#: Real sizes: LeNet at 128 images, the others at 32.
+LAYERS = ("lenet5.*", "resnet50.*", "vgg16.*", "mobilenet2.depthwise-14")
+
+
+def cases():
+    for operation in torch_ops.OPERATIONS:
+        described = layers.OPERATIONS[operation]
+        for name, geometry in described.layers.items():
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in LAYERS):
+                for variant in kernels.VARIANTS[operation]:
+                    yield pytest.param(operation, variant, geometry, id=f"{operation}-{name}-{variant}")
+
+
+@pytest.mark.parametrize(("operation", "variant", "geometry"), cases())
+def test_every_tiling_at_real_size(operation, variant, geometry):
+    """Within 1e-4 of float64 in norm, no element off by 1 %, each element written, twice the same bits."""
+    module = kernels.load(operation, variant)
+    if not (answer := module.supports(geometry)):
+        pytest.skip(str(answer))
+    verdicts = verify.verify(PLACE, operation, variant, geometry, module.tilings(geometry))
+    wrong = {tiling: verdict.fault for tiling, verdict in verdicts.items() if verdict.fault}
+    assert not wrong
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("operation", torch_ops.OPERATIONS)
+def test_float64(operation):
+    """Each variant in double precision, to 1e-12."""
+    for name, geometry in layers.OPERATIONS[operation].layers.items():
+        if fnmatch.fnmatchcase(name, "lenet5.*"):
+            for variant in kernels.VARIANTS[operation]:
+                module = kernels.load(operation, variant)
+                if module.supports(geometry):
+                    verdicts = verify.verify(
+                        PLACE, operation, variant, geometry, module.tilings(geometry)[:1], dtype="float64"
+                    )
+                    assert [verdict.fault for verdict in verdicts.values()] == [None], (name, variant)
+
+
+def test_every_operation_on_cupy_arrays():
+    """Values and gradients equal the NumPy backend's; nothing on the way calls NumPy on a device array."""
+    device_functions.compare(cupy)
+
+
+def test_lenet_trains_as_on_the_host():
+    """Twenty steps: the losses to 1e-4, relative, and the first gradients to 1e-4 of the largest."""
+    digits = gpuconv.data.load_dataset("mnist-sample")
+    transform = gpuconv.data.InputTransform.fit(digits.train_images, (32, 32))
+    images, labels = transform(digits.train_images[:640]), digits.train_labels[:640]
+
+    def trained(backend):
+        gpuconv.manual_seed(0)
+        losses, first = [], None
+        with gpuconv.use_backend(backend):
+            model = models.LeNet5().to(backend)
+            optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+            for step in range(20):
+                part = slice(32 * step, 32 * step + 32)
+                loss = F.cross_entropy(model(Tensor(images[part])), labels[part])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+                first = first or [parameter.grad.numpy().copy() for parameter in model.parameters()]
+        return losses, first, type(model.conv1.weight.data)
+
+    ours, our_gradients, kind = trained("cuda")
+    theirs, their_gradients, _ = trained("numpy")
+    assert kind is cupy.ndarray
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    for a, b in zip(our_gradients, their_gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+def test_fit_resume_evaluate_predict(tmp_path):
+    """The training loop from end to end; a resumed run has the losses of one that was not stopped, bit for bit."""
+    pytest.importorskip("safetensors", reason="checkpoints are safetensors files")
+    config = train.TrainConfig(epochs=2, backend="cuda", batch_size=64)
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if isinstance(event, train.EpochEnd):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train.fit(config, tmp_path / "stopped", on_event=stop)
+    resumed = train.fit(config, tmp_path / "stopped", resume=True)
+    straight = train.fit(config, tmp_path / "straight")
+    assert [epoch.train_loss for epoch in resumed.history] == [epoch.train_loss for epoch in straight.history]
+    for ours, theirs in zip(resumed.model.get_weights(), straight.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert resumed.test_accuracy > 0.9
+    digits = gpuconv.data.load_dataset("mnist-sample").test_images[:50]
+    on_device = gpuconv.load(tmp_path / "straight").to("cuda").predict(cupy.asarray(digits))
+    np.testing.assert_allclose(on_device, straight.model.to("cpu").predict(digits), rtol=1e-3, atol=1e-5)
+
+
+# -- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_of_each_library_in_and_out():
+    """CuPy, torch and Numba: the result is of the caller's kind, on the same memory as the Tensor in between."""
+    from numba import cuda
+
+    host = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    w = np.ones((4, 3, 3, 3), np.float32)
+    expected = gpuconv.backends.get("numpy").conv2d(
+        host, w, None, gpuconv.geometry.Conv2dGeometry.of(host.shape, w.shape)
+    )
+    for given, kind in (
+        (cupy.asarray(host), cupy.ndarray),
+        (torch.from_numpy(host).cuda(), torch.Tensor),
+        (cuda.to_device(host), type(cuda.to_device(host))),
+    ):
+        shared = Tensor(given)
+        assert type(shared.data) is cupy.ndarray
+        assert shared.data.data.ptr == cupy.asarray(given).data.ptr
+        y = F.conv2d(given, w)
+        assert isinstance(y, kind)
+        np.testing.assert_allclose(Tensor(y).numpy(), expected, rtol=1e-4, atol=1e-5)
+    tensor = Tensor(cupy.asarray(host))
+    assert torch.from_dlpack(tensor).data_ptr() == tensor.data.data.ptr
+    odd = cupy.asarray(host).transpose(0, 1, 3, 2)
+    np.testing.assert_allclose(
+        F.conv2d(odd, w).get(), F.conv2d(np.ascontiguousarray(host.transpose(0, 1, 3, 2)), w), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_work_is_queued_on_the_callers_stream():
+    """Input that CuPy or torch is still computing on a stream is waited for, and so is the result."""
+    size, w = 2**13, np.full((1, 1, 1, 1), 2, np.float32)
+    for _ in range(5):
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            a = cupy.ones((size, size), np.float32)
+            late = (a @ a)[:64, :64].reshape(1, 1, 64, 64)
+            y = F.conv2d(late, w)
+            stream.synchronize()
+            assert (y.get() == 2 * size).all()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            a = torch.ones((size, size), device="cuda")
+            late = (a @ a)[:64, :64].reshape(1, 1, 64, 64)
+            z = F.conv2d(late, w) + 1
+            assert (z.cpu().numpy() == 2 * size + 1).all()
+
+
+def test_out_of_memory_and_on():
+    """The error says how much was asked for and what is free; after it, smaller work runs."""
+    pool = cupy.get_default_memory_pool()
+    x = cupy.zeros((8, 16, 64, 64), np.float32)
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.total_bytes() + 2**20)
+    try:
+        with pytest.raises(MemoryError, match=r"the GPU is out of memory: .* [\d,]+ bytes .* MiB are free"):
+            F.conv2d(x, np.ones((512, 16, 1, 1), np.float32))
+    finally:
+        pool.set_limit(size=0)
+    assert F.conv2d(x[:1], np.ones((1, 16, 1, 1), np.float32)).shape == (1, 1, 64, 64)
+
+
+def test_nan_and_infinity_go_through():
+    """As on the host."""
+    x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    x[0, 0, 1, 1], x[0, 0, 3, 3] = np.nan, np.inf
+    w = np.ones((2, 1, 2, 2), np.float32)
+    for function in (F.relu, lambda x: F.max_pool2d(x, 2), lambda x: F.conv2d(x, w)):
+        with gpuconv.use_backend("numpy"):
+            expected = function(x)
+        np.testing.assert_array_equal(function(cupy.asarray(x)).get(), expected)
+
+
+def test_the_rules_choice_runs_on_every_layer():
+    """What tuning takes, with its workspace, through the backend; and `explain` names the device."""
+    backend = backends.get("cuda")
+    for geometry in layers.CONVOLUTIONS.values():
+        x, w = (torch.randn(shape, device="cuda") for shape in (geometry.input_shape, geometry.weight_shape))
+        y = torch.from_dlpack(backend.conv2d(cupy.from_dlpack(x), cupy.from_dlpack(w), None, geometry))
+        (wanted,) = verify.reference(PLACE, "conv2d", geometry, [x, w, torch.zeros(geometry.k, device="cuda"), y])
+        verdict = verify.judge("conv2d", geometry, "float32", torch, [y], [wanted])
+        assert verdict.fault is None, (geometry, tuning.choose("conv2d", geometry))
+    assert "compute capability" in backend.describe()
+
+
+# -- in processes of their own ---------------------------------------------------------------------------------------
+
+
+def child(*arguments, prefix=(), **environment):
+    command = [*prefix, sys.executable, str(CHILD), *arguments]
+    paths = os.pathsep.join(filter(None, (str(CHILD.parent.parent), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, **environment, "PYTHONPATH": paths}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=540)
+
+
+def test_the_next_process_loads_what_this_one_compiled(tmp_path):
+    """A GPU runs what the cache kept: nothing is compiled, and the result is the same."""
+    first = child("compiled", GPUCONV_CACHE=str(tmp_path))
+    second = child("compiled", GPUCONV_CACHE=str(tmp_path))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    (compiled, result), (nothing, same) = first.stdout.splitlines(), second.stdout.splitlines()
+    assert int(compiled) > 0
+    assert int(nothing) == 0
+    assert result == same
+
+
+@pytest.fixture(scope="module")
+def sanitizer():
+    """compute-sanitizer, which comes with the CUDA toolkit."""
+    found = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if found is None:
+        pytest.skip("compute-sanitizer is not installed; it comes with the CUDA toolkit")
+    return found
+
+
+@pytest.mark.parametrize(("tool", "fault"), [("memcheck", "write_out_of_bounds"), ("racecheck", "race")])
+def test_compute_sanitizer(sanitizer, tool, fault):
+    """No access out of bounds, no race in shared memory, in any variant on small layers; a planted one is found."""
+    prefix = (sanitizer, "--tool", tool, "--error-exitcode", "9")
+    planted = child(fault, prefix=prefix)
+    if planted.returncode != 9:
+        pytest.skip(f"{tool} does not find a planted fault on this machine: {planted.stdout[-300:]}")
+    # Each array is an allocation of its own, so that what lies beside it belongs to nobody.
+    clean = child("variants", prefix=prefix, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    assert clean.returncode == 0, clean.stdout[-3000:] + clean.stderr[-1000:]

@@ -1,0 +1,234 @@
+"""Captured steps: in the simulator, where a list of launches stands for the graph, and with a stand-in for CuPy."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import gpuconv
+from gpuconv import Tensor, backends, models, nn, optim
+from gpuconv import functional as F
+from gpuconv.backends.cuda_graph import CudaGraph
+
+simulated = pytest.mark.skipif(
+    backends.available()["cuda"] is not None or backends.get("cuda").automatic(),
+    reason=f"needs the simulator: {backends.available()['cuda']}",
+)
+
+
+def small_network():
+    gpuconv.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(2, 4, 2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+OPTIMIZERS = {
+    "momentum": lambda parameters: optim.SGD(parameters, lr=0.1, momentum=0.9, dampening=0.5),
+    "plain": lambda parameters: optim.SGD(parameters, lr=0.1),
+    "adam": lambda parameters: optim.AdamW(parameters, lr=0.1),
+}
+
+
+def trained(backend, make_optimizer, *, steps, captured, make_model=small_network, shape=(5, 1, 8, 8)):
+    """Losses and parameters after some steps with a learning rate that changes; and the step, if it was captured."""
+    rng = np.random.default_rng(0)
+    with gpuconv.use_backend(backend):
+        model = make_model()
+        optimizer = make_optimizer(model.parameters())
+
+        def step(images, labels):
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = gpuconv.capture(step, warmup=captured) if captured else step
+        losses = []
+        for number in range(steps):
+            optimizer.lr = 0.1 / (1 + number)
+            images = rng.standard_normal(shape).astype(np.float32)
+            losses.append(run(Tensor(images), rng.integers(0, 3, shape[0])).item())
+        assert optimizer.steps == steps
+        return losses, [parameter.numpy() for parameter in model.parameters()], run
+
+
+@simulated
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_captured_steps_are_steps(optimizer):
+    """Two steps of warm-up, the one that is captured, and three repetitions: as six steps on the NumPy backend.
+
+    Only launches are repeated, so this also shows that the step consists of nothing else.
+    """
+    ours, parameters, step = trained("cuda", OPTIMIZERS[optimizer], steps=6, captured=2)
+    theirs, expected, _ = trained("numpy", OPTIMIZERS[optimizer], steps=6, captured=0)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    for one, other in zip(parameters, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    names = [launch.kernel.fn.__name__ for launch, _ in step._graph.launches]
+    assert len(names) <= 12
+    assert names[-1] == ("adam_update_all" if optimizer == "adam" else "sgd_update_all")
+
+
+def lenet():
+    gpuconv.manual_seed(0)
+    return models.LeNet5()
+
+
+@simulated
+@pytest.mark.slow
+def test_three_steps_of_lenet():
+    """A step of warm-up, the one that is captured, and a repetition: losses to 1e-5, as on the NumPy backend."""
+    options = {"steps": 3, "make_model": lenet, "shape": (1, 1, 32, 32)}
+    ours, parameters, _ = trained("cuda", OPTIMIZERS["momentum"], captured=1, **options)
+    theirs, expected, _ = trained("numpy", OPTIMIZERS["momentum"], captured=0, **options)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for one, other in zip(parameters, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@simulated
+def test_inference():
+    """A captured forward pass gives each input its own result, in the memory of the result before."""
+    with gpuconv.use_backend("cuda"), gpuconv.no_grad():
+        model = small_network()
+        predict = gpuconv.capture(lambda images: model(images), warmup=1)
+        inputs = [np.full((1, 1, 8, 8), value, np.float32) for value in range(4)]
+        results = [predict(x) for x in inputs]
+        assert results[3] is results[2]
+        np.testing.assert_array_equal(results[3], model(inputs[3]))
+        np.testing.assert_array_equal(results[0], model(inputs[0]))
+
+
+@simulated
+def test_the_python_code_runs_for_the_warmup_and_once_more():
+    """After that only the graph is launched; inputs that do not fit into it are refused, and nothing is launched."""
+    calls = []
+
+    def step(x):
+        calls.append(x)
+        return F.relu(x)
+
+    with gpuconv.use_backend("cuda"):
+        captured = gpuconv.capture(step, warmup=3)
+        x = np.array([-1, 2], np.float32)
+        for count in (1, 2, 3, 4, 4, 4):
+            result = captured(x * count)
+            assert len(calls) == count
+            np.testing.assert_array_equal(result, [0, 2 * count])
+        with pytest.raises(
+            ValueError, match=r"input 0 was float32 of shape \(2,\) in the first call, and is .* \(3,\)"
+        ):
+            captured(np.zeros(3, np.float32))
+        with pytest.raises(ValueError, match=r"float32 of shape .* is int64"):
+            captured(np.zeros(2, np.int64))
+        with pytest.raises(ValueError, match="called with 1 inputs, now 2"):
+            captured(x, x)
+        np.testing.assert_array_equal(captured(x), [0, 2])
+
+
+@simulated
+def test_what_cannot_be_captured_is_told():
+    """An error in the captured call says that it is about capturing; the backend goes on working."""
+    calls = []
+
+    def step(x):
+        calls.append(x)
+        if len(calls) > 1:
+            raise OSError("operation not permitted when stream is capturing")
+        return F.relu(x)
+
+    x = np.ones(2, np.float32)
+    with gpuconv.use_backend("cuda"):
+        captured = gpuconv.capture(step, warmup=1)
+        captured(x)
+        with pytest.raises(
+            RuntimeError, match=r"cannot be captured: operation not permitted.*may not wait for the device"
+        ):
+            captured(x)
+        np.testing.assert_array_equal(F.relu(-x), 0)
+        parameter = Tensor(np.ones((2, 3), np.float32).T, requires_grad=True)
+        parameter.grad = Tensor(np.ones((3, 2), np.float32))
+        optimizer = optim.SGD([parameter], lr=1)
+        step = gpuconv.capture(optimizer.step, warmup=1)
+        step()
+        with pytest.raises(RuntimeError, match="takes contiguous arrays"):
+            step()
+
+
+def test_on_the_cpu_a_step_is_itself(backend):
+    """There is nothing to gain; wrong arguments are refused all the same."""
+
+    def step():
+        return None
+
+    assert gpuconv.capture(step) is step
+    with pytest.raises(ValueError, match="capture: warmup must be at least 1, got 0"):
+        gpuconv.capture(step, warmup=0)
+
+
+class FakeCupy:
+    """What `CudaGraph` uses of CuPy, noting what is called."""
+
+    def __init__(self):
+        self.log = log = []
+
+        class Stream:
+            def __init__(self, name="own", non_blocking=False):
+                self.name = name
+
+            def record(self):
+                return f"event of {self.name}"
+
+            def wait_event(self, event):
+                log.append(f"{self.name} waits for {event}")
+
+            def begin_capture(self, mode):
+                log.append(f"begin {mode}")
+
+            def end_capture(self):
+                log.append("end")
+                return SimpleNamespace(launch=lambda stream: log.append(f"launch on {stream.name}"))
+
+            def __enter__(self):
+                log.append("enter")
+
+            def __exit__(self, *exc_info):
+                log.append("exit")
+
+        @contextlib.contextmanager
+        def using_allocator(allocator):
+            log.append(f"memory of {allocator()}")
+            yield
+
+        self.cuda = SimpleNamespace(
+            Stream=Stream,
+            MemoryPool=lambda: SimpleNamespace(malloc=lambda: "the graph"),
+            using_allocator=using_allocator,
+            get_current_stream=lambda: Stream("the caller's"),
+            runtime=SimpleNamespace(streamCaptureModeRelaxed="relaxed"),
+        )
+
+
+def test_the_order_of_streams():
+    """A graph is recorded and launched on its own stream, in its own memory, behind and before the caller's work."""
+    cupy = FakeCupy()
+    graph = CudaGraph(cupy)
+    with graph.recording():
+        cupy.log.append("the step")
+    around = ["own waits for event of the caller's", "enter", "memory of the graph"]
+    behind = ["exit", "the caller's waits for event of own"]
+    assert cupy.log == [*around, "begin relaxed", "the step", "end", *behind]
+    cupy.log.clear()
+    graph.launch()
+    assert cupy.log == [*around, "launch on own", *behind]
+    cupy.log.clear()
+    with pytest.raises(ZeroDivisionError), graph.recording():
+        raise ZeroDivisionError
+    assert cupy.log == [*around, "begin relaxed", "end", "exit"]  # a capture that is not ended blocks the stream

@@ -1,0 +1,55 @@
+"""`bench.step`: what a captured step of LeNet launches, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bench import step
+from gpuconv import backends
+
+if backends.available()["cuda"] is not None or backends.get("cuda").automatic():
+    pytest.skip(f"needs the simulator: {backends.available()['cuda']}", allow_module_level=True)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("batch", [1, 64, 128, 512])
+def test_a_step_is_twelve_kernels(batch, optimizer):
+    """At most twelve for small batches, of which none moves more than it has to by much."""
+    launches = step.record(batch, optimizer)
+    assert len(launches) <= 12
+    assert launches[-1].kernel == f"{optimizer}_update_all"
+    first, second = launches[:2]
+    # Image, weight and bias read; a pooled map, and a byte for each of its elements, written.
+    assert first.bytes == 4 * (batch * 1024 + 156) + 5 * batch * 1176
+    assert second.bytes == 4 * (batch * 1176 + 2416) + 5 * batch * 400
+    assert first.arguments == 6
+
+
+def test_the_floor():
+    """The work of a step is that of its layers, counted from their sizes here and there."""
+    layers = [(1, 28, 6, 5), (6, 10, 16, 5)]
+    convolutions = sum(c * k * size * size * taps * taps for c, size, k, taps in layers)
+    assert convolutions + 400 * 120 + 120 * 84 + 84 * 10 == step.FORWARD_MACS == 416_520
+    assert step.BACKWARD_MACS == 715_440
+    assert step.FORWARD_BYTES == 19_992
+
+
+def test_the_command():
+    """A table with a row for each launch and their sums; or JSON; a wrong batch is one line."""
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, "-m", "bench.step", *arguments], capture_output=True, text=True)
+
+    text = run("--batch", "8").stdout.splitlines()
+    assert text[0].split() == ["kernel", "blocks", "threads", "arguments", "bytes"]
+    assert text[13].startswith("12 kernels")
+    launches = json.loads(run("--batch", "8", "--json").stdout)
+    assert [one["kernel"] for one in launches] == [line.split()[0] for line in text[1:13]]
+    assert f"{sum(one['bytes'] for one in launches):,}" == text[13].split()[-1]
+    wrong = run("--batch", "0")
+    assert wrong.returncode == 2
+    assert "--batch must be at least 1, got 0" in wrong.stderr
