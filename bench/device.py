@@ -34,9 +34,8 @@ def time_all(operation: str, geometry: Any, document: dict[str, Any], tell: Call
     place = gpu._place()
     facts = gpu.gpu_facts(place)
     document["machine"]["gpu"] = facts
-    document["settings"]["device"] = facts["name"]
     tf32 = ", ".join(f"{where} {'on' if on else 'off'}" for where, on in facts["tf32"].items())
-    tell(f"{facts['name']}; TF32 of torch: {tf32}")
+    document["settings"]["device"] = f"{facts['name']} (PyTorch's TF32: {tf32})"
     return measure(place, gpu.EventClock(place), operation, geometry, document, tell)
 
 

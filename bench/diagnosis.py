@@ -26,6 +26,12 @@ from gpuconv.geometry import Conv2dGeometry
 #: Elements of a guard zone. A whole number of 128-bit accesses, so that arrays begin as aligned as those of a user.
 _GUARD = 64
 _PATTERN = 0xA5
+#: What ``launch`` of each operation takes, the result last.
+ARRAYS = {
+    "conv2d": ("x", "weight", "bias", "out"),
+    "conv2d_grad_input": ("grad", "weight", "out"),
+    "conv2d_grad_weight": ("grad", "x", "out"),
+}
 #: How far an element may be off: relative to itself, and to the root mean square of all.
 _TOLERANCE = {"float32": (1e-4, 1e-4), "float64": (1e-12, 1e-11)}
 #: Sites of memory accesses worth a word: passes by ideal ones, and the part of the sectors that is needed.
@@ -155,10 +161,10 @@ def examine(
         return Examination(geometry, (_failure(error, getattr(module, "__file__", None)),), error=error)
 
     findings = [_fault(fault) for fault in trace.faults]
-    for name, array, old in zip(_names(operation), inputs, before, strict=True):
+    for name, array, old in zip(ARRAYS[operation][:-1], inputs, before, strict=True):
         if array is not None and not np.array_equal(array, old):
             findings.append(Finding("input changed", f"{name} is an input, and was written to"))
-    for name, memory in zip((*_names(operation), "the result"), memories, strict=True):
+    for name, memory in zip(ARRAYS[operation], memories, strict=True):
         zones = np.split(memory, [_GUARD * result.itemsize, memory.size - _GUARD * result.itemsize])[::2]
         for zone, side in zip(zones, ("before", "after"), strict=True):
             if (zone != _PATTERN).any():
@@ -184,14 +190,6 @@ def examined(job: Job) -> dict[str, Any]:
     simulator.activate()
     module = importlib.import_module(job.module)
     return examine_like(module, job.operation, job.geometry, job.tiling, job.dtype).simulated()
-
-
-def _names(operation: str) -> tuple[str, ...]:
-    return {
-        "conv2d": ("x", "weight", "bias"),
-        "conv2d_grad_input": ("grad", "weight"),
-        "conv2d_grad_weight": ("grad", "x"),
-    }[operation]
 
 
 def _failure(error: Exception, path: str | None) -> Finding:

@@ -34,7 +34,7 @@ from types import FrameType
 from typing import Any
 
 from bench import sass
-from bench.diagnosis import COSTS, Finding, budgets, examine, examine_like, relabelled
+from bench.diagnosis import ARRAYS, COSTS, Finding, budgets, examine, examine_like, relabelled
 from bench.inspection import choose_target, geometry_text, judged, tiling_text
 from bench.machine import ROOT
 from gpuconv.geometry import Conv2dGeometry
@@ -316,6 +316,7 @@ class _Child:
             module = self.called("it cannot be imported", load, self.path)
         if missing := [call for name, call in _CONTRACT.items() if not callable(getattr(module, name, None))]:
             raise _Refused(f"it lacks {', '.join(missing)}: {_TEMPLATE_HINT}")
+        self.check_launch(module)
         with self.step("supports and tilings were called"):
             answer = self.called("supports failed", module.supports, self.geometry)
             if not isinstance(answer, (bool, str)):
@@ -330,6 +331,16 @@ class _Child:
             if not dataclasses.is_dataclass(tiling) or type(tiling).__hash__ is None:
                 raise _Refused(f"the tiling {tiling!r} is not a frozen dataclass")
         return module, tuple(tilings)
+
+    def check_launch(self, module: Any) -> None:
+        """See to it that ``launch`` takes the arrays of this operation: that of another one has more or fewer."""
+        names = ARRAYS[self.operation]
+        given = [*inspect.signature(module.launch).parameters]
+        if "geometry" in given and given.index("geometry") != len(names):
+            raise _Refused(
+                f"its launch({', '.join(given)}) is not one of {self.operation}, which is called as "
+                f"launch({', '.join(names)}, geometry, tiling, stream)"
+            )
 
     def called(self, words: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a function of the file returns; what it raises becomes a refusal."""

@@ -505,10 +505,9 @@ def _progress(text: str) -> None:
         print(f"\r\033[K{text[:110]}", end="", file=sys.stderr, flush=True)
 
 
-def _document(task: _Task, arguments: argparse.Namespace) -> dict[str, Any]:
+def _document(task: _Task, arguments: argparse.Namespace, missing: str | None) -> dict[str, Any]:
     work, gpu = task.work, roofline.H200
     described = machine.describe()
-    missing = _gpu_missing() if arguments.backend == "cuda" else None
     device = described["cpu"] if arguments.backend != "cuda" else f"no GPU: {missing}" if missing else "GPU"
     return {
         "schema": report.SCHEMA,
@@ -561,11 +560,12 @@ def _run(argv: list[str] | None) -> int:
         raise Refused(
             f"--kernel: a kernel for a GPU cannot run on the {arguments.backend} backend; leave --backend out"
         )
-    if not on_host and "NUMBA_ENABLE_CUDASIM" not in os.environ and _gpu_missing():
-        choose_target(simulate=False)
+    missing = None if on_host else _gpu_missing()
+    if missing:
+        choose_target(simulate=False)  # compile all the same
     task = _task(arguments)
     _check_outputs(arguments, task)
-    document = _document(task, arguments)
+    document = _document(task, arguments, missing)
     if not on_host:
         sass.check()
     run = _CudaRun(task, arguments, document)

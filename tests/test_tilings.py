@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
@@ -126,7 +128,7 @@ def test_a_write_beside_an_array(tmp_path):
     beside = "    np.lib.stride_tricks.as_strided(out, (out.size + 1,), (out.itemsize,))[out.size] = 0\n    for one in"
     verdict = verified(planted(tmp_path, "    for one in", beside))
     assert verdict.kinds() == ["guard zone"]
-    assert "the memory after the result was written to" in verdict.text()
+    assert "the memory after out was written to" in verdict.text()
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,12 @@ def test_a_write_beside_an_array(tmp_path):
         ("import functools", "import functools\nwhile True: pass", "endless loop", "while it was imported"),
         ("for dr in range(r):", "for dr in range(r)", "syntax error", "for dr in range(r)"),
         ("def tilings(geometry):", "def tiling(geometry):", "contract", "it lacks tilings(geometry)"),
+        (
+            "def launch(x, weight, bias, out,",
+            "def launch(x, weight, out,",
+            "contract",
+            "launch(x, weight, bias, out, geometry",
+        ),
         ("return Tiling(4, 8), Tiling(8, 16)", "return ()", "contract", "tilings returned ()"),
         ("import functools", "import functools, nowhere", "contract", "No module named 'nowhere' (line "),
         ("import functools", "import functools, os\nos.abort()", "crash", "SIGABRT"),
@@ -182,6 +190,46 @@ def test_the_others_are_ranked(tmp_path):
     assert bounds == sorted(bounds)
     assert all(found["us"] == [] for found in document["results"])
     assert [path.name for path in picture.iterdir()] == ["conv2d-lenet5.conv2.png"]
+
+
+def test_times_of_a_device_are_filled_in(tmp_path):
+    """With a stand-in for a GPU and its clock: what is right is timed beside PyTorch, what is not is named."""
+    torch = pytest.importorskip("torch", reason="the reference and the peer are PyTorch's")
+    simulation = pytest.importorskip("simulation")
+    assert simulation.simulator
+    from bench import device, own_kernel, verify
+    from gpuconv import kernels
+    from gpuconv.geometry import Conv2dGeometry
+
+    class Clock:
+        def host_us(self, step):
+            return 1.0
+
+        def sample_us(self, step, host_us):
+            step()
+            return 25.0
+
+    geometry = Conv2dGeometry.of((2, 3, 7, 11), (4, 3, 3, 3), padding=1)
+    wrong = planted(tmp_path, "0 <= z < w else", "0 <= z < w and jc < halo_columns - 1 else")
+    files = {"direct": None, "template": own_kernel.TEMPLATE, "mine": wrong}
+    modules = {name: own_kernel.load(path) if path else kernels.load("conv2d", name) for name, path in files.items()}
+    document = {
+        "results": [
+            {
+                "variant": name,
+                "tiling": dataclasses.asdict(modules[name].tilings(geometry)[0]),
+                "file": None if path is None else str(path),
+                "faults": [],
+                "us": [],
+            }
+            for name, path in files.items()
+        ]
+    }
+    place = verify.Place(torch, np, "cpu")
+    (line,) = device.measure(place, Clock(), "conv2d", geometry, document, lambda text: None)
+    assert line.startswith("mine Tiling(rows=4, columns=8): result 0 differs")
+    assert [found["us"] for found in document["results"]] == [[25.0] * 5, [25.0] * 5, []]
+    assert document["peer_median_us"] == 25.0
 
 
 # -- what is asked for -------------------------------------------------------------------------------------------
