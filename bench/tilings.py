@@ -489,7 +489,10 @@ def _host_table(document: dict[str, Any]) -> report.Table:
             ]
         )
     title = f"{settings['operation']} on {settings['layer']}, {settings['geometry']}: timed on {settings['device']}"
-    return _aligned(f"{title}, {settings['threads']} threads", header, rows)
+    title += f", {settings['threads']} threads"
+    if (busy := document["machine"]["others_busy"] or 0) > report.MUCH:
+        title += f"\nother processes took {busy:.0%} of the processors: not to be relied upon"
+    return _aligned(title, header, rows)
 
 
 _HOST_LEGEND = """\
@@ -569,6 +572,7 @@ def _run(argv: list[str] | None) -> int:
     if not on_host:
         sass.check()
     run = _CudaRun(task, arguments, document)
+    others = machine.OtherProcesses()
     try:
         if on_host:
             run.faults = _host_run(task, arguments, document)
@@ -578,6 +582,7 @@ def _run(argv: list[str] | None) -> int:
     except KeyboardInterrupt:
         say("\nstopped; what was done until then follows")
     _progress("")
+    document["machine"]["others_busy"] = others.share()
     _summarize(document)
     _write(document, arguments)
     _show(document)
