@@ -44,6 +44,7 @@ WRONG = (
     "contract",
     "endless loop",
     "crash",
+    "compiler",
     "error",
     "race",
     "uninitialized read",

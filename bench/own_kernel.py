@@ -34,7 +34,7 @@ from types import FrameType
 from typing import Any
 
 from bench import sass
-from bench.diagnosis import ARRAYS, COSTS, Finding, budgets, examine, examine_like, relabelled
+from bench.diagnosis import ARRAYS, COSTS, Finding, budgets, examine, examine_like, relabelled, source_lines
 from bench.inspection import choose_target, geometry_text, judged, tiling_text
 from bench.machine import ROOT
 from gpuconv.geometry import Conv2dGeometry
@@ -164,7 +164,7 @@ def verify(
         "limit": limit,
     }
     for stage in ("simulate", "compile"):
-        step = "it was imported"
+        step, done = "it was imported", False
         for message in _messages({**task, "stage": stage}, str(path.resolve()), path.name):
             if "step" in message:
                 step = message["step"]
@@ -177,9 +177,14 @@ def verify(
                 verdict.findings.append((message["tiling"], message["where"], finding))
             elif "refusal" in message:
                 verdict.add(*message["refusal"])
+            elif "done" in message:
+                done = True
             elif "ended" in message:
+                done = True
                 kind, text = message["ended"]
                 verdict.add(kind, f"{text}, while {step}")
+        if not done:
+            verdict.add("crash", f"it ended the process, while {step}")
         if not verdict.right:
             break
     return verdict
@@ -389,15 +394,31 @@ class _Child:
         module, tilings = self.imported()
         for tiling in tilings:
             with self.step(f"tiling {_text(tiling)} was compiled"):
-                made = self.called(
-                    "it does not compile", judged, module, self.geometry, tiling, "float32", (ARCHITECTURE,)
-                )
+                made = self.compiled(module, tiling)
+                if made is None:
+                    continue
                 self.say({"row": {"tiling": dataclasses.asdict(tiling), "launches": made}})
                 doubles = []
                 if any(launch["float64_instructions"] for launch in made):
                     for launch in module.launches(self.geometry, tiling, "float32"):
                         doubles += _double_sites(launch)
             self.report(tiling, self.layer, budgets(made, doubles))
+
+    def compiled(self, module: Any, tiling: Any) -> list[dict[str, Any]] | None:
+        """What a tiling compiles to; None, and a report, where it does not."""
+        try:
+            return judged(module, self.geometry, tiling, "float32", (ARCHITECTURE,))
+        except Exception as error:  # Numba's are of many kinds
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            # Numba begins with the step that failed; the call that it cannot type follows further below.
+            first = 1 if len(lines) > 1 and lines[0].startswith("Failed in") else 0
+            words = " ".join([*lines[first : first + 1], *[line for line in lines if line.startswith(">>>")][:1]])
+            found = [match for line in lines if (match := _PYTHON_SITE.search(line))]
+            numbers = [match["line"] for match in found if Path(match["path"]).resolve() == self.path]
+            sites = [f"{self.path}:{number}" for number in numbers[:1]]
+            text = f"{type(error).__name__}: {words}{source_lines(sites)}"
+            self.report(tiling, self.layer, [Finding("compiler", text, tuple(sites))])
+            return None
 
 
 def _text(tiling: Any) -> str:
@@ -445,6 +466,7 @@ def main() -> int:
         except (_Refused, sass.ToolMissing) as refusal:
             kind = "not compiled" if isinstance(refusal, sass.ToolMissing) else "contract"
             say({"refusal": (kind, str(refusal))})
+        say({"done": True})
     return 0
 
 

