@@ -6,6 +6,7 @@ result. A library is imported when its step is made.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ def steps(
     """By label: the variants of a backend, then the peers.
 
     Args:
-        backend: "numpy", or "numba", which has NumPy's as well.
+        backend: "numpy" or "numba".
         operation: a convolution, or a gradient of one.
         geometry: its geometry.
         inputs: NumPy arrays in the primitive's order.
@@ -34,12 +35,12 @@ def steps(
         gpuconv.BackendUnavailable: the backend cannot run here.
     """
     made: dict[str, Step] = {}
-    if backend == "numba":
-        compiled: Any = backends.get("numba")
-        for name, run in compiled.kernels(operation, geometry, str(inputs[0].dtype)).items():
-            made[f"numba {name}"] = _bound(run, *inputs)
-    plain = backends.get("numpy")
-    made["numpy windows and BLAS"] = _bound(getattr(plain, operation), *inputs, geometry)
+    # Of a few multiply-adds the compiled backend has NumPy's way alone.
+    with contextlib.suppress(ValueError):
+        for candidate in backends.get(backend).candidates(operation, geometry, str(inputs[0].dtype)):
+            made[f"{backend} {candidate.label}"] = _bound(candidate.run, *inputs)
+    if not made:
+        made["numpy im2col"] = _bound(getattr(backends.get("numpy"), operation), *inputs, geometry)
     if importlib.util.find_spec("torch") is not None:
         made["torch"] = _torch(operation, geometry, inputs, threads)
     if operation == "conv2d" and all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):

@@ -24,11 +24,13 @@ class Step:
         primitive: its name in ``gpuconv.backends.Backend``.
         geometry: of its convolution, pooling or fully connected layers; None for others.
         lines: how it ran, and what else there was.
+        pool: of the pooling that ran with the convolution; None if there was none.
     """
 
     primitive: str
     geometry: Conv2dGeometry | Pool2dGeometry | ChainGeometry | None
     lines: tuple[str, ...]
+    pool: Pool2dGeometry | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def _observing(backend: Backend) -> Any:
             geometry = geometries[0] if geometries else None
             dtype = next(np.dtype(a.dtype).name for a in arguments if hasattr(a, "dtype"))
             what = BlockGeometry(*geometries) if len(geometries) == 2 else geometry
-            self.steps.append(Step(name, geometry, tuple(backend.explain(name, what, dtype))))
+            pool = what.pool if isinstance(what, BlockGeometry) else None
+            self.steps.append(Step(name, geometry, tuple(backend.explain(name, what, dtype)), pool))
             return getattr(backend, name)(*arguments, **options)
 
         return primitive

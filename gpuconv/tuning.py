@@ -1,10 +1,11 @@
-"""Which kernel variant and tiling runs an operation: by the user's word, else by a written rule.
+"""Which kernel variant and tiling runs an operation: by the user's word, else as measured, else by a written rule.
 
 The user's word is, in this order, an argument, :func:`use_variant`, or the environment variable ``GPUCONV_VARIANTS``
-(``conv2d=direct,conv2d_grad_input=tiled``). The rule is :data:`RULES`: for each operation the variants in the order in
-which they are tried, each with its condition and the reason for it; the first whose condition holds and which supports
-the geometry is taken, with its first tiling. The rule is reasoned, not measured: it says why, so that a measurement can
-correct it.
+(``conv2d=direct,conv2d_grad_input=tiled``). What ``gpuconv tune`` has measured comes from
+:mod:`gpuconv.tuning_store`, and holds for one geometry on one model of GPU. The rule is :data:`RULES`: for each
+operation the variants in the order in which they are tried, each with its condition and the reason for it; the first
+whose condition holds and which supports the geometry is taken, with its first tiling. The rule is reasoned, not
+measured: it says why, so that a measurement can correct it.
 
 Of a fused operation the last variant is :data:`COMPOSED`: no kernel of its own, but those of its parts one after the
 other. It can be asked for like any other.
@@ -17,12 +18,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from gpuconv import kernels
+from gpuconv import kernels, tuning_store
 from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry
+from gpuconv.tuning_store import Platform
 
 __all__ = ["COMPOSED", "ENVIRONMENT_VARIABLE", "RULES", "Choice", "Rule", "candidates", "choose", "use_variant"]
 
@@ -54,7 +56,7 @@ class Choice:
 
     Attributes:
         operation, variant, tiling: what.
-        source: 'argument', 'use_variant', 'environment' or 'rule'.
+        source: 'argument', 'use_variant', 'environment', 'store' or 'rule'.
         reason: why.
     """
 
@@ -224,16 +226,42 @@ def _from_environment(operation: str) -> str | None:
     return wish
 
 
+@tuning_store.cached
+def _from_store(operation: str, geometry: Any, dtype: str, platform: Platform) -> Choice | None:
+    """What was measured to be the fastest, if there still is such a variant and tiling."""
+    if not isinstance(geometry, Conv2dGeometry):
+        return None
+    winner = tuning_store.find(tuning_store.Key(platform, operation, geometry, dtype))
+    if winner is None:
+        return None
+    if winner.variant in kernels.VARIANTS[operation]:
+        module = kernels.load(operation, winner.variant)
+        for tiling in module.tilings(geometry) if module.supports(geometry) else ():
+            if asdict(tiling) == winner.tiling:
+                return Choice(operation, winner.variant, tiling, "store", "the fastest when it was measured here")
+    tuning_store.unusable(
+        f"{operation}: the tuning store names {winner.variant!r} in the tiling {winner.tiling}, which there is not"
+    )
+    return None
+
+
 def choose(
-    operation: str, geometry: Any, dtype: str = "float32", *, variant: str | None = None, tiling: Any = None
+    operation: str,
+    geometry: Any,
+    dtype: str = "float32",
+    *,
+    variant: str | None = None,
+    tiling: Any = None,
+    platform: Platform | None = None,
 ) -> Choice:
-    """The variant and tiling that run an operation; the rule stands at the top of this module.
+    """The variant and tiling that run an operation; the order is that at the top of this module.
 
     Args:
         operation: a name of ``kernels.VARIANTS``.
         geometry: what the operation's variants take.
         dtype: 'float32' or 'float64'.
         variant, tiling: the caller's wish.
+        platform: the device that it will run on; None, as in the simulator, leaves the store out.
 
     Raises:
         ValueError: an unknown name, a variant asked for that does not support the geometry, or none that does.
@@ -249,6 +277,8 @@ def choose(
             if not (answer := _supports(operation, _checked(operation, wished, source), geometry)):
                 raise ValueError(f"{operation}: the variant {wished}, asked for by {source}, refuses: {answer}")
             return Choice(operation, wished, how or _first_tiling(operation, wished, geometry), source, "asked for")
+    if platform is not None and (measured := _from_store(operation, geometry, dtype, platform)) is not None:
+        return measured
     refusals = []
     for rule in _rules(operation):
         if not rule.when(geometry, dtype) or rule.variant not in _names(operation):
@@ -261,9 +291,11 @@ def choose(
     raise ValueError(f"{operation}: no kernel supports {geometry}: {'; '.join(refusals)}")
 
 
-def candidates(operation: str, geometry: Any, dtype: str = "float32") -> list[tuple[str, str]]:
+def candidates(
+    operation: str, geometry: Any, dtype: str = "float32", platform: Platform | None = None
+) -> list[tuple[str, str]]:
     """Every variant of an operation, and why it was taken or not: what ``explain`` shows."""
-    choice = choose(operation, geometry, dtype)
+    choice = choose(operation, geometry, dtype, platform=platform)
     rows = []
     for rule in _rules(operation):
         if rule.variant not in _names(operation):
@@ -274,6 +306,8 @@ def candidates(operation: str, geometry: Any, dtype: str = "float32") -> list[tu
             rows.append((rule.variant, f"taken, by {choice.source}: {choice.reason}{how}"))
         elif not answer:
             rows.append((rule.variant, f"does not support it: {answer}"))
+        elif choice.source == "store":
+            rows.append((rule.variant, "was slower when it was measured here"))
         elif choice.source != "rule":
             rows.append((rule.variant, f"another one was asked for by {choice.source}"))
         elif not rule.when(geometry, dtype):

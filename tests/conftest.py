@@ -16,6 +16,10 @@ from gpuconv import backends
 
 # Kernels run in the simulator unless a GPU is asked for (`make gpu-test` sets 0). Numba reads this when it is imported.
 os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
+# What was tuned on this machine must not decide what the tests run.
+os.environ["GPUCONV_TUNING"] = "off"
+# What was tuned on this machine must not decide what the tests run.
+os.environ["GPUCONV_TUNING"] = "off"
 
 # A job in the background of a script, as a CI's may be, ignores Ctrl-C, and so would all that it starts: the tests of
 # Ctrl-C need it as it is at a keyboard.

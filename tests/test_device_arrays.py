@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv import Tensor, backends, kernels, models, nn, optim, train, tuning
+from gpuconv import Tensor, backends, kernels, models, nn, optim, train, tuner, tuning, tuning_store
 from gpuconv import functional as F
 from gpuconv.backends import cuda_backend
 from gpuconv.geometry import Conv2dGeometry
@@ -488,6 +488,43 @@ def test_training_on_the_device(machine, digits, tmp_path, settings):
     assert result.accuracy == host.test_accuracy
     loaded.set_weights(host.model.get_weights())
     assert type(loaded.conv1.weight.data) is machine.ndarray
+
+
+def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
+    """Each variant and tiling is timed, on arrays of the device; the winner runs from then on, and explain says so."""
+    times = {"direct": 1.0, "tiled": 2.0, "implicit_gemm": 3.0}
+
+    class Clock:
+        def __init__(self, xp):
+            assert xp is machine
+
+        def seconds(self, run, arrays):
+            assert all(type(array) is machine.ndarray for array in arrays)
+            run(*arrays)
+            return times[run.args[1]]
+
+    monkeypatch.setenv("GPUCONV_TUNING", str(tmp_path))
+    monkeypatch.setattr(tuner, "_DeviceClock", Clock)
+    tuning_store.forget()
+    cuda_backend._platform.cache_clear()
+    backend, model = backends.get("cuda"), nn.Conv2d(4, 16, 3).to("cuda")
+    fused = list(tuner.tune(tuner.tasks_of("lenet5", 2, backend), backend))
+    assert len(fused) == 2
+    assert all("fused with a pooling it is not tuned on a GPU" in outcome.skipped for outcome in fused)
+    geometry = Conv2dGeometry.of((2, 4, 9, 9), (16, 4, 3, 3))
+    assert "tiled: taken, by rule" in str(gpuconv.explain(model, (2, 4, 9, 9)))
+    for outcome in tuner.tune([tuner.Task(name, geometry) for name in tuner.OPERATIONS], backend):
+        assert outcome.winner.startswith("direct "), outcome
+        assert not outcome.wrong
+        modules = [kernels.load(outcome.task.operation, name) for name in kernels.VARIANTS[outcome.task.operation]]
+        tilings = [tiling for module in modules if module.supports(geometry) for tiling in module.tilings(geometry)]
+        assert len(outcome.microseconds) == len(tilings)
+    choice = tuning.choose("conv2d", geometry, platform=backend.tuning_platform())
+    assert (choice.source, choice.variant) == ("store", "direct")
+    assert "direct: taken, by store" in str(gpuconv.explain(model, (2, 4, 9, 9)))
+    with machine.Device(1):
+        assert backend.tuning_platform() == tuning_store.entries()[0][0].key.platform  # the same model of GPU
+    tuning_store.forget()
 
 
 def test_explain_and_summary_of_a_model_on_the_device(machine):

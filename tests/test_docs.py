@@ -1,6 +1,10 @@
 """The documentation is true: its code runs, its links lead somewhere, its make targets exist."""
 
+import functools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,18 +13,68 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")])
 
 
+@functools.cache
+def names_of(page):
+    """What the Python blocks of a page define, run one after the other as a reader would type them."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    names = {"__name__": "__main__"}
+    exec(compile("\n".join(blocks), f"{page.stem}.py", "exec"), names)
+    return names
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
-    """The blocks of a page, one after the other as a reader would type them, run without error or warning."""
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    """The blocks of a page run without error or warning."""
     monkeypatch.chdir(tmp_path)
-    exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": "__main__"})
+    names_of(page)
+
+
+def test_the_tutorial_quotes_what_its_kernels_report(tmp_path, monkeypatch):
+    """Each message and each figure that the tutorial shows is what its code gives, word by word, line by line."""
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "tutorial.md"
+    names = names_of(page)
+    kernels = ("no_barrier", 32), ("short_halo", 32), ("ragged", 20), ("early_return", 20)
+    reported = [str(names[report]) for report in ("coalesced", "strided", "halo", "product")]
+    reported += [str(names["first_fault"](names[kernel], outputs)) for kernel, outputs in kernels]
+    reported = re.sub(r"tutorial\.py:(\d+)", r"line \1", "\n".join(reported))
+    quotes = re.findall(
+        r"^```\n((?:1 launch|  shared|  global|race|uninit|out-of|divergent).*?)^```", page.read_text(), re.M | re.S
+    )
+    assert len(quotes) == 7
+    for quote in quotes:
+        for line in [" ".join(quote.split())] if not quote.startswith(("1", " ")) else quote.splitlines():
+            assert line in reported, line
+    first = names["sectors_read"](names["coalesced"])
+    for kernel, report in (
+        ("naive", "coalesced"),
+        ("swapped", "strided"),
+        ("tiled", "halo"),
+        ("implicit_gemm", "product"),
+    ):
+        requests = sum(entry.requests for entry in names[report].sectors if entry.access == "read")
+        sectors = names["sectors_read"](names[report])
+        assert (
+            f"| `{kernel}` | {requests:,} | {sectors:,} | {sectors / first:.0%} |".replace("%", " %")
+            in page.read_text()
+        )
+
+
+def test_the_tutorial_finds_float64_in_machine_code():
+    """Its script for the real compiler counts float64 instructions for a literal 0.0, and none for float32(0)."""
+    page = (ROOT / "docs" / "tutorial.md").read_text()
+    (script,) = re.findall(r"^```\n(from numba import cuda.*?)^```", page, re.MULTILINE | re.DOTALL)
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}
+    command = [sys.executable, "-c", script]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"literal [1-9]\d*\ntyped 0\n", said)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_of_a_page_lead_somewhere(page):
     """Every relative link and picture of a page is a file of the repository."""
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), target
 

@@ -94,14 +94,14 @@ def in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess
 # -- convolution -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", ["forward_by_columns", "forward_by_filters"])
+@pytest.mark.parametrize("variant", ["by_columns", "by_filters"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_convolution(case, kernel, monkeypatch):
+def test_convolution(case, variant, monkeypatch):
     """Both forward kernels, plain and with ReLU, agree with NumPy's."""
     geometry = geometry_of(case)
-    if kernel == "forward_by_columns" and geometry.stride[1] > 1:
+    if variant == "by_columns" and geometry.stride[1] > 1:
         return  # columns that are not neighbours make no vector
-    monkeypatch.setattr(module, "_by_columns", lambda plan: kernel == "forward_by_columns")
+    monkeypatch.setattr(module, "_variant", lambda *task: (variant, "by test"))
     _forget_runs()
     x, weight, bias, _ = case.arrays(np.float32)
     expected = NUMPY.conv2d(x, weight, bias, geometry)
@@ -682,10 +682,9 @@ def test_without_numba():
 def test_explain():
     """explain names the kernel that runs, its cost beside the other's, and the fused block."""
     convolution = gpuconv.explain(gpuconv.nn.Conv2d(1, 6, 5), (64, 1, 32, 32), backend="numba")
-    assert [line.partition(":")[0] for line in convolution.steps[0].lines] == [
-        "forward_by_columns",
-        "forward_by_filters",
-    ]
+    lines = convolution.steps[0].lines
+    assert [line.partition(":")[0] for line in lines] == ["by_columns", "by_filters", "im2col"]
+    assert lines[0].endswith("taken, by rule")
     block = gpuconv.nn.Sequential(gpuconv.nn.Conv2d(1, 6, 5), gpuconv.nn.ReLU(), gpuconv.nn.MaxPool2d(2))
     (step,) = gpuconv.explain(block, (64, 1, 32, 32), backend="numba").steps
     assert step.lines[0].startswith("one kernel")

@@ -125,11 +125,15 @@ def _compile(function: Callable[..., None], signature: Any, plan: Any) -> Kernel
         return Kernel(function, signature, cached=True)
 
 
+def sources() -> list[Path]:
+    """The files that compiled code is made from."""
+    return [Path(simd.__file__), *sorted(Path(__file__).parent.glob("_numba_*.py"))]
+
+
 @functools.cache
 def _helpers_digest() -> str:
     # Numba sees when the file of a kernel changes, not when a module that it uses does.
-    files = [Path(simd.__file__), *sorted(Path(__file__).parent.glob("_numba_*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sources())).hexdigest()
 
 
 def jit() -> Callable[[Callable[..., Any]], Any]:

@@ -15,7 +15,7 @@ filters turned round (:meth:`Forward.of_grad_input`). The other gradients are in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -176,26 +176,20 @@ class Forward:
 
     @cached_property
     def costs(self) -> dict[str, int]:
-        """For each kernel that can run this, the vector multiply-adds that a tap and a row of the result take."""
+        """For each variant that can run this, the vector multiply-adds that a tap and a row of the result take."""
         filters, columns = self.k // self.groups, self.q * self.window[1]
         tile_columns, vectors = self.filter_tile
         tiles = _divide(columns, tile_columns) * _divide(filters, vectors * self.lanes)
-        costs = {"forward_by_filters": self.window[0] * tiles * tile_columns * vectors}
+        costs = {"by_filters": self.window[0] * tiles * tile_columns * vectors}
         if self.stride[1] == 1:
             vectors = self.column_tile[1]
-            costs["forward_by_columns"] = self.window[0] * filters * vectors * _divide(columns, vectors * self.lanes)
+            costs["by_columns"] = self.window[0] * filters * vectors * _divide(columns, vectors * self.lanes)
         return costs
 
     @cached_property
     def choice(self) -> str:
-        """Name of the kernel that takes least; of equals that by filters, which reads its weights in order."""
+        """The variant that takes least; of equals that by filters, which reads its weights in order."""
         return min(self.costs, key=lambda name: self.costs[name])
-
-    def by(self, name: str) -> Forward:
-        """The plan, carried out by the kernel ``name`` of :attr:`costs`, be it the choice or not."""
-        plan = replace(self)
-        vars(plan)["choice"] = name  # what a cached property looks for
-        return plan
 
     def scratch_pitch(self, columns: int) -> int:
         """Elements in a row of the scratch, given the columns that the kernel reads, wanted or not."""

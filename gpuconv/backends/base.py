@@ -13,15 +13,36 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import astuple
 from types import ModuleType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from gpuconv.geometry import ChainGeometry, Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.tuning_store import Platform
 
 #: An array of the backend's kind: numpy.ndarray, cupy.ndarray.
 Array: TypeAlias = Any
+
+
+class Candidate(NamedTuple):
+    """A way to run an operation, to be measured beside others.
+
+    Attributes:
+        variant: its name.
+        tiling: a small frozen dataclass, or None.
+        run: takes the arrays of the operation's primitive, and gives its (first) result.
+    """
+
+    variant: str
+    tiling: Any
+    run: Callable[..., Array]
+
+    @property
+    def label(self) -> str:
+        """The variant and the numbers of its tiling: ``tiled 8x32x32x8x8x8``."""
+        return self.variant if self.tiling is None else f"{self.variant} {'x'.join(map(str, astuple(self.tiling)))}"
 
 
 class BackendUnavailable(RuntimeError):
@@ -56,6 +77,22 @@ class Backend(ABC):
         For a fused block the geometry is a :class:`gpuconv.geometry.BlockGeometry`.
         """
         return [f"the {self.name} backend has one way"]
+
+    def tuning_platform(self) -> Platform | None:
+        """What a measurement here depends on, as the tuning store keeps it; None where there is nothing to tune."""
+        return None
+
+    def candidates(
+        self, operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair = (1, 1)
+    ) -> list[Candidate]:
+        """The ways to run ``conv2d``, ``conv2d_grad_input`` or ``conv2d_grad_weight``, that of the rule first.
+
+        ``window`` is that of a max pooling which conv2d takes along; (1, 1) for none.
+
+        Raises:
+            ValueError: nothing supports the geometry, or there is nothing to choose; the message says why.
+        """
+        raise ValueError(f"the {self.name} backend has one way to compute a convolution: there is nothing to tune")
 
     @abstractmethod
     def asarray(self, array: Any, name: str = "array") -> Array:

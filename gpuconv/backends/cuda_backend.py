@@ -15,13 +15,14 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from gpuconv import kernels, tuning
-from gpuconv.backends.base import Array, Backend
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
+from gpuconv import kernels, tuning, tuning_store
+from gpuconv.backends.base import Array, Backend, Candidate
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 
 _INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
 
@@ -235,12 +236,17 @@ class CudaBackend(Backend):
             for array in flat:
                 self._check_device(operation, array)
         dtype = flat[0].dtype
-        choice = tuning.choose(operation, geometry, dtype.name)
-        module: Any = kernels.load(operation, choice.variant)
+        choice = tuning.choose(operation, geometry, dtype.name, platform=self.tuning_platform())
+        self._launch(operation, choice.variant, choice.tiling, geometry, dtype, arrays, **options)
+
+    def _launch(
+        self, operation: str, variant: str, tiling: Any, geometry: Any, dtype: Any, arrays: Any, **options: Any
+    ) -> None:
+        module: Any = kernels.load(operation, variant)
         workspace_size = getattr(module, "workspace_size", None)
-        if workspace_size is not None and (size := workspace_size(geometry, choice.tiling)):
+        if workspace_size is not None and (size := workspace_size(geometry, tiling)):
             options["workspace"] = self.xp.empty((size,), dtype)
-        module.launch(*arrays, geometry, choice.tiling, self._stream(), **options)
+        module.launch(*arrays, geometry, tiling, self._stream(), **options)
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
         if primitive in ("conv2d_relu_max_pool2d_grad", "linear_chain_grad"):
@@ -249,7 +255,37 @@ class CudaBackend(Backend):
             return [f"{part}, {variant}: {why}" for part, (variant, why) in rows]
         if geometry is None or primitive not in kernels.VARIANTS:
             return super().explain(primitive, geometry, dtype)
-        return [f"{variant}: {why}" for variant, why in tuning.candidates(primitive, geometry, dtype)]
+        platform = self.tuning_platform()
+        return [f"{variant}: {why}" for variant, why in tuning.candidates(primitive, geometry, dtype, platform)]
+
+    # -- tuning ------------------------------------------------------------------------------------------------------
+
+    def tuning_platform(self) -> tuning_store.Platform | None:
+        return None if self.simulated else _platform(self.xp.cuda.runtime.getDevice())
+
+    def candidates(
+        self, operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair = (1, 1)
+    ) -> list[Candidate]:
+        if window != (1, 1):
+            raise ValueError(
+                f"{operation}: fused with a pooling it is not tuned on a GPU; --geometry tunes it by itself"
+            )
+        rule = tuning.choose(operation, geometry, dtype)
+        found = []
+        for variant in kernels.VARIANTS[operation]:
+            module = kernels.load(operation, variant)
+            for tiling in module.tilings(geometry) if module.supports(geometry) else ():
+                run = functools.partial(self._candidate, operation, variant, tiling, geometry)
+                found.append(Candidate(variant, tiling, run))
+        return sorted(found, key=lambda one: (one.variant, one.tiling) != (rule.variant, rule.tiling))
+
+    def _candidate(
+        self, operation: str, variant: str, tiling: Any, geometry: Conv2dGeometry, *arrays: Array | None
+    ) -> Array:
+        shapes = {"conv2d": geometry.output_shape, "conv2d_grad_input": geometry.input_shape}
+        result = self.xp.empty(shapes.get(operation, geometry.weight_shape), arrays[0].dtype)  # type: ignore[union-attr]
+        self._launch(operation, variant, tiling, geometry, result.dtype, (*arrays, result))
+        return result
 
     # -- convolution -------------------------------------------------------------------------------------------------
 
@@ -616,6 +652,23 @@ class CudaBackend(Backend):
         # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy
         # would give an array without dimensions one.
         return self.xp.ascontiguousarray(array).reshape(array.shape)
+
+
+@functools.cache
+def _platform(device: int) -> tuning_store.Platform:
+    """What a measurement on a device depends on."""
+    from gpuconv import __version__
+
+    runtime = importlib.import_module("cupy").cuda.runtime
+    properties = runtime.getDeviceProperties(device)
+    return tuning_store.Platform(
+        backend="cuda",
+        device=f"{properties['name'].decode()}, compute capability {properties['major']}.{properties['minor']}",
+        driver=f"driver for CUDA {runtime.driverGetVersion()}, compiler of CUDA {_compiler()}, "
+        f"numba-cuda {importlib.import_module('numba_cuda').__version__}",
+        library=__version__,
+        sources=tuning_store.digest(Path(kernels.__file__).parent.glob("*.py")),
+    )
 
 
 def _numba_stream(device: int, pointer: int) -> Any:

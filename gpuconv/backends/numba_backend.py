@@ -11,11 +11,15 @@ And what they stand on: ``simd``, the vectors; ``_numba_compile``, the compiler 
 **Which convolution runs.**
 
 - With fewer than :data:`COMPILE_FROM` multiply-adds: NumPy's, which has the result long before a kernel is compiled.
-- Otherwise a direct kernel, lanes over columns or over filters, whichever takes fewer vector operations
+- Otherwise what ``gpuconv tune`` found to be the fastest here, if it was asked. The variants are ``by_columns`` and
+  ``by_filters``, for the weight's gradient ``dense``, and ``im2col``: windows that NumPy gathers, times the filters.
+- Otherwise, by rule, a direct kernel, lanes over columns or over filters, whichever takes fewer vector operations
   (:attr:`~gpuconv.backends._numba_conv.Forward.costs`). Gathered windows and BLAS win at no size: on the 3x3 layers of
   ResNet (batch 8, two cores with AVX-512) the direct kernels do forward and the input's gradient at 410 to 510 GF/s,
   the NumPy backend at 130 to 220; the weight's gradient at 190 to 420 and 170 to 200. They come close, by 10 % either
-  way, only for the weight of 512 filters on 7x7 maps and for the input behind a stride of 2.
+  way, only for the weight of 512 filters on 7x7 maps and for the input behind a stride of 2. ``im2col``, whose product
+  is compiled, does win where a map has few positions and many channels, which is what tuning finds: with 512 filters
+  of 3x3 on 7x7 maps it takes 0.7 of the time of ``dense``, and forward of a single image 0.8 of ``by_filters``.
 - Convolution, ReLU and a max pooling whose windows tile the map are one kernel, and their gradient visits only the
   winners. Other poolings take the composition of :class:`~gpuconv.backends.base.Backend`.
 """
@@ -24,14 +28,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from gpuconv import tuning_store
+from gpuconv.backends.base import Candidate
 from gpuconv.backends.numpy_backend import NumpyBackend
-from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 
 try:
     import numba
@@ -41,7 +48,7 @@ try:
     from gpuconv.backends import _numba_pointwise as pointwise
     from gpuconv.backends import _numba_pool as pooling
     from gpuconv.backends import simd
-    from gpuconv.backends._numba_compile import Elements, Kernel
+    from gpuconv.backends._numba_compile import Elements, Kernel, sources
     from gpuconv.backends._numba_gemm import product
     from gpuconv.backends._numba_memory import empty
     from gpuconv.backends._numba_threads import launch, threads
@@ -78,39 +85,44 @@ class NumbaBackend(NumpyBackend):
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
         if geometry is None:
             return ["a compiled loop"]
-        if isinstance(geometry, BlockGeometry):
-            geometry = geometry.conv
+        block = geometry if isinstance(geometry, BlockGeometry) else None
+        if block is not None:
+            geometry = block.conv
         pooled = isinstance(geometry, Pool2dGeometry)
         work = _elements_read(geometry) if pooled else geometry.macs
         if work < COMPILE_FROM:
             return [f"numpy: of {work:,} {'elements' if pooled else 'multiply-adds'}, less than {COMPILE_FROM:,}"]
-        if primitive == "conv2d_relu_max_pool2d":
-            return ["one kernel: writes the pooled maps, and a byte for each that says where the maximum was"]
         if primitive == "conv2d_relu_max_pool2d_grad":
             return ["grad_sparse: visits the positive maxima only"]
-        if primitive == "conv2d_grad_weight":
-            return ["grad_weight_dense: lanes over the rows of patches"]
         if pooled:
             return ["a compiled loop: one pass over the planes"]
-        plan = (conv.Forward.of_grad_input if primitive == "conv2d_grad_input" else conv.Forward.of)(dtype, geometry)
-        costs = sorted(plan.costs.items(), key=lambda item: (item[0] != plan.choice, item[1]))
-        return [f"{name}: {cost} vector multiply-adds a tap and row" for name, cost in costs]
+        lines = []
+        window = (1, 1)
+        if block is not None and _tiles(block.pool):
+            lines = ["one kernel: writes the pooled maps, and a byte for each that says where the maximum was"]
+            window = (block.pool.r, block.pool.s)
+        operation = primitive if primitive in ("conv2d_grad_input", "conv2d_grad_weight") else "conv2d"
+        taken, source = _variant(operation, geometry, dtype, window)
+        about = _about(operation, geometry, dtype, window)
+        for variant in sorted(about, key=lambda variant: variant != taken):
+            lines.append(f"{variant}: {about[variant]}" + (f"; taken, {source}" if variant == taken else ""))
+        return lines
 
-    def kernels(self, primitive: str, geometry: Conv2dGeometry, dtype: str) -> dict[str, Callable[..., np.ndarray]]:
-        """The compiled kernels that can run ``conv2d`` or a gradient of one, by name; the one that is taken first.
+    # -- tuning ------------------------------------------------------------------------------------------------------
 
-        For comparisons: each takes the primitive's arrays, without the geometry. Which one a primitive takes, and
-        whether it takes a compiled one at all, is what :meth:`explain` says.
-        """
-        if primitive == "conv2d_grad_weight":
-            return {"grad_weight_dense": lambda grad, x: self._grad_weight(grad, x, geometry)}
-        plan = (conv.Forward.of_grad_input if primitive == "conv2d_grad_input" else conv.Forward.of)(dtype, geometry)
+    def tuning_platform(self) -> tuning_store.Platform:
+        return _platform()
 
-        def runner(name: str) -> Callable[..., np.ndarray]:
-            run = _convolution(plan.by(name), geometry)
-            return lambda x, weight, bias=None: _convolve(run, x, weight, bias)[0]
-
-        return {name: runner(name) for name in sorted(plan.costs, key=lambda name: name != plan.choice)}
+    def candidates(
+        self, operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair = (1, 1)
+    ) -> list[Candidate]:
+        if geometry.macs < COMPILE_FROM:
+            raise ValueError(
+                f"{operation}: NumPy computes it, of {geometry.macs:,} multiply-adds, less than {COMPILE_FROM:,}; "
+                "there is nothing to choose"
+            )
+        variants = _about(operation, geometry, dtype, window)
+        return [Candidate(variant, None, _way(operation, variant, geometry, dtype, window)) for variant in variants]
 
     # -- convolution -------------------------------------------------------------------------------------------------
 
@@ -119,31 +131,29 @@ class NumbaBackend(NumpyBackend):
     ) -> np.ndarray:
         if geometry.macs < COMPILE_FROM:
             return super().conv2d(x, weight, bias, geometry)
-        return _convolve(_forward(x.dtype, geometry), x, weight, bias)[0]
+        run = _forward(x.dtype, geometry)
+        return _GATHERED.conv2d(x, weight, bias, geometry) if run is None else _convolve(run, x, weight, bias)[0]
 
     def conv2d_relu(
         self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, geometry: Conv2dGeometry
     ) -> np.ndarray:
         if geometry.macs < COMPILE_FROM:
             return super().conv2d_relu(x, weight, bias, geometry)
-        return _convolve(_forward(x.dtype, geometry, relu=True), x, weight, bias)[0]
+        run = _forward(x.dtype, geometry, relu=True)
+        return _GATHERED.conv2d_relu(x, weight, bias, geometry) if run is None else _convolve(run, x, weight, bias)[0]
 
     def conv2d_grad_input(self, grad: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry) -> np.ndarray:
         if geometry.macs < COMPILE_FROM:
             return super().conv2d_grad_input(grad, weight, geometry)
-        return _convolve(_grad_input(grad.dtype, geometry), grad, weight, None)[0]
+        run = _grad_input(grad.dtype, geometry)
+        return _GATHERED.conv2d_grad_input(grad, weight, geometry) if run is None else _convolve(run, grad, weight)[0]
 
     def conv2d_grad_weight(self, grad: np.ndarray, x: np.ndarray, geometry: Conv2dGeometry) -> np.ndarray:
-        if geometry.macs < COMPILE_FROM:
-            return super().conv2d_grad_weight(grad, x, geometry)
-        return self._grad_weight(grad, x, geometry)
-
-    def _grad_weight(self, grad: np.ndarray, x: np.ndarray, g: Conv2dGeometry) -> np.ndarray:
+        g = geometry
+        if g.macs < COMPILE_FROM:
+            return super().conv2d_grad_weight(grad, x, g)
         run = _grad_weight(x.dtype, g)
-        partial = empty(run.partial_shape, x.dtype)
-        batch = (g.n, run.partial_shape[0], run.filter_parts, run.plan.bands)
-        launch(run.kernel, run.chunks, _ready(x), _ready(grad), partial, *batch, work=g.macs)
-        return conv_grad.weight_gradient(partial, g.weight_shape)
+        return _GATHERED.conv2d_grad_weight(grad, x, g) if run is None else _correlate(run, grad, x, g)
 
     # -- the fused block ---------------------------------------------------------------------------------------------
 
@@ -157,7 +167,9 @@ class NumbaBackend(NumpyBackend):
     ) -> tuple[np.ndarray, np.ndarray]:
         if geometry.macs < COMPILE_FROM or not _tiles(pool):
             return super().conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
-        return _convolve(_forward(x.dtype, geometry, (pool.r, pool.s), relu=True), x, weight, bias)
+        run = _forward(x.dtype, geometry, (pool.r, pool.s), relu=True)
+        assert run is not None  # im2col is no candidate for it
+        return _convolve(run, x, weight, bias)
 
     def conv2d_relu_max_pool2d_grad(
         self,
@@ -506,6 +518,84 @@ def _updatable(*arrays: np.ndarray | None) -> bool:
     return all([array is None or array.flags.carray for array in arrays])
 
 
+# -- which variant runs a convolution --------------------------------------------------------------------------------
+
+
+class _Gathered(NumpyBackend):
+    """``im2col``: windows gathered by NumPy; products compiled, because BLAS rounds differently on other threads."""
+
+    def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        transposed = not b[0].flags.c_contiguous
+        factors = b.swapaxes(1, 2) if transposed else b
+        results = [
+            product(_ready(one), _ready(other), b_transposed=transposed) for one, other in zip(a, factors, strict=True)
+        ]
+        return results[0][None] if len(results) == 1 else np.stack(results)
+
+
+_GATHERED = _Gathered()
+
+
+@functools.cache
+def _platform() -> tuning_store.Platform:
+    from gpuconv import __version__
+
+    device = f"{simd.cpu_name()}, vectors of {8 * simd.registers()[0]} bits, {platform.system()} {platform.machine()}"
+    driver = f"numba {numba.__version__}, numpy {np.__version__}"
+    return tuning_store.Platform("numba", device, driver, __version__, tuning_store.digest(sources()))
+
+
+def _plan(operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair) -> conv.Forward:
+    if operation == "conv2d_grad_input":
+        return conv.Forward.of_grad_input(dtype, geometry)
+    return conv.Forward.of(dtype, geometry, window=window, relu=window != (1, 1))
+
+
+def _about(operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair) -> dict[str, str]:
+    """The variants that can run an operation, that of the rule first, and what there is to say of each."""
+    if operation == "conv2d_grad_weight":
+        return {"dense": "lanes over the rows of patches", "im2col": "gathered windows, one product"}
+    plan = _plan(operation, geometry, dtype, window)
+    costs = sorted(plan.costs.items(), key=lambda item: (item[0] != plan.choice, item[1]))
+    about = {name: f"{cost} vector multiply-adds a tap and row" for name, cost in costs}
+    if window == (1, 1):
+        about["im2col"] = "gathered windows, one product"
+    return about
+
+
+def _variant(operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair = (1, 1)) -> tuple[str, str]:
+    """The variant that runs an operation, and who decided: 'by store' or 'by rule'."""
+    variants = _about(operation, geometry, dtype, window)
+    winner = tuning_store.find(tuning_store.Key(_platform(), operation, geometry, dtype, window))
+    if winner is None:
+        return next(iter(variants)), "by rule"
+    if winner.variant not in variants:
+        tuning_store.unusable(f"{operation}: the tuning store names the variant {winner.variant!r}, which there is not")
+        return next(iter(variants)), "by rule"
+    return winner.variant, "by store"
+
+
+def _way(operation: str, variant: str, geometry: Conv2dGeometry, dtype: str, window: Pair) -> Any:
+    """A function that runs a variant on the operation's arrays; it compiles when it is first called."""
+
+    @functools.cache
+    def kernel() -> Any:
+        if variant == "dense":
+            return _dense_weight_gradient(np.dtype(dtype), geometry)
+        return _convolution(_plan(operation, geometry, dtype, window), geometry, variant)
+
+    def run(*arrays: Any) -> np.ndarray:
+        if variant == "im2col":
+            gathered: np.ndarray = getattr(_GATHERED, operation)(*arrays, geometry)
+            return gathered
+        if variant == "dense":
+            grad, x = arrays
+            return _correlate(kernel(), grad, x, geometry)
+        return _convolve(kernel(), *arrays)[0]
+
+    return run
+
+
 # -- what is compiled, and how it is cut into chunks ------------------------------------------------------------------
 
 
@@ -514,6 +604,7 @@ class _Convolution(NamedTuple):
 
     kernel: Kernel
     plan: conv.Forward
+    by_columns: bool
     output_shape: tuple[int, ...]
     winners_shape: tuple[int, ...]  # empty without a pooling
     bands: int
@@ -521,16 +612,17 @@ class _Convolution(NamedTuple):
     work: int
 
 
-def _by_columns(plan: conv.Forward) -> bool:
-    return plan.choice == "forward_by_columns"
-
-
-def _convolution(plan: conv.Forward, geometry: Conv2dGeometry) -> _Convolution:
+def _convolution(plan: conv.Forward, geometry: Conv2dGeometry, variant: str) -> _Convolution | None:
+    """How a variant is run; None for ``im2col``, which is no kernel."""
+    if variant == "im2col":
+        return None
     bands = plan.bands(geometry.n)
     shape = (geometry.n, plan.k, plan.p, plan.q)
+    by_columns = variant == "by_columns"
     return _Convolution(
-        kernel=(conv.forward_by_columns if _by_columns(plan) else conv.forward_by_filters)(plan),
+        kernel=(conv.forward_by_columns if by_columns else conv.forward_by_filters)(plan),
         plan=plan,
+        by_columns=by_columns,
         output_shape=shape,
         winners_shape=shape if plan.window != (1, 1) else (0, 0, 0, 0),
         bands=bands,
@@ -539,16 +631,18 @@ def _convolution(plan: conv.Forward, geometry: Conv2dGeometry) -> _Convolution:
     )
 
 
-@functools.lru_cache(maxsize=1024)
+@tuning_store.cached
 def _forward(
-    dtype: np.dtype, geometry: Conv2dGeometry, window: tuple[int, int] = (1, 1), relu: bool = False
-) -> _Convolution:
-    return _convolution(conv.Forward.of(dtype.name, geometry, window=window, relu=relu), geometry)
+    dtype: np.dtype, geometry: Conv2dGeometry, window: Pair = (1, 1), relu: bool = False
+) -> _Convolution | None:
+    plan = conv.Forward.of(dtype.name, geometry, window=window, relu=relu)
+    return _convolution(plan, geometry, _variant("conv2d", geometry, dtype.name, window)[0])
 
 
-@functools.lru_cache(maxsize=1024)
-def _grad_input(dtype: np.dtype, geometry: Conv2dGeometry) -> _Convolution:
-    return _convolution(conv.Forward.of_grad_input(dtype.name, geometry), geometry)
+@tuning_store.cached
+def _grad_input(dtype: np.dtype, geometry: Conv2dGeometry) -> _Convolution | None:
+    plan = conv.Forward.of_grad_input(dtype.name, geometry)
+    return _convolution(plan, geometry, _variant("conv2d_grad_input", geometry, dtype.name)[0])
 
 
 class _WeightGradient(NamedTuple):
@@ -561,8 +655,13 @@ class _WeightGradient(NamedTuple):
     chunks: int
 
 
-@functools.lru_cache(maxsize=1024)
-def _grad_weight(dtype: np.dtype, geometry: Conv2dGeometry) -> _WeightGradient:
+@tuning_store.cached
+def _grad_weight(dtype: np.dtype, geometry: Conv2dGeometry) -> _WeightGradient | None:
+    variant = _variant("conv2d_grad_weight", geometry, dtype.name)[0]
+    return None if variant == "im2col" else _dense_weight_gradient(dtype, geometry)
+
+
+def _dense_weight_gradient(dtype: np.dtype, geometry: Conv2dGeometry) -> _WeightGradient:
     g = geometry
     plan = conv_grad.Patches(dtype.name, replace(g, n=1))
     shape = (g.k, *plan.runs)
@@ -641,17 +740,25 @@ def _chunks(work: int, most: int = 64) -> int:
 
 
 def _convolve(
-    run: _Convolution, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
+    run: _Convolution, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The result of a forward kernel, and its winners."""
     y = empty(run.output_shape, x.dtype)
     winners = empty(run.winners_shape, np.dtype(np.uint8))
     weight = _ready(weight)
     bias = np.zeros(run.plan.k, x.dtype) if bias is None else _ready(bias)
-    filters = (weight, bias) if _by_columns(run.plan) else (conv.packed_filters(run.plan, weight, bias),)
+    filters = (weight, bias) if run.by_columns else (conv.packed_filters(run.plan, weight, bias),)
     batch = (run.output_shape[0], run.bands, run.chunks)
     launch(run.kernel, run.chunks, _ready(x), *filters, y, winners, *batch, work=run.work)
     return y, winners
+
+
+def _correlate(run: _WeightGradient, grad: np.ndarray, x: np.ndarray, geometry: Conv2dGeometry) -> np.ndarray:
+    """The gradient of a weight by the dense kernel."""
+    partial = empty(run.partial_shape, x.dtype)
+    batch = (geometry.n, run.partial_shape[0], run.filter_parts, run.plan.bands)
+    launch(run.kernel, run.chunks, _ready(x), _ready(grad), partial, *batch, work=geometry.macs)
+    return conv_grad.weight_gradient(partial, geometry.weight_shape)
 
 
 def _update(

@@ -46,6 +46,10 @@ class NumpyBackend(Backend):
 
     # -- convolution -------------------------------------------------------------------------------------------------
 
+    def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """``a · b``, group by group: (groups, m, k) and (groups, k, n) give (groups, m, n)."""
+        return np.matmul(a, b)
+
     def conv2d(
         self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, geometry: Conv2dGeometry
     ) -> np.ndarray:
@@ -53,7 +57,7 @@ class NumpyBackend(Backend):
         filters = weight.reshape(g.groups, g.k // g.groups, -1)
         y = np.empty(g.output_shape, x.dtype)
         for images, rows, columns, windows in _window_chunks(x, g):
-            maps = np.matmul(filters, _as_matrix(windows))
+            maps = self._products(filters, _as_matrix(windows))
             maps = maps.reshape(g.k, windows.shape[4], windows.shape[5], windows.shape[6]).swapaxes(0, 1)
             target = y[images, :, rows, columns]
             if bias is None:
@@ -71,7 +75,7 @@ class NumpyBackend(Backend):
             padded = np.zeros(_padded_shape(g, images.stop - images.start), grad.dtype)
             windows = _windows(padded, g)
             for rows, columns in chunks:
-                values = np.matmul(filters, _filters_first(grad[images, :, rows, columns], g))
+                values = self._products(filters, _filters_first(grad[images, :, rows, columns], g))
                 target = windows[..., rows, columns]
                 values = values.reshape(target.shape)
                 # Windows overlap, but for one tap their elements are distinct: tap by tap the sum is well-defined.
@@ -86,7 +90,7 @@ class NumpyBackend(Backend):
         dw = np.zeros((g.groups, g.k // g.groups, g.c // g.groups * g.r * g.s), grad.dtype)
         for images, rows, columns, windows in _window_chunks(x, g):
             upstream = _filters_first(grad[images, :, rows, columns], g)
-            dw += np.matmul(upstream, _as_matrix(windows).swapaxes(1, 2))
+            dw += self._products(upstream, _as_matrix(windows).swapaxes(1, 2))
         return dw.reshape(g.weight_shape)
 
     def conv2d_grad_bias(self, grad: np.ndarray) -> np.ndarray:

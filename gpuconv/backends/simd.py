@@ -46,6 +46,12 @@ def registers() -> tuple[int, int]:
     return 16, 16 if triple.startswith(("x86", "i686")) else 32
 
 
+def cpu_name() -> str:
+    """LLVM's name of the CPU for which Numba compiles."""
+    name: str = cpu_target.target_context.codegen().magic_tuple()[1]
+    return name
+
+
 class Tile(types.Type):
     """Type of a tile: ``count`` vectors of ``lanes`` elements of type ``dtype``."""
 
