@@ -333,16 +333,16 @@ class _CudaRun:
         self.faults += device.time_all(self.task.operation, self.task.geometry, self.document, _progress)
 
 
-_SORRY = float("inf")
+_LAST = float("inf")
 
 
 def _rank(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The right ones, the fastest first: by time, else by bound and then by occupancy."""
 
     def key(found: dict[str, Any]) -> tuple[float, float, float]:
-        floor = found.get("floor_us") or _SORRY
+        floor = found.get("floor_us") or _LAST
         occupancy = max((launch["occupancy"]["share"] for launch in found.get("launches", ())), default=0.0)
-        return found.get("median_us") or _SORRY, round(floor, 4), -occupancy
+        return found.get("median_us") or _LAST, round(floor, 4), -occupancy
 
     return sorted((found for found in results if not found["faults"]), key=key)
 
