@@ -25,7 +25,7 @@ from bench.layers import OPERATIONS, Operand
 from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry
 
 #: Terms of a sum in the simulated layer; the next number where a tiling needs longer sums.
-_TERMS = (32, 128, 512)
+TERMS = (32, 128, 512)
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,13 @@ def choose_target(*, simulate: bool) -> None:
 
 def compiled(job: Job) -> list[dict[str, Any]]:
     """What each launch of a job becomes on each architecture; for a process that can compile."""
-    module: Any = importlib.import_module(job.module)
-    launches = module.launches(job.geometry, job.tiling, job.dtype)
-    return [_judged(launch, job.dtype, architecture) for architecture in job.architectures for launch in launches]
+    return judged(importlib.import_module(job.module), job.geometry, job.tiling, job.dtype, job.architectures)
+
+
+def judged(module: Any, geometry: Any, tiling: Any, dtype: str, architectures: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What each launch of a variant's module becomes on each architecture."""
+    launches = module.launches(geometry, tiling, dtype)
+    return [_judged(launch, dtype, architecture) for architecture in architectures for launch in launches]
 
 
 def _judged(launch: Any, dtype: str, architecture: str) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def simulated(job: Job) -> dict[str, Any]:
     operation = OPERATIONS[job.operation]
     generator = np.random.default_rng(0)
     refusal = ""
-    for terms in _TERMS:
+    for terms in TERMS:
         small = operation.small(job.geometry, terms)
 
         def made(operand: Any) -> Any:
@@ -169,13 +173,20 @@ def simulated(job: Job) -> dict[str, Any]:
         return {
             "layer": geometry_text(small),
             "faults": [str(fault) for fault in trace.faults],
-            "shared": [dataclasses.asdict(site) | {"degree": site.degree} for site in trace.bank_conflicts],
-            "global": [
-                dataclasses.asdict(site) | {"per_request": site.per_request, "efficiency": site.efficiency}
-                for site in trace.sectors
-            ],
+            **accesses(trace),
         }
     return {"refused": refusal}
+
+
+def accesses(trace: Any) -> dict[str, Any]:
+    """For each instruction that touches memory: of shared memory its bank conflicts, of global memory its sectors."""
+    return {
+        "shared": [dataclasses.asdict(site) | {"degree": site.degree} for site in trace.bank_conflicts],
+        "global": [
+            dataclasses.asdict(site) | {"per_request": site.per_request, "efficiency": site.efficiency}
+            for site in trace.sectors
+        ],
+    }
 
 
 def in_processes(

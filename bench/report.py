@@ -21,8 +21,8 @@ from bench.machine import ROOT
 from bench.timing import speedup, spread
 
 SCHEMA = 1
-# Of all cores; below it lie the services of an idle machine.
-_MUCH = 0.05
+#: Share of all cores that others may take; below it lie the services of an idle machine.
+MUCH = 0.05
 _MARKER = re.compile(r"^<!-- /?bench:[\w-]+ -->$", re.MULTILINE)
 # No marker may stand inside a block: a forgotten end must not let the text up to the next one be replaced.
 _BLOCK = re.compile(
@@ -76,7 +76,7 @@ def lenet_heading(document: dict[str, Any]) -> str:
         f"commit {commit}{' with changes' if machine['dirty'] else ''}",
         document["date"][:10],
     ]
-    if (machine["others_busy"] or 0) > _MUCH:
+    if (machine["others_busy"] or 0) > MUCH:
         facts.append(f"other processes took {machine['others_busy']:.0%} of the processors: not to be relied upon")
     return " · ".join(facts)
 

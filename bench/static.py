@@ -114,8 +114,8 @@ def _layers_table(results: list[dict[str, Any]]) -> report.Table:
             _amount(work["traffic_bytes"]),
             f"{work['intensity']:.1f}",
             work["bound"],
-            _figure(work["h200_floor_us"]),
-            _figure(work["h200_copy_us"]),
+            figure(work["h200_floor_us"]),
+            figure(work["h200_copy_us"]),
         ]
         groups.setdefault(operation, []).append(row)
     return _grouped("Layers, and the roofline's bound on an H200", header, groups)
@@ -148,7 +148,7 @@ def _kernel_rows(found: dict[str, Any], architecture: str) -> Iterator[list[str]
         yield [label, "failed"] + [""] * (len(_HEADER) - 2)
         return
     # What concerns all launches together stands beside the first one.
-    beside = [_figure(found["h200_issue_floor_us"]), *_accesses(found["simulated"])]
+    beside = [figure(found["h200_issue_floor_us"]), *access_cells(found["simulated"])]
     for launch in found["launches"]:
         if launch["architecture"] != architecture:
             continue
@@ -172,7 +172,7 @@ def _kernel_rows(found: dict[str, Any], architecture: str) -> Iterator[list[str]
         label, beside = "    then", [""] * len(beside)
 
 
-def _accesses(simulation: dict[str, Any] | None) -> list[str]:
+def access_cells(simulation: dict[str, Any] | None) -> list[str]:
     """Cells: degree of bank conflicts, sectors a request, and the part of these that is used."""
     if simulation is None or "refused" in simulation:
         return ["", "", ""]
@@ -216,7 +216,8 @@ def _amount(value: float) -> str:
     return f"{value:.3g}{prefixes[0]}"
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
+    """Three digits."""
     return f"{value:.2g}" if value < 1 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 

@@ -91,11 +91,22 @@ def measure(
         rounds: samples of each contender.
         wait: is given the last result of a sample, within its time, so that work that a device still has is counted.
     """
+    times: dict[str, list[float]] = {label: [] for label in steps}
+    for one in each_round(steps, seconds=seconds, rounds=rounds, wait=wait):
+        for label, time_ in one.items():
+            times[label].append(time_)
+    return times
+
+
+def each_round(
+    steps: Mapping[str, Step], *, seconds: float, rounds: int, wait: Callable[[Any], Any]
+) -> Iterator[dict[str, float]]:
+    """As :func:`measure`, round by round: seconds a call by label. Who stops early keeps the rounds until then."""
     labels, share = list(steps), seconds / rounds
-    times: dict[str, list[float]] = {label: [] for label in labels}
     for step in steps.values():
         _sample(step, share, wait)
     for number in range(rounds):
+        times = {}
         first = number % len(labels)
         for label in labels[first:] + labels[:first]:
             if not settle():
@@ -106,8 +117,8 @@ def measure(
                 )
             with _no_garbage_collection():
                 _sample(steps[label], share / 10, wait)
-                times[label].append(_sample(steps[label], share, wait))
-    return times
+                times[label] = _sample(steps[label], share, wait)
+        yield times
 
 
 def _sample(step: Step, seconds: float, wait: Callable[[Any], Any]) -> float:

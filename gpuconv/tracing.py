@@ -195,19 +195,36 @@ class Report:
         Raises:
             ValueError: no traced launch was given this array's memory.
         """
+        counts = [
+            np.max([buffer.written[first + part] for part in range(max(1, array.itemsize // buffer.granule))], axis=0)
+            for buffer, first in self._granules(array)
+        ]
+        if array.size and not counts:
+            raise ValueError("writes: this array's memory was not an argument of a traced launch")
+        return sum(counts, np.zeros(array.shape, np.int64))
+
+    def writers(self, array: Array) -> Array:
+        """The block that wrote each element of ``array`` last: its index (x, y, z) on a last axis, -1 where none did.
+
+        ``array`` was an argument of a traced launch, or is a view of one; the latest launch that wrote to it counts.
+        """
+        blocks = np.full((*array.shape, 3), -1, np.int64)
+        for buffer, first in self._granules(array):
+            number = buffer.writer[first]
+            plane, x = np.divmod(number, buffer.grid.x)
+            z, y = np.divmod(plane, buffer.grid.y)
+            blocks = np.where(number[..., None] < 0, blocks, np.stack((x, y, z), axis=-1))
+        return blocks
+
+    def _granules(self, array: Array) -> Iterator[tuple[_Buffer, Array]]:
+        """Each buffer that holds the memory of ``array``, one a launch, and the first granule of each element in it."""
         low, high = _bounds(array)
         offsets = np.zeros(array.shape, np.int64)
         for axis, (size, stride) in enumerate(zip(array.shape, array.strides, strict=True)):
             offsets += (np.arange(size) * stride).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
-        counts = []
         for buffer in self._buffers:
             if buffer.real <= low and high <= buffer.real + buffer.nbytes:
-                first = (offsets + (_address(array) - buffer.real)) // buffer.granule
-                parts = range(max(1, array.itemsize // buffer.granule))
-                counts.append(np.max([buffer.written[first + part] for part in parts], axis=0))
-        if array.size and not counts:
-            raise ValueError("writes: this array's memory was not an argument of a traced launch")
-        return sum(counts, np.zeros(array.shape, np.int64))
+                yield buffer, (offsets + (_address(array) - buffer.real)) // buffer.granule
 
     def __str__(self) -> str:
         number = len(self._faults)
@@ -289,6 +306,8 @@ class _Buffer:
         self.first = 0
         #: How often each granule was written (global memory).
         self.written = np.zeros(0 if shared else -(-nbytes // granule), np.int64)
+        #: Number of the block that wrote each granule last, or -1, and the grid that it is counted in.
+        self.writer, self.grid = np.full_like(self.written, -1), Dim3(1, 1, 1)
         #: An instruction that reads it through the read-only cache.
         self.read_only: Site | None = None
 
@@ -829,6 +848,10 @@ class Tracer:
             return
         unit, block, kind, where, array = np.concatenate(self._global_accesses, axis=1).astype(np.int64)
         written = np.concatenate([buffer.written for buffer in self._buffers])
+        last = np.full_like(written, -1)
+        last[unit[kind != _READ]] = block[kind != _READ]
+        for buffer in self._buffers:
+            buffer.writer, buffer.grid = last[buffer.first : buffer.first + buffer.written.size], self.grid
         chosen = np.flatnonzero(written[unit]) if written.size else np.zeros(0, np.int64)
         chosen = chosen[_order(unit[chosen])]
         granule = self._columns(array, lambda traced: traced.buffer.granule)

@@ -228,6 +228,31 @@ def test_a_plain_access_races_with_an_atomic_one():
     assert [race.kind for race in report.races] == ["race"]
 
 
+def test_the_block_that_wrote_an_element_is_known():
+    """Its index in the grid, x first; the latest launch counts; -1 where nothing was written, in views too."""
+
+    @cuda.jit
+    def fill(y, rows):
+        row = cuda.blockIdx.y * cuda.blockDim.y + cuda.threadIdx.y
+        if row < rows:
+            y[cuda.blockIdx.z, row, cuda.grid(1)] = 1
+
+    y = np.zeros((2, 5, 6), np.float32)
+    with simulator.trace() as report:
+        fill[(3, 2, 2), (2, 2)](y, 3)
+        fill[(1, 1, 1), (2, 1)](y, 3)
+    writers = report.writers(y)
+    assert writers.shape == (2, 5, 6, 3)
+    assert [tuple(writers[at].tolist()) for at in ((1, 0, 5), (1, 2, 1), (0, 1, 0))] == [
+        (2, 0, 1),
+        (0, 1, 1),
+        (0, 0, 0),
+    ]
+    assert (writers[:, 3:] == -1).all()
+    assert (writers[:, :3] >= 0).all()
+    np.testing.assert_array_equal(report.writers(y[1, ::2, 3:]), writers[1, ::2, 3:])
+
+
 def test_arguments_that_overlap_are_one_memory():
     """A kernel that is given two views of one array and writes through one what it reads through the other."""
 
