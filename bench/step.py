@@ -1,4 +1,4 @@
-"""What a captured training step of LeNet-5 launches: ``python -m bench.step [--batch N] [--optimizer NAME]``.
+"""What a captured training step of LeNet-5 launches, for ``python -m bench.static --model lenet --step``.
 
 The step is recorded, as ``gpuconv.capture`` records it, but not run: no GPU is needed. For each kernel: blocks and
 threads, launch arguments, and the bytes of the arrays that it is given, each counted once. Below, what the step cannot
@@ -8,11 +8,8 @@ here is a measurement of time.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 #: Multiply-adds for an image: forward; and backward, twice as many but for the gradient of the image.
@@ -111,26 +108,3 @@ def table(launches: list[Recorded], batch: int) -> str:
         f"{1e6 * total / COPY_BANDWIDTH:.2f} us at the 4.3 TB/s at which an H200 copies.",
     ]
     return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Print the table, or with ``--json`` the launches."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.step", description="What a training step of LeNet-5 launches."
-    )
-    parser.add_argument("--batch", type=int, default=64, help="images (64)")
-    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
-    parser.add_argument("--json", action="store_true", help="print the launches as JSON")
-    options = parser.parse_args(arguments)
-    if options.batch < 1:
-        parser.error(f"--batch must be at least 1, got {options.batch}")
-    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # before numba.cuda is imported: launches are noted, not made
-    launches = record(options.batch, options.optimizer)
-    if options.json:
-        print(json.dumps([asdict(one) for one in launches], indent=1))
-    else:
-        print(table(launches, options.batch))
-
-
-if __name__ == "__main__":
-    main()
