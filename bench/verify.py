@@ -80,7 +80,7 @@ def _flat(operands: Sequence[Any]) -> list[Any]:
 
 
 def operands(place: Place, operation: str, geometry: Any, dtype: str, seed: int) -> list[Any]:
-    """Torch tensors, or tuples of them, as a variant's ``launch`` takes them: random where read, poisoned where written."""
+    """Torch tensors or tuples of them, as a variant's ``launch`` takes them: random if read, poisoned if written."""
     torch = place.torch
     generator = torch.Generator(place.device).manual_seed(seed)
     described = layers.OPERATIONS[operation].operands(geometry, dtype)
