@@ -27,6 +27,9 @@ def test_a_step_is_twelve_kernels(batch, optimizer):
     assert first.bytes == 4 * (batch * 1024 + 156) + 5 * batch * 1176
     assert second.bytes == 4 * (batch * 1176 + 2416) + 5 * batch * 400
     assert first.arguments == 6
+    # Each operation is found once: those of the forward pass have all of its multiply-adds.
+    assert sum(one.flop for one in launches[:3]) == 2 * batch * step.FORWARD_MACS
+    assert sum(one.flop == 0 for one in launches) == sum(one.kernel == "sum_parts_of_two" for one in launches)
 
 
 def test_the_floor():
@@ -47,12 +50,12 @@ def test_the_command(tmp_path):
 
     path = tmp_path / "step.json"
     text = run("--model", "lenet", "--step", "--batch", 8, "--json", path).stdout.splitlines()
-    assert text[0].split() == ["kernel", "blocks", "threads", "arguments", "bytes"]
+    assert text[0].split() == ["kernel", "blocks", "threads", "arguments", "bytes", "FLOP"]
     assert text[13].startswith("12 kernels")
     document = json.loads(path.read_text())
     assert document["settings"] == {"model": "lenet", "batch": 8, "optimizer": "sgd"}
     assert [one["kernel"] for one in document["launches"]] == [line.split()[0] for line in text[1:13]]
-    assert f"{sum(one['bytes'] for one in document['launches']):,}" == text[13].split()[-1]
+    assert f"{sum(one['bytes'] for one in document['launches']):,}" == text[13].split()[-2]
     for arguments, words in (
         (("--step", "--batch", 0), "--batch: '0' is not a whole number"),
         (("--batch", 8), "--batch is of a training step: add --step"),
