@@ -96,11 +96,11 @@ def cases(only: Sequence[str] | None, quick: bool) -> list[tuple[str, str, Any]]
     return found
 
 
-def _place() -> Any:
-    """Where to run.
+def device_place() -> Any:
+    """Where to run: on the GPU, with TF32 off in PyTorch.
 
     Raises:
-        Refused: the simulator, no GPU, no PyTorch for it.
+        Refused: the simulator, no GPU, no PyTorch for it; one line.
     """
     if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
         raise Refused("NUMBA_ENABLE_CUDASIM is set: kernels would run in the simulator, which has no speed; unset it")
@@ -353,7 +353,7 @@ def _run(argv: list[str] | None) -> int:
     cases(arguments.only, arguments.quick)
     out = arguments.out / "gpu.json"
     check_writable(out)
-    place = _place()
+    place = device_place()
     document: dict[str, Any] = {
         "schema": report.SCHEMA,
         "benchmark": "gpu",
