@@ -143,6 +143,9 @@ class CudaBackend(Backend):
             f"numba-cuda {numba_cuda}"
         )
 
+    def free_memory(self) -> int | None:
+        return None if self.simulated else int(self.xp.cuda.runtime.memGetInfo()[0])
+
     # -- captured steps ----------------------------------------------------------------------------------------------
 
     def new_graph(self) -> Any:
