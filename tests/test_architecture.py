@@ -32,7 +32,7 @@ ALLOWED = {
     "graph": {"autograd", "backends", "geometry"},
     "storage": {"models", "data"},
     "plots": {"nn", "models", "storage", "data", "autograd", "functional"},
-    "train": {"models", "nn", "optim", "functional", "autograd", "backends", "random", "data", "storage"},
+    "train": {"models", "nn", "optim", "functional", "autograd", "backends", "graph", "random", "data", "storage"},
     "cli": {"train", "plots", "models", "nn", "backends", "data", "storage", "autograd", "random"},
     "__main__": {"cli"},
 }
