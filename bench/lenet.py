@@ -218,11 +218,12 @@ def _run_on_gpu(arguments: argparse.Namespace) -> int:
         document["complete"] = True
     except KeyboardInterrupt:
         say("\nstopped; what was measured until then is kept")
-    for table in report.lenet_gpu_tables(document):
-        print("\n" + table.plain())
-    if arguments.out is not None:
-        write(document, arguments.out)
-        say(f"\nwritten: {arguments.out}")
+    finally:  # also if the device fails, after which nothing can be measured any more
+        for table in report.lenet_gpu_tables(document):
+            print("\n" + table.plain(), flush=True)
+        if arguments.out is not None:
+            write(document, arguments.out)
+            say(f"\nwritten: {arguments.out}")
     return 0 if document["complete"] else 130
 
 

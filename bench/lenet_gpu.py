@@ -8,7 +8,7 @@
    is taken by the device's events (``bench/gpu.py``) and divided. So the second-level cache is warm for all but the
    first, and the time from one kernel of a graph to the next is included, as in the step. Beside it stands the kernel's
    own floor: its bytes at the rate of a copy that is measured in the same run, or its arithmetic at the peak of the
-   device, whichever takes longer.
+   device, whichever takes longer. What comes from the cache can be faster than a copy.
 
 What cuBLAS and CuPy launch, where this project's kernels are not made for a batch, is in the steps but not among the
 kernels.

@@ -50,7 +50,14 @@ class Clock:
 # -- right or wrong --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", torch_ops.OPERATIONS)
+#: Takes ten seconds in the simulator, the others together as many.
+SLOW = "conv2d_relu_max_pool2d_grad_input"
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [pytest.param(name, marks=pytest.mark.slow if name == SLOW else ()) for name in torch_ops.OPERATIONS],
+)
 def test_every_variant_is_right_on_small_layers(operation):
     """References and arguments fit: each variant of each operation passes as it is."""
     described = layers.OPERATIONS[operation]
@@ -476,6 +483,31 @@ def test_wrong_losses_are_not_timed():
     assert failed["a"].startswith("its losses are [1.1")
     with pytest.raises(gpu.Refused, match="gpuconv: its losses are"):
         lenet_gpu.checked({**ours, lenet_gpu.OURS: nothing})
+
+
+def test_a_lenet_run_that_fails_keeps_what_it_has(lenet_machine, machine, monkeypatch, capsys, tmp_path):
+    """A device that fails at the second batch, or Ctrl-C: the first one is shown, and in a file that is not complete."""
+    monkeypatch.setattr(gpu, "device_place", lambda: lenet_machine)
+    monkeypatch.setattr(backends, "get", lambda name: backends._instance("numba"))
+    for error, outcome in ((RuntimeError("dead"), None), (KeyboardInterrupt(), 130)):
+
+        def kernels_of(batch, *_, error=error):
+            if batch == 3:
+                raise error
+            return [{"kernel": "one", "blocks": 1, "threads": 1, "bytes": 1, "flop": 1, "us": 2.0, "floor_us": 1.0}]
+
+        monkeypatch.setattr(lenet_gpu, "kernels", kernels_of)
+        arguments = ["--backend=cuda", "--batches=2,3", "--seconds=0.01", "--rounds=2", f"--out={tmp_path}/lenet.json"]
+        with pytest.raises(RuntimeError, match="dead") if outcome is None else contextlib.nullcontext():
+            assert lenet.main(arguments) == outcome
+        document = json.loads((tmp_path / "lenet.json").read_text())
+        assert document["benchmark"] == "lenet-gpu"
+        assert not document["complete"]
+        assert [result["batch"] for result in document["results"]] == [2]
+        output = capsys.readouterr()
+        assert "Kernels of the step at batch 2" in output.out
+        assert "50%" in output.out
+        assert "TF32 off" in output.err
 
 
 def test_lenet_on_a_gpu_refuses_in_one_line(capsys, monkeypatch):
