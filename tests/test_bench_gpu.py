@@ -486,7 +486,7 @@ def test_wrong_losses_are_not_timed():
 
 
 def test_a_lenet_run_that_fails_keeps_what_it_has(lenet_machine, machine, monkeypatch, capsys, tmp_path):
-    """A device that fails at the second batch, or Ctrl-C: the first one is shown, and in a file that is not complete."""
+    """A device that fails at the second batch, or Ctrl-C: the first is shown, and in a file that is not complete."""
     monkeypatch.setattr(gpu, "device_place", lambda: lenet_machine)
     monkeypatch.setattr(backends, "get", lambda name: backends._instance("numba"))
     for error, outcome in ((RuntimeError("dead"), None), (KeyboardInterrupt(), 130)):
