@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OURS = "gpuconv"
 # Small, so that a network that sees the same digits thousands of times still has something to learn: gradients that
 # vanish, or a network that died of a large step, would not be the work of a training.
-_SGD: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9}
+SGD: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9}
 _MOST_BATCHES = 8
 
 
@@ -82,7 +82,7 @@ class Gpuconv(Contender):
 
     def training(self, weights: Weights, batches: Batches) -> dict[str, Step]:
         F, model = self._gpuconv.functional, self._model(weights)
-        optimizer = self._gpuconv.optim.SGD(model.parameters(), **_SGD)
+        optimizer = self._gpuconv.optim.SGD(model.parameters(), **SGD)
         turn = cycle(self._ready(batches))
 
         def step() -> Any:
@@ -107,6 +107,29 @@ class Gpuconv(Contender):
         return {OURS: step}
 
 
+def torch_model(torch: Any, weights: Weights) -> Any:
+    """LeNet-5 in PyTorch, on the CPU."""
+    nn = torch.nn
+    model = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 6, 5),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(6, 16, 5),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(400, 120),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(120, 84),
+            relu4=nn.ReLU(),
+            fc3=nn.Linear(84, 10),
+        )
+    )
+    model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    return model
+
+
 class Torch(Contender):
     """PyTorch on the CPU, in its default memory layout and in channels_last."""
 
@@ -126,7 +149,7 @@ class Torch(Contender):
         return [
             (
                 label,
-                self._model(weights).to(memory_format=memory_format),
+                torch_model(torch, weights).to(memory_format=memory_format),
                 [
                     # A copy: torch.from_numpy would share memory with the other contenders.
                     (torch.tensor(images).contiguous(memory_format=memory_format), torch.tensor(labels))
@@ -136,34 +159,13 @@ class Torch(Contender):
             for label, memory_format in zip(self.training_labels, formats, strict=True)
         ]
 
-    def _model(self, weights: Weights) -> Any:
-        nn = self._torch.nn
-        model = nn.Sequential(
-            OrderedDict(
-                conv1=nn.Conv2d(1, 6, 5),
-                relu1=nn.ReLU(),
-                pool1=nn.MaxPool2d(2),
-                conv2=nn.Conv2d(6, 16, 5),
-                relu2=nn.ReLU(),
-                pool2=nn.MaxPool2d(2),
-                flatten=nn.Flatten(),
-                fc1=nn.Linear(400, 120),
-                relu3=nn.ReLU(),
-                fc2=nn.Linear(120, 84),
-                relu4=nn.ReLU(),
-                fc3=nn.Linear(84, 10),
-            )
-        )
-        model.load_state_dict({name: self._torch.tensor(array) for name, array in weights.items()})
-        return model
-
     def training(self, weights: Weights, batches: Batches) -> dict[str, Step]:
         return {label: self._training_step(model, data) for label, model, data in self._variants(weights, batches)}
 
     def _training_step(self, model: Any, data: list[tuple[Any, Any]]) -> Step:
         torch, cross_entropy = self._torch, self._torch.nn.functional.cross_entropy
         # fused: the fastest of PyTorch's implementations of SGD; its default updates one parameter after the other.
-        optimizer = torch.optim.SGD(model.parameters(), **_SGD, fused=True)
+        optimizer = torch.optim.SGD(model.parameters(), **SGD, fused=True)
         turn = cycle(data)
 
         def step() -> Any:

@@ -1,7 +1,7 @@
 """Every kernel variant and tiling on a GPU: right first, then timed beside PyTorch: ``python -m bench.gpu --out DIR``.
 
 1. **Right.** Every variant × tiling on every layer of ``bench/layers.py`` is compared with a float64 reference; see
-   ``bench/verify.py``. What is wrong is reported and not timed. Fused operations are left out: PyTorch has none.
+   ``bench/verify.py``. What is wrong is reported and not timed.
 2. **Timed** by the device's own events, one call a sample. Before each sample the L2 cache is overwritten, which also
    keeps the device busy until the call is queued, so that no launch overhead of the host is in it. Inputs rotate among
    several sets. All tilings and PyTorch (cuDNN; TF32 off) take turns in rounds, each round beginning with another one;
@@ -76,14 +76,13 @@ def cases(only: Sequence[str] | None, quick: bool) -> list[tuple[str, str, Any]]
     Raises:
         Refused: a pattern that fits nothing.
     """
-    from bench import layers, torch_ops
+    from bench import layers
 
     found = []
     for pattern in only or ["*"]:
         fitting = [
             (operation, name, geometry)
             for operation, described in layers.OPERATIONS.items()
-            if operation in torch_ops.OPERATIONS
             for name, geometry in described.layers.items()
             if fnmatch.fnmatchcase(f"{operation}/{name}", pattern)
         ]
@@ -97,11 +96,11 @@ def cases(only: Sequence[str] | None, quick: bool) -> list[tuple[str, str, Any]]
     return found
 
 
-def _place() -> Any:
-    """Where to run.
+def device_place() -> Any:
+    """Where to run: on the GPU, with TF32 off in PyTorch.
 
     Raises:
-        Refused: the simulator, no GPU, no PyTorch for it.
+        Refused: the simulator, no GPU, no PyTorch for it; one line.
     """
     if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
         raise Refused("NUMBA_ENABLE_CUDASIM is set: kernels would run in the simulator, which has no speed; unset it")
@@ -354,7 +353,7 @@ def _run(argv: list[str] | None) -> int:
     cases(arguments.only, arguments.quick)
     out = arguments.out / "gpu.json"
     check_writable(out)
-    place = _place()
+    place = device_place()
     document: dict[str, Any] = {
         "schema": report.SCHEMA,
         "benchmark": "gpu",

@@ -1,6 +1,7 @@
 """LeNet-5 training steps and inference, images/s: ``python -m bench.lenet [--peer torch] [--peer onnxruntime] ...``.
 
 How it is timed: ``bench/timing.py``. What is timed: ``bench/contenders.py``. What the JSON holds: ``bench/README.md``.
+``--backend cuda`` times training steps on a GPU, beside PyTorch's there: ``bench/lenet_gpu.py``.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import difflib
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Nothing here may import NumPy before main() has bounded the threads.
-from bench import machine, memory, report, timing
+from bench import gpu, lenet_gpu, machine, memory, report, timing
 from bench.console import Parser, Refused, check_writable, say, whole_number, write
 from bench.contenders import OURS, PEERS, Contender, Gpuconv, digit_batches, initial_weights
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 _BATCHES = (1, 64, 256, 1024)
 _TASKS = ("training", "inference")
 _CHECKED_STEPS = 3
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def _batch_sizes(text: str) -> list[int]:
@@ -56,7 +62,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--backend", default="auto", metavar="NAME", help="gpuconv's backend; default: what gpuconv takes by itself")
     add("--peer", action="append", type=_peer, default=[], metavar="NAME", help=f"also: {', '.join(PEERS)}; repeatable")
-    add("--batches", type=_batch_sizes, default=list(_BATCHES), metavar="N,N,...", help="default: 1,64,256,1024")
+    add(
+        "--batches",
+        type=_batch_sizes,
+        metavar="N,N,...",
+        help=f"default: {_joined(_BATCHES)}; on a GPU {_joined(lenet_gpu.BATCHES)}",
+    )
     add("--seconds", type=_seconds, default=3.0, metavar="S", help="for each library, task and batch size; default: 3")
     add("--rounds", type=whole_number, default=15, metavar="N", help="samples that these are divided into; default: 15")
     add("--threads", type=whole_number, default=machine.available_cores(), metavar="N", help="default: all cores")
@@ -81,7 +92,7 @@ def _check_before(arguments: argparse.Namespace) -> None:
 def _measure_memory(document: dict[str, Any], arguments: argparse.Namespace) -> None:
     contenders: list[type[Contender]] = [Gpuconv, *(PEERS[name] for name in arguments.peer)]
     labels = [label for contender in contenders for label in contender.training_labels]
-    for batch in arguments.batches:
+    for batch in arguments.batches or _BATCHES:
         say(f"memory, batch {batch:,}")
         processes = {}
         for label in labels:
@@ -99,7 +110,7 @@ def _measure_speed(document: dict[str, Any], arguments: argparse.Namespace) -> N
     contenders = {name: kind(arguments.threads) for name, kind in kinds.items()}
     weights = initial_weights()
     for task in _TASKS:
-        for batch in arguments.batches:
+        for batch in arguments.batches or _BATCHES:
             document["machine"]["thread_pools"] = machine.thread_pools(arguments.threads)
             result = _compare(contenders, task, weights, digit_batches(batch), arguments)
             document["results"].append({"task": task, "batch": batch, **result})
@@ -176,8 +187,50 @@ def _show(document: dict[str, Any]) -> None:
         console.print(drawn)
 
 
+def _run_on_gpu(arguments: argparse.Namespace) -> int:
+    if arguments.peer:
+        raise Refused("the peers run on the CPU; on a GPU PyTorch is always beside: leave --peer out")
+    if arguments.memory:
+        raise Refused("--memory is of processes on the CPU: choose --backend numba or numpy")
+    if arguments.out is not None:
+        check_writable(arguments.out)
+    place = gpu.device_place()
+    import gpuconv
+
+    backend = gpuconv.backends.get("cuda")
+    document: dict[str, Any] = {
+        "schema": report.SCHEMA,
+        "benchmark": "lenet-gpu",
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "complete": False,
+        "machine": {**machine.describe(), "gpu": gpu.gpu_facts(place)},
+        "settings": {
+            "batches": list(arguments.batches or lenet_gpu.BATCHES),
+            "seconds": arguments.seconds,
+            "rounds": arguments.rounds,
+        },
+        "results": [],
+    }
+    say(report.gpu_heading(document))
+    try:
+        with gpuconv.use_backend(backend):
+            lenet_gpu.run(document, place, gpu.EventClock(place), backend.new_graph)
+        document["complete"] = True
+    except KeyboardInterrupt:
+        say("\nstopped; what was measured until then is kept")
+    finally:  # also if the device fails, after which nothing can be measured any more
+        for table in report.lenet_gpu_tables(document):
+            print("\n" + table.plain(), flush=True)
+        if arguments.out is not None:
+            write(document, arguments.out)
+            say(f"\nwritten: {arguments.out}")
+    return 0 if document["complete"] else 130
+
+
 def _run(argv: list[str] | None) -> int:
     arguments = _arguments(argv)
+    if arguments.backend == "cuda":
+        return _run_on_gpu(arguments)
     _check_before(arguments)
     machine.limit_threads(arguments.threads)
     document: dict[str, Any] = {
@@ -207,8 +260,8 @@ def _run(argv: list[str] | None) -> int:
             backend = gpuconv.backends.get(arguments.backend).name
         except (ValueError, gpuconv.BackendUnavailable) as error:
             raise Refused(str(error)) from None
-        if backend == "cuda" and arguments.peer:
-            raise Refused("the peers run on the CPU: choose --backend numba or numpy beside them")
+        if backend == "cuda":  # chosen by 'auto'
+            return _run_on_gpu(arguments)
         document["settings"]["backend"] = backend
         with gpuconv.use_backend(backend):
             _measure_speed(document, arguments)

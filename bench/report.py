@@ -201,6 +201,40 @@ def _gpu_markdown(document: dict[str, Any]) -> str:
     return "\n\n".join([gpu_heading(document), *(table.markdown() for table in gpu_tables(document)), note])
 
 
+def lenet_gpu_tables(document: dict[str, Any]) -> list[Table]:
+    """The steps of all batches, and for each batch the kernels of our step beside their floors."""
+    results = document["results"]
+    labels = list(dict.fromkeys(label for result in results for label in result["seconds"]))
+    peers = list(dict.fromkeys(label for result in results for label in result["speedup"]))
+    rows = [
+        [
+            f"{result['batch']:,}",
+            *(f"{1e6 * spread(us).median:.1f}" if (us := result["seconds"].get(label)) else "-" for label in labels),
+            *(_ratio(result["speedup"][peer]) if peer in result["speedup"] else "-" for peer in peers),
+        ]
+        for result in results
+    ]
+    header = ["batch", *labels, *(f"× {peer}" for peer in peers)]
+    return [Table("LeNet-5, training step, float32, µs", header, rows), *map(_step_table, results)]
+
+
+def _step_table(result: dict[str, Any]) -> Table:
+    rows = [
+        [
+            one["kernel"],
+            *(f"{one[name]:,}" for name in ("blocks", "threads", "bytes", "flop")),
+            f"{one['us']:.2f}",
+            f"{one['floor_us']:.2f}",
+            f"{one['floor_us'] / one['us']:.0%}",
+        ]
+        for one in result["kernels"]
+    ]
+    us, floor = (sum(one[name] for one in result["kernels"]) for name in ("us", "floor_us"))
+    rows.append([f"{len(rows)} kernels", "", "", "", "", f"{us:.2f}", f"{floor:.2f}", f"{floor / us:.0%}"])
+    header = ["kernel", "blocks", "threads", "bytes", "FLOP", "µs", "floor µs", "share"]
+    return Table(f"Kernels of the step at batch {result['batch']:,}", header, rows)
+
+
 #: benchmark -> its part of a README, from one file of results
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {"lenet": _lenet_markdown, "gpu": _gpu_markdown}
 

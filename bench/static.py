@@ -5,7 +5,7 @@ Compiled (``bench/sass.py``): registers, shared memory, occupancy, the share of 
 conflicts, and sectors of global memory a request. Nothing here is a measurement of time.
 
 By default the first tiling of each variant, which is its good guess, on LeNet's layers and some larger ones; ``--full``
-takes all tilings.
+takes all tilings. ``--model lenet --step`` shows instead what a captured training step launches (``bench/step.py``).
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import machine, report, roofline, sass
+from bench import machine, report, roofline, sass, step
+from bench.console import whole_number
 from bench.inspection import (
     Job,
     choose_target,
@@ -291,7 +293,15 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--no-trace", action="store_true", help="do not simulate")
     add("--sites", action="store_true", help="also each simulated instruction that accesses memory")
     add("--json", type=Path, metavar="FILE", help="write all figures")
-    return parser.parse_args(argv)
+    add("--step", action="store_true", help="instead: the kernels of a captured training step, their arguments, bytes")
+    add("--model", choices=("lenet",), help="of the step; default: lenet")
+    add("--batch", type=whole_number, metavar="N", help="images of the step; default: 64")
+    add("--optimizer", choices=("sgd", "adam"), help="of the step; default: sgd, with momentum")
+    arguments = parser.parse_args(argv)
+    for name in ("model", "batch", "optimizer"):
+        if getattr(arguments, name) is not None and not arguments.step:
+            parser.error(f"--{name} is of a training step: add --step")
+    return arguments
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -303,8 +313,6 @@ def _check(arguments: argparse.Namespace) -> None:
     for pattern in arguments.layers:
         if not fnmatch.filter(layers, pattern):
             _known("--layers", [pattern], layers)
-    if (path := arguments.json) is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise Refused(f"--json: {path} is a folder, or is in one that does not exist")
 
 
 def _known(option: str, names: Iterable[str], known: Iterable[str]) -> None:
@@ -324,10 +332,36 @@ def _print_names() -> None:
             print(f"  {layer:32} {geometry_text(geometry)}")
 
 
+def _write(document: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}", file=sys.stderr)
+
+
+def _show_step(arguments: argparse.Namespace) -> None:
+    choose_target(simulate=True)  # launches are noted, not made
+    from gpuconv.backends import BackendUnavailable
+
+    batch, optimizer = arguments.batch or 64, arguments.optimizer or "sgd"
+    try:
+        launches = step.record(batch, optimizer)
+    except BackendUnavailable as error:
+        raise Refused(str(error)) from None
+    print(step.table(launches, batch))
+    if arguments.json is not None:
+        settings = {"model": "lenet", "batch": batch, "optimizer": optimizer}
+        found = {"schema": report.SCHEMA, "benchmark": "step", "machine": machine.describe(), "settings": settings}
+        _write({**found, "launches": [asdict(launch) for launch in launches]}, arguments.json)
+
+
 def _run(argv: list[str] | None) -> int:
     arguments = _arguments(argv)
     if arguments.list:
         _print_names()
+        return 0
+    if (path := arguments.json) is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise Refused(f"--json: {path} is a folder, or is in one that does not exist")
+    if arguments.step:
+        _show_step(arguments)
         return 0
     choose_target(simulate=False)
     _check(arguments)
@@ -354,8 +388,7 @@ def _run(argv: list[str] | None) -> int:
     if arguments.sites:
         print(*_site_lines(document), sep="\n")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {arguments.json}", file=sys.stderr)
+        _write(document, arguments.json)
     return 1 if _say_what_is_wrong(document["results"]) else 0
 
 

@@ -1,4 +1,4 @@
-"""What a captured training step of LeNet-5 launches: ``python -m bench.step [--batch N] [--optimizer NAME]``.
+"""What a captured training step of LeNet-5 launches, for ``python -m bench.static --model lenet --step``.
 
 The step is recorded, as ``gpuconv.capture`` records it, but not run: no GPU is needed. For each kernel: blocks and
 threads, launch arguments, and the bytes of the arrays that it is given, each counted once. Below, what the step cannot
@@ -8,12 +8,13 @@ here is a measurement of time.
 
 from __future__ import annotations
 
-import argparse
-import json
+import dataclasses
 import math
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from bench import layers
+from gpuconv.geometry import BlockGeometry
 
 #: Multiply-adds for an image: forward; and backward, twice as many but for the gradient of the image.
 FORWARD_MACS = 6 * 784 * 25 + 16 * 100 * 150 + 400 * 120 + 120 * 84 + 84 * 10
@@ -34,6 +35,7 @@ class Recorded:
         blocks, threads: of the grid, and of a block.
         arguments: arrays and numbers.
         bytes: of its arrays, each counted once; also those that it reads and writes.
+        flop: of its operation, see ``bench/layers.py``; 0 for a second stage, and for a part of a composed operation.
     """
 
     kernel: str
@@ -41,6 +43,7 @@ class Recorded:
     threads: int
     arguments: int
     bytes: int
+    flop: int
 
 
 def _flat(arguments: Any) -> list[Any]:
@@ -49,26 +52,64 @@ def _flat(arguments: Any) -> list[Any]:
 
 
 def record(batch: int, optimizer: str = "sgd") -> list[Recorded]:
-    """The launches of a training step of LeNet-5, in their order; in the simulator.
+    """What is known of the launches of a training step of LeNet-5, in their order.
+
+    Args, Raises: as :func:`launches`.
+    """
+    work = _work(batch)
+    found = []
+    for launch, given in launches(batch, optimizer):
+        arguments = _flat(given)
+        arrays = {id(one): one.nbytes for one in arguments if hasattr(one, "nbytes") and one.ndim}
+        name, sizes = kernel_name(launch), (math.prod(launch.grid), math.prod(launch.block))
+        flop = next((work.pop(at)[1] for at, (operation, _) in enumerate(work) if operation == name), 0)
+        found.append(Recorded(name, *sizes, len(arguments), sum(arrays.values()), flop))
+    return found
+
+
+def kernel_name(launch: Any) -> str:
+    """The name of a launch's kernel, compiled or simulated."""
+    kernel = launch.kernel
+    return str((kernel.py_func if hasattr(kernel, "py_func") else kernel.fn).__name__)
+
+
+def _work(batch: int) -> list[tuple[str, int]]:
+    """The operations of a step in their order, fused, and what each has to compute."""
+    block, chain, classes = "conv2d_relu_max_pool2d", layers.CLASSIFIERS["lenet5.classifier"], (batch, 10)
+    first, second = (
+        BlockGeometry(dataclasses.replace(g.conv, n=batch), dataclasses.replace(g.pool, n=batch))
+        for g in (layers.BLOCKS["lenet5.block1"], layers.BLOCKS["lenet5.block2"])
+    )
+    chain = chain._replace(n=batch)
+    order: list[tuple[str, Any]] = [(block, first), (block, second), ("linear_chain", chain)]
+    order += [("softmax_cross_entropy_mean", classes)]
+    order += [("linear_chain_grad_input", chain), ("linear_chain_grad_weight", chain)]
+    order += [(f"{block}_grad_input", second), (f"{block}_grad_weight", second), (f"{block}_grad_weight", first)]
+    order += [(f"{name}_update_all", layers.PARAMETERS["lenet5.parameters"]) for name in ("sgd", "adam")]
+    return [(operation, layers.OPERATIONS[operation].flop(geometry)) for operation, geometry in order]
+
+
+def launches(batch: int, optimizer: str = "sgd") -> list[tuple[Any, tuple[Any, ...]]]:
+    """The launches of a training step of LeNet-5 with their arguments, in their order; noted, not made.
 
     Args:
         batch: images.
         optimizer: 'sgd' (with momentum) or 'adam'.
 
     Raises:
-        BackendUnavailable: the simulator cannot run here.
+        BackendUnavailable: neither a GPU nor the simulator can be used here.
     """
     import numpy as np
 
     import gpuconv
     from gpuconv import Tensor, backends, models, optim
     from gpuconv import functional as F
+    from gpuconv.backends.cuda_graph import SimulatedGraph
     from gpuconv.graph import CapturedStep
 
-    backend = backends.get("cuda")
-    graph = backend.new_graph()
+    backend, graph = backends.get("cuda"), SimulatedGraph()
     with gpuconv.use_backend(backend):
-        model = models.LeNet5()
+        model = models.LeNet5().to(backend)
         parameters = model.parameters()
         update = optim.SGD(parameters, lr=0.1, momentum=0.9) if optimizer == "sgd" else optim.Adam(parameters)
 
@@ -79,23 +120,22 @@ def record(batch: int, optimizer: str = "sgd") -> list[Recorded]:
             update.step()
             return loss
 
-        images = Tensor(np.zeros((batch, 1, 32, 32), np.float32))
+        # Not zeros: who makes the launches later, to time them, finds work as in training.
+        images = Tensor(np.random.default_rng(0).standard_normal((batch, 1, 32, 32), np.float32))
         CapturedStep(step, backend, graph, 0).capture(images, np.zeros(batch, np.int64))
-    found = []
-    for launch, given in graph.launches:
-        arguments = _flat(given)
-        arrays = {id(one): one.nbytes for one in arguments if isinstance(one, np.ndarray)}
-        sizes = math.prod(launch.grid), math.prod(launch.block)
-        found.append(Recorded(launch.kernel.fn.__name__, *sizes, len(arguments), sum(arrays.values())))
-    return found
+    return graph.launches
 
 
-def table(launches: list[Recorded], batch: int) -> str:
+def table(recorded: list[Recorded], batch: int) -> str:
     """The launches, their sums, and the floor, as text."""
-    rows = [("kernel", "blocks", "threads", "arguments", "bytes")]
-    rows += [(one.kernel, *(f"{n:,}" for n in (one.blocks, one.threads, one.arguments, one.bytes))) for one in launches]
-    total = sum(one.bytes for one in launches)
-    rows.append((f"{len(launches)} kernels", "", "", f"{sum(one.arguments for one in launches):,}", f"{total:,}"))
+    rows = [("kernel", "blocks", "threads", "arguments", "bytes", "FLOP")]
+    rows += [
+        (one.kernel, *(f"{n:,}" for n in (one.blocks, one.threads, one.arguments, one.bytes, one.flop)))
+        for one in recorded
+    ]
+    total = sum(one.bytes for one in recorded)
+    sums = sum(one.arguments for one in recorded), total, sum(one.flop for one in recorded)
+    rows.append((f"{len(recorded)} kernels", "", "", *(f"{n:,}" for n in sums)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -111,26 +151,3 @@ def table(launches: list[Recorded], batch: int) -> str:
         f"{1e6 * total / COPY_BANDWIDTH:.2f} us at the 4.3 TB/s at which an H200 copies.",
     ]
     return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Print the table, or with ``--json`` the launches."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.step", description="What a training step of LeNet-5 launches."
-    )
-    parser.add_argument("--batch", type=int, default=64, help="images (64)")
-    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
-    parser.add_argument("--json", action="store_true", help="print the launches as JSON")
-    options = parser.parse_args(arguments)
-    if options.batch < 1:
-        parser.error(f"--batch must be at least 1, got {options.batch}")
-    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # before numba.cuda is imported: launches are noted, not made
-    launches = record(options.batch, options.optimizer)
-    if options.json:
-        print(json.dumps([asdict(one) for one in launches], indent=1))
-    else:
-        print(table(launches, options.batch))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,15 +4,20 @@ In float64 they are the reference that kernels are judged by, in float32 the pee
 the convolutions are cuDNN's.
 
 ``OPERATIONS`` maps an operation to a function of ``(torch, geometry, tensors, keywords)``. The tensors are the operands
-of a variant's ``launch`` up to its results, those that it changes in place included; the function gets them ready and
-returns a step without arguments: what is timed. A step returns one tensor for each result, in their order, or None for
-one that it does not have.
+of a variant's ``launch`` up to its results, those that it changes in place included, a tuple where it takes several as
+one; the function gets them ready and returns a step without arguments: what is timed. A step returns one tensor, or a
+tuple of them, for each result, in their order, or None for one that it does not have.
+
+For a fused operation PyTorch has no single function. Its step is then the shortest chain of PyTorch's own kernels, the
+ones that autograd would launch, without autograd's work on the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from bench import layers
 
 Step = Callable[[], tuple[Any, ...]]
 
@@ -68,7 +73,7 @@ def _relu_grad(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
 
 def _max_pool2d(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
     (x,) = tensors
-    window = ([g.r, g.s], list(g.stride), _sides(g), list(g.dilation), _ceil(g))
+    window = _window(g)
 
     def step() -> tuple[Any, ...]:
         y, indices = torch.ops.aten.max_pool2d_with_indices(x, *window)
@@ -77,9 +82,14 @@ def _max_pool2d(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
     return step
 
 
+def _window(g: Any) -> tuple[Any, ...]:
+    """The window as PyTorch's max pooling takes it."""
+    return [g.r, g.s], list(g.stride), _sides(g), list(g.dilation), _ceil(g)
+
+
 def _max_pool2d_grad(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
     grad, winners = tensors
-    window = ([g.r, g.s], list(g.stride), _sides(g), list(g.dilation), _ceil(g))
+    window = _window(g)
     indices, x = indices_of(torch, winners, g), grad.new_empty(g.input_shape)
     return lambda: (torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *window, indices),)
 
@@ -155,20 +165,132 @@ def _sgd_update(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
 
 
 def _adam_update(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
-    param, grad, mean, square = tensors
+    step = _fused_adam(torch, *([tensor] for tensor in tensors), keywords)
+    return lambda: tuple(result for (result,) in step())
+
+
+def _fused_adam(torch: Any, params: Any, grads: Any, means: Any, squares: Any, keywords: Any) -> Step:
     options = {name: keywords[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay")}
     update = torch.ops.aten._fused_adamw_ if keywords["decoupled"] else torch.ops.aten._fused_adam_
-    steps = [torch.tensor(float(keywords["step"]), device=param.device)]
-    lists = ([param], [grad], [mean], [square], [], steps)
+    # PyTorch counts no step here, so that each call is of the same one.
+    steps = [torch.tensor(float(keywords["step"]), device=param.device) for param in params]
+    lists = (params, grads, means, squares, [], steps)
 
     def step() -> tuple[Any, ...]:
         update(*lists, amsgrad=False, maximize=False, **options)
-        return param, mean, square
+        return params, means, squares
 
     return step
 
 
-#: Fused operations are missing: PyTorch has none to compare with one by one. A whole step of LeNet is, in the tests.
+# -- fused operations --------------------------------------------------------------------------------------------------
+
+
+def _block(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    """The second result is the maps before pooling instead of the winners; see :func:`values_at`."""
+    convolve, window = _conv2d(torch, g.conv, tensors, {}), _window(g.pool)
+
+    def step() -> tuple[Any, ...]:
+        maps = torch.relu_(convolve()[0])
+        return torch.ops.aten.max_pool2d_with_indices(maps, *window)[0], maps
+
+    return step
+
+
+def values_at(torch: Any, maps: Any, winners: Any, g: Any) -> Any:
+    """What the maps hold where the winners are: of elements that are almost the same, rounding makes any the winner."""
+    # A byte that is no element of its window may point anywhere: still into the map, where the value will be another.
+    indices = indices_of(torch, winners, g).clamp(0, g.h * g.w - 1)
+    return maps.flatten(2).gather(2, indices.flatten(2)).reshape(winners.shape)
+
+
+def _maps_grad(torch: Any, g: Any, grad: Any, y: Any, winners: Any) -> Step:
+    """The gradient of a block's maps before ReLU: ReLU's part on the pooled maps, where it is the least work."""
+    indices, maps = indices_of(torch, winners, g.pool), grad.new_empty(g.pool.input_shape)
+    aten, window = torch.ops.aten, _window(g.pool)
+    return lambda: (aten.max_pool2d_with_indices_backward(aten.threshold_backward(grad, y, 0), maps, *window, indices),)
+
+
+def _block_grad_input(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    grad, weight, y, winners = tensors
+    maps_grad, x = _maps_grad(torch, g, grad, y, winners), grad.new_empty(g.conv.input_shape)
+    return lambda: _conv_backward(torch, g.conv, *maps_grad(), x, weight, 0)()
+
+
+def _block_grad_weight(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    grad, x, y, winners = tensors
+    maps_grad, weight = _maps_grad(torch, g, grad, y, winners), grad.new_empty(g.conv.weight_shape)
+    rest = (x, weight, [g.conv.k], g.conv.stride, _sides(g.conv), g.conv.dilation, False, [0, 0], g.conv.groups)
+    return lambda: torch.ops.aten.convolution_backward(*maps_grad(), *rest, [False, True, True])[1:]
+
+
+def _linear_chain(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    x, weights, biases = tensors
+    linear = torch.nn.functional.linear
+
+    def step() -> tuple[Any, ...]:
+        ys = []
+        for weight, bias, relu in zip(weights, biases, g.relu, strict=True):
+            y = linear(ys[-1] if ys else x, weight, bias)
+            ys.append(torch.relu_(y) if relu else y)
+        return (tuple(ys),)
+
+    return step
+
+
+def _linear_chain_grad_input(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    last, weights, ys = tensors
+    threshold_backward = torch.ops.aten.threshold_backward
+
+    def step() -> tuple[Any, ...]:
+        grad, grads = last, []
+        for weight, y, relu in reversed(list(zip(weights, ys, g.relu, strict=True))):
+            grads.append(threshold_backward(grad, y, 0) if relu else grad)
+            grad = grads[-1] @ weight
+        return tuple(reversed(grads)), grad
+
+    return step
+
+
+def _linear_chain_grad_weight(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    xs, grads = tensors
+    return lambda: (
+        tuple(grad.T @ x for x, grad in zip(xs, grads, strict=True)),
+        tuple(grad.sum(0) for grad in grads),
+    )
+
+
+def _softmax_cross_entropy_mean(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    if keywords["label_smoothing"]:
+        raise ValueError("the peer's gradient is written for no label smoothing")
+    logits, labels, weight = tensors
+    aten, one, mean = torch.ops.aten, logits.new_ones(()), (1, keywords["ignore_index"])
+
+    def step() -> tuple[Any, ...]:
+        logs = aten._log_softmax(logits, 1, False)
+        loss, total = aten.nll_loss_forward(logs, labels, weight, *mean)
+        grad = aten.nll_loss_backward(one, logs, labels, weight, *mean, total)
+        return loss.reshape(1), aten._log_softmax_backward_data(grad, logs, 1, logs.dtype), None
+
+    return step
+
+
+def _sgd_update_all(torch: Any, sizes: Any, tensors: Any, keywords: Any) -> Step:
+    params, grads, velocities, _ = tensors
+    options = {**layers.OPERATIONS["sgd_update"].keywords, **keywords}
+
+    def step() -> tuple[Any, ...]:
+        torch.ops.aten._fused_sgd_(params, grads, velocities, maximize=False, is_first_step=False, **options)
+        return params, velocities
+
+    return step
+
+
+def _adam_update_all(torch: Any, sizes: Any, tensors: Any, keywords: Any) -> Step:
+    params, grads, means, squares, _ = tensors
+    return _fused_adam(torch, params, grads, means, squares, {**layers.OPERATIONS["adam_update"].keywords, **keywords})
+
+
 OPERATIONS: Mapping[str, Callable[[Any, Any, Any, Any], Step]] = {
     "conv2d": _conv2d,
     "conv2d_grad_input": _conv2d_grad_input,
@@ -184,4 +306,13 @@ OPERATIONS: Mapping[str, Callable[[Any, Any, Any, Any], Step]] = {
     "softmax_cross_entropy_grad": _softmax_cross_entropy_grad,
     "sgd_update": _sgd_update,
     "adam_update": _adam_update,
+    "conv2d_relu_max_pool2d": _block,
+    "conv2d_relu_max_pool2d_grad_input": _block_grad_input,
+    "conv2d_relu_max_pool2d_grad_weight": _block_grad_weight,
+    "linear_chain": _linear_chain,
+    "linear_chain_grad_input": _linear_chain_grad_input,
+    "linear_chain_grad_weight": _linear_chain_grad_weight,
+    "softmax_cross_entropy_mean": _softmax_cross_entropy_mean,
+    "sgd_update_all": _sgd_update_all,
+    "adam_update_all": _adam_update_all,
 }

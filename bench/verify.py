@@ -6,21 +6,31 @@ same memory. On a machine without a GPU the same code runs on the host with the 
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from bench import layers, torch_ops
 from gpuconv import kernels
+from gpuconv.geometry import BlockGeometry
 
-#: Of an operation, how many of its last operands are results, or which ones it changes in place.
+#: Of an operation, how many of its last operands are results, or which ones it changes in place; one unless it is here.
 _RESULTS: dict[str, int | tuple[int, ...]] = {
     "max_pool2d": 2,
+    "conv2d_relu_max_pool2d": 2,
+    "conv2d_relu_max_pool2d_grad_weight": 2,
+    "linear_chain_grad_input": 2,
+    "linear_chain_grad_weight": 2,
     "softmax_cross_entropy": 3,
+    "softmax_cross_entropy_mean": 3,
     "sgd_update": (0, 2),
+    "sgd_update_all": (0, 2),
     "adam_update": (0, 2, 3),
+    "adam_update_all": (0, 2, 3),
 }
 #: The most by which a result may differ: relative to the norm of all of it, so that TF32 (about 3e-4) shows; and one
 #: element relative to the root mean square, so that a single wrong one shows among millions.
@@ -56,64 +66,107 @@ def results_of(operation: str, count: int) -> tuple[int, ...]:
     return tuple(range(count - found, count)) if isinstance(found, int) else found
 
 
+def _in_place(operation: str) -> bool:
+    return isinstance(_RESULTS.get(operation), tuple)
+
+
+def _each(function: Callable[[Any], Any], operand: Any) -> Any:
+    """The function of a tensor, or of each in a tuple of them."""
+    return tuple(map(function, operand)) if isinstance(operand, tuple) else function(operand)
+
+
+def _flat(operands: Sequence[Any]) -> list[Any]:
+    return [one for operand in operands for one in (operand if isinstance(operand, tuple) else (operand,))]
+
+
 def operands(place: Place, operation: str, geometry: Any, dtype: str, seed: int) -> list[Any]:
-    """Torch tensors in the order of a variant's ``launch``: random where they are read, poisoned where written."""
+    """Torch tensors or tuples of them, as a variant's ``launch`` takes them: random if read, poisoned if written."""
     torch = place.torch
     generator = torch.Generator(place.device).manual_seed(seed)
     described = layers.OPERATIONS[operation].operands(geometry, dtype)
-    results = results_of(operation, len(described))
-    tensors = []
-    for position, operand in enumerate(described):
+    results = () if _in_place(operation) else results_of(operation, len(described))
+
+    def random(operand: layers.Operand) -> Any:
         options = {"dtype": getattr(torch, operand.dtype), "device": place.device}
-        if position in results and operation not in ("sgd_update", "adam_update"):
-            tensors.append(_poison(torch, operand.shape, options))
-        elif operand.dtype == "int64":  # labels
-            tensors.append(torch.randint(geometry[1], operand.shape, generator=generator, **options))
-        elif operand.dtype in ("uint8", "int32"):  # winners: only those inside the image are any
-            x = torch.randn(geometry.input_shape, generator=generator, device=place.device)
-            _, indices = torch_ops.OPERATIONS["max_pool2d"](torch, geometry, [x], {})()
-            tensors.append(torch_ops.offsets_of(torch, indices, geometry))
-        else:
-            tensors.append(torch.randn(operand.shape, generator=generator, **options))
+        if operand.dtype == "int64":  # labels
+            return torch.randint(geometry[1], operand.shape, generator=generator, **options)
+        if operand.dtype in ("uint8", "int32"):  # winners: only those inside the image are any
+            pool = _pool(geometry)
+            x = torch.randn(pool.input_shape, generator=generator, device=place.device)
+            _, indices = torch_ops.OPERATIONS["max_pool2d"](torch, pool, [x], {})()
+            return torch_ops.offsets_of(torch, indices, pool)
+        return torch.randn(operand.shape, generator=generator, **options)
+
+    def poisoned(operand: layers.Operand) -> Any:
+        kind = getattr(torch, operand.dtype)
+        poison = math.nan if kind.is_floating_point else torch.iinfo(kind).max
+        return torch.full(operand.shape, poison, dtype=kind, device=place.device)
+
+    tensors = [
+        _each_described(poisoned if position in results else random, operand)
+        for position, operand in enumerate(described)
+    ]
     if operation == "softmax_cross_entropy_grad":
         tensors[1] = torch.softmax(tensors[1], 1)
-    if operation == "adam_update":
-        tensors[3].square_()
+    if operation == "softmax_cross_entropy_mean":
+        tensors[2].abs_()  # it divides by a sum of weights, which may not come close to zero
+    if operation in ("adam_update", "adam_update_all"):
+        tensors[3] = _each(torch.square, tensors[3])
+    if operation == "linear_chain_grad_input" and not geometry.relu[-1]:
+        tensors[3] = (*tensors[3][:-1], tensors[0].clone())  # not written: see the kernel
+    if operation in ("sgd_update_all", "adam_update_all"):
+        tensors[-1] = tensors[-1].new_tensor(_numbers(operation))
     return tensors
 
 
-def _poison(torch: Any, shape: tuple[int, ...], options: dict[str, Any]) -> Any:
-    kind = options["dtype"]
-    return torch.full(shape, math.nan if kind.is_floating_point else torch.iinfo(kind).max, **options)
+def _each_described(function: Callable[[layers.Operand], Any], operand: layers.Operands) -> Any:
+    # As _each, of descriptions; each of which is a tuple itself, with a name.
+    return function(operand) if isinstance(operand, layers.Operand) else tuple(map(function, operand))
+
+
+def _pool(geometry: Any) -> Any:
+    """The pooling of a geometry that has one."""
+    return geometry.pool if isinstance(geometry, BlockGeometry) else geometry
+
+
+def _numbers(operation: str) -> tuple[float, ...]:
+    """What the update of all parameters finds in device memory: the numbers that that of one is called with."""
+    numbers_of = importlib.import_module(f"gpuconv.kernels.{operation}").numbers_of
+    keywords = layers.OPERATIONS[operation.removesuffix("_all")].keywords
+    return tuple(numbers_of(**{name: keywords[name] for name in inspect.signature(numbers_of).parameters}))
 
 
 def launch(place: Place, module: Any, operation: str, geometry: Any, tiling: Any, tensors: Sequence[Any]) -> Any:
     """A step without arguments that launches a variant on the tensors: only the launch is in it."""
-    arrays = [place.xp.from_dlpack(tensor) for tensor in tensors]
+    arrays = [_each(place.xp.from_dlpack, tensor) for tensor in tensors]
     keywords = dict(layers.OPERATIONS[operation].keywords)
     size = module.workspace_size(geometry, tiling) if hasattr(module, "workspace_size") else 0
     if size:
-        keywords["workspace"] = place.xp.empty((size,), arrays[0].dtype)
+        keywords["workspace"] = place.xp.empty((size,), _flat(arrays)[0].dtype)
     return lambda: module.launch(*arrays, geometry, tiling, place.stream, **keywords)
 
 
 def reference(place: Place, operation: str, geometry: Any, tensors: Sequence[Any]) -> list[Any]:
     """What the results have to be, in float64; None where PyTorch has no such result."""
-    doubles = [tensor.double() if tensor.is_floating_point() else tensor for tensor in _inputs(operation, tensors)]
+
+    def double(tensor: Any) -> Any:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    # Copies, also of float64: what is changed in place is the kernel's to change.
+    doubles = [_each(lambda tensor: double(tensor).clone(), operand) for operand in _inputs(operation, tensors)]
     step = torch_ops.OPERATIONS[operation](place.torch, geometry, doubles, layers.OPERATIONS[operation].keywords)
     return list(step())
 
 
 def peer(place: Place, operation: str, geometry: Any, tensors: Sequence[Any]) -> torch_ops.Step:
     """PyTorch's step on the same inputs, in their own type; what it changes is its own copy."""
-    own = [tensor.clone() for tensor in _inputs(operation, tensors)]
+    own = [_each(place.torch.clone, operand) for operand in _inputs(operation, tensors)]
     return torch_ops.OPERATIONS[operation](place.torch, geometry, own, layers.OPERATIONS[operation].keywords)
 
 
 def _inputs(operation: str, tensors: Sequence[Any]) -> list[Any]:
     results = results_of(operation, len(tensors))
-    in_place = operation in ("sgd_update", "adam_update")
-    return [tensor for position, tensor in enumerate(tensors) if in_place or position not in results]
+    return [tensor for position, tensor in enumerate(tensors) if _in_place(operation) or position not in results]
 
 
 @dataclass(frozen=True)
@@ -132,12 +185,18 @@ class Verdict:
 
 
 def judge(operation: str, geometry: Any, dtype: str, torch: Any, got: Sequence[Any], wanted: Sequence[Any]) -> Verdict:
-    """Compare results with those of :func:`reference`; the winners of pooling have to be the same elements."""
+    """Compare results with those of :func:`reference`; the winners of pooling have to be the same elements.
+
+    Those of a fused block may be others that are as large: of sums that are rounded differently, either may be larger.
+    """
     norm = worst = 0.0
-    for number, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+    wanted = _flat(wanted)
+    for number, (ours, theirs) in enumerate(zip(_flat(got), wanted, strict=True)):
         if theirs is None:
             continue
-        if not ours.is_floating_point():
+        if isinstance(geometry, BlockGeometry) and not ours.is_floating_point():
+            ours, theirs = torch_ops.values_at(torch, theirs, ours, geometry.pool), wanted[0]
+        elif not ours.is_floating_point():
             if wrong := int((torch_ops.indices_of(torch, ours, geometry) != theirs).sum()):
                 return Verdict(math.nan, math.nan, f"{wrong} of {ours.numel()} winners are other elements")
             continue
@@ -180,14 +239,17 @@ def verify(
     for tiling in tilings:
         runs = []
         for _ in range(2):
-            tensors = [tensor.clone() if position in results else tensor for position, tensor in enumerate(original)]
+            tensors = [
+                _each(place.torch.clone, operand) if position in results else operand
+                for position, operand in enumerate(original)
+            ]
             try:
                 launch(place, module, operation, geometry, tiling, tensors)()
                 place.synchronize()
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
                 raise KernelFailed(f"{operation} {variant} {tiling} on {geometry}: {reason}") from error
-            runs.append([tensors[position] for position in results])
+            runs.append(_flat([tensors[position] for position in results]))
         verdict = judge(operation, geometry, dtype, place.torch, runs[0], wanted)
         if verdict.fault is None and not all(map(place.torch.equal, *runs)):
             verdict = Verdict(verdict.norm, verdict.worst, "two runs on the same inputs differ: a race?")

@@ -26,6 +26,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import logging
 import math
 import os
 import signal
@@ -44,6 +45,7 @@ from gpuconv import backends, optim, storage
 from gpuconv import functional as F
 from gpuconv.autograd import Tensor, no_grad, to_numpy
 from gpuconv.data import Dataset, InputTransform, batch_count, batch_indices, load_dataset, split
+from gpuconv.graph import CapturedStep, capture
 from gpuconv.models import MODELS, Classifier, build
 from gpuconv.nn.module import evaluating
 from gpuconv.random import default_generator, manual_seed
@@ -81,6 +83,9 @@ __all__ = [
 #: Names of the files in a run directory.
 CHECKPOINT, METRICS, MODEL = "checkpoint.safetensors", "metrics.jsonl", "model.safetensors"
 _CHECKPOINT_KIND = "gpuconv-checkpoint"
+#: Seconds between two times that captured steps are waited for and their losses read back.
+_READ_EVERY = 0.1
+_logger = logging.getLogger(__name__)
 
 
 # -- configuration ---------------------------------------------------------------------------------------------------
@@ -270,7 +275,7 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class BatchEnd(Event):
-    """A step is done.
+    """A step is done. On a GPU many are not reported: to tell the loss, the device has to be waited for.
 
     Attributes:
         epoch: which one.
@@ -493,6 +498,12 @@ def fit(
     The first SIGINT (Ctrl-C) or SIGTERM lets the current step end, saves a checkpoint and raises :class:`Interrupted`;
     the second has its usual effect. That is so in the main thread only; Python allows no handlers in others.
 
+    On a GPU the training images are uploaded once, if they take no more than half of the memory that is free, and
+    batches are gathered there. With ``loss='cross_entropy'`` a full batch is a launch of one CUDA graph
+    (:func:`gpuconv.capture`), the shorter last one of an epoch is not. Losses are read back ten times a second, and
+    before a checkpoint. If the step cannot be captured, a line of the logger ``gpuconv.train`` says why, and each step
+    is run launch by launch.
+
     Args:
         config: what to train, and how.
         out: the run directory; made if it is not there.
@@ -682,8 +693,12 @@ class _Run:
         training, validation = split(len(dataset.train_images), config.validation_fraction, config.seed)
         transform = InputTransform.fit(dataset.train_images[training], self.model.input_shape[1:])
         self.model.input_transform = transform
-        self.images = backend.asarray(transform(dataset.train_images[training]))
-        self.labels = backend.asarray(dataset.train_labels[training])
+        self.images, self.labels = transform(dataset.train_images[training]), dataset.train_labels[training]
+        free = backend.free_memory()
+        # Half of the memory is left for training; images that do not fit into the rest are copied batch by batch.
+        self.resident = free is None or 2 * self.images.nbytes <= free
+        if self.resident:
+            self.images, self.labels = backend.asarray(self.images), backend.asarray(self.labels)
         self.validation_images = transform(dataset.train_images[validation])
         self.validation_labels = dataset.train_labels[validation]
         self.steps = batch_count(len(training), config.batch_size)
@@ -694,6 +709,13 @@ class _Run:
         self.history: list[EpochEnd] = []
         self.best: dict[str, np.ndarray] | None = None  # weights of the best epoch; only kept with patience
         self.resumed = False
+
+        #: On a GPU, what a full batch takes instead of _train_step; elsewhere, and if it cannot be captured, None.
+        captured = capture(self._whole_step) if config.loss == "cross_entropy" else None
+        self.captured = captured if isinstance(captured, CapturedStep) else None
+        #: Of captured steps, in the backend's arrays: losses and numbers of right answers that were not read back yet.
+        self.unread: list[tuple[Any, Any]] = []
+        self.next_read = 0.0
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -796,8 +818,17 @@ class _Run:
             len(self.images), self.config.batch_size, seed=self.config.seed, epoch=len(self.history), start=self.step
         )
         for index in batches:
-            self._train_step(index)
+            if self.captured is None or len(index) < self.config.batch_size or not self._captured_step(index):
+                self._train_step(index)
             images += len(index)
+            # At the end of the epoch there will be another one at once.
+            due = self.optimizer.steps % self.config.checkpoint_every == 0 and self.step < self.steps
+            if self.unread:
+                last, now = self.step == self.steps, time.perf_counter()
+                if not (due or last or self.signals.received is not None or now >= self.next_read):
+                    continue
+                self._read_back()
+                self.next_read = now + _READ_EVERY
             spent = time.perf_counter() - started
             self.seconds = before + spent
             seen = min(self.step * self.config.batch_size, len(self.images))
@@ -811,18 +842,16 @@ class _Run:
                     images_per_second=images / max(spent, 1e-9),
                 )
             )
-            # At the end of the epoch there will be another one at once.
-            due = self.optimizer.steps % self.config.checkpoint_every == 0 and self.step < self.steps
             if due or self.signals.received is not None:
                 self._check_weights()
                 self.save()
                 self._stop_if_asked()
 
     def _train_step(self, index: np.ndarray) -> None:
+        self._read_back()
         self.optimizer.lr = self._lr()
-        chosen = self.backend.asarray(index)
-        labels = self.labels[chosen]
-        logits = self.model(Tensor(self.images[chosen]))
+        images, labels = self._batch(index)
+        logits = self.model(Tensor(images))
         loss = LOSSES[self.config.loss](logits, labels)
         value = float(loss)
         if not math.isfinite(value):
@@ -835,6 +864,53 @@ class _Run:
         self.step += 1
         self.loss_sum += value * len(index)
         self.correct += int((logits.data.argmax(1) == labels).sum())
+
+    def _batch(self, index: np.ndarray) -> tuple[Any, Any]:
+        if self.resident:
+            chosen = self.backend.asarray(index)
+            return self.images[chosen], self.labels[chosen]
+        return self.backend.asarray(self.images[index]), self.backend.asarray(self.labels[index])
+
+    def _whole_step(self, images: Tensor, labels: Any) -> tuple[Tensor, Tensor]:
+        """What is captured: nothing in it waits for the device."""
+        logits = self.model(images)
+        loss = LOSSES[self.config.loss](logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss, logits
+
+    def _captured_step(self, index: np.ndarray) -> bool:
+        """A step whose loss is read back later; False if nothing was done, because it cannot be captured."""
+        assert self.captured is not None
+        self.optimizer.lr = self._lr()
+        images, labels = self._batch(index)
+        done = self.optimizer.steps
+        try:
+            loss, logits = self.captured(Tensor(images), labels)
+        except RuntimeError as error:
+            if self.captured.captured:
+                raise
+            # The optimizer may have counted it before it went wrong.
+            self.captured, self.optimizer.steps = None, done
+            _logger.warning("training goes on without a CUDA graph, step by step: %s", error)
+            return False
+        # The next step overwrites both.
+        self.unread.append((loss.data.copy(), (logits.data.argmax(1) == labels).sum()))
+        self.step += 1
+        return True
+
+    def _read_back(self) -> None:
+        """Add up what captured steps have left on the device, in their order, as a step on the host does."""
+        unread, self.unread = self.unread, []
+        if not unread:
+            return
+        losses, correct = (self.backend.to_numpy(self.backend.xp.stack(values)) for values in zip(*unread, strict=True))
+        for number, value in enumerate(losses.tolist()):
+            if not math.isfinite(value):
+                raise self._diverged(self.step - len(unread) + number + 1, f"the loss is {value}")
+            self.loss_sum += value * self.config.batch_size
+        self.correct += int(correct.sum())
 
     def _lr(self) -> float:
         assert self.config.lr is not None

@@ -185,7 +185,7 @@ for _name in ("add", "sub", "mul", "truediv", "pow", "matmul", "eq", "ne", "lt",
     setattr(ndarray, f"__{_stem}__", _left)
     setattr(ndarray, f"__r{_stem}__", _right)
 ndarray.__neg__ = lambda self: _wrapped(-self.host)  # type: ignore[attr-defined]
-ndarray.__abs__ = lambda self: _wrapped(abs(self.host))  # type: ignore[attr-defined]
+ndarray.__abs__ = lambda self: _wrapped(operator.abs(self.host))  # type: ignore[attr-defined]
 
 
 def _in_place(self, other):
@@ -234,8 +234,8 @@ def _module_function(name):
 
 
 for _name in (
-    *("abs", "arange", "broadcast_to", "divmod", "exp", "expand_dims", "full", "log", "matmul", "max", "take", "tanh"),
-    *("where", "zeros"),
+    *("abs", "arange", "broadcast_to", "divmod", "exp", "expand_dims", "full", "log", "matmul", "max", "stack", "take"),
+    *("tanh", "where", "zeros"),
 ):
     globals()[_name] = _module_function(_name)
 

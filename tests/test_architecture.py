@@ -35,7 +35,7 @@ ALLOWED = {
     "tuner": {"autograd", "backends", "explanation", "geometry", "models", "tuning_store"},
     "storage": {"files", "models", "data"},
     "plots": {"nn", "models", "storage", "data", "autograd", "functional"},
-    "train": {"models", "nn", "optim", "functional", "autograd", "backends", "random", "data", "storage"},
+    "train": {"models", "nn", "optim", "functional", "autograd", "backends", "graph", "random", "data", "storage"},
     "cli": {
         "geometry",
         "train",

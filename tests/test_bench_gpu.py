@@ -5,6 +5,7 @@ Kernels run in the simulator on small layers; a clock stands in for the device's
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import types
@@ -20,8 +21,9 @@ try:
 except RuntimeError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 
-from bench import gpu, layers, report, torch_ops, verify  # noqa: E402 - after the simulator
+from bench import gpu, layers, lenet, lenet_gpu, report, step, torch_ops, verify  # noqa: E402 - after the simulator
 from gpuconv import backends, kernels  # noqa: E402
+from gpuconv.backends.cuda_graph import SimulatedGraph  # noqa: E402
 from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry  # noqa: E402
 
 PLACE = verify.Place(torch, np, "cpu")
@@ -48,7 +50,14 @@ class Clock:
 # -- right or wrong --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", torch_ops.OPERATIONS)
+#: Takes ten seconds in the simulator, the others together as many.
+SLOW = "conv2d_relu_max_pool2d_grad_input"
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [pytest.param(name, marks=pytest.mark.slow if name == SLOW else ()) for name in torch_ops.OPERATIONS],
+)
 def test_every_variant_is_right_on_small_layers(operation):
     """References and arguments fit: each variant of each operation passes as it is."""
     described = layers.OPERATIONS[operation]
@@ -143,6 +152,35 @@ def test_another_winner_is_found(monkeypatch):
     assert verdict.fault == "1 of 72 winners are other elements"
 
 
+def test_another_winner_of_a_block_is_found(monkeypatch):
+    """Winners of a fused block are judged by what they are worth: rounding may choose among equals, and no other."""
+    described = layers.OPERATIONS["conv2d_relu_max_pool2d"]
+    geometry = described.small(layers.BLOCKS["lenet5.block2"], 8)
+    real = kernels.load("conv2d_relu_max_pool2d", "fused")
+
+    def launch(x, weight, bias, y, winners, *rest):
+        real.launch(x, weight, bias, y, winners, *rest)
+        winners[np.unravel_index(y.argmax(), y.shape)] ^= 1
+
+    monkeypatch.setattr(kernels, "load", lambda *_: types.SimpleNamespace(launch=launch))
+    arguments = PLACE, "conv2d_relu_max_pool2d", "fused", geometry, real.tilings(geometry)[:1]
+    (verdict,) = verify.verify(*arguments).values()
+    assert "result 1 differs by" in verdict.fault
+
+
+@pytest.mark.parametrize("operation", ["sgd_update", "adam_update", "sgd_update_all", "adam_update_all"])
+def test_references_change_nothing(operation):
+    """What an update changes in place is the kernel's: in float64 too, where nothing is converted."""
+    described = layers.OPERATIONS[operation]
+    geometry = described.small(next(iter(described.layers.values())), 8)
+    tensors, untouched = (verify.operands(PLACE, operation, geometry, "float64", 0) for _ in range(2))
+    verify.reference(PLACE, operation, geometry, tensors)
+    verify.peer(PLACE, operation, geometry, tensors)()
+    for ours, before in zip(tensors, untouched, strict=True):
+        for one, other in zip(ours, before, strict=True) if isinstance(ours, tuple) else [(ours, before)]:
+            assert torch.equal(one, other)
+
+
 def test_a_launch_that_raises_is_named(monkeypatch):
     """What the device reports names no kernel: the check does."""
 
@@ -211,7 +249,7 @@ def machine(monkeypatch):
         "tf32": {"matmul": False, "cudnn": False},
         "versions": {"torch": "2"},
     }
-    monkeypatch.setattr(gpu, "_place", lambda: PLACE)
+    monkeypatch.setattr(gpu, "device_place", lambda: PLACE)
     monkeypatch.setattr(gpu, "EventClock", Clock)
     monkeypatch.setattr(gpu, "gpu_facts", lambda place: facts)
     monkeypatch.setattr(gpu, "_precompile", lambda *_: None)  # the simulator does not compile
@@ -306,7 +344,7 @@ def test_a_stopped_run_keeps_what_it_has(machine, monkeypatch, capsys, tmp_path)
 def test_quick_and_only_choose_layers():
     """--quick has LeNet's layers and some of each other network; patterns choose, in order, without repeats."""
     everything, quick = gpu.cases(None, False), gpu.cases(None, True)
-    assert {operation for operation, _, _ in everything} == set(torch_ops.OPERATIONS) <= set(kernels.VARIANTS)
+    assert {operation for operation, _, _ in everything} == set(torch_ops.OPERATIONS) == set(kernels.VARIANTS)
     assert 20 < len(quick) < len(everything) / 2
     assert {operation for operation, _, _ in quick} == set(torch_ops.OPERATIONS)
     names = [case[:2] for case in gpu.cases(["relu/*1", "*/lenet5.relu1"], False)]
@@ -351,3 +389,139 @@ def test_no_gpu_and_no_torch_are_refused(monkeypatch, capsys, tmp_path):
         words in line
         for words, line in zip(("no NVIDIA driver", "sees no GPU", "pip install torch"), lines, strict=True)
     ]
+
+
+# -- LeNet -----------------------------------------------------------------------------------------------------------
+
+
+def launch_of(name, log):
+    def kernel():
+        pass
+
+    kernel.__name__ = name
+
+    class Launch:
+        grid, block = (2, 3), (32,)
+
+        def __call__(self, stream, *arguments):
+            log.append(name)
+
+    Launch.kernel = types.SimpleNamespace(py_func=kernel)
+    return Launch()
+
+
+@pytest.fixture
+def lenet_machine(monkeypatch):
+    """`bench.lenet_gpu` with the host in the GPU's place: nothing is compiled there, and PyTorch's graph fails."""
+    runtime = types.SimpleNamespace(deviceGetAttribute=lambda number, device: {13: 1_500_000}[number])
+    xp = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
+    log = []
+    arrays = [np.zeros(1000, np.float32), np.zeros((), np.float32)]
+    launches = [(launch_of(name, log), (arrays[0], (arrays[0], 7), arrays[1])) for name in ("linear_chain", "other")]
+    monkeypatch.setattr(step, "launches", lambda *_: launches)
+    monkeypatch.setattr(lenet_gpu, "_COPIED_BYTES", 10**6)
+    monkeypatch.setattr(lenet_gpu, "_stream", lambda: None)
+    return types.SimpleNamespace(torch=torch, device="cpu", xp=xp, synchronize=lambda: None, log=log)
+
+
+def test_lenet_steps_agree_and_are_timed(lenet_machine, capsys):
+    """Ours and PyTorch's give the same losses, and take turns; a contender that fails is named."""
+    facts = {"compute_capability": "9.0", "multiprocessors": 100}
+    document = {"settings": {"batches": [2, 3], "seconds": 0.01, "rounds": 3}, "machine": {"gpu": facts}, "results": []}
+    with backends.use_backend("numba"):
+        lenet_gpu.run(document, lenet_machine, Clock(), SimulatedGraph)
+    (first, second) = document["results"]
+    assert list(first["seconds"]) == ["gpuconv", "gpuconv eager", "torch eager", "torch compile"]
+    assert all(len(seconds) == 3 for seconds in first["seconds"].values())
+    assert list(first["failed"]) == ["torch graph"]
+    assert "batch 3: torch graph is not timed: " in capsys.readouterr().err
+    assert list(second["speedup"]) == ["torch eager", "torch compile"]
+    assert document["peaks"]["flop_per_s"] == 2 * 128 * 100 * 1.5e9
+    steps, *tables = report.lenet_gpu_tables(document)
+    assert [row[0] for row in steps.rows] == ["2", "3"]
+    assert [row[0] for row in tables[0].rows] == ["linear_chain", "other", "2 kernels"]
+    assert steps.plain()
+
+
+def test_kernels_beside_their_floors(lenet_machine):
+    """All are launched in their order first; then each many times in a row, divided; bytes counted once."""
+    log = lenet_machine.log
+
+    class Graph(SimulatedGraph):
+        def recording(self):
+            log.append("begin")
+            return contextlib.nullcontext()
+
+        def launch(self):
+            log.append("launch")
+
+    peak = {"bytes_per_s": 4e9, "flop_per_s": 1e15}
+    chain, other = lenet_gpu.kernels(2, Clock(), peak, Graph)
+    assert log[:2] == ["linear_chain", "other"]
+    assert log[2:53] == ["begin"] + ["linear_chain"] * 50
+    assert (chain["blocks"], chain["threads"], chain["arguments"], chain["bytes"]) == (6, 32, 4, 4000)
+    assert chain["flop"] == 2 * 2 * (400 * 120 + 120 * 84 + 84 * 10)
+    assert other["flop"] == 0
+    assert chain["floor_us"] == other["floor_us"] == 1.0
+    assert chain["us"] == 8 / 50  # the median of the clock's 1 to 15
+    assert lenet_gpu.floor_us(4000, 10**10, peak) == pytest.approx(10)
+
+
+def test_wrong_losses_are_not_timed():
+    """Another's: it is left out, with a reason. Ours: nothing is timed. Not a number is wrong too."""
+    right, wrong, nothing = (lambda value=value: lambda: value for value in (1.0, 1.1, float("nan")))
+
+    def broken():
+        raise RuntimeError("no compiler\nand more")
+
+    ours = {lenet_gpu.OURS: right, lenet_gpu.EAGER: right}
+    steps, failed = lenet_gpu.checked({**ours, "a": wrong, "b": nothing, "c": broken})
+    assert list(steps) == list(ours)
+    assert failed["c"] == "RuntimeError: no compiler"
+    assert failed["a"].startswith("its losses are [1.1")
+    with pytest.raises(gpu.Refused, match="gpuconv: its losses are"):
+        lenet_gpu.checked({**ours, lenet_gpu.OURS: nothing})
+
+
+def test_a_lenet_run_that_fails_keeps_what_it_has(lenet_machine, machine, monkeypatch, capsys, tmp_path):
+    """A device that fails at the second batch, or Ctrl-C: the first is shown, and in a file that is not complete."""
+    monkeypatch.setattr(gpu, "device_place", lambda: lenet_machine)
+    monkeypatch.setattr(backends, "get", lambda name: backends._instance("numba"))
+    for error, outcome in ((RuntimeError("dead"), None), (KeyboardInterrupt(), 130)):
+
+        def kernels_of(batch, *_, error=error):
+            if batch == 3:
+                raise error
+            return [{"kernel": "one", "blocks": 1, "threads": 1, "bytes": 1, "flop": 1, "us": 2.0, "floor_us": 1.0}]
+
+        monkeypatch.setattr(lenet_gpu, "kernels", kernels_of)
+        arguments = ["--backend=cuda", "--batches=2,3", "--seconds=0.01", "--rounds=2", f"--out={tmp_path}/lenet.json"]
+        with pytest.raises(RuntimeError, match="dead") if outcome is None else contextlib.nullcontext():
+            assert lenet.main(arguments) == outcome
+        document = json.loads((tmp_path / "lenet.json").read_text())
+        assert document["benchmark"] == "lenet-gpu"
+        assert not document["complete"]
+        assert [result["batch"] for result in document["results"]] == [2]
+        output = capsys.readouterr()
+        assert "Kernels of the step at batch 2" in output.out
+        assert "50%" in output.out
+        assert "TF32 off" in output.err
+
+
+def test_lenet_on_a_gpu_refuses_in_one_line(capsys, monkeypatch):
+    """No GPU, a simulated one, peers and memory of the CPU: exit code 2."""
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
+    for arguments, words in (
+        ([], "NUMBA_ENABLE_CUDASIM is set"),
+        (["--peer", "torch"], "leave --peer out"),
+        (["--memory"], "--memory is of processes on the CPU"),
+    ):
+        assert lenet.main(["--backend", "cuda", *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
+    monkeypatch.setattr(backends, "available", lambda: {"cuda": "no NVIDIA driver was found"})
+    assert lenet.main(["--backend", "cuda"]) == 2
+    assert capsys.readouterr().err == "bench.lenet: the cuda backend is not available: no NVIDIA driver was found\n"

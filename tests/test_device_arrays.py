@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import gc
 import importlib.util
 import sys
@@ -20,6 +22,7 @@ import gpuconv
 from gpuconv import Tensor, backends, kernels, models, nn, optim, train, tuner, tuning, tuning_store
 from gpuconv import functional as F
 from gpuconv.backends import cuda_backend
+from gpuconv.backends.cuda_graph import SimulatedGraph
 from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
 
 pytest.importorskip("numba_cuda", reason="the variants are chosen among kernels for numba-cuda")
@@ -76,6 +79,19 @@ def chain_grad_weight(numpy, xs, grads, dweights, dbiases, geometry):
         dw[...], db[...] = numpy.linear_grad_weight(grad, x), numpy.linear_grad_bias(grad)
 
 
+def mean_loss(numpy, logits, labels, weight, loss, dlogits, wrong, shape, **options):
+    losses, probabilities = numpy.softmax_cross_entropy(logits, labels, weight=weight, **options)
+    grad = np.full(len(losses), 1 / len(losses), losses.dtype)
+    loss[0], wrong[0] = losses.mean(), np.iinfo(np.int32).max
+    dlogits[...] = numpy.softmax_cross_entropy_grad(grad, probabilities, labels, weight=weight, **options)
+
+
+def sgd_all(numpy, params, grads, velocities, numbers, sizes, **options):
+    lr, momentum, share, _ = numbers
+    for one in zip(params, grads, velocities, strict=True):
+        numpy.sgd_update(*one, lr=lr, momentum=momentum, dampening=1 - share, **options)
+
+
 #: Operations that are no primitives, or take several arrays as one: the same on hosts.
 FUSED = {
     "conv2d_relu_max_pool2d": block,
@@ -84,6 +100,8 @@ FUSED = {
     "linear_chain": chain,
     "linear_chain_grad_input": chain_grad_input,
     "linear_chain_grad_weight": chain_grad_weight,
+    "softmax_cross_entropy_mean": mean_loss,
+    "sgd_update_all": sgd_all,
 }
 
 
@@ -94,10 +112,33 @@ def host_of(array):
     return array.host if isinstance(array, fake_cupy.ndarray) else array
 
 
+class ListedGraph(SimulatedGraph):
+    """Launches of the variants below, which compute with NumPy: noted, and made again."""
+
+    listed = None
+    repeated = 0
+
+    @contextlib.contextmanager
+    def recording(self):
+        ListedGraph.listed = self.launches = []
+        try:
+            yield
+        finally:
+            ListedGraph.listed = None
+
+    def launch(self):
+        ListedGraph.repeated += 1
+        for launch in self.launches:
+            launch()
+
+
 def computing(operation, real):
     """A variant that computes with NumPy, and looks at what it is given as a GPU would."""
 
     def launch(*arguments, workspace=None, **options):
+        if ListedGraph.listed is not None:
+            ListedGraph.listed.append(functools.partial(launch, *arguments, workspace=workspace, **options))
+            return
         *arrays, geometry, tiling, stream = arguments
         launched.append((operation, stream))
         assert tiling in real.tilings(geometry)
@@ -108,7 +149,7 @@ def computing(operation, real):
             assert array is None or array.data.device_id == fake_cupy.Device.current, operation
         hosts = host_of(arrays)
         if operation in FUSED:
-            FUSED[operation](backends.get("numpy"), *hosts, geometry)
+            FUSED[operation](backends.get("numpy"), *hosts, geometry, **options)
             return
         given, results = inputs_of(operation, hosts, geometry)
         if operation.startswith("softmax"):
@@ -118,7 +159,7 @@ def computing(operation, real):
         for result, value in zip(results, computed if isinstance(computed, tuple) else (computed,), strict=False):
             result[...] = value
 
-    names = ("supports", "tilings", "workspace_size")
+    names = ("supports", "tilings", "workspace_size", "numbers_of")
     return types.SimpleNamespace(launch=launch, **{name: getattr(real, name) for name in names if hasattr(real, name)})
 
 
@@ -161,6 +202,7 @@ def machine(real_kernels, monkeypatch):
     # Their launches take numbers that are rounded already: these would not be the NumPy backend's to the last bit.
     rounded = ("sgd_update_all", "adam_update_all", "softmax_cross_entropy_mean")
     monkeypatch.setenv("GPUCONV_VARIANTS", ",".join(f"{operation}=composed" for operation in rounded))
+    monkeypatch.setattr(cuda_backend.CudaBackend, "new_graph", lambda self: ListedGraph())
     return real_kernels
 
 
@@ -454,8 +496,12 @@ def digits(monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"loss": "half_squared_error", "patience": 2}], ids=str)
-def test_training_on_the_device(machine, digits, tmp_path, settings):
-    """fit, stop, resume, evaluate, save, load, predict: the losses are the NumPy backend's, and so is the model."""
+def test_training_on_the_device(machine, digits, tmp_path, settings, monkeypatch, caplog):
+    """fit, stop, resume, evaluate, save, load, predict: the losses are the NumPy backend's, and so is the model.
+
+    Updates are composed here, which cannot be captured: each run of the loss that is captured says so, once.
+    """
+    monkeypatch.setattr(train, "_READ_EVERY", 0)
     config = train.TrainConfig(epochs=2, batch_size=16, checkpoint_every=2, **settings)
     assert backends.current().name == "cuda"  # auto takes it
     stopped = tmp_path / "stopped"
@@ -473,6 +519,9 @@ def test_training_on_the_device(machine, digits, tmp_path, settings):
     resumed = train.fit(config, stopped, resume=True)
     straight = train.fit(config, tmp_path / "straight")
     assert type(resumed.model.conv1.weight.data) is machine.ndarray
+    said = [record.getMessage() for record in caplog.records if record.name == "gpuconv.train"]
+    assert len(said) == (0 if "loss" in settings else 3)
+    assert all(line.startswith("training goes on without a CUDA graph, step by step: capture: ") for line in said)
     with gpuconv.use_backend("numpy"):
         host = train.fit(train.TrainConfig(**{**vars(config), "backend": "numpy"}), tmp_path / "host")
     for other in (straight, host):
@@ -545,6 +594,95 @@ def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
     with machine.Device(1):
         assert backend.tuning_platform() == tuning_store.entries()[0][0].key.platform  # the same model of GPU
     tuning_store.forget()
+
+
+@pytest.fixture
+def capturing(machine, digits, monkeypatch):
+    """The machine with all operations fused, so that a step can be captured."""
+    monkeypatch.delenv("GPUCONV_VARIANTS")
+    monkeypatch.setattr(ListedGraph, "repeated", 0)
+    return machine
+
+
+def plainly(monkeypatch):
+    monkeypatch.setattr(cuda_backend.CudaBackend, "new_graph", lambda self: None)
+
+
+def same(one, other):
+    assert [epoch.train_loss for epoch in one.history] == [epoch.train_loss for epoch in other.history]
+    assert [epoch.train_accuracy for epoch in one.history] == [epoch.train_accuracy for epoch in other.history]
+    for ours, theirs in zip(one.model.get_weights(), other.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_training_by_a_graph(capturing, tmp_path, monkeypatch):
+    """Full batches by a graph, the shorter last one by itself: as without a graph, bit for bit, also when resumed."""
+    config = train.TrainConfig(epochs=3, batch_size=16, checkpoint_every=4, backend="cuda")
+    events = []
+    straight = train.fit(config, tmp_path / "straight", on_event=events.append)
+    # 81 images are 5 full batches: of 15, two are the warm-up.
+    assert ListedGraph.repeated == 13
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if isinstance(event, train.CheckpointSaved) and (event.epochs_done, event.steps_done) == (1, 2):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train.fit(config, tmp_path / "stopped", on_event=stop)
+    resumed = train.fit(config, tmp_path / "stopped", resume=True)
+    plainly(monkeypatch)
+    every = []
+    plain = train.fit(config, tmp_path / "plain", on_event=every.append)
+    same(straight, plain)
+    same(resumed, plain)
+    # What is told of a step is right whenever it is told, and the last step of an epoch always is.
+    shown, all_steps = (
+        {(e.epoch, e.step): (e.loss, e.accuracy) for e in told if isinstance(e, train.BatchEnd)}
+        for told in (events, every)
+    )
+    assert len(all_steps) == 18
+    assert {(1, 6), (2, 6), (3, 6)} <= shown.keys()
+    assert all(all_steps[step] == values for step, values in shown.items())
+
+
+@pytest.mark.parametrize(("batch_size", "lr"), [(8, 1e4), (40, 1e30)])
+def test_losses_are_read_back_when_they_are_shown(capturing, tmp_path, monkeypatch, batch_size, lr):
+    """Between two checkpoints nothing waits for the device; the step that diverged is found all the same.
+
+    Of batches of 40 it is the second one, before the shorter last one, which is no part of a graph.
+    """
+    monkeypatch.setattr(train, "_READ_EVERY", 1e9)
+    config = train.TrainConfig(epochs=1, batch_size=batch_size, checkpoint_every=7, lr=lr, backend="cuda")
+    shown = []
+
+    def note(event):
+        if isinstance(event, train.BatchEnd):
+            shown.append(event.step)
+
+    with pytest.raises(train.TrainingDiverged) as captured:
+        train.fit(config, tmp_path / "captured", on_event=note)
+    plainly(monkeypatch)
+    with pytest.raises(train.TrainingDiverged) as plain:
+        train.fit(config, tmp_path / "plain")
+    # The step that is named is the same; the gradients are those of a later one.
+    assert str(captured.value).partition(";")[0] == str(plain.value).partition(";")[0]
+    assert shown == [1]
+
+
+def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path):
+    """Half of the memory is left for training; the result is the same."""
+    config = train.TrainConfig(epochs=1, batch_size=16, backend="cuda")
+    resident = train.fit(config, tmp_path / "resident")
+    capturing.Memory.free = 81 * 4 * 32 * 32 * 2 - 1
+    runs, real = [], train._Run.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train._Run, "train", lambda run: runs.append(run) or real(run))
+        copied = train.fit(config, tmp_path / "copied")
+    assert type(runs[0].images) is np.ndarray
+    same(resident, copied)
 
 
 def test_explain_and_summary_of_a_model_on_the_device(machine):

@@ -1,4 +1,4 @@
-"""`bench.step`: what a captured step of LeNet launches, and how it is shown."""
+"""`bench.static --step`: what a captured step of LeNet launches, and how it is shown."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ def test_a_step_is_twelve_kernels(batch, optimizer):
     assert first.bytes == 4 * (batch * 1024 + 156) + 5 * batch * 1176
     assert second.bytes == 4 * (batch * 1176 + 2416) + 5 * batch * 400
     assert first.arguments == 6
+    # Each operation is found once: those of the forward pass have all of its multiply-adds.
+    assert sum(one.flop for one in launches[:3]) == 2 * batch * step.FORWARD_MACS
+    assert sum(one.flop == 0 for one in launches) == sum(one.kernel == "sum_parts_of_two" for one in launches)
 
 
 def test_the_floor():
@@ -38,18 +41,27 @@ def test_the_floor():
     assert step.FORWARD_BYTES == 19_992
 
 
-def test_the_command():
-    """A table with a row for each launch and their sums; or JSON; a wrong batch is one line."""
+def test_the_command(tmp_path):
+    """A table with a row for each launch and their sums; the same as JSON; what does not fit is one line."""
 
     def run(*arguments):
-        return subprocess.run([sys.executable, "-m", "bench.step", *arguments], capture_output=True, text=True)
+        command = [sys.executable, "-m", "bench.static", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True)
 
-    text = run("--batch", "8").stdout.splitlines()
-    assert text[0].split() == ["kernel", "blocks", "threads", "arguments", "bytes"]
+    path = tmp_path / "step.json"
+    text = run("--model", "lenet", "--step", "--batch", 8, "--json", path).stdout.splitlines()
+    assert text[0].split() == ["kernel", "blocks", "threads", "arguments", "bytes", "FLOP"]
     assert text[13].startswith("12 kernels")
-    launches = json.loads(run("--batch", "8", "--json").stdout)
-    assert [one["kernel"] for one in launches] == [line.split()[0] for line in text[1:13]]
-    assert f"{sum(one['bytes'] for one in launches):,}" == text[13].split()[-1]
-    wrong = run("--batch", "0")
-    assert wrong.returncode == 2
-    assert "--batch must be at least 1, got 0" in wrong.stderr
+    document = json.loads(path.read_text())
+    assert document["settings"] == {"model": "lenet", "batch": 8, "optimizer": "sgd"}
+    assert [one["kernel"] for one in document["launches"]] == [line.split()[0] for line in text[1:13]]
+    assert f"{sum(one['bytes'] for one in document['launches']):,}" == text[13].split()[-2]
+    for arguments, words in (
+        (("--step", "--batch", 0), "--batch: '0' is not a whole number"),
+        (("--batch", 8), "--batch is of a training step: add --step"),
+        (("--step", "--model", "vgg"), "--model: invalid choice: 'vgg'"),
+    ):
+        wrong = run(*arguments)
+        assert wrong.returncode == 2
+        assert words in wrong.stderr
+        assert len(wrong.stderr.splitlines()) == 1

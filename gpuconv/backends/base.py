@@ -112,6 +112,10 @@ class Backend(ABC):
 
     # -- captured steps ----------------------------------------------------------------------------------------------
 
+    def free_memory(self) -> int | None:
+        """Bytes that are free where arrays live; None where that is the memory of the host, which the caller sees."""
+        return None
+
     def new_graph(self) -> Any | None:
         """What ``gpuconv.capture`` records a step in; None where there is nothing to gain."""
         return None

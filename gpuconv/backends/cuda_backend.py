@@ -144,6 +144,9 @@ class CudaBackend(Backend):
             f"numba-cuda {numba_cuda}"
         )
 
+    def free_memory(self) -> int | None:
+        return None if self.simulated else int(self.xp.cuda.runtime.memGetInfo()[0])
+
     # -- captured steps ----------------------------------------------------------------------------------------------
 
     def new_graph(self) -> Any:
@@ -221,7 +224,7 @@ class CudaBackend(Backend):
                     "smaller batches need less"
                 ) from None
 
-    def _stream(self) -> Any:
+    def current_stream(self) -> Any:
         """The caller's current stream, as Numba takes it."""
         if self.simulated:
             return None
@@ -246,7 +249,7 @@ class CudaBackend(Backend):
         workspace_size = getattr(module, "workspace_size", None)
         if workspace_size is not None and (size := workspace_size(geometry, tiling)):
             options["workspace"] = self.xp.empty((size,), dtype)
-        module.launch(*arrays, geometry, tiling, self._stream(), **options)
+        module.launch(*arrays, geometry, tiling, self.current_stream(), **options)
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
         if primitive in ("conv2d_relu_max_pool2d_grad", "linear_chain_grad"):
@@ -653,7 +656,7 @@ class CudaBackend(Backend):
         if not self.simulated:
             for array in (*written, *grads):
                 self._check_device(operation, array)
-        module.launch(params, grads, *states, values, sizes, choice.tiling, self._stream(), **terms)
+        module.launch(params, grads, *states, values, sizes, choice.tiling, self.current_stream(), **terms)
         return True
 
     def _contiguous(self, array: Array) -> Array:
