@@ -679,6 +679,14 @@ def test_without_numba():
     assert chosen == "numpy"
 
 
+def test_numba_that_does_not_compile():
+    """With NUMBA_DISABLE_JIT the backend is unavailable, says why, and `auto` goes on to NumPy."""
+    code = "from gpuconv import backends; print(backends.available()['numba']); print(backends.current().name)"
+    reason, chosen = in_new_process(code, GPUCONV_BACKEND="", NUMBA_DISABLE_JIT="1").stdout.splitlines()
+    assert "NUMBA_DISABLE_JIT" in reason
+    assert chosen == "numpy"
+
+
 def test_explain():
     """explain names the kernel that runs, its cost beside the other's, and the fused block."""
     convolution = gpuconv.explain(gpuconv.nn.Conv2d(1, 6, 5), (64, 1, 32, 32), backend="numba")

@@ -43,6 +43,9 @@ from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 try:
     import numba
 
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError("NUMBA_DISABLE_JIT is set, so that Numba compiles nothing; unset it")
+
     from gpuconv.backends import _numba_conv as conv
     from gpuconv.backends import _numba_conv_grad as conv_grad
     from gpuconv.backends import _numba_pointwise as pointwise
@@ -54,6 +57,8 @@ try:
     from gpuconv.backends._numba_threads import launch, threads
 except ImportError as error:  # numba, or the llvmlite that belongs to it
     _MISSING: str | None = f"{error}; pip install numba"
+except RuntimeError as error:
+    _MISSING = str(error)
 else:
     _MISSING = None
 
