@@ -49,24 +49,22 @@ class Sequential(Module):
 
     def blocks(self) -> list[tuple[str, ...]]:
         """Names of the modules, grouped as they run: several names are one fused primitive."""
-        names, modules = list(self._modules), list(self._modules.values())
-        groups, position = [], 0
-        while position < len(modules):
-            length = _fusible(modules, position) if self._fusing else 1
-            groups.append(tuple(names[position : position + length]))
-            position += length
-        return groups
+        names = list(self._modules)
+        return [tuple(names[span]) for span in self._spans(list(self._modules.values()))]
 
-    def forward(self, input: Any) -> Any:
-        modules = list(self._modules.values())
+    def _spans(self, modules: list[Module]) -> Iterator[slice]:
+        """Which modules run as one, first to last."""
         position = 0
         while position < len(modules):
             length = _fusible(modules, position) if self._fusing else 1
-            if length == 1:
-                input = modules[position](input)
-            else:
-                input = _run_fused(input, *modules[position : position + length])
+            yield slice(position, position + length)
             position += length
+
+    def forward(self, input: Any) -> Any:
+        modules = list(self._modules.values())
+        for span in self._spans(modules):
+            first, *others = modules[span]
+            input = _run_fused(input, first, *others) if others else first(input)
         return input
 
 
