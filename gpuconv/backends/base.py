@@ -372,29 +372,11 @@ class Backend(ABC):
         """
 
     def sgd_update_all(
-        self,
-        params: Sequence[Array],
-        grads: Sequence[Array],
-        velocities: Sequence[Array | None],
-        *,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
+        self, params: Sequence[Array], grads: Sequence[Array], velocities: Sequence[Array | None], **options: Any
     ) -> None:
         """:meth:`sgd_update` of several parameters, with the same options."""
         for param, grad, velocity in zip(params, grads, velocities, strict=True):
-            self.sgd_update(
-                param,
-                grad,
-                velocity,
-                lr=lr,
-                momentum=momentum,
-                dampening=dampening,
-                weight_decay=weight_decay,
-                nesterov=nesterov,
-            )
+            self.sgd_update(param, grad, velocity, **options)
 
     @abstractmethod
     def adam_update(
@@ -424,27 +406,8 @@ class Backend(ABC):
         grads: Sequence[Array],
         means: Sequence[Array],
         squares: Sequence[Array],
-        *,
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
+        **options: Any,
     ) -> None:
         """:meth:`adam_update` of several parameters, with the same options."""
         for param, grad, mean, square in zip(params, grads, means, squares, strict=True):
-            self.adam_update(
-                param,
-                grad,
-                mean,
-                square,
-                step=step,
-                lr=lr,
-                beta1=beta1,
-                beta2=beta2,
-                eps=eps,
-                weight_decay=weight_decay,
-                decoupled=decoupled,
-            )
+            self.adam_update(param, grad, mean, square, **options)

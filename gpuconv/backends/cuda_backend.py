@@ -592,21 +592,12 @@ class CudaBackend(Backend):
                 array[...] = self.to_numpy(own) if isinstance(array, np.ndarray) else own
 
     def sgd_update_all(
-        self,
-        params: Sequence[Array],
-        grads: Sequence[Array],
-        velocities: Sequence[Array | None],
-        *,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
+        self, params: Sequence[Array], grads: Sequence[Array], velocities: Sequence[Array | None], **options: Any
     ) -> None:
-        numbers = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
-        terms = {"weight_decay": weight_decay, "nesterov": nesterov}
+        terms = {name: options[name] for name in ("weight_decay", "nesterov")}
+        numbers = {name: options[name] for name in ("lr", "momentum", "dampening", "weight_decay")}
         if not self._update_all("sgd_update_all", (params, grads, velocities), numbers, terms):
-            super().sgd_update_all(params, grads, velocities, **numbers, nesterov=nesterov)
+            super().sgd_update_all(params, grads, velocities, **options)
 
     def adam_update_all(
         self,
@@ -614,19 +605,11 @@ class CudaBackend(Backend):
         grads: Sequence[Array],
         means: Sequence[Array],
         squares: Sequence[Array],
-        *,
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
+        **options: Any,
     ) -> None:
-        terms = {"weight_decay": weight_decay, "decoupled": decoupled}
-        numbers: dict[str, Any] = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, **terms}
-        if not self._update_all("adam_update_all", (params, grads, means, squares), numbers, terms):
-            super().adam_update_all(params, grads, means, squares, **numbers)
+        terms = {name: options[name] for name in ("weight_decay", "decoupled")}
+        if not self._update_all("adam_update_all", (params, grads, means, squares), options, terms):
+            super().adam_update_all(params, grads, means, squares, **options)
 
     def _update_all(
         self, operation: str, groups: tuple[Sequence[Any], ...], numbers: dict[str, Any], terms: dict[str, Any]

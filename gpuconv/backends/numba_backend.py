@@ -29,7 +29,6 @@ from __future__ import annotations
 import functools
 import math
 import platform
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -378,45 +377,21 @@ class NumbaBackend(NumpyBackend):
         weight_decay: float,
         nesterov: bool,
     ) -> None:
-        self.sgd_update_all(
-            [param],
-            [grad],
-            [velocity],
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-        )
-
-    def sgd_update_all(
-        self,
-        params: Sequence[np.ndarray],
-        grads: Sequence[np.ndarray],
-        velocities: Sequence[np.ndarray | None],
-        *,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
-    ) -> None:
+        if not _updatable(param, velocity):
+            super().sgd_update(
+                param,
+                grad,
+                velocity,
+                lr=lr,
+                momentum=momentum,
+                dampening=dampening,
+                weight_decay=weight_decay,
+                nesterov=nesterov,
+            )
+            return
+        kernel = _sgd(param.dtype, velocity is not None, bool(nesterov), bool(weight_decay))
         numbers = (float(lr), float(momentum), 1.0 - dampening, float(weight_decay))
-        for param, grad, velocity in zip(params, grads, velocities, strict=True):
-            if _updatable(param, velocity):
-                kernel = _sgd(param.dtype, velocity is not None, bool(nesterov), bool(weight_decay))
-                _update(kernel, 8, param, grad, param if velocity is None else velocity, numbers=numbers)
-            else:
-                super().sgd_update(
-                    param,
-                    grad,
-                    velocity,
-                    lr=lr,
-                    momentum=momentum,
-                    dampening=dampening,
-                    weight_decay=weight_decay,
-                    nesterov=nesterov,
-                )
+        _update(kernel, 8, param, grad, param if velocity is None else velocity, numbers=numbers)
 
     def adam_update(
         self,
@@ -433,35 +408,21 @@ class NumbaBackend(NumpyBackend):
         weight_decay: float,
         decoupled: bool,
     ) -> None:
-        self.adam_update_all(
-            [param],
-            [grad],
-            [mean],
-            [square],
-            step=step,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            weight_decay=weight_decay,
-            decoupled=decoupled,
-        )
-
-    def adam_update_all(
-        self,
-        params: Sequence[np.ndarray],
-        grads: Sequence[np.ndarray],
-        means: Sequence[np.ndarray],
-        squares: Sequence[np.ndarray],
-        *,
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-    ) -> None:
+        if not _updatable(param, mean, square):
+            super().adam_update(
+                param,
+                grad,
+                mean,
+                square,
+                step=step,
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                weight_decay=weight_decay,
+                decoupled=decoupled,
+            )
+            return
         numbers = (
             lr / (1 - beta1**step),
             float(beta1),
@@ -472,24 +433,7 @@ class NumbaBackend(NumpyBackend):
             float(eps),
             1 - lr * weight_decay if decoupled else float(weight_decay),
         )
-        for param, grad, mean, square in zip(params, grads, means, squares, strict=True):
-            if _updatable(param, mean, square):
-                kernel = _adam(param.dtype, bool(weight_decay), bool(decoupled))
-                _update(kernel, 16, param, grad, mean, square, numbers=numbers)
-            else:
-                super().adam_update(
-                    param,
-                    grad,
-                    mean,
-                    square,
-                    step=step,
-                    lr=lr,
-                    beta1=beta1,
-                    beta2=beta2,
-                    eps=eps,
-                    weight_decay=weight_decay,
-                    decoupled=decoupled,
-                )
+        _update(_adam(param.dtype, bool(weight_decay), bool(decoupled)), 16, param, grad, mean, square, numbers=numbers)
 
 
 # -- arrays ----------------------------------------------------------------------------------------------------------
