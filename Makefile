@@ -9,10 +9,10 @@ OUT    ?= runs/lenet5
 EXTRA  ?= test
 
 .DEFAULT_GOAL := help
-.PHONY: help train test quick gpu-test lint bench clean
+.PHONY: help train test quick compiled-test gpu-test lint bench clean
 
 help:  ## list the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "gpuconv needs Python 3.10 or newer; try: make PYTHON=python3.12" >&2; exit 2; }
@@ -36,6 +36,10 @@ test: $(VENV)/.$(EXTRA)  ## all tests, then the built wheel in an environment of
 
 quick: $(VENV)/.$(EXTRA)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" -x
+
+# Arguments for pytest, as there: make compiled-test ARGS="-k depthwise"
+compiled-test: $(VENV)/.$(EXTRA)  ## all tests of CUDA kernels on what the compiler makes of them, interpreted: about an hour
+	NUMBA_ENABLE_CUDASIM=0 $(BIN)/python -m pytest $(ARGS) tests/test_*kernels.py
 
 # In the environment of PYTHON, which has to have PyTorch, numba-cuda and CuPy for its driver: installing these is a
 # choice of versions. Without conftest.py, which needs more than that. Arguments for pytest: make gpu-test ARGS="-k lenet"

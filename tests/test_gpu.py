@@ -88,21 +88,27 @@ def test_every_operation_on_cupy_arrays():
     device_functions.compare(cupy)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("captured", [False, True])
-def test_lenet_trains_as_on_the_host(captured):
-    """The losses of 20 steps to 1e-4, of 100 to 1e-3, relative; the first gradients to 1e-4 of the largest.
+def test_lenet_trains_as_on_the_host(captured, dtype):
+    """The losses of 100 steps, step by step and by a CUDA graph; the first gradients to 1e-4 of the largest.
 
-    Step by step, and by a CUDA graph.
+    In float64 to 1e-6, by themselves. In float32 each step begins with the host's weights: a unit so near to zero that
+    it is positive on one backend and not on the other parts them, see docs/questions.md.
     """
     digits = gpuconv.data.load_dataset("mnist-sample")
     transform = gpuconv.data.InputTransform.fit(digits.train_images, (32, 32))
-    images, labels = transform(digits.train_images[:3200]), digits.train_labels[:3200]
+    images, labels = transform(digits.train_images[:3200]).astype(dtype), digits.train_labels[:3200]
 
-    def trained(backend):
+    def trained(backend, weights=None):
+        """Losses, the first gradients, and the weights that each step began with; or given weights for it."""
         gpuconv.manual_seed(0)
-        losses, first = [], None
+        losses, first, began = [], None, []
         with gpuconv.use_backend(backend):
-            model = models.LeNet5().to(backend)
+            model = models.LeNet5()
+            for parameter in model.parameters():
+                parameter.data = parameter.data.astype(dtype)
+            model.to(backend)
             optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
 
             def step(images, labels):
@@ -114,16 +120,18 @@ def test_lenet_trains_as_on_the_host(captured):
 
             run = gpuconv.capture(step) if captured else step
             for number in range(100):
+                if weights:
+                    model.load_state_dict(weights[number])
+                began.append(model.state_dict())
                 part = slice(32 * number, 32 * number + 32)
                 losses.append(run(Tensor(images[part]), labels[part]).item())
                 first = first or [parameter.grad.numpy().copy() for parameter in model.parameters()]
-        return losses, first, type(model.conv1.weight.data)
+        assert all(type(parameter.data) is type(backends.get(backend).xp.empty(0)) for parameter in model.parameters())
+        return losses, first, began
 
-    ours, our_gradients, kind = trained("cuda")
-    theirs, their_gradients, _ = trained("numpy")
-    assert kind is cupy.ndarray
-    np.testing.assert_allclose(ours[:20], theirs[:20], rtol=1e-4)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    theirs, their_gradients, weights = trained("numpy")
+    ours, our_gradients, _ = trained("cuda", weights if dtype == "float32" else None)
+    np.testing.assert_allclose(ours, theirs, rtol={"float32": 1e-4, "float64": 1e-6}[dtype])
     for a, b in zip(our_gradients, their_gradients, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 

@@ -1,0 +1,84 @@
+"""Trains LeNet by the cuda backend, its kernels as compiled and interpreted, and by numpy; prints losses as JSON.
+
+A script, because it needs Numba's real CUDA target, and the tests run with the simulator's. `fake_cupy` takes CuPy's
+place, `gpuconv.ptx` that of the GPU; all between them is what runs on one: the gate, the variants and tilings that the
+rules choose for the batch, kernels as NVVM makes them, a captured step and its repetitions.
+
+Arguments: steps, element type, images a batch.
+"""
+
+import contextlib
+import importlib.util
+import json
+import sys
+
+import fake_cupy
+
+import gpuconv
+from gpuconv import Tensor, models, optim, ptx
+from gpuconv import functional as F
+from gpuconv.backends import cuda_backend, cuda_graph
+from gpuconv.data import InputTransform, load_dataset
+from gpuconv.kernels import device
+
+
+def hosts(argument):
+    """Of the stand-in's arrays, NumPy's, which it keeps; in tuples too."""
+    if isinstance(argument, tuple):
+        return tuple(map(hosts, argument))
+    return argument.host if isinstance(argument, fake_cupy.ndarray) else argument
+
+
+@contextlib.contextmanager
+def machine():
+    """What a machine with a GPU has, and this one has not; gives a list to which launched kernels' names are added."""
+    find_spec, launched = importlib.util.find_spec, []
+    sys.modules["cupy"] = fake_cupy
+    importlib.util.find_spec = lambda name, *rest: name == "cupy" or find_spec(name, *rest)
+    cuda_backend._driver = lambda: (13000, 1)
+    cuda_backend._compiler = lambda: (13, 0)
+    cuda_backend._numba_stream = lambda number, pointer: None
+    cuda_backend.CudaBackend.new_graph = lambda self: cuda_graph.SimulatedGraph()
+    with ptx.interpreted():
+        configured = device.Launch.configured
+
+        def on_hosts(launch, stream):
+            launched.append(launch.kernel.py_func.__name__)
+            return lambda *arguments: configured(launch, stream)(*map(hosts, arguments))
+
+        device.Launch.configured = on_hosts
+        yield launched
+
+
+def trained(backend, steps, dtype, batch):
+    """Losses of captured steps."""
+    dataset = load_dataset("mnist-sample")
+    images = InputTransform.fit(dataset.train_images, (32, 32))(dataset.train_images[: steps * batch]).astype(dtype)
+    labels = dataset.train_labels[: steps * batch]
+    gpuconv.manual_seed(0)
+    with gpuconv.use_backend(backend):
+        model = models.LeNet5()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.astype(dtype)
+        model.to(backend)
+        optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+
+        def step(images, labels):
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run, losses = gpuconv.capture(step), []
+        for first in range(0, steps * batch, batch):
+            part = slice(first, first + batch)
+            losses.append(run(Tensor(images[part]), labels[part]).item())
+    return losses
+
+
+if __name__ == "__main__":
+    arguments = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    with machine() as launched:
+        ours = trained("cuda", *arguments)
+    print(json.dumps({"cuda": ours, "numpy": trained("numpy", *arguments), "kernels": sorted(set(launched))}))
