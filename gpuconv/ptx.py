@@ -209,6 +209,16 @@ def _insert(a: Any, b: Any, position: Any, length: Any) -> Any:
     return (b & ~mask) | ((a << b.dtype.type(int(position))) & mask)
 
 
+def _permute(a: Any, b: Any, selector: Any) -> Any:
+    """Bytes of ``b`` and ``a``, 7 to 0, picked by the four digits of a constant; its digits' highest bits are unused."""
+    if int(selector) & 0x8888:
+        raise PtxError(f"prmt with the selector {int(selector):#x}: not known here")
+    both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
+    digits = [int(selector) >> 4 * i & 7 for i in range(4)]
+    parts = [(both >> np.uint64(8 * digit) & np.uint64(255)) << np.uint64(8 * i) for i, digit in enumerate(digits)]
+    return (parts[0] | parts[1] | parts[2] | parts[3]).astype(np.uint32)
+
+
 def _quotient(a: Any, b: Any) -> Any:
     """Of integers rounded towards zero."""
     if a.dtype.kind == "f":
@@ -254,6 +264,7 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "shl": functools.partial(_shift, left=True),
     "shr": functools.partial(_shift, left=False),
     "bfi": _insert,
+    "prmt": _permute,
     "selp": lambda a, b, p: np.where(p, a, b),
     "mov": lambda a: a,
 }
