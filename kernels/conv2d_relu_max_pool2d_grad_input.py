@@ -1,19 +1,21 @@
 """Gradient of a fused block for its input: the maps' gradient is put together in shared memory, tile by tile.
 
 A block computes ``rows x columns`` elements of ``channels`` channels of one image. For ``filters`` filters at a time it
-gathers the maps' gradient around them: each element of a map looks at the pooling windows that cover it, in order, and
-adds the gradients of those that it won and ReLU let through; one window, if windows do not overlap. The maps' gradient
-is never written, no two threads add to one element, and the order is fixed. Then the block convolves it with the
-flipped filters, as ``conv2d_tiled`` does: a thread computes ``thread_columns`` neighbouring elements of
-``thread_channels`` channels, reads a segment of a row for all taps of that row, and for each tap its channels' weights.
+puts together the maps' gradient around them. Where pooling windows do not overlap, a thread takes a window, whose
+gradient it writes to the winner's place, if ReLU let it through, and zeros to the others; what no window covers was set
+to zero before. Where they overlap, a thread takes an element of a map, looks at the windows that cover it, in order,
+and adds the gradients of those that it won. The maps' gradient is never written, no two threads add to one element, and
+the order is fixed. Then the block convolves it with the flipped filters, as ``conv2d_tiled`` does: a thread computes
+``thread_columns`` neighbouring elements of ``thread_channels`` channels, reads a segment of a row for all taps of that
+row, and for each tap its channels' weights. A batch of few small images has too few elements for so many sums a thread:
+then ``parts`` threads share the filters of each element, and their sums meet in shared memory, in a fixed order.
 
 Visiting the winning positions alone would save three quarters of the multiply-adds with 2x2 windows. But which weights
-meet an element would then depend on where the maxima were, and be read from shared memory one by one: of LeNet's second
-layer eight reads for six multiply-adds, where this way takes one for four; shared memory would take four times as long
-as these multiply-adds.
+meet an element would then depend on where the maxima were: 17 instructions for six multiply-adds of LeNet's second
+layer, counted as if shared memory had no bank conflicts, which makes it no shorter than the sums of the zeros, too.
 
 Shared bytes (float32): ``4 · filters · (halo rows · halo columns + r · s · (channels + 4))``, at most 24 KB. Registers
-aimed at: at most 128. Expected bottleneck: multiply-adds; for small batches, the latency of the gathering.
+aimed at: at most 128. Expected bottleneck: multiply-adds; for small batches, the latency of what comes before them.
 
 Refused: groups, strides of the convolution, and windows that are too long or too large.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +46,11 @@ from gpuconv.kernels.device import (
     fitted,
     i32,
     iadd,
+    idiv,
+    imax,
+    imul,
     jit,
+    ld,
     ldg_if,
     st,
     u32,
@@ -70,13 +77,14 @@ _CHOICES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How the work is cut up; a block has ``rows · columns · channels / (thread_channels · thread_columns)`` threads.
+    """How the work is cut up.
 
     Attributes:
         rows, columns: elements of the input a block, of each channel.
         channels: channels a block; the last block may have fewer.
         thread_channels, thread_columns: channels and neighbouring elements a thread.
         filters: filters a stage.
+        parts: threads that share the filters of a stage, so many each.
     """
 
     rows: int
@@ -85,11 +93,17 @@ class Tiling:
     thread_channels: int
     thread_columns: int
     filters: int
+    parts: int = 1
+
+    @property
+    def part_threads(self) -> int:
+        """Threads of a part."""
+        return self.rows * self.columns * self.channels // (self.thread_channels * self.thread_columns)
 
     @property
     def threads(self) -> int:
         """Threads a block."""
-        return self.rows * self.columns * self.channels // (self.thread_channels * self.thread_columns)
+        return self.parts * self.part_threads
 
 
 def _vector(thread_columns: int) -> int:
@@ -126,16 +140,40 @@ def _pitch(tiling: Tiling, width: int) -> int:
     return min(range(width, width + 32, vector), key=conflicts)
 
 
-def _layout(geometry: BlockGeometry, tiling: Tiling) -> tuple[int, int]:
-    """Elements from one filter's gradient to the next, and those of all weights of a stage."""
+def _layout(geometry: BlockGeometry, tiling: Tiling) -> tuple[int, int, int]:
+    """Elements from one filter's gradient to the next, those of all of a stage, and of all weights of a stage.
+
+    The place of the gradients also takes the sums of all parts but one.
+    """
     height, width = _halo(geometry, tiling)
+    plane = height * _pitch(tiling, width)
+    sums = (tiling.parts - 1) * tiling.part_threads * tiling.thread_channels * tiling.thread_columns
     weights = -(-tiling.filters * geometry.conv.r * geometry.conv.s // 8) * 8
-    return height * _pitch(tiling, width), weights * weight_pitch(tiling.channels)
+    return plane, max(tiling.filters * plane, sums), weights * weight_pitch(tiling.channels)
 
 
 def _shared_elements(geometry: BlockGeometry, tiling: Tiling) -> int:
-    plane, weights = _layout(geometry, tiling)
-    return tiling.filters * plane + weights
+    _, grads, weights = _layout(geometry, tiling)
+    return grads + weights
+
+
+def _covering(geometry: BlockGeometry) -> tuple[int, int]:
+    """Windows that may cover an element of a map, along each axis."""
+    _, pool = geometry
+    rows, columns = (effective(size, step) for size, step in zip((pool.r, pool.s), pool.dilation, strict=True))
+    return -(-rows // pool.stride[0]), -(-columns // pool.stride[1])
+
+
+def _windows(geometry: BlockGeometry, tiling: Tiling) -> tuple[int, int]:
+    """The most windows, along each axis, that have elements in the halo of a tile."""
+    pool = geometry.pool
+    spans = (effective(size, step) for size, step in zip((pool.r, pool.s), pool.dilation, strict=True))
+    most = (
+        (halo + span - 2) // stride + 1
+        for halo, span, stride in zip(_halo(geometry, tiling), spans, pool.stride, strict=True)
+    )
+    rows, columns = (min(count, there) for count, there in zip(most, (pool.p, pool.q), strict=True))
+    return rows, columns
 
 
 @functools.cache
@@ -151,12 +189,15 @@ def _choices(geometry: BlockGeometry) -> tuple[Tiling, ...]:
                 thread_channels = fitted(conv.c, most_channels, 1)
                 groups = -(-conv.c // thread_channels)
                 threads = fitted(groups, max(1, min(groups, _MOST_THREADS // positions)), 1)
-                for most_filters in range(min(conv.k, _MOST_FILTERS), 0, -1):
-                    filters, channels = fitted(conv.k, most_filters, 1), threads * thread_channels
-                    tiling = Tiling(rows, columns, channels, thread_channels, thread_columns, filters)
-                    if tiling.threads <= 2 * _MOST_THREADS and _shared_elements(geometry, tiling) <= _SHARED_ELEMENTS:
-                        found.append(tiling)
-                        break
+                for parts in (1, 2, 4, 8):
+                    # As many filters a stage as fit.
+                    for most_filters in range(min(conv.k, _MOST_FILTERS), 0, -1):
+                        filters, channels = fitted(conv.k, most_filters, 1), threads * thread_channels
+                        tiling = Tiling(rows, columns, channels, thread_channels, thread_columns, filters, parts)
+                        fits = _shared_elements(geometry, tiling) <= _SHARED_ELEMENTS
+                        if tiling.threads <= 2 * _MOST_THREADS and filters % parts == 0 and fits:
+                            found.append(tiling)
+                            break
     return tuple(dict.fromkeys(found))
 
 
@@ -175,21 +216,24 @@ def supports(geometry: BlockGeometry) -> Answer:
 
 
 def _cost(geometry: BlockGeometry, tiling: Tiling) -> float:
-    """Estimated time, in instructions of a large GPU's multiprocessor."""
-    conv = geometry.conv
+    """Estimated time, in cycles of a large GPU."""
+    conv, warps = geometry.conv, -(-tiling.threads // 32)
     taps, blocks = conv.r * conv.s, conv.n
     for size, tile in ((conv.h, tiling.rows), (conv.w, tiling.columns), (conv.c, tiling.channels)):
         blocks *= -(-size // tile)
-    adds = taps * tiling.thread_channels * tiling.thread_columns
+    sums = tiling.thread_channels * tiling.thread_columns
     segment = _segment(geometry, tiling.thread_columns) // _vector(tiling.thread_columns)
-    loads = taps * -(-tiling.thread_channels // 4) + conv.r * (segment + 4)
-    threads = -(-tiling.threads // 32) * 32
-    height, width = _halo(geometry, tiling)
-    fetches = (15 * height * width + 20 * taps * tiling.channels) / threads
-    block = -(-conv.k // tiling.filters) * tiling.filters * threads * (adds + loads + fetches)
-    waves = max(1, -(-blocks // MULTIPROCESSORS))
-    # Two warps for each of its four schedulers keep a multiprocessor busy.
-    return waves * block / min(1, waves * threads / 256)
+    filter_ = taps * (sums + -(-tiling.thread_channels // 4)) + conv.r * (segment + 4)
+    if _covering(geometry) == (1, 1):
+        gather = 20 * math.prod(_windows(geometry, tiling))
+    else:
+        gather = 45 * math.prod(_covering(geometry)) * math.prod(_halo(geometry, tiling))
+    fetches = tiling.filters * (gather + 20 * taps * tiling.channels) / tiling.threads
+    stages = -(-conv.k // tiling.filters)
+    # What a thread executes: sums, what comes before them, and where parts meet.
+    thread = stages * (tiling.filters // tiling.parts * filter_ + fetches + 40) + 100 + 4 * sums * (tiling.parts - 1)
+    # A scheduler, of which a multiprocessor has four, begins an instruction a cycle, and one of each warp in two.
+    return max(-(-blocks // MULTIPROCESSORS) * warps * thread / 4, 2 * thread)
 
 
 @functools.cache
@@ -214,16 +258,19 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
     p, q, pool_r, pool_s = pool.p, pool.q, pool.r, pool.s
     (pool_stride_h, pool_stride_w), (pool_down, pool_beside) = pool.stride, pool.dilation
     (pool_top, _), (pool_left, _) = pool.padding
-    # Windows that cover an element of a map, along each axis.
-    covering_h = -(-effective(pool_r, pool_down) // pool_stride_h)
-    covering_w = -(-effective(pool_s, pool_beside) // pool_stride_w)
+    covering_h, covering_w = _covering(geometry)
+    apart, span_h, span_w = covering_h == covering_w == 1, effective(pool_r, pool_down), effective(pool_s, pool_beside)
+    windows_down, windows_beside = _windows(geometry, tiling)
+    windows = windows_down * windows_beside
     tile_rows, tile_columns, tile_channels, stage = tiling.rows, tiling.columns, tiling.channels, tiling.filters
     thread_channels, thread_columns, threads = tiling.thread_channels, tiling.thread_columns, tiling.threads
     strips, segment_length = tile_columns // thread_columns, _segment(geometry, thread_columns)
     down, beside, channel_blocks = -(-h // tile_rows), -(-w // tile_columns), -(-c // tile_channels)
     (height, width), weights_row = _halo(geometry, tiling), weight_pitch(tile_channels)
-    pitch, (plane, weights_size) = _pitch(tiling, width), _layout(geometry, tiling)
-    grads_size, halo, staged_products = stage * plane, height * width, stage * taps
+    pitch, (plane, grads_size, weights_size) = _pitch(tiling, width), _layout(geometry, tiling)
+    parts, part_threads, part_filters = tiling.parts, tiling.part_threads, stage // tiling.parts
+    groups, sums = tile_channels // thread_channels, thread_channels * thread_columns
+    halo, staged_products = height * width, stage * taps
     staged_weights = -(-staged_products // 8) * 8 * tile_channels
     ragged, vector = k % stage != 0, _vector(thread_columns)
     out_vector = min(widest_access(w, dtype), widest_access(thread_columns, dtype)) if wide else 1
@@ -268,6 +315,16 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
                 total += real(0) if (not won) | (activity <= real(0)) else value
         return total
 
+    @device_function
+    def put(grads: Any, at: Any, row: Any, column: Any, winner: Any, value: Any) -> None:
+        """A window's gradient: row and column are those of its first element, counted from the halo's."""
+        for i in range(pool_r):
+            for j in range(pool_s):
+                here = uadd(row, i * pool_down), uadd(column, j * pool_beside)
+                if (here[0] < height) & (here[1] < width):
+                    won = winner == u32(i * pool_s + j)
+                    st(grads, uadd(at, uadd(umul(here[0], pitch), here[1])), value if won else real(0))
+
     @jit(launch_bounds=bounds)
     def conv2d_relu_max_pool2d_grad_input(grad: Any, weight: Any, y: Any, winners: Any, out: Any) -> None:
         grads = cuda.shared.array(grads_size, real, alignment=16)
@@ -285,9 +342,11 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
         thread = u32(cuda.threadIdx.x)
         rest = udiv(thread, strips)
         column = umul(usub(thread, umul(rest, strips)), thread_columns)
-        group = udiv(rest, tile_rows)
-        row = usub(rest, umul(group, tile_rows))
-        channel = umul(group, thread_channels)
+        part = udiv(rest, tile_rows)
+        row = usub(rest, umul(part, tile_rows))
+        group = part
+        part = udiv(group, groups)
+        channel = umul(usub(group, umul(part, groups)), thread_channels)
         segment_at = i32(uadd(umul(row, pitch), column))
 
         block = u32(cuda.blockIdx.x)
@@ -300,10 +359,41 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
 
         # Unsigned: what lies above or left of the maps is a huge row or column.
         top_row, left_column = usub(first_row, above), usub(first_column, before)
+        # The first windows with elements there; none is above or left of the first one.
+        first_window_row = idiv(iadd(i32(first_row), pool_top - above + pool_stride_h - span_h), pool_stride_h)
+        first_window_column = idiv(iadd(i32(first_column), pool_left - before + pool_stride_w - span_w), pool_stride_w)
+        first_window_row, first_window_column = imax(first_window_row, 0), imax(first_window_column, 0)
+        if apart:
+            i = thread
+            while i < stage * plane:
+                st(grads, i, real(0))
+                i = uadd(i, threads)
+            cuda.syncthreads()
         filter_ = u32(0)
         while filter_ < k:
             i = thread
-            while i < halo:
+            while apart and i < stage * windows:
+                j = udiv(i, windows)
+                rest = usub(i, umul(j, windows))
+                jr = udiv(rest, windows_beside)
+                window_row = uadd(first_window_row, jr)
+                window_column = uadd(first_window_column, usub(rest, umul(jr, windows_beside)))
+                if (window_row < p) & (window_column < q):
+                    there = (uadd(filter_, j) < k) if ragged else True
+                    window = uadd(
+                        umul(uadd(umul(uadd(umul(image, k), uadd(filter_, j)), p), window_row), q), window_column
+                    )
+                    # All three are under way before one is looked at.
+                    value, activity = ldg_if(grad, window, there), ldg_if(y, window, there)
+                    winner = u32(ldg_if(winners, window, there))
+                    # Written so that a NaN lets the gradient through.
+                    value = real(0) if activity <= real(0) else value
+                    row_here = usub(usub(umul(window_row, pool_stride_h), pool_top), top_row)
+                    column_here = usub(usub(umul(window_column, pool_stride_w), pool_left), left_column)
+                    put(grads, umul(j, plane), row_here, column_here, winner, value)
+                i = uadd(i, threads)
+            i = thread
+            while not apart and i < halo:
                 jr = udiv(i, width)
                 jc = usub(i, umul(jr, width))
                 map_row, map_column = uadd(top_row, jr), uadd(left_column, jc)
@@ -333,8 +423,9 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
                     st(weights, uadd(umul(flipped, weights_row), jc), ldg_if(weight, offset, inside))
                 i = uadd(i, threads)
             cuda.syncthreads()
-            plane_at, weights_at = segment_at, i32(channel)
-            for _ in range(stage):
+            plane_at = iadd(segment_at, imul(i32(part), part_filters * plane))
+            weights_at = iadd(i32(channel), imul(i32(part), part_filters * taps * weights_row))
+            for _ in range(part_filters):
                 line = plane_at
                 for _ in range(r):
                     for i in range(0, segment_length, vector):
@@ -348,9 +439,24 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
             cuda.syncthreads()
             filter_ = uadd(filter_, stage)
 
+        if parts > 1:
+            mine = usub(thread, umul(part, part_threads))
+            if part > 0:
+                at = uadd(umul(usub(part, 1), sums * part_threads), mine)
+                for i in range(thread_channels):
+                    for j in range(thread_columns):
+                        st(grads, uadd(at, (i * thread_columns + j) * part_threads), total[i, j])
+            cuda.syncthreads()
+            if part == 0:
+                for other in range(parts - 1):
+                    for i in range(thread_channels):
+                        for j in range(thread_columns):
+                            at = uadd(mine, (other * sums + i * thread_columns + j) * part_threads)
+                            total[i, j] += ld(grads, at)
+
         row, column, channel = uadd(first_row, row), uadd(first_column, column), uadd(first_channel, channel)
         offset = uadd(umul(uadd(umul(uadd(umul(image, c), channel), h), row), w), column)
-        if row < h:
+        if (row < h) & (part == 0):
             for i in range(thread_channels):
                 if uadd(channel, i) < c:
                     for j in range(0, thread_columns, out_vector):

@@ -265,10 +265,10 @@ def compiling():
 
 @pytest.mark.slow
 def test_kernels_are_right_as_compiled(compiling):
-    """One of the simulator's tests of kernels in 16, each kernel among them; `make compiled-test` runs all."""
+    """Of the simulator's tests of kernels, one in 10, the slow ones left out; `make compiled-test` runs all."""
     files = sorted(map(str, TESTS.glob("test_*kernels.py")))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, env={**compiling, "GPUCONV_TEST_SHARE": "16"}, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, env={**compiling, "GPUCONV_TEST_SHARE": "10"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
     line = next(line for line in done.stdout.splitlines() if "compiled and interpreted" in line)
     print(line)
