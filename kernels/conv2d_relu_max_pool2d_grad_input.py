@@ -107,8 +107,8 @@ class Tiling:
 
 
 def _vector(thread_columns: int) -> int:
-    """Elements of a segment that are read at once."""
-    return 2 if thread_columns % 2 == 0 else 1
+    """Elements of a segment that are read at once; of float64, at most two."""
+    return math.gcd(thread_columns, 4)
 
 
 def _segment(geometry: BlockGeometry, thread_columns: int) -> int:
@@ -132,7 +132,7 @@ def _pitch(tiling: Tiling, width: int) -> int:
 
     def conflicts(pitch: int) -> int:
         total, banks = 0, 32 // vector
-        for first in range(0, 32, banks):  # 64 bits a lane are served by half warps
+        for first in range(0, 32, banks):  # 64 bits a lane are served by half warps, 128 by quarters
             words = {(row * pitch + column) // vector for row, column in lanes[first : first + banks]}
             total += max(sum(word % banks == bank for word in words) for bank in range(banks))
         return total
@@ -272,7 +272,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
     groups, sums = tile_channels // thread_channels, thread_channels * thread_columns
     halo, staged_products = height * width, stage * taps
     staged_weights = -(-staged_products // 8) * 8 * tile_channels
-    ragged, vector = k % stage != 0, _vector(thread_columns)
+    ragged, vector = k % stage != 0, min(_vector(thread_columns), widest_access(4, dtype))
     out_vector = min(widest_access(w, dtype), widest_access(thread_columns, dtype)) if wide else 1
     load, store = vector_access(vector)[0], vector_access(out_vector)[2]
     load_weights = weights_loading(thread_channels, tile_channels // thread_channels, dtype)
