@@ -1,12 +1,18 @@
 """Gradients of a chain of fully connected layers for its input, and before each layer's ReLU, in one launch.
 
 A block takes ``rows`` rows back through all layers. The gradient of a layer's results, zero where its ReLU let nothing
-through, waits in shared memory; it is written besides, because the weights' gradients need it. A thread computes an
-element of the layer's input in each row: neighbouring threads read neighbouring weights, and of 16 results the loads
-are under way before the first is used.
+through, waits in shared memory; it is written besides, because the weights' gradients need it. A thread computes up to
+four neighbouring elements of the layer's input in each row, and neighbouring threads read neighbouring weights, 128
+bits each where rows of the weight allow it. Groups of threads share the layer's results, as many groups as the block
+has room for, so that all of it is at work on narrow layers, too; of a dozen results the loads are under way before the
+first is used. The groups' sums meet in shared memory, in a fixed order.
 
-Shared bytes (float32): ``8 · rows · features of the widest layer``, at most 24 KB. Registers aimed at: at most 128.
-Expected bottleneck: the latency of the weights' loads.
+Each block reads all weights, from the second-level cache: LeNet's 236 KB take a multiprocessor, at 64 bytes a cycle,
+3,700 cycles, and the cache serves about a third of all multiprocessors at that rate. So a batch becomes no more blocks
+than that, of more rows each, where a block has room for them.
+
+Shared bytes (float32): at most ``8 · rows · (features of the widest layer + 2 · threads)``. Registers aimed at: at most
+128. Expected bottleneck: the weights' way from the second-level cache.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,9 +29,11 @@ from numba import cuda, types
 from gpuconv.geometry import ChainGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
+    MULTIPROCESSORS,
     Answer,
     Launch,
     Refusal,
+    aligned,
     array_type,
     device_function,
     fma,
@@ -35,16 +44,19 @@ from gpuconv.kernels.device import (
     u32,
     uadd,
     udiv,
+    umin,
     umul,
     unrolled,
     usub,
+    vector_access,
+    widest_access,
 )
-from gpuconv.kernels.linear_chain import fits_chain, flat
+from gpuconv.kernels.linear_chain import fits_chain, flat, pitch
 
-#: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
-_SHARED_ELEMENTS = 6 * 1024
-#: Results of a layer whose weights a thread loads at once.
-_AT_ONCE = 16
+#: Bytes of static shared memory.
+_SHARED_BYTES = 48 * 1024
+#: Results of a layer whose weights a thread loads at once, at most.
+_AT_ONCE = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,79 +81,136 @@ def supports(geometry: ChainGeometry) -> Answer:
     return True
 
 
-def _row(size: int) -> int:
-    """Elements from one row in shared memory to the next: zeros behind the last make whole steps."""
-    return -(-size // _AT_ONCE) * _AT_ONCE
+def _groups(inputs: int, outputs: int, vector: int, threads: int) -> tuple[int, int, int]:
+    """How a block shares a layer: threads of a group, groups, and loads of a thread that are under way at once."""
+    group = min(threads, -(-inputs // vector))
+    most = max(1, min(threads // group, outputs))
+    # A number of groups that divides the results needs no limits in the loop.
+    even = max(count for count in range(1, most + 1) if outputs % count == 0)
+    groups = even if 2 * even >= most else most
+    share = -(-outputs // groups)
+    return group, groups, -(-share // -(-share // _AT_ONCE))
+
+
+def _sums(sizes: tuple[int, ...], tiling: Tiling, widest: int) -> int:
+    """Elements of shared memory for the groups' sums."""
+    vectors = [vector for vector in (1, 2, 4) if vector <= widest]
+    return tiling.rows * max(
+        _groups(inputs, outputs, vector, tiling.threads)[1] * pitch(inputs)
+        for inputs, outputs in pairwise(sizes)
+        for vector in vectors
+    )
 
 
 @functools.cache
 def _choices(sizes: tuple[int, ...]) -> tuple[Tiling, ...]:
-    choices = (Tiling(256, 2), Tiling(256, 4), Tiling(256, 8), Tiling(128, 1))
-    return tuple(choice for choice in choices if 2 * choice.rows * _row(max(sizes)) <= _SHARED_ELEMENTS)
+    def fits(tiling: Tiling) -> bool:
+        waiting = 2 * tiling.rows * pitch(max(sizes))
+        return all((waiting + _sums(sizes, tiling, 16 // size)) * size <= _SHARED_BYTES for size in (4, 8))
+
+    return tuple(filter(fits, (Tiling(512, 1), Tiling(512, 2), Tiling(256, 4), Tiling(128, 4), Tiling(128, 1))))
 
 
 def tilings(geometry: ChainGeometry) -> tuple[Tiling, ...]:
     """Few rows a block for a short batch, which spread it over more multiprocessors; more rows for a longer one."""
-    few = geometry.n <= 256
-    return tuple(
-        sorted(_choices(geometry.sizes), key=lambda tiling: (tiling.rows == 1, tiling.rows * (1 if few else -1)))
-    )
+    rows = next((rows for rows in (1, 2) if geometry.n <= rows * MULTIPROCESSORS // 3), 4)
+    return tuple(sorted(_choices(geometry.sizes), key=lambda tiling: (abs(tiling.rows - rows), -tiling.threads)))
 
 
 @specialised
 def _kernel(
-    sizes: tuple[int, ...], relu: tuple[bool, ...], tiling: Tiling, dtype: str, need_input: bool
+    sizes: tuple[int, ...], relu: tuple[bool, ...], tiling: Tiling, dtype: str, need_input: bool, wide: bool
 ) -> Callable[..., None]:
+    """``wide``: all weights begin at multiples of 128 bits."""
     real = getattr(types, dtype)
     threads, rows, last_layer = tiling.threads, tiling.rows, len(relu) - 1
-    buffer = rows * _row(max(sizes))
-    last_size, last_row, last_active = sizes[-1], _row(sizes[-1]), relu[-1]
+    buffer = rows * pitch(max(sizes))
+    sums_size = _sums(sizes, tiling, widest_access(4, dtype))
+    last_size, last_row, last_active = sizes[-1], pitch(sizes[-1]), relu[-1]
 
     def layer(number: int) -> Any:
         inputs, outputs = sizes[number], sizes[number + 1]
-        row_in, row_out, first = _row(inputs), _row(outputs), number == 0
+        row_in, row_out, first = pitch(inputs), pitch(outputs), number == 0
         masks = not first and relu[number - 1]
+        vector = widest_access(inputs, dtype) if wide else 1
+        group_threads, groups, at_once = _groups(inputs, outputs, vector, threads)
+        batches = -(-outputs // (groups * at_once))
+        share, uneven = batches * at_once, groups * batches * at_once != outputs
+        _, load_read_only, store = vector_access(vector)
 
         @device_function
-        def load_weight(j: int, w: Any, weight: Any, feature: Any, column: Any, inside: bool) -> None:
-            here = uadd(feature, j)
-            w[j] = ldg_if(weight, uadd(umul(here, inputs), column), inside & (here < outputs))
+        def load_weight(j: int, w: Any, one: Any, weight: Any, feature: Any, column: Any) -> None:
+            here = umin(uadd(feature, j), outputs - 1) if uneven else uadd(feature, j)
+            load_read_only(one, weight, uadd(umul(here, inputs), column))
+            for e in range(vector):
+                w[j, e] = one[e]
 
         @device_function
         def add_result(j: int, sums: Any, w: Any, after: Any, feature: Any) -> None:
+            here = umin(uadd(feature, j), outputs - 1) if uneven else uadd(feature, j)
             for r in range(rows):
-                sums[r] = fma(w[j], ld(after, uadd(feature, r * row_out + j)), sums[r])
+                value = ld(after, uadd(here, r * row_out))
+                for e in range(vector):
+                    # Not times zero: what lies behind the last result stands for nothing, be it infinite.
+                    added = fma(w[j, e], value, sums[r, e])
+                    sums[r, e] = sums[r, e] if uneven and uadd(feature, j) >= outputs else added
 
-        load_weights, add_results = unrolled(load_weight, _AT_ONCE), unrolled(add_result, _AT_ONCE)
+        load_weights, add_results = unrolled(load_weight, at_once), unrolled(add_result, at_once)
 
         @device_function
-        def run(after: Any, before: Any, weights: Any, ys: Any, grads: Any, out: Any, first_row: Any, n: Any) -> None:
-            sums, w = cuda.local.array(rows, real), cuda.local.array(_AT_ONCE, real)
-            column = u32(cuda.threadIdx.x)
-            while column < row_in:
-                inside = column < inputs
+        def multiply(after: Any, parts: Any, weight: Any) -> None:
+            """The groups' sums."""
+            sums, w = cuda.local.array((rows, vector), real), cuda.local.array((at_once, vector), real)
+            one = cuda.local.array(vector, real)
+            thread = u32(cuda.threadIdx.x)
+            group = udiv(thread, group_threads)
+            column = umul(usub(thread, umul(group, group_threads)), vector)
+            while (group < groups) & (column < inputs):
                 for r in range(rows):
-                    sums[r] = real(0)
-                feature = u32(0)
-                while feature < outputs:
-                    load_weights(w, weights[number], feature, column, inside)
+                    for e in range(vector):
+                        sums[r, e] = real(0)
+                feature = umul(group, share)
+                for _ in range(batches):
+                    load_weights(w, one, weight, feature, column)
                     add_results(sums, w, after, feature)
-                    feature = uadd(feature, _AT_ONCE)
+                    feature = uadd(feature, at_once)
                 for r in range(rows):
-                    row, value = uadd(first_row, r), sums[r]
-                    offset = uadd(umul(row, inputs), column)
-                    exists = inside & (row < n)
-                    if masks:
-                        # Written so that a NaN lets the gradient through.
-                        value = real(0) if ldg_if(ys[number - 1], offset, exists) <= real(0) else value
-                    if first:
-                        if exists:
-                            st(out, offset, value)
-                    else:
-                        st(before, uadd(column, r * row_in), value if inside else real(0))
-                        if exists:
-                            st(grads[number - 1], offset, value)
-                column = uadd(column, threads)
+                    for e in range(vector):
+                        one[e] = sums[r, e]
+                    store(one, parts, uadd(umul(uadd(umul(group, rows), r), row_in), column))
+                column = uadd(column, group_threads * vector)
+
+        @device_function
+        def run(
+            after: Any,
+            before: Any,
+            parts: Any,
+            weights: Any,
+            ys: Any,
+            grads: Any,
+            out: Any,
+            first_row: Any,
+            n: Any,
+        ) -> None:
+            multiply(after, parts, weights[number])
+            cuda.syncthreads()
+            i = u32(cuda.threadIdx.x)
+            while i < rows * inputs:
+                r = udiv(i, inputs)
+                column, row = usub(i, umul(r, inputs)), uadd(first_row, r)
+                at = uadd(umul(r, row_in), column)
+                value = real(0)
+                for group in range(groups):
+                    value += ld(parts, uadd(at, group * rows * row_in))
+                offset, exists = uadd(umul(row, inputs), column), row < n
+                if masks:
+                    # Written so that a NaN lets the gradient through.
+                    value = real(0) if ldg_if(ys[number - 1], offset, exists) <= real(0) else value
+                if not first:
+                    st(before, at, value)
+                if exists:
+                    st(out if first else grads[number - 1], offset, value)
+                i = uadd(i, threads)
 
         return run
 
@@ -165,6 +234,7 @@ def _kernel(
     def linear_chain_grad_input(grad: Any, weights: Any, ys: Any, grads: Any, out: Any, n: Any) -> None:
         after = cuda.shared.array(buffer, real, alignment=16)
         before = cuda.shared.array(buffer, real, alignment=16)
+        parts = cuda.shared.array(sums_size, real, alignment=16)
         first_row = umul(u32(cuda.blockIdx.x), rows)
         i = u32(cuda.threadIdx.x)
         while i < rows * last_row:
@@ -181,17 +251,20 @@ def _kernel(
             i = uadd(i, threads)
         cuda.syncthreads()
         if anything:
-            run_layers(after, before, weights, ys, grads, out, first_row, u32(n))
+            run_layers(after, before, parts, weights, ys, grads, out, first_row, u32(n))
 
     return linear_chain_grad_input
 
 
-def launches(geometry: ChainGeometry, tiling: Tiling, dtype: Any, *, need_input: bool = True) -> tuple[Launch, ...]:
+def launches(
+    geometry: ChainGeometry, tiling: Tiling, dtype: Any, *, need_input: bool = True, wide: bool = True
+) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for no rows.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
         need_input: whether the input's gradient is wanted.
+        wide: all weights begin at multiples of 16 bytes.
 
     Raises:
         ValueError: too many layers, too wide ones, or an array that is too large.
@@ -204,7 +277,7 @@ def launches(geometry: ChainGeometry, tiling: Tiling, dtype: Any, *, need_input:
     name = np.dtype(dtype).name
     arrays = types.UniTuple(array_type(name), len(relu))
     signature = (array_type(name), arrays, arrays, arrays, array_type(name), types.int64)
-    kernel = _kernel(sizes, relu, tiling, name, need_input)
+    kernel = _kernel(sizes, relu, tiling, name, need_input, wide)
     return (Launch(kernel, signature, (-(-n // tiling.rows), 1, 1), (tiling.threads, 1, 1)),)
 
 
@@ -226,6 +299,6 @@ def launch(
     Raises:
         ValueError: too many layers, too wide ones, or an array that is too large.
     """
-    for one in launches(geometry, tiling, grad.dtype, need_input=out is not None):
+    for one in launches(geometry, tiling, grad.dtype, need_input=out is not None, wide=aligned(*weights)):
         flat_out = (grad if out is None else out).reshape(-1)
         one(stream, grad.reshape(-1), flat(weights), flat(ys), flat(grads), flat_out, geometry.n)
