@@ -37,6 +37,10 @@ from gpuconv.kernels.device import (
     array_type,
     device_function,
     fma,
+    i32,
+    iadd,
+    imin,
+    imul,
     jit,
     ld,
     ldg_if,
@@ -44,7 +48,6 @@ from gpuconv.kernels.device import (
     u32,
     uadd,
     udiv,
-    umin,
     umul,
     unrolled,
     usub,
@@ -138,22 +141,28 @@ def _kernel(
         share, uneven = batches * at_once, groups * batches * at_once != outputs
         _, load_read_only, store = vector_access(vector)
 
+        # Signed offsets: what is added to them becomes part of the instruction. Where shares are uneven, the last one
+        # ends behind the last result.
+
         @device_function
-        def load_weight(j: int, w: Any, one: Any, weight: Any, feature: Any, column: Any) -> None:
-            here = umin(uadd(feature, j), outputs - 1) if uneven else uadd(feature, j)
-            load_read_only(one, weight, uadd(umul(here, inputs), column))
+        def load_weight(j: int, w: Any, one: Any, weight: Any, feature: Any, column: Any, at: Any) -> None:
+            if uneven:
+                at = iadd(imul(imin(iadd(feature, j), outputs - 1), inputs), column)
+                load_read_only(one, weight, at)
+            else:
+                load_read_only(one, weight, iadd(at, j * inputs))
             for e in range(vector):
                 w[j, e] = one[e]
 
         @device_function
         def add_result(j: int, sums: Any, w: Any, after: Any, feature: Any) -> None:
-            here = umin(uadd(feature, j), outputs - 1) if uneven else uadd(feature, j)
+            here = imin(iadd(feature, j), outputs - 1) if uneven else iadd(feature, j)
             for r in range(rows):
-                value = ld(after, uadd(here, r * row_out))
+                value = ld(after, iadd(here, r * row_out))
                 for e in range(vector):
                     # Not times zero: what lies behind the last result stands for nothing, be it infinite.
                     added = fma(w[j, e], value, sums[r, e])
-                    sums[r, e] = sums[r, e] if uneven and uadd(feature, j) >= outputs else added
+                    sums[r, e] = sums[r, e] if uneven and iadd(feature, j) >= outputs else added
 
         load_weights, add_results = unrolled(load_weight, at_once), unrolled(add_result, at_once)
 
@@ -169,11 +178,12 @@ def _kernel(
                 for r in range(rows):
                     for e in range(vector):
                         sums[r, e] = real(0)
-                feature = umul(group, share)
+                feature = i32(umul(group, share))
                 for _ in range(batches):
-                    load_weights(w, one, weight, feature, column)
+                    at = iadd(imul(feature, inputs), i32(column))
+                    load_weights(w, one, weight, feature, i32(column), at)
                     add_results(sums, w, after, feature)
-                    feature = uadd(feature, at_once)
+                    feature = iadd(feature, at_once)
                 for r in range(rows):
                     for e in range(vector):
                         one[e] = sums[r, e]

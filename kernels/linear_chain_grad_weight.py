@@ -1,12 +1,14 @@
 """Gradients of a chain of fully connected layers for all its weights and biases, in one launch.
 
 The gradient of a layer's weight is a product of its results' gradients, transposed, and its inputs. The blocks of the
-grid are dealt out to the layers: each computes a tile of 32 results by 32 inputs. For 32 rows at a time it fetches both
-into shared memory; a thread computes 8 results for one input. An input of ones, behind the last one, gives the bias's
-gradient. Each sum goes through the rows in order.
+grid are dealt out to the layers: each computes a tile of ``outputs`` results by 32 inputs, 16 results where tiles of 32
+would leave multiprocessors without work. For ``rows`` rows at a time it fetches both into shared memory, all loads of a
+thread under way before the first is stored; a thread computes a quarter of the tile's results for one input. An input
+of ones, behind the last one, gives the bias's gradient. Each sum goes through the rows in order.
 
-Shared bytes (float32): 8192. Registers aimed at: at most 64. Expected bottleneck: the latency of the fetches. The batch
-is not cut up, so that no second stage has to add up: this is for a few hundred rows.
+Shared bytes (float32): ``4 · rows · (32 + outputs)``, at most 8192. Registers aimed at: at most 64. Expected
+bottleneck: the latency of the fetches. The batch is not cut up, so that no second stage has to add up: this is for a
+few hundred rows.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ from gpuconv.geometry import ChainGeometry
 from gpuconv.kernels.all_at_once import dealing
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
+    MULTIPROCESSORS,
     Answer,
     Launch,
     add_outer,
     array_type,
     device_function,
+    i32,
+    iadd,
     jit,
     ld,
     ldg_if,
@@ -38,14 +43,16 @@ from gpuconv.kernels.device import (
     uand,
     udiv,
     umul,
+    unrolled,
     ushr,
     usub,
     vector_access,
+    widest_access,
 )
 from gpuconv.kernels.linear_chain import fits_chain, flat
 
-_TILE, _FEATURES = 32, 8
-_THREADS = _TILE * _TILE // _FEATURES
+#: Inputs of a tile, one a lane; and warps a block, which share the tile's results and its rows.
+_INPUTS, _WARPS = 32, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +61,11 @@ class Tiling:
 
     Attributes:
         rows: rows of the batch that are fetched at a time.
+        outputs: results of a tile.
     """
 
     rows: int
+    outputs: int
 
 
 def supports(geometry: ChainGeometry) -> Answer:
@@ -65,71 +74,93 @@ def supports(geometry: ChainGeometry) -> Answer:
 
 
 def tilings(geometry: ChainGeometry) -> tuple[Tiling, ...]:
-    """32 rows at a time, or 16."""
-    return Tiling(32), Tiling(16)
+    """Large tiles, or small ones if there are fewer large ones than multiprocessors."""
+    few = _starts(geometry.sizes, Tiling(32, 32))[-1] < MULTIPROCESSORS
+    choices = (Tiling(32, 32), Tiling(32, 16), Tiling(16, 32), Tiling(16, 16))
+    return tuple(sorted(choices, key=lambda tiling: (tiling.outputs * (1 if few else -1), -tiling.rows)))
 
 
-def _tiles(inputs: int, outputs: int) -> tuple[int, int]:
+def _tiles(inputs: int, outputs: int, tiling: Tiling) -> tuple[int, int]:
     """Tiles across and down: the bias is one input more."""
-    return -(-(inputs + 1) // _TILE), -(-outputs // _TILE)
+    return -(-(inputs + 1) // _INPUTS), -(-outputs // tiling.outputs)
 
 
-def _starts(sizes: tuple[int, ...]) -> list[int]:
+def _starts(sizes: tuple[int, ...], tiling: Tiling) -> list[int]:
     """The first block of each layer, and behind them the number of all blocks."""
-    return list(accumulate((math.prod(_tiles(*pair)) for pair in pairwise(sizes)), initial=0))
+    return list(accumulate((math.prod(_tiles(*pair, tiling)) for pair in pairwise(sizes)), initial=0))
 
 
 @specialised
 def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str) -> Callable[..., None]:
-    real, stage = getattr(types, dtype), tiling.rows
-    tile_size, per_access = stage * _TILE, 4 if dtype == "float32" else 2
+    real, stage, tile_outputs = getattr(types, dtype), tiling.rows, tiling.outputs
+    features, fetches = tile_outputs // _WARPS, stage // _WARPS
+    tile_size, grads_size = stage * _INPUTS, stage * tile_outputs
+    per_access = min(features, widest_access(4, dtype))
     load = vector_access(per_access)[0]
-    starts = _starts(sizes)
+    starts = _starts(sizes, tiling)
 
     def layer(number: int) -> Any:
         inputs, outputs, start = sizes[number], sizes[number + 1], starts[number]
-        across = _tiles(inputs, outputs)[0]
+        across = _tiles(inputs, outputs, tiling)[0]
+
+        @device_function
+        def fetch(
+            j: int, found: Any, grads_found: Any, x: Any, grad: Any, row: Any, column: Any, at: Any, n: Any
+        ) -> None:
+            row = uadd(row, j * _WARPS)
+            found[j] = ldg_if(x, uadd(umul(row, inputs), column), (row < n) & (column < inputs))
+            grads_found[j] = ldg_if(grad, uadd(umul(row, outputs), at), (row < n) & (at < outputs))
+
+        @device_function
+        def put(
+            j: int, found: Any, grads_found: Any, tile: Any, grad_tile: Any, warp: Any, lane: Any, column: Any
+        ) -> None:
+            row = uadd(warp, j * _WARPS)
+            # The input of ones.
+            st(tile, uadd(umul(row, _INPUTS), lane), real(1) if column == inputs else found[j])
+            if lane < tile_outputs:
+                st(grad_tile, uadd(umul(row, tile_outputs), lane), grads_found[j])
+
+        @device_function
+        def multiply(
+            i: int, total: Any, a: Any, b: Any, part: Any, tile: Any, grad_tile: Any, at: Any, grad_at: Any
+        ) -> None:
+            # Signed: what is added becomes part of the instruction.
+            b[0] = ld(tile, iadd(at, i * _INPUTS))
+            for j in range(0, features, per_access):
+                load(part, grad_tile, iadd(grad_at, i * tile_outputs + j))
+                for e in range(per_access):
+                    a[j + e] = part[e]
+            add_outer(total, a, b, 0)
+
+        fetch_all, put_all, multiply_all = unrolled(fetch, fetches), unrolled(put, fetches), unrolled(multiply, stage)
 
         @device_function
         def run(xs: Any, grads: Any, weights_out: Any, biases_out: Any, tile: Any, grad_tile: Any, n: Any) -> None:
-            total = cuda.local.array((_FEATURES, 1), real)
-            a, b, part = (
-                cuda.local.array(_FEATURES, real),
-                cuda.local.array(1, real),
-                cuda.local.array(per_access, real),
-            )
-            for j in range(_FEATURES):
+            total = cuda.local.array((features, 1), real)
+            a, b, part = cuda.local.array(features, real), cuda.local.array(1, real), cuda.local.array(per_access, real)
+            found, grads_found = cuda.local.array(fetches, real), cuda.local.array(fetches, real)
+            for j in range(features):
                 total[j, 0] = real(0)
             thread = u32(cuda.threadIdx.x)
             warp, lane = ushr(thread, 5), uand(thread, 31)
             block = usub(u32(cuda.blockIdx.x), start)
             tile_down = udiv(block, across)
-            first_input = umul(usub(block, umul(tile_down, across)), _TILE)
-            first_output = umul(tile_down, _TILE)
-            column, feature = uadd(first_input, lane), uadd(first_output, lane)
+            first_input = umul(usub(block, umul(tile_down, across)), _INPUTS)
+            first_output = umul(tile_down, tile_outputs)
+            column = uadd(first_input, lane)
+            # Lanes without a result of the tile fetch none.
+            at = uadd(first_output, lane) if lane < tile_outputs else u32(outputs)
             first_row = u32(0)
             while first_row < n:
-                i = warp
-                while i < stage:
-                    row = uadd(first_row, i)
-                    value = ldg_if(xs[number], uadd(umul(row, inputs), column), (row < n) & (column < inputs))
-                    # The input of ones.
-                    st(tile, uadd(umul(i, _TILE), lane), real(1) if column == inputs else value)
-                    value = ldg_if(grads[number], uadd(umul(row, outputs), feature), (row < n) & (feature < outputs))
-                    st(grad_tile, uadd(umul(i, _TILE), lane), value)
-                    i = uadd(i, _THREADS // 32)
+                fetch_all(found, grads_found, xs[number], grads[number], uadd(first_row, warp), column, at, n)
+                put_all(found, grads_found, tile, grad_tile, warp, lane, column)
                 cuda.syncthreads()
-                for i in range(stage):
-                    b[0] = ld(tile, uadd(lane, i * _TILE))
-                    for j in range(0, _FEATURES, per_access):
-                        load(part, grad_tile, uadd(umul(warp, _FEATURES), i * _TILE + j))
-                        for e in range(per_access):
-                            a[j + e] = part[e]
-                    add_outer(total, a, b, 0)
+                multiply_all(total, a, b, part, tile, grad_tile, i32(lane), i32(umul(warp, features)))
                 cuda.syncthreads()
                 first_row = uadd(first_row, stage)
-            for j in range(_FEATURES):
-                feature = uadd(first_output, uadd(umul(warp, _FEATURES), j))
+            for j in range(features):
+                feature = uadd(first_output, uadd(umul(warp, features), j))
                 if feature < outputs:
                     if column < inputs:
                         st(weights_out[number], uadd(umul(feature, inputs), column), total[j, 0])
@@ -140,10 +171,10 @@ def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str) -> Callable[...,
 
     run_one = dealing([layer(number) for number in range(len(sizes) - 1)], starts)
 
-    @jit(launch_bounds=_THREADS)
+    @jit(launch_bounds=32 * _WARPS)
     def linear_chain_grad_weight(xs: Any, grads: Any, weights_out: Any, biases_out: Any, n: Any) -> None:
         tile = cuda.shared.array(tile_size, real, alignment=16)
-        grad_tile = cuda.shared.array(tile_size, real, alignment=16)
+        grad_tile = cuda.shared.array(grads_size, real, alignment=16)
         run_one(xs, grads, weights_out, biases_out, tile, grad_tile, u32(n))
 
     return linear_chain_grad_weight
@@ -158,9 +189,9 @@ def launches(geometry: ChainGeometry, tiling: Tiling, dtype: Any) -> tuple[Launc
     if not (answer := supports(geometry)):
         raise ValueError(f"linear_chain_grad_weight: {answer}")
     name = np.dtype(dtype).name
-    kernel, blocks = _kernel(geometry.sizes, tiling, name), _starts(geometry.sizes)[-1]
+    kernel, blocks = _kernel(geometry.sizes, tiling, name), _starts(geometry.sizes, tiling)[-1]
     signature = (types.UniTuple(array_type(name), len(geometry.relu)),) * 4 + (types.int64,)
-    return (Launch(kernel, signature, (blocks, 1, 1), (_THREADS, 1, 1)),)
+    return (Launch(kernel, signature, (blocks, 1, 1), (32 * _WARPS, 1, 1)),)
 
 
 def launch(
