@@ -22,7 +22,7 @@ from typing import Any
 
 from bench import roofline, sass
 from bench.layers import OPERATIONS, Operand
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry
 
 #: Terms of a sum in the simulated layer; the next number where a tiling needs longer sums.
 TERMS = (32, 128, 512)
@@ -60,6 +60,9 @@ def geometry_text(geometry: Any) -> str:
         return f"{geometry_text(geometry.conv)}, {geometry_text(geometry.pool)}"
     if isinstance(geometry, ChainGeometry):
         return f"{geometry.n} rows, {' -> '.join(map(str, geometry.sizes))}"
+    if isinstance(geometry, ImageBatchGeometry):
+        g = geometry
+        return f"{g.n} of {g.total} images {g.h}x{g.w} -> {g.p}x{g.q}{', warped' if g.warps else ''}"
     if isinstance(geometry, tuple):
         return "x".join(map(str, geometry))
     parts = ["x".join(map(str, geometry.input_shape))]

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry, effective
+from gpuconv.geometry import (
+    BlockGeometry,
+    ChainGeometry,
+    Conv2dGeometry,
+    ImageBatchGeometry,
+    Pool2dGeometry,
+    effective,
+)
 
 #: Images a batch: LeNet is so small that a useful batch is larger.
 _LENET, _LARGE = 128, 32
@@ -107,6 +114,12 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
 
 #: Elements of all parameters of a network.
 PARAMETERS: dict[str, tuple[int, ...]] = {"lenet5.parameters": (150, 6, 2400, 16, 48000, 120, 10080, 84, 840, 10)}
+
+#: Digits, and the inputs made of them. The set is no larger than the batch, so that its bytes are those that move.
+IMAGES: dict[str, ImageBatchGeometry] = {
+    "lenet5.images": ImageBatchGeometry(_LENET, _LENET, 28, 28, 32, 32, warps=False),
+    "lenet5.images-warped": ImageBatchGeometry(_LENET, _LENET, 28, 28, 32, 32, warps=True),
+}
 
 
 # -- what an operation has to do -----------------------------------------------------------------------------
@@ -288,6 +301,28 @@ def _chain_flop(g: ChainGeometry) -> int:
     return 2 * g.n * sum(first * second for first, second in pairwise(g.sizes))
 
 
+def _image_batch(g: ImageBatchGeometry, dtype: str) -> tuple[Operand, ...]:
+    images, labels, index = (
+        Operand((g.total, g.h, g.w), "uint8"),
+        Operand((g.total,), "int64"),
+        Operand((g.n,), "int64"),
+    )
+    transforms = Operand((g.total if g.warps else 0, 2, 3), dtype)
+    return (
+        *(Operand((256,), dtype), images, labels, index, transforms),
+        *(Operand((g.n, 1, g.p, g.q), dtype), Operand((g.n,), "int64")),
+    )
+
+
+def _image_batch_flop(g: ImageBatchGeometry) -> int:
+    """A look into the table counts as one operation; warped, there are four, a point, and three interpolations."""
+    return g.n * g.p * g.q * (4 + 4 + 3 * 3 if g.warps else 1)
+
+
+def _count_correct(g: tuple[int, int], dtype: str) -> tuple[Operand, ...]:
+    return Operand(g, dtype), Operand(g[:1], "int64"), Operand((1,), "int32")
+
+
 def _all_parameters(passes: tuple[int, ...], numbers: int, flop: int, **keywords: Any) -> Operation:
     """The update of all parameters: lists of arrays, each moved so many times, and the numbers of the formula."""
     return Operation(
@@ -377,6 +412,11 @@ OPERATIONS: dict[str, Operation] = {
     "softmax_cross_entropy_mean": Operation(LOGITS, _loss_mean, lambda g: 7 * math.prod(g), _small_rows, _LABELS),
     "sgd_update_all": _all_parameters((2, 1, 2), 4, 5, weight_decay=0.0, nesterov=False),
     "adam_update_all": _all_parameters((2, 1, 2, 2), 8, 13, weight_decay=0.0, decoupled=False),
+    "image_batch": Operation(
+        IMAGES, _image_batch, _image_batch_flop, lambda g, terms: g._replace(n=min(g.n, 3), total=min(g.total, 3))
+    ),
+    # A comparison counts as one operation.
+    "count_correct": Operation(LOGITS, _count_correct, math.prod, _small_rows),
     "relu": _elementwise(MAPS, (1, 1), flop=1),
     "relu_grad": _elementwise(MAPS, (1, 1, 1), flop=1),
     "sgd_update": _elementwise(

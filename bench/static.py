@@ -44,6 +44,7 @@ _DEFAULT_LAYERS = (
     "lenet5.pool1",
     "lenet5.relu1",
     "lenet5.loss",
+    "lenet5.images*",
     "lenet5.fc1-weight",
     "resnet50.conv2-3x3",
     "resnet50.conv3-reduce",
@@ -296,10 +297,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--step", action="store_true", help="instead: the kernels of a captured training step, their arguments, bytes")
     add("--model", choices=("lenet",), help="of the step; default: lenet")
     add("--batch", type=whole_number, metavar="N", help="images of the step; default: 64")
+    add("--augment", action="store_true", help="of the step: its images are moved, as by gpuconv train --augment")
     add("--optimizer", choices=("sgd", "adam"), help="of the step; default: sgd, with momentum")
     arguments = parser.parse_args(argv)
-    for name in ("model", "batch", "optimizer"):
-        if getattr(arguments, name) is not None and not arguments.step:
+    for name in ("model", "batch", "augment", "optimizer"):
+        if getattr(arguments, name) not in (None, False) and not arguments.step:
             parser.error(f"--{name} is of a training step: add --step")
     return arguments
 
@@ -343,14 +345,15 @@ def _show_step(arguments: argparse.Namespace) -> None:
 
     batch, optimizer = arguments.batch or 64, arguments.optimizer or "sgd"
     try:
-        launches = step.record(batch, optimizer)
+        launches, others = step.record(batch, optimizer), step.around(batch, augment=arguments.augment)
     except BackendUnavailable as error:
         raise Refused(str(error)) from None
-    print(step.table(launches, batch))
+    print(step.table(launches, others, batch))
     if arguments.json is not None:
-        settings = {"model": "lenet", "batch": batch, "optimizer": optimizer}
+        settings = {"model": "lenet", "batch": batch, "optimizer": optimizer, "augment": arguments.augment}
         found = {"schema": report.SCHEMA, "benchmark": "step", "machine": machine.describe(), "settings": settings}
-        _write({**found, "launches": [asdict(launch) for launch in launches]}, arguments.json)
+        both = {"launches": launches, "around": others}
+        _write({**found, **{name: [asdict(one) for one in ones] for name, ones in both.items()}}, arguments.json)
 
 
 def _run(argv: list[str] | None) -> int:

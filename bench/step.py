@@ -56,9 +56,40 @@ def record(batch: int, optimizer: str = "sgd") -> list[Recorded]:
 
     Args, Raises: as :func:`launches`.
     """
-    work = _work(batch)
+    return _recorded(launches(batch, optimizer), _work(batch))
+
+
+def around(batch: int, *, augment: bool = False) -> list[Recorded]:
+    """Likewise, what ``gpuconv train`` captures before such a step and behind it.
+
+    Args:
+        batch: images. The set, of which images are read by their numbers, is here no larger.
+        augment: whether images are moved.
+
+    Raises:
+        BackendUnavailable: as :func:`launches`.
+    """
+    import numpy as np
+
+    from gpuconv import backends
+    from gpuconv.backends.cuda_graph import SimulatedGraph
+
+    name = f"lenet5.images{'-warped' if augment else ''}"
+    images, logits = layers.IMAGES[name]._replace(n=batch, total=batch), (batch, layers.LOGITS["lenet5.loss"][1])
+    backend, graph = backends.get("cuda"), SimulatedGraph()
+    operands = layers.OPERATIONS["image_batch"].operands(images, "float32")
+    table, pixels, labels, index, transforms = (backend.asarray(np.zeros(*operand[:2])) for operand in operands[:5])
+    with graph.recording():
+        moved = transforms if augment else None
+        backend.image_batch(table, pixels, labels, index, moved, (images.p, images.q))
+        backend.count_correct(backend.asarray(np.zeros(logits, np.float32)), labels)
+    work = [("image_batch", images), ("count_correct", logits)]
+    return _recorded(graph.launches, [(one, layers.OPERATIONS[one].flop(geometry)) for one, geometry in work])
+
+
+def _recorded(made: list[tuple[Any, tuple[Any, ...]]], work: list[tuple[str, int]]) -> list[Recorded]:
     found = []
-    for launch, given in launches(batch, optimizer):
+    for launch, given in made:
         arguments = _flat(given)
         arrays = {id(one): one.nbytes for one in arguments if hasattr(one, "nbytes") and one.ndim}
         name, sizes = kernel_name(launch), (math.prod(launch.grid), math.prod(launch.block))
@@ -126,28 +157,30 @@ def launches(batch: int, optimizer: str = "sgd") -> list[tuple[Any, tuple[Any, .
     return graph.launches
 
 
-def table(recorded: list[Recorded], batch: int) -> str:
-    """The launches, their sums, and the floor, as text."""
-    rows = [("kernel", "blocks", "threads", "arguments", "bytes", "FLOP")]
-    rows += [
-        (one.kernel, *(f"{n:,}" for n in (one.blocks, one.threads, one.arguments, one.bytes, one.flop)))
-        for one in recorded
-    ]
+def table(recorded: list[Recorded], others: list[Recorded], batch: int) -> str:
+    """The launches of :func:`record`, their sums, those of :func:`around`, and the floor, as text."""
+
+    def row(one: Recorded) -> tuple[str, ...]:
+        return one.kernel, *(f"{n:,}" for n in (one.blocks, one.threads, one.arguments, one.bytes, one.flop))
+
+    rows: list[tuple[str, ...]] = [("kernel", "blocks", "threads", "arguments", "bytes", "FLOP"), *map(row, recorded)]
     total = sum(one.bytes for one in recorded)
     sums = sum(one.arguments for one in recorded), total, sum(one.flop for one in recorded)
     rows.append((f"{len(recorded)} kernels", "", "", *(f"{n:,}" for n in sums)))
+    empty = ("",) * 5
+    rows += [("", *empty), ("in gpuconv train also", *empty), *map(row, others)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in rows
     ]
     flop = 2 * batch * (FORWARD_MACS + BACKWARD_MACS)
     lines += [
         "",
         f"Multiply-adds of the step on {batch:,} images: {flop / 2:,.0f}, {1e6 * flop / FLOPS:.2f} us at 67 TFLOP/s.",
-        f"Bytes of the forward pass alone, fused: {batch * FORWARD_BYTES:,}. All bytes above take "
+        f"Bytes of the forward pass alone, fused: {batch * FORWARD_BYTES:,}. All bytes of the step take "
         f"{1e6 * total / COPY_BANDWIDTH:.2f} us at the 4.3 TB/s at which an H200 copies.",
     ]
     return "\n".join(lines)

@@ -291,6 +291,35 @@ def _adam_update_all(torch: Any, sizes: Any, tensors: Any, keywords: Any) -> Ste
     return _fused_adam(torch, params, grads, means, squares, {**layers.OPERATIONS["adam_update"].keywords, **keywords})
 
 
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def _image_batch(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    table, images, labels, index, transforms = tensors
+    top, left = (g.p - g.h) // 2, (g.q - g.w) // 2
+    sides = (left, g.q - g.w - left, top, g.p - g.h - top)
+    functional = torch.nn.functional
+    rows, columns = (torch.arange(size, dtype=table.dtype, device=table.device) - (size - 1) / 2 for size in (g.p, g.q))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)]).flatten(1)
+
+    def step() -> tuple[Any, ...]:
+        found = functional.pad(table[images[index].int()] - table[0], sides)[:, None]
+        if g.warps:
+            # From pixels to PyTorch's coordinates, in which the middles of the outermost pixels are -1 and 1.
+            at = (transforms[index] @ points).reshape(-1, 2, g.p, g.q).movedim(1, 3)
+            at = at / at.new_tensor([(g.q - 1) / 2, (g.p - 1) / 2])
+            found = functional.grid_sample(found, at, mode="bilinear", padding_mode="zeros", align_corners=True)
+        return found + table[0], labels[index]
+
+    return step
+
+
+def _count_correct(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    logits, labels = tensors
+    return lambda: ((logits.argmax(1) == labels).sum(0, keepdim=True, dtype=torch.int32),)
+
+
 OPERATIONS: Mapping[str, Callable[[Any, Any, Any, Any], Step]] = {
     "conv2d": _conv2d,
     "conv2d_grad_input": _conv2d_grad_input,
@@ -315,4 +344,6 @@ OPERATIONS: Mapping[str, Callable[[Any, Any, Any, Any], Step]] = {
     "softmax_cross_entropy_mean": _softmax_cross_entropy_mean,
     "sgd_update_all": _sgd_update_all,
     "adam_update_all": _adam_update_all,
+    "image_batch": _image_batch,
+    "count_correct": _count_correct,
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import layers, torch_ops
 from gpuconv import kernels
-from gpuconv.geometry import BlockGeometry
+from gpuconv.geometry import BlockGeometry, Pool2dGeometry
 
 #: Of an operation, how many of its last operands are results, or which ones it changes in place; one unless it is here.
 _RESULTS: dict[str, int | tuple[int, ...]] = {
@@ -25,6 +25,7 @@ _RESULTS: dict[str, int | tuple[int, ...]] = {
     "conv2d_relu_max_pool2d_grad_weight": 2,
     "linear_chain_grad_input": 2,
     "linear_chain_grad_weight": 2,
+    "image_batch": 2,
     "softmax_cross_entropy": 3,
     "softmax_cross_entropy_mean": 3,
     "sgd_update": (0, 2),
@@ -88,8 +89,10 @@ def operands(place: Place, operation: str, geometry: Any, dtype: str, seed: int)
 
     def random(operand: layers.Operand) -> Any:
         options = {"dtype": getattr(torch, operand.dtype), "device": place.device}
-        if operand.dtype == "int64":  # labels
+        if operand.dtype == "int64":  # labels, or the numbers of images
             return torch.randint(geometry[1], operand.shape, generator=generator, **options)
+        if operation == "image_batch" and operand.dtype == "uint8":
+            return torch.randint(256, operand.shape, generator=generator, **options)
         if operand.dtype in ("uint8", "int32"):  # winners: only those inside the image are any
             pool = _pool(geometry)
             x = torch.randn(pool.input_shape, generator=generator, device=place.device)
@@ -196,6 +199,10 @@ def judge(operation: str, geometry: Any, dtype: str, torch: Any, got: Sequence[A
             continue
         if isinstance(geometry, BlockGeometry) and not ours.is_floating_point():
             ours, theirs = torch_ops.values_at(torch, theirs, ours, geometry.pool), wanted[0]
+        elif not ours.is_floating_point() and not isinstance(geometry, Pool2dGeometry):
+            if not torch.equal(ours, theirs):
+                return Verdict(math.nan, math.nan, f"result {number}, of integers, is not the same")
+            continue
         elif not ours.is_floating_point():
             if wrong := int((torch_ops.indices_of(torch, ours, geometry) != theirs).sum()):
                 return Verdict(math.nan, math.nan, f"{wrong} of {ours.numel()} winners are other elements")

@@ -140,7 +140,8 @@ def overwrite(target: Array, source: Array) -> None:
     elif isinstance(source, np.ndarray):
         target.set(source.astype(target.dtype, copy=False))
     else:
-        target[...] = source
+        # Of one type and contiguous, as they mostly are, a copy of memory and no kernel.
+        backends.current(target).xp.copyto(target, source)
 
 
 def _library(data: Any) -> str:

@@ -227,6 +227,10 @@ def train(
     validation_fraction: Annotated[
         float | None, _setting("Share of the training images that is held out.", "validation_fraction")
     ] = None,
+    augment: Annotated[
+        bool | None,
+        _setting("Turn, scale and shift the training images a little at random, in each epoch anew.", "augment"),
+    ] = None,
     patience: Annotated[
         int | None, _setting("Stop after so many epochs without a lower validation loss.", "patience")
     ] = None,
@@ -245,8 +249,8 @@ def train(
     given = {
         "data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,
         "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule, "loss": loss, "seed": seed,
-        "validation_fraction": validation_fraction, "patience": patience, "checkpoint_every": checkpoint_every,
-        "backend": backend,
+        "validation_fraction": validation_fraction, "augment": augment, "patience": patience,
+        "checkpoint_every": checkpoint_every, "backend": backend,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if resume:

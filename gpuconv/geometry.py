@@ -417,6 +417,26 @@ class Pool2dGeometry:
         )
 
 
+class ImageBatchGeometry(NamedTuple):
+    """Images of one byte a pixel, some of a set, and the network's inputs that are made of them.
+
+    Attributes:
+        n: images of the batch.
+        total: images of the set.
+        h, w: height and width of an image.
+        p, q: height and width of an input, at least h and w; the image stands in its middle.
+        warps: whether each image has an affine transform.
+    """
+
+    n: int
+    total: int
+    h: int
+    w: int
+    p: int
+    q: int
+    warps: bool
+
+
 class BlockGeometry(NamedTuple):
     """A convolution and the max pooling of its result."""
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpuconv import backends
-from gpuconv.autograd import Tensor, to_array
+from gpuconv.autograd import Tensor, overwrite, to_array
 from gpuconv.geometry import integer
 
 __all__ = ["CapturedStep", "capture"]
@@ -94,12 +94,10 @@ class CapturedStep:
                 for again in self._again:
                     again()
         with self._graph.running():
-            for target, source in zip(self._inputs, arrays, strict=True):
-                target[...] = self._backend.asarray(source)
-            for buffer, values in zip(self._numbers, self._values, strict=True):
-                buffer[...] = self._backend.asarray(values)
+            for target, source in zip([*self._inputs, *self._numbers], [*arrays, *self._values], strict=True):
+                overwrite(target, source)
+            self._graph.launch()
         self._values = []
-        self._graph.launch()
         return self._result
 
     def _check(self, arrays: list[Any]) -> None:

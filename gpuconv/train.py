@@ -43,8 +43,9 @@ import numpy as np
 
 from gpuconv import backends, optim, storage
 from gpuconv import functional as F
-from gpuconv.autograd import Tensor, no_grad, to_numpy
-from gpuconv.data import Dataset, InputTransform, batch_count, batch_indices, load_dataset, split
+from gpuconv.autograd import Tensor, no_grad, overwrite, to_numpy
+from gpuconv.data import Dataset, InputTransform, batch_count, load_dataset, split
+from gpuconv.feed import Feed
 from gpuconv.graph import CapturedStep, capture
 from gpuconv.models import MODELS, Classifier, build
 from gpuconv.nn.module import evaluating
@@ -142,8 +143,11 @@ class TrainConfig:
         schedule: 'cosine', from ``lr`` down to 0 over the whole run, or 'constant'.
         loss: 'cross_entropy', or 'half_squared_error': ½ · Σ (target - softmax(output))² of an image, the target being
             1 for its class and 0 for the others.
-        seed: of the initial weights, the order of images, the choice of validation images and dropout; at least 0.
+        seed: of the initial weights, the order of images, the choice of validation images, augmentation and dropout; at
+            least 0.
         validation_fraction: share of the training images that is held out; at least 0 and below 1.
+        augment: whether training images are turned, scaled and shifted a little at random, in each epoch in another
+            way (:func:`gpuconv.data.random_transforms`); those of validation and test never are.
         patience: stop after so many epochs without a lower validation loss; None never does.
         checkpoint_every: steps between two checkpoints; there is one at the end of each epoch, too.
         backend: 'numpy', ...; 'auto' takes the current one (see ``gpuconv.use_backend``).
@@ -166,6 +170,7 @@ class TrainConfig:
     loss: str = "cross_entropy"
     seed: int = 0
     validation_fraction: float = 0.1
+    augment: bool = False
     patience: int | None = None
     checkpoint_every: int = 200
     backend: str = "auto"
@@ -185,6 +190,9 @@ class TrainConfig:
             self._integer(name, minimum)
         if self.patience is not None:
             self._integer("patience", 1)
+        if not isinstance(self.augment, (bool, np.bool_)):
+            raise TypeError(f"augment must be True or False, got {self.augment!r}")
+        self._set("augment", bool(self.augment))
         self._number("lr", "above 0", lambda value: value > 0)
         self._number("momentum", "at least 0 and below 1", lambda value: 0 <= value < 1)
         self._number("weight_decay", "at least 0", lambda value: value >= 0)
@@ -498,11 +506,11 @@ def fit(
     The first SIGINT (Ctrl-C) or SIGTERM lets the current step end, saves a checkpoint and raises :class:`Interrupted`;
     the second has its usual effect. That is so in the main thread only; Python allows no handlers in others.
 
-    On a GPU the training images are uploaded once, if they take no more than half of the memory that is free, and
-    batches are gathered there. With ``loss='cross_entropy'`` a full batch is a launch of one CUDA graph
-    (:func:`gpuconv.capture`), the shorter last one of an epoch is not. Losses are read back ten times a second, and
-    before a checkpoint. If the step cannot be captured, a line of the logger ``gpuconv.train`` says why, and each step
-    is run launch by launch.
+    On a GPU the training images are uploaded once, if they take no more than half of the memory that is free; in each
+    epoch, the order in which they come (and how they are augmented). With ``loss='cross_entropy'`` a full batch is a
+    launch of one CUDA graph (:func:`gpuconv.capture`), which gathers the batch and counts the right answers, too; the
+    shorter last one of an epoch is not. Losses are read back ten times a second, and before a checkpoint. If the step
+    cannot be captured, a line of the logger ``gpuconv.train`` says why, and each step is run launch by launch.
 
     Args:
         config: what to train, and how.
@@ -640,7 +648,8 @@ class _Checkpoint:
         return str(self.content["backend"])
 
     def check_belongs_to(self, config: TrainConfig, dataset: Dataset) -> None:
-        theirs, ours = dict(self.content["config"]), asdict(config)
+        # A checkpoint from before there was augmentation has no word of it.
+        theirs, ours = {"augment": False, **self.content["config"]}, asdict(config)
         if ours["backend"] == backends.AUTO:
             ours["backend"] = self.backend
         theirs["backend"] = self.backend
@@ -693,12 +702,15 @@ class _Run:
         training, validation = split(len(dataset.train_images), config.validation_fraction, config.seed)
         transform = InputTransform.fit(dataset.train_images[training], self.model.input_shape[1:])
         self.model.input_transform = transform
-        self.images, self.labels = transform(dataset.train_images[training]), dataset.train_labels[training]
-        free = backend.free_memory()
-        # Half of the memory is left for training; images that do not fit into the rest are copied batch by batch.
-        self.resident = free is None or 2 * self.images.nbytes <= free
-        if self.resident:
-            self.images, self.labels = backend.asarray(self.images), backend.asarray(self.labels)
+        self.feed = Feed(
+            dataset.train_images[training],
+            dataset.train_labels[training],
+            transform,
+            backend,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            augment=config.augment,
+        )
         self.validation_images = transform(dataset.train_images[validation])
         self.validation_labels = dataset.train_labels[validation]
         self.steps = batch_count(len(training), config.batch_size)
@@ -713,8 +725,9 @@ class _Run:
         #: On a GPU, what a full batch takes instead of _train_step; elsewhere, and if it cannot be captured, None.
         captured = capture(self._whole_step) if config.loss == "cross_entropy" else None
         self.captured = captured if isinstance(captured, CapturedStep) else None
-        #: Of captured steps, in the backend's arrays: losses and numbers of right answers that were not read back yet.
-        self.unread: list[tuple[Any, Any]] = []
+        #: What captured steps left on the backend: loss and number of right answers of each since they were last read.
+        self.log = backend.xp.empty((self.steps,), np.float32), backend.xp.empty((self.steps,), np.int32)
+        self.unread = 0
         self.next_read = 0.0
 
     # -- state -------------------------------------------------------------------------------------------------------
@@ -788,7 +801,7 @@ class _Run:
                 model=self.config.model,
                 parameters=sum(parameter.numel() for parameter in self.model.parameters()),
                 backend=self.backend.name,
-                train_images=len(self.images),
+                train_images=len(self.feed),
                 validation_images=len(self.validation_images),
                 test_images=len(self.dataset.test_images),
                 epochs=self.config.epochs,
@@ -814,13 +827,13 @@ class _Run:
 
     def _train_epoch(self) -> None:
         before, started, images = self.seconds, time.perf_counter(), 0
-        batches = batch_indices(
-            len(self.images), self.config.batch_size, seed=self.config.seed, epoch=len(self.history), start=self.step
-        )
-        for index in batches:
-            if self.captured is None or len(index) < self.config.batch_size or not self._captured_step(index):
-                self._train_step(index)
-            images += len(index)
+        self.feed.begin(len(self.history))
+        for step in range(self.step, self.steps):
+            size = min(self.config.batch_size, len(self.feed) - step * self.config.batch_size)
+            inputs = self.feed.inputs(step)
+            if self.captured is None or size < self.config.batch_size or not self._captured_step(inputs):
+                self._train_step(inputs, size)
+            images += size
             # At the end of the epoch there will be another one at once.
             due = self.optimizer.steps % self.config.checkpoint_every == 0 and self.step < self.steps
             if self.unread:
@@ -831,7 +844,7 @@ class _Run:
                 self.next_read = now + _READ_EVERY
             spent = time.perf_counter() - started
             self.seconds = before + spent
-            seen = min(self.step * self.config.batch_size, len(self.images))
+            seen = min(self.step * self.config.batch_size, len(self.feed))
             self.report(
                 BatchEnd(
                     epoch=len(self.history) + 1,
@@ -847,10 +860,10 @@ class _Run:
                 self.save()
                 self._stop_if_asked()
 
-    def _train_step(self, index: np.ndarray) -> None:
+    def _train_step(self, inputs: tuple[Any, ...], size: int) -> None:
         self._read_back()
         self.optimizer.lr = self._lr()
-        images, labels = self._batch(index)
+        images, labels = self.feed.batch(*inputs)
         logits = self.model(Tensor(images))
         loss = LOSSES[self.config.loss](logits, labels)
         value = float(loss)
@@ -862,32 +875,26 @@ class _Run:
         loss.backward()
         self.optimizer.step()
         self.step += 1
-        self.loss_sum += value * len(index)
-        self.correct += int((logits.data.argmax(1) == labels).sum())
+        self.loss_sum += value * size
+        self.correct += int(self.backend.count_correct(logits.data, labels))
 
-    def _batch(self, index: np.ndarray) -> tuple[Any, Any]:
-        if self.resident:
-            chosen = self.backend.asarray(index)
-            return self.images[chosen], self.labels[chosen]
-        return self.backend.asarray(self.images[index]), self.backend.asarray(self.labels[index])
-
-    def _whole_step(self, images: Tensor, labels: Any) -> tuple[Tensor, Tensor]:
+    def _whole_step(self, *inputs: Any) -> tuple[Tensor, Any]:
         """What is captured: nothing in it waits for the device."""
-        logits = self.model(images)
+        images, labels = self.feed.batch(*inputs)
+        logits = self.model(Tensor(images))
         loss = LOSSES[self.config.loss](logits, labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return loss, logits
+        return loss, self.backend.count_correct(logits.data, labels)
 
-    def _captured_step(self, index: np.ndarray) -> bool:
+    def _captured_step(self, inputs: tuple[Any, ...]) -> bool:
         """A step whose loss is read back later; False if nothing was done, because it cannot be captured."""
         assert self.captured is not None
         self.optimizer.lr = self._lr()
-        images, labels = self._batch(index)
         done = self.optimizer.steps
         try:
-            loss, logits = self.captured(Tensor(images), labels)
+            loss, correct = self.captured(*inputs)
         except RuntimeError as error:
             if self.captured.captured:
                 raise
@@ -896,19 +903,21 @@ class _Run:
             _logger.warning("training goes on without a CUDA graph, step by step: %s", error)
             return False
         # The next step overwrites both.
-        self.unread.append((loss.data.copy(), (logits.data.argmax(1) == labels).sum()))
+        for log, value in zip(self.log, (loss.data, correct), strict=True):
+            overwrite(log[self.unread : self.unread + 1], value.reshape(1))
+        self.unread += 1
         self.step += 1
         return True
 
     def _read_back(self) -> None:
         """Add up what captured steps have left on the device, in their order, as a step on the host does."""
-        unread, self.unread = self.unread, []
+        unread, self.unread = self.unread, 0
         if not unread:
             return
-        losses, correct = (self.backend.to_numpy(self.backend.xp.stack(values)) for values in zip(*unread, strict=True))
+        losses, correct = (self.backend.to_numpy(log[:unread]) for log in self.log)
         for number, value in enumerate(losses.tolist()):
             if not math.isfinite(value):
-                raise self._diverged(self.step - len(unread) + number + 1, f"the loss is {value}")
+                raise self._diverged(self.step - unread + number + 1, f"the loss is {value}")
             self.loss_sum += value * self.config.batch_size
         self.correct += int(correct.sum())
 
@@ -928,8 +937,8 @@ class _Run:
                 raise self._diverged(self.step, f"the validation loss is {loss}")
         epoch = EpochEnd(
             epoch=len(self.history) + 1,
-            train_loss=self.loss_sum / len(self.images),
-            train_accuracy=self.correct / len(self.images),
+            train_loss=self.loss_sum / len(self.feed),
+            train_accuracy=self.correct / len(self.feed),
             validation_loss=loss,
             validation_accuracy=accuracy,
             lr=self.optimizer.lr,

@@ -49,6 +49,8 @@ VARIANTS: dict[str, dict[str, str]] = {
     "sgd_update_all": {"one_launch": "gpuconv.kernels.sgd_update_all"},
     "adam_update": {"elementwise": "gpuconv.kernels.adam_update"},
     "adam_update_all": {"one_launch": "gpuconv.kernels.adam_update_all"},
+    "image_batch": {"gathered": "gpuconv.kernels.image_batch"},
+    "count_correct": {"one_block": "gpuconv.kernels.count_correct"},
 }
 
 
@@ -56,10 +58,10 @@ class Variant(Protocol):
     """What the module of a variant provides.
 
     A geometry is a frozen dataclass of ``gpuconv.geometry``; where an operation has none, the shape of the array that
-    it works on (of the logits, for a loss). Arrays are contiguous, of one float type (but for labels and winners), and
-    of the shapes that the geometry gives; the backend has seen to it. Their order, before the geometry, is that of the
-    operation's primitive in ``gpuconv.backends.base``, then the results: for conv2d ``x, weight, bias, out``, bias
-    being None where there is none. The primitive's numbers follow by keyword, after the stream.
+    it works on (of the logits, for a loss). Arrays are contiguous, of one float type (but for labels, winners and
+    bytes), and of the shapes that the geometry gives; the backend has seen to it. Their order, before the geometry, is
+    that of the operation's primitive in ``gpuconv.backends.base``, then the results: for conv2d ``x, weight, bias,
+    out``, bias being None where there is none. The primitive's numbers follow by keyword, after the stream.
     """
 
     def supports(self, geometry: Any) -> Any:

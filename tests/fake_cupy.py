@@ -224,6 +224,10 @@ def empty(shape, dtype=float):
     return ndarray(host)
 
 
+def copyto(dst, src):
+    np.copyto(dst.host, src.host)
+
+
 def from_dlpack(a):
     return ndarray(np.from_dlpack(a))
 

@@ -459,3 +459,29 @@ def mse_loss(x: Array, target: Array, reduction: str = "mean") -> Array:
 def half_squared_error(x: Array, target: Array) -> Array:
     """Total error of the introductory texts: ``sum((target - x)**2) / 2``."""
     return mse_loss(x, target, "sum") / 2
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def image_batch(table, images, index, transforms, size):
+    """Inputs (n, 1, *size) of images, each in the middle, padded with byte 0; moved by an affine transform, or by None.
+
+    A transform takes points of the input to points of the input without it, both counted from the middle.
+    """
+    (p, q), (h, w) = size, images.shape[1:]
+    inputs = np.zeros((len(index), p, q), np.float64)
+    for n, i in enumerate(index):
+        canvas = np.zeros((p, q), np.int64)
+        top, left = (p - h) // 2, (q - w) // 2
+        canvas[top : top + h, left : left + w] = images[i]
+        matrix = np.array([[1, 0, 0], [0, 1, 0]]) if transforms is None else np.float64(transforms[i])
+        for row in range(p):
+            for column in range(q):
+                x, y = matrix @ [column - (q - 1) / 2, row - (p - 1) / 2, 1]
+                x, y = x + (q - 1) / 2, y + (p - 1) / 2
+                for r in range(math.floor(y), math.floor(y) + 2):
+                    for c in range(math.floor(x), math.floor(x) + 2):
+                        byte = canvas[r, c] if 0 <= r < p and 0 <= c < q else 0
+                        inputs[n, row, column] += (1 - abs(y - r)) * (1 - abs(x - c)) * np.float64(table[byte])
+    return inputs[:, None]

@@ -19,7 +19,7 @@ from gpuconv import storage
 from gpuconv.cli import main
 from gpuconv.data import load_dataset, write_idx
 from gpuconv.models import LeNet5
-from gpuconv.train import TrainConfig
+from gpuconv.train import TrainConfig, saved_config
 
 PICTURES = ("curves.png", "confusion.png", "filters.png", "activations.png")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -134,6 +134,17 @@ def test_resume_of_what_is_done(capsys, run):
     assert "nothing is left to train" in out
     assert (run / "curves.png").exists()
     assert "epochs is 2 there and 7 here" in one_line(capsys, "train", "--resume", "--out", run, "--epochs", 7)
+
+
+def test_a_run_that_augments_goes_on_augmenting(capsys, few_digits):
+    """--augment is part of the run: it need not be given again, and cannot be taken back."""
+    assert outcome(capsys, "train", "--data", few_digits, "--epochs", 1, "--augment")[0] == 0
+    (folder,) = Path("runs").iterdir()
+    assert saved_config(folder).augment
+    status, out, _ = outcome(capsys, "train", "--resume")
+    assert status == 0
+    assert "nothing is left to train" in out
+    assert "augment is True there and False here" in one_line(capsys, "train", "--resume", "--no-augment")
 
 
 def test_early_stop_is_said(capsys, few_digits):

@@ -24,6 +24,7 @@ from gpuconv.data import (
     datasets,
     download,
     load_dataset,
+    random_transforms,
     read_digit,
     read_idx,
     split,
@@ -392,6 +393,34 @@ def test_order_never_changes():
     assert next(batch_indices(10, 10, seed=0, epoch=0)).tolist() == [9, 6, 0, 8, 7, 2, 5, 3, 1, 4]
     assert next(batch_indices(10, 10, seed=7, epoch=3)).tolist() == [6, 8, 1, 9, 0, 2, 3, 4, 5, 7]
     assert split(10, 0.3, 7)[1].tolist() == [1, 4, 6]
+
+
+def test_random_transforms():
+    """Within what is promised, to its ends; a function of seed, epoch and the image's number; never another one."""
+    transforms = random_transforms(4000, seed=1, epoch=2)
+    assert transforms.shape == (4000, 2, 3)
+    assert transforms.dtype == np.float32
+    turn, shift = transforms[:, :, :2].astype(np.float64), transforms[:, :, 2].astype(np.float64)
+    # The inverse of a rotation and a scaling: from the old image to the new one.
+    forward = np.linalg.inv(turn)
+    scale, angle = np.sqrt(np.linalg.det(forward)), np.degrees(np.arctan2(forward[:, 1, 0], forward[:, 0, 0]))
+    np.testing.assert_allclose(forward @ forward.transpose(0, 2, 1), scale[:, None, None] ** 2 * np.eye(2), atol=1e-6)
+    moved = -(forward @ shift[:, :, None])[:, :, 0]  # where the middle of the image went
+    for values, middle, most in ((angle, 0, 15), (scale, 1, 0.15), (moved[:, 0], 0, 2), (moved[:, 1], 0, 2)):
+        parts = (values - middle) / most
+        assert np.abs(parts).max() <= 1 + 1e-5
+        # Uniform from -1 to 1: as many in each tenth, six standard deviations aside.
+        assert np.abs(np.histogram(parts, 10, (-1.0001, 1.0001))[0] - 400).max() < 6 * 19
+    assert np.abs(np.corrcoef([angle, scale, *moved.T]) - np.eye(4)).max() < 0.1
+    np.testing.assert_array_equal(random_transforms(10, seed=1, epoch=2), transforms[:10])
+    for other in ({"seed": 2, "epoch": 2}, {"seed": 1, "epoch": 3}):
+        assert not np.isclose(random_transforms(10, **other), transforms[:10]).any(axis=(1, 2)).all()
+    expected = [[0.95790952, 0.03393196, 0.07083987], [-0.03393196, 0.95790952, -0.02049973]]
+    np.testing.assert_allclose(random_transforms(1, seed=7, epoch=3)[0], expected, rtol=1e-5)
+    assert random_transforms(0, seed=0, epoch=0).shape == (0, 2, 3)
+    for wrong in ("count", "seed", "epoch"):
+        with pytest.raises(ValueError, match=f"{wrong} is -1; it must be at least 0"):
+            random_transforms(**{"count": 1, "seed": 0, "epoch": 0, wrong: -1})
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------

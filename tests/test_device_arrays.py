@@ -86,6 +86,14 @@ def mean_loss(numpy, logits, labels, weight, loss, dlogits, wrong, shape, **opti
     dlogits[...] = numpy.softmax_cross_entropy_grad(grad, probabilities, labels, weight=weight, **options)
 
 
+def image_batch(numpy, table, images, labels, index, transforms, x, found, geometry):
+    x[...], found[...] = numpy.image_batch(table, images, labels, index, transforms, (geometry.p, geometry.q))
+
+
+def count_correct(numpy, logits, labels, out, shape):
+    out[0] = numpy.count_correct(logits, labels)
+
+
 def sgd_all(numpy, params, grads, velocities, numbers, sizes, **options):
     lr, momentum, share, _ = numbers
     for one in zip(params, grads, velocities, strict=True):
@@ -102,6 +110,8 @@ FUSED = {
     "linear_chain_grad_weight": chain_grad_weight,
     "softmax_cross_entropy_mean": mean_loss,
     "sgd_update_all": sgd_all,
+    "image_batch": image_batch,
+    "count_correct": count_correct,
 }
 
 
@@ -615,9 +625,13 @@ def same(one, other):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_training_by_a_graph(capturing, tmp_path, monkeypatch):
-    """Full batches by a graph, the shorter last one by itself: as without a graph, bit for bit, also when resumed."""
-    config = train.TrainConfig(epochs=3, batch_size=16, checkpoint_every=4, backend="cuda")
+@pytest.mark.parametrize("augment", [False, True])
+def test_training_by_a_graph(capturing, tmp_path, monkeypatch, augment):
+    """Full batches by a graph, the shorter last one by itself: as without a graph, bit for bit, also when resumed.
+
+    The stopped run goes on in the middle of an epoch, with the order and the transforms of that epoch.
+    """
+    config = train.TrainConfig(epochs=3, batch_size=16, checkpoint_every=4, backend="cuda", augment=augment)
     events = []
     straight = train.fit(config, tmp_path / "straight", on_event=events.append)
     # 81 images are 5 full batches: of 15, two are the warm-up.
@@ -648,6 +662,46 @@ def test_training_by_a_graph(capturing, tmp_path, monkeypatch):
     assert all(all_steps[step] == values for step, values in shown.items())
 
 
+def test_what_the_host_does_in_a_captured_step(capturing, tmp_path, monkeypatch):
+    """The images' numbers are copied on the device, the optimizer's to it; the graph; loss and count into the log."""
+    monkeypatch.setattr(train, "_READ_EVERY", 1e9)
+    log, real_copyto, real_set, real_launch = [], fake_cupy.copyto, fake_cupy.ndarray.set, ListedGraph.launch
+
+    def copyto(target, source):
+        log.append(("copy", source.shape))
+        real_copyto(target, source)
+
+    def upload(target, source):
+        log.append(("upload", source.shape))
+        real_set(target, source)
+
+    def launch(graph):
+        log.append("graph")
+        done = len(launched)
+        real_launch(graph)
+        del launched[done:]
+
+    monkeypatch.setattr(fake_cupy, "copyto", copyto)
+    monkeypatch.setattr(fake_cupy.ndarray, "set", upload)
+    monkeypatch.setattr(ListedGraph, "launch", launch)
+    before = []
+
+    def note(event):
+        if isinstance(event, train.CheckpointSaved) and (event.epochs_done, event.steps_done) == (1, 0):
+            log.clear()
+            launched.clear()
+        elif isinstance(event, train.CheckpointSaved) and event.steps_done:
+            before.append((list(log), list(launched)))
+
+    config = train.TrainConfig(epochs=2, batch_size=10, checkpoint_every=12, backend="cuda", augment=True)
+    train.fit(config, tmp_path, on_event=note)
+    step = [("copy", (10,)), ("upload", (4,)), "graph", ("copy", (1,)), ("copy", (1,))]
+    (events, launches) = before[0]
+    # 81 images are 9 steps, the last one of one image: the second epoch's order and transforms, and its first three.
+    assert events == [("upload", (81,)), ("upload", (81, 2, 3)), *3 * step]
+    assert launches == []
+
+
 @pytest.mark.parametrize(("batch_size", "lr"), [(8, 1e4), (40, 1e30)])
 def test_losses_are_read_back_when_they_are_shown(capturing, tmp_path, monkeypatch, batch_size, lr):
     """Between two checkpoints nothing waits for the device; the step that diverged is found all the same.
@@ -672,17 +726,22 @@ def test_losses_are_read_back_when_they_are_shown(capturing, tmp_path, monkeypat
     assert shown == [1]
 
 
-def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path):
-    """Half of the memory is left for training; the result is the same."""
-    config = train.TrainConfig(epochs=1, batch_size=16, backend="cuda")
-    resident = train.fit(config, tmp_path / "resident")
-    capturing.Memory.free = 81 * 4 * 32 * 32 * 2 - 1
+@pytest.mark.parametrize("augment", [False, True])
+def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path, monkeypatch, augment):
+    """Half of the memory is left for training, to the byte; by a graph all the same, and the result is the same."""
+    config = train.TrainConfig(epochs=2, batch_size=16, backend="cuda", augment=augment)
     runs, real = [], train._Run.train
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train._Run, "train", lambda run: runs.append(run) or real(run))
-        copied = train.fit(config, tmp_path / "copied")
-    assert type(runs[0].images) is np.ndarray
-    same(resident, copied)
+    monkeypatch.setattr(train._Run, "train", lambda run: runs.append(run) or real(run))
+    results = []
+    # Pixels, a label, a place in the order, and a transform.
+    needed = 2 * 81 * (28 * 28 + 8 + 8 + (24 if augment else 0))
+    for free in (needed, needed - 1):
+        monkeypatch.setattr(cuda_backend.CudaBackend, "free_memory", lambda self, free=free: free)
+        ListedGraph.repeated = 0
+        results.append(train.fit(config, tmp_path / str(free)))
+        assert ListedGraph.repeated == 8
+    assert [run.feed.resident for run in runs] == [True, False]
+    same(*results)
 
 
 def test_explain_and_summary_of_a_model_on_the_device(machine):

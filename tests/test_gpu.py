@@ -6,6 +6,7 @@ and with NUMBA_ENABLE_CUDASIM=0, which decides that kernels go to the GPU. Every
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
 import shutil
@@ -136,13 +137,14 @@ def test_lenet_trains_as_on_the_host(captured, dtype):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
-def test_fit_resume_evaluate_predict(tmp_path, caplog):
+@pytest.mark.parametrize("augment", [False, True])
+def test_fit_resume_evaluate_predict(tmp_path, caplog, augment):
     """The training loop from end to end; a resumed run has the losses of one that was not stopped, bit for bit.
 
-    By a CUDA graph: nothing is said of one that could not be captured.
+    By a CUDA graph: nothing is said of one that could not be captured. On the host it learns the same images.
     """
     pytest.importorskip("safetensors", reason="checkpoints are safetensors files")
-    config = train.TrainConfig(epochs=2, backend="cuda", batch_size=64)
+    config = train.TrainConfig(epochs=2, backend="cuda", batch_size=64, augment=augment)
 
     class Stop(Exception):
         pass
@@ -160,6 +162,8 @@ def test_fit_resume_evaluate_predict(tmp_path, caplog):
     for ours, theirs in zip(resumed.model.get_weights(), straight.model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert resumed.test_accuracy > 0.9
+    host = train.fit(dataclasses.replace(config, backend="numpy"), tmp_path / "host")
+    np.testing.assert_allclose(straight.history[0].train_loss, host.history[0].train_loss, rtol=1e-2)
     digits = gpuconv.data.load_dataset("mnist-sample").test_images[:50]
     on_device = gpuconv.load(tmp_path / "straight").to("cuda").predict(cupy.asarray(digits))
     np.testing.assert_allclose(on_device, straight.model.to("cpu").predict(digits), rtol=1e-3, atol=1e-5)

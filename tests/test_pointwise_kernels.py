@@ -15,7 +15,8 @@ import test_linear_kernels
 from simulation import TOLERANCE, run
 
 from gpuconv.backends.numpy_backend import NumpyBackend
-from gpuconv.geometry import Pool2dGeometry
+from gpuconv.data import InputTransform
+from gpuconv.geometry import ImageBatchGeometry, Pool2dGeometry
 from gpuconv.kernels import VARIANTS, device, load
 
 numpy_backend = NumpyBackend()
@@ -35,6 +36,8 @@ OPERATIONS = {
     "sgd_update_all",
     "adam_update",
     "adam_update_all",
+    "image_batch",
+    "count_correct",
 }
 NO_WRONG_LABEL = np.iinfo(np.int32).max
 
@@ -429,6 +432,126 @@ def test_labels_that_are_no_classes_are_reported():
         np.testing.assert_array_equal(out.any(axis=1), [True, False, False, True, False])
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("classes", [1, 3, 10, 70])
+def test_count_correct(classes, dtype):
+    """As many as by NumPy's argmax, of ties and NaN too; no label that is no class is right; nothing of nothing."""
+    rng = np.random.default_rng(7)
+    for rows in (0, 1, 63, 65, 300):
+        logits = rng.integers(0, 3, (rows, classes)).astype(dtype)  # many are equal
+        logits[rng.random(logits.shape) < 0.05] = np.nan
+        logits[rng.random(logits.shape) < 0.1] = -np.inf
+        logits[rows // 2 : rows // 2 + 1] = -np.inf
+        largest = logits.argmax(1)
+        labels = np.where(rng.random(rows) < 0.6, largest, rng.integers(-1, classes + 1, rows))
+        for module in modules("count_correct"):
+            for tiling in module.tilings(logits.shape):
+                out = nothing(1, np.int32)
+                run(module, (logits, labels), (out,), logits.shape, tiling)
+                assert out[0] == (largest == labels).sum()
+        assert numpy_backend.count_correct(logits, labels) == (largest == labels).sum()
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+#: Batch, set, image, input: rows of inputs of 4, 2 and 1 elements at once; padding that is odd, or none; one pixel.
+IMAGE_BATCHES = [
+    (3, 5, 4, 4, 8, 8),
+    (2, 3, 5, 3, 7, 6),
+    (1, 2, 1, 1, 1, 1),
+    (4, 4, 3, 5, 4, 5),
+    (2, 2, 9, 20, 10, 28),
+    (5, 1, 2, 7, 2, 9),
+]
+
+
+def image_set(geometry, dtype):
+    """A table, images, labels, numbers of images (each of them the last one, too), and transforms."""
+    g, rng = geometry, np.random.default_rng(8)
+    transform = InputTransform((g.p, g.q), 0.13, 0.31)
+    images, labels = rng.integers(0, 256, (g.total, g.h, g.w), np.uint8), rng.integers(0, 10, g.total)
+    index = np.append(rng.integers(0, g.total, g.n - 1), g.total - 1)
+    transforms = [[1, 0, 0], [0, 1, 0]] + rng.standard_normal((g.total, 2, 3)) * [0.3, 0.3, 2]
+    table = ((np.arange(256) / 255 - transform.mean) / transform.std).astype(dtype)
+    return transform, (table, images, labels, index, transforms.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", IMAGE_BATCHES, ids=str)
+def test_image_batch(shape, dtype):
+    """In its place an image is what the host's transform makes of it, bit for bit; moved, what the formula says."""
+    for warps in (False, True):
+        g = ImageBatchGeometry(*shape, warps=warps)
+        transform, (table, images, labels, index, transforms) = image_set(g, dtype)
+        expected = reference.image_batch(table, images, index, transforms if warps else None, (g.p, g.q))
+        still = np.zeros_like(transforms) + np.array([[1, 0, 0], [0, 1, 0]], dtype)
+        runs = [(module, tiling) for module in modules("image_batch") for tiling in module.tilings(g)]
+        for module, tiling in runs:
+            out, found = nothing(expected.shape, dtype), nothing(g.n, np.int64)
+            run(module, (table, images, labels, index, transforms if warps else None), (out, found), g, tiling)
+            # A position is rounded, and up to 255 steps of the table lie between two pixels.
+            np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4 if dtype == "float32" else 1e-11)
+            np.testing.assert_array_equal(found, labels[index])
+            if warps:
+                run(module, (table, images, labels, index, still), (out, found), g, tiling)
+            if dtype == "float32":
+                np.testing.assert_array_equal(out, transform(images[index]))
+
+
+def test_images_that_there_are_not():
+    """A number outside of the set reads nothing: pixels are NaN and the label is -1, those of the others as always."""
+    for warps in (False, True):
+        g = ImageBatchGeometry(5, 3, 3, 4, 5, 6, warps=warps)
+        _, (table, images, labels, _, transforms) = image_set(g, np.float32)
+        index = np.array([0, 3, -1, 2, 2**40])
+        for module in modules("image_batch"):
+            out, found = nothing((5, 1, 5, 6), np.float32), nothing(5, np.int64)
+            # The trace would find a read outside of an array.
+            run(module, (table, images, labels, index, transforms), (out, found), g, module.tilings(g)[0])
+            assert np.isnan(out[[1, 2, 4]]).all()
+            assert np.isfinite(out[[0, 3]]).all()
+            np.testing.assert_array_equal(found, [labels[0], -1, -1, labels[2], -1])
+        nobody = g._replace(n=2, total=0)
+        out, found = nothing((2, 1, 5, 6), np.float32), nothing(2, np.int64)
+        none = images[:0], labels[:0], index[:2], transforms[:0]
+        run(module, (table, *none), (out, found), nobody, module.tilings(nobody)[0])
+        assert np.isnan(out).all()
+    with pytest.raises(IndexError, match=r"index\[1\] is 3, but there are 3 images"):
+        numpy_backend.image_batch(table, images, labels, index, None, (5, 6))
+    with pytest.raises(IndexError, match=r"index\[0\] is -1"):
+        numpy_backend.image_batch(table, images, labels, index[2:3], None, (5, 6))
+
+
+def test_transforms_to_nowhere():
+    """What is moved out of sight, or by what is no number, is black, and nothing outside of the image is read."""
+    g = ImageBatchGeometry(6, 6, 4, 4, 6, 6, warps=True)
+    _, (table, images, labels, _, transforms) = image_set(g, np.float32)
+    transforms[0], transforms[1], transforms[2, 0, 2], transforms[3, 1, 1] = np.nan, np.inf, 1e30, -np.inf
+    transforms[4, :, 2] = 4.5, 0
+    transforms[5] = [[1, 0, 0.5], [0, 1, -0.5]]
+    index = np.arange(6)
+    for module in modules("image_batch"):
+        out, found = nothing((6, 1, 6, 6), np.float32), nothing(6, np.int64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            run(module, (table, images, labels, index, transforms), (out, found), g, module.tilings(g)[0])
+            expected = numpy_backend.image_batch(table, images, labels, index, transforms, (6, 6))[0]
+        np.testing.assert_array_equal(out[:4], table[0])
+        np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
+        # Half a pixel to the left and down: the mean of four.
+        corner = table[images[5, :2, :2]].mean()
+        np.testing.assert_allclose(out[5, 0, 2, 1], corner, rtol=1e-5)
+
+
+def test_inputs_that_are_not_aligned():
+    """Pixels are stored four at a time only where the result begins at a multiple of 16 bytes."""
+    g = ImageBatchGeometry(2, 2, 6, 6, 8, 8, warps=False)
+    transform, (table, images, labels, index, _) = image_set(g, np.float32)
+    for module in modules("image_batch"):
+        out, found = nothing(129, np.float32)[1:].reshape(2, 1, 8, 8), nothing(2, np.int64)
+        run(module, (table, images, labels, index, None), (out, found), g, module.tilings(g)[0])
+        np.testing.assert_array_equal(out, transform(images[index]))
+
+
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
@@ -439,11 +562,14 @@ def test_more_logits_than_a_block_takes():
             module.launches((4096, 10), module.tilings((4096, 10))[0], np.float32)
 
 
-@pytest.mark.parametrize("operation", sorted(OPERATIONS - {"softmax_cross_entropy_mean"}))
+@pytest.mark.parametrize("operation", sorted(OPERATIONS - {"softmax_cross_entropy_mean", "count_correct"}))
 def test_empty_and_too_large(operation):
     """Nothing is launched for an empty batch; sizes that need 64-bit offsets are refused, with what would do."""
     if operation.endswith("_all"):
         empty, large = (0, 0), (3, 2**31)
+    elif operation == "image_batch":
+        # However large the set is: that is no matter of the batch.
+        empty, large = (ImageBatchGeometry(n, 2**40, 32, 32, 32, 32, warps=False) for n in (0, 2**21))
     elif "pool" in operation:
         empty, large = (Pool2dGeometry.of((n, 8, 16, 16), 2) for n in (0, 2**20))
     else:

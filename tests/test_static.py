@@ -72,6 +72,8 @@ BUDGETS = {
     "softmax_cross_entropy_mean": Budget(64),
     "sgd_update_all": Budget(40),
     "adam_update_all": Budget(64),
+    "image_batch": Budget(32),
+    "count_correct": Budget(40),
 }
 
 

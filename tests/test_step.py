@@ -32,6 +32,17 @@ def test_a_step_is_twelve_kernels(batch, optimizer):
     assert sum(one.flop == 0 for one in launches) == sum(one.kernel == "sum_parts_of_two" for one in launches)
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_what_training_adds(augment):
+    """One kernel makes the batch and one counts, whatever their sizes; their bytes are those that have to move."""
+    batch = 100
+    gather, count = step.around(batch, augment=augment)
+    assert (gather.kernel, count.kernel) == ("image_batch", "count_correct")
+    # Of each image its pixels, its number, its label (read, and written) and its transform; the table; the inputs.
+    assert gather.bytes == batch * (28 * 28 + 3 * 8 + (24 if augment else 0)) + 256 * 4 + batch * 4 * 32 * 32
+    assert count.bytes == batch * (40 + 8) + 4
+
+
 def test_the_floor():
     """The work of a step is that of its layers, counted from their sizes here and there."""
     layers = [(1, 28, 6, 5), (6, 10, 16, 5)]
@@ -53,12 +64,15 @@ def test_the_command(tmp_path):
     assert text[0].split() == ["kernel", "blocks", "threads", "arguments", "bytes", "FLOP"]
     assert text[13].startswith("12 kernels")
     document = json.loads(path.read_text())
-    assert document["settings"] == {"model": "lenet", "batch": 8, "optimizer": "sgd"}
+    assert document["settings"] == {"model": "lenet", "batch": 8, "optimizer": "sgd", "augment": False}
     assert [one["kernel"] for one in document["launches"]] == [line.split()[0] for line in text[1:13]]
     assert f"{sum(one['bytes'] for one in document['launches']):,}" == text[13].split()[-2]
+    assert text[14:18] == ["", "in gpuconv train also", *text[16:18]]
+    assert [one["kernel"] for one in document["around"]] == [line.split()[0] for line in text[16:18]]
     for arguments, words in (
         (("--step", "--batch", 0), "--batch: '0' is not a whole number"),
         (("--batch", 8), "--batch is of a training step: add --step"),
+        (("--augment",), "--augment is of a training step: add --step"),
         (("--step", "--model", "vgg"), "--model: invalid choice: 'vgg'"),
     ):
         wrong = run(*arguments)

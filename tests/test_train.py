@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv import backends, models, nn, storage, train
+from gpuconv import backends, feed, models, nn, storage, train
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.data import batch_indices, load_dataset, write_idx
 from gpuconv.models import Classifier
@@ -190,11 +190,36 @@ def test_each_epoch_has_its_own_order(tmp_path, digits, monkeypatch):
         orders.append(np.concatenate(batches))
         return iter(batches)
 
-    monkeypatch.setattr(train, "batch_indices", recorded)
+    monkeypatch.setattr(feed, "batch_indices", recorded)
     fit(dropout(digits), tmp_path)
     assert len({order.tobytes() for order in orders}) == 3
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(180))
+
+
+def test_only_training_images_are_augmented(tmp_path, digits, monkeypatch):
+    """In each epoch in another way; those that are judged stay as they are, and a transform that moves nothing, too."""
+    judged, epochs = {}, []
+
+    def recorded(model, images, labels, **options):
+        judged.setdefault(out, []).append(np.array(images))
+        return evaluate(model, images, labels, **options)
+
+    def still(count, *, seed, epoch):
+        epochs.append((seed, epoch))
+        return np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (count, 1, 1))
+
+    monkeypatch.setattr(train, "evaluate", recorded)
+    for out, augment in (("plain", False), ("moved", True), ("still", True)):
+        if out == "still":
+            monkeypatch.setattr(feed, "random_transforms", still)
+        fit(dropout(digits, augment=augment, seed=3), tmp_path / out)
+    assert epochs == [(3, 0), (3, 1), (3, 2)]
+    for other in ("moved", "still"):
+        for ours, theirs in zip(judged[other], judged["plain"], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert (tmp_path / "moved" / MODEL).read_bytes() != (tmp_path / "plain" / MODEL).read_bytes()
+    assert_same_run(tmp_path / "still", tmp_path / "plain")
 
 
 def test_a_seed_decides_everything(tmp_path, digits):
@@ -279,8 +304,9 @@ def test_patience_stops_and_keeps_the_best_epoch(tmp_path, digits, monkeypatch):
         {"model": "with-dropout"},
         {"model": "with-dropout", "optimizer": "adam", "lr": 0.01, "schedule": "constant", "patience": 3},
         {"model": "with-dropout", "momentum": 0, "loss": "half_squared_error", "validation_fraction": 0},
+        {"model": "with-dropout", "augment": True},
     ],
-    ids=["lenet5", "dropout", "adam", "plain-sgd"],
+    ids=["lenet5", "dropout", "adam", "plain-sgd", "augmented"],
 )
 def test_a_run_in_pieces_equals_a_whole_one(tmp_path, digits, settings):
     """Whatever state a run has (momentum, Adam's moments, dropout's generator, running means, best weights), it is all
@@ -498,6 +524,7 @@ def test_other_settings_are_named(tmp_path, digits):
         ({"model": "with-dropout", "model_arguments": {}}, ["model is 'lenet5' there", "model_arguments is {'hidden'"]),
         ({"data": "mnist-sample"}, ["data are other images", "'mnist-sample' here"]),
         ({"optimizer": "adam"}, ["optimizer is 'sgd' there and 'adam' here"]),
+        ({"augment": True}, ["augment is False there and True here"]),
     ]:
         with pytest.raises(storage.FileError) as caught:
             fit(small(digits, **changes), tmp_path, resume=True)
@@ -525,6 +552,22 @@ def test_what_changes_nothing_may_change(tmp_path, digits, tmp_path_factory):
     (moved / "train-labels-idx1-ubyte").write_bytes(labels)
     with pytest.raises(storage.FileError, match="data are other images"):
         fit(dropout(moved), tmp_path / "parts", resume=True)
+
+
+def test_a_run_from_before_there_was_augmentation(tmp_path, digits):
+    """A checkpoint that has no word of it goes on without it, and only so."""
+    fit(dropout(digits), tmp_path / "whole")
+    with pytest.raises(Crash):
+        fit(dropout(digits), tmp_path / "parts", on_event=At(BatchEnd, 6, crash))
+    path = tmp_path / "parts" / CHECKPOINT
+    tensors, content = storage.load_tensors(path, "gpuconv-checkpoint")
+    assert content["config"].pop("augment") is False
+    storage.save_tensors(path, tensors, "gpuconv-checkpoint", content)
+    assert train.saved_config(tmp_path / "parts") == dropout(digits)
+    with pytest.raises(storage.FileError, match="augment is False there and True here"):
+        fit(dropout(digits, augment=True), tmp_path / "parts", resume=True)
+    fit(dropout(digits), tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_a_broken_checkpoint_is_refused_and_kept(tmp_path, digits):
@@ -658,6 +701,7 @@ def test_divergence_where_no_step_has_been_taken(tmp_path, digits, monkeypatch):
         ({"model": "LeNet"}, ValueError, "did you mean 'lenet5'?"),
         ({"backend": "numpi"}, ValueError, "did you mean 'numpy'?"),
         ({"model": None}, TypeError, "model must be one of lenet5"),
+        ({"augment": "yes"}, TypeError, "augment must be True or False, got 'yes'"),
         ({"data": 5}, TypeError, "data must be a name or a path, got 5"),
         ({"model_arguments": {"depth": 3}}, ValueError, "model_arguments do not fit lenet5: .*'depth'"),
         ({"model_arguments": {"hidden": {1, 2}}}, TypeError, "model_arguments must be a dict of JSON types"),

@@ -124,6 +124,42 @@ class Backend(ABC):
         """Have ``again`` called before each repetition, if a step is being captured: an optimizer counts its steps."""
         return  # nothing is ever captured here
 
+    # -- data: from the bytes of a set to a batch, and what came of it ------------------------------------------------
+
+    @abstractmethod
+    def image_batch(
+        self,
+        table: Array,
+        images: Array,
+        labels: Array,
+        index: Array,
+        transforms: Array | None,
+        size: Pair,
+    ) -> tuple[Array, Array]:
+        """The network's input for some images of a set, (n, 1, *size), and their labels, (n,).
+
+        An image stands in the middle of its input (where the difference is odd, the extra row or column is at the
+        bottom or right), on the byte 0, black; then a byte b becomes ``table[b]``.
+
+        With ``transforms`` the input of image i shows at the point (x, y), counted in pixels from the input's middle, x
+        to the right and y down, what without them it shows at ``transforms[i] · (x, y, 1)``; between pixels it is
+        interpolated, bilinearly, and outside of the image it is black. An image that is not moved keeps its bits.
+
+        Shapes: table (256,), float; images (total, h, w), uint8; labels (total,), int64; index (n,), int64; transforms
+        (total, 2, 3), of the table's type; size at least (h, w).
+
+        Raises:
+            IndexError: a number in ``index`` that is no image of the set, on a backend for the CPU. A GPU does not wait
+                to find out: there such an image is NaN, and its label -1, so that a loss of it is NaN.
+        """
+
+    @abstractmethod
+    def count_correct(self, logits: Array, labels: Array) -> Array:
+        """How many rows of logits, (m, c), are largest at their label: int32, of shape (). Labels are (m,), int64.
+
+        The first of equals is the largest, and the first NaN is larger than any number.
+        """
+
     # -- convolution -------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -22,7 +22,7 @@ import numpy as np
 
 from gpuconv import kernels, tuning, tuning_store
 from gpuconv.backends.base import Array, Backend, Candidate
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry, Pair, Pool2dGeometry
 
 _INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
 
@@ -297,6 +297,22 @@ class CudaBackend(Backend):
             results = [self.xp.empty(shapes.get(operation, geometry.weight_shape), dtype)]
         self._launch(operation, variant, tiling, geometry, dtype, (*arrays, *results))
         return results[0]
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def image_batch(
+        self, table: Array, images: Array, labels: Array, index: Array, transforms: Array | None, size: Pair
+    ) -> tuple[Array, Array]:
+        (total, h, w), (p, q) = images.shape, size
+        geometry = ImageBatchGeometry(len(index), total, h, w, p, q, warps=transforms is not None)
+        x, found = self.xp.empty((geometry.n, 1, *size), table.dtype), self.xp.empty((geometry.n,), np.int64)
+        self._run("image_batch", geometry, table, images, labels, index, transforms, x, found)
+        return x, found
+
+    def count_correct(self, logits: Array, labels: Array) -> Array:
+        count = self.xp.empty((1,), np.int32)
+        self._run("count_correct", logits.shape, self._contiguous(logits), self._contiguous(labels), count)
+        return count.reshape(())
 
     # -- convolution -------------------------------------------------------------------------------------------------
 

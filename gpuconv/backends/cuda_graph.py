@@ -49,9 +49,8 @@ class CudaGraph:
             self._graph = self._stream.end_capture()
 
     def launch(self) -> None:
-        """Run the graph."""
-        with self.running():
-            self._graph.launch(self._stream)
+        """Run the graph; inside of :meth:`running`."""
+        self._graph.launch(self._stream)
 
 
 class SimulatedGraph:

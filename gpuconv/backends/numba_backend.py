@@ -3,7 +3,8 @@
 Here it is decided what runs where. The kernels themselves:
 
 - ``_numba_conv``, ``_numba_conv_grad``: convolution, its gradients, and the block with ReLU and max pooling;
-- ``_numba_gemm``: matrix products; ``_numba_pool``: pooling; ``_numba_pointwise``: ReLU, loss, optimizers.
+- ``_numba_gemm``: matrix products; ``_numba_pool``: pooling; ``_numba_pointwise``: ReLU, loss, optimizers;
+  ``_numba_images``: batches of inputs.
 
 And what they stand on: ``simd``, the vectors; ``_numba_compile``, the compiler and its cache; ``_numba_threads``;
 ``_numba_memory``, arrays whose memory is used again.
@@ -36,7 +37,7 @@ import numpy as np
 
 from gpuconv import tuning_store
 from gpuconv.backends.base import Candidate
-from gpuconv.backends.numpy_backend import NumpyBackend
+from gpuconv.backends.numpy_backend import NumpyBackend, check_index
 from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 
 try:
@@ -47,6 +48,7 @@ try:
 
     from gpuconv.backends import _numba_conv as conv
     from gpuconv.backends import _numba_conv_grad as conv_grad
+    from gpuconv.backends import _numba_images as pictures
     from gpuconv.backends import _numba_pointwise as pointwise
     from gpuconv.backends import _numba_pool as pooling
     from gpuconv.backends import simd
@@ -127,6 +129,28 @@ class NumbaBackend(NumpyBackend):
             )
         variants = _about(operation, geometry, dtype, window)
         return [Candidate(variant, None, _way(operation, variant, geometry, dtype, window)) for variant in variants]
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def image_batch(
+        self,
+        table: np.ndarray,
+        images: np.ndarray,
+        labels: np.ndarray,
+        index: np.ndarray,
+        transforms: np.ndarray | None,
+        size: Pair,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        check_index(index, len(images))
+        warps, n = transforms is not None, len(index)
+        x = empty((n, 1, *size), table.dtype)
+        work = (40 if warps else 4) * x.size
+        chunks = _chunks(work, n)
+        # Of no transforms, none are read.
+        moved = table if transforms is None else transforms.take(index, 0)
+        arrays = (_ready(table), images.take(index, 0), moved, x)
+        launch(_images(table.dtype, images.shape[1:], size, warps), chunks, *arrays, n, chunks, work=work)
+        return x, labels[index]
 
     # -- convolution -------------------------------------------------------------------------------------------------
 
@@ -643,6 +667,11 @@ def _pooling(build: Any, dtype: np.dtype, geometry: Pool2dGeometry) -> Kernel:
 @functools.cache
 def _kernel(build: Any, dtype: np.dtype) -> Kernel:
     return build(Elements(dtype.name))
+
+
+@functools.cache
+def _images(dtype: np.dtype, size: Pair, padded: Pair, warps: bool) -> Kernel:
+    return pictures.image_batch(pictures.Images(dtype.name, *size, *padded, warps))
 
 
 @functools.cache

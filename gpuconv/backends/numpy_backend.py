@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from gpuconv.backends.base import Backend
-from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry, effective
+from gpuconv.geometry import Conv2dGeometry, Pair, Pool2dGeometry, effective
 
 #: Bound on the matrix of gathered windows. Larger ones are no faster: past the size of a cache the gathered windows
 #: travel to memory and back (measured on LeNet's and ResNet's layers: 1 to 8 MB alike, 64 MB up to 2x slower).
@@ -43,6 +43,29 @@ class NumpyBackend(Backend):
 
     def to_numpy(self, array: np.ndarray) -> np.ndarray:
         return array
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def image_batch(
+        self,
+        table: np.ndarray,
+        images: np.ndarray,
+        labels: np.ndarray,
+        index: np.ndarray,
+        transforms: np.ndarray | None,
+        size: Pair,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        check_index(index, len(images))
+        (p, q), (h, w) = size, images.shape[1:]
+        top, left = (p - h) // 2, (q - w) // 2
+        if transforms is None:
+            x = np.full((len(index), 1, p, q), table[0])
+            x[:, 0, top : top + h, left : left + w] = table.take(images[index])
+            return x, labels[index]
+        return _warped(table, images[index], transforms[index], size), labels[index]
+
+    def count_correct(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return np.asarray(np.count_nonzero(logits.argmax(1) == labels), np.int32)
 
     # -- convolution -------------------------------------------------------------------------------------------------
 
@@ -404,3 +427,37 @@ def _divisor(g: Pool2dGeometry, count_include_pad: bool, divisor_override: int |
         return np.asarray(divisor_override)
     rows, columns = g.window_counts(include_padding=count_include_pad)
     return np.multiply.outer(rows, columns)
+
+
+# -- data ------------------------------------------------------------------------------------------------------------
+
+
+def check_index(index: np.ndarray, count: int) -> None:
+    """IndexError unless each number in ``index`` is that of one of ``count`` images."""
+    # As unsigned numbers the negative ones are the largest: one pass finds both.
+    if index.size and index.view(np.uint64).max() >= count:
+        position = int(np.flatnonzero((index < 0) | (index >= count))[0])
+        raise IndexError(
+            f"image_batch: index[{position}] is {index[position]}, but there are {count} images, from 0 on"
+        )
+
+
+def _warped(table: np.ndarray, images: np.ndarray, transforms: np.ndarray, size: Pair) -> np.ndarray:
+    """Images (n, h, w), each with its affine transform, as inputs (n, 1, *size); see ``Backend.image_batch``."""
+    real, (p, q), (n, h, w) = table.dtype.type, size, images.shape
+    middle_x, middle_y = (q - 1) / 2, (p - 1) / 2
+    x, y = np.arange(q, dtype=real) - real(middle_x), (np.arange(p, dtype=real) - real(middle_y))[:, None]
+    (a, b, c), (d, e, f) = np.moveaxis(transforms, 0, 2)[..., None, None]
+    # In an image with a black frame of one pixel: what is outside of the image is on the frame, or not even there.
+    column = a * x + (b * y + c) + real(middle_x - (q - w) // 2 + 1)
+    row = d * x + (e * y + f) + real(middle_y - (p - h) // 2 + 1)
+    inside = (column > 0) & (column < w + 1) & (row > 0) & (row < h + 1)  # false for a NaN, too
+    # The frame's corner stands for all that is outside: as a whole pixel, it is not mixed with its neighbours.
+    column, row = np.where(inside, column, real(0)), np.where(inside, row, real(0))
+    left, above = column.astype(np.int64), row.astype(np.int64)
+    to_right, to_below = column - left.astype(real), row - above.astype(real)
+    framed = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    image = np.arange(n)[:, None, None]
+    corners = [table.take(framed[image, above + i, left + j]) for i in (0, 1) for j in (0, 1)]
+    upper, lower = (to_right * (second - first) + first for first, second in (corners[:2], corners[2:]))
+    return (to_below * (lower - upper) + upper)[:, None]

@@ -12,6 +12,7 @@ From a picture: ``transform(read_digit("seven.png"))``.
 Only NumPy is imported here. Downloading needs pooch and pictures need Pillow, both in ``gpuconv[cli]``.
 """
 
+from gpuconv.data.augment import random_transforms
 from gpuconv.data.batches import batch_count, batch_indices, split
 from gpuconv.data.datasets import DATASETS, Dataset, load_dataset
 from gpuconv.data.errors import DataError
@@ -27,6 +28,7 @@ __all__ = [
     "batch_count",
     "batch_indices",
     "load_dataset",
+    "random_transforms",
     "read_digit",
     "read_idx",
     "split",

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 __all__ = ["batch_count", "batch_indices", "split"]
 
-# Different spawn keys keep the split and the epochs independent under one seed.
-_EPOCH_STREAM, _SPLIT_STREAM = 0, 1
+# Different spawn keys keep the order of an epoch, the split, and the transforms of an epoch independent under one seed.
+EPOCH_STREAM, SPLIT_STREAM, AUGMENT_STREAM = 0, 1, 2
 
 
 def batch_count(count: int, batch_size: int, *, drop_last: bool = False) -> int:
@@ -24,8 +24,8 @@ def batch_count(count: int, batch_size: int, *, drop_last: bool = False) -> int:
     Raises:
         ValueError: an argument is out of its range.
     """
-    _require(count >= 0, "count", count, "at least 0")
-    _require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    require(count >= 0, "count", count, "at least 0")
+    require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     return count // batch_size if drop_last else -(-count // batch_size)
 
 
@@ -61,10 +61,10 @@ def batch_indices(
         ValueError: an argument is out of its range; raised at the call, not at the first batch.
     """
     batches = batch_count(count, batch_size, drop_last=drop_last)
-    _require(seed >= 0, "seed", seed, "at least 0")
-    _require(epoch >= 0, "epoch", epoch, "at least 0")
-    _require(0 <= start <= batches, "start", start, f"between 0 and {batches}, the number of batches")
-    order = _permutation(count, seed, _EPOCH_STREAM, epoch) if shuffle else np.arange(count, dtype=np.int64)
+    require(seed >= 0, "seed", seed, "at least 0")
+    require(epoch >= 0, "epoch", epoch, "at least 0")
+    require(0 <= start <= batches, "start", start, f"between 0 and {batches}, the number of batches")
+    order = _permutation(count, seed, EPOCH_STREAM, epoch) if shuffle else np.arange(count, dtype=np.int64)
     return (order[i * batch_size : (i + 1) * batch_size] for i in range(start, batches))
 
 
@@ -82,26 +82,32 @@ def split(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], ND
     Raises:
         ValueError: an argument is out of its range, or `count` is too small to give both parts a sample.
     """
-    _require(count >= 0, "count", count, "at least 0")
-    _require(0 <= fraction < 1, "fraction", fraction, "at least 0 and below 1")
-    _require(seed >= 0, "seed", seed, "at least 0")
+    require(count >= 0, "count", count, "at least 0")
+    require(0 <= fraction < 1, "fraction", fraction, "at least 0 and below 1")
+    require(seed >= 0, "seed", seed, "at least 0")
     held_out = 0
     if fraction > 0:
         if count < 2:
             raise ValueError(f"split: count is {count}; a validation part (fraction {fraction}) takes at least 2")
         held_out = min(max(round(count * fraction), 1), count - 1)
-    order = _permutation(count, seed, _SPLIT_STREAM)
+    order = _permutation(count, seed, SPLIT_STREAM)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
+def random_bits(count: int, seed: int, *stream: int) -> NDArray[np.uint64]:
+    """`count` random integers of 64 bits; other ones for each `seed` and `stream`."""
+    # Raw generator output, not Generator's methods: NumPy promises that SeedSequence and a bit generator's raw stream
+    # never change, but not what those make of it (NEP 19), and a resumed training must see the same after an upgrade.
+    return np.random.PCG64(np.random.SeedSequence(seed, spawn_key=stream)).random_raw(count)
+
+
 def _permutation(count: int, seed: int, *stream: int) -> NDArray[np.int64]:
-    # Sorting raw generator output, not Generator.permutation: NumPy promises that SeedSequence and a bit
-    # generator's raw stream never change, but not the methods of Generator (NEP 19), and a resumed training
-    # must see the same order after an upgrade. Two equal keys among 64-bit values stay in index order.
-    keys = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(*stream, count))).random_raw(count)
+    # By sorting, not by Generator.permutation: see above. Two equal keys among 64-bit values stay in index order.
+    keys = random_bits(count, seed, *stream, count)
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
-def _require(condition: bool, name: str, given: object, wanted: str) -> None:
+def require(condition: bool, name: str, given: object, wanted: str) -> None:
+    """ValueError that says what an argument must be, unless the condition holds."""
     if not condition:
         raise ValueError(f"{name} is {given}; it must be {wanted}")

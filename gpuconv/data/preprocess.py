@@ -88,14 +88,16 @@ class InputTransform:
             TypeError: `images` is not uint8.
             ValueError: `images` has another number of dimensions or is larger than `size`.
         """
-        images = _as_batch(images, self.size)
-        # A table of the 256 possible results: each is rounded to float32 once, from float64.
-        table = ((np.arange(256) / 255 - self.mean) / self.std).astype(np.float32)
+        images, table = _as_batch(images, self.size), self.table()
         count, height, width = images.shape
         top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
         result = np.full((count, 1, *self.size), table[0])
         result[:, 0, top : top + height, left : left + width] = table[images]
         return result
+
+    def table(self) -> NDArray[np.float32]:
+        """What the bytes 0 to 255 are standardised to, (256,); each is rounded to float32 once, from float64."""
+        return ((np.arange(256) / 255 - self.mean) / self.std).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as JSON types; `from_dict` restores them exactly, also through JSON text."""

@@ -1,0 +1,112 @@
+"""How many rows of logits are largest at their label: one launch of one block.
+
+A thread goes through a row, and keeps the largest value and where it is, the first of equals; the barrier at which the
+block meets counts the rows where that is the label. Then the block goes on with its next rows. As in NumPy's argmax the
+first NaN is the largest. A label that is no class is never right.
+
+Shared memory: none. Registers aimed at: at most 40. Expected bottleneck: latency; for rows of ten logits the loads of
+all of them are under way at once. Many or long rows are read slowly by one block, but the network that they come from
+takes far longer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.device import (
+    Answer,
+    Launch,
+    array_type,
+    fits_offsets,
+    i32,
+    iadd,
+    jit,
+    ldg_if,
+    st,
+    u32,
+    uadd,
+    umul,
+)
+
+__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up.
+
+    Attributes:
+        threads: threads of the block, at most 1024.
+    """
+
+    threads: int
+
+
+def supports(shape: tuple[int, int]) -> Answer:
+    """True for every shape (rows, classes) whose elements can be indexed with 32 bits."""
+    return fits_offsets(input=math.prod(shape))
+
+
+def tilings(shape: tuple[int, int]) -> tuple[Tiling, ...]:
+    """As many threads as there are rows, from 64 to 512; half and twice as many."""
+    threads = 64
+    while threads < 512 and threads < shape[0]:
+        threads *= 2
+    return Tiling(threads), Tiling(threads // 2), Tiling(2 * threads)
+
+
+@specialised
+def _kernel(classes: int, threads: int, dtype: str) -> Callable[..., None]:
+    real, lowest = getattr(types, dtype), float("-inf")
+
+    @jit(launch_bounds=threads)
+    def count_correct(logits: Any, labels: Any, out: Any, rows: Any) -> None:
+        count, first_row = i32(0), u32(0)
+        # All threads make all passes, because they meet at the end of each.
+        while first_row < rows:
+            row = uadd(first_row, u32(cuda.threadIdx.x))
+            is_row = row < rows
+            first = umul(row, classes)
+            best, winner = real(lowest), i32(0)
+            for j in range(classes):
+                value = ldg_if(logits, uadd(first, j), is_row)
+                # The first NaN wins, as it is not equal to itself; nothing is larger.
+                wins = (value > best) | ((value != value) & (best == best))
+                best, winner = value if wins else best, i32(j) if wins else winner
+            right = i32(1) if is_row & (ldg_if(labels, row, is_row) == winner) else i32(0)
+            count = iadd(count, cuda.syncthreads_count(right))
+            first_row = uadd(first_row, threads)
+        if cuda.threadIdx.x == 0:
+            st(out, 0, types.int32(count))
+
+    return count_correct
+
+
+def launches(shape: tuple[int, int], tiling: Tiling, dtype: Any) -> tuple[Launch, ...]:
+    """The one launch of :func:`launch`; for no rows too, of which 0 are right.
+
+    Raises:
+        ValueError: the logits are too many for 32-bit offsets.
+    """
+    if not (answer := supports(shape)):
+        raise ValueError(f"count_correct: {answer}")
+    name = np.dtype(dtype).name
+    signature = (array_type(name), array_type("int64"), array_type("int32"), types.int64)
+    return (Launch(_kernel(shape[1], tiling.threads, name), signature, (1, 1, 1), (tiling.threads, 1, 1)),)
+
+
+def launch(logits: Any, labels: Any, out: Any, shape: tuple[int, int], tiling: Tiling, stream: Any = None) -> None:
+    """``out``, int32 (1,): the rows of ``logits``, (rows, classes), that are largest at ``labels``, int64 (rows,).
+
+    Raises:
+        ValueError: the logits are too many for 32-bit offsets.
+    """
+    for one in launches(shape, tiling, logits.dtype):
+        one(stream, logits.reshape(-1), labels, out, shape[0])
