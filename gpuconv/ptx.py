@@ -210,7 +210,7 @@ def _insert(a: Any, b: Any, position: Any, length: Any) -> Any:
 
 
 def _permute(a: Any, b: Any, selector: Any) -> Any:
-    """Bytes of ``b`` and ``a``, 7 to 0, picked by the four digits of a constant; its digits' highest bits are unused."""
+    """Bytes of ``b`` and ``a``, 7 to 0, picked by the four digits of a constant, of which the highest bits are zero."""
     if int(selector) & 0x8888:
         raise PtxError(f"prmt with the selector {int(selector):#x}: not known here")
     both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)

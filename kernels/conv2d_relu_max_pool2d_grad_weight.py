@@ -155,14 +155,21 @@ def supports(geometry: BlockGeometry) -> Answer:
 
 @functools.cache
 def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
-    """Large tiles first, in as many parts as keep a large GPU busy; and in one, which needs no second stage."""
+    """In as many parts as keep a large GPU busy, larger tiles first unless they leave more to do for a multiprocessor.
+
+    The last one has one part, which needs no second stage.
+    """
     found = []
     choices = _choices(single(geometry))
     for tiling in choices:
         blocks = -(-geometry.conv.k // tiling.filters) * -(-geometry.conv.c // tiling.channels)
         tiles = max(1, geometry.conv.n * _tiles(geometry, tiling))
-        found.append(dataclasses.replace(tiling, parts=min(tiles, -(-_ENOUGH_BLOCKS // blocks))))
-    return tuple(dict.fromkeys([*found, choices[0]]))
+        parts = min(tiles, -(-_ENOUGH_BLOCKS // blocks))
+        pairs = -(-tiles // parts) * tiling.rows * tiling.columns * tiling.channels
+        work = -(-blocks * parts // MULTIPROCESSORS) * pairs
+        found.append((work, dataclasses.replace(tiling, parts=parts)))
+    found.sort(key=lambda choice: choice[0])
+    return tuple(dict.fromkeys([*(tiling for _, tiling in found), choices[0]]))
 
 
 def _elements(geometry: BlockGeometry) -> int:
