@@ -142,6 +142,37 @@ def _waves(blocks: int, held: int) -> float | None:
     return blocks / (held * roofline.H200.multiprocessors) if held else None
 
 
+def executed(job: Job) -> list[dict[str, Any]]:
+    """Instructions that each launch of a job executes, on arrays of zeros; for a process that can compile."""
+    import numpy as np
+
+    from gpuconv import ptx
+    from gpuconv.kernels import device
+
+    module: Any = importlib.import_module(job.module)
+    operation = OPERATIONS[job.operation]
+
+    def made(operand: Any) -> Any:
+        if not isinstance(operand, Operand):
+            return [made(one) for one in operand]
+        return np.zeros(operand.shape, operand.dtype)  # which takes no memory until it is written
+
+    arrays, keywords = (
+        [made(operand) for operand in operation.operands(job.geometry, job.dtype)],
+        dict(operation.keywords),
+    )
+    if hasattr(module, "workspace_size") and (size := module.workspace_size(job.geometry, job.tiling)):
+        keywords["workspace"] = np.zeros(size, job.dtype)
+    with device.recording() as launches:
+        module.launch(*arrays, job.geometry, job.tiling, None, **keywords)
+    found = []
+    for launch, arguments in launches:
+        counts, blocks = ptx.count(launch, arguments), math.prod(launch.grid)
+        kernel, threads = launch.kernel.py_func.__name__, math.prod(launch.block)
+        found.append({"kernel": kernel, "blocks": blocks, "threads": threads, **dataclasses.asdict(counts)})
+    return found
+
+
 def simulated(job: Job) -> dict[str, Any]:
     """How a job's warps access memory, on a small layer; for a process that simulates."""
     import numpy as np
@@ -198,7 +229,7 @@ def in_processes(
     """Each job and its result, or a :class:`Failure`, in the order in which they are ready.
 
     Args:
-        function: :func:`compiled` or :func:`simulated`.
+        function: :func:`compiled`, :func:`executed` or :func:`simulated`.
         jobs: what to call it with.
         simulate: what :func:`choose_target` makes of the processes.
         workers: number of processes.

@@ -118,6 +118,21 @@ class Gpu:
 H200 = Gpu("H200", 132, {"float32": 67e12, "float64": 34e12}, bandwidth=4.8e12, copy_bandwidth=4.3e12)
 
 
+def issue_seconds(blocks: int, block: float, thread: int, gpu: Gpu = H200) -> float:
+    """How long a kernel takes at least for its instructions to begin.
+
+    A multiprocessor's four schedulers begin one each a cycle, and of a warp not more than one a cycle.
+
+    Args:
+        blocks: of the grid.
+        block: instructions of the warps of a block.
+        thread: instructions of the warp that executes most.
+        gpu: whose clock is the one at which its float32 lanes reach their peak.
+    """
+    clock = gpu.flops["float32"] / (2 * 128 * gpu.multiprocessors)
+    return max(-(-blocks // gpu.multiprocessors) * block / 4, thread) / clock
+
+
 @dataclass(frozen=True)
 class Work:
     """What an operation has to do, however it does it.

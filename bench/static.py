@@ -25,9 +25,11 @@ from typing import Any, NoReturn
 from bench import machine, report, roofline, sass, step
 from bench.console import whole_number
 from bench.inspection import (
+    Failure,
     Job,
     choose_target,
     compiled,
+    executed,
     geometry_text,
     in_processes,
     result,
@@ -103,6 +105,8 @@ def _tables(document: dict[str, Any]) -> Iterator[report.Table]:
         results = [found for found in document["results"] if found["operation"] == operation]
         for architecture in document["architectures"]:
             yield _kernels_table(operation, results, architecture)
+    if counted := [found for found in document["results"] if found.get("executed")]:
+        yield _executed_table(counted)
 
 
 def _layers_table(results: list[dict[str, Any]]) -> report.Table:
@@ -173,6 +177,24 @@ def _kernel_rows(found: dict[str, Any], architecture: str) -> Iterator[list[str]
             *beside,
         ]
         label, beside = "    then", [""] * len(beside)
+
+
+def _executed_table(results: list[dict[str, Any]]) -> report.Table:
+    header = ["variant, tiling", "blocks", "threads", "a thread", "a block", "a GPU", "issue ≥ µs"]
+    groups: dict[str, list[list[str]]] = {}
+    for found in results:
+        rows = groups.setdefault(f"{found['operation']} for {found['layer']}", [])
+        label = f"  {found['variant']} {tiling_text(found['tiling'])}"
+        if "error" in found["executed"]:
+            rows.append([label, "failed"] + [""] * (len(header) - 2))
+            continue
+        for one in found["executed"]["launches"]:
+            blocks, block, thread = one["blocks"], one["block"], one["thread"]
+            seconds = roofline.issue_seconds(blocks, block, thread)
+            cells = [f"{blocks:,}", str(one["threads"]), f"{thread:,}", f"{block:,.0f}", _amount(blocks * block)]
+            rows.append([label, *cells, figure(1e6 * seconds)])
+            label = "    then"
+    return _grouped("Instructions that are executed (PTX; of a block and a GPU, by their warps)", header, groups)
 
 
 def access_cells(simulation: dict[str, Any] | None) -> list[str]:
@@ -292,6 +314,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--cc", type=_architectures, default=["sm_90a"], metavar="ARCH,...", help="architectures; default: sm_90a")
     add("--dtype", choices=("float32", "float64"), default="float32")
     add("--no-trace", action="store_true", help="do not simulate")
+    add("--executed", action="store_true", help="also the instructions that are executed, counted by running the PTX")
     add("--sites", action="store_true", help="also each simulated instruction that accesses memory")
     add("--json", type=Path, metavar="FILE", help="write all figures")
     add("--step", action="store_true", help="instead: the kernels of a captured training step, their arguments, bytes")
@@ -385,6 +408,12 @@ def _run(argv: list[str] | None) -> int:
         "architectures": arguments.cc,
         "results": [result(job, compilations[job], simulations.get(job)) for job in jobs],
     }
+    if arguments.executed:
+        counts = dict(in_processes(executed, jobs, simulate=False, workers=workers))
+        for job, found in zip(jobs, document["results"], strict=True):
+            outcome = counts[job]
+            failed = isinstance(outcome, Failure)
+            found["executed"] = {"error": outcome.message} if failed else {"launches": outcome}
     for table in _tables(document):
         print(table.plain() + "\n")
     print(_legend(document))
@@ -401,7 +430,8 @@ def _say_what_is_wrong(results: list[dict[str, Any]]) -> int:
     for found in results:
         simulation = found.get("simulated") or {}
         refused += "refused" in simulation
-        for message in (*filter(None, [found.get("error")]), *simulation.get("faults", ())):
+        failures = found.get("error"), found.get("executed", {}).get("error")
+        for message in (*filter(None, failures), *simulation.get("faults", ())):
             name = f"{found['operation']} {found['variant']} {tiling_text(found['tiling'])} on {found['layer']}"
             print(f"bench.static: {name}: {message}", file=sys.stderr)
             errors += 1

@@ -37,7 +37,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["Program", "PtxError", "interpreted"]
+__all__ = ["Executed", "Program", "PtxError", "count", "interpreted", "run"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 #: Which threads take part: all, or the numbers of some.
@@ -368,6 +368,8 @@ class _Blocks:
         self.registers: dict[str, Array] = {}
         self.state = np.zeros(self.count, np.int8)
         self.at = np.zeros(self.count, np.int64)
+        #: Instructions that each thread has come to.
+        self.executed = np.zeros(self.count, np.int64)
 
     # -- operands --
 
@@ -419,6 +421,7 @@ class _Blocks:
         instructions = self.program.instructions
         while at < len(instructions):
             one = instructions[at]
+            self.executed[lanes] += 1
             acting = self.acting(one, lanes)
             name = one.opcode.partition(".")[0]
             if name == "bra":
@@ -657,6 +660,47 @@ def run(launch: Any, arguments: Sequence[Any], cc: tuple[int, int] | tuple[int, 
         PtxError: see :class:`PtxError`.
         TypeError: an argument is not what the launch takes.
     """
+    blocks, memory = math.prod(launch.grid), None
+    step = max(1, _LANES // math.prod(launch.block))
+    for first in range(0, blocks, step):
+        memory = _run(launch, arguments, cc, range(first, min(blocks, first + step)), memory)[0]
+    if memory is not None and (memory.written & memory.read_only).any():
+        raise PtxError("an array is written that is also read through the read-only cache (ldg, ldg_if)")
+
+
+@dataclass(frozen=True)
+class Executed:
+    """Instructions of PTX that are executed; also those that a predicate turns off.
+
+    Attributes:
+        thread: by a thread, the most.
+        block: by the warps of a block, the mean of some.
+    """
+
+    thread: int
+    block: float
+
+
+def count(launch: Any, arguments: Sequence[Any], cc: tuple[int, int] | tuple[int, int, str] = (9, 0, "a")) -> Executed:
+    """Run two blocks from the middle of a launch, and count what they execute.
+
+    Machine code has fewer instructions, as several may become one (an address and the access to it, say), and their
+    share differs from kernel to kernel; but what is executed often, and what a change saves, shows.
+
+    Args, Raises: as :func:`run`.
+    """
+    blocks = math.prod(launch.grid)
+    middle = max(0, blocks // 2 - 1)
+    ran = _run(launch, arguments, cc, range(middle, min(blocks, middle + 2)), None)[1]
+    warps = np.zeros(int(ran.warp[-1]) + 1, np.int64)
+    np.maximum.at(warps, ran.warp, ran.executed)
+    return Executed(int(warps.max()), float(warps.sum()) * ran.threads / ran.count)
+
+
+def _run(
+    launch: Any, arguments: Sequence[Any], cc: tuple[Any, ...], blocks: range, memory: _Global | None
+) -> tuple[_Global, _Blocks]:
+    """Run some blocks; the memory is that of those before."""
     program = _program(launch, cc)
     values, arrays = _parameters(arguments, launch.signature)
     if len(values) != len(program.parameters):
@@ -665,14 +709,11 @@ def run(launch: Any, arguments: Sequence[Any], cc: tuple[int, int] | tuple[int, 
         name: np.array(value).astype(_TYPES[kind])[()]
         for (name, kind), value in zip(program.parameters.items(), values, strict=True)
     }
-    memory, blocks, threads = _Global(arrays), math.prod(launch.grid), math.prod(launch.block)
-    step = max(1, _LANES // threads)
+    memory = memory or _Global(arrays)
     with np.errstate(all="ignore"):
-        for first in range(0, blocks, step):
-            chosen = range(first, min(blocks, first + step))
-            _Blocks(program, parameters, memory, launch.grid, launch.block, chosen, launch.shared_bytes).run()
-    if (memory.written & memory.read_only).any():
-        raise PtxError("an array is written that is also read through the read-only cache (ldg, ldg_if)")
+        ran = _Blocks(program, parameters, memory, launch.grid, launch.block, blocks, launch.shared_bytes)
+        ran.run()
+    return memory, ran
 
 
 @contextlib.contextmanager

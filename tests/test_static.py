@@ -407,6 +407,10 @@ def test_roofline():
     assert (work.flop, work.traffic, work.bound(gpu)) == (120, 960, "bytes")
     assert work.floor_seconds(gpu) == pytest.approx(960 / 4.8e12)
     assert work.memory_seconds(gpu, copy=True) == pytest.approx(960 / 4.3e12)
+    # A cycle is 1/1.98 ns: two blocks on some multiprocessors take twice as long; one long warp is not shared out.
+    assert roofline.issue_seconds(132, 4000, 500) == pytest.approx(1000 / 1.983e9, rel=1e-3)
+    assert roofline.issue_seconds(133, 4000, 500) == pytest.approx(2000 / 1.983e9, rel=1e-3)
+    assert roofline.issue_seconds(1, 4000, 3000) == pytest.approx(3000 / 1.983e9, rel=1e-3)
 
 
 def test_layers():
@@ -435,7 +439,14 @@ def test_layers():
 def test_command(tmp_path):
     """Tables of at most 120 columns, and the same figures in the JSON; a GPU is needed for neither half of them."""
     variant, out = next(iter(VARIANTS["conv2d"])), tmp_path / "static.json"
-    arguments = ["--op=conv2d", f"--variant={variant}", "--layers=lenet5.conv2", "--cc=sm_80,sm_90a", f"--json={out}"]
+    arguments = [
+        "--op=conv2d",
+        f"--variant={variant}",
+        "--layers=lenet5.conv2",
+        "--cc=sm_80,sm_90a",
+        "--executed",
+        f"--json={out}",
+    ]
     done = static(*arguments)
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 120
@@ -448,7 +459,13 @@ def test_command(tmp_path):
     assert {site["array"] for site in simulated["global"]} == {"x", "weight", "bias", "out"}
     assert all(site["sectors"] >= site["ideal"] > 0 for site in simulated["global"])
     rows = [line for line in done.stdout.splitlines() if line.startswith(f"  {variant} ")]
-    assert [row.split()[2] for row in rows] == [str(launch["registers"]) for launch in found["launches"]]
+    assert [row.split()[2] for row in rows[:2]] == [str(launch["registers"]) for launch in found["launches"]]
+    (executed,) = found["executed"]["launches"]
+    assert executed["blocks"] == math.prod(found["launches"][1]["grid"])
+    # At least its multiply-adds, and no more for all warps than if each executed as much as the longest one.
+    assert executed["blocks"] * executed["block"] * 32 > 128 * 240_000
+    assert executed["block"] <= executed["thread"] * -(-executed["threads"] // 32)
+    assert f"{executed['thread']:,}" in rows[2].split()
 
 
 @pytest.mark.parametrize(
