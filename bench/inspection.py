@@ -22,7 +22,7 @@ from typing import Any
 
 from bench import roofline, sass
 from bench.layers import OPERATIONS, Operand
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry, NetGeometry
 
 #: Terms of a sum in the simulated layer; the next number where a tiling needs longer sums.
 TERMS = (32, 128, 512)
@@ -58,6 +58,9 @@ def geometry_text(geometry: Any) -> str:
     """A geometry as people write it: input * weight, and what is not usual."""
     if isinstance(geometry, BlockGeometry):
         return f"{geometry_text(geometry.conv)}, {geometry_text(geometry.pool)}"
+    if isinstance(geometry, NetGeometry):
+        first, chain = geometry.blocks[0].conv, " -> ".join(map(str, geometry.chain.sizes))
+        return f"{'x'.join(map(str, first.input_shape))}, {len(geometry.blocks)} blocks, {chain}"
     if isinstance(geometry, ChainGeometry):
         return f"{geometry.n} rows, {' -> '.join(map(str, geometry.sizes))}"
     if isinstance(geometry, ImageBatchGeometry):
@@ -110,6 +113,7 @@ def _judged(launch: Any, dtype: str, architecture: str) -> dict[str, Any]:
     instructions = sass.disassemble(code.cubin)
     multiply_add = {"float32": "FFMA", "float64": "DFMA"}[dtype]
     loop = sass.main_loop(instructions, multiply_add)
+    barrier = next((at for at, one in enumerate(instructions) if one.opcode.startswith("BAR")), len(instructions))
     threads, blocks = math.prod(launch.block), math.prod(launch.grid)
     shared = code.shared_bytes + launch.shared_bytes
     held = roofline.occupancy(threads, code.registers, shared, architecture)
@@ -127,6 +131,7 @@ def _judged(launch: Any, dtype: str, architecture: str) -> dict[str, Any]:
         "occupancy": dataclasses.asdict(held),
         "h200_waves": _waves(blocks, held.blocks) if architecture.startswith("sm_90") else None,
         "instructions": len(instructions),
+        "loads_before_barrier": sum(one.kind == "LDG.128" for one in instructions[:barrier]),
         "float64_instructions": sum(instruction.double for instruction in instructions),
         "main_loop": {
             "is_loop": loop.is_loop,

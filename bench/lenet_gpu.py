@@ -1,4 +1,4 @@
-"""Training steps of LeNet-5 on a GPU beside PyTorch's: what ``python -m bench.lenet --backend cuda`` runs.
+"""LeNet-5 on a GPU beside PyTorch's, training and inference: what ``python -m bench.lenet --backend cuda`` runs.
 
 1. **Steps.** This library's step, eager and captured; PyTorch's, eager, by ``torch.compile(mode="max-autotune")`` and
    as a CUDA graph: the same weights and digits, on the device, float32 without TF32, SGD with momentum. After their
@@ -9,6 +9,9 @@
    first, and the time from one kernel of a graph to the next is included, as in the step. Beside it stands the kernel's
    own floor: its bytes at the rate of a copy that is measured in the same run, or its arithmetic at the peak of the
    device, whichever takes longer. What comes from the cache can be faster than a copy.
+3. **Inference of one image**: from the call until the device has the logits, the host waiting for each. This library's
+   captured as a graph of three kernels, as a graph of the one kernel that takes an image through the whole network
+   (``kernels/conv_net.py``), and eager; PyTorch's eager and as a graph. The image is on the device already.
 
 What cuBLAS and CuPy launch, where this project's kernels are not made for a batch, is in the steps but not among the
 kernels.
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 BATCHES = (64, 128, 512, 4096)
 EAGER, PEERS = f"{OURS} eager", ("torch eager", "torch compile", "torch graph")
+ONE_KERNEL = f"{OURS} one kernel"
 #: Losses that must agree: with them the warm-up of a captured step is over, and its graph has run.
 _CHECKED_STEPS = 5
 _WARMUP = 3
@@ -66,6 +70,60 @@ def _ours(weights: Weights, batches: Batches, captured: bool) -> timing.Step:
     return lambda: run(*next(turn))
 
 
+def ours_inference(weights: Weights, images: list[Any], variant: str, *, captured: bool) -> timing.Step:
+    """The logits of an image by this library; ``variant`` is that of ``conv_net``."""
+    import gpuconv
+    from gpuconv import tuning
+
+    backend = gpuconv.backends.current()
+    model = gpuconv.models.LeNet5()
+    model.load_state_dict(weights)
+    model.to(backend).eval()
+
+    def forward(image: Any) -> Any:
+        with gpuconv.no_grad(), tuning.use_variant("conv_net", variant):
+            return model(image)
+
+    run, turn = gpuconv.capture(forward) if captured else forward, cycle(map(backend.asarray, images))
+    return lambda: run(next(turn))
+
+
+def torch_inference(torch: Any, device: str, weights: Weights, images: list[Any], *, captured: bool) -> timing.Step:
+    """The logits of an image by PyTorch, eager or as a CUDA graph."""
+    model, ready = torch_model(torch, weights).to(device).eval(), [torch.tensor(x, device=device) for x in images]
+    turn = cycle(ready)
+
+    def forward(image: Any) -> Any:
+        with torch.inference_mode():
+            return model(image)
+
+    if not captured:
+        return lambda: forward(next(turn))
+    static = ready[0].clone()
+    graph, logits = _torch_captured(torch, lambda: forward(static))
+
+    def replay() -> Any:
+        static.copy_(next(turn))
+        graph.replay()
+        return logits
+
+    return replay
+
+
+def _torch_captured(torch: Any, step: Callable[[], Any]) -> tuple[Any, Any]:
+    """The graph of a step, and what it returns; by the recipe of PyTorch's documentation."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARMUP):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+    return graph, result
+
+
 def _torch_parts(torch: Any, device: str, weights: Weights, batches: Batches) -> tuple[Any, Any, list[Any]]:
     model = torch_model(torch, weights).to(device)
     optimizer = torch.optim.SGD(model.parameters(), **SGD, fused=True)
@@ -95,7 +153,7 @@ def torch_eager(torch: Any, device: str, weights: Weights, batches: Batches, *, 
 
 
 def torch_graph(torch: Any, device: str, weights: Weights, batches: Batches) -> timing.Step:
-    """PyTorch's whole step as one CUDA graph, by the recipe of its documentation."""
+    """PyTorch's whole step as one CUDA graph."""
     model, optimizer, ready = _torch_parts(torch, device, weights, batches)
     inputs = [tensor.clone() for tensor in ready[0]]
 
@@ -106,15 +164,7 @@ def torch_graph(torch: Any, device: str, weights: Weights, batches: Batches) -> 
         optimizer.step()
         return loss.detach()
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARMUP):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
+    graph, loss = _torch_captured(torch, step)
     # The warm-up has trained; a momentum of zero is that of a first step.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -143,21 +193,43 @@ def contenders(torch: Any, device: str, weights: Weights, batches: Batches) -> d
     }
 
 
-def checked(makers: dict[str, Callable[[], timing.Step]]) -> tuple[dict[str, timing.Step], dict[str, str]]:
+def inference_contenders(
+    torch: Any, device: str, weights: Weights, images: list[Any]
+) -> dict[str, Callable[[], timing.Step]]:
+    """As :func:`contenders`, for the logits of an image."""
+    from gpuconv.tuning import COMPOSED
+
+    return {
+        OURS: partial(ours_inference, weights, images, COMPOSED, captured=True),
+        ONE_KERNEL: partial(ours_inference, weights, images, "one_image_a_block", captured=True),
+        EAGER: partial(ours_inference, weights, images, COMPOSED, captured=False),
+        "torch eager": partial(torch_inference, torch, device, weights, images, captured=False),
+        "torch graph": partial(torch_inference, torch, device, weights, images, captured=True),
+    }
+
+
+def checked(
+    makers: dict[str, Callable[[], timing.Step]], value: Callable[[Any], Any] = float, what: str = "losses"
+) -> tuple[dict[str, timing.Step], dict[str, str]]:
     """Steps whose first losses are those of this library's eager step, and by label why another cannot be timed.
 
+    Args:
+        makers: as :func:`contenders` gives them.
+        value: of what a step returns, the number or numbers to compare.
+        what: these are, for messages.
+
     Raises:
-        Refused: this library's captured step gives other losses.
+        Refused: this library's captured step gives others.
     """
     import numpy as np
 
-    losses: dict[str, list[float]] = {}
+    losses: dict[str, list[Any]] = {}
     steps: dict[str, timing.Step] = {}
     failed: dict[str, str] = {}
     for label, make in makers.items():
         try:
             step = make()
-            losses[label] = [float(step()) for _ in range(_CHECKED_STEPS)]
+            losses[label] = [value(step()) for _ in range(_CHECKED_STEPS)]
             steps[label] = step
         except Exception as error:  # of many kinds: it is a contender less, and said
             failed[label] = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
@@ -167,7 +239,7 @@ def checked(makers: dict[str, Callable[[], timing.Step]]) -> tuple[dict[str, tim
         try:
             np.testing.assert_allclose(losses[label], losses[EAGER], rtol=1e-4, atol=1e-5)
         except AssertionError:
-            wrong = f"its losses are {losses[label]}, those of {EAGER} {losses[EAGER]}"
+            wrong = f"its {what} are {losses[label]}, those of {EAGER} {losses[EAGER]}"
             if label == OURS:
                 raise Refused(f"{OURS}: {wrong}") from None
             failed[label] = wrong
@@ -232,17 +304,56 @@ def _stream() -> Any:
 # -- the run ---------------------------------------------------------------------------------------------------------
 
 
+def inference(place: Any, seconds: float, rounds: int, weights: Weights) -> dict[str, Any]:
+    """Seconds until the logits of one image are there, by contender.
+
+    Raises:
+        Refused: this library computes wrong logits.
+    """
+    images = [images for images, _ in digit_batches(1)]
+    makers = inference_contenders(place.torch, place.device, weights, images)
+    # Both libraries' tensors; a copy, since a graph writes its next result to the same memory.
+    steps, failed = checked(makers, lambda logits: _on_host(logits).tolist(), "logits")
+    for label, why in failed.items():
+        say(f"inference: {label} is not timed: {why}")
+
+    def waiting(step: timing.Step) -> timing.Step:
+        def one() -> None:
+            step()
+            place.synchronize()
+
+        return one
+
+    waited = {label: waiting(step) for label, step in steps.items()}
+    times = timing.measure(waited, seconds=seconds, rounds=rounds, wait=lambda _: None)
+    ours = times[OURS if OURS in times else EAGER]
+    say(f"inference: {1e6 * timing.spread(ours).median:.1f} us an image")
+    return {
+        "seconds": times,
+        "failed": failed,
+        "speedup": {
+            label: vars(timing.speedup(ours, theirs))
+            for label, theirs in times.items()
+            if label in (ONE_KERNEL, *PEERS)
+        },
+    }
+
+
+def _on_host(tensor: Any) -> Any:
+    return tensor.cpu().numpy() if hasattr(tensor, "cpu") else tensor.numpy()
+
+
 def run(document: dict[str, Any], place: Any, clock: Any, new_graph: Callable[[], Any]) -> None:
-    """Time all batches; ``document`` is filled as it goes. Its settings say batches, seconds and rounds.
+    """Time all batches, and inference; ``document`` is filled as it goes. Its settings say batches, seconds and rounds.
 
     Args:
-        document: with ``settings`` and ``machine.gpu``; gets ``peaks`` and ``results``.
+        document: with ``settings`` and ``machine.gpu``; gets ``peaks``, ``results`` and ``inference``.
         place: PyTorch, the array library, and the device.
         clock: a ``bench.gpu.EventClock``.
         new_graph: makes what records launches and repeats them.
 
     Raises:
-        Refused: this library computes wrong losses.
+        Refused: this library computes wrong losses or logits.
     """
     settings, facts = document["settings"], document["machine"]["gpu"]
     document["peaks"] = peaks(place, clock, facts["compute_capability"], facts["multiprocessors"])
@@ -263,3 +374,4 @@ def run(document: dict[str, Any], place: Any, clock: Any, new_graph: Callable[[]
         result["kernels"] = kernels(batch, clock, document["peaks"], new_graph)
         document["results"].append(result)
         say(f"batch {batch:,}: {1e6 * timing.spread(ours).median:.1f} us a step")
+    document["inference"] = inference(place, settings["seconds"], settings["rounds"], weights)

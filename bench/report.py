@@ -202,7 +202,7 @@ def _gpu_markdown(document: dict[str, Any]) -> str:
 
 
 def lenet_gpu_tables(document: dict[str, Any]) -> list[Table]:
-    """The steps of all batches, and for each batch the kernels of our step beside their floors."""
+    """The steps of all batches, inference, and for each batch the kernels of our step beside their floors."""
     results = document["results"]
     labels = list(dict.fromkeys(label for result in results for label in result["seconds"]))
     peers = list(dict.fromkeys(label for result in results for label in result["speedup"]))
@@ -215,7 +215,18 @@ def lenet_gpu_tables(document: dict[str, Any]) -> list[Table]:
         for result in results
     ]
     header = ["batch", *labels, *(f"× {peer}" for peer in peers)]
-    return [Table("LeNet-5, training step, float32, µs", header, rows), *map(_step_table, results)]
+    tables = [Table("LeNet-5, training step, float32, µs", header, rows)]
+    if inference := document.get("inference"):
+        tables.append(_inference_table(inference))
+    return [*tables, *map(_step_table, results)]
+
+
+def _inference_table(inference: dict[str, Any]) -> Table:
+    rows = [
+        [label, f"{1e6 * spread(us).median:.1f}", _ratio(ratio) if (ratio := inference["speedup"].get(label)) else "-"]
+        for label, us in inference["seconds"].items()
+    ]
+    return Table("LeNet-5, logits of one image, float32", ["", "µs", "× as long as gpuconv"], rows)
 
 
 def _step_table(result: dict[str, Any]) -> Table:

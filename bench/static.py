@@ -42,6 +42,7 @@ _DEFAULT_LAYERS = (
     "lenet5.conv?",
     "lenet5.block?",
     "lenet5.classifier",
+    "lenet5.network",
     "lenet5.parameters",
     "lenet5.pool1",
     "lenet5.relu1",

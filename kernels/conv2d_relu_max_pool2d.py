@@ -123,22 +123,26 @@ def single(geometry: BlockGeometry) -> BlockGeometry:
     return BlockGeometry(dataclasses.replace(conv, n=1), dataclasses.replace(pool, n=1))
 
 
-def _vector(geometry: BlockGeometry) -> int:
+def patch_vector(geometry: BlockGeometry) -> int:
     """Elements of a patch that are read from shared memory at once."""
     return 2 if steps(geometry)[1] % 2 == 0 else 1
 
 
 def _halo(geometry: BlockGeometry, tiling: Tiling) -> tuple[int, int]:
     """Rows of the input tile, and columns, rounded up to whole accesses."""
-    (down, beside), (height, width), vector = steps(geometry), patch(geometry), _vector(geometry)
+    (down, beside), (height, width), vector = steps(geometry), patch(geometry), patch_vector(geometry)
     return (tiling.rows - 1) * down + height, (tiling.columns - 1) * beside + -(-width // vector) * vector
 
 
 @functools.cache
-def _pitch(geometry: BlockGeometry, tiling: Tiling) -> int:
-    """Elements from one row of the input tile to the next: the fewest of those with the fewest bank conflicts."""
-    (down, beside), vector, width = steps(geometry), _vector(geometry), _halo(geometry, tiling)[1]
-    lanes = [(lane // tiling.columns % tiling.rows, lane % tiling.columns) for lane in range(32)]
+def quiet_pitch(geometry: BlockGeometry, rows: int, columns: int, width: int) -> int:
+    """Elements from one row of an input tile to the next: the fewest of those with the fewest bank conflicts.
+
+    The tile is as wide as ``width``, a multiple of :func:`patch_vector`; neighbouring threads read the patches of
+    ``rows x columns`` pooled outputs from it.
+    """
+    (down, beside), vector = steps(geometry), patch_vector(geometry)
+    lanes = [(lane // columns % rows, lane % columns) for lane in range(32)]
 
     def conflicts(pitch: int) -> int:
         # A request of 64 bits a lane is served by half warps.
@@ -148,6 +152,10 @@ def _pitch(geometry: BlockGeometry, tiling: Tiling) -> int:
         return sum(max(sum(word % banks == bank for word in half) for bank in range(banks)) for half in words)
 
     return min(range(width, width + 16, vector), key=conflicts)
+
+
+def _pitch(geometry: BlockGeometry, tiling: Tiling) -> int:
+    return quiet_pitch(geometry, tiling.rows, tiling.columns, _halo(geometry, tiling)[1])
 
 
 def weight_pitch(filters: int) -> int:
@@ -234,7 +242,7 @@ def _cost(geometry: BlockGeometry, tiling: Tiling) -> float:
     ):
         blocks *= -(-size // tile)
     adds = taps * pool.r * pool.s * tiling.thread_filters
-    loads = taps * -(-tiling.thread_filters // 4) + height * -(-width // _vector(geometry))
+    loads = taps * -(-tiling.thread_filters // 4) + height * -(-width // patch_vector(geometry))
     threads = -(-tiling.threads // 32) * 32
     fetches = (8 * tiling.images * math.prod(_halo(geometry, tiling)) + 15 * taps * tiling.filters) / threads
     block = conv.c * threads * (adds + loads + fetches)
@@ -284,20 +292,74 @@ def weights_loading(count: int, threads: int, dtype: str) -> Any:
     return loading(0)
 
 
+def patch_access(geometry: BlockGeometry, pitch: int) -> tuple[Any, Any]:
+    """``load(inputs, pair, tile, at)`` and ``gather(row, tap, a, inputs)``, device functions for a thread's patch.
+
+    ``load`` reads the patch that begins at the element ``at`` of a tile, whose rows are ``pitch`` elements apart, into
+    the local array ``inputs``; ``pair`` is one of :func:`patch_vector` elements. ``gather`` takes from it what the tap
+    in that row and column of the filter is multiplied with: an input for each element of the pooling window.
+    """
+    conv, pool = geometry
+    (stride_h, stride_w), (dilation_h, dilation_w) = conv.stride, conv.dilation
+    # From one element of a pooling window to the next, in rows and columns of the maps.
+    (pool_down, pool_beside), pool_r, pool_s = pool.dilation, pool.r, pool.s
+    vector, rows = patch_vector(geometry), patch(geometry)[0]
+    patch_pitch = -(-patch(geometry)[1] // vector) * vector
+    load_pair = vector_access(vector)[0]
+
+    @device_function
+    def load_line(line: int, inputs: Any, pair: Any, tile: Any, at: Any) -> None:
+        for j in range(0, patch_pitch, vector):
+            load_pair(pair, tile, iadd(at, line * pitch + j))
+            for e in range(vector):
+                inputs[line * patch_pitch + j + e] = pair[e]
+
+    @device_function
+    def gather(row: int, tap: int, a: Any, inputs: Any) -> None:
+        for i in range(pool_r):
+            for j in range(pool_s):
+                line = i * pool_down * stride_h + row * dilation_h
+                a[i * pool_s + j] = inputs[line * patch_pitch + j * pool_beside * stride_w + tap * dilation_w]
+
+    return unrolled(load_line, rows), gather
+
+
+def patch_elements(geometry: BlockGeometry) -> int:
+    """Elements of the local array that holds a patch."""
+    height, width = patch(geometry)
+    vector = patch_vector(geometry)
+    return height * -(-width // vector) * vector
+
+
+def finding_largest(geometry: BlockGeometry) -> Any:
+    """A device function ``find(f, total, best, winner, row, column)``: the largest of the sums ``total[:, f]``.
+
+    ``row`` and ``column`` are those of the window's first element in the maps: what lies outside of them never wins.
+    ``best`` and ``winner`` are given as :func:`gpuconv.kernels.pooling.keeping_larger` takes them, and changed.
+    """
+    conv, pool = geometry
+    (pool_down, pool_beside), pool_s, maps_height, maps_width = pool.dilation, pool.s, conv.p, conv.q
+    keep_larger = keeping_larger(guarded=padded(pool))
+
+    @device_function
+    def judge(tap: int, f: int, total: Any, best: Any, winner: Any, row: Any, column: Any) -> None:
+        inside = uadd(row, tap // pool_s * pool_down) < maps_height
+        inside = inside & (uadd(column, tap % pool_s * pool_beside) < maps_width)
+        best[0], winner[0] = keep_larger(best[0], winner[0], total[tap, f], i32(tap), inside)
+
+    return unrolled(judge, pool.r * pool.s)
+
+
 @specialised
 def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``n`` is not looked at."""
     real = getattr(types, dtype)
     conv, pool = geometry
     c, h, w, k, r, s = (getattr(conv, name) for name in "chwkrs")
-    (stride_h, stride_w), (dilation_h, dilation_w) = conv.stride, conv.dilation
     p, q, window, taps = pool.p, pool.q, pool.r * pool.s, r * s
-    pool_r, pool_s = pool.r, pool.s
-    # From one element of a pooling window to the next, in rows and columns of the maps.
-    (pool_down, pool_beside), (pool_stride_h, pool_stride_w) = pool.dilation, pool.stride
+    pool_stride_h, pool_stride_w = pool.stride
     (down, beside), (above, before) = steps(geometry), origin(geometry)
     (pool_top, _), (pool_left, _) = pool.padding
-    maps_height, maps_width = conv.p, conv.q
     products = c * taps
     threads, stage, images = tiling.threads, tiling.channels, tiling.images
     tile_rows, tile_columns, tile_filters = tiling.rows, tiling.columns, tiling.filters
@@ -311,23 +373,18 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
     plane, weights_size = _layout(geometry, tiling)
     inputs_size, halo, staged_products = images * stage * plane, height * width, stage * taps
     staged_weights = -(-staged_products // 8) * 8 * tile_filters
-    patch_rows, vector = patch(geometry)[0], _vector(geometry)
-    patch_pitch = -(-patch(geometry)[1] // vector) * vector
-    patch_size = patch_rows * patch_pitch
+    patch_size, vector = patch_elements(geometry), patch_vector(geometry)
     ragged, guarded, lowest = c % stage != 0, padded(pool), float("-inf")
     load_weights = weights_loading(thread_filters, tile_filters // thread_filters, dtype)
-    keep_larger = keeping_larger(guarded=guarded)
-    load_pair = vector_access(vector)[0]
+    load_patch, gather = patch_access(geometry, pitch)
+    judge_all = finding_largest(geometry)
     # Registers for 512 threads a multiprocessor.
     bounds = (threads, max(1, 512 // (-(-threads // 32) * 32))) if dtype == "float32" else threads
 
     @device_function
     def add_tap(tap: int, row: int, total: Any, inputs: Any, a: Any, b: Any, weights: Any, at: Any) -> None:
         load_weights(b, weights, iadd(at, (row * s + tap) * weights_row))
-        for i in range(pool_r):
-            for j in range(pool_s):
-                line = i * pool_down * stride_h + row * dilation_h
-                a[i * pool_s + j] = inputs[line * patch_pitch + j * pool_beside * stride_w + tap * dilation_w]
+        gather(row, tap, a, inputs)
         add_outer(total, a, b, 0)
 
     add_taps = unrolled(add_tap, s)
@@ -337,23 +394,6 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
         add_taps(row, *arguments)
 
     add_window = unrolled(add_row, r)
-
-    @device_function
-    def load_line(line: int, inputs: Any, pair: Any, tile: Any, at: Any) -> None:
-        for j in range(0, patch_pitch, vector):
-            load_pair(pair, tile, iadd(at, line * pitch + j))
-            for e in range(vector):
-                inputs[line * patch_pitch + j + e] = pair[e]
-
-    load_patch = unrolled(load_line, patch_rows)
-
-    @device_function
-    def judge(tap: int, f: int, total: Any, best: Any, winner: Any, row: Any, column: Any) -> None:
-        inside = uadd(row, tap // pool_s * pool_down) < maps_height
-        inside = inside & (uadd(column, tap % pool_s * pool_beside) < maps_width)
-        best[0], winner[0] = keep_larger(best[0], winner[0], total[tap, f], i32(tap), inside)
-
-    judge_all = unrolled(judge, window)
 
     @device_function
     def finish(

@@ -26,6 +26,8 @@ computed by ``i...`` (int32) and ``u...`` (uint32) functions, and memory is reac
 ``ldg ldg2 ldg4``   loads through the read-only cache (``ld.global.nc``): global memory that the launch does not write
 ``ldg_if`` ...      likewise ``ldg2_if ldg4_if``: with a predicate, but no branch; where it is false they give zeros and
                     read nothing, whatever the offset
+``ldg_early`` ...   likewise ``ldg2_early ldg4_early``: as ``ldg_if``, but the load is made where it stands; others the
+                    compiler may delay until the value is needed, to save registers
 ``fma``             ``a * b + c`` rounded once
 ==================  ====================================================================================================
 
@@ -312,7 +314,7 @@ _REGISTERS = {8: ("b8", "h"), 16: ("b16", "h"), 32: ("b32", "r"), 64: ("b64", "l
 _FLOAT_REGISTERS = {32: ("f32", "f"), 64: ("f64", "d")}
 
 
-def _predicated_load(count: int) -> Callable[..., Any]:
+def _predicated_load(count: int, *, early: bool = False) -> Callable[..., Any]:
     def body(typingctx: Any, array: Any, offset: Any, predicate: Any) -> Any:
         _checked_array(array, offset, count)
         bits = array.dtype.bitwidth
@@ -333,8 +335,8 @@ def _predicated_load(count: int) -> Callable[..., Any]:
             )
             constraints = ",".join([f"=&{register}"] * count + ["l", "r"])
             function = ir.FunctionType(result, [_I64, _I32])
-            # Not marked as having side effects, so that the compiler may move it: what it reads does not change.
-            load = ir.InlineAsm(function, assembly, constraints)
+            # What has side effects stays where it is. This has none, as what it reads does not change: it may be moved.
+            load = ir.InlineAsm(function, assembly, constraints, side_effect=early)
             value = builder.call(load, [address, builder.zext(args[2], _I32)])
             elements = [value] if count == 1 else [builder.extract_value(value, i) for i in range(count)]
             if bits == 8:
@@ -483,6 +485,9 @@ ldg4 = _intrinsic("ldg4", _load(4, read_only=True), _load_twin(4, read_only=True
 ldg_if = _intrinsic("ldg_if", _predicated_load(1), _predicated_load_twin(1))
 ldg2_if = _intrinsic("ldg2_if", _predicated_load(2), _predicated_load_twin(2))
 ldg4_if = _intrinsic("ldg4_if", _predicated_load(4), _predicated_load_twin(4))
+ldg_early = _intrinsic("ldg_early", _predicated_load(1, early=True), _predicated_load_twin(1))
+ldg2_early = _intrinsic("ldg2_early", _predicated_load(2, early=True), _predicated_load_twin(2))
+ldg4_early = _intrinsic("ldg4_early", _predicated_load(4, early=True), _predicated_load_twin(4))
 st = _intrinsic("st", _store(1), _store_twin(1))
 st2 = _intrinsic("st2", _store(2), _store_twin(2))
 st4 = _intrinsic("st4", _store(4), _store_twin(4))

@@ -441,8 +441,35 @@ def test_lenet_steps_agree_and_are_timed(lenet_machine, capsys):
     assert document["peaks"]["flop_per_s"] == 2 * 128 * 100 * 1.5e9
     steps, *tables = report.lenet_gpu_tables(document)
     assert [row[0] for row in steps.rows] == ["2", "3"]
-    assert [row[0] for row in tables[0].rows] == ["linear_chain", "other", "2 kernels"]
+    images, kernels_of_first, _ = tables
+    assert [row[0] for row in kernels_of_first.rows] == ["linear_chain", "other", "2 kernels"]
     assert steps.plain()
+    inference = document["inference"]
+    assert list(inference["seconds"]) == ["gpuconv", "gpuconv one kernel", "gpuconv eager", "torch eager"]
+    assert all(len(seconds) == 3 for seconds in inference["seconds"].values())
+    assert list(inference["failed"]) == ["torch graph"]
+    assert list(inference["speedup"]) == ["gpuconv one kernel", "torch eager"]
+    assert [row[0] for row in images.rows] == list(inference["seconds"])
+    assert [row[2] == "-" for row in images.rows] == [True, False, True, False]
+
+
+def test_each_image_is_waited_for(lenet_machine, monkeypatch):
+    """Inference: from a call until the device is done, for each of them; wrong logits of one kernel are not timed."""
+    calls = []
+    monkeypatch.setattr(lenet_machine, "synchronize", lambda: calls.append("wait"))
+
+    def step_of(label):
+        logits = torch.full((1, 10), float(label == lenet_gpu.ONE_KERNEL))
+        return lambda: calls.append("step") or logits
+
+    labels = [lenet_gpu.OURS, lenet_gpu.ONE_KERNEL, lenet_gpu.EAGER]
+    makers = {label: (lambda label=label: step_of(label)) for label in labels}
+    monkeypatch.setattr(lenet_gpu, "inference_contenders", lambda *_: makers)
+    found = lenet_gpu.inference(lenet_machine, 0.01, 2, {})
+    assert list(found["seconds"]) == [lenet_gpu.OURS, lenet_gpu.EAGER]
+    assert found["failed"][lenet_gpu.ONE_KERNEL].startswith("its logits are [[[1.0")
+    timed = calls[3 * 5 :]
+    assert timed == ["step", "wait"] * (len(timed) // 2)
 
 
 def test_kernels_beside_their_floors(lenet_machine):

@@ -34,7 +34,7 @@ def project(page, tmp_path):
     (tmp_path / "gpuconv" / "kernels").symlink_to(tmp_path / "kernels", target_is_directory=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
 
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r'^```python\n("""Pointwise.*?)^```', page, re.MULTILINE | re.DOTALL)
     (tmp_path / "kernels" / "conv2d_pointwise.py").write_text(code, encoding="utf-8")
     assert f'    "conv2d": {{\n{LINE}' in page
     table = tmp_path / "kernels" / "__init__.py"

@@ -338,3 +338,68 @@ def test_what_linear_chain_refuses():
         F.linear_chain(x, [w], [None, None], [True])
     with pytest.raises(ValueError, match="one element a layer, got 0, 0 and 0"):
         F.linear_chain(x, [], [], [])
+
+
+def convolutional_network():
+    gpuconv.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
+        nn.Conv2d(2, 3, 2, stride=2), nn.ReLU(), nn.MaxPool2d(2, dilation=2),
+        nn.Flatten(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False), nn.Tanh(),
+    )  # fmt: skip
+
+
+def test_a_network_runs_as_one_without_gradients(backend, monkeypatch):
+    """Blocks and layers go to conv_net as a whole, with the same results; with gradients, or in other shapes, not."""
+    calls, real = [], F.conv_net
+    monkeypatch.setattr(F, "conv_net", lambda *arguments: calls.append(arguments) or real(*arguments))
+    model, x = convolutional_network(), np.random.default_rng(0).standard_normal((5, 1, 10, 12)).astype(np.float32)
+    expected = model(Tensor(x)).numpy()
+    assert not calls
+    with gpuconv.no_grad():
+        result = model(Tensor(x))
+        assert len(calls) == 1
+        np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-6)
+        assert model(x[:0]).shape == (0, 2)
+        blocks, *layers = calls[0][1:]
+        alone = F.conv_net(x[1], blocks, *layers).numpy()
+        np.testing.assert_allclose(np.tanh(alone), expected[1], rtol=1e-5, atol=1e-6)
+        calls.clear()
+        nn.Sequential(*model[:7], nn.Tanh())(Tensor(x))
+        nn.Sequential(*model[:5], nn.AvgPool2d(2), *model[6:7])(Tensor(x))
+        with pytest.raises(ValueError, match="weight has 3 input features"):
+            nn.Sequential(*model[:6], nn.Flatten(0), *model[7:])(Tensor(x))
+        with pytest.raises(ValueError, match=r"weight has 3 input features, but input has shape \(3, 1\)"):
+            model(Tensor(x[0]))
+    assert not calls
+    assert [len(block) for block in model.blocks()] == [3, 3, 1, 3, 1]
+
+
+def test_a_network_refuses_as_its_parts_do():
+    """The same words with and without gradients; and what conv_net alone can be asked for."""
+    model = convolutional_network()
+    for wrong in (
+        np.zeros((2, 3, 10, 12), np.float32),
+        np.zeros((2, 1, 30, 12), np.float32),
+        np.zeros((2, 1, 3, 3), np.float32),
+        np.zeros((2, 1, 10, 12)),
+        np.zeros((2, 1, 10, 12), np.int64),
+    ):
+        with pytest.raises((ValueError, TypeError)) as with_gradients:
+            model(wrong)
+        with gpuconv.no_grad(), pytest.raises(with_gradients.type) as without:
+            model(wrong)
+        assert str(without.value).replace("linear_chain:", "linear:") == str(with_gradients.value).replace(
+            "linear_chain:", "linear:"
+        )
+    x, weight = np.zeros((2, 1, 4, 4), np.float32), Tensor(np.zeros((1, 1, 3, 3), np.float32), requires_grad=True)
+    layer = [np.zeros((3, 1), np.float32)], [None], [False]
+    block = ((weight, None, 1, 0, 1, 1), 2, {})
+    with pytest.raises(RuntimeError, match=r"conv_net: it has no gradient; call it inside `with no_grad\(\):`"):
+        F.conv_net(x, [block], *layer)
+    with gpuconv.no_grad():
+        assert F.conv_net(x, [block], *layer).shape == (2, 3)
+        with pytest.raises(ValueError, match="conv_net: blocks must have at least one element"):
+            F.conv_net(x, [], *layer)
+        with pytest.raises(ValueError, match="one element a layer, got 0, 0 and 0"):
+            F.conv_net(x, [block], [], [], [])

@@ -22,7 +22,15 @@ import numpy as np
 
 from gpuconv import kernels, tuning, tuning_store
 from gpuconv.backends.base import Array, Backend, Candidate
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry, Pair, Pool2dGeometry
+from gpuconv.geometry import (
+    BlockGeometry,
+    ChainGeometry,
+    Conv2dGeometry,
+    ImageBatchGeometry,
+    NetGeometry,
+    Pair,
+    Pool2dGeometry,
+)
 
 _INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
 
@@ -459,6 +467,17 @@ class CudaBackend(Backend):
             self._run(operations[1], geometry, (x, *ys[:-1]), grads, dweights, dbiases)
         parameters = (gradient for pair in zip(dweights, dbiases, strict=True) for gradient in pair)
         return dx, *(gradient if need else None for gradient, need in zip(parameters, needs[1:], strict=True))
+
+    # -- a whole network, for inference --------------------------------------------------------------------------------
+
+    def conv_net(
+        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: NetGeometry
+    ) -> Array:
+        if not self._fuses("conv_net", geometry, x.dtype):
+            return super().conv_net(x, weights, biases, geometry)
+        y = self.xp.empty((geometry.chain.n, geometry.chain.sizes[-1]), x.dtype)
+        self._run("conv_net", geometry, x, weights, biases, y)
+        return y
 
     # -- loss --------------------------------------------------------------------------------------------------------
 
