@@ -106,26 +106,40 @@ class Program:
                 program.shared[name], program.shared_bytes = offset, offset + int(size)
             else:
                 program.shared[name] = -1
-        # Labels end in a colon, all else in a semicolon; braces are the body's, of inline PTX, or around operands.
+        #: Of each scope that is open, registers that are declared in it, under names of their own.
+        scopes: list[dict[str, str]] = []
+        # Labels end in a colon, all else in a semicolon; braces begin and end scopes, or stand around operands.
         for statement in re.split(r"[;\n]|(?<=:)", body):
-            program._add(" ".join(statement.split()))
+            text = " ".join(statement.split())
+            while text.startswith(("{", "}")):
+                if text[0] == "{":
+                    scopes.append({})
+                elif scopes:  # the last brace is the body's
+                    scopes.pop()
+                text = text[1:].strip()
+            if scopes and (found := re.fullmatch(r"\.reg \.\w+ ([%\w]+)", text)):
+                scopes[-1][found[1]] = f"{found[1]}.{len(program.instructions)}"
+            elif text and not text.startswith("."):
+                for scope in reversed(scopes):
+                    text = _renamed(text, scope)
+                program._add(text)
         return program
 
     def _add(self, text: str) -> None:
         if re.fullmatch(r"\$?\w+:", text):
             self.labels[text[:-1]] = len(self.instructions)
             return
-        text = re.sub(r"^[{}]\s*", "", text)
-        text = re.sub(r"^\}$", "", text).strip()
-        if not text or text.startswith("."):
-            return
-        found = re.fullmatch(r"(?:@(!?)([%\w]+)\s+)?([a-z][\w.]*)\s*(.*)", text)
+        found = re.fullmatch(r"(?:@(!?)([%\w.]+)\s+)?([a-z][\w.]*)\s*(.*)", text)
         if found is None:
             raise PtxError(f"not an instruction: {text}")
         negated, predicate, opcode, operands = found.groups()
         parts = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", operands)
         split = tuple(tuple(re.findall(r"[^,\s{}]+", part)) if part.startswith("{") else part for part in parts)
         self.instructions.append(Instruction(opcode, split, predicate, negated != "!", text))
+
+
+def _renamed(text: str, names: dict[str, str]) -> str:
+    return re.sub(r"[%\w.]+", lambda found: names.get(found[0], found[0]), text)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
@@ -143,7 +157,7 @@ _TYPES["pred"] = _PREDICATE
 
 def _register_type(name: str) -> np.dtype[Any]:
     """Of the register itself, by the names that NVVM gives."""
-    if name == "%temp":
+    if name.startswith("%temp"):
         return _TYPES["u32"]
     kind = re.match(r"%([a-z]+)", name)
     types = {"p": "pred", "rs": "u16", "r": "u32", "rd": "u64", "f": "f32", "fd": "f64"}
@@ -368,6 +382,8 @@ class _Blocks:
         self.registers: dict[str, Array] = {}
         self.state = np.zeros(self.count, np.int8)
         self.at = np.zeros(self.count, np.int64)
+        #: What threads at a barrier have brought there to be counted.
+        self.offered = np.zeros(self.count, bool)
         #: Instructions that each thread has come to.
         self.executed = np.zeros(self.count, np.int64)
 
@@ -436,6 +452,8 @@ class _Blocks:
             if name == "bar":
                 self.at[lanes] = at + 1
                 self.state[acting] = _AT_BARRIER
+                if ".red." in one.opcode:
+                    self.offered[acting] = self.registers[one.operands[2]][acting]
                 return
             if acting is _ALL or len(acting):  # type: ignore[arg-type]
                 try:
@@ -467,6 +485,12 @@ class _Blocks:
             places = np.unique(self.at[mine & (self.state == _AT_BARRIER)])
             if (self.state[mine] == _ENDED).any() or len(places) > 1:
                 raise PtxError("threads wait at a barrier to which others of their block do not come")
+            barrier = self.program.instructions[places[0] - 1]
+            if barrier.opcode == "bar.red.popc.u32":
+                total = np.count_nonzero(self.offered[mine])
+                self.write(barrier.operands[0], np.uint32(total), np.flatnonzero(mine))
+            elif barrier.opcode != "bar.sync":
+                raise PtxError(f"{barrier.text}: not known here")
         self.state[waiting] = _RUNNING
 
     def execute(self, one: Instruction, lanes: Lanes) -> None:

@@ -185,6 +185,26 @@ def test_threads_part_and_meet():
     np.testing.assert_array_equal(found.reshape(300, 64), np.tile(rounds * (rounds + 1) // 2, (300, 1)))
 
 
+def test_a_barrier_counts_and_scopes_have_their_own_registers():
+    """Each block counts its own threads; what is declared between braces hides what is declared outside."""
+    found = outcome(
+        """
+        mov.u32 %r4, %ctaid.x; mul.wide.u32 %rd5, %r4, 256; add.s64 %rd4, %rd4, %rd5;
+        setp.lt.u32 %p1, %r1, 7;
+        { .reg .pred %p1; .reg .b32 %r2;
+        add.s32 %r2, %r4, 20; setp.lt.u32 %p1, %r1, %r2;
+        bar.red.popc.u32 %r5, 0, %p1; }
+        selp.u32 %r5, %r5, 0, %p1;
+        st.global.u32 [%rd4], %r5;
+        ret;
+        """,
+        blocks=3,
+    )
+    expected = np.zeros((3, 64), np.uint32)
+    expected[:, :7] = [[20], [21], [22]]
+    np.testing.assert_array_equal(found.reshape(3, 64), expected)
+
+
 def test_shuffles_vectors_and_atomics():
     """Lanes trade values; an access may move several elements; each thread's atomic update counts."""
     found = outcome(
