@@ -18,7 +18,8 @@ from simulation import TOLERANCE, run
 from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, NetGeometry, Pool2dGeometry
 from gpuconv.kernels import VARIANTS, load
 
-MODULES = [load("conv_net", variant) for variant in VARIANTS["conv_net"]]
+OPERATIONS = ("conv_net",)
+MODULES = [load(operation, variant) for operation in OPERATIONS for variant in VARIANTS[operation]]
 
 
 @dataclasses.dataclass(frozen=True)
