@@ -246,8 +246,26 @@ def _step_table(result: dict[str, Any]) -> Table:
     return Table(f"Kernels of the step at batch {result['batch']:,}", header, rows)
 
 
+def _lenet_gpu_markdown(document: dict[str, Any]) -> str:
+    note = (
+        "µs of a step: medians, the host ahead of the device; of one image: until its logits are there. × PEER: how "
+        "many times faster gpuconv is, median and quartiles of the ratios of samples taken in turns."
+    )
+    return "\n\n".join([gpu_heading(document), *(table.markdown() for table in lenet_gpu_tables(document)), note])
+
+
 #: benchmark -> its part of a README, from one file of results
-RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {"lenet": _lenet_markdown, "gpu": _gpu_markdown}
+RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "lenet": _lenet_markdown,
+    "gpu": _gpu_markdown,
+    "lenet-gpu": _lenet_gpu_markdown,
+}
+#: benchmark -> the command that measures it
+_COMMANDS = {
+    "lenet": "bench.lenet --out bench/results/lenet.json",
+    "gpu": "bench.gpu --out bench/results",
+    "lenet-gpu": "bench.lenet --backend cuda --out bench/results/lenet_gpu.json",
+}
 
 # -- README -----------------------------------------------------------------------------------------------------------
 
@@ -270,9 +288,7 @@ def render(readme: str, results: Path) -> str:
             raise ReportError(f"marker bench:{name}: no such benchmark; there are {', '.join(RENDERERS)}")
         found = [document for document in documents if document["benchmark"] == name]
         if not found:
-            out = "bench/results" if name == "gpu" else f"bench/results/{name}.json"
-            command = f"python -m bench.{name} --out {out}"
-            raise ReportError(f"marker bench:{name}: no results in {results.name}; run {command}")
+            raise ReportError(f"marker bench:{name}: no results in {results.name}; run python -m {_COMMANDS[name]}")
         body = "\n\n".join(map(RENDERERS[name], found))
         return f"<!-- bench:{name} -->\n{body}\n<!-- /bench:{name} -->"
 

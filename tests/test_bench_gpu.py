@@ -426,7 +426,7 @@ def lenet_machine(monkeypatch):
     return types.SimpleNamespace(torch=torch, device="cpu", xp=xp, synchronize=lambda: None, log=log)
 
 
-def test_lenet_steps_agree_and_are_timed(lenet_machine, capsys):
+def test_lenet_steps_agree_and_are_timed(lenet_machine, capsys, monkeypatch, tmp_path):
     """Ours and PyTorch's give the same losses, and take turns; a contender that fails is named."""
     facts = {"compute_capability": "9.0", "multiprocessors": 100}
     document = {"settings": {"batches": [2, 3], "seconds": 0.01, "rounds": 3}, "machine": {"gpu": facts}, "results": []}
@@ -451,6 +451,11 @@ def test_lenet_steps_agree_and_are_timed(lenet_machine, capsys):
     assert list(inference["speedup"]) == ["gpuconv one kernel", "torch eager"]
     assert [row[0] for row in images.rows] == list(inference["seconds"])
     assert [row[2] == "-" for row in images.rows] == [True, False, True, False]
+    monkeypatch.setattr(report, "gpu_heading", lambda document: "a GPU")
+    (tmp_path / "lenet_gpu.json").write_text(json.dumps({"schema": 1, "benchmark": "lenet-gpu", **document}))
+    readme = report.render("<!-- bench:lenet-gpu -->\n<!-- /bench:lenet-gpu -->\n", tmp_path)
+    for table in (steps, *tables):
+        assert table.markdown() in readme
 
 
 def test_each_image_is_waited_for(lenet_machine, monkeypatch):
