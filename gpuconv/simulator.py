@@ -404,7 +404,15 @@ def _gridsize(ndim: int) -> Any:
 
 
 def _barrier(reduce: Callable[[list[bool]], int]) -> Callable[[Any], Any]:
-    return lambda predicate: _here().hub.switch(reduce, bool(predicate))
+    def barrier(predicate: Any) -> Any:
+        if isinstance(predicate, (bool, np.bool_)):
+            raise TypeError(
+                "syncthreads_count, _and and _or take an integer: numba-cuda does not compile them with a bool; "
+                "types.int32(1) if ... else types.int32(0) will do"
+            )
+        return _here().hub.switch(reduce, bool(predicate))
+
+    return barrier
 
 
 #: By lane, the value and the second argument with which it came to a collective operation.

@@ -488,7 +488,7 @@ def test_shuffles_and_votes():
         y[5, t] = cuda.any_sync(-1, value == 4)
         y[6, t] = cuda.match_any_sync(-1, value // 8)
         y[7, t] = cuda.match_all_sync(-1, value > 3)[1]
-        y[8, t] = cuda.syncthreads_count(value > 8)
+        y[8, t] = cuda.syncthreads_count(1 if value > 8 else 0)
 
     x, y = np.random.default_rng(0).integers(5, 40, 48), np.zeros((9, 48), np.int64)
     x[40] = 4
@@ -508,6 +508,19 @@ def test_shuffles_and_votes():
         np.testing.assert_array_equal(y[6, lanes], [weights[mine // 8 == value // 8].sum() for value in mine])
         np.testing.assert_array_equal(y[7, lanes], True)
     np.testing.assert_array_equal(y[8], (x > 8).sum())
+
+
+def test_a_barrier_that_would_not_compile():
+    """numba-cuda has these barriers for integers alone."""
+
+    @cuda.jit
+    def kernel(x):
+        x[cuda.threadIdx.x] = cuda.syncthreads_count(cuda.threadIdx.x < 3)
+
+    with pytest.raises(
+        simulator.SimulationError, match="take an integer: numba-cuda does not compile them with a bool"
+    ):
+        kernel[1, 32](np.zeros(32, np.int32))
 
 
 @pytest.mark.parametrize(
