@@ -38,7 +38,7 @@ quick: $(VENV)/.$(EXTRA)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" -x
 
 # Arguments for pytest, as there: make compiled-test ARGS="-k depthwise"
-compiled-test: $(VENV)/.$(EXTRA)  ## all tests of CUDA kernels on what the compiler makes of them, interpreted: about an hour
+compiled-test: $(VENV)/.$(EXTRA)  ## all tests of CUDA kernels on what the compiler makes of them, interpreted: an hour or more
 	NUMBA_ENABLE_CUDASIM=0 $(BIN)/python -m pytest $(ARGS) tests/test_*kernels.py
 
 # In the environment of PYTHON, which has to have PyTorch, numba-cuda and CuPy for its driver: installing these is a
