@@ -667,9 +667,15 @@ def _parameters(arguments: Sequence[Any], signature: Sequence[Any]) -> tuple[lis
     return values, arrays
 
 
-@functools.cache
+#: By kernel, types of its arguments and compute capability: the grid changes nothing of the code.
+_programs: dict[Any, Program] = {}
+
+
 def _program(launch: Any, cc: tuple[Any, ...]) -> Program:
-    return Program.parse(launch.ptx(cc))
+    key = launch.kernel, launch.signature, cc
+    if key not in _programs:
+        _programs[key] = Program.parse(launch.ptx(cc))
+    return _programs[key]
 
 
 def run(launch: Any, arguments: Sequence[Any], cc: tuple[int, int] | tuple[int, int, str] = (9, 0, "a")) -> None:
@@ -698,7 +704,8 @@ class Executed:
 
     Attributes:
         thread: by a thread, the most.
-        block: by the warps of a block, the mean of some.
+        block: by the warps of a block, the mean of two blocks. A warp counts as its longest thread: where lanes go
+            different ways, it executes more.
     """
 
     thread: int

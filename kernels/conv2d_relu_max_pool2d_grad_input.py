@@ -342,9 +342,8 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
         thread = u32(cuda.threadIdx.x)
         rest = udiv(thread, strips)
         column = umul(usub(thread, umul(rest, strips)), thread_columns)
-        part = udiv(rest, tile_rows)
-        row = usub(rest, umul(part, tile_rows))
-        group = part
+        group = udiv(rest, tile_rows)
+        row = usub(rest, umul(group, tile_rows))
         part = udiv(group, groups)
         channel = umul(usub(group, umul(part, groups)), thread_channels)
         segment_at = i32(uadd(umul(row, pitch), column))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import os
 import shutil
 import subprocess
@@ -37,10 +38,11 @@ if (_reason := _why_not()) is not None:
 import cupy  # noqa: E402 - only where there is a GPU
 import device_functions  # noqa: E402
 import torch  # noqa: E402
+from lenet_training import trained  # noqa: E402
 
 import gpuconv  # noqa: E402
 from bench import layers, torch_ops, verify  # noqa: E402
-from gpuconv import Tensor, backends, kernels, models, optim, train, tuning  # noqa: E402
+from gpuconv import Tensor, backends, kernels, train, tuning  # noqa: E402
 from gpuconv import functional as F  # noqa: E402
 
 PLACE = verify.Place(torch, cupy, "cuda")
@@ -97,41 +99,10 @@ def test_lenet_trains_as_on_the_host(captured, dtype):
     In float64 to 1e-6, by themselves. In float32 each step begins with the host's weights: a unit so near to zero that
     it is positive on one backend and not on the other parts them, see docs/questions.md.
     """
-    digits = gpuconv.data.load_dataset("mnist-sample")
-    transform = gpuconv.data.InputTransform.fit(digits.train_images, (32, 32))
-    images, labels = transform(digits.train_images[:3200]).astype(dtype), digits.train_labels[:3200]
-
-    def trained(backend, weights=None):
-        """Losses, the first gradients, and the weights that each step began with; or given weights for it."""
-        gpuconv.manual_seed(0)
-        losses, first, began = [], None, []
-        with gpuconv.use_backend(backend):
-            model = models.LeNet5()
-            for parameter in model.parameters():
-                parameter.data = parameter.data.astype(dtype)
-            model.to(backend)
-            optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-
-            def step(images, labels):
-                loss = F.cross_entropy(model(images), labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                return loss
-
-            run = gpuconv.capture(step) if captured else step
-            for number in range(100):
-                if weights:
-                    model.load_state_dict(weights[number])
-                began.append(model.state_dict())
-                part = slice(32 * number, 32 * number + 32)
-                losses.append(run(Tensor(images[part]), labels[part]).item())
-                first = first or [parameter.grad.numpy().copy() for parameter in model.parameters()]
-        assert all(type(parameter.data) is type(backends.get(backend).xp.empty(0)) for parameter in model.parameters())
-        return losses, first, began
-
-    theirs, their_gradients, weights = trained("numpy")
-    ours, our_gradients, _ = trained("cuda", weights if dtype == "float32" else None)
+    train_steps = functools.partial(trained, steps=100, dtype=dtype, batch=32, captured=captured)
+    theirs, their_gradients, weights, _ = train_steps("numpy")
+    ours, our_gradients, _, model = train_steps("cuda", weights=weights if dtype == "float32" else ())
+    assert all(type(parameter.data) is cupy.ndarray for parameter in model.parameters())
     np.testing.assert_allclose(ours, theirs, rtol={"float32": 1e-4, "float64": 1e-6}[dtype])
     for a, b in zip(our_gradients, their_gradients, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())

@@ -60,6 +60,10 @@ class Handwritten:
     shared_bytes: int = 0
 
     @property
+    def kernel(self) -> str:
+        return self.body
+
+    @property
     def signature(self) -> tuple[Any, ...]:
         return (types.Array(getattr(types, self.dtype), 1, "C"),)
 

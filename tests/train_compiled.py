@@ -16,12 +16,10 @@ import tempfile
 from pathlib import Path
 
 import fake_cupy
+from lenet_training import trained
 
-import gpuconv
-from gpuconv import Tensor, models, optim, ptx, train
-from gpuconv import functional as F
+from gpuconv import ptx, train
 from gpuconv.backends import cuda_backend, cuda_graph
-from gpuconv.data import InputTransform, load_dataset
 from gpuconv.kernels import device
 
 
@@ -53,33 +51,6 @@ def machine():
         yield launched
 
 
-def trained(backend, steps, dtype, batch):
-    """Losses of captured steps."""
-    dataset = load_dataset("mnist-sample")
-    images = InputTransform.fit(dataset.train_images, (32, 32))(dataset.train_images[: steps * batch]).astype(dtype)
-    labels = dataset.train_labels[: steps * batch]
-    gpuconv.manual_seed(0)
-    with gpuconv.use_backend(backend):
-        model = models.LeNet5()
-        for parameter in model.parameters():
-            parameter.data = parameter.data.astype(dtype)
-        model.to(backend)
-        optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-
-        def step(images, labels):
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        run, losses = gpuconv.capture(step), []
-        for first in range(0, steps * batch, batch):
-            part = slice(first, first + batch)
-            losses.append(run(Tensor(images[part]), labels[part]).item())
-    return losses
-
-
 def fitted(backend, epochs, batch):
     """Test accuracy after a training run."""
     config = train.TrainConfig(epochs=epochs, batch_size=batch, backend=backend)
@@ -91,7 +62,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "fit":
         run, arguments = fitted, (int(sys.argv[2]), int(sys.argv[3]))
     else:
-        run, arguments = trained, (int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+        steps, dtype, batch = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+        run, arguments = (lambda *settings: trained(*settings)[0]), (steps, dtype, batch)
     with machine() as launched:
         ours = run("cuda", *arguments)
     print(json.dumps({"cuda": ours, "numpy": run("numpy", *arguments), "kernels": sorted(set(launched))}))

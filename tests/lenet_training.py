@@ -1,0 +1,41 @@
+"""Trains LeNet for some steps on any backend, by captured steps or not: for comparing backends."""
+
+import gpuconv
+from gpuconv import Tensor, models, optim
+from gpuconv import functional as F
+from gpuconv.data import InputTransform, load_dataset
+
+
+def trained(backend, steps, dtype, batch, *, captured=True, weights=()):
+    """Losses, the first step's gradients, the weights that each step began with, and the model.
+
+    `weights`: those that each step is to begin with, instead of what the one before left.
+    """
+    dataset = load_dataset("mnist-sample")
+    images = InputTransform.fit(dataset.train_images, (32, 32))(dataset.train_images[: steps * batch]).astype(dtype)
+    labels = dataset.train_labels[: steps * batch]
+    gpuconv.manual_seed(0)
+    losses, gradients, began = [], None, []
+    with gpuconv.use_backend(backend):
+        model = models.LeNet5()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.astype(dtype)
+        model.to(backend)
+        optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+
+        def step(images, labels):
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = gpuconv.capture(step) if captured else step
+        for number in range(steps):
+            if weights:
+                model.load_state_dict(weights[number])
+            began.append(model.state_dict())
+            part = slice(number * batch, (number + 1) * batch)
+            losses.append(run(Tensor(images[part]), labels[part]).item())
+            gradients = gradients or [parameter.grad.numpy().copy() for parameter in model.parameters()]
+    return losses, gradients, began, model
