@@ -8,8 +8,10 @@ here is a measurement of time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,20 @@ BACKWARD_MACS = 2 * FORWARD_MACS - 6 * 784 * 25
 FORWARD_BYTES = 4 * 1024 + (5 + 4) * 1176 + (5 + 4) * 400 + 8 * (120 + 84 + 10)
 #: An H200: float32 multiply-adds count two operations; bytes a second of a copy, as measured.
 FLOPS, COPY_BANDWIDTH = 67e12, 4.3e12
+
+
+def _noted() -> Any:
+    """A graph that keeps the arrays of its launches, which are looked at, and made again one by one."""
+    from gpuconv.backends.cuda_graph import SimulatedGraph
+    from gpuconv.kernels import device
+
+    class Noted(SimulatedGraph):
+        @contextlib.contextmanager
+        def recording(self) -> Iterator[None]:
+            with device.recording() as self.launches:
+                yield
+
+    return Noted()
 
 
 @dataclass(frozen=True)
@@ -72,11 +88,10 @@ def around(batch: int, *, augment: bool = False) -> list[Recorded]:
     import numpy as np
 
     from gpuconv import backends
-    from gpuconv.backends.cuda_graph import SimulatedGraph
 
     name = f"lenet5.images{'-warped' if augment else ''}"
     images, logits = layers.IMAGES[name]._replace(n=batch, total=batch), (batch, layers.LOGITS["lenet5.loss"][1])
-    backend, graph = backends.get("cuda"), SimulatedGraph()
+    backend, graph = backends.get("cuda"), _noted()
     operands = layers.OPERATIONS["image_batch"].operands(images, "float32")
     table, pixels, labels, index, transforms = (backend.asarray(np.zeros(*operand[:2])) for operand in operands[:5])
     with graph.recording():
@@ -135,10 +150,9 @@ def launches(batch: int, optimizer: str = "sgd") -> list[tuple[Any, tuple[Any, .
     import gpuconv
     from gpuconv import Tensor, backends, models, optim
     from gpuconv import functional as F
-    from gpuconv.backends.cuda_graph import SimulatedGraph
     from gpuconv.graph import CapturedStep
 
-    backend, graph = backends.get("cuda"), SimulatedGraph()
+    backend, graph = backends.get("cuda"), _noted()
     with gpuconv.use_backend(backend):
         model = models.LeNet5().to(backend)
         parameters = model.parameters()

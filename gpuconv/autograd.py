@@ -130,7 +130,7 @@ def moved(array: Array, backend: str | Backend) -> Array:
     """
     if not isinstance(backend, Backend):
         backend = backends.get("numpy" if backend == "cpu" else backend)
-    return backend.asarray(to_numpy(array) if backend.xp is np else array)
+    return backend.asarray(array if isinstance(array, backend.xp.ndarray) else to_numpy(array))
 
 
 def overwrite(target: Array, source: Array) -> None:

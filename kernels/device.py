@@ -95,8 +95,8 @@ class Launch:
 
     def __call__(self, stream: Any, *arguments: Any) -> None:
         """Launch it, or note it inside of :func:`recording`."""
-        if _recorded is not None:
-            _recorded.append((self, arguments))
+        if _recorder is not None:
+            _recorder(self, arguments)
             return
         self.configured(stream)(*arguments)
 
@@ -126,18 +126,26 @@ class Launch:
             return cuda.compile(kernel, signature, device=False, cc=cc, abi="numba", output=output, **taken)[0]
 
 
-_recorded: list[tuple[Launch, tuple[Any, ...]]] | None = None
+_recorder: Callable[[Launch, tuple[Any, ...]], None] | None = None
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[tuple[Launch, tuple[Any, ...]]]]:
-    """Inside of the ``with`` block launches are noted instead of made: a list of them, each with its arguments."""
-    global _recorded
-    outer, _recorded = _recorded, []
+def recording(noted: Callable[[Any], Any] | None = None) -> Iterator[list[tuple[Launch, tuple[Any, ...]]]]:
+    """Inside of the ``with`` block launches are noted instead of made: a list of them, each with its arguments.
+
+    ``noted`` makes of an argument what is put into the list; None takes it as it is.
+    """
+    global _recorder
+    recorded: list[tuple[Launch, tuple[Any, ...]]] = []
+
+    def note(launch: Launch, arguments: tuple[Any, ...]) -> None:
+        recorded.append((launch, arguments if noted is None else tuple(map(noted, arguments))))
+
+    outer, _recorder = _recorder, note
     try:
-        yield _recorded
+        yield recorded
     finally:
-        _recorded = outer
+        _recorder = outer
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """A stand-in for CuPy on the host: arrays that, as CuPy's, are no NumPy arrays and do not become one by themselves.
 
 It has what gpuconv calls, and raises what CuPy 14 raises: TypeError where a NumPy array is mixed in, or where an array
-is made into one implicitly; OutOfMemoryError. It is stricter where CuPy converts silently at a price. Memory, devices
-and streams are counted, not real.
+is made into one implicitly; OutOfMemoryError. It is stricter where CuPy converts silently at a price. Devices and
+streams are counted, not real. Memory is a pool's, which hands out what was freed again, overwritten, as CuPy's does.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import operator
 import types
 
 import numpy as np
+
+from gpuconv.backends import simulated_memory
 
 __name__ = "cupy"
 __version__ = "0.stand-in"
@@ -92,9 +94,23 @@ def _wrapped(value):
     if isinstance(value, tuple):
         return tuple(map(_wrapped, value))
     if isinstance(value, (np.ndarray, np.generic)):
-        Memory.allocate(value.nbytes)
-        return ndarray(np.asarray(value))
+        return ndarray(_on_device(np.asarray(value)))
     return value
+
+
+def _on_device(value):
+    """The array itself if it is a view of the pool's memory, else a copy there, in the same order."""
+    base = value
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, simulated_memory.Memory):
+        return value
+    Memory.allocate(value.nbytes)
+    by_columns = value.flags.f_contiguous and not value.flags.c_contiguous
+    copy = simulated_memory.empty(value.shape[::-1] if by_columns else value.shape, value.dtype)
+    copy = copy.T if by_columns else copy
+    copy[...] = value
+    return copy
 
 
 class ndarray:
@@ -219,9 +235,7 @@ def ascontiguousarray(a):
 
 def empty(shape, dtype=float):
     Memory.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    host = np.empty(shape, dtype)
-    host.reshape(-1).view(np.uint8).fill(255)  # NaN: what is not written shows
-    return ndarray(host)
+    return ndarray(simulated_memory.empty(shape, dtype))
 
 
 def copyto(dst, src):

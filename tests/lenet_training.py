@@ -1,5 +1,7 @@
 """Trains LeNet for some steps on any backend, by captured steps or not: for comparing backends."""
 
+import numpy as np
+
 import gpuconv
 from gpuconv import Tensor, models, optim
 from gpuconv import functional as F
@@ -12,8 +14,9 @@ def trained(backend, steps, dtype, batch, *, captured=True, weights=()):
     `weights`: those that each step is to begin with, instead of what the one before left.
     """
     dataset = load_dataset("mnist-sample")
-    images = InputTransform.fit(dataset.train_images, (32, 32))(dataset.train_images[: steps * batch]).astype(dtype)
-    labels = dataset.train_labels[: steps * batch]
+    chosen = np.arange(steps * batch) % len(dataset.train_images)
+    images = InputTransform.fit(dataset.train_images, (32, 32))(dataset.train_images)[chosen].astype(dtype)
+    labels = dataset.train_labels[chosen]
     gpuconv.manual_seed(0)
     losses, gradients, began = [], None, []
     with gpuconv.use_backend(backend):

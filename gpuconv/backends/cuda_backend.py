@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv import kernels, tuning, tuning_store
+from gpuconv.backends import simulated_memory
 from gpuconv.backends.base import Array, Backend, Candidate
 from gpuconv.geometry import (
     BlockGeometry,
@@ -97,6 +98,21 @@ def _arrays() -> int | str:
     return version
 
 
+class _SimulatedArrays:
+    """NumPy, but that new arrays come from memory that is reused as a device's is."""
+
+    empty = staticmethod(simulated_memory.empty)
+
+    def full(self, shape: Any, value: Any, dtype: Any) -> np.ndarray:
+        """As NumPy's."""
+        array = self.empty(shape, dtype)
+        array[...] = value
+        return array
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
 class CudaBackend(Backend):
     """Hand-written kernels on an NVIDIA GPU, or in the simulator."""
 
@@ -106,7 +122,7 @@ class CudaBackend(Backend):
         self.simulated = _simulating()
         if self.simulated:
             importlib.import_module("gpuconv.simulator").activate()
-        self.xp = importlib.import_module("numpy" if self.simulated else "cupy")
+        self.xp = _SimulatedArrays() if self.simulated else importlib.import_module("cupy")
         self._captured: Any = None
 
     @classmethod

@@ -11,6 +11,10 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from gpuconv.backends import simulated_memory
+
 
 class CudaGraph:
     """A graph of CuPy's, on a stream and in memory of its own. Written from CuPy's documentation; not yet run on a GPU.
@@ -54,25 +58,40 @@ class CudaGraph:
 
 
 class SimulatedGraph:
-    """A list of launches. What the step computes by NumPy, between its launches, is not in it, and not repeated."""
+    """A list of launches. What the step computes by NumPy, between its launches, is not in it, and not repeated.
+
+    As a graph it knows addresses: no array is kept alive by it. Its memory is a pool of its own, as of
+    :class:`CudaGraph`.
+    """
 
     def __init__(self) -> None:
         self._device: Any = importlib.import_module("gpuconv.kernels.device")
-        #: Each launch with its arguments.
+        self._pool = simulated_memory.Pool()
+        #: Each launch with its arguments, of which arrays are views that own nothing.
         self.launches: list[tuple[Any, tuple[Any, ...]]] = []
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """As of :class:`CudaGraph`."""
-        yield
+        with simulated_memory.allocating(self._pool):
+            yield
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """As of :class:`CudaGraph`."""
-        with self._device.recording() as self.launches:
+        with self.running(), self._device.recording(_without_owner) as self.launches:
             yield
 
     def launch(self) -> None:
         """As of :class:`CudaGraph`."""
         for launch, arguments in self.launches:
             launch(None, *arguments)
+
+
+def _without_owner(argument: Any) -> Any:
+    """An argument of a launch as the driver gets it: of an array the address."""
+    if isinstance(argument, tuple):
+        return tuple(map(_without_owner, argument))
+    if not isinstance(argument, np.ndarray):
+        return argument
+    return simulated_memory.array_at(argument.ctypes.data, argument.size, argument.dtype)

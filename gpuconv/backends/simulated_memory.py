@@ -1,0 +1,178 @@
+"""Device memory where there is no device: a pool that hands out freed memory again, as CuPy's does.
+
+The simulator and the tests' stand-in for CuPy take their arrays from here. Memory is cut, reused and joined as in
+``cupy.cuda.MemoryPool`` (read in CuPy 13 and 14): in units of 512 bytes; a request takes the smallest free piece that
+holds it, on the stream that freed it, and leaves the rest free; pieces that lie side by side are joined when both are
+free. What is freed is overwritten (float32 and float64 become NaN, integers -1), so that whoever still reads it computes
+garbage, as on a GPU, and not what was there by luck.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import ctypes
+import math
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Memory", "Pool", "allocating", "array_at", "empty"]
+
+#: Bytes of which every piece is a multiple: ``cupy.cuda.memory._allocation_unit_size``.
+UNIT = 512
+_POISON = 0xFF
+
+
+class _Piece:
+    """Memory that is in use as a whole, or free as a whole.
+
+    Attributes:
+        address, size: in bytes.
+        stream: for which it was allocated; another one does not get it.
+        before, after: its neighbours in the same allocation from the system.
+    """
+
+    __slots__ = ("address", "after", "before", "free", "size", "stream")
+
+    def __init__(self, address: int, size: int, stream: Any, before: _Piece | None = None, after: _Piece | None = None):
+        self.address, self.size, self.stream = address, size, stream
+        self.before, self.after, self.free = before, after, False
+
+
+class Pool:
+    """Memory of one device.
+
+    Attributes:
+        reused: how often freed memory was handed out again.
+    """
+
+    def __init__(self) -> None:
+        self._system: list[np.ndarray] = []  # never given back: graphs and views without an owner point there
+        self._used: dict[int, _Piece] = {}
+        #: By stream: size and address of each free piece, in order, and the piece by its address.
+        self._free: dict[Any, list[tuple[int, int]]] = {}
+        self._pieces: dict[int, _Piece] = {}
+        #: Addresses that are free since the last allocation: the garbage collector gives some back at any moment.
+        self._returned: list[int] = []
+        self._lock = threading.RLock()
+        self.reused = 0
+
+    @property
+    def used(self) -> int:
+        """Bytes that are handed out."""
+        with self._lock:
+            self._take_back()
+            return sum(piece.size for piece in self._used.values())
+
+    def allocate(self, size: int, stream: Any = None) -> int:
+        """Return the address of ``size`` bytes, which hold anything."""
+        with self._lock:
+            self._take_back()
+            return self._allocate(max(UNIT, -(-size // UNIT) * UNIT), stream)
+
+    def free(self, address: int) -> None:
+        """Take back what :meth:`allocate` returned; KeyError if it did not."""
+        ctypes.memset(address, _POISON, self._used[address].size)
+        self._returned.append(address)
+
+    def _allocate(self, size: int, stream: Any) -> int:
+        free = self._free.setdefault(stream, [])
+        at = bisect.bisect_left(free, (size, 0))
+        if at < len(free):
+            piece = self._pieces.pop(free.pop(at)[1])
+            self.reused += 1
+            if piece.size > size:
+                rest = _Piece(piece.address + size, piece.size - size, stream, piece, piece.after)
+                if rest.after is not None:
+                    rest.after.before = rest
+                piece.after, piece.size = rest, size
+                self._put(rest)
+        else:
+            memory = np.full(size + UNIT, _POISON, np.uint8)
+            self._system.append(memory)
+            piece = _Piece(-(-memory.ctypes.data // UNIT) * UNIT, size, stream)
+        piece.free = False
+        self._used[piece.address] = piece
+        return piece.address
+
+    def _take_back(self) -> None:
+        while self._returned:
+            self._join(self._used.pop(self._returned.pop(0)))
+
+    def _join(self, piece: _Piece) -> None:
+        """Make a piece free, and one with its free neighbours."""
+        if (after := piece.after) is not None and after.free:
+            self._take(after)
+            piece.size, piece.after = piece.size + after.size, after.after
+            if piece.after is not None:
+                piece.after.before = piece
+        if (before := piece.before) is not None and before.free:
+            self._take(before)
+            before.size, before.after = before.size + piece.size, piece.after
+            if before.after is not None:
+                before.after.before = before
+            piece = before
+        self._put(piece)
+
+    def owns(self, address: int) -> bool:
+        """Whether memory at an address comes from here, in use or free."""
+        return any(m.ctypes.data <= address < m.ctypes.data + m.nbytes for m in self._system)
+
+    def _put(self, piece: _Piece) -> None:
+        piece.free = True
+        bisect.insort(self._free.setdefault(piece.stream, []), (piece.size, piece.address))
+        self._pieces[piece.address] = piece
+
+    def _take(self, piece: _Piece) -> None:
+        self._free[piece.stream].remove((piece.size, piece.address))
+        del self._pieces[piece.address]
+        piece.free = False
+
+
+class Memory:
+    """Holds memory of a pool for an array, as its base, and gives it back with the last of its views."""
+
+    def __init__(self, pool: Pool, shape: tuple[int, ...], dtype: np.dtype, stream: Any):
+        self._pool, self.address = pool, pool.allocate(math.prod(shape) * dtype.itemsize, stream)
+        self.__array_interface__ = {
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (self.address, False),
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        self._pool.free(self.address)
+
+
+_default = Pool()
+_current: ContextVar[Pool] = ContextVar("gpuconv_simulated_pool", default=_default)
+
+
+@contextlib.contextmanager
+def allocating(pool: Pool) -> Iterator[None]:
+    """Inside of the ``with`` block :func:`empty` takes its memory from ``pool``; for this thread or task only."""
+    token = _current.set(pool)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def empty(shape: Any, dtype: Any = float, *, stream: Any = None) -> np.ndarray:
+    """An array in memory of the current pool, which it gives back with its last view."""
+    shape = tuple(shape) if isinstance(shape, (tuple, list)) else (int(shape),)
+    return np.asarray(Memory(_current.get(), shape, np.dtype(dtype), stream))
+
+
+def array_at(address: int, size: int, dtype: Any) -> np.ndarray:
+    """The elements that lie at an address, (size,): a view that keeps nothing alive, as a pointer does not."""
+    dtype = np.dtype(dtype)
+    if not size:
+        return np.empty(0, dtype)
+    memory = (ctypes.c_char * (size * dtype.itemsize)).from_address(address)
+    return np.frombuffer(memory, dtype)
