@@ -7,6 +7,7 @@ does not. Sizes are those of the networks' papers, float32, and those of torchvi
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -352,7 +353,7 @@ def _all_parameters(passes: tuple[int, ...], numbers: int, flop: int, **keywords
         PARAMETERS,
         lambda sizes, dtype: (
             *(tuple(Operand((size,), dtype, times) for size in sizes) for times in passes),
-            Operand((numbers,), dtype),
+            Operand((importlib.import_module("gpuconv.kernels.all_at_once").numbers_size(sizes, numbers, 1),), dtype),
         ),
         lambda sizes: flop * sum(sizes),
         lambda sizes, terms: tuple(min(size, 500) for size in sizes),

@@ -118,7 +118,7 @@ def operands(place: Place, operation: str, geometry: Any, dtype: str, seed: int)
     if operation == "linear_chain_grad_input" and not geometry.relu[-1]:
         tensors[3] = (*tensors[3][:-1], tensors[0].clone())  # not written: see the kernel
     if operation in ("sgd_update_all", "adam_update_all"):
-        tensors[-1] = tensors[-1].new_tensor(_numbers(operation))
+        tensors[-1] = tensors[-1].new_tensor(_numbers(operation, geometry))
     return tensors
 
 
@@ -132,11 +132,13 @@ def _pool(geometry: Any) -> Any:
     return geometry.pool if isinstance(geometry, BlockGeometry) else geometry
 
 
-def _numbers(operation: str) -> tuple[float, ...]:
+def _numbers(operation: str, sizes: tuple[int, ...]) -> Any:
     """What the update of all parameters finds in device memory: the numbers that that of one is called with."""
-    numbers_of = importlib.import_module(f"gpuconv.kernels.{operation}").numbers_of
+    module = importlib.import_module(f"gpuconv.kernels.{operation}")
     keywords = layers.OPERATIONS[operation.removesuffix("_all")].keywords
-    return tuple(numbers_of(**{name: keywords[name] for name in inspect.signature(numbers_of).parameters}))
+    names = inspect.signature(module.numbers_of).parameters
+    row = module.numbers_of(**{name: keywords[name] for name in names})
+    return module.numbers_array([row], sizes, "float64").tolist()
 
 
 def launch(place: Place, module: Any, operation: str, geometry: Any, tiling: Any, tensors: Sequence[Any]) -> Any:

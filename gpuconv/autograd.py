@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from gpuconv import backends
-from gpuconv.backends import Array, Backend
+from gpuconv.backends import Array, Backend, capturing
 
 __all__ = [
     "Context",
@@ -138,7 +138,10 @@ def overwrite(target: Array, source: Array) -> None:
     if isinstance(target, np.ndarray):
         target[...] = to_numpy(source)
     elif isinstance(source, np.ndarray):
-        target.set(source.astype(target.dtype, copy=False))
+        # On the current stream, as what was queued there before may still use the target.
+        target.set(
+            source.astype(target.dtype, copy=False), stream=backends.current(target).xp.cuda.get_current_stream()
+        )
     else:
         # Of one type and contiguous, as they mostly are, a copy of memory and no kernel.
         backends.current(target).xp.copyto(target, source)
@@ -455,6 +458,8 @@ class Function:
         for x in inputs:
             if isinstance(x, Tensor):
                 any_tensor = True
+                if x._node is None and (capture := capturing.current()) is not None:
+                    capture.reads_leaf(x)
                 arrays.append(x.data)
                 needs.append(recording and x.requires_grad)
             else:
@@ -536,11 +541,17 @@ _number = operator.attrgetter("number")
 def _add_to_leaf(leaf: Tensor, grad: Array, handed_out: set[int]) -> None:
     if isinstance(leaf.data, np.ndarray):
         grad = to_numpy(grad)  # the graph of a leaf on the host may have been computed on a device
+    if (capture := capturing.current()) is not None:
+        capture.writes_grad(leaf)
     if leaf.grad is not None:
-        leaf.grad = Tensor(leaf.grad.data + grad)
+        if capture is not None and leaf.grad.dtype == grad.dtype and leaf.grad.shape == tuple(grad.shape):
+            total = leaf.grad.data
+            total += grad  # where each repetition finds what the one before has added up
+        else:
+            leaf.grad = Tensor(leaf.grad.data + grad)
         return
     # The user may write into .grad (clipping, say), so no two leaves may share one, nor may it be a view.
-    if id(grad) in handed_out or grad.base is not None:
+    if id(grad) in handed_out or hasattr(grad.base, "dtype"):
         grad = grad.copy()
     handed_out.add(id(grad))
     leaf.grad = Tensor._of(grad)
@@ -558,8 +569,9 @@ def _default_seed(data: Array) -> Array:
     """
     key = type(data), data.dtype, getattr(getattr(data, "device", None), "id", None)
     if key not in _default_seeds:
-        one = data.reshape(()).copy()
-        one[...] = 1
+        with capturing.outside():  # it is kept
+            one = data.reshape(()).copy()
+            one[...] = 1
         _default_seeds[key] = one
     seed = _default_seeds[key]
     return seed if data.shape == () else seed.reshape(data.shape)

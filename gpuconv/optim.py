@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuconv import backends
 from gpuconv.autograd import Tensor, overwrite, to_array
-from gpuconv.backends import Backend
+from gpuconv.backends import Backend, capturing
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
 
@@ -23,6 +22,9 @@ class Optimizer:
     Attributes:
         lr: learning rate.
         steps: how many steps were taken.
+        schedule: if not None, a function that gives the learning rate of a step by the number of steps taken before it;
+            ``lr`` is then what the last step took. On a GPU it is asked for some hundred steps ahead: it must depend
+            on the number alone.
     """
 
     #: Names of the arrays kept for each parameter.
@@ -43,6 +45,9 @@ class Optimizer:
                 )
         self.lr = _at_least_zero(self, "lr", lr)
         self.steps = 0
+        self.schedule: Callable[[int], float] | None = None
+        #: What a backend keeps on a device for the updates, see ``gpuconv.backends.cuda_numbers``.
+        self.on_device: dict[Any, Any] = {}
         self._arrays: list[dict[str, Any]] = [
             {slot: _zeros_like(param.data) for slot in self.slots} for param in self.params
         ]
@@ -55,27 +60,66 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
         self.steps += 1
+        if self.schedule is not None:
+            self.lr = float(self.schedule(self.steps - 1))
         updates: dict[type, list[tuple[Any, ...]]] = {}  # by the kind of array: a network may lie on two devices
         for param, arrays in zip(self.params, self._arrays, strict=True):
             if param.grad is not None:
                 for slot, array in arrays.items():
                     if type(array) is not type(param.data):  # the parameters have been moved since
-                        arrays[slot] = _zeros_like(param.data)
-                        overwrite(arrays[slot], array)
+                        with capturing.outside():
+                            arrays[slot] = _zeros_like(param.data)
+                            overwrite(arrays[slot], array)
                 update = (param.data, param.grad.data, *arrays.values())
                 updates.setdefault(type(param.data), []).append(update)
-        for of_a_kind in updates.values():
-            self._update_kind(of_a_kind)
-            backends.current(of_a_kind[0][0]).repeat(functools.partial(self._again, of_a_kind))
+        try:
+            for of_a_kind in updates.values():
+                params, *others = zip(*of_a_kind, strict=True)
+                self._update(backends.current(params[0]), params, *others)
+        finally:
+            if capturing.current() is not None:
+                self.steps -= 1  # it is taken when the graph runs
 
-    def _again(self, updates: list[tuple[Any, ...]]) -> None:
-        """Another step with the same arrays: what a captured step does before each repetition."""
+    def repeated(self, numbers: Any) -> None:
+        """Count a step that a graph is about to take; ``numbers`` are those that its kernel reads.
+
+        Raises:
+            RuntimeError: a term of the formula has been added or dropped since the step was captured.
+        """
         self.steps += 1
-        self._update_kind(updates)
+        if self.schedule is not None:
+            self.lr = float(self.schedule(self.steps - 1))
+        try:
+            numbers.prepare(self)
+        except RuntimeError:
+            self.steps -= 1
+            raise
 
-    def _update_kind(self, updates: list[tuple[Any, ...]]) -> None:
-        params, *others = zip(*updates, strict=True)
-        self._update(backends.current(params[0]), params, *others)
+    def settings(self) -> tuple[Any, ...]:
+        """All that the numbers of an update depend on, but for the number of the step."""
+        raise NotImplementedError
+
+    def _rate(self) -> Any:
+        return self.lr if self.schedule is None else self.schedule
+
+    def coming(self, count: int) -> list[dict[str, Any]]:
+        """What the backend's update takes by keyword in the step that is being taken, and in those behind it.
+
+        ``count`` of them, or one if that :meth:`stays`.
+        """
+        rates = [self.lr]
+        if self.schedule is not None:
+            rates += [float(self.schedule(done)) for done in range(self.steps, self.steps + count - 1)]
+        elif not self.stays():
+            rates *= count
+        return [self._numbers(self.steps + number, lr) for number, lr in enumerate(rates)]
+
+    def stays(self) -> bool:
+        """Whether what this step takes is what all later ones take, as long as the settings are the same."""
+        return False
+
+    def _numbers(self, step: int, lr: float) -> dict[str, Any]:
+        raise NotImplementedError
 
     def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
         raise NotImplementedError
@@ -151,16 +195,23 @@ class SGD(Optimizer):
         super().__init__(params, lr)
 
     def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
-        backend.sgd_update_all(
-            params,
-            grads,
-            slots[0] if slots else [None] * len(params),
-            lr=self.lr,
-            momentum=self.momentum,
-            dampening=self.dampening if self.steps > 1 else 0.0,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-        )
+        velocities = slots[0] if slots else [None] * len(params)
+        backend.sgd_update_all(params, grads, velocities, optimizer=self, **self._numbers(self.steps, self.lr))
+
+    def settings(self) -> tuple[Any, ...]:
+        return self._rate(), self.momentum, self.dampening, self.weight_decay, self.nesterov
+
+    def _numbers(self, step: int, lr: float) -> dict[str, Any]:
+        return {
+            "lr": lr,
+            "momentum": self.momentum,
+            "dampening": self.dampening if step > 1 else 0.0,
+            "weight_decay": self.weight_decay,
+            "nesterov": self.nesterov,
+        }
+
+    def stays(self) -> bool:
+        return self.schedule is None and (self.steps > 1 or self.dampening == 0)
 
 
 class Adam(Optimizer):
@@ -186,18 +237,21 @@ class Adam(Optimizer):
         super().__init__(params, lr)
 
     def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
-        backend.adam_update_all(
-            params,
-            grads,
-            *slots,
-            step=self.steps,
-            lr=self.lr,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            decoupled=self._decoupled,
-        )
+        backend.adam_update_all(params, grads, *slots, optimizer=self, **self._numbers(self.steps, self.lr))
+
+    def settings(self) -> tuple[Any, ...]:
+        return self._rate(), self.betas, self.eps, self.weight_decay
+
+    def _numbers(self, step: int, lr: float) -> dict[str, Any]:
+        return {
+            "step": step,
+            "lr": lr,
+            "beta1": self.betas[0],
+            "beta2": self.betas[1],
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "decoupled": self._decoupled,
+        }
 
 
 class AdamW(Adam):

@@ -758,9 +758,5 @@ def interpreted() -> Iterator[None]:
     if device.SIMULATED:
         raise RuntimeError("compiled kernels need Numba's CUDA target: set NUMBA_ENABLE_CUDASIM=0 before Python starts")
 
-    original = device.Launch.configured
-    device.Launch.configured = lambda launch, stream: lambda *arguments: run(launch, arguments)
-    try:
+    with device.running_on_host(run):
         yield
-    finally:
-        device.Launch.configured = original

@@ -43,7 +43,7 @@ import numpy as np
 
 from gpuconv import backends, optim, storage
 from gpuconv import functional as F
-from gpuconv.autograd import Tensor, no_grad, overwrite, to_numpy
+from gpuconv.autograd import Tensor, no_grad, to_numpy
 from gpuconv.data import Dataset, InputTransform, batch_count, load_dataset, split
 from gpuconv.feed import Feed
 from gpuconv.graph import CapturedStep, capture
@@ -698,6 +698,7 @@ class _Run:
         manual_seed(config.seed)
         self.model = _build(config, dataset).to(backend)
         self.optimizer = OPTIMIZERS[config.optimizer](config, self.model)
+        self.optimizer.schedule = self._lr
 
         training, validation = split(len(dataset.train_images), config.validation_fraction, config.seed)
         transform = InputTransform.fit(dataset.train_images[training], self.model.input_shape[1:])
@@ -725,9 +726,7 @@ class _Run:
         #: On a GPU, what a full batch takes instead of _train_step; elsewhere, and if it cannot be captured, None.
         captured = capture(self._whole_step) if config.loss == "cross_entropy" else None
         self.captured = captured if isinstance(captured, CapturedStep) else None
-        #: What captured steps left on the backend: loss and number of right answers of each since they were last read.
-        self.log = backend.xp.empty((self.steps,), np.float32), backend.xp.empty((self.steps,), np.int32)
-        self.unread = 0
+        self.unread = 0  # captured steps whose loss and right answers have not been read back
         self.next_read = 0.0
 
     # -- state -------------------------------------------------------------------------------------------------------
@@ -827,12 +826,11 @@ class _Run:
 
     def _train_epoch(self) -> None:
         before, started, images = self.seconds, time.perf_counter(), 0
-        self.feed.begin(len(self.history))
+        self.feed.begin(len(self.history), self.step)
         for step in range(self.step, self.steps):
             size = min(self.config.batch_size, len(self.feed) - step * self.config.batch_size)
-            inputs = self.feed.inputs(step)
-            if self.captured is None or size < self.config.batch_size or not self._captured_step(inputs):
-                self._train_step(inputs, size)
+            if self.captured is None or size < self.config.batch_size or not self._captured_step(step):
+                self._train_step(self.feed.inputs(step), size)
             images += size
             # At the end of the epoch there will be another one at once.
             due = self.optimizer.steps % self.config.checkpoint_every == 0 and self.step < self.steps
@@ -862,7 +860,6 @@ class _Run:
 
     def _train_step(self, inputs: tuple[Any, ...], size: int) -> None:
         self._read_back()
-        self.optimizer.lr = self._lr()
         images, labels = self.feed.batch(*inputs)
         logits = self.model(Tensor(images))
         loss = LOSSES[self.config.loss](logits, labels)
@@ -878,33 +875,27 @@ class _Run:
         self.loss_sum += value * size
         self.correct += int(self.backend.count_correct(logits.data, labels))
 
-    def _whole_step(self, *inputs: Any) -> tuple[Tensor, Any]:
+    def _whole_step(self, *inputs: Any) -> None:
         """What is captured: nothing in it waits for the device."""
-        images, labels = self.feed.batch(*inputs)
+        images, labels = self.feed.next_batch(*inputs)
         logits = self.model(Tensor(images))
         loss = LOSSES[self.config.loss](logits, labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return loss, self.backend.count_correct(logits.data, labels)
+        self.feed.log(logits.data, labels, loss.data)
 
-    def _captured_step(self, inputs: tuple[Any, ...]) -> bool:
+    def _captured_step(self, step: int) -> bool:
         """A step whose loss is read back later; False if nothing was done, because it cannot be captured."""
         assert self.captured is not None
-        self.optimizer.lr = self._lr()
-        done = self.optimizer.steps
         try:
-            loss, correct = self.captured(*inputs)
+            self.captured(*self.feed.next_inputs(step))
         except RuntimeError as error:
             if self.captured.captured:
                 raise
-            # The optimizer may have counted it before it went wrong.
-            self.captured, self.optimizer.steps = None, done
+            self.captured = None
             _logger.warning("training goes on without a CUDA graph, step by step: %s", error)
             return False
-        # The next step overwrites both.
-        for log, value in zip(self.log, (loss.data, correct), strict=True):
-            overwrite(log[self.unread : self.unread + 1], value.reshape(1))
         self.unread += 1
         self.step += 1
         return True
@@ -914,17 +905,17 @@ class _Run:
         unread, self.unread = self.unread, 0
         if not unread:
             return
-        losses, correct = (self.backend.to_numpy(log[:unread]) for log in self.log)
+        losses, correct = self.feed.logged(self.step - unread, self.step)
         for number, value in enumerate(losses.tolist()):
             if not math.isfinite(value):
                 raise self._diverged(self.step - unread + number + 1, f"the loss is {value}")
             self.loss_sum += value * self.config.batch_size
         self.correct += int(correct.sum())
 
-    def _lr(self) -> float:
+    def _lr(self, done: int) -> float:
+        """Learning rate of the step behind ``done`` others."""
         assert self.config.lr is not None
-        done = self.optimizer.steps / (self.steps * self.config.epochs)
-        return self.config.lr * SCHEDULES[self.config.schedule](done)
+        return self.config.lr * SCHEDULES[self.config.schedule](done / (self.steps * self.config.epochs))
 
     def _end_epoch(self) -> None:
         self._check_weights()

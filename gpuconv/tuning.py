@@ -26,12 +26,13 @@ from gpuconv import kernels, tuning_store
 from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
 from gpuconv.tuning_store import Platform
 
-__all__ = ["COMPOSED", "ENVIRONMENT_VARIABLE", "RULES", "Choice", "Rule", "candidates", "choose", "use_variant"]
+__all__ = ["COMPOSED", "ENVIRONMENT_VARIABLE", "RULES", "Choice", "Rule", "candidates", "choose", "use_variant", "wish"]
 
 ENVIRONMENT_VARIABLE = "GPUCONV_VARIANTS"
 #: The variant of a fused operation that runs its parts one after the other.
 COMPOSED = "composed"
 
+_NOTHING: Mapping[str, tuple[str, Any]] = {}
 _chosen: ContextVar[Mapping[str, tuple[str, Any]]] = ContextVar("gpuconv_variants")
 
 
@@ -225,6 +226,11 @@ def _from_environment(operation: str) -> str | None:
         if name == operation:
             wish = variant
     return wish
+
+
+def wish(operation: str) -> tuple[Any, str | None]:
+    """What the user asks for at present, of which :func:`choose` makes a choice: cheap, and may be a key."""
+    return _chosen.get(_NOTHING).get(operation), os.environ.get(ENVIRONMENT_VARIABLE)
 
 
 @tuning_store.cached

@@ -31,7 +31,7 @@ from gpuconv.geometry import Conv2dGeometry, Pair
 
 __all__ = [
     "ENVIRONMENT_VARIABLE", "Entry", "Key", "Platform", "Winner", "cached", "clear", "digest", "entries", "find",
-    "folder", "forget", "record", "unusable",
+    "folder", "forget", "record", "unusable", "when_changed",
 ]  # fmt: skip
 
 ENVIRONMENT_VARIABLE = "GPUCONV_TUNING"
@@ -121,6 +121,11 @@ def cached(function: _Function) -> _Function:
     remembering = functools.lru_cache(maxsize=1024)(function)
     _caches.append(remembering.cache_clear)
     return remembering  # type: ignore[return-value]
+
+
+def when_changed(clear: Callable[[], None]) -> None:
+    """Have ``clear`` called when something is recorded, or forgotten: what was chosen before is not kept."""
+    _caches.append(clear)
 
 
 def _forget_look_ups() -> None:

@@ -12,17 +12,36 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuconv.kernels.adam_update import Rule, numbers_of, rule_of, step_of
-from gpuconv.kernels.all_at_once import dealing, first_blocks, launches_of, run, supports, tilings
+from gpuconv.kernels.all_at_once import (
+    dealing,
+    first_blocks,
+    launches_of,
+    numbers_array,
+    numbers_size,
+    run,
+    supports,
+    taking_row,
+    tilings,
+)
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, device_function, jit, ldg
+from gpuconv.kernels.device import Launch, device_function, jit, ldg, uadd
 from gpuconv.kernels.elementwise import Tiling, each
 
-__all__ = ["Rule", "Tiling", "launch", "launches", "numbers_of", "supports", "tilings"]
+__all__ = [
+    "WIDTH", "Rule", "Tiling", "launch", "launches", "numbers_array", "numbers_of", "numbers_size", "rule_of",
+    "supports", "tilings",
+]  # fmt: skip
+
+#: Numbers of a step: those of :func:`numbers_of`.
+WIDTH = 8
 
 
 @specialised
-def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str, vector: int, rule: Rule) -> Callable[..., None]:
+def _kernel(
+    sizes: tuple[int, ...], tiling: Tiling, dtype: str, vector: int, first_count: int, rows_at: int, rule: Rule
+) -> Callable[..., None]:
     starts = first_blocks(sizes, tiling, vector)
+    take_row = taking_row(dtype, first_count, rows_at, WIDTH)
 
     def work_of(number: int) -> Any:
         size, at = sizes[number], 4 * number
@@ -39,9 +58,11 @@ def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str, vector: int, rul
 
     @jit(launch_bounds=tiling.threads)
     def adam_update_all(arrays: Any, numbers: Any) -> None:
-        rate, beta1, beta2 = ldg(numbers, 0), ldg(numbers, 1), ldg(numbers, 2)
-        share1, share2, correction = ldg(numbers, 3), ldg(numbers, 4), ldg(numbers, 5)
-        update_one(arrays, rate, beta1, beta2, share1, share2, correction, ldg(numbers, 6), ldg(numbers, 7))
+        at = take_row(numbers)
+        rate, beta1, beta2 = ldg(numbers, at), ldg(numbers, uadd(at, 1)), ldg(numbers, uadd(at, 2))
+        share1, share2 = ldg(numbers, uadd(at, 3)), ldg(numbers, uadd(at, 4))
+        correction, eps, decay = ldg(numbers, uadd(at, 5)), ldg(numbers, uadd(at, 6)), ldg(numbers, uadd(at, 7))
+        update_one(arrays, rate, beta1, beta2, share1, share2, correction, eps, decay)
 
     return adam_update_all
 
@@ -82,8 +103,8 @@ def launch(
 ) -> None:
     """What ``adam_update`` does, for several parameters of ``sizes`` elements.
 
-    ``numbers`` is an array with :func:`numbers_of`, of the parameters' type; ``weight_decay`` and ``decoupled`` say
-    which terms the formula has.
+    ``numbers``, an array of the parameters' type that begins with :func:`numbers_array`, has the step's, and is moved
+    on to the next step; ``weight_decay`` and ``decoupled`` say which terms the formula has.
 
     Raises:
         ValueError: a parameter is too large for 32-bit offsets.

@@ -5,7 +5,12 @@ Here the blocks of one grid are dealt out to the parameters in order, as many to
 The sizes are constants of the kernel, so that a block finds its parameter by a few comparisons.
 
 The numbers of the formula (learning rate, momentum) lie in device memory and not among the launch's arguments: those of
-a captured CUDA graph are fixed, while the learning rate changes from step to step.
+a captured CUDA graph are fixed, while the learning rate changes from step to step. There is a table of them, a row for
+each of the coming steps, and each block keeps count of its own steps: it reads the row whose turn it is, and moves on
+to the next; at the last row it stays. So the host has nothing to say before a step, and no two blocks have to agree.
+One array holds it all, counts too, as numbers of the parameters' type::
+
+    number of the last row | row of block 0, of block 1, ... | row 0 | row 1 | ...
 """
 
 from __future__ import annotations
@@ -17,7 +22,19 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
-from gpuconv.kernels.device import Answer, Launch, aligned, array_type, device_function, fits_offsets, u32
+from gpuconv.kernels.device import (
+    Answer,
+    Launch,
+    aligned,
+    array_type,
+    device_function,
+    fits_offsets,
+    ld,
+    st,
+    u32,
+    uadd,
+    umul,
+)
 from gpuconv.kernels.elementwise import Tiling, blocks_of, vector_of
 
 #: Parameters a launch. An array takes 56 bytes of arguments, of which a kernel has 4 KB; Adam's update takes four.
@@ -43,6 +60,45 @@ def _chunks(sizes: Sequence[int]) -> list[list[int]]:
 def first_blocks(sizes: Sequence[int], tiling: Tiling, vector: int) -> list[int]:
     """The first block of each parameter, and behind them the number of all blocks."""
     return list(accumulate((blocks_of(size, tiling, vector) for size in sizes), initial=0))
+
+
+def _rows_at(sizes: tuple[int, ...]) -> int:
+    """Where the rows begin: behind a count for each block, of which small ones without vectors have the most."""
+    smallest = min(tilings(sizes), key=lambda tiling: tiling.threads)
+    counts = first_blocks([size for size in sizes if size], smallest, 1)[-1]
+    return -(-(1 + counts) // 4) * 4
+
+
+def numbers_size(sizes: tuple[int, ...], width: int, rows: int) -> int:
+    """Elements of an array that holds the numbers of so many steps, ``width`` for each."""
+    return _rows_at(sizes) + rows * width
+
+
+def numbers_array(rows: Sequence[Sequence[float]], sizes: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """The beginning of such an array, on the host: the rows of the coming steps, no block having taken one yet."""
+    first = _rows_at(sizes)
+    array = np.zeros(first + len(rows) * len(rows[0]), dtype)
+    array[0], array[first:] = len(rows) - 1, np.ravel(rows)
+    return array
+
+
+def taking_row(dtype: str, first_count: int, rows_at: int, width: int) -> Any:
+    """A device function of the numbers: where the row of this step begins; the block's next one is the row behind it.
+
+    All threads of the block have to call it.
+    """
+    one = getattr(types, dtype)(1)
+
+    @device_function
+    def take(numbers: Any) -> Any:
+        place = uadd(u32(cuda.blockIdx.x), first_count)
+        row, last = ld(numbers, place), ld(numbers, 0)
+        cuda.syncthreads()  # all threads have read the count
+        if (cuda.threadIdx.x == 0) & (row < last):
+            st(numbers, place, row + one)
+        return uadd(umul(u32(types.int32(row)), width), rows_at)
+
+    return take
 
 
 def dealing(works: Sequence[Any], starts: Sequence[int]) -> Any:
@@ -71,22 +127,28 @@ def launches_of(
     """A launch for each 16 parameters that have elements.
 
     Args:
-        kernel: a function of (sizes, tiling, dtype, vector) that makes one.
+        kernel: a function of (sizes, tiling, dtype, vector, first_count, rows_at) that makes one; see
+            :func:`taking_row`.
         arrays: how many belong to a parameter.
         wide: all of them begin at multiples of 16 bytes.
         sizes, tiling, dtype, op: elements of each parameter, and the rest as usual.
 
     Raises:
-        ValueError: a parameter is too large for 32-bit offsets.
+        ValueError: a parameter is too large for 32-bit offsets, or the tiling is smaller than those of :func:`tilings`.
     """
     if not (answer := supports(sizes)):
         raise ValueError(f"{op}: {answer}")
     name, vector, found = np.dtype(dtype).name, vector_of(dtype, wide), []
+    rows_at, first_count = _rows_at(sizes), 1
     for chunk in _chunks(sizes):
         own = tuple(sizes[number] for number in chunk)
         signature = (types.UniTuple(array_type(name), arrays * len(own)), array_type(name))
         grid = (first_blocks(own, tiling, vector)[-1], 1, 1)
-        found.append(Launch(kernel(own, tiling, name, vector), signature, grid, (tiling.threads, 1, 1)))
+        made = kernel(own, tiling, name, vector, first_count, rows_at)
+        found.append(Launch(made, signature, grid, (tiling.threads, 1, 1)))
+        first_count += grid[0]
+        if first_count > rows_at:
+            raise ValueError(f"{op}: {tiling} has more blocks than the smallest of the tilings")
     return tuple(found)
 
 

@@ -4,6 +4,9 @@ A thread goes through a row, and keeps the largest value and where it is, the fi
 block meets counts the rows where that is the label. Then the block goes on with its next rows. As in NumPy's argmax the
 first NaN is the largest. A label that is no class is never right.
 
+With a log it also closes a training step: the count and the loss go to the step's place in the log, and the number of
+the step moves on. So the repetitions of a captured graph leave their results one behind the other.
+
 Shared memory: none. Registers aimed at: at most 40. Expected bottleneck: latency; for rows of ten logits the loads of
 all of them are under way at once. Many or long rows are read slowly by one block, but the network that they come from
 takes far longer.
@@ -28,6 +31,8 @@ from gpuconv.kernels.device import (
     i32,
     iadd,
     jit,
+    ld,
+    ldg,
     ldg_if,
     st,
     u32,
@@ -63,11 +68,11 @@ def tilings(shape: tuple[int, int]) -> tuple[Tiling, ...]:
 
 
 @specialised
-def _kernel(classes: int, threads: int, dtype: str) -> Callable[..., None]:
+def _kernel(classes: int, threads: int, dtype: str, logs: bool) -> Callable[..., None]:
     real, lowest = getattr(types, dtype), float("-inf")
 
     @jit(launch_bounds=threads)
-    def count_correct(logits: Any, labels: Any, out: Any, rows: Any) -> None:
+    def count_correct(logits: Any, labels: Any, out: Any, loss: Any, losses: Any, step: Any, rows: Any) -> None:
         count, first_row = i32(0), u32(0)
         # All threads make all passes, because they meet at the end of each.
         while first_row < rows:
@@ -84,13 +89,23 @@ def _kernel(classes: int, threads: int, dtype: str) -> Callable[..., None]:
             count = iadd(count, cuda.syncthreads_count(right))
             first_row = uadd(first_row, threads)
         if cuda.threadIdx.x == 0:
-            st(out, 0, types.int32(count))
+            if logs:
+                at = ld(step, 0)
+                st(out, at, types.int32(count))
+                st(losses, at, ldg(loss, 0))
+                st(step, 0, types.int32(iadd(at, 1)))
+            else:
+                st(out, 0, types.int32(count))
 
     return count_correct
 
 
-def launches(shape: tuple[int, int], tiling: Tiling, dtype: Any) -> tuple[Launch, ...]:
+def launches(shape: tuple[int, int], tiling: Tiling, dtype: Any, *, logs: bool = False) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`; for no rows too, of which 0 are right.
+
+    Args:
+        shape, tiling, dtype: see :func:`launch`.
+        logs: there is a log.
 
     Raises:
         ValueError: the logits are too many for 32-bit offsets.
@@ -98,15 +113,33 @@ def launches(shape: tuple[int, int], tiling: Tiling, dtype: Any) -> tuple[Launch
     if not (answer := supports(shape)):
         raise ValueError(f"count_correct: {answer}")
     name = np.dtype(dtype).name
-    signature = (array_type(name), array_type("int64"), array_type("int32"), types.int64)
-    return (Launch(_kernel(shape[1], tiling.threads, name), signature, (1, 1, 1), (tiling.threads, 1, 1)),)
+    real, count = array_type(name), array_type("int32")
+    signature = (real, array_type("int64"), count, real, real, count, types.int64)
+    return (Launch(_kernel(shape[1], tiling.threads, name, logs), signature, (1, 1, 1), (tiling.threads, 1, 1)),)
 
 
-def launch(logits: Any, labels: Any, out: Any, shape: tuple[int, int], tiling: Tiling, stream: Any = None) -> None:
+def launch(
+    logits: Any,
+    labels: Any,
+    out: Any,
+    shape: tuple[int, int],
+    tiling: Tiling,
+    stream: Any = None,
+    *,
+    loss: Any = None,
+    losses: Any = None,
+    step: Any = None,
+) -> None:
     """``out``, int32 (1,): the rows of ``logits``, (rows, classes), that are largest at ``labels``, int64 (rows,).
+
+    With a log: ``step``, int32 (1,), counts from 0; ``out[step]`` becomes the number of rows and ``losses[step]``, of
+    the logits' type, the only element of ``loss``; then ``step`` is one more.
 
     Raises:
         ValueError: the logits are too many for 32-bit offsets.
     """
-    for one in launches(shape, tiling, logits.dtype):
-        one(stream, logits.reshape(-1), labels, out, shape[0])
+    flat = logits.reshape(-1)
+    # A kernel without a log does not look at its arrays.
+    log = (flat, flat, out) if step is None else (loss.reshape(-1), losses, step)
+    for one in launches(shape, tiling, logits.dtype, logs=step is not None):
+        one(stream, flat, labels, out, *log, shape[0])

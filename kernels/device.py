@@ -45,6 +45,7 @@ import contextlib
 import importlib
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -54,6 +55,8 @@ from llvmlite import ir
 from numba import config, cuda, types
 from numba.core.errors import TypingError
 from numba.cuda import extending
+
+from gpuconv.kernels import driver
 
 #: Whether kernels run in the simulator: decided when ``numba.cuda`` is imported.
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -94,20 +97,17 @@ class Launch:
     shared_bytes: int = 0
 
     def __call__(self, stream: Any, *arguments: Any) -> None:
-        """Launch it, or note it inside of :func:`recording`."""
-        if _recorder is not None:
-            _recorder(self, arguments)
-            return
-        self.configured(stream)(*arguments)
+        """Queue it on a stream (None: the default one), or note it inside of :func:`recording`.
 
-    def configured(self, stream: Any) -> Any:
-        """The kernel with its launch configuration; what it is called with are its arguments."""
-        # Numba warns of fewer than 128 blocks, which a small image needs no more of: nothing that a user could change.
-        warned, config.CUDA_LOW_OCCUPANCY_WARNINGS = config.CUDA_LOW_OCCUPANCY_WARNINGS, 0
-        try:
-            return self.kernel[self.grid, self.block, stream, self.shared_bytes]
-        finally:
-            config.CUDA_LOW_OCCUPANCY_WARNINGS = warned
+        The stream is one of CuPy, torch or Numba, or a handle; arrays are flat, and on the device. Without a GPU the
+        launch is run at once, on NumPy arrays.
+        """
+        if (recorder := _recorder.get()) is not None:
+            recorder(self, arguments)
+        elif _on_host is not None:
+            _on_host(self, arguments)
+        else:
+            driver.launch(self, stream, arguments)
 
     def ptx(self, cc: tuple[int, int] | tuple[int, int, str]) -> str:
         """Compile for a compute capability such as ``(8, 0)`` or ``(9, 0, "a")``; needs NVVM, but no GPU."""
@@ -126,26 +126,44 @@ class Launch:
             return cuda.compile(kernel, signature, device=False, cc=cc, abi="numba", output=output, **taken)[0]
 
 
-_recorder: Callable[[Launch, tuple[Any, ...]], None] | None = None
+def _simulate(launch: Launch, arguments: tuple[Any, ...]) -> None:
+    launch.kernel[launch.grid, launch.block, None, launch.shared_bytes](*arguments)
+
+
+#: What runs launches in place of a GPU, if anything: the simulator, or the interpreter of PTX.
+_on_host: Callable[[Launch, tuple[Any, ...]], None] | None = _simulate if SIMULATED else None
+
+
+@contextlib.contextmanager
+def running_on_host(run: Callable[[Launch, tuple[Any, ...]], None]) -> Iterator[None]:
+    """Inside of the ``with`` block ``run`` is called with a launch and its arguments, NumPy arrays and numbers."""
+    global _on_host
+    before, _on_host = _on_host, run
+    try:
+        yield
+    finally:
+        _on_host = before
+
+
+_recorder: ContextVar[Callable[[Launch, tuple[Any, ...]], None] | None] = ContextVar("gpuconv_recorder", default=None)
 
 
 @contextlib.contextmanager
 def recording(noted: Callable[[Any], Any] | None = None) -> Iterator[list[tuple[Launch, tuple[Any, ...]]]]:
     """Inside of the ``with`` block launches are noted instead of made: a list of them, each with its arguments.
 
-    ``noted`` makes of an argument what is put into the list; None takes it as it is.
+    ``noted`` makes of an argument what is put into the list; None takes it as it is. Other threads are not affected.
     """
-    global _recorder
     recorded: list[tuple[Launch, tuple[Any, ...]]] = []
 
     def note(launch: Launch, arguments: tuple[Any, ...]) -> None:
         recorded.append((launch, arguments if noted is None else tuple(map(noted, arguments))))
 
-    outer, _recorder = _recorder, note
+    token = _recorder.set(note)
     try:
         yield recorded
     finally:
-        _recorder = outer
+        _recorder.reset(token)
 
 
 @contextlib.contextmanager

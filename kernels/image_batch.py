@@ -10,6 +10,9 @@ The block keeps the table in shared memory, which it reads while the numbers of 
 memory each pixel would wait for one more load. An image of the batch that the set does not have is not read: its
 pixels are NaN, and its label is -1.
 
+With a ``step`` on the device the batch is the one whose turn it is in an order of all images, so that a captured graph
+finds another batch at each repetition, and the host has nothing to say.
+
 Shared bytes: 1024 (float32). Registers aimed at: at most 32, for full occupancy. Expected bottleneck: latency, three
 loads in a row (number of the image, byte, table); in large batches memory bandwidth, of which the results take four
 fifths. Where an image lies in the set is computed with 64 bits, so that the set may be of any size.
@@ -136,7 +139,9 @@ def _warped(g: ImageBatchGeometry, dtype: str) -> Any:
 
 
 @specialised
-def _kernel(geometry: ImageBatchGeometry, threads: int, dtype: str, vector: int) -> Callable[..., None]:
+def _kernel(
+    geometry: ImageBatchGeometry, threads: int, dtype: str, vector: int, counts_steps: bool
+) -> Callable[..., None]:
     """The kernel for images of a geometry; ``geometry.n`` and ``geometry.total`` are not looked at."""
     g, real = geometry, getattr(types, dtype)
     vectors, warps, not_a_number = g.p * g.q // vector, g.warps, float("nan")
@@ -166,6 +171,7 @@ def _kernel(geometry: ImageBatchGeometry, threads: int, dtype: str, vector: int)
         transforms: Any,
         out: Any,
         out_labels: Any,
+        step: Any,
         total: Any,
         batch: Any,
     ) -> None:
@@ -177,7 +183,10 @@ def _kernel(geometry: ImageBatchGeometry, threads: int, dtype: str, vector: int)
             entry = uadd(entry, threads)
         thread = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
         n = udiv(thread, vectors)
-        source = ldg_if(index, n, n < batch)
+        if counts_steps:
+            source = ldg_if(index, uadd(umul(u32(ldg(step, 0)), u32(batch)), n), n < batch)
+        else:
+            source = ldg_if(index, n, n < batch)
         cuda.syncthreads()
         if n < batch:
             known = (source >= 0) & (source < total)
@@ -204,12 +213,15 @@ def _kernel(geometry: ImageBatchGeometry, threads: int, dtype: str, vector: int)
     return image_batch
 
 
-def launches(geometry: ImageBatchGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(
+    geometry: ImageBatchGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True, counts_steps: bool = False
+) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
         wide: the result begins at a multiple of 16 bytes.
+        counts_steps: the batch is found by the number of the step.
 
     Raises:
         ValueError: the batch is too large for 32-bit offsets.
@@ -220,9 +232,10 @@ def launches(geometry: ImageBatchGeometry, tiling: Tiling, dtype: Any, *, wide: 
         return ()
     name = np.dtype(dtype).name
     vector = widest_access(geometry.q, name) if wide else 1
-    kernel = _kernel(geometry._replace(n=1, total=1), tiling.threads, name, vector)
+    kernel = _kernel(geometry._replace(n=1, total=1), tiling.threads, name, vector, counts_steps)
     real, whole = array_type(name), array_type("int64")
-    signature = (real, array_type("uint8"), whole, whole, real, real, whole, types.int64, types.int64)
+    step = array_type("int32") if counts_steps else whole
+    signature = (real, array_type("uint8"), whole, whole, real, real, whole, step, types.int64, types.int64)
     blocks = -(-(geometry.n * geometry.p * geometry.q // vector) // tiling.threads)
     return (Launch(kernel, signature, (blocks, 1, 1), (tiling.threads, 1, 1)),)
 
@@ -238,15 +251,20 @@ def launch(
     geometry: ImageBatchGeometry,
     tiling: Tiling,
     stream: Any = None,
+    *,
+    step: Any = None,
 ) -> None:
     """``out``, (n, 1, p, q), and ``out_labels``, int64 (n,), of the images that ``index``, int64 (n,), names.
 
     ``table`` is what the bytes 0 to 255 are standardised to, ``images`` uint8 (total, h, w), ``labels`` int64 (total,),
-    ``transforms`` (total, 2, 3), which is not looked at unless ``geometry.warps``.
+    ``transforms`` (total, 2, 3), which is not looked at unless ``geometry.warps``. With ``step``, int32 (1,), the
+    images are those that ``index[step · n:][:n]`` names, of an index that is longer.
 
     Raises:
         ValueError: the batch is too large for 32-bit offsets.
     """
-    real = (table, images.reshape(-1), labels, index, transforms.reshape(-1) if geometry.warps else table)
-    for one in launches(geometry, tiling, table.dtype, wide=aligned(out)):
-        one(stream, *real, out.reshape(-1), out_labels, geometry.total, geometry.n)
+    read = (table, images.reshape(-1), labels, index, transforms.reshape(-1) if geometry.warps else table)
+    for one in launches(geometry, tiling, table.dtype, wide=aligned(out), counts_steps=step is not None):
+        # A kernel that counts no steps does not look at the array.
+        counted = index if step is None else step
+        one(stream, *read, out.reshape(-1), out_labels, counted, geometry.total, geometry.n)

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
 import gc
 import importlib.util
 import sys
@@ -22,14 +20,13 @@ import pytest
 import gpuconv
 from gpuconv import Tensor, backends, kernels, models, nn, optim, train, tuner, tuning, tuning_store
 from gpuconv import functional as F
-from gpuconv.backends import cuda_backend, simulated_memory
-from gpuconv.backends.cuda_graph import SimulatedGraph
+from gpuconv.backends import cuda_backend
 from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
 
 pytest.importorskip("numba_cuda", reason="the variants are chosen among kernels for numba-cuda")
 if backends.available()["cuda"] is not None or backends.get("cuda").automatic():
     pytest.skip(f"needs the simulator: {backends.available()['cuda']}", allow_module_level=True)
-from gpuconv.kernels import device
+from gpuconv.kernels import all_at_once, device, driver
 
 #: Streams that launches came in on, by operation.
 launched: list[tuple[str, object]] = []
@@ -91,18 +88,34 @@ def mean_loss(numpy, logits, labels, weight, loss, dlogits, wrong, shape, **opti
     dlogits[...] = numpy.softmax_cross_entropy_grad(grad, probabilities, labels, weight=weight, **options)
 
 
-def image_batch(numpy, table, images, labels, index, transforms, x, found, geometry):
+def image_batch(numpy, table, images, labels, index, transforms, x, found, geometry, step=None):
+    if step is not None:
+        index = index[step[0] * geometry.n :][: geometry.n]
     x[...], found[...] = numpy.image_batch(table, images, labels, index, transforms, (geometry.p, geometry.q))
 
 
-def count_correct(numpy, logits, labels, out, shape):
-    out[0] = numpy.count_correct(logits, labels)
+def count_correct(numpy, logits, labels, out, shape, loss=None, losses=None, step=None):
+    if step is None:
+        out[0] = numpy.count_correct(logits, labels)
+    else:
+        numpy.log_step(logits, labels, loss, losses, out, step)
 
 
-def sgd_all(numpy, params, grads, velocities, numbers, sizes, **options):
-    lr, momentum, share, _ = numbers
+def row_of(numbers, sizes, width):
+    """The numbers of this step, and on to those of the next."""
+    rows_at = all_at_once.numbers_size(sizes, width, 0)
+    row, last = int(numbers[1]), int(numbers[0])
+    numbers[1:rows_at] = min(row + 1, last)
+    return [float(number) for number in numbers[rows_at + row * width :][:width]]
+
+
+def sgd_all(numpy, params, grads, velocities, numbers, sizes, *, weight_decay, nesterov):
+    lr, momentum, share, decay = row_of(numbers, sizes, 4)
     for one in zip(params, grads, velocities, strict=True):
-        numpy.sgd_update(*one, lr=lr, momentum=momentum, dampening=1 - share, **options)
+        numpy.sgd_update(
+            *one, lr=lr, momentum=momentum, dampening=1 - share, weight_decay=decay if weight_decay else 0.0,
+            nesterov=nesterov,
+        )  # fmt: skip
 
 
 #: Operations that are no primitives, or take several arrays as one: the same on hosts.
@@ -121,75 +134,71 @@ FUSED = {
 }
 
 
-def host_of(array):
-    """Of an array, or of each in a list."""
-    if isinstance(array, (list, tuple)):
-        return [host_of(one) for one in array]
-    return array.host if isinstance(array, fake_cupy.ndarray) else array
+class NumpyKernel:
+    """What a variant of `computing` launches in place of a kernel."""
 
+    def __init__(self, operation, shapes, geometry, options, named):
+        self.operation, self.shapes, self.geometry = operation, shapes, geometry
+        self.options, self.named = options, named
 
-def without_owner(argument):
-    """What a graph knows of an argument: of an array address, shape and type. It keeps none alive."""
-    if isinstance(argument, (list, tuple)):
-        return type(argument)(map(without_owner, argument)) if type(argument) in (list, tuple) else argument
-    if not isinstance(argument, fake_cupy.ndarray):
-        return argument
-    host = argument.host
-    view = simulated_memory.array_at(host.ctypes.data, host.size, host.dtype).reshape(host.shape)
-    return fake_cupy.ndarray(view, argument.data.device_id)
+    def run(self, flat):
+        flat = iter(flat)
 
+        def shaped(shape):
+            if isinstance(shape, list):
+                return [shaped(one) for one in shape]
+            return None if shape is None else next(flat).reshape(shape)
 
-class ListedGraph(SimulatedGraph):
-    """Launches of the variants below, which compute with NumPy: noted, and made again."""
-
-    listed = None
-    repeated = 0
-
-    @contextlib.contextmanager
-    def recording(self):
-        ListedGraph.listed = self.launches = []
-        try:
-            with self.running():
-                yield
-        finally:
-            ListedGraph.listed = None
-
-    def launch(self):
-        ListedGraph.repeated += 1
-        for launch in self.launches:
-            launch()
-
-
-def computing(operation, real):
-    """A variant that computes with NumPy, and looks at what it is given as a GPU would."""
-
-    def launch(*arguments, workspace=None, **options):
-        if ListedGraph.listed is not None:
-            arguments, workspace = map(without_owner, arguments), without_owner(workspace)
-            ListedGraph.listed.append(functools.partial(launch, *arguments, workspace=workspace, **options))
-            return
-        *arrays, geometry, tiling, stream = arguments
-        launched.append((operation, stream))
-        assert tiling in real.tilings(geometry)
-        groups = (array if isinstance(array, (list, tuple)) else [array] for array in arrays)
-        for array in (array for group in groups for array in group):
-            assert array is None or type(array) is fake_cupy.ndarray, operation
-            assert array is None or array.flags.c_contiguous, operation
-            assert array is None or array.data.device_id == fake_cupy.Device.current, operation
-        hosts = host_of(arrays)
+        arrays = [shaped(shape) for shape in self.shapes]
+        options = {**self.options, **{name: shaped(shape) for name, shape in self.named.items()}}
+        numpy, operation = backends.get("numpy"), self.operation
         if operation in FUSED:
-            FUSED[operation](backends.get("numpy"), *hosts, geometry, **options)
+            FUSED[operation](numpy, *arrays, self.geometry, **options)
             return
-        given, results = inputs_of(operation, hosts, geometry)
+        given, results = inputs_of(operation, arrays, self.geometry)
         if operation.startswith("softmax"):
-            options["weight"] = hosts[2 if operation == "softmax_cross_entropy" else 3]
+            options["weight"] = arrays[2 if operation == "softmax_cross_entropy" else 3]
             given = given[:-1] if operation == "softmax_cross_entropy" else given
-        computed = getattr(backends.get("numpy"), operation)(*given, **options)
+        computed = getattr(numpy, operation)(*given, **options)
         for result, value in zip(results, computed if isinstance(computed, tuple) else (computed,), strict=False):
             result[...] = value
 
-    names = ("supports", "tilings", "workspace_size", "numbers_of")
+
+def computing(operation, real):
+    """A variant whose kernel computes with NumPy."""
+
+    def launch(*arguments, workspace=None, **options):
+        *arrays, geometry, tiling, stream = arguments
+        assert tiling in real.tilings(geometry)
+        named = {name: value for name, value in options.items() if hasattr(value, "dtype")}
+        numbers = {name: value for name, value in options.items() if name not in named}
+        flat = []
+
+        def shape_of(array):
+            if isinstance(array, (list, tuple)):
+                return [shape_of(one) for one in array]
+            if array is None:
+                return None
+            flat.append(array.reshape(-1))
+            return array.shape
+
+        shapes = [shape_of(array) for array in arrays]
+        named = {name: shape_of(value) for name, value in named.items()}
+        kernel = NumpyKernel(operation, shapes, geometry, numbers, named)
+        signature = tuple(device.array_type(array.dtype.name) for array in flat)
+        device.Launch(kernel, signature, (1, 1, 1), (1, 1, 1))(stream, *flat)
+
+    names = ("WIDTH", "supports", "tilings", "workspace_size", "numbers_array", "numbers_of", "numbers_size")
     return types.SimpleNamespace(launch=launch, **{name: getattr(real, name) for name in names if hasattr(real, name)})
+
+
+def run(launch, arguments, stream):
+    """What the stand-in for the driver does with a launch."""
+    if isinstance(launch.kernel, NumpyKernel):
+        launched.append((launch.kernel.operation, stream))
+        launch.kernel.run(arguments)
+    else:
+        device._simulate(launch, arguments)
 
 
 def forget():
@@ -206,19 +215,14 @@ def real_kernels(monkeypatch):
     monkeypatch.setattr(cuda_backend, "_simulating", lambda: False)
     monkeypatch.setattr(cuda_backend, "_driver", lambda: (13000, 2))
     monkeypatch.setattr(cuda_backend, "_compiler", lambda: (13, 0))
-    monkeypatch.setattr(cuda_backend, "_numba_stream", lambda device, pointer: (device, pointer))
-
-    def call(launch, stream, *arguments):
-        flat = [one for a in arguments for one in (a if isinstance(a, tuple) else [a])]
-        assert all(isinstance(one, (fake_cupy.ndarray, int, float, np.number)) for one in flat)
-        hosts = (host_of(a) for a in arguments)
-        launch.configured(None)(*(tuple(host) if isinstance(host, list) else host for host in hosts))
-
-    monkeypatch.setattr(device.Launch, "__call__", call)
+    before = driver.use(fake_cupy.Driver(run))
     monkeypatch.delenv("GPUCONV_BACKEND", raising=False)
     launched.clear()
+    fake_cupy.Stream.log.clear()
+    fake_cupy.Graph.launches = 0
     forget()
     yield fake_cupy
+    driver.use(before)
     fake_cupy.Memory.free = fake_cupy.Memory.total
     forget()
 
@@ -231,7 +235,6 @@ def machine(real_kernels, monkeypatch):
     # Their launches take numbers that are rounded already: these would not be the NumPy backend's to the last bit.
     rounded = ("sgd_update_all", "adam_update_all", "softmax_cross_entropy_mean")
     monkeypatch.setenv("GPUCONV_VARIANTS", ",".join(f"{operation}=composed" for operation in rounded))
-    monkeypatch.setattr(cuda_backend.CudaBackend, "new_graph", lambda self: ListedGraph())
     return real_kernels
 
 
@@ -611,13 +614,13 @@ def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
     choice = tuning.choose("conv2d", geometry, platform=backend.tuning_platform())
     assert (choice.source, choice.variant) == ("store", "direct")
     assert "direct: taken, by store" in str(gpuconv.explain(model, (2, 4, 9, 9)))
-    launch, variants = cuda_backend.CudaBackend._launch, []
+    queue, variants = cuda_backend.CudaBackend._queue, []
 
-    def noting(self, operation, variant, *rest, **options):
-        variants.append(variant)
-        launch(self, operation, variant, *rest, **options)
+    def noting(self, plan, *rest):
+        variants.append(plan.choice.variant)
+        queue(self, plan, *rest)
 
-    monkeypatch.setattr(cuda_backend.CudaBackend, "_launch", noting)
+    monkeypatch.setattr(cuda_backend.CudaBackend, "_queue", noting)
     model(random(2, 4, 9, 9))
     assert variants == ["direct"]
     with machine.Device(1):
@@ -629,7 +632,6 @@ def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
 def capturing(machine, digits, monkeypatch):
     """The machine with all operations fused, so that a step can be captured."""
     monkeypatch.delenv("GPUCONV_VARIANTS")
-    monkeypatch.setattr(ListedGraph, "repeated", 0)
     return machine
 
 
@@ -654,7 +656,7 @@ def test_training_by_a_graph(capturing, tmp_path, monkeypatch, augment):
     events = []
     straight = train.fit(config, tmp_path / "straight", on_event=events.append)
     # 81 images are 5 full batches: of 15, two are the warm-up.
-    assert ListedGraph.repeated == 13
+    assert fake_cupy.Graph.launches == 13
 
     class Stop(Exception):
         pass
@@ -688,47 +690,24 @@ def test_captured_lenet_has_the_losses_of_the_host(capturing, batch):
     ours, _, _, _ = lenet_training.trained("cuda", steps, "float64", batch)
     theirs, _, _, _ = lenet_training.trained("numpy", steps, "float64", batch)
     np.testing.assert_allclose(ours, theirs, rtol=1e-10)
-    assert ListedGraph.repeated == steps - 2
+    assert fake_cupy.Graph.launches == steps - 2
 
 
 def test_what_the_host_does_in_a_captured_step(capturing, tmp_path, monkeypatch):
-    """The images' numbers are copied on the device, the optimizer's to it; the graph; loss and count into the log."""
+    """It launches the graph. At the beginning of an epoch: order, transforms, and the number of the step."""
     monkeypatch.setattr(train, "_READ_EVERY", 1e9)
-    log, real_copyto, real_set, real_launch = [], fake_cupy.copyto, fake_cupy.ndarray.set, ListedGraph.launch
-
-    def copyto(target, source):
-        log.append(("copy", source.shape))
-        real_copyto(target, source)
-
-    def upload(target, source):
-        log.append(("upload", source.shape))
-        real_set(target, source)
-
-    def launch(graph):
-        log.append("graph")
-        done = len(launched)
-        real_launch(graph)
-        del launched[done:]
-
-    monkeypatch.setattr(fake_cupy, "copyto", copyto)
-    monkeypatch.setattr(fake_cupy.ndarray, "set", upload)
-    monkeypatch.setattr(ListedGraph, "launch", launch)
     before = []
 
     def note(event):
         if isinstance(event, train.CheckpointSaved) and (event.epochs_done, event.steps_done) == (1, 0):
-            log.clear()
-            launched.clear()
+            fake_cupy.Stream.log.clear()
         elif isinstance(event, train.CheckpointSaved) and event.steps_done:
-            before.append((list(log), list(launched)))
+            before.append(list(fake_cupy.Stream.log))
 
     config = train.TrainConfig(epochs=2, batch_size=10, checkpoint_every=12, backend="cuda", augment=True)
     train.fit(config, tmp_path, on_event=note)
-    step = [("copy", (10,)), ("upload", (4,)), "graph", ("copy", (1,)), ("copy", (1,))]
-    (events, launches) = before[0]
     # 81 images are 9 steps, the last one of one image: the second epoch's order and transforms, and its first three.
-    assert events == [("upload", (81,)), ("upload", (81, 2, 3)), *3 * step]
-    assert launches == []
+    assert before[0] == [("upload", (81,)), ("upload", (81, 2, 3)), ("upload", (1,)), *3 * [("graph", 0)]]
 
 
 @pytest.mark.parametrize(("batch_size", "lr"), [(8, 1e4), (40, 1e30)])
@@ -766,9 +745,9 @@ def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path, m
     needed = 2 * 81 * (28 * 28 + 8 + 8 + (24 if augment else 0))
     for free in (needed, needed - 1):
         monkeypatch.setattr(cuda_backend.CudaBackend, "free_memory", lambda self, free=free: free)
-        ListedGraph.repeated = 0
+        fake_cupy.Graph.launches = 0
         results.append(train.fit(config, tmp_path / str(free)))
-        assert ListedGraph.repeated == 8
+        assert fake_cupy.Graph.launches == 8
     assert [run.feed.resident for run in runs] == [True, False]
     same(*results)
 

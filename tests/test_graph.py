@@ -1,11 +1,9 @@
-"""Captured steps: in the simulator, where a list of launches stands for the graph, and with a stand-in for CuPy."""
+"""Captured steps in the simulator, where a list of launches stands for the graph; test_device_arrays has the others."""
 
 from __future__ import annotations
 
-import contextlib
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ import pytest
 import gpuconv
 from gpuconv import Tensor, backends, models, nn, optim, tuning
 from gpuconv import functional as F
-from gpuconv.backends.cuda_graph import CudaGraph
 
 simulated = pytest.mark.skipif(
     backends.available()["cuda"] is not None or backends.get("cuda").automatic(),
@@ -210,66 +207,3 @@ def test_on_the_cpu_a_step_is_itself(backend):
     assert gpuconv.capture(step) is step
     with pytest.raises(ValueError, match="capture: warmup must be at least 1, got 0"):
         gpuconv.capture(step, warmup=0)
-
-
-class FakeCupy:
-    """What `CudaGraph` uses of CuPy, noting what is called."""
-
-    def __init__(self):
-        self.log = log = []
-
-        class Stream:
-            def __init__(self, name="own", non_blocking=False):
-                self.name = name
-
-            def record(self):
-                return f"event of {self.name}"
-
-            def wait_event(self, event):
-                log.append(f"{self.name} waits for {event}")
-
-            def begin_capture(self, mode):
-                log.append(f"begin {mode}")
-
-            def end_capture(self):
-                log.append("end")
-                return SimpleNamespace(launch=lambda stream: log.append(f"launch on {stream.name}"))
-
-            def __enter__(self):
-                log.append("enter")
-
-            def __exit__(self, *exc_info):
-                log.append("exit")
-
-        @contextlib.contextmanager
-        def using_allocator(allocator):
-            log.append(f"memory of {allocator()}")
-            yield
-
-        self.cuda = SimpleNamespace(
-            Stream=Stream,
-            MemoryPool=lambda: SimpleNamespace(malloc=lambda: "the graph"),
-            using_allocator=using_allocator,
-            get_current_stream=lambda: Stream("the caller's"),
-            runtime=SimpleNamespace(streamCaptureModeRelaxed="relaxed"),
-        )
-
-
-def test_the_order_of_streams():
-    """A graph is recorded and launched on its own stream, in its own memory, behind and before the caller's work."""
-    cupy = FakeCupy()
-    graph = CudaGraph(cupy)
-    with graph.recording():
-        cupy.log.append("the step")
-    around = ["own waits for event of the caller's", "enter", "memory of the graph"]
-    behind = ["exit", "the caller's waits for event of own"]
-    assert cupy.log == [*around, "begin relaxed", "the step", "end", *behind]
-    cupy.log.clear()
-    with graph.running():
-        cupy.log.append("copies")
-        graph.launch()
-    assert cupy.log == [*around, "copies", "launch on own", *behind]
-    cupy.log.clear()
-    with pytest.raises(ZeroDivisionError), graph.recording():
-        raise ZeroDivisionError
-    assert cupy.log == [*around, "begin relaxed", "end", "exit"]  # a capture that is not ended blocks the stream

@@ -158,9 +158,12 @@ def test_optimizers_of_all_parameters(operation, options, aligned):
                 one.launch(*parts, parts[0].shape, one.tilings(parts[0].shape)[0], **options)
         terms = {name: options[name] for name in ("weight_decay", "nesterov", "decoupled") if name in options}
         given = {name: value for name, value in options.items() if name != "nesterov"}
-        numbers = np.array(module.numbers_of(**given), np.float32)
+        row = module.numbers_of(**given)
         for tiling in module.tilings(sizes):
             ours = [[_copy(array, aligned=aligned) for array in group] for group in groups]
+            # The step's numbers are the second row's, which each block of the step before has moved on to.
+            numbers = module.numbers_array([[np.nan] * len(row), row], sizes, np.float32)
+            numbers[1 : module.numbers_size(sizes, 0, 0)] = 1
             run(module, (*ours, numbers), (), sizes, tiling, **terms)
             for group, wanted in zip(ours, expected, strict=True):
                 for array, right in zip(group, wanted, strict=True):

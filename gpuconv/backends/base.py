@@ -120,10 +120,6 @@ class Backend(ABC):
         """What ``gpuconv.capture`` records a step in; None where there is nothing to gain."""
         return None
 
-    def repeat(self, again: Callable[[], None]) -> None:
-        """Have ``again`` called before each repetition, if a step is being captured: an optimizer counts its steps."""
-        return  # nothing is ever captured here
-
     # -- data: from the bytes of a set to a batch, and what came of it ------------------------------------------------
 
     @abstractmethod
@@ -159,6 +155,33 @@ class Backend(ABC):
 
         The first of equals is the largest, and the first NaN is larger than any number.
         """
+
+    def next_image_batch(
+        self,
+        table: Array,
+        images: Array,
+        labels: Array,
+        order: Array,
+        transforms: Array | None,
+        size: Pair,
+        step: Array,
+        batch: int,
+    ) -> tuple[Array, Array]:
+        """:meth:`image_batch` of the ``batch`` images whose turn it is: ``order[step · batch:][:batch]``.
+
+        ``order`` is (m,), int64; ``step`` (1,), int32, an array, so that a captured step finds it anew each time.
+        """
+        first = int(step[0]) * batch
+        return self.image_batch(table, images, labels, order[first : first + batch], transforms, size)
+
+    def log_step(self, logits: Array, labels: Array, loss: Array, losses: Array, counts: Array, step: Array) -> None:
+        """Close a step: ``losses[step] = loss``, ``counts[step]`` is :meth:`count_correct`, and ``step`` is one more.
+
+        Shapes: loss (), or with one element, of the type of ``losses``; losses and counts (steps,), counts int32.
+        """
+        at = int(step[0])
+        losses[at], counts[at] = loss.reshape(()), self.count_correct(logits, labels)
+        step[0] = at + 1
 
     # -- convolution -------------------------------------------------------------------------------------------------
 
@@ -424,9 +447,18 @@ class Backend(ABC):
         """
 
     def sgd_update_all(
-        self, params: Sequence[Array], grads: Sequence[Array], velocities: Sequence[Array | None], **options: Any
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        velocities: Sequence[Array | None],
+        *,
+        optimizer: Any = None,
+        **options: Any,
     ) -> None:
-        """:meth:`sgd_update` of several parameters, with the same options."""
+        """:meth:`sgd_update` of several parameters, with the same options.
+
+        ``optimizer`` is the ``gpuconv.optim.Optimizer`` whose step it is: it tells the options of the steps to come.
+        """
         for param, grad, velocity in zip(params, grads, velocities, strict=True):
             self.sgd_update(param, grad, velocity, **options)
 
@@ -458,8 +490,10 @@ class Backend(ABC):
         grads: Sequence[Array],
         means: Sequence[Array],
         squares: Sequence[Array],
+        *,
+        optimizer: Any = None,
         **options: Any,
     ) -> None:
-        """:meth:`adam_update` of several parameters, with the same options."""
+        """:meth:`adam_update` of several parameters, as :meth:`sgd_update_all`."""
         for param, grad, mean, square in zip(params, grads, means, squares, strict=True):
             self.adam_update(param, grad, mean, square, **options)

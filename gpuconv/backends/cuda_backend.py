@@ -13,16 +13,18 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuconv import kernels, tuning, tuning_store
-from gpuconv.backends import simulated_memory
+from gpuconv.backends import capturing, simulated_memory
 from gpuconv.backends.base import Array, Backend, Candidate
+from gpuconv.backends.cuda_plan import Plan, flattened
 from gpuconv.geometry import (
     BlockGeometry,
     ChainGeometry,
@@ -43,6 +45,9 @@ _NONE_WRONG = np.iinfo(np.int32).max
 def _simulating() -> bool:
     return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
+
+#: Plans are kept up to so many: batches of all sizes would otherwise add up.
+_MOST_PLANS = 4096
 
 #: What cuInit answers, where that tells what to do.
 _DRIVER_ERRORS = {
@@ -122,8 +127,10 @@ class CudaBackend(Backend):
         self.simulated = _simulating()
         if self.simulated:
             importlib.import_module("gpuconv.simulator").activate()
-        self.xp = _SimulatedArrays() if self.simulated else importlib.import_module("cupy")
-        self._captured: Any = None
+        self.xp: Any = _SimulatedArrays() if self.simulated else importlib.import_module("cupy")
+        #: How operations run, by operation, geometry, element type, device, and what the user asked for.
+        self._plans: dict[Any, Plan] = {}
+        tuning_store.when_changed(self._plans.clear)
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -177,18 +184,17 @@ class CudaBackend(Backend):
         cuda_graph = importlib.import_module("gpuconv.backends.cuda_graph")
         return cuda_graph.SimulatedGraph() if self.simulated else cuda_graph.CudaGraph(self.xp)
 
-    @contextlib.contextmanager
-    def capturing(self, step: Any) -> Iterator[None]:
-        """Inside of the ``with`` block a ``gpuconv.graph.CapturedStep`` is captured, or about to be repeated."""
-        self._captured = step
-        try:
-            yield
-        finally:
-            self._captured = None
+    def new_input(self, array: Array) -> Any:
+        """Where a captured step finds an input like this one."""
+        cuda_graph = importlib.import_module("gpuconv.backends.cuda_graph")
+        return (cuda_graph.SimulatedInput if self.simulated else cuda_graph.CudaInput)(self.xp, array)
 
-    def repeat(self, again: Callable[[], None]) -> None:
-        if self._captured is not None:
-            self._captured.repeat(again)
+    def write(self, target: Array, values: np.ndarray) -> None:
+        """Copy an array of the host to the beginning of a flat one, behind what is queued on the current stream."""
+        if self.simulated:
+            target[: values.size] = values
+        else:
+            target[: values.size].set(values, stream=self.xp.cuda.get_current_stream())
 
     # -- storage -----------------------------------------------------------------------------------------------------
 
@@ -200,6 +206,8 @@ class CudaBackend(Backend):
             ValueError: the array lives on another device than the current one.
             MemoryError: the device is full; the message says how much was asked for and what is free.
         """
+        if (capture := capturing.current()) is not None and isinstance(array, self.xp.ndarray):
+            capture.touches(array)
         if isinstance(array, np.ndarray) and not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         if array.dtype.kind == "f" and array.dtype not in (np.float32, np.float64):
@@ -208,7 +216,7 @@ class CudaBackend(Backend):
             return self._contiguous(np.asarray(array))
         with self.computing():
             if not isinstance(array, self.xp.ndarray):
-                if self._captured is not None:
+                if capturing.current() is not None:
                     raise TypeError(
                         f"{name}, of shape {array.shape}, is on the host, from where every repetition takes it anew"
                     )
@@ -248,32 +256,44 @@ class CudaBackend(Backend):
                     "smaller batches need less"
                 ) from None
 
-    def current_stream(self) -> Any:
-        """The caller's current stream, as Numba takes it."""
-        if self.simulated:
-            return None
-        return _numba_stream(self.xp.cuda.runtime.getDevice(), self.xp.cuda.get_current_stream().ptr)
+    def current_stream(self) -> int:
+        """The handle of the caller's current stream; 0 is the default one."""
+        return 0 if self.simulated else int(self.xp.cuda.get_current_stream().ptr)
+
+    def plan(self, operation: str, geometry: Any, dtype: Any) -> Plan:
+        """How an operation runs: made once, unless the user asks for something else, or tunes.
+
+        Raises:
+            ValueError: no variant supports it, or not the one that was asked for.
+        """
+        key = operation, geometry, dtype, self._device(), tuning.wish(operation)
+        plan = self._plans.get(key)
+        if plan is None:
+            choice = tuning.choose(operation, geometry, np.dtype(dtype).name, platform=self.tuning_platform())
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = Plan(choice, geometry)
+        return plan
+
+    def _device(self) -> int:
+        return 0 if self.simulated else int(self.xp.cuda.runtime.getDevice())
 
     def _run(self, operation: str, geometry: Any, *arrays: Any, **options: Any) -> None:
-        """Launch the variant and tiling that tuning chooses; a workspace is added where that one needs it."""
-        flat = [
-            a for array in arrays for a in (array if isinstance(array, (list, tuple)) else [array]) if a is not None
-        ]
-        if not self.simulated:
-            for array in flat:
-                self._check_device(operation, array)
-        dtype = flat[0].dtype
-        choice = tuning.choose(operation, geometry, dtype.name, platform=self.tuning_platform())
-        self._launch(operation, choice.variant, choice.tiling, geometry, dtype, arrays, **options)
+        """Queue an operation by its plan; a workspace is added where that one needs it."""
+        first = arrays[0]
+        dtype = (first[0] if isinstance(first, (list, tuple)) else first).dtype
+        self._queue(self.plan(operation, geometry, dtype), arrays, dtype, options)
 
-    def _launch(
-        self, operation: str, variant: str, tiling: Any, geometry: Any, dtype: Any, arrays: Any, **options: Any
-    ) -> None:
-        module: Any = kernels.load(operation, variant)
-        workspace_size = getattr(module, "workspace_size", None)
-        if workspace_size is not None and (size := workspace_size(geometry, tiling)):
-            options["workspace"] = self.xp.empty((size,), dtype)
-        module.launch(*arrays, geometry, tiling, self.current_stream(), **options)
+    def _queue(self, plan: Plan, arrays: Sequence[Any], dtype: Any, options: dict[str, Any]) -> None:
+        if plan.workspace:
+            options["workspace"] = self.xp.empty((plan.workspace,), dtype)
+        if (capture := capturing.current()) is not None:
+            for array in flattened((*arrays, *(value for value in options.values() if hasattr(value, "dtype"))))[0]:
+                capture.touches(array)
+        if self.simulated:
+            plan.run(arrays, options)
+        else:
+            plan.queue(arrays, options, self.current_stream(), self._device(), self._check_device)
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
         if primitive in ("conv2d_relu_max_pool2d_grad", "linear_chain_grad"):
@@ -311,15 +331,17 @@ class CudaBackend(Backend):
         return sorted(found, key=lambda one: (one.variant, one.tiling) != (rule.variant, rule.tiling))
 
     def _candidate(self, operation: str, variant: str, tiling: Any, geometry: Any, *arrays: Array) -> Array:
-        """Launch a variant; gives its first result."""
-        dtype = arrays[0].dtype
+        """Run a variant; gives its first result."""
+        dtype, key = arrays[0].dtype, (operation, variant, tiling, geometry, arrays[0].dtype, self._device())
+        if key not in self._plans:
+            self._plans[key] = Plan(tuning.Choice(operation, variant, tiling, "argument", "a candidate"), geometry)
         if isinstance(geometry, BlockGeometry):
             shape = geometry.pool.output_shape
             results = [self.xp.empty(shape, dtype), self.xp.empty(shape, np.uint8)]
         else:
             shapes = {"conv2d": geometry.output_shape, "conv2d_grad_input": geometry.input_shape}
             results = [self.xp.empty(shapes.get(operation, geometry.weight_shape), dtype)]
-        self._launch(operation, variant, tiling, geometry, dtype, (*arrays, *results))
+        self._queue(self._plans[key], (*arrays, *results), dtype, {})
         return results[0]
 
     # -- data --------------------------------------------------------------------------------------------------------
@@ -327,16 +349,46 @@ class CudaBackend(Backend):
     def image_batch(
         self, table: Array, images: Array, labels: Array, index: Array, transforms: Array | None, size: Pair
     ) -> tuple[Array, Array]:
+        return self._image_batch(table, images, labels, index, transforms, size, len(index))
+
+    def next_image_batch(
+        self,
+        table: Array,
+        images: Array,
+        labels: Array,
+        order: Array,
+        transforms: Array | None,
+        size: Pair,
+        step: Array,
+        batch: int,
+    ) -> tuple[Array, Array]:
+        return self._image_batch(table, images, labels, order, transforms, size, batch, step=step)
+
+    def _image_batch(
+        self,
+        table: Array,
+        images: Array,
+        labels: Array,
+        index: Array,
+        transforms: Array | None,
+        size: Pair,
+        n: int,
+        **step: Array,
+    ) -> tuple[Array, Array]:
         (total, h, w), (p, q) = images.shape, size
-        geometry = ImageBatchGeometry(len(index), total, h, w, p, q, warps=transforms is not None)
-        x, found = self.xp.empty((geometry.n, 1, *size), table.dtype), self.xp.empty((geometry.n,), np.int64)
-        self._run("image_batch", geometry, table, images, labels, index, transforms, x, found)
+        geometry = ImageBatchGeometry(n, total, h, w, p, q, warps=transforms is not None)
+        x, found = self.xp.empty((n, 1, *size), table.dtype), self.xp.empty((n,), np.int64)
+        self._run("image_batch", geometry, table, images, labels, index, transforms, x, found, **step)
         return x, found
 
     def count_correct(self, logits: Array, labels: Array) -> Array:
         count = self.xp.empty((1,), np.int32)
         self._run("count_correct", logits.shape, self._contiguous(logits), self._contiguous(labels), count)
         return count.reshape(())
+
+    def log_step(self, logits: Array, labels: Array, loss: Array, losses: Array, counts: Array, step: Array) -> None:
+        arrays = self._contiguous(logits), self._contiguous(labels), counts
+        self._run("count_correct", logits.shape, *arrays, loss=loss, losses=losses, step=step)
 
     # -- convolution -------------------------------------------------------------------------------------------------
 
@@ -408,7 +460,7 @@ class CudaBackend(Backend):
     # -- the fused block ---------------------------------------------------------------------------------------------
 
     def _fuses(self, operation: str, geometry: Any, dtype: Any) -> bool:
-        return tuning.choose(operation, geometry, dtype.name).variant != tuning.COMPOSED
+        return self.plan(operation, geometry, dtype).module is not None
 
     def conv2d_relu_max_pool2d(
         self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry, pool: Pool2dGeometry
@@ -525,7 +577,7 @@ class CudaBackend(Backend):
         label_smoothing: float,
     ) -> tuple[Array, Array] | None:
         operation = "softmax_cross_entropy_mean"
-        if tuning.choose(operation, logits.shape, logits.dtype.name).variant == tuning.COMPOSED:
+        if not self._fuses(operation, logits.shape, logits.dtype):
             return None
         labels = self._contiguous(labels.astype(np.int64, copy=False))
         loss, dlogits = self.xp.empty((1,), logits.dtype), self.xp.empty(logits.shape, logits.dtype)
@@ -536,7 +588,7 @@ class CudaBackend(Backend):
         return loss.reshape(()), dlogits
 
     def _check_labels(self, first_wrong: Array, labels: Array, classes: int, ignore_index: int) -> None:
-        if self._captured is not None:
+        if capturing.current() is not None:
             return
         # Reading it waits for the device: the price of an error where it was made, and not some steps later.
         row = int(first_wrong[0])
@@ -643,11 +695,16 @@ class CudaBackend(Backend):
                 array[...] = self.to_numpy(own) if isinstance(array, np.ndarray) else own
 
     def sgd_update_all(
-        self, params: Sequence[Array], grads: Sequence[Array], velocities: Sequence[Array | None], **options: Any
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        velocities: Sequence[Array | None],
+        *,
+        optimizer: Any = None,
+        **options: Any,
     ) -> None:
-        terms = {name: options[name] for name in ("weight_decay", "nesterov")}
-        numbers = {name: options[name] for name in ("lr", "momentum", "dampening", "weight_decay")}
-        if not self._update_all("sgd_update_all", (params, grads, velocities), numbers, terms):
+        terms = ("weight_decay", "nesterov")
+        if not self._update_all("sgd_update_all", (params, grads, velocities), options, terms, optimizer):
             super().sgd_update_all(params, grads, velocities, **options)
 
     def adam_update_all(
@@ -656,42 +713,74 @@ class CudaBackend(Backend):
         grads: Sequence[Array],
         means: Sequence[Array],
         squares: Sequence[Array],
+        *,
+        optimizer: Any = None,
         **options: Any,
     ) -> None:
-        terms = {name: options[name] for name in ("weight_decay", "decoupled")}
-        if not self._update_all("adam_update_all", (params, grads, means, squares), options, terms):
+        terms = ("weight_decay", "decoupled")
+        if not self._update_all("adam_update_all", (params, grads, means, squares), options, terms, optimizer):
             super().adam_update_all(params, grads, means, squares, **options)
 
     def _update_all(
-        self, operation: str, groups: tuple[Sequence[Any], ...], numbers: dict[str, Any], terms: dict[str, Any]
+        self,
+        operation: str,
+        groups: tuple[Sequence[Any], ...],
+        options: dict[str, Any],
+        terms: tuple[str, ...],
+        optimizer: Any,
     ) -> bool:
         """Update all parameters in one launch; False if nothing was done, because their types differ or by choice."""
         params, grads, *states = groups
-        arrays = [array for group in groups for array in group if array is not None]
         # What is written in place has to be on the device, in one piece, as the kernels see it.
         written = [array for group in (params, *states) for array in group if array is not None]
-        whole = all(isinstance(array, self.xp.ndarray) and array.flags.c_contiguous for array in written)
-        sizes = tuple(param.size for param in params)
-        choice = tuning.choose(operation, sizes, params[0].dtype.name)
-        if len({array.dtype for array in arrays}) > 1 or not whole or choice.variant == tuning.COMPOSED:
-            if self._captured is not None:
+        whole = all([isinstance(array, self.xp.ndarray) and array.flags.c_contiguous for array in written])
+        dtype, sizes, capture = params[0].dtype, tuple([param.size for param in params]), capturing.current()
+        plan = self.plan(operation, sizes, dtype)
+        if not whole or plan.module is None or not all([array.dtype == dtype for array in (*written, *grads)]):
+            if capture is not None:
                 raise RuntimeError(
                     f"{operation}: a captured step updates all parameters in one launch, which takes contiguous arrays "
                     "of one element type"
                 )
             return False
-        module: Any = kernels.load(operation, choice.variant)
-        values = np.array(module.numbers_of(**numbers), params[0].dtype)
-        # Not among the launch's arguments, which a captured step repeats as they were.
-        values = self.xp.asarray(values) if self._captured is None else self._captured.numbers(values)
-        if values is None:
-            return True
         grads = [self._contiguous(grad) for grad in grads]
-        if not self.simulated:
-            for array in (*written, *grads):
-                self._check_device(operation, array)
-        module.launch(params, grads, *states, values, sizes, choice.tiling, self.current_stream(), **terms)
+        found = {name: options[name] for name in terms}
+        numbers = self._numbers(plan, sizes, dtype, options, found, optimizer, _narrow(written, grads))
+        if capture is not None:
+            capture.updates.append((optimizer, numbers))
+        elif optimizer is not None:
+            numbers.prepare(optimizer)
+        array = numbers if optimizer is None else numbers.array
+        # The formula's terms alone: what varies from step to step is in the numbers.
+        found["weight_decay"] = float(found["weight_decay"] != 0)
+        self._run(operation, sizes, params, grads, *states, array, **found)
         return True
+
+    def _numbers(
+        self,
+        plan: Plan,
+        sizes: tuple[int, ...],
+        dtype: Any,
+        options: dict[str, Any],
+        terms: dict[str, Any],
+        optimizer: Any,
+        narrow: bool,
+    ) -> Any:
+        """Where the kernel finds the numbers of its formula: kept with the optimizer, or for a single step an array."""
+        module, tiling = plan.module, plan.choice.tiling
+        if optimizer is None:
+            if capturing.current() is not None:
+                raise RuntimeError(f"{plan.choice.operation}: a captured step has to be an optimizer's")
+            names = inspect.signature(module.numbers_of).parameters
+            row = module.numbers_of(**{name: options[name] for name in names})
+            return self.xp.asarray(module.numbers_array([row], sizes, dtype))
+        on = tuple([(name, bool(value)) for name, value in terms.items()])
+        # Blocks count their steps: another number of blocks, as arrays at odd addresses need, counts by itself.
+        key = plan.choice.operation, sizes, tiling, dtype, self._device(), on, narrow
+        if key not in optimizer.on_device:
+            numbers = importlib.import_module("gpuconv.backends.cuda_numbers")
+            optimizer.on_device[key] = numbers.UpdateNumbers(self, module, sizes, dtype, on)
+        return optimizer.on_device[key]
 
     def _contiguous(self, array: Array) -> Array:
         # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy
@@ -716,14 +805,10 @@ def _platform(device: int) -> tuning_store.Platform:
     )
 
 
-def _numba_stream(device: int, pointer: int) -> Any:
-    """A stream of CuPy's as Numba takes it; Numba, which does not follow CuPy to another device, is taken there."""
-    cuda: Any = importlib.import_module("numba.cuda")
-    if cuda.get_current_device().id != device:
-        cuda.select_device(device)
-    return _external_stream(device, pointer) if pointer else 0
+def _narrow(*groups: Sequence[Any]) -> bool:
+    """Whether an array does not begin at a multiple of 16 bytes."""
+    return any([_address(array) % 16 for group in groups for array in group])
 
 
-@functools.lru_cache(maxsize=64)
-def _external_stream(device: int, pointer: int) -> Any:
-    return importlib.import_module("numba.cuda").external_stream(pointer)
+def _address(array: Any) -> int:
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)

@@ -1,7 +1,7 @@
 """What a captured step becomes: a CUDA graph, or in the simulator a list of launches; by ``CudaBackend.new_graph``.
 
-Both do the same three things: run a step without capturing it, record one, and launch what was recorded, in order with
-what the caller has queued on their current stream.
+Both do the same: record a step, in memory of their own; tell what lies in that memory; and queue what was recorded on
+the caller's current stream.
 """
 
 from __future__ import annotations
@@ -17,44 +17,117 @@ from gpuconv.backends import simulated_memory
 
 
 class CudaGraph:
-    """A graph of CuPy's, on a stream and in memory of its own. Written from CuPy's documentation; not yet run on a GPU.
+    """A graph of CuPy's.
 
-    The memory comes from a pool that nobody else takes from: what the step frees may only be used by the step again,
-    because every replay writes there.
+    **Its memory** is a pool that nobody else takes from. What the step frees while it is captured may be used by the
+    step again, as each repetition writes there in the same order; it may not be used by others, nor may what others
+    write lie there. So whatever is to outlive the step, or is written between two repetitions, is made in
+    :meth:`outside`.
     """
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
-        self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._pool = cupy.cuda.MemoryPool()
         self._graph: Any = None
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """What is queued inside of the ``with`` block runs behind what the caller has queued, before what follows."""
-        caller = self._cupy.cuda.get_current_stream()
-        self._stream.wait_event(caller.record())
-        with self._stream, self._cupy.cuda.using_allocator(self._pool.malloc):
-            yield
-        caller.wait_event(self._stream.record())
+        self._addresses: set[int] = set()
+        self._stream: Any = None
+        self._pool: Any = None
+        self._caller: Any = None
+        self._last: Any = None
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """What is queued inside of the ``with`` block becomes the graph, and does not run."""
-        with self.running():
-            # Relaxed: cudaMalloc is allowed, and to wait for the captured stream is not, in any mode.
-            self._stream.begin_capture(self._cupy.cuda.runtime.streamCaptureModeRelaxed)
+        cuda = self._cupy.cuda
+        # A pool and a stream a try: what a failed one has left there is gone with them.
+        self._stream, self._pool, self._addresses = cuda.Stream(non_blocking=True), cuda.MemoryPool(), set()
+        self._caller = cuda.get_current_stream(), cuda.get_allocator()
+        try:
+            with self._stream, cuda.using_allocator(self._allocate):
+                # Relaxed: cudaMalloc is allowed, and to wait for the captured stream is not, in any mode.
+                self._stream.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
+                try:
+                    yield
+                except BaseException:
+                    with contextlib.suppress(Exception):  # a capture that has gone wrong has to be ended all the same
+                        self._stream.end_capture()
+                    raise
+                self._graph = self._stream.end_capture()
+        finally:
+            self._caller = None
+
+    def _allocate(self, size: int) -> Any:
+        memory = self._pool.malloc(size)
+        self._addresses.add(memory.ptr)
+        return memory
+
+    @contextlib.contextmanager
+    def outside(self) -> Iterator[None]:
+        """Inside of :meth:`recording`: what is queued runs now, on the caller's stream, in the caller's memory."""
+        stream, allocator = self._caller
+        with stream, self._cupy.cuda.using_allocator(allocator):
+            yield
+
+    def owns(self, array: Any) -> bool:
+        """Whether an array lies in the graph's memory."""
+        return array.data.mem.ptr in self._addresses
+
+    def borrowed(self, array: Any) -> bool:
+        """Whether an array's memory is another library's, which is kept by keeping the array."""
+        return not isinstance(array.data.mem, self._cupy.cuda.memory.PooledMemory)
+
+    def take_turn(self) -> None:
+        """Before the inputs are written: have the current stream wait for a launch on another one."""
+        stream = self._cupy.cuda.get_current_stream()
+        if self._last is not None and stream.ptr != self._last.ptr:
             try:
-                yield
-            except BaseException:
-                with contextlib.suppress(Exception):  # a capture that has gone wrong has to be ended all the same
-                    self._stream.end_capture()
-                raise
-            self._graph = self._stream.end_capture()
+                stream.wait_event(self._last.record())
+            except self._cupy.cuda.runtime.CUDARuntimeError:  # that stream is gone
+                self._cupy.cuda.Device().synchronize()
+        self._last = stream
 
     def launch(self) -> None:
-        """Run the graph; inside of :meth:`running`."""
-        self._graph.launch(self._stream)
+        """Queue the graph on the current stream."""
+        self._graph.launch(self._cupy.cuda.get_current_stream())
+
+
+class CudaInput:
+    """Where a captured step reads an input; from the host it goes through page-locked memory.
+
+    Attributes:
+        array: on the device.
+    """
+
+    #: Copies that may be under way while the next one is written.
+    _SLOTS = 2
+
+    def __init__(self, cupy: Any, like: Any):
+        self._cupy = cupy
+        self.array = cupy.empty(like.shape, like.dtype)
+        self._slots: list[tuple[Any, np.ndarray, Any]] = []
+        self._turn = 0
+
+    def fill(self, source: Any) -> None:
+        """Copy an array, on the device or of the host, behind what is queued on the current stream."""
+        if not isinstance(source, np.ndarray):
+            self._cupy.copyto(self.array, source)
+        elif source.size:
+            pinned, view, event = self._slot()
+            view[...] = source
+            stream = self._cupy.cuda.get_current_stream()
+            self.array.data.copy_from_host_async(pinned.ptr, self.array.nbytes, stream)
+            event.record(stream)
+
+    def _slot(self) -> tuple[Any, np.ndarray, Any]:
+        cuda = self._cupy.cuda
+        if len(self._slots) < self._SLOTS:
+            pinned = cuda.alloc_pinned_memory(self.array.nbytes)
+            view = np.frombuffer(pinned, self.array.dtype, self.array.size).reshape(self.array.shape)
+            self._slots.append((pinned, view, cuda.Event(disable_timing=True)))
+            return self._slots[-1]
+        self._turn = (self._turn + 1) % self._SLOTS
+        slot = self._slots[self._turn]
+        slot[2].synchronize()  # its last copy has been read
+        return slot
 
 
 class SimulatedGraph:
@@ -71,21 +144,41 @@ class SimulatedGraph:
         self.launches: list[tuple[Any, tuple[Any, ...]]] = []
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """As of :class:`CudaGraph`."""
-        with simulated_memory.allocating(self._pool):
-            yield
-
-    @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """As of :class:`CudaGraph`."""
-        with self.running(), self._device.recording(_without_owner) as self.launches:
+        with simulated_memory.allocating(self._pool), self._device.recording(_without_owner) as self.launches:
             yield
+
+    def outside(self) -> contextlib.AbstractContextManager[None]:
+        """As of :class:`CudaGraph`."""
+        return simulated_memory.allocating(simulated_memory.default_pool())
+
+    def owns(self, array: Any) -> bool:
+        """As of :class:`CudaGraph`."""
+        return self._pool.owns(array.ctypes.data)
+
+    def borrowed(self, array: Any) -> bool:
+        """As of :class:`CudaGraph`."""
+        return not simulated_memory.default_pool().owns(array.ctypes.data)
+
+    def take_turn(self) -> None:
+        """As of :class:`CudaGraph`."""
 
     def launch(self) -> None:
         """As of :class:`CudaGraph`."""
         for launch, arguments in self.launches:
             launch(None, *arguments)
+
+
+class SimulatedInput:
+    """As :class:`CudaInput`."""
+
+    def __init__(self, xp: Any, like: np.ndarray):
+        self.array = xp.empty(like.shape, like.dtype)
+
+    def fill(self, source: np.ndarray) -> None:
+        """As of :class:`CudaInput`."""
+        self.array[...] = source
 
 
 def _without_owner(argument: Any) -> Any:

@@ -1,10 +1,11 @@
 """Device memory where there is no device: a pool that hands out freed memory again, as CuPy's does.
 
-The simulator and the tests' stand-in for CuPy take their arrays from here. Memory is cut, reused and joined as in
-``cupy.cuda.MemoryPool`` (read in CuPy 13 and 14): in units of 512 bytes; a request takes the smallest free piece that
-holds it, on the stream that freed it, and leaves the rest free; pieces that lie side by side are joined when both are
-free. What is freed is overwritten (float32 and float64 become NaN, integers -1), so that whoever still reads it computes
-garbage, as on a GPU, and not what was there by luck.
+The simulator and the tests' stand-in for CuPy take their arrays from here.
+
+Memory is cut, reused and joined as in ``cupy.cuda.MemoryPool``: in units of 512 bytes; a request takes the smallest
+free piece that holds it, on the stream that freed it, and leaves the rest free; pieces that lie side by side are joined
+when both are free. What is freed is overwritten (float32 and float64 become NaN, integers -1), so that whoever still
+reads it computes garbage, as on a GPU, and not what was there by luck.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Memory", "Pool", "allocating", "array_at", "empty"]
+__all__ = ["Memory", "Pool", "allocating", "array_at", "default_pool", "empty"]
 
 #: Bytes of which every piece is a multiple: ``cupy.cuda.memory._allocation_unit_size``.
 UNIT = 512
@@ -151,6 +152,11 @@ class Memory:
 
 _default = Pool()
 _current: ContextVar[Pool] = ContextVar("gpuconv_simulated_pool", default=_default)
+
+
+def default_pool() -> Pool:
+    """The pool that arrays come from where no other was asked for."""
+    return _default
 
 
 @contextlib.contextmanager

@@ -1,0 +1,149 @@
+"""Plans of the CUDA backend: what runs an operation, chosen once, and its launches, prepared once.
+
+A plan belongs to an operation, a geometry, an element type and a device. The first time that it is queued, the
+variant's ``launch`` is called with stand-ins for the arrays (:class:`gpuconv.kernels.driver.Operand`): the launches
+that it makes are noted, and their arguments packed. After that the arrays' addresses are filled in, and the driver is
+called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpuconv import kernels
+from gpuconv.tuning import COMPOSED, Choice
+
+__all__ = ["Plan", "flattened"]
+
+#: One for all: the packed arguments are filled in and handed to the driver before another thread does.
+_queueing = threading.Lock()
+_MOST_PREPARED = 64
+
+
+class _Prepared(NamedTuple):
+    """Launches for arrays of these types and sizes, of which some are missing or begin at odd addresses."""
+
+    expected: tuple[tuple[np.dtype, int], ...]
+    launches: tuple[Any, ...]
+
+
+class Plan:
+    """How an operation runs.
+
+    Attributes:
+        choice: variant and tiling, and why.
+        module: of the variant; None if the operation runs as its parts do.
+        workspace: elements of the workspace that it needs.
+    """
+
+    __slots__ = ("_prepared", "choice", "geometry", "module", "workspace")
+
+    def __init__(self, choice: Choice, geometry: Any):
+        self.choice, self.geometry = choice, geometry
+        self.module: Any = None if choice.variant == COMPOSED else kernels.load(choice.operation, choice.variant)
+        workspace_size = getattr(self.module, "workspace_size", None)
+        self.workspace = 0 if workspace_size is None else workspace_size(geometry, choice.tiling)
+        self._prepared: dict[Any, _Prepared] = {}
+
+    def run(self, arrays: Sequence[Any], options: dict[str, Any]) -> None:
+        """Call the variant's ``launch`` with NumPy arrays, as the simulator takes them."""
+        self.module.launch(*arrays, self.geometry, self.choice.tiling, None, **options)
+
+    def queue(
+        self,
+        arrays: Sequence[Any],
+        options: dict[str, Any],
+        stream: int,
+        device: int,
+        refuse: Callable[[str, Any], None],
+    ) -> None:
+        """Queue the launches on a stream.
+
+        Args:
+            arrays: on the device and contiguous, as the variant's ``launch`` takes them: arrays, lists of them, None.
+            options: by keyword numbers, and arrays.
+            stream: its handle.
+            device: the current one.
+            refuse: called with the operation and an array that is not there; it raises.
+
+        Raises:
+            TypeError: an array is not of the type and size that the plan is for.
+        """
+        flat, missing = flattened(arrays)
+        named = tuple([name for name, value in options.items() if hasattr(value, "dtype")]) if options else ()
+        if named:
+            flat += [options[name] for name in named]
+        addresses, low = [], 0
+        for array in flat:
+            data = array.data
+            if getattr(data, "device_id", None) != device:
+                refuse(self.choice.operation, array)
+            address = data.ptr
+            addresses.append(address)
+            low |= address
+        narrow = tuple([address % 16 != 0 for address in addresses]) if low & 15 else ()
+        numbers = tuple([item for item in options.items() if item[0] not in named]) if options else ()
+        key = (missing, narrow, device, named, numbers)
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            if len(self._prepared) >= _MOST_PREPARED:  # numbers among the options may differ at each call
+                self._prepared.clear()
+            prepared = self._prepared[key] = self._prepare(arrays, named, flat, narrow, dict(numbers))
+        for array, (dtype, size) in zip(flat, prepared.expected, strict=True):
+            if array.nbytes != size or array.dtype != dtype:
+                raise TypeError(
+                    f"{self.choice.operation}: an array of {dtype} with {size} bytes is needed, got one of "
+                    f"{array.dtype} with {array.nbytes}"
+                )
+        with _queueing:
+            for launch in prepared.launches:
+                launch(addresses, stream)
+
+    def _prepare(
+        self,
+        arrays: Sequence[Any],
+        named: tuple[str, ...],
+        flat: list[Any],
+        narrow: tuple[bool, ...],
+        options: dict[str, Any],
+    ) -> _Prepared:
+        # Imported when a kernel is launched, and not before: these load Numba's CUDA target.
+        device: Any = importlib.import_module("gpuconv.kernels.device")
+        driver: Any = importlib.import_module("gpuconv.kernels.driver")
+        operands = iter(
+            driver.Operand(number, array.shape, array.dtype, not (narrow and narrow[number]))
+            for number, array in enumerate(flat)
+        )
+
+        def standing_in(array: Any) -> Any:
+            if isinstance(array, (list, tuple)):
+                return [standing_in(one) for one in array]
+            return None if array is None else next(operands)
+
+        given = [standing_in(array) for array in arrays]
+        with device.recording() as launches:
+            keywords = {**options, **{name: next(operands) for name in named}}
+            self.module.launch(*given, self.geometry, self.choice.tiling, None, **keywords)
+        return _Prepared(
+            tuple((array.dtype, array.nbytes) for array in flat),
+            tuple(driver.PreparedLaunch(launch, arguments, driver.current()) for launch, arguments in launches),
+        )
+
+
+def flattened(arrays: Sequence[Any]) -> tuple[list[Any], int]:
+    """The arrays that there are, in order, and a bit for each that is missing."""
+    flat: list[Any] = []
+    missing, bit = 0, 1
+    for array in arrays:
+        for one in array if array.__class__ in (list, tuple) else (array,):
+            if one is None:
+                missing |= bit
+            else:
+                flat.append(one)
+            bit <<= 1
+    return flat, missing

@@ -1,0 +1,236 @@
+"""How a launch reaches the GPU: its arguments are packed once, and then it is one call of the driver.
+
+Numba compiles a kernel and loads it. Its dispatcher, which looks at the type of each argument at each call and makes a
+device array of it, takes longer than most kernels here run, so it is not called: a :class:`PreparedLaunch` holds the
+kernel's handle and the memory from which ``cuLaunchKernel`` copies the arguments, and a call writes nothing there but
+the addresses of the arrays.
+
+A kernel is given an array as Numba has it: seven words, of which the size and, in this library, all but the address are
+known when the launch is prepared.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import types
+
+__all__ = [
+    "CudaDriver",
+    "Operand",
+    "Parameters",
+    "PreparedLaunch",
+    "address_of",
+    "current",
+    "launch",
+    "stream_handle",
+    "use",
+]
+
+
+class Operand:
+    """Stands for an array while launches are prepared: shape and type, and whether it will begin at 16 bytes.
+
+    A variant's ``launch`` does with it what it does with an array: it flattens it and asks for its size and alignment.
+    """
+
+    __slots__ = ("dtype", "number", "shape", "wide")
+
+    def __init__(self, number: int, shape: tuple[int, ...], dtype: Any, wide: bool):
+        self.number, self.shape, self.dtype, self.wide = number, tuple(shape), np.dtype(dtype), wide
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self.dtype.itemsize
+
+    def reshape(self, *shape: Any) -> Operand:
+        """The same elements in another shape, in which one length may be -1."""
+        wanted = tuple(shape[0] if isinstance(shape[0], (tuple, list)) else shape) if shape else ()
+        if -1 in wanted:
+            known = -math.prod(wanted)
+            wanted = tuple(self.size // known if length == -1 else length for length in wanted)
+        return Operand(self.number, wanted, self.dtype, self.wide)
+
+    def ravel(self) -> Operand:
+        """The same elements in a row."""
+        return self.reshape(-1)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        # Only to be asked where it begins, modulo 16.
+        data = (16 if self.wide else 4, False)
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": data, "version": 3}
+
+
+def address_of(array: Any) -> int:
+    """Where an array on the device begins: CuPy's, or any with a ``__cuda_array_interface__``."""
+    data = getattr(array, "data", None)
+    if (pointer := getattr(data, "ptr", None)) is not None:
+        return int(pointer)
+    return int(array.__cuda_array_interface__["data"][0] or 0)
+
+
+def stream_handle(stream: Any) -> int:
+    """The driver's handle of a stream: None (the default stream), a number, or a stream of CuPy, torch or Numba."""
+    if stream is None or isinstance(stream, int):
+        return stream or 0
+    if hasattr(stream, "__cuda_stream__"):
+        protocol = stream.__cuda_stream__
+        return int((protocol() if callable(protocol) else protocol)[1])
+    for name in ("ptr", "cuda_stream", "handle"):
+        if (handle := getattr(stream, name, None)) is not None:
+            return int(getattr(handle, "value", handle) or 0)
+    raise TypeError(f"a launch takes a stream, its handle or None, got {type(stream).__name__}")
+
+
+class Parameters:
+    """A kernel's arguments where ``cuLaunchKernel`` finds them: eight bytes for each, and a pointer to each.
+
+    Args:
+        signature: Numba types of the arguments; tuples of arrays are flattened.
+        arguments: for an array an :class:`Operand` or an array on the device; numbers; tuples of these.
+
+    Attributes:
+        values: the words.
+        address: of the pointers, as the driver takes it.
+        slots: for each Operand among the arguments: where its address goes in ``values``, and its number.
+    """
+
+    __slots__ = ("_pointers", "address", "slots", "values")
+
+    def __init__(self, signature: Sequence[Any], arguments: Sequence[Any]):
+        words: list[int] = []
+        slots: list[tuple[int, int]] = []
+        if len(signature) != len(arguments):
+            raise TypeError(f"a launch of {len(signature)} arguments was given {len(arguments)}")
+        for kind, value in zip(signature, arguments, strict=True):
+            self._pack(kind, value, words, slots)
+        self.values = (ctypes.c_int64 * max(1, len(words)))(*words)
+        first = ctypes.addressof(self.values)
+        self._pointers = (ctypes.c_void_p * max(1, len(words)))(*(first + 8 * i for i in range(len(words))))
+        self.address = ctypes.addressof(self._pointers)
+        self.slots = tuple(slots)
+
+    def _pack(self, kind: Any, value: Any, words: list[int], slots: list[tuple[int, int]]) -> None:
+        if isinstance(kind, types.BaseTuple):
+            if len(kind) != len(value):
+                raise TypeError(f"a launch that takes {len(kind)} arrays in a tuple was given {len(value)}")
+            for one, part in zip(kind, value, strict=True):
+                self._pack(one, part, words, slots)
+        elif isinstance(kind, types.Array):
+            if kind.ndim != 1 or getattr(value, "ndim", None) != 1 or str(kind.dtype) != np.dtype(value.dtype).name:
+                given = f"{getattr(value, 'ndim', 'no')}-dimensional {getattr(value, 'dtype', type(value).__name__)}"
+                raise TypeError(f"a kernel takes a flat array of {kind.dtype}, got a {given} one")
+            size, itemsize = value.size, np.dtype(value.dtype).itemsize
+            if isinstance(value, Operand):
+                slots.append((len(words) + 4, value.number))
+                address = 0
+            else:
+                address = address_of(value)
+            # Numba's array: two words for who owns it, number of elements, their size, address, shape, strides.
+            words += [0, 0, size, itemsize, address, size, itemsize]
+        elif isinstance(kind, (types.Integer, types.Boolean)):
+            words.append(int(value))
+        elif isinstance(kind, types.Float):
+            code = "<fxxxx" if kind.bitwidth == 32 else "<d"
+            words.append(int.from_bytes(struct.pack(code, float(value)), "little", signed=True))
+        else:
+            raise TypeError(f"a kernel's argument of type {kind} cannot be packed")
+
+
+class PreparedLaunch:
+    """A launch that only waits for the addresses of its arrays."""
+
+    __slots__ = ("_block", "_driver", "_function", "_grid", "_parameters", "_shared", "launch")
+
+    def __init__(self, launch: Any, arguments: Sequence[Any], driver: Any):
+        self.launch = launch
+        self._driver, self._function = driver, driver.load(launch)
+        self._grid, self._block, self._shared = launch.grid, launch.block, launch.shared_bytes
+        self._parameters = Parameters(launch.signature, arguments)
+
+    def __call__(self, addresses: Sequence[int], stream: int) -> None:
+        """Queue it; ``addresses`` are those of the operands, by number. Not for two threads at once."""
+        parameters = self._parameters
+        values = parameters.values
+        for at, number in parameters.slots:
+            values[at] = addresses[number]
+        self._driver.submit(self._function, self._grid, self._block, self._shared, stream, parameters.address)
+
+
+class CudaDriver:
+    """The driver of the GPU, through ``cuda.bindings``, which numba-cuda brings along."""
+
+    def __init__(self) -> None:
+        self._driver: Any = importlib.import_module("cuda.bindings.driver")
+        self._streams: dict[int, Any] = {}
+        self._success = self._driver.CUresult.CUDA_SUCCESS
+
+    def load(self, launch: Any) -> Any:
+        """The handle of a launch's kernel on the current device; it is compiled if need be."""
+        cuda: Any = importlib.import_module("numba.cuda")
+        status, device = self._driver.cuCtxGetDevice()
+        # Numba does not follow others to another device.
+        if status == self._success and cuda.get_current_device().id != int(device):
+            cuda.select_device(int(device))
+        compiled = launch.kernel.compile(launch.signature)
+        return self._driver.CUfunction(int(compiled._codelibrary.get_cufunc().handle))
+
+    def submit(
+        self,
+        function: Any,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        shared_bytes: int,
+        stream: int,
+        parameters: int,
+    ) -> None:
+        """Queue a kernel; RuntimeError if the driver refuses it."""
+        handle = self._streams.get(stream)
+        if handle is None:
+            if len(self._streams) > 256:
+                self._streams.clear()
+            handle = self._streams[stream] = self._driver.CUstream(stream)
+        (status,) = self._driver.cuLaunchKernel(function, *grid, *block, shared_bytes, handle, parameters, 0)
+        if status is not self._success and status != self._success:
+            raise RuntimeError(f"the driver refuses the launch of {grid} blocks of {block} threads: {status.name}")
+
+
+def launch(launch: Any, stream: Any, arguments: Sequence[Any]) -> None:
+    """Queue a launch with arrays on the device: prepared for this once."""
+    PreparedLaunch(launch, arguments, current())((), stream_handle(stream))
+
+
+_current: Any = None
+
+
+def current() -> Any:
+    """What launches go to: the driver, or what :func:`use` has put in its place."""
+    global _current
+    if _current is None:
+        _current = CudaDriver()
+    return _current
+
+
+def use(driver: Any) -> Any:
+    """Let launches go to ``driver``, an object with the methods of :class:`CudaDriver`; returns what there was."""
+    global _current
+    before, _current = _current, driver
+    return before
