@@ -471,7 +471,11 @@ class Function:
             results = cls.forward(ctx, *[None if a is None else backend.asarray(a) for a in arrays], **options)
         several = isinstance(results, tuple)
         # NumPy makes scalars of arrays without dimensions; they are arrays here.
-        results = [backend.xp.asarray(result) for result in (results if several else (results,))]
+        kind = backend.xp.ndarray
+        results = [
+            result if isinstance(result, kind) else backend.xp.asarray(result)
+            for result in (results if several else (results,))
+        ]
         if any_tensor:
             results = [Tensor._of(result) for result in results]
         else:

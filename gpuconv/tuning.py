@@ -230,7 +230,8 @@ def _from_environment(operation: str) -> str | None:
 
 def wish(operation: str) -> tuple[Any, str | None]:
     """What the user asks for at present, of which :func:`choose` makes a choice: cheap, and may be a key."""
-    return _chosen.get(_NOTHING).get(operation), os.environ.get(ENVIRONMENT_VARIABLE)
+    chosen = _chosen.get(_NOTHING)
+    return chosen.get(operation) if chosen else None, os.environ.get(ENVIRONMENT_VARIABLE)
 
 
 @tuning_store.cached

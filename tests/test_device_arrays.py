@@ -616,9 +616,9 @@ def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
     assert "direct: taken, by store" in str(gpuconv.explain(model, (2, 4, 9, 9)))
     queue, variants = cuda_backend.CudaBackend._queue, []
 
-    def noting(self, plan, *rest):
+    def noting(self, plan, *arrays, **options):
         variants.append(plan.choice.variant)
-        queue(self, plan, *rest)
+        queue(self, plan, *arrays, **options)
 
     monkeypatch.setattr(cuda_backend.CudaBackend, "_queue", noting)
     model(random(2, 4, 9, 9))

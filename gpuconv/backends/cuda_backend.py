@@ -46,6 +46,9 @@ def _simulating() -> bool:
     return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
 
+#: Element types of arrays that operations take as they are.
+_COMPUTED = frozenset(np.dtype(name) for name in ("float32", "float64", "int64", "int32", "uint8", "bool"))
+
 #: Plans are kept up to so many: batches of all sizes would otherwise add up.
 _MOST_PLANS = 4096
 
@@ -118,6 +121,28 @@ class _SimulatedArrays:
         return getattr(np, name)
 
 
+class _MemoryErrors:
+    """What each forward and backward on a GPU runs inside: memory that runs out is told in words of this library.
+
+    It has no state, and serves all at once: it is entered several times in each operation.
+    """
+
+    def __init__(self, cupy: Any):
+        self._cupy = cupy
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is None or not isinstance(error, self._cupy.cuda.memory.OutOfMemoryError):
+            return
+        self._cupy.get_default_memory_pool().free_all_blocks()
+        free, total = self._cupy.cuda.runtime.memGetInfo()
+        raise MemoryError(  # the error says how much was asked for
+            f"the GPU is out of memory: {error} {free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free; "
+            "smaller batches need less"
+        ) from None
+
+
 class CudaBackend(Backend):
     """Hand-written kernels on an NVIDIA GPU, or in the simulator."""
 
@@ -130,6 +155,7 @@ class CudaBackend(Backend):
         self.xp: Any = _SimulatedArrays() if self.simulated else importlib.import_module("cupy")
         #: How operations run, by operation, geometry, element type, device, and what the user asked for.
         self._plans: dict[Any, Plan] = {}
+        self._memory_errors = _MemoryErrors(self.xp)
         tuning_store.when_changed(self._plans.clear)
 
     @classmethod
@@ -206,8 +232,14 @@ class CudaBackend(Backend):
             ValueError: the array lives on another device than the current one.
             MemoryError: the device is full; the message says how much was asked for and what is free.
         """
-        if (capture := capturing.current()) is not None and isinstance(array, self.xp.ndarray):
-            capture.touches(array)
+        if isinstance(array, self.xp.ndarray):
+            if (capture := capturing.current()) is not None:
+                capture.touches(array)
+            # Most arrays are what is needed: nothing is left to do but to look.
+            if not self.simulated and array.dtype in _COMPUTED and array.flags.c_contiguous:
+                if array.data.device_id != self._device():
+                    self._check_device(name, array)
+                return array
         if isinstance(array, np.ndarray) and not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         if array.dtype.kind == "f" and array.dtype not in (np.float32, np.float64):
@@ -240,21 +272,8 @@ class CudaBackend(Backend):
     def to_numpy(self, array: Array) -> np.ndarray:
         return array if self.simulated else self.xp.asnumpy(array)
 
-    @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
-        with super().computing():
-            if self.simulated:
-                yield
-                return
-            try:
-                yield
-            except self.xp.cuda.memory.OutOfMemoryError as error:  # it says how much was asked for
-                self.xp.get_default_memory_pool().free_all_blocks()
-                free, total = self.xp.cuda.runtime.memGetInfo()
-                raise MemoryError(
-                    f"the GPU is out of memory: {error} {free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free; "
-                    "smaller batches need less"
-                ) from None
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        return super().computing() if self.simulated else self._memory_errors
 
     def current_stream(self) -> int:
         """The handle of the caller's current stream; 0 is the default one."""
@@ -279,13 +298,14 @@ class CudaBackend(Backend):
         return 0 if self.simulated else int(self.xp.cuda.runtime.getDevice())
 
     def _run(self, operation: str, geometry: Any, *arrays: Any, **options: Any) -> None:
-        """Queue an operation by its plan; a workspace is added where that one needs it."""
-        first = arrays[0]
-        dtype = (first[0] if isinstance(first, (list, tuple)) else first).dtype
-        self._queue(self.plan(operation, geometry, dtype), arrays, dtype, options)
+        """Queue an operation by its plan."""
+        self._queue(self.plan(operation, geometry, arrays[0].dtype), *arrays, **options)
 
-    def _queue(self, plan: Plan, arrays: Sequence[Any], dtype: Any, options: dict[str, Any]) -> None:
+    def _queue(self, plan: Plan, *arrays: Any, **options: Any) -> None:
+        """Queue what a plan is for; a workspace is added where it needs one."""
         if plan.workspace:
+            first = arrays[0]
+            dtype = (first[0] if isinstance(first, (list, tuple)) else first).dtype
             options["workspace"] = self.xp.empty((plan.workspace,), dtype)
         if (capture := capturing.current()) is not None:
             for array in flattened((*arrays, *(value for value in options.values() if hasattr(value, "dtype"))))[0]:
@@ -341,7 +361,7 @@ class CudaBackend(Backend):
         else:
             shapes = {"conv2d": geometry.output_shape, "conv2d_grad_input": geometry.input_shape}
             results = [self.xp.empty(shapes.get(operation, geometry.weight_shape), dtype)]
-        self._queue(self._plans[key], (*arrays, *results), dtype, {})
+        self._queue(self._plans[key], *arrays, *results)
         return results[0]
 
     # -- data --------------------------------------------------------------------------------------------------------
@@ -459,17 +479,15 @@ class CudaBackend(Backend):
 
     # -- the fused block ---------------------------------------------------------------------------------------------
 
-    def _fuses(self, operation: str, geometry: Any, dtype: Any) -> bool:
-        return self.plan(operation, geometry, dtype).module is not None
-
     def conv2d_relu_max_pool2d(
         self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry, pool: Pool2dGeometry
     ) -> tuple[Array, Array]:
         operation, block = "conv2d_relu_max_pool2d", BlockGeometry(geometry, pool)
-        if not self._fuses(operation, block, x.dtype):
+        plan = self.plan(operation, block, x.dtype)
+        if plan.module is None:
             return super().conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
         y, winners = self.xp.empty(pool.output_shape, x.dtype), self.xp.empty(pool.output_shape, np.uint8)
-        self._run(operation, block, x, weight, bias, y, winners)
+        self._queue(plan, x, weight, bias, y, winners)
         return y, winners
 
     def conv2d_relu_max_pool2d_grad(
@@ -486,12 +504,14 @@ class CudaBackend(Backend):
         operation, block = "conv2d_relu_max_pool2d_grad", BlockGeometry(geometry, pool)
         grad, (need_input, need_weight, need_bias) = self._contiguous(grad), needs
         dx = dw = db = None
-        if need_input and self._fuses(f"{operation}_input", block, grad.dtype):
+        if need_input and (plan := self.plan(f"{operation}_input", block, grad.dtype)).module is not None:
             dx = self.xp.empty(geometry.input_shape, grad.dtype)
-            self._run(f"{operation}_input", block, grad, weight, y, winners, dx)
-        if (need_weight or need_bias) and self._fuses(f"{operation}_weight", block, grad.dtype):
-            dw, db = self.xp.empty(geometry.weight_shape, grad.dtype), self.xp.empty((geometry.k,), grad.dtype)
-            self._run(f"{operation}_weight", block, grad, x, y, winners, dw, db)
+            self._queue(plan, grad, weight, y, winners, dx)
+        if need_weight or need_bias:
+            plan = self.plan(f"{operation}_weight", block, grad.dtype)
+            if plan.module is not None:
+                dw, db = self.xp.empty(geometry.weight_shape, grad.dtype), self.xp.empty((geometry.k,), grad.dtype)
+                self._queue(plan, grad, x, y, winners, dw, db)
         # The composition goes through the gradient of the unpooled maps; once, if at all.
         rest = (need_input and dx is None, need_weight and dw is None, need_bias and db is None)
         if any(rest):
@@ -504,10 +524,11 @@ class CudaBackend(Backend):
     def linear_chain(
         self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: ChainGeometry
     ) -> list[Array]:
-        if not self._fuses("linear_chain", geometry, x.dtype):
+        plan = self.plan("linear_chain", geometry, x.dtype)
+        if plan.module is None:
             return super().linear_chain(x, weights, biases, geometry)
         ys = [self.xp.empty((geometry.n, size), x.dtype) for size in geometry.sizes[1:]]
-        self._run("linear_chain", geometry, x, weights, biases, ys)
+        self._queue(plan, x, weights, biases, ys)
         return ys
 
     def linear_chain_grad(
@@ -519,20 +540,20 @@ class CudaBackend(Backend):
         geometry: ChainGeometry,
         needs: tuple[bool, ...],
     ) -> tuple[Array | None, ...]:
-        operations = "linear_chain_grad_input", "linear_chain_grad_weight"
-        if not all(self._fuses(operation, geometry, grad.dtype) for operation in operations):
+        first, second = (self.plan(f"linear_chain_grad_{part}", geometry, grad.dtype) for part in ("input", "weight"))
+        if first.module is None or second.module is None:
             return super().linear_chain_grad(grad, x, weights, ys, geometry, needs)
         grad = self._contiguous(grad)
         grads = [self.xp.empty(y.shape, grad.dtype) for y in ys]
         if not geometry.relu[-1]:
             grads[-1] = grad
         dx = self.xp.empty(x.shape, grad.dtype) if needs[0] else None
-        self._run(operations[0], geometry, grad, weights, ys, grads, dx)
+        self._queue(first, grad, weights, ys, grads, dx)
         dweights, dbiases = [None] * len(weights), [None] * len(weights)
         if any(needs[1:]):
             dweights = [self.xp.empty(weight.shape, grad.dtype) for weight in weights]
             dbiases = [self.xp.empty(weight.shape[:1], grad.dtype) for weight in weights]
-            self._run(operations[1], geometry, (x, *ys[:-1]), grads, dweights, dbiases)
+            self._queue(second, (x, *ys[:-1]), grads, dweights, dbiases)
         parameters = (gradient for pair in zip(dweights, dbiases, strict=True) for gradient in pair)
         return dx, *(gradient if need else None for gradient, need in zip(parameters, needs[1:], strict=True))
 
@@ -541,10 +562,11 @@ class CudaBackend(Backend):
     def conv_net(
         self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: NetGeometry
     ) -> Array:
-        if not self._fuses("conv_net", geometry, x.dtype):
+        plan = self.plan("conv_net", geometry, x.dtype)
+        if plan.module is None:
             return super().conv_net(x, weights, biases, geometry)
         y = self.xp.empty((geometry.chain.n, geometry.chain.sizes[-1]), x.dtype)
-        self._run("conv_net", geometry, x, weights, biases, y)
+        self._queue(plan, x, weights, biases, y)
         return y
 
     # -- loss --------------------------------------------------------------------------------------------------------
@@ -576,14 +598,14 @@ class CudaBackend(Backend):
         ignore_index: int,
         label_smoothing: float,
     ) -> tuple[Array, Array] | None:
-        operation = "softmax_cross_entropy_mean"
-        if not self._fuses(operation, logits.shape, logits.dtype):
+        plan = self.plan("softmax_cross_entropy_mean", logits.shape, logits.dtype)
+        if plan.module is None:
             return None
         labels = self._contiguous(labels.astype(np.int64, copy=False))
         loss, dlogits = self.xp.empty((1,), logits.dtype), self.xp.empty(logits.shape, logits.dtype)
         first_wrong = self.xp.empty((1,), np.int32)
         arrays = (self._contiguous(logits), labels, weight, loss, dlogits, first_wrong)
-        self._run(operation, logits.shape, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing)
+        self._queue(plan, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing)
         self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
         return loss.reshape(()), dlogits
 
@@ -753,7 +775,7 @@ class CudaBackend(Backend):
         array = numbers if optimizer is None else numbers.array
         # The formula's terms alone: what varies from step to step is in the numbers.
         found["weight_decay"] = float(found["weight_decay"] != 0)
-        self._run(operation, sizes, params, grads, *states, array, **found)
+        self._queue(plan, params, grads, *states, array, **found)
         return True
 
     def _numbers(
@@ -785,7 +807,7 @@ class CudaBackend(Backend):
     def _contiguous(self, array: Array) -> Array:
         # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy
         # would give an array without dimensions one.
-        return self.xp.ascontiguousarray(array).reshape(array.shape)
+        return array if array.flags.c_contiguous else self.xp.ascontiguousarray(array).reshape(array.shape)
 
 
 @functools.cache

@@ -81,7 +81,10 @@ class Plan:
         addresses, low = [], 0
         for array in flat:
             data = array.data
-            if getattr(data, "device_id", None) != device:
+            try:
+                if data.device_id != device:
+                    refuse(self.choice.operation, array)
+            except AttributeError:  # of the host
                 refuse(self.choice.operation, array)
             address = data.ptr
             addresses.append(address)
@@ -138,12 +141,11 @@ class Plan:
 def flattened(arrays: Sequence[Any]) -> tuple[list[Any], int]:
     """The arrays that there are, in order, and a bit for each that is missing."""
     flat: list[Any] = []
-    missing, bit = 0, 1
     for array in arrays:
-        for one in array if array.__class__ in (list, tuple) else (array,):
-            if one is None:
-                missing |= bit
-            else:
-                flat.append(one)
-            bit <<= 1
-    return flat, missing
+        if array.__class__ in (list, tuple):
+            flat += array
+        else:
+            flat.append(array)
+    if not any([one is None for one in flat]):
+        return flat, 0
+    return [one for one in flat if one is not None], sum(1 << i for i, one in enumerate(flat) if one is None)
