@@ -323,6 +323,8 @@ class Tensor:
 
     def zero_grad(self) -> None:
         """Forget the gradient."""
+        if (capture := capturing.current()) is not None:
+            capture.writes_grad(self)
         self.grad = None
 
     # -- operators: what they do is registered by gpuconv.ops, with `tensor_method` ----------------------------------
@@ -550,6 +552,7 @@ def _add_to_leaf(leaf: Tensor, grad: Array, handed_out: set[int]) -> None:
     if leaf.grad is not None:
         if capture is not None and leaf.grad.dtype == grad.dtype and leaf.grad.shape == tuple(grad.shape):
             total = leaf.grad.data
+            capture.touches(total)
             total += grad  # where each repetition finds what the one before has added up
         else:
             leaf.grad = Tensor(leaf.grad.data + grad)

@@ -55,7 +55,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for param in self.params:
-            param.grad = None
+            param.zero_grad()
 
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""

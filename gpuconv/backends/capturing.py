@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -34,10 +34,11 @@ class Capture:
 
     def __init__(self, graph: Any):
         self._graph = graph
-        #: By id, so that each is noted once; an array that nobody else keeps must not live through us.
-        self._arrays: dict[int, Any] = {}
+        #: By id, so that each is noted once. Weakly: an array that nobody else keeps must not live through us.
+        self._arrays: dict[int, Callable[[], Any]] = {}
+        self._found: list[Callable[[], Any]] = []
         self._kept: list[Any] = []
-        self._leaves: dict[int, tuple[weakref.ref[Any], Any]] = {}
+        self._leaves: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._grads: dict[int, tuple[Any, Any]] = {}
         self.updates: list[tuple[Any, Any]] = []
 
@@ -49,17 +50,19 @@ class Capture:
     def touches(self, array: Any) -> None:
         """Note an array that an operation reads or writes."""
         root = array if array.base is None else array.base
-        if id(root) in self._arrays or self._graph.owns(array):
+        known = self._arrays.get(id(root))
+        if (known is not None and known() is root) or self._graph.owns(array):
             return
-        kept = self._graph.borrowed(array)
-        if kept:  # not of a pool: whoever made the view of it keeps the memory through it
+        if self._graph.borrowed(array):  # another library's memory: it is kept by keeping the view that was made of it
             self._kept.append(array)
-        self._arrays[id(root)] = weakref.ref(root) if _can_be_weak(root) and not kept else lambda: root
+        else:
+            self._arrays[id(root)] = weakref.ref(root)
+            self._found.append(self._arrays[id(root)])
 
     def reads_leaf(self, leaf: Any) -> None:
         """Note a Tensor that no operation made, a parameter say."""
         if id(leaf) not in self._leaves:
-            self._leaves[id(leaf)] = weakref.ref(leaf), leaf.data
+            self._leaves[id(leaf)] = weakref.ref(leaf), id(leaf.data)
 
     def writes_grad(self, leaf: Any) -> None:
         """Note a Tensor whose gradient is about to be set."""
@@ -74,24 +77,25 @@ class Capture:
         """Arrays to be kept, and leaves with the arrays that they must still have.
 
         Raises:
-            RuntimeError: an array was let go of that the graph would go on reading.
+            RuntimeError: an array was let go of, or replaced, that the graph would go on reading.
         """
-        arrays = [find() for find in self._arrays.values()]
+        arrays = [find() for find in self._found]
         if lost := sum(array is None for array in arrays):
             raise RuntimeError(
                 f"it reads {lost} array{'s' * (lost > 1)} from before this call that nobody has kept: what a step "
                 "keeps from one call to the next it has to write in place (x[...] = y), as each repetition finds it at "
                 "the same address"
             )
-        return [*arrays, *self._kept], list(self._leaves.values())
-
-
-def _can_be_weak(array: Any) -> bool:
-    try:
-        weakref.ref(array)
-    except TypeError:
-        return False
-    return True
+        leaves = []
+        for find, number in self._leaves.values():
+            if (leaf := find()) is not None:
+                if id(leaf.data) != number:
+                    raise RuntimeError(
+                        f"it gives a Tensor of shape {tuple(leaf.shape)} another array (tensor.data = ...), where each "
+                        "repetition would find the old one: write in place (tensor.data[...] = ...)"
+                    )
+                leaves.append((find, leaf.data))
+        return [*arrays, *self._kept], leaves
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ class Module:
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for parameter in self.parameters():
-            parameter.grad = None
+            parameter.zero_grad()
 
     def apply(self: _M, function: Callable[[Module], None]) -> _M:
         """Call ``function`` on every module inside and on this one; returns self."""
