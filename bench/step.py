@@ -108,6 +108,10 @@ def _recorded(made: list[tuple[Any, tuple[Any, ...]]], work: list[tuple[str, int
         arguments = _flat(given)
         arrays = {id(one): one.nbytes for one in arguments if hasattr(one, "nbytes") and one.ndim}
         name, sizes = kernel_name(launch), (math.prod(launch.grid), math.prod(launch.block))
+        if name.endswith("_update_all"):
+            # Of the table of the coming steps' numbers it reads one row, and of the counts of all blocks their own.
+            numbers, width = arguments[-1], 8 if name.startswith("adam") else 4
+            arrays[id(numbers)] = (width + sizes[0]) * numbers.dtype.itemsize
         flop = next((work.pop(at)[1] for at, (operation, _) in enumerate(work) if operation == name), 0)
         found.append(Recorded(name, *sizes, len(arguments), sum(arrays.values()), flop))
     return found
