@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import json
 import sys
-import warnings
 from types import SimpleNamespace
 
 from gpuconv import kernels
@@ -69,9 +68,6 @@ if __name__ == "__main__":
     without_a_driver()
     got = {}
     for launch in launches_of(sys.argv[1]) if sys.argv[1:] else launches():
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # as Numba's of a small grid
-            launch.configured(0)
         kernel = launch.kernel.compile(launch.signature)
         function = kernel.library.get_cufunc()
         name = f"{launch.kernel.py_func.__name__} {len(got)}"

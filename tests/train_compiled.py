@@ -19,15 +19,8 @@ import fake_cupy
 from lenet_training import trained
 
 from gpuconv import ptx, train
-from gpuconv.backends import cuda_backend, cuda_graph
-from gpuconv.kernels import device
-
-
-def hosts(argument):
-    """Of the stand-in's arrays, NumPy's, which it keeps; in tuples too."""
-    if isinstance(argument, tuple):
-        return tuple(map(hosts, argument))
-    return argument.host if isinstance(argument, fake_cupy.ndarray) else argument
+from gpuconv.backends import cuda_backend
+from gpuconv.kernels import driver
 
 
 @contextlib.contextmanager
@@ -38,17 +31,14 @@ def machine():
     importlib.util.find_spec = lambda name, *rest: name == "cupy" or find_spec(name, *rest)
     cuda_backend._driver = lambda: (13000, 1)
     cuda_backend._compiler = lambda: (13, 0)
-    cuda_backend._numba_stream = lambda number, pointer: None
-    cuda_backend.CudaBackend.new_graph = lambda self: cuda_graph.SimulatedGraph()
-    with ptx.interpreted():
-        configured = device.Launch.configured
 
-        def on_hosts(launch, stream):
-            launched.append(launch.kernel.py_func.__name__)
-            return lambda *arguments: configured(launch, stream)(*map(hosts, arguments))
+    def run(launch, arguments, where):
+        launched.append(launch.kernel.py_func.__name__)
+        ptx.run(launch, arguments)
 
-        device.Launch.configured = on_hosts
-        yield launched
+    before = driver.use(fake_cupy.Driver(run))
+    yield launched
+    driver.use(before)
 
 
 def fitted(backend, epochs, batch):

@@ -316,13 +316,13 @@ class CudaBackend(Backend):
             plan.queue(arrays, options, self.current_stream(), self._device(), self._check_device)
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
+        platform = self.tuning_platform()
         if primitive in ("conv2d_relu_max_pool2d_grad", "linear_chain_grad"):
             parts = ((part, f"{primitive}_{part}") for part in ("input", "weight"))
-            rows = ((part, row) for part, name in parts for row in tuning.candidates(name, geometry, dtype))
+            rows = ((part, row) for part, name in parts for row in tuning.candidates(name, geometry, dtype, platform))
             return [f"{part}, {variant}: {why}" for part, (variant, why) in rows]
         if geometry is None or primitive not in kernels.VARIANTS:
             return super().explain(primitive, geometry, dtype)
-        platform = self.tuning_platform()
         return [f"{variant}: {why}" for variant, why in tuning.candidates(primitive, geometry, dtype, platform)]
 
     # -- tuning ------------------------------------------------------------------------------------------------------
