@@ -98,13 +98,16 @@ class Feed:
     # -- for a step that is captured: nothing here waits for the device, nor for the host -----------------------------
 
     def next_inputs(self, step: int) -> tuple[Any, ...]:
-        """What a captured step is to be called with: nothing, if the images are on the device."""
-        return () if self.resident else self.inputs(step)
+        """What a captured step is to be called with: nothing, if the images are on the device; else its batch."""
+        if self.resident:
+            return ()
+        index = self._order[step * self._batch_size : (step + 1) * self._batch_size]
+        return tuple(array[index] for array in self._set)
 
     def next_batch(self, *inputs: Any) -> tuple[Any, Any]:
         """As :meth:`batch`, of the full batch whose turn it is."""
         if not self.resident:
-            return self.batch(*inputs)
+            return self.batch(*map(self._backend.asarray, inputs))
         images, labels, transforms = [*self._set, None][:3]
         return self._backend.next_image_batch(
             self._table, images, labels, self._order, transforms, self._size, self._step, self._batch_size

@@ -9,9 +9,9 @@ import ctypes
 import gc
 import importlib.util
 import sys
-import threading
 import types
 
+import captured_steps
 import device_functions
 import fake_cupy
 import lenet_training
@@ -756,55 +756,16 @@ def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path, m
 # -- captured steps, and what is done to them ------------------------------------------------------------------------
 
 
-def small_step(device, captured=True, **options):
-    """A training step of a small network, captured or not, its model and its optimizer."""
-    gpuconv.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).to(device)
-    optimizer = optim.SGD(model.parameters(), **{"lr": 0.1, "momentum": 0.9, **options})
-
-    def step(x, labels):
-        loss = F.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    with gpuconv.use_backend(device):
-        return gpuconv.capture(step, warmup=1) if captured else step, model, optimizer
+@pytest.mark.parametrize("check", captured_steps.CHECKS, ids=lambda check: check.__name__)
+def test_captured_steps(capturing, check):
+    """See each check. The same run on a GPU."""
+    check(capturing)
 
 
-def losses_of(step, device, count=6, wish=lambda number: None):
-    """Losses of some steps, each on other digits; `wish` is called before each."""
-    rng, found = np.random.default_rng(0), []
-    with gpuconv.use_backend(device):
-        for number in range(count):
-            wish(number)
-            x = rng.standard_normal((5, 2, 3)).astype(np.float32)
-            found.append(step(Tensor(x), rng.integers(0, 3, 5)).item())
-    return found
-
-
-def expected_losses(count=6, **options):
-    return losses_of(small_step("numpy", captured=False, **options)[0], "numpy", count)
-
-
-def litter(machine):
-    """Memory that is allocated, written and let go of: what was freed before is no longer what it was."""
-    for size in (1, 100, 1000, 10000):
-        machine.zeros(size, np.float32)
-
-
-def test_a_captured_step_on_several_streams(capturing):
-    """It is launched on the current stream, which first waits for a launch on another one."""
-    step, _, _ = small_step("cuda")
+def test_the_current_stream_waits_for_the_last_launch_on_another(capturing):
+    """And for nothing else."""
     first, second = capturing.Stream(non_blocking=True), capturing.Stream(non_blocking=True)
-    streams = [first, first, second, second, first, first]
-
-    def on_next(x, labels):
-        with streams.pop(0):
-            return step(x, labels)
-
-    np.testing.assert_allclose(losses_of(on_next, "cuda"), expected_losses(), rtol=1e-5)
+    captured_steps.on_several_streams(capturing, first, second)
     log = [entry for entry in capturing.Stream.log if entry[0] in ("wait", "graph")]
     a, b = first.ptr, second.ptr
     assert log == [
@@ -812,227 +773,23 @@ def test_a_captured_step_on_several_streams(capturing):
     ]
 
 
-def test_a_graph_outlives_its_model(capturing):
-    """Parameters, momentum and numbers are kept for the graph."""
-    step, model, optimizer = small_step("cuda")
-    losses = losses_of(step, "cuda", 3)
-    del model, optimizer
-    gc.collect()
-    litter(capturing)
-    step._step = None  # nor does it need the step's code
-    rest = iter(expected_losses(6)[3:])
-    rng = np.random.default_rng(0)
-    for number in range(6):
-        x, labels = rng.standard_normal((5, 2, 3)).astype(np.float32), rng.integers(0, 3, 5)
-        if number >= 3:
-            np.testing.assert_allclose(step(Tensor(x), labels).item(), next(rest), rtol=1e-5)
-    np.testing.assert_allclose(losses, expected_losses(3), rtol=1e-5)
+def test_a_schedule_is_uploaded_for_many_steps_at_once(capturing):
+    """Of 600 steps, two uploads of numbers."""
+    captured_steps.schedule_of_many_steps(capturing)
+    assert sum(entry[0] == "upload" for entry in capturing.Stream.log) == 2
 
 
-@pytest.mark.parametrize(
-    "replace",
-    [
-        lambda model: model.to("cpu"),
-        lambda model: setattr(model[1].weight, "data", model[1].weight.data.copy()),
-        lambda model: setattr(model[3].bias, "data", fake_cupy.zeros(3, np.float32)),
-    ],
-)
-def test_a_parameter_that_was_replaced_is_noticed(capturing, replace):
-    """By moving the model, or by hand: one line, and no step is counted."""
-    step, model, optimizer = small_step("cuda")
-    losses_of(step, "cuda", 3)
-    replace(model)
-    with pytest.raises(
-        RuntimeError, match=r"a Tensor of shape \(.*\) that the step reads was given another array after"
-    ):
-        losses_of(step, "cuda", 1)
-    assert optimizer.steps == 3
+def test_memory_runs_out_in_a_capture(capturing):
+    """As for other errors: told, and the next call captures."""
 
+    def run_out():
+        capturing.Memory.free = 0
+        capturing.empty(1)
 
-def test_loading_a_state_is_no_replacement(capturing):
-    """Parameters and momentum are written in place; the count of the steps and the numbers follow."""
-    step, model, optimizer = small_step("cuda", dampening=0.5)
-    state, memory = model.state_dict(), optimizer.state_dict()
-    before = losses_of(step, "cuda")
-    model.load_state_dict(state)
-    optimizer.load_state_dict(memory)
-    np.testing.assert_array_equal(losses_of(step, "cuda"), before)
-    np.testing.assert_allclose(before, expected_losses(dampening=0.5), rtol=1e-5)
+    def have_again():
+        capturing.Memory.free = capturing.Memory.total
 
-
-def test_settings_may_change_between_repetitions(capturing):
-    """The learning rate, by hand or by a schedule, and momentum; a term that comes or goes is refused."""
-
-    def run(device, captured):
-        step, _, optimizer = small_step(device, captured, weight_decay=0.1)
-
-        def wish(number):
-            if number < 4:
-                optimizer.lr, optimizer.momentum = 0.1 / (1 + number), 0.9 - 0.1 * number
-            optimizer.schedule = None if number < 6 else lambda done: 0.01 * done
-
-        found = losses_of(step, device, 9, wish)
-        assert optimizer.lr == 0.08
-        return found, step, optimizer
-
-    ours, step, optimizer = run("cuda", True)
-    np.testing.assert_allclose(ours, run("numpy", False)[0], rtol=1e-5)
-    optimizer.weight_decay = 0.0
-    with pytest.raises(RuntimeError, match="captured update has weight_decay on, nesterov off, and the optimizer now"):
-        losses_of(step, "cuda", 1)
-    assert optimizer.steps == 9
-
-
-def test_a_schedule_of_many_steps(capturing):
-    """More than are uploaded at once, in some of which nothing is uploaded."""
-    step, _, optimizer = small_step("cuda")
-    optimizer.schedule = lambda done: 0.1 / (1 + done)
-    host_step, _, host = small_step("numpy", captured=False)
-    host.schedule = optimizer.schedule
-    count = 600
-    np.testing.assert_allclose(
-        losses_of(step, "cuda", count), losses_of(host_step, "numpy", count), rtol=1e-4, atol=1e-6
-    )
-    assert sum(entry[0] == "upload" for entry in capturing.Stream.log) < 20
-
-
-def test_gradients_add_up_over_repetitions(capturing):
-    """A step that does not forget them: they are added in place."""
-    leaf = Tensor(capturing.asarray(np.ones(3, np.float32)), requires_grad=True)
-
-    def step(x):
-        (leaf * x).sum().backward()
-
-    with gpuconv.use_backend("cuda"):
-        captured = gpuconv.capture(step, warmup=1)
-        for number in range(5):
-            captured(Tensor(np.full(3, number, np.float32)))
-            litter(capturing)
-        np.testing.assert_array_equal(leaf.grad.numpy(), np.full(3, 0 + 1 + 2 + 3 + 4))
-
-
-def test_what_a_step_keeps_between_calls(capturing):
-    """In place it is right; by another array each time, which the graph would not see, it is refused."""
-    with gpuconv.use_backend("cuda") as backend:
-        kept = {"sum": backend.asarray(np.zeros(4, np.float32))}
-
-        def rebinding(x):
-            kept["sum"] = (Tensor(kept["sum"]) + x).data
-            return Tensor(kept["sum"])
-
-        captured = gpuconv.capture(rebinding, warmup=1)
-        captured(Tensor(np.ones(4, np.float32)))
-        with pytest.raises(
-            RuntimeError, match=r"it reads 1 array from before this call that nobody has kept.*in place"
-        ):
-            captured(Tensor(np.ones(4, np.float32)))
-        leaf = Tensor(backend.asarray(np.zeros(4, np.float32)))
-
-        def replacing(x):
-            leaf.data = (leaf + x).data
-
-        captured = gpuconv.capture(replacing, warmup=1)
-        captured(Tensor(np.ones(4, np.float32)))
-        held = leaf.data
-        with pytest.raises(RuntimeError, match=r"gives a Tensor of shape \(4,\) another array.*write in place"):
-            captured(Tensor(np.ones(4, np.float32)))
-        del held
-        total = backend.asarray(np.zeros(4, np.float32))
-
-        def in_place(x):
-            total[...] = (Tensor(total) + x).data
-
-        captured = gpuconv.capture(in_place, warmup=1)
-        for number in range(5):
-            captured(Tensor(np.full(4, number, np.float32)))
-            litter(capturing)
-        np.testing.assert_array_equal(total.get(), 10)
-
-
-@pytest.mark.parametrize("result", [np.ones(3), 1.5, {"loss": Tensor(np.ones(2))}, "done"], ids=str)
-def test_a_result_of_the_host_is_refused(capturing, result):
-    """It would never change: one line says so."""
-    with gpuconv.use_backend("cuda"):
-        captured = gpuconv.capture(lambda x: (F.relu(x), result), warmup=1)
-        captured(Tensor(np.ones(3, np.float32)))
-        with pytest.raises(RuntimeError, match=r"cannot be captured: it returns a \w+ of the host"):
-            captured(Tensor(np.ones(3, np.float32)))
-
-
-@pytest.mark.parametrize("fault", ["error", "memory", "interrupt", "wait"])
-def test_a_failed_capture_changes_nothing(capturing, fault):
-    """An error in the step, memory that runs out, Ctrl-C, a wait for the device: told, and the next call captures."""
-    plain, model, optimizer = small_step("cuda", captured=False)
-    now = {"fault": False}
-
-    def step(x, labels):
-        loss = plain(x, labels)
-        if now["fault"]:
-            if fault == "error":
-                raise OSError("disk full")
-            if fault == "interrupt":
-                raise KeyboardInterrupt
-            if fault == "wait":
-                float(loss)
-            capturing.Memory.free = 0
-            F.relu(loss)
-        return loss
-
-    with gpuconv.use_backend("cuda"):
-        captured = gpuconv.capture(step, warmup=1)
-        rng = np.random.default_rng(0)
-        batches = [(rng.standard_normal((5, 2, 3)).astype(np.float32), rng.integers(0, 3, 5)) for _ in range(5)]
-        losses = [captured(Tensor(batches[0][0]), batches[0][1]).item()]
-        grads = [parameter.grad for parameter in model.parameters()]
-        now["fault"] = True
-        words = {"error": "disk full", "memory": "out of memory", "wait": "not permitted when capturing"}
-        expected = KeyboardInterrupt if fault == "interrupt" else RuntimeError
-        with pytest.raises(expected, match=words.get(fault)):
-            captured(Tensor(batches[1][0]), batches[1][1])
-        capturing.Memory.free, now["fault"] = capturing.Memory.total, False
-        assert not captured.captured
-        assert optimizer.steps == 1
-        assert all(p.grad is grad for p, grad in zip(model.parameters(), grads, strict=True))
-        assert np.isfinite(model(Tensor(batches[1][0])).numpy()).all()  # the backend goes on
-        losses += [captured(Tensor(x), labels).item() for x, labels in batches[1:]]
-    np.testing.assert_allclose(losses, expected_losses(5), rtol=1e-5)
-
-
-def test_two_graphs_share_a_parameter(capturing):
-    """Training by one, and looking at the result by the other."""
-    step, model, _ = small_step("cuda")
-    x = np.random.default_rng(1).standard_normal((2, 2, 3)).astype(np.float32)
-    with gpuconv.use_backend("cuda"), gpuconv.no_grad():
-        predict = gpuconv.capture(lambda images: model(images), warmup=1)
-    host_step, host_model, _ = small_step("numpy", captured=False)
-    for number in range(5):
-        losses_of(step, "cuda", number + 1)
-        losses_of(host_step, "numpy", number + 1)
-        with gpuconv.use_backend("cuda"), gpuconv.no_grad():
-            ours = predict(Tensor(x)).numpy()
-        with gpuconv.use_backend("numpy"):
-            np.testing.assert_allclose(ours, host_model(Tensor(x)).numpy(), rtol=1e-4, atol=1e-6)
-
-
-def test_threads_take_turns(capturing):
-    """Each call of several threads is a whole one; a thread that captures does not disturb another's steps."""
-    (step, _, optimizer), (other, _, others) = small_step("cuda"), small_step("cuda")
-    failures = []
-
-    def work(run):
-        try:
-            for _ in range(10):
-                assert all(np.isfinite(losses_of(run, "cuda", 2)))
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(run,)) for run in (step, step, other)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    assert (optimizer.steps, others.steps) == (40, 20)
+    captured_steps.failed_capture(capturing, run_out, RuntimeError, "Out of memory", have_again)
 
 
 def test_explain_and_summary_of_a_model_on_the_device(machine):
