@@ -485,7 +485,7 @@ class Function:
         if True in needs:
             results[0].requires_grad = True
             edges = [x._vertex if need else None for x, need in zip(inputs, needs, strict=True)]
-            results[0]._node = _Node(cls, ctx, edges)
+            results[0]._node = _Node(cls, ctx, edges, results[0].data)
         return tuple(results) if several else results[0]
 
 
@@ -498,15 +498,17 @@ class _Node:
 
     Attributes:
         number: larger than those of all nodes that this one depends on.
+        shape, dtype: of the result, and so of its gradient.
     """
 
-    __slots__ = ("ctx", "edges", "function", "number")
+    __slots__ = ("ctx", "dtype", "edges", "function", "number", "shape")
 
-    def __init__(self, function: type[Function], ctx: Context, edges: list[_Node | Tensor | None]):
+    def __init__(self, function: type[Function], ctx: Context, edges: list[_Node | Tensor | None], result: Array):
         self.function = function
         self.ctx = ctx
         self.edges = edges
         self.number = next(_numbers)
+        self.shape, self.dtype = result.shape, result.dtype
 
 
 def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
@@ -518,8 +520,14 @@ def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
                 continue
             results = node.function.backward(node.ctx, grad)
             results = results if isinstance(results, (tuple, list)) else (results,)
-            for edge, result in zip(node.edges, results, strict=True):
-                if edge is not None:
+            if len(results) != len(node.edges):
+                raise RuntimeError(
+                    f"{node.function.__name__}.backward: must return a gradient for each of the {len(node.edges)} "
+                    f"inputs (None where none is needed), returned {len(results)}"
+                )
+            for position, (edge, result) in enumerate(zip(node.edges, results, strict=True)):
+                if edge is not None and result is not None:
+                    result = _checked(node, position, edge, result)
                     so_far = grads.get(edge)
                     grads[edge] = result if so_far is None else so_far + result
             if not retain_graph:
@@ -527,6 +535,30 @@ def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
     handed_out = {id(seed)}  # arrays that a leaf's .grad may not keep: someone else has them
     for leaf, grad in grads.items():
         _add_to_leaf(leaf, grad, handed_out)
+
+
+def _checked(node: _Node, position: int, value: _Node | Tensor, grad: Any) -> Array:
+    """A gradient as it has to be for what comes behind it: an array, in the shape and element type of its value.
+
+    Compiled kernels go by the shape and type of the value, so nothing else may reach them. The type is made right, as
+    operands of several types give gradients of a wider one; another shape is an error of the operation.
+    """
+    shape, dtype = value.shape, value.dtype
+    kind = node.ctx.backend.xp.ndarray
+    if isinstance(grad, kind) and grad.dtype == dtype and grad.shape == shape:
+        return grad
+    name = f"{node.function.__name__}.backward: the gradient of input {position}"
+    if isinstance(grad, Tensor):
+        grad = grad.data
+    if isinstance(grad, np.generic):  # what NumPy makes of arrays without dimensions
+        grad = node.ctx.backend.asarray(np.asarray(grad))
+    if not isinstance(grad, kind):
+        raise TypeError(f"{name} must be an array of the {node.ctx.backend.name} backend, got {type(grad).__name__}")
+    if grad.shape != shape:
+        raise ValueError(f"{name} must have the input's shape {tuple(shape)}, got {tuple(grad.shape)}")
+    if grad.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold numbers, got {grad.dtype}")
+    return grad.astype(dtype)
 
 
 def _nodes_from(root: _Node | Tensor) -> list[_Node]:

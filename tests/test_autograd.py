@@ -1,6 +1,8 @@
 """The graph: what is recorded, what is freed, who owns a gradient."""
 
 import gc
+import itertools
+import operator
 import threading
 import weakref
 
@@ -303,3 +305,96 @@ def test_unavailable_backend_says_why():
         if reason is not None:
             with pytest.raises(gpuconv.BackendUnavailable, match=f"the {name} backend is not available: "):
                 gpuconv.backends.get(name)
+
+
+# -- types of gradients ----------------------------------------------------------------------------------------------
+
+
+def _chains():
+    """Losses of a float32 (2, 1, 6, 6) in which other element types take part."""
+    rng = np.random.default_rng(0)
+    mask = rng.integers(0, 2, (2, 2, 4, 4))
+    wide = rng.standard_normal((2, 2, 4, 4))
+    yield "integer mask", lambda f, y, as_operand: (f(y) * as_operand(mask)).sum()
+    yield "bool mask", lambda f, y, as_operand: (f(y) * as_operand(mask != 0)).sum()
+    yield "float64 target", lambda f, y, as_operand: ((f(y) - as_operand(wide)) ** 2).sum()
+    yield "float64 factor", lambda f, y, as_operand: (as_operand(wide) * f(y)).sum()
+    yield "NumPy integer", lambda f, y, as_operand: (f(y) / np.int64(16)).sum() * np.float64(3)
+    yield "no dimensions", lambda f, y, as_operand: (f(y) * as_operand(np.array(2.5))).sum() / as_operand(np.array(3))
+
+
+@pytest.mark.parametrize("chain", list(_chains()), ids=lambda chain: chain[0])
+def test_a_gradient_has_the_type_of_its_value(backend, chain):
+    """Whatever was mixed in behind a convolution and a ReLU: values and gradients are PyTorch's, and float32."""
+    torch = pytest.importorskip("torch", reason="PyTorch's promotion of types is the judge")
+    rng = np.random.default_rng(1)
+    image = rng.standard_normal((2, 1, 6, 6)).astype(np.float32)
+    weight = rng.standard_normal((2, 1, 3, 3)).astype(np.float32)
+    _, loss_of = chain
+    x, w = Tensor(image, True), Tensor(weight, True)
+    loss = loss_of(F.relu, F.conv2d(x, w), lambda array: array)
+    loss.backward()
+    tx, tw = (torch.tensor(array, requires_grad=True) for array in (image, weight))
+    wanted = loss_of(torch.relu, torch.nn.functional.conv2d(tx, tw), torch.tensor)
+    wanted.backward()
+    assert str(wanted.dtype) == f"torch.{loss.dtype}"
+    np.testing.assert_allclose(loss.numpy(), wanted.detach().numpy(), rtol=1e-5)
+    for ours, theirs in ((x, tx), (w, tw)):
+        assert ours.grad.dtype == np.float32
+        np.testing.assert_allclose(ours.grad.numpy(), theirs.grad.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def _returning(result):
+    class Given(Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            return a + b
+
+        @staticmethod
+        def backward(ctx, grad):
+            return result(grad)
+
+    return Given
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "words"),
+    [
+        (lambda grad: (grad, grad, grad), RuntimeError, "for each of the 2 inputs .* returned 3"),
+        (lambda grad: grad, RuntimeError, "for each of the 2 inputs .* returned 1"),
+        (lambda grad: (grad, grad[:2]), ValueError, r"input 1 must have the input's shape \(3,\), got \(2,\)"),
+        (lambda grad: ([1.0, 2.0, 3.0], grad), TypeError, "input 0 must be an array of the .* backend, got list"),
+        (lambda grad: (grad, grad > 0, ), None, None),
+        (lambda grad: (grad.astype(np.float64), None), None, None),
+        (lambda grad: (grad + 1j, grad), TypeError, "input 0 must hold numbers, got complex64"),
+    ],
+)  # fmt: skip
+def test_what_a_function_of_the_user_returns_is_checked(backend, result, error, words):
+    """Another number of gradients, a shape or kind that is not the input's: one line; another type is converted."""
+    a, b = (Tensor(np.ones(3, np.float32), True) for _ in range(2))
+    y = F.relu(_returning(result).apply(F.relu(a), F.relu(b))).sum()
+    if error is None:
+        y.backward()
+        assert a.grad.dtype == np.float32
+        assert b.grad is None or b.grad.dtype == np.float32
+        np.testing.assert_array_equal(a.grad.numpy(), 1)
+    else:
+        with pytest.raises(error, match=f"Given.backward.*{words}"):
+            y.backward()
+
+
+def test_promotion_is_pytorchs():
+    """The result's type of each pair of element types, arrays with and without dimensions, and numbers."""
+    torch = pytest.importorskip("torch", reason="PyTorch's promotion of types is the judge")
+    kinds = ("bool", "uint8", "int32", "int64", "float32", "float64")
+    operands = [np.ones(shape, kind) for kind in kinds for shape in ((2, 2), ())] + [2, 1.5, True]
+    checked = 0
+    for a, b in itertools.product(operands, operands):
+        if not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray):
+            continue
+        for function in (operator.add, operator.mul, operator.truediv):
+            theirs = function(*(torch.tensor(x) if isinstance(x, np.ndarray) else x for x in (a, b)))
+            ours = function(*(Tensor(x) if isinstance(x, np.ndarray) else x for x in (a, b)))
+            assert f"torch.{ours.dtype}" == str(theirs.dtype), (function, a, b)
+            checked += 1
+    assert checked == 3 * (15 * 15 - 9)

@@ -8,22 +8,70 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.autograd import Context, Function, tensor_method, to_array
+from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
 from gpuconv.backends import Array
 
-
-def _operands(a: Any, b: Any) -> tuple[Any, Any]:
-    """Give a Python number the element type of the Tensor or array beside it, so that float32 stays float32."""
-    if isinstance(b, (bool, int, float)):
-        return a, np.asarray(b, _number_type(a, b))
-    if isinstance(a, (bool, int, float)):
-        return np.asarray(a, _number_type(b, a)), b
-    return a, b
+#: Of element types: a float beside an integer is a float, whatever their sizes.
+_CATEGORIES = {"b": 0, "u": 1, "i": 1, "f": 2}
+#: What a number becomes beside arrays of a lower category.
+_DEFAULTS = (np.dtype(np.bool_), np.dtype(np.int64), np.dtype(np.float32))
+_NUMBERS = (bool, int, float, np.generic)
 
 
-def _number_type(array: Any, number: float) -> Any:
-    dtype = to_array(array).dtype
-    return np.float32 if dtype.kind != "f" and isinstance(number, float) else dtype
+def _operands(a: Any, b: Any, *, floats: bool = False) -> tuple[Any, Any]:
+    """Both operands in the element type that PyTorch's promotion gives (``torch.result_type``).
+
+    The higher category decides: bool, integers, floats. Inside of it the larger type, of arrays with dimensions; arrays
+    without come after these, and numbers, Python's and NumPy's, last: they do not make a float32 a float64.
+
+    Args:
+        a, b: Tensors, arrays, numbers.
+        floats: integers become float32, as in a division.
+    """
+    if isinstance(b, _NUMBERS) or isinstance(a, _NUMBERS):
+        a, b = (x if isinstance(x, _NUMBERS) else _array_like(x) for x in (a, b))
+    else:
+        a, b = _array_like(a), _array_like(b)
+        if a.dtype == b.dtype and (not floats or to_array(a).dtype.kind == "f"):
+            return a, b
+    ranks: list[list[np.dtype]] = [[], [], []]
+    for x in (a, b):
+        number = isinstance(x, _NUMBERS)
+        dtype = _DEFAULTS[_CATEGORIES[np.asarray(x).dtype.kind]] if number else to_array(x).dtype
+        ranks[2 if number else 0 if x.ndim else 1].append(dtype)
+    wanted: np.dtype | None = None
+    for dtypes in ranks:
+        for dtype in dtypes:
+            if wanted is None or _CATEGORIES[dtype.kind] > _CATEGORIES[wanted.kind]:
+                wanted = dtype
+            elif dtypes[0] is not dtype and _CATEGORIES[dtype.kind] == _CATEGORIES[wanted.kind]:
+                wanted = np.promote_types(wanted, dtype)
+    assert wanted is not None
+    if floats and wanted.kind != "f":
+        wanted = _DEFAULTS[2]
+    return _as_type(a, wanted), _as_type(b, wanted)
+
+
+def _array_like(x: Any) -> Any:
+    return x if isinstance(x, Tensor) or (hasattr(x, "dtype") and hasattr(x, "ndim")) else to_array(x)
+
+
+def _as_type(x: Any, dtype: np.dtype) -> Any:
+    if isinstance(x, _NUMBERS):
+        return np.asarray(x, dtype)
+    return x if to_array(x).dtype == dtype else Cast.apply(x, dtype=dtype)
+
+
+class Cast(Function):
+    """The same values in another element type; the gradient goes back to the first one."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, dtype: Any) -> Array:
+        return a.astype(dtype)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        return grad  # the engine gives it the type of its value
 
 
 def _size(a: Any) -> int:
@@ -213,13 +261,13 @@ def mul(a: Any, b: Any) -> Any:
 @tensor_method
 def div(a: Any, b: Any) -> Any:
     """``a / b``, element by element; shapes broadcast."""
-    return Div.apply(*_operands(a, b))
+    return Div.apply(*_operands(a, b, floats=True))
 
 
 @tensor_method
 def matmul(a: Any, b: Any) -> Any:
     """Matrix product, as ``numpy.matmul``."""
-    return MatMul.apply(a, b)
+    return MatMul.apply(*_operands(a, b))
 
 
 @tensor_method
