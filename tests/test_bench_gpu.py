@@ -6,6 +6,7 @@ Kernels run in the simulator on small layers; a clock stands in for the device's
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import types
@@ -21,7 +22,7 @@ try:
 except RuntimeError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 
-from bench import gpu, layers, lenet, lenet_gpu, report, step, torch_ops, verify  # noqa: E402 - after the simulator
+from bench import device, gpu, layers, lenet, lenet_gpu, report, step, torch_ops, verify  # noqa: E402 - after the simulator
 from gpuconv import backends, kernels  # noqa: E402
 from gpuconv.backends.cuda_graph import SimulatedGraph  # noqa: E402
 from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry  # noqa: E402
@@ -278,6 +279,21 @@ def test_a_run(machine, capsys, tmp_path):
     assert "conv2d, float32" in output.out
     assert "lenet5.small" in output.out
     assert "TF32 of torch: matmul False, cuDNN False" in output.err
+
+
+def test_bench_tilings_times_at_the_same_place(machine):
+    """`bench.device` asks `bench.gpu` where to run, and with what clock; the document names the device."""
+    tiling, other = kernels.load("conv2d", "direct").tilings(CONV)[:2]
+    results = [
+        {"variant": "direct", "tiling": dataclasses.asdict(one), "file": None, "faults": faults, "us": []}
+        for one, faults in ((tiling, []), (other, ["wrong in the simulator"]))
+    ]
+    document = {"machine": {}, "settings": {}, "results": results}
+    assert device.time_all("conv2d", CONV, document, lambda text: None) == []
+    assert document["machine"]["gpu"]["name"] == "stand-in"
+    assert document["settings"]["device"] == "stand-in (PyTorch's TF32: matmul off, cudnn off)"
+    assert [bool(one["us"]) for one in results] == [True, False]
+    assert document["peer_median_us"] > 0
 
 
 def test_kernels_are_compiled_before(monkeypatch):
