@@ -216,9 +216,13 @@ def lenet_gpu_tables(document: dict[str, Any]) -> list[Table]:
     ]
     header = ["batch", *labels, *(f"× {peer}" for peer in peers)]
     tables = [Table("LeNet-5, training step, float32, µs", header, rows)]
-    if inference := document.get("inference"):
+    inference = document.get("inference", {"seconds": {}, "failed": {}})
+    if inference["seconds"]:
         tables.append(_inference_table(inference))
-    return [*tables, *map(_step_table, results)]
+    failures = [(f"batch {result['batch']:,}", result) for result in results] + [("inference", inference)]
+    if failed := [[where, label, why] for where, result in failures for label, why in result["failed"].items()]:
+        tables.append(Table("What failed", ["", "which", "why"], failed))
+    return [*tables, *(_step_table(result) for result in results if result["kernels"])]
 
 
 def _inference_table(inference: dict[str, Any]) -> Table:
