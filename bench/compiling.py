@@ -20,15 +20,18 @@ from typing import Any
 from bench.console import say
 
 
-def in_processes(function: Callable[..., int], work: Sequence[tuple[Any, ...]], jobs: int) -> int:
+def in_processes(
+    function: Callable[..., int], work: Sequence[tuple[Any, ...]], jobs: int, limit_s: float | None = None
+) -> int:
     """Call a function with each tuple of arguments, each call in one of so many processes.
 
     A call that raises counts nothing: what cannot be compiled fails again, with its name, where it is used.
 
     Args:
         function: of a module, so that another process finds it; returns how many it has compiled.
-        work: arguments of each call.
+        work: arguments of each call; calls begin in this order.
         jobs: processes, at least 1.
+        limit_s: seconds after which what is not done is left.
 
     Returns:
         The sum of what the calls return.
@@ -37,11 +40,10 @@ def in_processes(function: Callable[..., int], work: Sequence[tuple[Any, ...]], 
         return 0
     others, count = set(multiprocessing.active_children()), 0
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(jobs, len(work)), mp_context=context, initializer=_end_with_parent
-    )
+    pool = concurrent.futures.ProcessPoolExecutor(min(jobs, len(work)), context, initializer=_end_with_parent)
     try:
-        for future in [pool.submit(function, *arguments) for arguments in work]:
+        futures = [pool.submit(function, *arguments) for arguments in work]
+        for future in concurrent.futures.wait(futures, limit_s).done:
             with contextlib.suppress(Exception):
                 count += future.result()
     finally:
@@ -82,6 +84,17 @@ def compile_kernels(operation: str, variant: str, geometry: Any, dtype: str, fir
     )
 
 
+def compile_chosen(operation: str, geometry: Any, dtype: str) -> int:
+    """Compile what the rule takes for an operation; returns how many kernels."""
+    from gpuconv import kernels, tuning
+
+    choice = tuning.choose(operation, geometry, dtype)
+    if choice.variant == tuning.COMPOSED:
+        return 0
+    module: Any = kernels.load(operation, choice.variant)
+    return sum(map(_compiled, module.launches(geometry, choice.tiling, dtype)))
+
+
 def compile_recorded(kind: str, arguments: tuple[Any, ...], number: int) -> int:
     """Compile one launch of those that :func:`recorded` gives."""
     return _compiled(recorded(kind, *arguments)[number])
@@ -99,14 +112,15 @@ def recorded(kind: str, *arguments: Any) -> list[Any]:
     """Launches of LeNet, noted and not made.
 
     Args:
-        kind: 'step', a training step; 'decayed', one with weight decay; 'around', what ``gpuconv train`` captures
-            besides; 'inference', logits.
+        kind: 'step', a training step; 'float64', one in double precision; 'decayed', one with weight decay; 'around',
+            what ``gpuconv train`` captures besides; 'inference', logits.
         arguments: of the function of ``bench/step.py``: the batch; for inference also a variant of ``conv_net``.
     """
     from bench import step
 
     functions: dict[str, Callable[..., Any]] = {
         "step": step.launches,
+        "float64": functools.partial(step.launches, dtype="float64"),
         "decayed": functools.partial(step.launches, weight_decay=0.1),
         "around": step.around_launches,
         "inference": step.inference_launches,
@@ -143,9 +157,16 @@ def step_work(batches: Iterable[int]) -> list[tuple[Any, ...]]:
     return lenet_work([*(("step", batch) for batch in batches), *inference])
 
 
-def compile_all(function: Callable[..., int], work: Sequence[tuple[Any, ...]], jobs: int) -> int:
+def call(function: Callable[..., int], *arguments: Any) -> int:
+    """For :func:`in_processes`, work of several kinds: the function of each stands before its arguments."""
+    return function(*arguments)
+
+
+def compile_all(
+    function: Callable[..., int], work: Sequence[tuple[Any, ...]], jobs: int, limit_s: float | None = None
+) -> int:
     """As :func:`in_processes`; says how many kernels there are and how long it took."""
     start = time.perf_counter()
-    count = in_processes(function, work, jobs)
+    count = in_processes(function, work, jobs, limit_s)
     say(f"{count} kernels compiled, or found in the cache, by {jobs} processes in {time.perf_counter() - start:.0f} s")
     return count

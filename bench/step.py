@@ -160,13 +160,16 @@ def _work(batch: int) -> list[tuple[str, int]]:
     return [(operation, layers.OPERATIONS[operation].flop(geometry)) for operation, geometry in order]
 
 
-def launches(batch: int, optimizer: str = "sgd", *, weight_decay: float = 0.0) -> list[tuple[Any, tuple[Any, ...]]]:
+def launches(
+    batch: int, optimizer: str = "sgd", *, weight_decay: float = 0.0, dtype: str = "float32"
+) -> list[tuple[Any, tuple[Any, ...]]]:
     """The launches of a training step of LeNet-5 with their arguments, in their order; noted, not made.
 
     Args:
         batch: images.
         optimizer: 'sgd' (with momentum) or 'adam'.
         weight_decay: of the optimizer; with any, its kernel is another one.
+        dtype: element type of images and parameters.
 
     Raises:
         BackendUnavailable: neither a GPU nor the simulator can be used here.
@@ -181,8 +184,10 @@ def launches(batch: int, optimizer: str = "sgd", *, weight_decay: float = 0.0) -
 
     backend, graph = backends.get("cuda"), SimulatedGraph()
     with gpuconv.use_backend(backend):
-        model = models.LeNet5().to(backend)
-        parameters = model.parameters()
+        model = models.LeNet5()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.astype(dtype)
+        parameters = model.to(backend).parameters()
         if optimizer == "sgd":
             update: Any = optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=weight_decay)
         else:
@@ -196,7 +201,7 @@ def launches(batch: int, optimizer: str = "sgd", *, weight_decay: float = 0.0) -
             return loss
 
         # Not zeros: who makes the launches later, to time them, finds work as in training.
-        images = Tensor(np.random.default_rng(0).standard_normal((batch, 1, 32, 32), np.float32))
+        images = Tensor(np.random.default_rng(0).standard_normal((batch, 1, 32, 32), np.float32).astype(dtype))
         CapturedStep(step, backend, graph, 0).capture(images, np.zeros(batch, np.int64))
     return graph.launches
 
