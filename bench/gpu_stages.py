@@ -456,6 +456,7 @@ def sanitizer(results: Results, arguments: argparse.Namespace) -> int:
         output = planted[name].communicate()[0]
         if planted[name].returncode != 9:
             clean[name].kill()
+            clean[name].communicate()
             results.put(**{name: "does not find a planted fault here: " + " ".join(output.split())[-300:]})
             continue
         output = clean[name].communicate()[0]
