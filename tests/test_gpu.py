@@ -60,7 +60,7 @@ def cases():
                     yield pytest.param(operation, variant, geometry, id=f"{operation}-{name}-{variant}")
 
 
-@pytest.mark.parametrize(("operation", "variant", "geometry"), cases())
+@pytest.mark.parametrize(("operation", "variant", "geometry"), list(cases()))
 def test_every_tiling_at_real_size(operation, variant, geometry):
     """Within 1e-4 of float64 in norm, no element off by 1 %, each element written, twice the same bits."""
     module = kernels.load(operation, variant)
@@ -78,7 +78,7 @@ def float64_cases():
             yield pytest.param(operation, variant, id=f"{operation}-{variant}")
 
 
-@pytest.mark.parametrize(("operation", "variant"), float64_cases())
+@pytest.mark.parametrize(("operation", "variant"), list(float64_cases()))
 def test_float64(operation, variant):
     """Each variant in double precision on LeNet's layers, to 1e-12."""
     module = kernels.load(operation, variant)
