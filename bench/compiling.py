@@ -113,7 +113,7 @@ def recorded(kind: str, *arguments: Any) -> list[Any]:
 
     Args:
         kind: 'step', a training step; 'float64', one in double precision; 'decayed', one with weight decay; 'around',
-            what ``gpuconv train`` captures besides; 'inference', logits.
+            what ``gpuconv train`` captures besides; 'moved', that with augmentation; 'inference', logits.
         arguments: of the function of ``bench/step.py``: the batch; for inference also a variant of ``conv_net``.
     """
     from bench import step
@@ -123,6 +123,7 @@ def recorded(kind: str, *arguments: Any) -> list[Any]:
         "float64": functools.partial(step.launches, dtype="float64"),
         "decayed": functools.partial(step.launches, weight_decay=0.1),
         "around": step.around_launches,
+        "moved": functools.partial(step.around_launches, augment=True),
         "inference": step.inference_launches,
     }
     return [launch for launch, _ in functions[kind](*arguments)]

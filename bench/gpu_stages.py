@@ -59,7 +59,7 @@ def refuse_versions() -> None:
     """Refuse what is known not to work together, before any of it is imported.
 
     Raises:
-        Refused: a package is missing, or NumPy is too new for numba-cuda; one line.
+        Refused: a package or this one is missing, or NumPy is too new for numba-cuda; one line.
     """
     found = machine.versions("numpy", "numba-cuda", "torch")
     for package in ("numpy", "numba-cuda", "torch"):
@@ -69,6 +69,10 @@ def refuse_versions() -> None:
         raise Refused(
             f"NumPy {found['numpy']} with numba-cuda {found['numba-cuda']}: nothing compiles (it calls np.row_stack, "
             "which NumPy 2.5 has no more); pip install 'numpy<2.5'"
+        )
+    if importlib.util.find_spec("gpuconv.kernels") is None:
+        raise Refused(
+            "gpuconv is not installed for this Python: python3 -m pip install --no-deps --no-build-isolation -e ."
         )
 
 
@@ -289,7 +293,9 @@ def kernels_of_the_stages(batches: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         yield (compiling.compile_recorded, *one)
     for one in gpu.compile_work(gpu.cases(None, True), quick=True):
         yield (compiling.compile_kernels, *one)
-    # tests/test_gpu.py: every variant in float64, what the rule takes for each convolution.
+    # tests/test_gpu.py: training with augmentation, every variant in float64, what the rule takes for each convolution.
+    for one in compiling.lenet_work([("decayed", 64), ("around", 64), ("moved", 64)]):
+        yield (compiling.compile_recorded, *one)
     for operation, described in layers.OPERATIONS.items():
         for name, geometry in described.layers.items():
             for variant in kernels.VARIANTS.get(operation, ()) if name.startswith("lenet5.") else ():

@@ -331,6 +331,9 @@ def test_versions_are_refused_in_one_line(versions, words, monkeypatch, capfd, t
     gpu_stages.refuse_versions()
     given |= {"numpy": "2.4.6", "numba-cuda": "0.30.4"}
     gpu_stages.refuse_versions()
+    monkeypatch.setattr(gpu_stages.importlib.util, "find_spec", lambda name: None)
+    assert gpu_report.main(["--out", str(tmp_path / "r")]) == 2
+    assert capfd.readouterr().err.startswith("bench.gpu_report: gpuconv is not installed for this Python: ")
 
 
 def stage(name, out, *arguments):
