@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.console import say
@@ -84,15 +84,15 @@ def compile_kernels(operation: str, variant: str, geometry: Any, dtype: str, fir
     )
 
 
-def compile_chosen(operation: str, geometry: Any, dtype: str) -> int:
-    """Compile what the rule takes for an operation; returns how many kernels."""
+def compile_chosen(operation: str, geometry: Any, dtype: str, options: Mapping[str, Any] | None = None) -> int:
+    """Compile what the rule takes for an operation, with options of its ``launches``; returns how many kernels."""
     from gpuconv import kernels, tuning
 
     choice = tuning.choose(operation, geometry, dtype)
     if choice.variant == tuning.COMPOSED:
         return 0
     module: Any = kernels.load(operation, choice.variant)
-    return sum(map(_compiled, module.launches(geometry, choice.tiling, dtype)))
+    return sum(map(_compiled, module.launches(geometry, choice.tiling, dtype, **(options or {}))))
 
 
 def compile_recorded(kind: str, arguments: tuple[Any, ...], number: int) -> int:

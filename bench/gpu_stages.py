@@ -11,6 +11,7 @@ over the cores.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import faulthandler
 import importlib.util
 import logging
@@ -102,14 +103,16 @@ def contact(results: Results, arguments: argparse.Namespace) -> int:
     if (why := gpuconv.backends.available()[backend]) is not None:
         raise Refused(f"the {backend} backend is not available: {why}")
     batches, steps = arguments.batches or list(_BATCHES), arguments.steps
-    # What takes long and needs no GPU comes before the clock runs.
+    # What takes long and needs no GPU comes before the clock runs; and beside the processes that compile.
     start = time.perf_counter()
-    references = {batch: _losses("numpy", batch, steps, "float64") for batch in batches}
-    eager = _losses("numpy", batches[0], 6, "float32")
+    thread = concurrent.futures.ThreadPoolExecutor(1)
+    eagerly = thread.submit(_losses, "numpy", batches[0], 6, "float32")
+    losses = {batch: thread.submit(_losses, "numpy", batch, steps, "float64") for batch in batches}
     work = [(compiling.compile_chosen, *one) for one in _contact_layers()]
     recorded = [(kind, batch) for kind in ("step", "float64") for batch in batches]
     work += [(compiling.compile_recorded, *one) for one in compiling.lenet_work(recorded)]
     count = compiling.compile_all(compiling.call, work, arguments.jobs)
+    eager, references = eagerly.result(), {batch: future.result() for batch, future in losses.items()}
     results.put(compiled=count, compile_seconds=time.perf_counter() - start, parts=[])
 
     faulthandler.dump_traceback_later(arguments.seconds or _CONTACT_LIMIT, exit=True)
@@ -148,11 +151,12 @@ _TORCH: tuple[Any, ...] = ((2, 3, 8, 8), (4, 3, 3, 3), {})
 _POOLED = (4, 6, 28, 28)
 
 
-def _contact_layers() -> list[tuple[str, Any, str]]:
+def _contact_layers() -> list[tuple[Any, ...]]:
+    """Arguments of ``compiling.compile_chosen``."""
     from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
 
-    found: list[tuple[str, Any, str]] = [
-        ("conv2d", Conv2dGeometry.of(x, weight, **options), dtype)
+    found: list[tuple[Any, ...]] = [
+        ("conv2d", Conv2dGeometry.of(x, weight, **options), dtype, {"has_bias": False})
         for (x, weight, options), dtype in ((_SMALL, "float32"), (_GROUPED, "float64"), (_TORCH, "float32"))
     ]
     return [*found, ("relu", _POOLED, "float32"), ("max_pool2d", Pool2dGeometry.of(_POOLED, 2), "float32")]
@@ -301,7 +305,7 @@ def kernels_of_the_stages(batches: Sequence[int]) -> Iterator[tuple[Any, ...]]:
             for variant in kernels.VARIANTS.get(operation, ()) if name.startswith("lenet5.") else ():
                 yield compiling.compile_kernels, operation, variant, geometry, "float64", 1
     for geometry in layers.CONVOLUTIONS.values():
-        yield compiling.compile_chosen, "conv2d", geometry, "float32"
+        yield compiling.compile_chosen, "conv2d", geometry, "float32", {"has_bias": False}
     for one in sanitized_kernels(layers_each=1, tilings_each=1):
         yield (compiling.compile_kernels, *one)
 

@@ -78,3 +78,27 @@ def test_lenets_kernels_are_found_once():
     launch = compiling.recorded("step", 2)[11]
     assert launch.kernel is not None
     assert compiling.recorded("decayed", 2)[11].kernel is not launch.kernel
+
+
+def test_what_the_rule_takes_is_compiled(monkeypatch):
+    """In its tiling, with the options of the launch; a composed operation has nothing to compile."""
+    from types import SimpleNamespace
+
+    from gpuconv import kernels, tuning
+    from gpuconv.geometry import Conv2dGeometry
+
+    asked, compiled = [], []
+    launch = SimpleNamespace(kernel=SimpleNamespace(compile=compiled.append), signature="types")
+    geometry = Conv2dGeometry.of((1, 1, 4, 4), (1, 1, 3, 3))
+    choice = tuning.choose("conv2d", geometry, "float32")
+
+    def launches(*arguments, **options):
+        asked.append((arguments, options))
+        return [launch]
+
+    monkeypatch.setattr(kernels.load("conv2d", choice.variant), "launches", launches)
+    assert compiling.compile_chosen("conv2d", geometry, "float32", {"has_bias": False}) == 1
+    assert asked == [((geometry, choice.tiling, "float32"), {"has_bias": False})]
+    assert compiled == ["types"]
+    monkeypatch.setattr(tuning, "choose", lambda *_: SimpleNamespace(variant=tuning.COMPOSED))
+    assert compiling.compile_chosen("conv2d", geometry, "float32") == 0
