@@ -276,7 +276,7 @@ def test_a_run(machine, capsys, tmp_path):
     assert all(entry["fault"] is None and len(entry["us"]) == 3 for entry in entries)
     assert len(document["results"][0]["peer_us"]) == 3
     output = capsys.readouterr()
-    assert "conv2d, float32" in output.out
+    assert "Kernels beside PyTorch, float32" in output.out
     assert "lenet5.small" in output.out
     assert "TF32 of torch: matmul False, cuDNN False" in output.err
 
@@ -355,7 +355,7 @@ def test_a_stopped_run_keeps_what_it_has(machine, monkeypatch, capsys, tmp_path)
     document = json.loads((tmp_path / "gpu.json").read_text())
     assert not document["complete"]
     assert document["results"][0]["kernels"]
-    assert report.gpu_tables(document)[0].rows[0][2] == "-"
+    assert report.gpu_tables(document)[0].rows[0][3] == "-"
     monkeypatch.setattr(gpu, "check", lambda *_: (_ for _ in ()).throw(verify.KernelFailed("max_pool2d: dead")))
     assert gpu.main(arguments) == 1
     assert "WRONG: max_pool2d: dead" in capsys.readouterr().err
