@@ -544,3 +544,61 @@ def test_every_stage_of_the_report_is_there():
         assert one.limit <= 480
     assert [one.needed for one in gpu_report.STAGES[:3]] == [True, True, False]
     assert os.fspath(job.out / "gpu.json") == "out/gpu.json"
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_layers(tmp_path):
+    """Of committed results: all kernels right, the ratio of each layer; a wrong kernel is named."""
+    path = ROOT / "bench" / "results" / "gpu-lenet5-h100-2026-11-27.json"
+    document = json.loads(path.read_text())
+    figures, (line,) = gpu_report._layers(path)
+    count = sum(len(result["kernels"]) for result in document["results"])
+    assert (figures["kernels"], figures["right"]) == (count, count)
+    assert line.startswith(f"{count} of {count} right; faster than torch on ")
+    assert len(figures["times_torch"]) == len(document["results"])
+    assert "wrong" not in figures
+    first = document["results"][0]
+    times = sorted(sorted(kernel["us"])[len(kernel["us"]) // 2] for kernel in first["kernels"])
+    peer = sorted(first["peer_us"])[len(first["peer_us"]) // 2]
+    assert figures["times_torch"]["conv2d lenet5.conv1"] == pytest.approx(peer / times[0], rel=0.1)
+    first["kernels"][3]["fault"] = "result 0 differs"
+    (tmp_path / "gpu.json").write_text(json.dumps(document))
+    figures, (line,) = gpu_report._layers(tmp_path / "gpu.json")
+    assert line.startswith(f"{count - 1} of {count} right")
+    assert figures["wrong"].startswith("1 wrong: conv2d lenet5.conv1 tiled Tiling(")
+
+
+def test_figures_of_lenet(tmp_path):
+    """A line a batch; what failed of ours is why the stage did, what failed of PyTorch's is not."""
+    ours, eager = {"gpuconv": [1e-4, 2e-4, 3e-4]}, {"gpuconv eager": [4e-4]}
+    ratio = {"torch graph": {"median": 1.5, "low": 1.4, "high": 1.6}}
+    results = [
+        {
+            "batch": 64,
+            "seconds": {**ours, **eager, "torch graph": [3e-4]},
+            "failed": {"torch compile": "no compiler"},
+            "speedup": ratio,
+            "kernels": [{"us": 20.0}, {"us": 34.4}],
+        },
+        {"batch": 512, "seconds": eager, "failed": {"gpuconv": "its losses are"}, "speedup": {}, "kernels": []},
+    ]
+    (tmp_path / "l.json").write_text(json.dumps({"complete": False, "results": results}))
+    figures, lines = gpu_report._lenet(tmp_path / "l.json")
+    assert lines[1:] == [
+        "batch 64: 200 us (kernels 54, eager 400); torch graph 300",
+        "batch 512: - (kernels 0, eager 400); no torch",
+    ]
+    assert figures["batches"]["64"]["times"] == {"torch graph": 1.5}
+    assert figures["wrong"] == "512: gpuconv: its losses are"
+
+
+def test_figures_of_overhead(tmp_path):
+    """The three that are asked for, of what that module writes."""
+    (tmp_path / "o.json").write_text(
+        json.dumps({"launch_us": 4, "eager_step_us": 400.5, "captured_call_us": 12.25, "more": {"a": 1}})
+    )
+    figures, (line,) = gpu_report._overhead(tmp_path / "o.json")
+    assert line == "launch_us 4.0, eager_step_us 400.5, captured_call_us 12.2"
+    assert figures["more"] == {"a": 1}
