@@ -13,18 +13,19 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import faulthandler
+import functools
 import importlib.util
 import logging
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from bench.console import Parser, Refused, say, whole_number, write
 
 FAILED, REFUSED, NOT_RUN = 1, 2, 3
 #: Seconds that the parts of the first contact may take together, compiling and references aside.
-_CONTACT_LIMIT = 20
+_CONTACT_LIMIT = 30
 #: Batches and steps of the captured LeNet there; the learning rate changes half way.
 _BATCHES, _STEPS, _LR = (32, 64, 512), 20, 0.02
 #: How far from the CPU's the accuracy of a training run may be.
@@ -105,6 +106,8 @@ def contact(results: Results, arguments: argparse.Namespace) -> int:
     batches, steps = arguments.batches or list(_BATCHES), arguments.steps
     # What takes long and needs no GPU comes before the clock runs; and beside the processes that compile.
     start = time.perf_counter()
+    # Drawn before there is a thread: the generator of initial weights is everybody's.
+    _weights()
     thread = concurrent.futures.ThreadPoolExecutor(1)
     eagerly = thread.submit(_losses, "numpy", batches[0], 6, "float32")
     losses = {batch: thread.submit(_losses, "numpy", batch, steps, "float64") for batch in batches}
@@ -116,6 +119,10 @@ def contact(results: Results, arguments: argparse.Namespace) -> int:
     results.put(compiled=count, compile_seconds=time.perf_counter() - start, parts=[])
 
     faulthandler.dump_traceback_later(arguments.seconds or _CONTACT_LIMIT, exit=True)
+
+    def captured(batch: int) -> Callable[[], str]:
+        return lambda: _compare_captured(backend, batch, steps, references[batch])
+
     parts: list[tuple[str, Callable[[], str]]] = [
         ("available", lambda: gpuconv.backends.get(backend).describe()),
         ("convolution", lambda: _convolution(backend, _SMALL, "float32", 1e-4)),
@@ -123,7 +130,10 @@ def contact(results: Results, arguments: argparse.Namespace) -> int:
         ("pooling and ReLU", lambda: _pooling(backend)),
         ("LeNet, eager", lambda: _compare_eager(backend, batches[0], eager)),
         *(
-            (f"LeNet captured, batch {batch}", partial(_compare_captured, backend, batch, steps, references[batch]))
+            (
+                f"LeNet captured, batch {batch}",
+                functools.partial(_compare_captured, backend, batch, steps, references[batch]),
+            )
             for batch in batches
         ),
         ("torch in and out", _torch_arrays),
@@ -196,17 +206,30 @@ def _pooling(backend: str) -> str:
     return _on_both(backend, lambda x: F.max_pool2d(F.relu(x), 2), [x], 1e-6)
 
 
+@functools.cache
+def _weights() -> Any:
+    from bench.contenders import initial_weights
+
+    return initial_weights()
+
+
+@functools.cache
+def _batches(batch: int) -> Any:
+    from bench.contenders import digit_batches
+
+    return digit_batches(batch)
+
+
 def _losses(backend_name: str, batch: int, steps: int, dtype: str, *, captured: bool = False) -> list[float]:
     """Losses of LeNet's first training steps on the bundled digits; half way the learning rate is halved."""
     import gpuconv
-    from bench.contenders import digit_batches, initial_weights
     from gpuconv import Tensor, models, optim
     from gpuconv import functional as F
 
     with gpuconv.use_backend(backend_name):
         backend = gpuconv.backends.current()
         model = models.LeNet5()
-        model.load_state_dict(initial_weights())
+        model.load_state_dict(_weights())
         for parameter in model.parameters():
             parameter.data = parameter.data.astype(dtype)
         model.to(backend)
@@ -219,7 +242,7 @@ def _losses(backend_name: str, batch: int, steps: int, dtype: str, *, captured: 
             optimizer.step()
             return loss
 
-        run, batches, losses = gpuconv.capture(step) if captured else step, digit_batches(batch), []
+        run, batches, losses = gpuconv.capture(step) if captured else step, _batches(batch), []
         for number in range(steps):
             if number == steps // 2:
                 optimizer.lr = _LR / 2
@@ -358,7 +381,7 @@ def training(results: Results, arguments: argparse.Namespace) -> int:
                 "backend": result.backend,
                 "test_accuracy": result.test_accuracy,
                 "seconds": result.seconds,
-                "images_per_second": images * config.epochs / result.seconds,
+                "images_per_second": images / statistics.median(epoch["seconds"] for epoch in epochs),
                 "said": list(said),  # what could not be captured, for instance
                 "epochs": epochs,
             }
@@ -392,7 +415,8 @@ class Recorder:
         if session.items:
             self._results.put(wanted=len(session.items))
 
-    def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
+    def node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
+        """With pytest-xdist, whose hook :func:`_pytest` makes of it, of each process."""
         self._results.put(wanted=len(ids))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -419,6 +443,11 @@ def _pytest(results: Results, arguments: argparse.Namespace, keyword: str, most_
         return NOT_RUN
     import pytest
 
+    if importlib.util.find_spec("xdist") is not None:
+        optional = pytest.hookimpl(optionalhook=True)
+        Recorder.pytest_xdist_node_collection_finished = optional(  # type: ignore[attr-defined]
+            Recorder.node_collection_finished
+        )
     jobs = min(arguments.jobs, most_processes)
     spread = ["-n", str(jobs)] if jobs > 1 and importlib.util.find_spec("xdist") is not None else []
     command = ["--noconftest", "-m", "gpu", "-W", "default", "-W", "error:::gpuconv", "-p", "no:cacheprovider", "-q"]
@@ -441,7 +470,8 @@ def functional_tests(results: Results, arguments: argparse.Namespace) -> int:
 
 def real_sizes(results: Results, arguments: argparse.Namespace) -> int:
     """Every tiling at real sizes, for the time that there is."""
-    return _pytest(results, arguments, "real_size", 12)
+    # Each holds references in float64 on the device, of some gigabytes.
+    return _pytest(results, arguments, "real_size", 6)
 
 
 def sanitizer(results: Results, arguments: argparse.Namespace) -> int:

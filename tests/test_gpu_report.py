@@ -18,6 +18,7 @@ import pytest
 
 from bench import gpu_report, gpu_stages, machine
 from bench.gpu_report import Stage
+from gpuconv import backends
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What the fake stages are: scripts, given the file that they may write.
@@ -148,6 +149,15 @@ def test_a_stage_that_hangs_is_killed_with_its_children(report, tmp_path):
     assert len(entry["figures"]["pids"]) == 2
     wait_until(lambda: not any(map(alive, entry["figures"]["pids"])))
     assert document["stages"]["two"]["status"] == "passed"
+
+
+def test_the_rest_of_the_time_may_run_out(report):
+    """Of the stage that is there for it: passed with what it has found, unless something was wrong."""
+    wrong = HANGS.replace("'figure': 4", "'figure': 4, 'wrong': 'kernel seven'")
+    stages = [fake("one", HANGS, limit=1.5, rest=True), fake("two", wrong, limit=1.5, rest=True)]
+    _, document, _, _ = report(*stages, fake("three", "time.sleep(600)", limit=1.5, rest=True))
+    assert [entry["status"] for entry in document["stages"].values()] == ["passed", "failed", "failed"]
+    assert document["stages"]["two"]["why"] == "kernel seven"
 
 
 def test_what_a_stage_leaves_is_killed(report):
@@ -530,6 +540,27 @@ def test_kernels_of_the_stages(monkeypatch):
     functions = [one[0].__name__ for one in work]
     assert set(functions) == {"compile_recorded", "compile_kernels", "compile_chosen"}
     assert {one[4] for one in work if one[0].__name__ == "compile_kernels"} == {"float32", "float64"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(backends.available()["cuda"] is None and backends.get("cuda").automatic(), reason="there is a GPU")
+def test_the_real_commands_without_a_gpu(monkeypatch, capfd, tmp_path):
+    """Each takes its arguments, and says why it cannot be run; the whole report is refused in one line."""
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
+    names = ["contact", "compile", "training", "lenet", "layers", "tests"]
+    only = [argument for name in names for argument in ("--only", name)]
+    stages = [dataclasses.replace(stage, needed=False) for stage in gpu_report.STAGES]
+    assert gpu_report.main(["--out", str(tmp_path), *only], stages) == 1
+    found = json.loads((tmp_path / "report.json").read_text())["stages"]
+    assert {name: entry["status"] for name, entry in found.items()} == dict.fromkeys(names, "failed")
+    for name in ("contact", "training", "lenet", "layers"):
+        assert "the cuda backend is not available: " in found[name]["why"], name
+    assert found["compile"]["figures"]["kernels"] == 0
+    capfd.readouterr()
+    assert gpu_report.main(["--out", str(tmp_path)]) == 2
+    said, refused = capfd.readouterr().err.splitlines()
+    assert said.startswith("environment: ")
+    assert refused.startswith("bench.gpu_report: the cuda backend is not available: ")
 
 
 def test_every_stage_of_the_report_is_there():
