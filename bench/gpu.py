@@ -349,7 +349,8 @@ def _run(argv: list[str] | None) -> int:
     }
     tf32 = document["machine"]["gpu"]["tf32"]
     say(f"{document['machine']['gpu']['name']}; TF32 of torch: matmul {tf32['matmul']}, cuDNN {tf32['cudnn']}")
-    wrong, lines = 0, []
+    wrong = 0
+    lines: list[str] = []
     try:
         wrong, lines = run(arguments, place, EventClock(place), document, out)
         document["complete"] = True
