@@ -563,6 +563,34 @@ def test_the_real_commands_without_a_gpu(monkeypatch, capfd, tmp_path):
     assert refused.startswith("bench.gpu_report: the cuda backend is not available: ")
 
 
+@pytest.mark.slow
+def test_the_whole_report_with_the_cpu_in_the_gpus_place(tmp_path):
+    """From its command to its summary: what each stage writes is what the report reads; nothing fails."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "stand_in_gpu")])
+    # One thread each: those of several libraries would wait for one another.
+    threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **threads, "NUMBA_ENABLE_CUDASIM": "0", "PYTHONPATH": paths}
+    command = [sys.executable, "-m", "bench.gpu_report", "--out", str(tmp_path), "--jobs", "2"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["complete"]
+    assert document["machine"]["gpu"]["name"] == "stand-in"
+    stages = document["stages"]
+    assert list(stages) == [stage.name for stage in gpu_report.STAGES]
+    assert not [name for name, entry in stages.items() if "unreadable" in entry["figures"]]
+    may_be_missing = {"overhead", "sanitizer"}
+    assert {entry["status"] for name, entry in stages.items() if name not in may_be_missing} == {"passed"}
+    assert stages["contact"]["figures"]["parts"][-1]["right"]
+    assert stages["training"]["figures"]["gpu"]["test_accuracy"] > 0.97
+    assert list(stages["lenet"]["figures"]["batches"]) == ["64", "512", "inference"]
+    assert {"gpuconv", "gpuconv eager", "torch eager"} <= set(stages["lenet"]["figures"]["batches"]["64"]["us"])
+    layers = stages["layers"]["figures"]
+    assert layers["right"] == layers["kernels"] > 100
+    assert stages["real-sizes"]["figures"]["passed"] == 3
+    assert len(done.stdout.splitlines()) < 24
+
+
 def test_every_stage_of_the_report_is_there():
     """Those that are functions here exist; limits are at most eight minutes; what is needed comes first."""
     job = gpu_report.Job(Path("out"), 2, 100.0)
