@@ -77,7 +77,8 @@ for _operation in list(layers.OPERATIONS.values()):
     for _name in [name for name in _operation.layers if not name.startswith("lenet5.")]:
         dict.pop(_operation.layers, _name, None)
 
-if "contact" in sys.argv:
+_stage = sys.argv if "bench.gpu_stages" in sys.orig_argv else ()
+if "contact" in _stage:
     sys.argv += ["--batches", "4,8", "--steps", "6"]
-if {"tests", "real-sizes"} & set(sys.argv):
+if {"tests", "real-sizes"} & set(_stage):
     sys.argv += ["--tests", str(Path(__file__).with_name("on_a_gpu.py"))]
