@@ -6,10 +6,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 OUT    ?= runs/lenet5
+REPORT ?= runs/gpu-report
 EXTRA  ?= test
 
 .DEFAULT_GOAL := help
-.PHONY: help train test quick compiled-test gpu-test lint bench clean
+.PHONY: help train test quick compiled-test gpu-test gpu-report lint bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -46,6 +47,10 @@ compiled-test: $(VENV)/.$(EXTRA)  ## all tests of CUDA kernels on what the compi
 gpu-test:  ## on a machine with a GPU: kernels at real sizes, training, compute-sanitizer
 	@$(PYTHON) -c 'import gpuconv.kernels' 2>/dev/null || { echo "gpuconv is not installed for $(PYTHON); try: $(PYTHON) -m pip install --no-deps --no-build-isolation -e ." >&2; exit 2; }
 	NUMBA_ENABLE_CUDASIM=0 $(PYTHON) -m pytest --noconftest -m gpu -W default -W error:::gpuconv $(ARGS) tests/test_gpu.py
+
+# Offline, in the environment of PYTHON, as gpu-test. REPORT is the folder; make gpu-report ARGS="--only training"
+gpu-report:  ## on a machine with a GPU: what there is to know of it in eight minutes, into runs/gpu-report
+	$(PYTHON) -m bench.gpu_report --out $(REPORT) $(ARGS)
 
 lint: $(VENV)/.dev  ## formatting, lint and types, as CI checks them
 	$(BIN)/ruff format --check .

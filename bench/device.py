@@ -31,7 +31,7 @@ def time_all(operation: str, geometry: Any, document: dict[str, Any], tell: Call
     """
     from bench import gpu
 
-    place = gpu._place()
+    place = gpu.device_place()
     facts = gpu.gpu_facts(place)
     document["machine"]["gpu"] = facts
     tf32 = ", ".join(f"{where} {'on' if on else 'off'}" for where, on in facts["tf32"].items())

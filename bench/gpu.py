@@ -14,15 +14,12 @@ what it holds.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import contextlib
 import datetime
 import fnmatch
 import importlib
 import importlib.util
 import itertools
 import math
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -32,7 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import machine, report, timing
+from bench import compiling, machine, report, timing
 from bench.console import Parser, Refused, check_writable, say, whole_number, write
 
 PEER = "torch"
@@ -229,33 +226,20 @@ def _kernels(operation: str, geometry: Any, quick: bool) -> Iterator[tuple[str, 
             yield variant, module, list(module.tilings(geometry))[: _QUICK_TILINGS if quick else None]
 
 
-def compile_kernels(operation: str, variant: str, geometry: Any, quick: bool) -> int:
-    """Compile a variant in all tilings, into the cache on disk; returns how many kernels."""
-    count = 0
-    for name, module, tilings in _kernels(operation, geometry, quick):
-        for tiling in tilings if name == variant else ():
-            for launch in module.launches(geometry, tiling, "float32"):
-                # What fails here fails again, with its name, when it is checked.
-                with contextlib.suppress(Exception):
-                    launch.kernel.compile(launch.signature)
-                    count += 1
-    return count
+def compile_work(chosen: Sequence[tuple[str, str, Any]], quick: bool) -> list[tuple[Any, ...]]:
+    """Arguments of ``compiling.compile_kernels`` for what :func:`run` checks and times."""
+    from gpuconv import kernels
+
+    return [
+        (operation, variant, geometry, "float32", _QUICK_TILINGS if quick else None)
+        for operation, _, geometry in chosen
+        for variant in kernels.VARIANTS[operation]
+    ]
 
 
 def _precompile(chosen: Sequence[tuple[str, str, Any]], quick: bool, jobs: int) -> None:
     """Compile in several processes, each on a core; this one then loads what they kept."""
-    from gpuconv import kernels
-
-    work = [
-        (operation, variant, geometry, quick)
-        for operation, _, geometry in chosen
-        for variant in kernels.VARIANTS[operation]
-    ]
-    start = time.perf_counter()
-    # Not forked: a process that has a device cannot be.
-    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        count = sum(pool.map(compile_kernels, *zip(*work, strict=True)))
-    say(f"{count} kernels compiled, or found in the cache, by {jobs} processes in {time.perf_counter() - start:.0f} s")
+    compiling.compile_all(compiling.compile_kernels, compile_work(chosen, quick), jobs)
 
 
 def check(place: Any, operation: str, geometry: Any, quick: bool) -> list[dict[str, Any]]:
@@ -365,7 +349,8 @@ def _run(argv: list[str] | None) -> int:
     }
     tf32 = document["machine"]["gpu"]["tf32"]
     say(f"{document['machine']['gpu']['name']}; TF32 of torch: matmul {tf32['matmul']}, cuDNN {tf32['cudnn']}")
-    wrong, lines = 0, []
+    wrong = 0
+    lines: list[str] = []
     try:
         wrong, lines = run(arguments, place, EventClock(place), document, out)
         document["complete"] = True

@@ -10,6 +10,7 @@ import argparse
 import datetime
 import difflib
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Nothing here may import NumPy before main() has bounded the threads.
-from bench import gpu, lenet_gpu, machine, memory, report, timing
+from bench import compiling, gpu, lenet_gpu, machine, memory, report, timing
 from bench.console import Parser, Refused, check_writable, say, whole_number, write
 from bench.contenders import OURS, PEERS, Contender, Gpuconv, digit_batches, initial_weights
 
@@ -71,6 +72,15 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seconds", type=_seconds, default=3.0, metavar="S", help="for each library, task and batch size; default: 3")
     add("--rounds", type=whole_number, default=15, metavar="N", help="samples that these are divided into; default: 15")
     add("--threads", type=whole_number, default=machine.available_cores(), metavar="N", help="default: all cores")
+    add(
+        "--compile",
+        nargs="?",
+        const="reduce-overhead",
+        metavar="MODE",
+        help="on a GPU: also PyTorch's step by torch.compile in this mode; default: reduce-overhead",
+    )
+    jobs = machine.available_cores()
+    add("--jobs", type=whole_number, default=jobs, metavar="N", help="processes that compile for a GPU; default: cores")
     add("--memory", action="store_true", help="also the peak memory of training, each library in its own process")
     add("--out", type=Path, metavar="FILE.json", help="write the results; default: print them alone")
     arguments = parser.parse_args(argv)
@@ -85,6 +95,8 @@ def _check_before(arguments: argparse.Namespace) -> None:
             raise Refused(f"peer {name} needs {', '.join(missing)}, not installed: {PEERS[name].install}")
     if arguments.out is not None:
         check_writable(arguments.out)
+    if arguments.compile is not None:
+        raise Refused("--compile is of PyTorch on a GPU: add --backend cuda")
     if arguments.memory and sys.platform == "win32":
         raise Refused("--memory reads the peak from the operating system, which Windows does not offer this way")
 
@@ -194,6 +206,9 @@ def _run_on_gpu(arguments: argparse.Namespace) -> int:
         raise Refused("--memory is of processes on the CPU: choose --backend numba or numpy")
     if arguments.out is not None:
         check_writable(arguments.out)
+    if arguments.compile is not None:
+        # Its pool of compilers would outlive a process that is killed.
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     place = gpu.device_place()
     import gpuconv
 
@@ -208,23 +223,34 @@ def _run_on_gpu(arguments: argparse.Namespace) -> int:
             "batches": list(arguments.batches or lenet_gpu.BATCHES),
             "seconds": arguments.seconds,
             "rounds": arguments.rounds,
+            "compile": arguments.compile,
         },
         "results": [],
     }
+
+    def keep() -> None:
+        if arguments.out is not None:
+            write(document, arguments.out)
+
     say(report.gpu_heading(document))
+    right = False
     try:
         with gpuconv.use_backend(backend):
-            lenet_gpu.run(document, place, gpu.EventClock(place), backend.new_graph)
+            work = compiling.step_work(document["settings"]["batches"])
+            compiling.compile_all(compiling.compile_recorded, work, arguments.jobs)
+            right = lenet_gpu.run(document, place, gpu.EventClock(place), backend.new_graph, keep)
         document["complete"] = True
     except KeyboardInterrupt:
         say("\nstopped; what was measured until then is kept")
     finally:  # also if the device fails, after which nothing can be measured any more
         for table in report.lenet_gpu_tables(document):
             print("\n" + table.plain(), flush=True)
+        keep()
         if arguments.out is not None:
-            write(document, arguments.out)
             say(f"\nwritten: {arguments.out}")
-    return 0 if document["complete"] else 130
+    if not document["complete"]:
+        return 130
+    return 0 if right else 1
 
 
 def _run(argv: list[str] | None) -> int:
@@ -278,7 +304,7 @@ def _run(argv: list[str] | None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; 0, 2 when it was refused, 130 when it was interrupted."""
+    """Run the benchmark; 0, 1 when this library is wrong on a GPU, 2 when refused, 130 when interrupted."""
     try:
         return _run(argv)
     except Refused as error:

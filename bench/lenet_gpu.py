@@ -1,17 +1,24 @@
 """LeNet-5 on a GPU beside PyTorch's, training and inference: what ``python -m bench.lenet --backend cuda`` runs.
 
-1. **Steps.** This library's step, eager and captured; PyTorch's, eager, by ``torch.compile(mode="max-autotune")`` and
-   as a CUDA graph: the same weights and digits, on the device, float32 without TF32, SGD with momentum. After their
-   first losses have been compared, all take turns (``bench/timing.py``). A sample repeats the step and then waits for
-   the device: wall time, the host's part included.
+1. **Right.** All kernels are compiled first, by several processes (``bench/compiling.py``). Then, batch by batch, this
+   library's steps come first: the losses of its eager step are compared with the NumPy backend's, those of its captured
+   step with the eager one's. If one is wrong, or raises, that is recorded, nothing of PyTorch's is made at this batch,
+   and the next batch follows.
 2. **Kernels.** The launches of our step, one by one: each is captured many times in a row as a CUDA graph, whose time
    is taken by the device's events (``bench/gpu.py``) and divided. So the second-level cache is warm for all but the
    first, and the time from one kernel of a graph to the next is included, as in the step. Beside it stands the kernel's
    own floor: its bytes at the rate of a copy that is measured in the same run, or its arithmetic at the peak of the
    device, whichever takes longer. What comes from the cache can be faster than a copy.
-3. **Inference of one image**: from the call until the device has the logits, the host waiting for each. This library's
-   captured as a graph of three kernels, as a graph of the one kernel that takes an image through the whole network
-   (``kernels/conv_net.py``), and eager; PyTorch's eager and as a graph. The image is on the device already.
+3. **Steps.** This library's step, captured and eager, first by itself; then beside PyTorch's, eager, as a CUDA graph,
+   and on request by ``torch.compile``: the same weights and digits, on the device, float32 without TF32, SGD with
+   momentum. PyTorch's first losses have to be ours; then all take turns (``bench/timing.py``). A sample repeats the
+   step and then waits for the device: wall time, the host's part included.
+4. **Inference of one image**, likewise first checked, then timed: from the call until the device has the logits, the
+   host waiting for each. This library's captured as a graph of three kernels, as a graph of the one kernel that takes
+   an image through the whole network (``kernels/conv_net.py``), and eager; PyTorch's eager and as a graph. The image is
+   on the device already.
+
+What was found is kept after each part, see :func:`run`.
 
 What cuBLAS and CuPy launch, where this project's kernels are not made for a batch, is in the steps but not among the
 kernels.
@@ -19,13 +26,14 @@ kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from bench import timing
-from bench.console import Refused, say
+from bench.console import say
 from bench.contenders import OURS, SGD, digit_batches, initial_weights, torch_model
 
 if TYPE_CHECKING:
@@ -34,9 +42,11 @@ if TYPE_CHECKING:
 BATCHES = (64, 128, 512, 4096)
 EAGER, PEERS = f"{OURS} eager", ("torch eager", "torch compile", "torch graph")
 ONE_KERNEL = f"{OURS} one kernel"
-#: Losses that must agree: with them the warm-up of a captured step is over, and its graph has run.
-_CHECKED_STEPS = 5
+#: Losses that must agree: two steps warm a captured one up, the others are replays of its graph.
+_CHECKED_STEPS = 8
 _WARMUP = 3
+#: Among what failed, what ended a batch, whichever contender it was that raised.
+_ENDED = "ended by"
 #: Times that a kernel stands in the graph that is timed, and samples, of which the median counts.
 _REPEATS, _SAMPLES = 50, 15
 _COPIED_BYTES = 2**30
@@ -130,14 +140,16 @@ def _torch_parts(torch: Any, device: str, weights: Weights, batches: Batches) ->
     return model, optimizer, [tuple(torch.tensor(array, device=device) for array in batch) for batch in batches]
 
 
-def torch_eager(torch: Any, device: str, weights: Weights, batches: Batches, *, compiled: bool = False) -> timing.Step:
-    """PyTorch's step as its users write it; compiled: forward and loss, and with them their backward."""
+def torch_eager(
+    torch: Any, device: str, weights: Weights, batches: Batches, *, compiled: str | None = None
+) -> timing.Step:
+    """PyTorch's step as its users write it; ``compiled``: forward and loss, and with them their backward, in a mode."""
     model, optimizer, ready = _torch_parts(torch, device, weights, batches)
 
     def loss_of(images: Any, labels: Any) -> Any:
         return torch.nn.functional.cross_entropy(model(images), labels)
 
-    compute = torch.compile(loss_of, mode="max-autotune", dynamic=False) if compiled else loss_of
+    compute = torch.compile(loss_of, mode=compiled, dynamic=False) if compiled else loss_of
     turn = cycle(ready)
 
     def step() -> Any:
@@ -181,70 +193,79 @@ def torch_graph(torch: Any, device: str, weights: Weights, batches: Batches) -> 
     return replay
 
 
-def contenders(torch: Any, device: str, weights: Weights, batches: Batches) -> dict[str, Callable[[], timing.Step]]:
-    """By label, what makes a step; which may fail: a graph that cannot be captured, a compiler that is not there."""
-    ours, arguments = (weights, batches), (torch, device, weights, batches)
-    return {
-        OURS: partial(_ours, *ours, captured=True),
-        EAGER: partial(_ours, *ours, captured=False),
-        "torch eager": partial(torch_eager, *arguments),
-        "torch compile": partial(torch_eager, *arguments, compiled=True),
-        "torch graph": partial(torch_graph, *arguments),
-    }
+Makers = Mapping[str, Callable[[], timing.Step]]
 
 
-def inference_contenders(
-    torch: Any, device: str, weights: Weights, images: list[Any]
-) -> dict[str, Callable[[], timing.Step]]:
-    """As :func:`contenders`, for the logits of an image."""
-    from gpuconv.tuning import COMPOSED
-
-    return {
-        OURS: partial(ours_inference, weights, images, COMPOSED, captured=True),
-        ONE_KERNEL: partial(ours_inference, weights, images, "one_image_a_block", captured=True),
-        EAGER: partial(ours_inference, weights, images, COMPOSED, captured=False),
-        "torch eager": partial(torch_inference, torch, device, weights, images, captured=False),
-        "torch graph": partial(torch_inference, torch, device, weights, images, captured=True),
-    }
-
-
-def checked(
-    makers: dict[str, Callable[[], timing.Step]], value: Callable[[Any], Any] = float, what: str = "losses"
-) -> tuple[dict[str, timing.Step], dict[str, str]]:
-    """Steps whose first losses are those of this library's eager step, and by label why another cannot be timed.
+def peers(torch: Any, device: str, weights: Weights, batches: Batches, compiled: str | None) -> Makers:
+    """By label, what makes a step of PyTorch's; which may fail: a graph that cannot be captured, no compiler.
 
     Args:
-        makers: as :func:`contenders` gives them.
+        torch, device, weights, batches: as of the functions above.
+        compiled: the mode of ``torch.compile``; None leaves it out.
+    """
+    arguments = (torch, device, weights, batches)
+    makers = {"torch eager": partial(torch_eager, *arguments), "torch graph": partial(torch_graph, *arguments)}
+    if compiled is not None:
+        makers["torch compile"] = partial(torch_eager, *arguments, compiled=compiled)
+    return makers
+
+
+def inference_peers(torch: Any, device: str, weights: Weights, images: list[Any]) -> Makers:
+    """As :func:`peers`, for the logits of an image."""
+    return {
+        label: partial(torch_inference, torch, device, weights, images, captured=captured)
+        for label, captured in (("torch eager", False), ("torch graph", True))
+    }
+
+
+class Contest:
+    """Steps that compute the same: each is checked as it comes, and only those that are right are kept.
+
+    Args:
         value: of what a step returns, the number or numbers to compare.
         what: these are, for messages.
 
-    Raises:
-        Refused: this library's captured step gives others.
+    Attributes:
+        steps: by label, what is right.
+        failed: by label, why another is not.
     """
-    import numpy as np
 
-    losses: dict[str, list[Any]] = {}
-    steps: dict[str, timing.Step] = {}
-    failed: dict[str, str] = {}
-    for label, make in makers.items():
+    def __init__(self, value: Callable[[Any], Any] = float, what: str = "losses"):
+        self._value, self._what = value, what
+        self._values: dict[str, list[Any]] = {}
+        self.steps: dict[str, timing.Step] = {}
+        self.failed: dict[str, str] = {}
+
+    def reference(self, label: str, step: timing.Step) -> None:
+        """What others are compared with; it is not timed."""
+        self._values[label] = self._first(step)
+
+    def enter(self, label: str, make: Callable[[], timing.Step], against: str) -> bool:
+        """Make a step and compare its first values with those of another label; whether it is right."""
+        import numpy as np
+
+        if against not in self._values:
+            self.failed[label] = f"there is nothing to compare it with: {against} failed"
+            return False
         try:
             step = make()
-            losses[label] = [value(step()) for _ in range(_CHECKED_STEPS)]
-            steps[label] = step
-        except Exception as error:  # of many kinds: it is a contender less, and said
-            failed[label] = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-    if EAGER not in steps:
-        raise Refused(f"{EAGER}: {failed[EAGER]}")
-    for label in list(steps):
-        try:
-            np.testing.assert_allclose(losses[label], losses[EAGER], rtol=1e-4, atol=1e-5)
+            found = self._first(step)
+            np.testing.assert_allclose(found, self._values[against], rtol=1e-4, atol=1e-5)
         except AssertionError:
-            wrong = f"its {what} are {losses[label]}, those of {EAGER} {losses[EAGER]}"
-            if label == OURS:
-                raise Refused(f"{OURS}: {wrong}") from None
-            failed[label] = wrong
-            del steps[label]
-    return steps, failed
+            self.failed[label] = f"its {self._what} are {found}, those of {against} {self._values[against]}"
+        except Exception as error:  # of many kinds: it is a contender less, and said
+            self.failed[label] = one_line(error)
+        else:
+            self._values[label], self.steps[label] = found, step
+        return label in self.steps
+
+    def _first(self, step: timing.Step) -> list[Any]:
+        return [self._value(step()) for _ in range(_CHECKED_STEPS)]
+
+
+def one_line(error: BaseException) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__}: {error}".strip().partition("\n")[0]
 
 
 # -- kernels ---------------------------------------------------------------------------------------------------------
@@ -284,7 +305,8 @@ def kernels(batch: int, clock: Any, peak: dict[str, float], new_graph: Callable[
 
 
 def _replay(graph: Any) -> None:
-    with graph.running():
+    # The one place that knows whether a graph has a stream of its own, to be entered before it is launched.
+    with graph.running() if hasattr(graph, "running") else contextlib.nullcontext():
         graph.launch()
 
 
@@ -298,24 +320,127 @@ def _stream() -> Any:
     """The current stream, as the backend's kernels are given it: inside of a capture, the one that is captured."""
     import gpuconv
 
-    return gpuconv.backends.get("cuda").current_stream()
+    backend: Any = gpuconv.backends.get("cuda")
+    return backend.current_stream()
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------
 
 
-def inference(place: Any, seconds: float, rounds: int, weights: Weights) -> dict[str, Any]:
-    """Seconds until the logits of one image are there, by contender.
+def run(
+    document: dict[str, Any], place: Any, clock: Any, new_graph: Callable[[], Any], keep: Callable[[], None]
+) -> bool:
+    """Check and time all batches, and inference; ``document`` is filled as it goes.
 
-    Raises:
-        Refused: this library computes wrong logits.
+    Args:
+        document: with ``settings`` and ``machine.gpu``; gets ``peaks``, ``results`` and ``inference``. Its settings say
+            batches, seconds, rounds and the mode of ``torch.compile``.
+        place: PyTorch, the array library, and the device.
+        clock: a ``bench.gpu.EventClock``.
+        new_graph: makes what records launches and repeats them.
+        keep: called when the document has got something new.
+
+    Returns:
+        Whether this library was right everywhere. What was not is in ``failed`` of its result.
     """
+    settings, facts = document["settings"], document["machine"]["gpu"]
+    document["peaks"] = peaks(place, clock, facts["compute_capability"], facts["multiprocessors"])
+    weights = initial_weights()
+    for batch in settings["batches"]:
+        result: dict[str, Any] = {"batch": batch, "seconds": {}, "failed": {}, "speedup": {}, "kernels": []}
+        document["results"].append(result)
+        with _recorded_failure(result, f"batch {batch:,}", keep):
+            _batch(result, document, place, clock, new_graph, weights, keep)
+    result = document["inference"] = {"seconds": {}, "failed": {}, "speedup": {}}
+    with _recorded_failure(result, "inference", keep):
+        _inference(result, place, settings, weights, keep)
+    results = [*document["results"], document["inference"]]
+    return not any({OURS, EAGER, ONE_KERNEL, _ENDED} & set(result["failed"]) for result in results)
+
+
+@contextlib.contextmanager
+def _recorded_failure(result: dict[str, Any], where: str, keep: Callable[[], None]) -> Any:
+    """What goes wrong inside of the ``with`` block is of this result, and of no other."""
+    try:
+        yield
+    except Exception as error:  # of many kinds; the device may be lost, which the next result will say, too
+        result["failed"][_ENDED] = one_line(error)
+    for label, why in result["failed"].items():
+        say(f"{where}: {label}{'' if label == _ENDED else ' is not timed'}: {why}")
+    keep()
+
+
+def _batch(
+    result: dict[str, Any],
+    document: dict[str, Any],
+    place: Any,
+    clock: Any,
+    new_graph: Callable[[], Any],
+    weights: Weights,
+    keep: Callable[[], None],
+) -> None:
+    import gpuconv
+
+    settings, batch = document["settings"], result["batch"]
+    batches, contest = digit_batches(batch), Contest()
+    result["failed"] = contest.failed
+    with gpuconv.use_backend("numpy"):
+        contest.reference("numpy", _ours(weights, batches, captured=False))
+    contest.enter(EAGER, partial(_ours, weights, batches, captured=False), "numpy")
+    contest.enter(OURS, partial(_ours, weights, batches, captured=True), EAGER)
+    right = not contest.failed
+    say(f"batch {batch:,}: losses {'right' if right else 'WRONG'}, eager as by NumPy, captured as eager")
+    keep()
+    if not contest.steps:
+        return
+    measured = partial(
+        timing.measure,
+        seconds=settings["seconds"],
+        rounds=settings["rounds"],
+        wait=lambda _: place.synchronize(),
+    )
+    result["seconds"] = measured(_ours_first(contest.steps))
+    result["kernels"] = kernels(batch, clock, document["peaks"], new_graph)
+    us = {label: 1e6 * timing.spread(seconds).median for label, seconds in result["seconds"].items()}
+    say(f"batch {batch:,}: " + ", ".join(f"{label} {value:.1f} us a step" for label, value in us.items()))
+    keep()
+    if not right:
+        return
+    for label, make in peers(place.torch, place.device, weights, batches, settings["compile"]).items():
+        contest.enter(label, make, EAGER)
+    result["seconds"] = times = measured(_ours_first(contest.steps))
+    result["speedup"] = {
+        label: vars(timing.speedup(times[OURS], theirs)) for label, theirs in times.items() if label in PEERS
+    }
+    say(f"batch {batch:,}: " + ", ".join(f"{ratio['median']:.2f} x {one}" for one, ratio in result["speedup"].items()))
+
+
+def _ours_first(steps: dict[str, timing.Step]) -> dict[str, timing.Step]:
+    """The captured step first, as tables show them."""
+    return dict(sorted(steps.items(), key=lambda item: item[0] != OURS))
+
+
+def _inference(
+    result: dict[str, Any], place: Any, settings: dict[str, Any], weights: Weights, keep: Callable[[], None]
+) -> None:
+    """Seconds until the logits of one image are there, by contender."""
+    import gpuconv
+    from gpuconv.tuning import COMPOSED
+
     images = [images for images, _ in digit_batches(1)]
-    makers = inference_contenders(place.torch, place.device, weights, images)
     # Both libraries' tensors; a copy, since a graph writes its next result to the same memory.
-    steps, failed = checked(makers, lambda logits: _on_host(logits).tolist(), "logits")
-    for label, why in failed.items():
-        say(f"inference: {label} is not timed: {why}")
+    contest = Contest(lambda logits: _on_host(logits).tolist(), "logits")
+    result["failed"] = contest.failed
+    with gpuconv.use_backend("numpy"):
+        contest.reference("numpy", ours_inference(weights, images, COMPOSED, captured=False))
+    contest.enter(EAGER, partial(ours_inference, weights, images, COMPOSED, captured=False), "numpy")
+    contest.enter(OURS, partial(ours_inference, weights, images, COMPOSED, captured=True), EAGER)
+    contest.enter(ONE_KERNEL, partial(ours_inference, weights, images, "one_image_a_block", captured=True), EAGER)
+    keep()
+    if OURS not in contest.steps:
+        return
+    for label, make in inference_peers(place.torch, place.device, weights, images).items():
+        contest.enter(label, make, EAGER)
 
     def waiting(step: timing.Step) -> timing.Step:
         def one() -> None:
@@ -324,54 +449,17 @@ def inference(place: Any, seconds: float, rounds: int, weights: Weights) -> dict
 
         return one
 
-    waited = {label: waiting(step) for label, step in steps.items()}
-    times = timing.measure(waited, seconds=seconds, rounds=rounds, wait=lambda _: None)
-    ours = times[OURS if OURS in times else EAGER]
-    say(f"inference: {1e6 * timing.spread(ours).median:.1f} us an image")
-    return {
-        "seconds": times,
-        "failed": failed,
-        "speedup": {
-            label: vars(timing.speedup(ours, theirs))
-            for label, theirs in times.items()
-            if label in (ONE_KERNEL, *PEERS)
-        },
+    waited = {label: waiting(step) for label, step in _ours_first(contest.steps).items()}
+    result["seconds"] = times = timing.measure(
+        waited, seconds=settings["seconds"], rounds=settings["rounds"], wait=lambda _: None
+    )
+    result["speedup"] = {
+        label: vars(timing.speedup(times[OURS], theirs))
+        for label, theirs in times.items()
+        if label in (ONE_KERNEL, *PEERS)
     }
+    say(f"inference: {1e6 * timing.spread(times[OURS]).median:.1f} us an image")
 
 
 def _on_host(tensor: Any) -> Any:
     return tensor.cpu().numpy() if hasattr(tensor, "cpu") else tensor.numpy()
-
-
-def run(document: dict[str, Any], place: Any, clock: Any, new_graph: Callable[[], Any]) -> None:
-    """Time all batches, and inference; ``document`` is filled as it goes. Its settings say batches, seconds and rounds.
-
-    Args:
-        document: with ``settings`` and ``machine.gpu``; gets ``peaks``, ``results`` and ``inference``.
-        place: PyTorch, the array library, and the device.
-        clock: a ``bench.gpu.EventClock``.
-        new_graph: makes what records launches and repeats them.
-
-    Raises:
-        Refused: this library computes wrong losses or logits.
-    """
-    settings, facts = document["settings"], document["machine"]["gpu"]
-    document["peaks"] = peaks(place, clock, facts["compute_capability"], facts["multiprocessors"])
-    weights = initial_weights()
-    for batch in settings["batches"]:
-        steps, failed = checked(contenders(place.torch, place.device, weights, digit_batches(batch)))
-        for label, why in failed.items():
-            say(f"batch {batch:,}: {label} is not timed: {why}")
-        times = timing.measure(
-            steps, seconds=settings["seconds"], rounds=settings["rounds"], wait=lambda _: place.synchronize()
-        )
-        del steps
-        result = {"batch": batch, "seconds": times, "failed": failed}
-        ours = times[OURS if OURS in times else EAGER]
-        result["speedup"] = {
-            label: vars(timing.speedup(ours, theirs)) for label, theirs in times.items() if label in PEERS
-        }
-        result["kernels"] = kernels(batch, clock, document["peaks"], new_graph)
-        document["results"].append(result)
-        say(f"batch {batch:,}: {1e6 * timing.spread(ours).median:.1f} us a step")
-    document["inference"] = inference(place, settings["seconds"], settings["rounds"], weights)

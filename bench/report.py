@@ -162,42 +162,52 @@ def gpu_heading(document: dict[str, Any]) -> str:
 
 
 def gpu_tables(document: dict[str, Any]) -> list[Table]:
-    """For each operation a row a layer: the fastest kernel, the one that the rule takes, and PyTorch."""
-    header = ["layer", "right", "fastest", "µs", "TFLOP/s", "GB/s", "rule's µs", "torch µs", "× torch"]
-    tables: dict[str, list[list[str]]] = {}
-    for result in document["results"]:
-        tables.setdefault(result["operation"], []).append(_gpu_row(result))
-    return [Table(f"{operation}, float32", header, rows) for operation, rows in tables.items()]
+    """A row for each operation and layer: the fastest kernel, the one that the rule takes, and PyTorch."""
+    header = ["operation", "layer", "right", "best", "µs", "TFLOP/s", "GB/s", "the rule's", "µs", "torch µs", "× torch"]
+    return [Table("Kernels beside PyTorch, float32", header, [_gpu_row(result) for result in document["results"]])]
 
 
 def _gpu_row(result: dict[str, Any]) -> list[str]:
     right = sum(kernel["fault"] is None for kernel in result["kernels"])
-    row = [result["layer"], f"{right} of {len(result['kernels'])}"]
+    row = [result["operation"], result["layer"], f"{right} of {len(result['kernels'])}"]
     timed = [kernel for kernel in result["kernels"] if kernel["us"]]
     if not timed:
-        return row + ["-"] * 7
+        return row + ["-"] * 8
     best = min(timed, key=lambda kernel: spread(kernel["us"]).median)
     seconds = spread(best["us"]).median / 1e6
     rule = next((kernel for kernel in timed if kernel["chosen"]), None)
     peer = result["peer_us"]
     return [
         *row,
-        f"{best['variant']} {best['tiling']}",
-        f"{1e6 * seconds:.1f}",
+        _tiling(best),
+        _us(best["us"]),
         f"{result['flop'] / seconds / 1e12:.2f}",
         f"{result['bytes'] / seconds / 1e9:,.0f}",
-        f"{spread(rule['us']).median:.1f}" if rule else "-",
-        f"{spread(peer).median:.1f}" if peer else "-",
+        "-" if rule is None else "the same" if rule is best else _tiling(rule),
+        _us(rule["us"]) if rule else "-",
+        _us(peer) if peer else "-",
         _ratio(vars(speedup(best["us"], peer))) if peer else "-",
     ]
 
 
+def _us(times: Sequence[float]) -> str:
+    return f"{spread(times).median:,.1f}"
+
+
+def _tiling(kernel: dict[str, Any]) -> str:
+    """Variant and the numbers of its tiling."""
+    numbers = re.findall(r"=([\w.]+)", kernel["tiling"])
+    return " ".join([kernel["variant"], "·".join(numbers)]).strip()
+
+
 def _gpu_markdown(document: dict[str, Any]) -> str:
     note = (
-        "right: kernels (variant × tiling) that agree with a float64 reference; µs: median of the device's times, cold "
-        "L2 cache; × torch: how many times faster the fastest is, median and quartiles of the ratios of samples taken "
-        "in turns."
+        "right: kernels (variant × tiling) that agree with a float64 reference; best, the rule's: variant, and the "
+        "numbers of its tiling in their order; µs: medians of the device's times, cold L2 cache; × torch: how many "
+        "times faster the best is, median and quartiles of the ratios of samples taken in turns."
     )
+    if document["settings"]["quick"]:
+        note += " Of each variant its first three tilings, and no others, were run."
     return "\n\n".join([gpu_heading(document), *(table.markdown() for table in gpu_tables(document)), note])
 
 
@@ -216,9 +226,13 @@ def lenet_gpu_tables(document: dict[str, Any]) -> list[Table]:
     ]
     header = ["batch", *labels, *(f"× {peer}" for peer in peers)]
     tables = [Table("LeNet-5, training step, float32, µs", header, rows)]
-    if inference := document.get("inference"):
+    inference = document.get("inference", {"seconds": {}, "failed": {}})
+    if inference["seconds"]:
         tables.append(_inference_table(inference))
-    return [*tables, *map(_step_table, results)]
+    failures = [(f"batch {result['batch']:,}", result) for result in results] + [("inference", inference)]
+    if failed := [[where, label, why] for where, result in failures for label, why in result["failed"].items()]:
+        tables.append(Table("What failed", ["", "which", "why"], failed))
+    return [*tables, *(_step_table(result) for result in results if result["kernels"])]
 
 
 def _inference_table(inference: dict[str, Any]) -> Table:

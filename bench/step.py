@@ -85,12 +85,28 @@ def around(batch: int, *, augment: bool = False) -> list[Recorded]:
     Raises:
         BackendUnavailable: as :func:`launches`.
     """
+    images, logits = _around(batch, augment)
+    work = [("image_batch", images), ("count_correct", logits)]
+    found = [(one, layers.OPERATIONS[one].flop(geometry)) for one, geometry in work]
+    return _recorded(around_launches(batch, augment=augment), found)
+
+
+def _around(batch: int, augment: bool) -> tuple[Any, tuple[int, int]]:
+    """Geometries: of the images that are gathered, of the logits whose right answers are counted."""
+    name = f"lenet5.images{'-warped' if augment else ''}"
+    return layers.IMAGES[name]._replace(n=batch, total=batch), (batch, layers.LOGITS["lenet5.loss"][1])
+
+
+def around_launches(batch: int, *, augment: bool = False) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The launches of :func:`around` with their arguments; noted, not made.
+
+    Args, Raises: as :func:`around`.
+    """
     import numpy as np
 
     from gpuconv import backends
 
-    name = f"lenet5.images{'-warped' if augment else ''}"
-    images, logits = layers.IMAGES[name]._replace(n=batch, total=batch), (batch, layers.LOGITS["lenet5.loss"][1])
+    images, logits = _around(batch, augment)
     backend, graph = backends.get("cuda"), _noted()
     operands = layers.OPERATIONS["image_batch"].operands(images, "float32")
     table, pixels, labels, index, transforms = (backend.asarray(np.zeros(*operand[:2])) for operand in operands[:5])
@@ -98,8 +114,32 @@ def around(batch: int, *, augment: bool = False) -> list[Recorded]:
         moved = transforms if augment else None
         backend.image_batch(table, pixels, labels, index, moved, (images.p, images.q))
         backend.count_correct(backend.asarray(np.zeros(logits, np.float32)), labels)
-    work = [("image_batch", images), ("count_correct", logits)]
-    return _recorded(graph.launches, [(one, layers.OPERATIONS[one].flop(geometry)) for one, geometry in work])
+    return graph.launches
+
+
+def inference_launches(batch: int, variant: str) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The launches of LeNet's logits with their arguments; noted, not made.
+
+    Args:
+        batch: images.
+        variant: of ``conv_net``.
+
+    Raises:
+        BackendUnavailable: as :func:`launches`.
+    """
+    import numpy as np
+
+    import gpuconv
+    from gpuconv import Tensor, backends, models, tuning
+    from gpuconv.backends.cuda_graph import SimulatedGraph
+
+    backend, graph = backends.get("cuda"), SimulatedGraph()
+    with gpuconv.use_backend(backend), gpuconv.no_grad(), tuning.use_variant("conv_net", variant):
+        model = models.LeNet5().to(backend).eval()
+        images = Tensor(backend.asarray(np.zeros((batch, 1, 32, 32), np.float32)))
+        with graph.recording():
+            model(images)
+    return graph.launches
 
 
 def _recorded(made: list[tuple[Any, tuple[Any, ...]]], work: list[tuple[str, int]]) -> list[Recorded]:
@@ -139,12 +179,16 @@ def _work(batch: int) -> list[tuple[str, int]]:
     return [(operation, layers.OPERATIONS[operation].flop(geometry)) for operation, geometry in order]
 
 
-def launches(batch: int, optimizer: str = "sgd") -> list[tuple[Any, tuple[Any, ...]]]:
+def launches(
+    batch: int, optimizer: str = "sgd", *, weight_decay: float = 0.0, dtype: str = "float32"
+) -> list[tuple[Any, tuple[Any, ...]]]:
     """The launches of a training step of LeNet-5 with their arguments, in their order; noted, not made.
 
     Args:
         batch: images.
         optimizer: 'sgd' (with momentum) or 'adam'.
+        weight_decay: of the optimizer; with any, its kernel is another one.
+        dtype: element type of images and parameters.
 
     Raises:
         BackendUnavailable: neither a GPU nor the simulator can be used here.
@@ -158,9 +202,14 @@ def launches(batch: int, optimizer: str = "sgd") -> list[tuple[Any, tuple[Any, .
 
     backend, graph = backends.get("cuda"), _noted()
     with gpuconv.use_backend(backend):
-        model = models.LeNet5().to(backend)
-        parameters = model.parameters()
-        update = optim.SGD(parameters, lr=0.1, momentum=0.9) if optimizer == "sgd" else optim.Adam(parameters)
+        model = models.LeNet5()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.astype(dtype)
+        parameters = model.to(backend).parameters()
+        if optimizer == "sgd":
+            update: Any = optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=weight_decay)
+        else:
+            update = optim.Adam(parameters, weight_decay=weight_decay)
 
         def step(images: Tensor, labels: Any) -> Tensor:
             loss = F.cross_entropy(model(images), labels)
@@ -170,7 +219,7 @@ def launches(batch: int, optimizer: str = "sgd") -> list[tuple[Any, tuple[Any, .
             return loss
 
         # Not zeros: who makes the launches later, to time them, finds work as in training.
-        images = Tensor(np.random.default_rng(0).standard_normal((batch, 1, 32, 32), np.float32))
+        images = Tensor(np.random.default_rng(0).standard_normal((batch, 1, 32, 32), np.float32).astype(dtype))
         CapturedStep(step, backend, graph, 0).capture(images, np.zeros(batch, np.int64))
     return graph.launches
 

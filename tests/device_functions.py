@@ -33,15 +33,15 @@ FUNCTIONS = [
 ]
 
 
-def compare(cupy):
-    """Values and gradients on device arrays equal the NumPy backend's, and stay on the device."""
-    for number, function in enumerate(FUNCTIONS):
-        found = []
+def compare(cupy, number=None):
+    """Values and gradients on device arrays equal the NumPy backend's, and stay on the device; of one, or of each."""
+    for one in range(len(FUNCTIONS)) if number is None else [number]:
+        function, found = FUNCTIONS[one], []
         for leaf in (Tensor(cupy.asarray(X), True), Tensor(X, True)):
             with gpuconv.use_backend("cuda" if leaf.data is not X else "numpy"):
                 y = function(leaf)
                 y.backward(np.ones(y.shape, np.float32))
-            assert type(y.data) is type(leaf.data), number
+            assert type(y.data) is type(leaf.data), one
             found += [y.numpy(), leaf.grad.numpy()]
-        np.testing.assert_allclose(found[0], found[2], rtol=1e-4, atol=1e-5, err_msg=str(number))
-        np.testing.assert_allclose(found[1], found[3], rtol=1e-4, atol=1e-5, err_msg=str(number))
+        np.testing.assert_allclose(found[0], found[2], rtol=1e-4, atol=1e-5, err_msg=str(one))
+        np.testing.assert_allclose(found[1], found[3], rtol=1e-4, atol=1e-5, err_msg=str(one))

@@ -1,6 +1,6 @@
 """What `test_gpu.py` runs in processes of their own: to fill a cache and to read it, and under compute-sanitizer.
 
-A script; its argument is the name of one of the functions below.
+A script; its argument is the name of one of the functions below, followed by the arguments of that.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numba import cuda, float32
 
-from bench import layers, torch_ops, verify
+from bench import compiling, gpu_stages, layers, machine, torch_ops, verify
 from gpuconv import functional as F
 from gpuconv import kernels
 from gpuconv.kernels import device
@@ -34,19 +34,25 @@ def compiled():
     print(hashlib.sha256(y.tobytes()).hexdigest())
 
 
-def variants():
-    """Every variant in two tilings on the first two layers of each operation, made small."""
+def variants(layers_each=2, tilings_each=2):
+    """Every variant in its first tilings on the first layers of each operation, made small."""
     cupy.cuda.set_allocator(None)
-    place = verify.Place(torch, cupy, "cuda")
+    place, most = verify.Place(torch, cupy, "cuda"), int(tilings_each)
     for operation in torch_ops.OPERATIONS:
         described = layers.OPERATIONS[operation]
-        for name in list(described.layers)[:2]:
+        for name in list(described.layers)[: int(layers_each)]:
             geometry = described.small(described.layers[name], 16)
             for variant in kernels.VARIANTS[operation]:
                 module = kernels.load(operation, variant)
                 if module.supports(geometry):
-                    verdicts = verify.verify(place, operation, variant, geometry, module.tilings(geometry)[:2])
+                    verdicts = verify.verify(place, operation, variant, geometry, module.tilings(geometry)[:most])
                     assert not any(verdict.fault for verdict in verdicts.values()), (operation, name, variant, verdicts)
+
+
+def compile_variants(layers_each=2, tilings_each=2):
+    """Compile the kernels of :func:`variants`, in a process a core, so that compute-sanitizer need not watch that."""
+    work = gpu_stages.sanitized_kernels(int(layers_each), int(tilings_each))
+    compiling.compile_all(compiling.compile_kernels, list(work), machine.available_cores())
 
 
 def write_out_of_bounds():
@@ -76,4 +82,5 @@ def race():
 
 
 if __name__ == "__main__":
-    {function.__name__: function for function in (compiled, variants, write_out_of_bounds, race)}[sys.argv[1]]()
+    functions = (compiled, compile_variants, variants, write_out_of_bounds, race)
+    {function.__name__: function for function in functions}[sys.argv[1]](*sys.argv[2:])

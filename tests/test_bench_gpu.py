@@ -6,6 +6,7 @@ Kernels run in the simulator on small layers; a clock stands in for the device's
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import types
@@ -21,7 +22,7 @@ try:
 except RuntimeError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 
-from bench import gpu, layers, lenet, lenet_gpu, report, step, torch_ops, verify  # noqa: E402 - after the simulator
+from bench import compiling, device, gpu, layers, lenet, lenet_gpu, report, step, torch_ops, verify  # noqa: E402 - after the simulator
 from gpuconv import backends, kernels  # noqa: E402
 from gpuconv.backends.cuda_graph import SimulatedGraph  # noqa: E402
 from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry  # noqa: E402
@@ -275,9 +276,24 @@ def test_a_run(machine, capsys, tmp_path):
     assert all(entry["fault"] is None and len(entry["us"]) == 3 for entry in entries)
     assert len(document["results"][0]["peer_us"]) == 3
     output = capsys.readouterr()
-    assert "conv2d, float32" in output.out
+    assert "Kernels beside PyTorch, float32" in output.out
     assert "lenet5.small" in output.out
     assert "TF32 of torch: matmul False, cuDNN False" in output.err
+
+
+def test_bench_tilings_times_at_the_same_place(machine):
+    """`bench.device` asks `bench.gpu` where to run, and with what clock; the document names the device."""
+    tiling, other = kernels.load("conv2d", "direct").tilings(CONV)[:2]
+    results = [
+        {"variant": "direct", "tiling": dataclasses.asdict(one), "file": None, "faults": faults, "us": []}
+        for one, faults in ((tiling, []), (other, ["wrong in the simulator"]))
+    ]
+    document = {"machine": {}, "settings": {}, "results": results}
+    assert device.time_all("conv2d", CONV, document, lambda text: None) == []
+    assert document["machine"]["gpu"]["name"] == "stand-in"
+    assert document["settings"]["device"] == "stand-in (PyTorch's TF32: matmul off, cudnn off)"
+    assert [bool(one["us"]) for one in results] == [True, False]
+    assert document["peer_median_us"] > 0
 
 
 def test_kernels_are_compiled_before(monkeypatch):
@@ -296,8 +312,12 @@ def test_kernels_are_compiled_before(monkeypatch):
 
     stand_in = types.SimpleNamespace(supports=real.supports, tilings=real.tilings, launches=launches)
     monkeypatch.setattr(kernels, "load", lambda *_: stand_in)
-    assert gpu.compile_kernels("conv2d", "direct", CONV, False) == len(real.tilings(CONV)) - 1
+    work = gpu.compile_work([("conv2d", "small", CONV)], quick=False)
+    assert ("conv2d", "direct", CONV, "float32", None) in work
+    assert compiling.compile_kernels("conv2d", "direct", CONV, "float32", None) == len(real.tilings(CONV)) - 1
     assert compiled == list(real.tilings(CONV))
+    compiled.clear()
+    assert compiling.compile_kernels("conv2d", "direct", CONV, "float32", 2) == 1
 
 
 def test_a_wrong_kernel_is_reported_and_not_timed(machine, monkeypatch, capsys, tmp_path):
@@ -335,7 +355,7 @@ def test_a_stopped_run_keeps_what_it_has(machine, monkeypatch, capsys, tmp_path)
     document = json.loads((tmp_path / "gpu.json").read_text())
     assert not document["complete"]
     assert document["results"][0]["kernels"]
-    assert report.gpu_tables(document)[0].rows[0][2] == "-"
+    assert report.gpu_tables(document)[0].rows[0][3] == "-"
     monkeypatch.setattr(gpu, "check", lambda *_: (_ for _ in ()).throw(verify.KernelFailed("max_pool2d: dead")))
     assert gpu.main(arguments) == 1
     assert "WRONG: max_pool2d: dead" in capsys.readouterr().err
@@ -426,12 +446,21 @@ def lenet_machine(monkeypatch):
     return types.SimpleNamespace(torch=torch, device="cpu", xp=xp, synchronize=lambda: None, log=log)
 
 
+def lenet_document(batches=(2, 3), **settings):
+    facts = {"compute_capability": "9.0", "multiprocessors": 100}
+    settings = {"batches": list(batches), "seconds": 0.01, "rounds": 3, "compile": "reduce-overhead", **settings}
+    return {"settings": settings, "machine": {"gpu": facts}, "results": []}
+
+
+def lenet_run(document, machine, keep=lambda: None):
+    with backends.use_backend("numba"):
+        return lenet_gpu.run(document, machine, Clock(), SimulatedGraph, keep)
+
+
 def test_lenet_steps_agree_and_are_timed(lenet_machine, capsys, monkeypatch, tmp_path):
     """Ours and PyTorch's give the same losses, and take turns; a contender that fails is named."""
-    facts = {"compute_capability": "9.0", "multiprocessors": 100}
-    document = {"settings": {"batches": [2, 3], "seconds": 0.01, "rounds": 3}, "machine": {"gpu": facts}, "results": []}
-    with backends.use_backend("numba"):
-        lenet_gpu.run(document, lenet_machine, Clock(), SimulatedGraph)
+    document = lenet_document()
+    assert lenet_run(document, lenet_machine)
     (first, second) = document["results"]
     assert list(first["seconds"]) == ["gpuconv", "gpuconv eager", "torch eager", "torch compile"]
     assert all(len(seconds) == 3 for seconds in first["seconds"].values())
@@ -441,16 +470,17 @@ def test_lenet_steps_agree_and_are_timed(lenet_machine, capsys, monkeypatch, tmp
     assert document["peaks"]["flop_per_s"] == 2 * 128 * 100 * 1.5e9
     steps, *tables = report.lenet_gpu_tables(document)
     assert [row[0] for row in steps.rows] == ["2", "3"]
-    images, kernels_of_first, _ = tables
+    images, failed, kernels_of_first, _ = tables
+    assert [row[:2] for row in failed.rows] == [[w, "torch graph"] for w in ("batch 2", "batch 3", "inference")]
     assert [row[0] for row in kernels_of_first.rows] == ["linear_chain", "other", "2 kernels"]
     assert steps.plain()
     inference = document["inference"]
-    assert list(inference["seconds"]) == ["gpuconv", "gpuconv one kernel", "gpuconv eager", "torch eager"]
+    assert list(inference["seconds"]) == ["gpuconv", "gpuconv eager", "gpuconv one kernel", "torch eager"]
     assert all(len(seconds) == 3 for seconds in inference["seconds"].values())
     assert list(inference["failed"]) == ["torch graph"]
     assert list(inference["speedup"]) == ["gpuconv one kernel", "torch eager"]
     assert [row[0] for row in images.rows] == list(inference["seconds"])
-    assert [row[2] == "-" for row in images.rows] == [True, False, True, False]
+    assert [row[2] == "-" for row in images.rows] == [True, True, False, False]
     monkeypatch.setattr(report, "gpu_heading", lambda document: "a GPU")
     (tmp_path / "lenet_gpu.json").write_text(json.dumps({"schema": 1, "benchmark": "lenet-gpu", **document}))
     readme = report.render("<!-- bench:lenet-gpu -->\n<!-- /bench:lenet-gpu -->\n", tmp_path)
@@ -458,23 +488,88 @@ def test_lenet_steps_agree_and_are_timed(lenet_machine, capsys, monkeypatch, tmp
         assert table.markdown() in readme
 
 
+def test_torch_compile_is_asked_for(lenet_machine, monkeypatch):
+    """Without a mode it is not among the peers; with one, it is compiled in that."""
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda function, mode, **_: modes.append(mode) or function)
+    document = lenet_document(batches=[2], compile=None)
+    lenet_run(document, lenet_machine)
+    assert modes == []
+    assert list(document["results"][0]["seconds"]) == ["gpuconv", "gpuconv eager", "torch eager"]
+    document = lenet_document(batches=[2], compile="default")
+    lenet_run(document, lenet_machine)
+    assert modes == ["default"]
+
+
+def test_ours_is_right_before_a_peer_is_made(lenet_machine, monkeypatch):
+    """A captured step whose third call is wrong: no peer is made, eager is timed; the next batch goes on."""
+    order, real = [], lenet_gpu._ours
+
+    def ours(weights, batches, captured):
+        step, size = real(weights, batches, captured), len(batches[0][0])
+        current = backends.current().name
+        order.append((size, current if current == "numpy" else "captured" if captured else "eager"))
+        calls = iter(range(10**9))
+        return lambda: float(step()) + (captured and size == 2 and next(calls) > 2)
+
+    def peers(torch, device, weights, batches, compiled):
+        order.append((len(batches[0][0]), "peers"))
+        return {}
+
+    monkeypatch.setattr(lenet_gpu, "_ours", ours)
+    monkeypatch.setattr(lenet_gpu, "peers", peers)
+    document, kept = lenet_document(), []
+    assert not lenet_run(document, lenet_machine, lambda: kept.append(json.dumps(document)))
+    assert order == [(2, "numpy"), (2, "eager"), (2, "captured"), *((3, n) for n in order_of_a_right_batch)]
+    wrong, right = document["results"]
+    assert list(wrong["seconds"]) == ["gpuconv eager"]
+    assert wrong["failed"]["gpuconv"].startswith("its losses are [")
+    assert "those of gpuconv eager [" in wrong["failed"]["gpuconv"]
+    assert right["failed"] == {}
+    assert list(right["seconds"]) == ["gpuconv", "gpuconv eager"]
+    # Each batch's results are kept as soon as they are there.
+    assert any(len(json.loads(one)["results"]) == 1 and json.loads(one)["results"][0]["kernels"] for one in kept)
+
+
+order_of_a_right_batch = ("numpy", "eager", "captured", "peers")
+
+
+def test_eager_is_compared_with_numpy(lenet_machine, monkeypatch):
+    """Where eager is wrong as captured is, both are: nothing is timed."""
+    real = lenet_gpu._ours
+
+    def ours(weights, batches, captured):
+        step = real(weights, batches, captured)
+        return step if backends.current().name == "numpy" else lambda: float(step()) + 1
+
+    monkeypatch.setattr(lenet_gpu, "_ours", ours)
+    document = lenet_document(batches=[2])
+    assert not lenet_run(document, lenet_machine)
+    (result,) = document["results"]
+    assert "those of numpy" in result["failed"]["gpuconv eager"]
+    assert result["failed"]["gpuconv"] == "there is nothing to compare it with: gpuconv eager failed"
+    assert result["seconds"] == {}
+    assert [table.title for table in report.lenet_gpu_tables(document)][-1] == "What failed"
+
+
 def test_each_image_is_waited_for(lenet_machine, monkeypatch):
     """Inference: from a call until the device is done, for each of them; wrong logits of one kernel are not timed."""
     calls = []
     monkeypatch.setattr(lenet_machine, "synchronize", lambda: calls.append("wait"))
 
-    def step_of(label):
-        logits = torch.full((1, 10), float(label == lenet_gpu.ONE_KERNEL))
+    def ours(weights, images, variant, *, captured):
+        logits = torch.full((1, 10), float(variant == "one_image_a_block"))
         return lambda: calls.append("step") or logits
 
-    labels = [lenet_gpu.OURS, lenet_gpu.ONE_KERNEL, lenet_gpu.EAGER]
-    makers = {label: (lambda label=label: step_of(label)) for label in labels}
-    monkeypatch.setattr(lenet_gpu, "inference_contenders", lambda *_: makers)
-    found = lenet_gpu.inference(lenet_machine, 0.01, 2, {})
+    monkeypatch.setattr(lenet_gpu, "ours_inference", ours)
+    monkeypatch.setattr(lenet_gpu, "inference_peers", lambda *_: {})
+    found = {"seconds": {}, "failed": {}, "speedup": {}}
+    lenet_gpu._inference(found, lenet_machine, {"seconds": 0.01, "rounds": 2}, {}, lambda: None)
     assert list(found["seconds"]) == [lenet_gpu.OURS, lenet_gpu.EAGER]
     assert found["failed"][lenet_gpu.ONE_KERNEL].startswith("its logits are [[[1.0")
-    timed = calls[3 * 5 :]
+    timed = calls[4 * lenet_gpu._CHECKED_STEPS :]
     assert timed == ["step", "wait"] * (len(timed) // 2)
+    assert len(timed) > 2 * 2 * 2
 
 
 def test_kernels_beside_their_floors(lenet_machine):
@@ -502,26 +597,34 @@ def test_kernels_beside_their_floors(lenet_machine):
 
 
 def test_wrong_losses_are_not_timed():
-    """Another's: it is left out, with a reason. Ours: nothing is timed. Not a number is wrong too."""
+    """Others, none, and what is not a number: left out, with a reason."""
     right, wrong, nothing = (lambda value=value: lambda: value for value in (1.0, 1.1, float("nan")))
 
     def broken():
         raise RuntimeError("no compiler\nand more")
 
-    ours = {lenet_gpu.OURS: right, lenet_gpu.EAGER: right}
-    steps, failed = lenet_gpu.checked({**ours, "a": wrong, "b": nothing, "c": broken})
-    assert list(steps) == list(ours)
-    assert failed["c"] == "RuntimeError: no compiler"
-    assert failed["a"].startswith("its losses are [1.1")
-    with pytest.raises(gpu.Refused, match="gpuconv: its losses are"):
-        lenet_gpu.checked({**ours, lenet_gpu.OURS: nothing})
+    contest = lenet_gpu.Contest()
+    contest.reference("numpy", right())
+    made = {"a": right, "b": wrong, "c": nothing, "d": broken}
+    assert [contest.enter(label, make, "numpy") for label, make in made.items()] == [True, False, False, False]
+    assert list(contest.steps) == ["a"]
+    assert contest.failed["b"].startswith("its losses are [1.1")
+    assert "nan" in contest.failed["c"]
+    assert contest.failed["d"] == "RuntimeError: no compiler"
+    assert not contest.enter("e", right, "b")
+    assert contest.failed["e"] == "there is nothing to compare it with: b failed"
 
 
-def test_a_lenet_run_that_fails_keeps_what_it_has(lenet_machine, machine, monkeypatch, capsys, tmp_path):
-    """A device that fails at the second batch, or Ctrl-C: the first is shown, and in a file that is not complete."""
+def test_a_lenet_run_keeps_what_it_has(lenet_machine, machine, monkeypatch, capsys, tmp_path):
+    """A device that fails at the second batch: exit code 1, the others go on. Ctrl-C: 130, and the first is kept."""
     monkeypatch.setattr(gpu, "device_place", lambda: lenet_machine)
-    monkeypatch.setattr(backends, "get", lambda name: backends._instance("numba"))
-    for error, outcome in ((RuntimeError("dead"), None), (KeyboardInterrupt(), 130)):
+    monkeypatch.setattr(backends, "get", lambda name: backends._instance("numpy" if name == "numpy" else "numba"))
+    monkeypatch.setattr(backends._instance("numba"), "new_graph", SimulatedGraph)
+    monkeypatch.setattr("gpuconv.capture", lambda step: step)
+    compiled = []
+    monkeypatch.setattr(compiling, "compile_all", lambda function, work, jobs: compiled.extend(work))
+    monkeypatch.setattr(compiling, "step_work", lambda batches: list(batches))
+    for error, outcome in ((RuntimeError("dead"), 1), (KeyboardInterrupt(), 130)):
 
         def kernels_of(batch, *_, error=error):
             if batch == 3:
@@ -529,17 +632,22 @@ def test_a_lenet_run_that_fails_keeps_what_it_has(lenet_machine, machine, monkey
             return [{"kernel": "one", "blocks": 1, "threads": 1, "bytes": 1, "flop": 1, "us": 2.0, "floor_us": 1.0}]
 
         monkeypatch.setattr(lenet_gpu, "kernels", kernels_of)
-        arguments = ["--backend=cuda", "--batches=2,3", "--seconds=0.01", "--rounds=2", f"--out={tmp_path}/lenet.json"]
-        with pytest.raises(RuntimeError, match="dead") if outcome is None else contextlib.nullcontext():
-            assert lenet.main(arguments) == outcome
-        document = json.loads((tmp_path / "lenet.json").read_text())
+        arguments = ["--backend=cuda", "--batches=2,3,4", "--seconds=0.01", "--rounds=2", f"--out={tmp_path}/l.json"]
+        assert lenet.main(arguments) == outcome
+        document = json.loads((tmp_path / "l.json").read_text())
         assert document["benchmark"] == "lenet-gpu"
-        assert not document["complete"]
-        assert [result["batch"] for result in document["results"]] == [2]
+        assert document["settings"]["compile"] is None
+        assert document["complete"] is (outcome == 1)
+        assert [result["batch"] for result in document["results"]] == ([2, 3, 4] if outcome == 1 else [2, 3])
+        assert ["kernels" if result["kernels"] else "" for result in document["results"]][:2] == ["kernels", ""]
         output = capsys.readouterr()
         assert "Kernels of the step at batch 2" in output.out
         assert "50%" in output.out
         assert "TF32 off" in output.err
+        if outcome == 1:
+            assert document["results"][1]["failed"]["ended by"] == "RuntimeError: dead"
+            assert document["results"][2]["seconds"]["torch eager"]
+    assert compiled == [2, 3, 4] * 2
 
 
 def test_lenet_on_a_gpu_refuses_in_one_line(capsys, monkeypatch):
@@ -549,6 +657,7 @@ def test_lenet_on_a_gpu_refuses_in_one_line(capsys, monkeypatch):
         ([], "NUMBA_ENABLE_CUDASIM is set"),
         (["--peer", "torch"], "leave --peer out"),
         (["--memory"], "--memory is of processes on the CPU"),
+        (["--backend", "numba", "--compile"], "--compile is of PyTorch on a GPU"),
     ):
         assert lenet.main(["--backend", "cuda", *arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -1,0 +1,173 @@
+"""Compiles kernels in several processes, a core each, into the cache on disk: before anything is timed.
+
+A kernel takes one to three seconds to compile, and a benchmark has dozens to hundreds of them. Processes are spawned,
+not forked: one that has a device cannot be. None outlives the one that started it, however that ends.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from bench.console import say
+
+
+def in_processes(
+    function: Callable[..., int], work: Sequence[tuple[Any, ...]], jobs: int, limit_s: float | None = None
+) -> int:
+    """Call a function with each tuple of arguments, each call in one of so many processes.
+
+    A call that raises counts nothing: what cannot be compiled fails again, with its name, where it is used.
+
+    Args:
+        function: of a module, so that another process finds it; returns how many it has compiled.
+        work: arguments of each call; calls begin in this order.
+        jobs: processes, at least 1.
+        limit_s: seconds after which what is not done is left.
+
+    Returns:
+        The sum of what the calls return.
+    """
+    if not work:
+        return 0
+    others, count = set(multiprocessing.active_children()), 0
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(min(jobs, len(work)), context, initializer=_end_with_parent)
+    try:
+        futures = [pool.submit(function, *arguments) for arguments in work]
+        for future in concurrent.futures.wait(futures, limit_s).done:
+            with contextlib.suppress(Exception):
+                count += future.result()
+    finally:
+        # Ctrl-C, too: what is being compiled is nobody's any more, and would be waited for.
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        pool.shutdown(cancel_futures=True)
+    return count
+
+
+def _end_with_parent() -> None:
+    """In a process of the pool: leave Ctrl-C to the parent, and end when that is gone, killed for instance."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# -- what is compiled ------------------------------------------------------------------------------------------------
+
+
+def compile_kernels(operation: str, variant: str, geometry: Any, dtype: str, first: int | None) -> int:
+    """Compile a variant in its first tilings, or in all (None), for a geometry and element type; returns how many."""
+    from gpuconv import kernels
+
+    module = kernels.load(operation, variant)
+    if not module.supports(geometry):
+        return 0
+    return sum(
+        _compiled(launch)
+        for tiling in list(module.tilings(geometry))[:first]
+        for launch in module.launches(geometry, tiling, dtype)
+    )
+
+
+def compile_chosen(operation: str, geometry: Any, dtype: str, options: Mapping[str, Any] | None = None) -> int:
+    """Compile what the rule takes for an operation, with options of its ``launches``; returns how many kernels."""
+    from gpuconv import kernels, tuning
+
+    choice = tuning.choose(operation, geometry, dtype)
+    if choice.variant == tuning.COMPOSED:
+        return 0
+    module: Any = kernels.load(operation, choice.variant)
+    return sum(map(_compiled, module.launches(geometry, choice.tiling, dtype, **(options or {}))))
+
+
+def compile_recorded(kind: str, arguments: tuple[Any, ...], number: int) -> int:
+    """Compile one launch of those that :func:`recorded` gives."""
+    return _compiled(recorded(kind, *arguments)[number])
+
+
+def _compiled(launch: Any) -> int:
+    with contextlib.suppress(Exception):  # what fails here fails again, with its name, when it is launched
+        launch.kernel.compile(launch.signature)
+        return 1
+    return 0
+
+
+@functools.cache
+def recorded(kind: str, *arguments: Any) -> list[Any]:
+    """Launches of LeNet, noted and not made.
+
+    Args:
+        kind: 'step', a training step; 'float64', one in double precision; 'decayed', one with weight decay; 'around',
+            what ``gpuconv train`` captures besides; 'moved', that with augmentation; 'inference', logits.
+        arguments: of the function of ``bench/step.py``: the batch; for inference also a variant of ``conv_net``.
+    """
+    from bench import step
+
+    functions: dict[str, Callable[..., Any]] = {
+        "step": step.launches,
+        "float64": functools.partial(step.launches, dtype="float64"),
+        "decayed": functools.partial(step.launches, weight_decay=0.1),
+        "around": step.around_launches,
+        "moved": functools.partial(step.around_launches, augment=True),
+        "inference": step.inference_launches,
+    }
+    return [launch for launch, _ in functions[kind](*arguments)]
+
+
+def lenet_work(wanted: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Arguments of :func:`compile_recorded` for the kernels of LeNet, none of them twice.
+
+    Args:
+        wanted: arguments of :func:`recorded`.
+    """
+    work, seen = [], set()
+    for kind, *arguments in wanted:
+        try:
+            launches = recorded(kind, *arguments)
+        except Exception as error:  # its kernels are compiled where they are launched, or it fails there with its name
+            say(f"compiling: {kind} {arguments}: {type(error).__name__}: {error}".partition("\n")[0])
+            continue
+        for number, launch in enumerate(launches):
+            # Equal kernels are one object: their factories remember what they have made.
+            if (key := (id(launch.kernel), str(launch.signature))) not in seen:
+                seen.add(key)
+                work.append((kind, tuple(arguments), number))
+    return work
+
+
+def step_work(batches: Iterable[int]) -> list[tuple[Any, ...]]:
+    """As :func:`lenet_work`: training steps, and the logits of one image in both variants."""
+    from gpuconv.tuning import COMPOSED
+
+    inference = [("inference", 1, COMPOSED), ("inference", 1, "one_image_a_block")]
+    return lenet_work([*(("step", batch) for batch in batches), *inference])
+
+
+def call(function: Callable[..., int], *arguments: Any) -> int:
+    """For :func:`in_processes`, work of several kinds: the function of each stands before its arguments."""
+    return function(*arguments)
+
+
+def compile_all(
+    function: Callable[..., int], work: Sequence[tuple[Any, ...]], jobs: int, limit_s: float | None = None
+) -> int:
+    """As :func:`in_processes`; says how many kernels there are and how long it took."""
+    start = time.perf_counter()
+    count = in_processes(function, work, jobs, limit_s)
+    say(f"{count} kernels compiled, or found in the cache, by {jobs} processes in {time.perf_counter() - start:.0f} s")
+    return count
