@@ -305,9 +305,7 @@ def kernels(batch: int, clock: Any, peak: dict[str, float], new_graph: Callable[
 
 
 def _replay(graph: Any) -> None:
-    # The one place that knows whether a graph has a stream of its own, to be entered before it is launched.
-    with graph.running() if hasattr(graph, "running") else contextlib.nullcontext():
-        graph.launch()
+    graph.launch()
 
 
 def _median_us(clock: Any, step: timing.Step) -> float:

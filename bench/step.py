@@ -39,6 +39,15 @@ def _noted() -> Any:
             with device.recording() as self.launches:
                 yield
 
+        def outside(self) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext()
+
+        def owns(self, array: Any) -> bool:
+            return False
+
+        def borrowed(self, array: Any) -> bool:
+            return True
+
     return Noted()
 
 
@@ -109,11 +118,13 @@ def around_launches(batch: int, *, augment: bool = False) -> list[tuple[Any, tup
     images, logits = _around(batch, augment)
     backend, graph = backends.get("cuda"), _noted()
     operands = layers.OPERATIONS["image_batch"].operands(images, "float32")
-    table, pixels, labels, index, transforms = (backend.asarray(np.zeros(*operand[:2])) for operand in operands[:5])
+    table, pixels, labels, order, transforms = (backend.asarray(np.zeros(*operand[:2])) for operand in operands[:5])
+    scores, loss, losses = (backend.asarray(np.zeros(shape, np.float32)) for shape in (logits, 1, 1))
+    counts, step = (backend.asarray(np.zeros(1, np.int32)) for _ in range(2))
     with graph.recording():
         moved = transforms if augment else None
-        backend.image_batch(table, pixels, labels, index, moved, (images.p, images.q))
-        backend.count_correct(backend.asarray(np.zeros(logits, np.float32)), labels)
+        backend.next_image_batch(table, pixels, labels, order, moved, (images.p, images.q), step, batch)
+        backend.log_step(scores, labels, loss, losses, counts, step)
     return graph.launches
 
 
@@ -131,9 +142,8 @@ def inference_launches(batch: int, variant: str) -> list[tuple[Any, tuple[Any, .
 
     import gpuconv
     from gpuconv import Tensor, backends, models, tuning
-    from gpuconv.backends.cuda_graph import SimulatedGraph
 
-    backend, graph = backends.get("cuda"), SimulatedGraph()
+    backend, graph = backends.get("cuda"), _noted()
     with gpuconv.use_backend(backend), gpuconv.no_grad(), tuning.use_variant("conv_net", variant):
         model = models.LeNet5().to(backend).eval()
         images = Tensor(backend.asarray(np.zeros((batch, 1, 32, 32), np.float32)))

@@ -148,6 +148,11 @@ def running_on_host(run: Callable[[Launch, tuple[Any, ...]], None]) -> Iterator[
 _recorder: ContextVar[Callable[[Launch, tuple[Any, ...]], None] | None] = ContextVar("gpuconv_recorder", default=None)
 
 
+def is_recording() -> bool:
+    """Whether launches are noted instead of made."""
+    return _recorder.get() is not None
+
+
 @contextlib.contextmanager
 def recording(noted: Callable[[Any], Any] | None = None) -> Iterator[list[tuple[Launch, tuple[Any, ...]]]]:
     """Inside of the ``with`` block launches are noted instead of made: a list of them, each with its arguments.

@@ -181,17 +181,23 @@ class CudaDriver:
     def __init__(self) -> None:
         self._driver: Any = importlib.import_module("cuda.bindings.driver")
         self._streams: dict[int, Any] = {}
+        #: By kernel, signature and device; with the kernel, so that no other gets its id.
+        self._loaded: dict[Any, tuple[Any, Any]] = {}
         self._success = self._driver.CUresult.CUDA_SUCCESS
 
     def load(self, launch: Any) -> Any:
         """The handle of a launch's kernel on the current device; it is compiled if need be."""
-        cuda: Any = importlib.import_module("numba.cuda")
         status, device = self._driver.cuCtxGetDevice()
-        # Numba does not follow others to another device.
-        if status == self._success and cuda.get_current_device().id != int(device):
-            cuda.select_device(int(device))
-        compiled = launch.kernel.compile(launch.signature)
-        return self._driver.CUfunction(int(compiled._codelibrary.get_cufunc().handle))
+        key = id(launch.kernel), launch.signature, int(device) if status == self._success else None
+        if key not in self._loaded:
+            cuda: Any = importlib.import_module("numba.cuda")
+            # Numba does not follow others to another device.
+            if key[2] is not None and cuda.get_current_device().id != key[2]:
+                cuda.select_device(key[2])
+            compiled = launch.kernel.compile(launch.signature)
+            function = self._driver.CUfunction(int(compiled._codelibrary.get_cufunc().handle))
+            self._loaded[key] = function, launch.kernel
+        return self._loaded[key][0]
 
     def submit(
         self,

@@ -41,11 +41,13 @@ class Plan:
         workspace: elements of the workspace that it needs.
     """
 
-    __slots__ = ("_prepared", "choice", "geometry", "module", "workspace")
+    __slots__ = ("_device", "_prepared", "choice", "geometry", "module", "workspace")
 
     def __init__(self, choice: Choice, geometry: Any):
         self.choice, self.geometry = choice, geometry
         self.module: Any = None if choice.variant == COMPOSED else kernels.load(choice.operation, choice.variant)
+        # Not imported with this file, as it loads Numba's CUDA target.
+        self._device: Any = importlib.import_module("gpuconv.kernels.device")
         workspace_size = getattr(self.module, "workspace_size", None)
         self.workspace = 0 if workspace_size is None else workspace_size(geometry, choice.tiling)
         self._prepared: dict[Any, _Prepared] = {}
@@ -74,6 +76,9 @@ class Plan:
         Raises:
             TypeError: an array is not of the type and size that the plan is for.
         """
+        if self._device.is_recording():
+            self.module.launch(*arrays, self.geometry, self.choice.tiling, stream, **options)
+            return
         flat, missing = flattened(arrays)
         named = tuple([name for name, value in options.items() if hasattr(value, "dtype")]) if options else ()
         if named:
@@ -115,8 +120,6 @@ class Plan:
         narrow: tuple[bool, ...],
         options: dict[str, Any],
     ) -> _Prepared:
-        # Imported when a kernel is launched, and not before: these load Numba's CUDA target.
-        device: Any = importlib.import_module("gpuconv.kernels.device")
         driver: Any = importlib.import_module("gpuconv.kernels.driver")
         operands = iter(
             driver.Operand(number, array.shape, array.dtype, not (narrow and narrow[number]))
@@ -129,7 +132,7 @@ class Plan:
             return None if array is None else next(operands)
 
         given = [standing_in(array) for array in arrays]
-        with device.recording() as launches:
+        with self._device.recording() as launches:
             keywords = {**options, **{name: next(operands) for name in named}}
             self.module.launch(*given, self.geometry, self.choice.tiling, None, **keywords)
         return _Prepared(
