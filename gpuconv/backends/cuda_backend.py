@@ -11,16 +11,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib
 import importlib.util
+import json
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from gpuconv import kernels, tuning, tuning_store
+from gpuconv import files, kernels, tuning, tuning_store
 from gpuconv.backends.base import Array, Backend, Candidate
 from gpuconv.geometry import (
     BlockGeometry,
@@ -81,8 +86,56 @@ def _compiler() -> tuple[int, int] | str:
         version: tuple[int, int] = importlib.import_module("numba.cuda.cudadrv.runtime").runtime.get_version()
     except Exception as error:  # of many kinds: each library has its own for not being found
         reason = str(error).partition("\n")[0]
-        return f"numba-cuda finds no CUDA compiler ({reason}): {_INSTALL}, or let CUDA_HOME name a CUDA toolkit"
-    return version
+        return _numpy_is_to_blame(error) or (
+            f"numba-cuda finds no CUDA compiler ({reason}): {_INSTALL}, or let CUDA_HOME name a CUDA toolkit"
+        )
+    return _trial(version) or version
+
+
+def _numpy_is_to_blame(error: BaseException | None) -> str | None:
+    """One line, if NumPy is newer than numba-cuda knows it, and an error, or one that led to it, is about NumPy."""
+    if tuple(map(int, np.__version__.split(".")[:2])) < (2, 5):
+        return None
+    while error is not None:
+        if isinstance(error, (AttributeError, ImportError)) and re.search("numpy", str(error), re.IGNORECASE):
+            return (
+                f"numba-cuda {version_of('numba-cuda')} cannot compile with NumPy {np.__version__} "
+                f"({str(error).partition(chr(10))[0]}): pip install 'numpy<2.5'"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@functools.cache
+def _trial(cuda: tuple[int, int]) -> str | None:
+    """Why the smallest kernel does not compile, one line; None if it does.
+
+    That takes half a second. Success is kept beside the compiled kernels, under all versions that it depends on, and
+    later processes read it. A failure is tried again by the next one: somebody may have mended it.
+    """
+    try:
+        versions = [f"{name} {version_of(name)}" for name in ("numba-cuda", "numba", "llvmlite")]
+        others = f"numpy {np.__version__}", f"Python {sys.version}", f"CUDA {cuda}", f"driver {_driver()}"
+        proof = json.dumps([*versions, *others]).encode()
+        folder = importlib.import_module("gpuconv.kernels.compiled").folder()
+        kept = folder / f"compiles-{hashlib.sha256(proof).hexdigest()[:16]}.json"
+        with contextlib.suppress(OSError):
+            if kept.read_bytes() == proof:
+                return None
+        numba = importlib.import_module("numba")
+        # For compute capability 8.0, which every toolkit from 12 on compiles for, and without asking the device.
+        numba.cuda.compile_ptx(_first_element_is_one, (numba.float32[::1],), cc=(8, 0))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        return _numpy_is_to_blame(error) or f"numba-cuda cannot compile ({type(error).__name__}: {reason}): {_INSTALL}"
+    with contextlib.suppress(OSError):  # then the next process tries again
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.write_atomically(kept, proof)
+    return None
+
+
+def _first_element_is_one(x: Any) -> None:
+    x[0] = 1
 
 
 def _arrays() -> int | str:
