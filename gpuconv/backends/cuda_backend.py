@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv import files, kernels, tuning, tuning_store
+from gpuconv.backends import exchange
 from gpuconv.backends.base import Array, Backend, Candidate
 from gpuconv.geometry import (
     BlockGeometry,
@@ -232,13 +233,18 @@ class CudaBackend(Backend):
     def asarray(self, array: Any, name: str = "array") -> Array:
         """As the base says; a host array is copied to the current device, one on another device is refused.
 
+        One of another library on the device is taken as it is, by DLPack or ``__cuda_array_interface__``.
+
         Raises:
             TypeError: an element type with which the kernels cannot compute.
             ValueError: the array lives on another device than the current one.
             MemoryError: the device is full; the message says how much was asked for and what is free.
         """
-        if isinstance(array, np.ndarray) and not array.dtype.isnative:
-            array = array.astype(array.dtype.newbyteorder("="))
+        if isinstance(array, np.ndarray):
+            if not array.dtype.isnative:
+                array = array.astype(array.dtype.newbyteorder("="))
+        elif not self.simulated and exchange.on_device(array):
+            array = exchange.adopted(array, self.xp)
         if array.dtype.kind == "f" and array.dtype not in (np.float32, np.float64):
             raise TypeError(f"{name} has element type {array.dtype}; the cuda backend computes in float32 and float64")
         if self.simulated:
@@ -249,7 +255,7 @@ class CudaBackend(Backend):
                     raise TypeError(
                         f"{name}, of shape {array.shape}, is on the host, from where every repetition takes it anew"
                     )
-                array = self.xp.asarray(array)  # zero-copy through __cuda_array_interface__
+                array = self.xp.asarray(array)
             self._check_device(name, array)
             return self._contiguous(array)
 
