@@ -4,8 +4,8 @@ The user's word is, in this order, an argument, :func:`use_variant`, or the envi
 (``conv2d=direct,conv2d_grad_input=tiled``). What ``gpuconv tune`` has measured comes from
 :mod:`gpuconv.tuning_store`, and holds for one geometry on one model of GPU. The rule is :data:`RULES`: for each
 operation the variants in the order in which they are tried, each with its condition and the reason for it; the first
-whose condition holds and which supports the geometry is taken, with its first tiling. The rule is reasoned, not
-measured: it says why, so that a measurement can correct it.
+whose condition holds and which supports the geometry is taken, with its first tiling. The rule says why, so that a
+measurement can correct it; ``python -m bench.rules`` tells how far it is from the best that was measured.
 
 Of a fused operation the last variant is :data:`COMPOSED`: no kernel of its own, but those of its parts one after the
 other. It can be asked for like any other.
@@ -91,6 +91,11 @@ def _reuses_a_halo(g: Conv2dGeometry, dtype: str) -> bool:
     return g.r * g.s > 1 and g.p * g.q >= 16
 
 
+def _serves_several_channels(g: Conv2dGeometry, dtype: str) -> bool:
+    channels = g.c // g.groups
+    return g.p * g.q >= 16 and channels > 1 and (g.r * g.s > 1 or (channels >= 32 and g.stride == (1, 1)))
+
+
 def _is_small(g: BlockGeometry, dtype: str) -> bool:
     return not _fills_a_gemm(g.conv, dtype)
 
@@ -118,7 +123,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("direct", _always, "supports everything"),
     ),
     "conv2d_grad_input": (
-        Rule("tiled", _reuses_a_halo, "windows of neighbouring elements overlap: read once into shared memory"),
+        Rule(
+            "tiled",
+            _serves_several_channels,
+            "a gradient that is read once into shared memory serves several channels, and the windows that overlap; "
+            "by a 1x1 window, at least 32 channels",
+        ),
         Rule("direct", _always, "supports everything"),
     ),
     "conv2d_grad_weight": (
