@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuconv import autograd, backends, functional, geometry, nn, optim
 from gpuconv.autograd import Function, Tensor, gradcheck, is_grad_enabled, no_grad
-from gpuconv.backends import BackendUnavailable, use_backend
+from gpuconv.backends import BackendUnavailable, current_stream, use_backend, use_stream
 from gpuconv.random import manual_seed
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "autograd",
     "backends",
     "capture",
+    "current_stream",
     "data",
     "explain",
     "functional",
@@ -45,6 +46,7 @@ __all__ = [
     "storage",
     "train",
     "use_backend",
+    "use_stream",
 ]
 
 _LAZY = {

@@ -20,6 +20,7 @@ import numpy as np
 
 from gpuconv import backends
 from gpuconv.backends import Array, Backend, capturing
+from gpuconv.backends.exchange import adopted, on_device
 
 __all__ = [
     "Context",
@@ -66,9 +67,9 @@ def is_grad_enabled() -> bool:
 def to_array(data: Any, dtype: Any = None) -> Array:
     """Return data as an array, without a copy where it is one.
 
-    Takes Tensors, NumPy and CuPy arrays, torch tensors (through DLPack, which shares their memory), what else has a
-    ``__cuda_array_interface__``, numbers and nested sequences of them. Python floats become float32, the library's
-    default, unless ``dtype`` says otherwise. What is on a GPU becomes a CuPy array on the same memory.
+    Takes Tensors, arrays of NumPy, CuPy and any library that has DLPack or ``__cuda_array_interface__`` (PyTorch, JAX,
+    Numba), numbers and nested sequences of them. Python floats become float32, the library's default, unless ``dtype``
+    says otherwise. What is on a GPU becomes a CuPy array on the same memory.
 
     Raises:
         TypeError: not numeric, or a torch tensor that requires grad (its graph would be cut silently).
@@ -85,19 +86,16 @@ def to_array(data: Any, dtype: Any = None) -> Array:
 
 def _converted(data: Any, dtype: Any) -> tuple[Array, Any]:
     """What is neither a Tensor nor a numeric NumPy array as an array, and the element type that it has to get."""
-    if _is_torch(data):
-        if data.requires_grad:
-            raise TypeError(
-                "a torch tensor that requires grad: pass tensor.detach(), gpuconv cannot extend torch's graph"
-            )
-        # On a GPU, too: torch's __cuda_array_interface__ names no stream, so that nobody would wait for its work.
-        library = backends.get("cuda").xp if data.is_cuda else np
+    if _is_torch(data) and data.requires_grad:
+        raise TypeError("a torch tensor that requires grad: pass tensor.detach(), gpuconv cannot extend torch's graph")
+    library = backends.get("cuda").xp if on_device(data) else np
+    if library is not np or _is_torch(data) or (hasattr(data, "__dlpack__") and not hasattr(data, "__array__")):
         try:
-            data = library.from_dlpack(data)
-        except (RuntimeError, BufferError):
-            raise TypeError(f"a torch tensor of type {data.dtype}, which NumPy does not have; convert it") from None
-    if hasattr(data, "__cuda_array_interface__"):
-        array = backends.get("cuda").xp.asarray(data)  # CuPy's, on the same memory
+            array = adopted(data, library)
+        except (RuntimeError, BufferError) as error:
+            if _is_torch(data):
+                raise TypeError(f"a torch tensor of type {data.dtype}, which NumPy does not have; convert it") from None
+            raise TypeError(f"an array of {_library(data)} that DLPack does not hand over ({error})") from None
     else:
         python_numbers = not hasattr(data, "dtype")
         try:
@@ -165,7 +163,7 @@ def _like(result: Array, template: Any) -> Any:
         from numba import cuda
 
         return cuda.as_cuda_array(result)
-    if not hasattr(template, "__cuda_array_interface__"):
+    if not on_device(template):
         return to_numpy(result)  # what was computed on a device from the host's
     return result
 
@@ -174,8 +172,8 @@ class Tensor:
     """An array and, if it was computed from Tensors that require grad, how.
 
     Args:
-        data: a NumPy or CuPy array (shared, not copied), a torch tensor, numbers or nested sequences of them (Python
-            floats become float32).
+        data: a NumPy or CuPy array or one of another library with DLPack or ``__cuda_array_interface__`` (shared, not
+            copied), numbers or nested sequences of them (Python floats become float32).
         requires_grad: collect ``.grad`` here on :meth:`backward`; only for float data.
         dtype: convert to this element type.
 

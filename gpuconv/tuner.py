@@ -24,7 +24,7 @@ from gpuconv.geometry import Conv2dGeometry, Pair, Pool2dGeometry
 from gpuconv.models import build
 from gpuconv.tuning_store import Key, Platform, Winner
 
-__all__ = ["MARGIN", "OPERATIONS", "Outcome", "Task", "nothing_to_tune", "tasks_of", "tune"]
+__all__ = ["MARGIN", "OPERATIONS", "Outcome", "Task", "clearly_faster", "nothing_to_tune", "tasks_of", "tune"]
 
 OPERATIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 
@@ -157,7 +157,7 @@ def _tuned(task: Task, candidates: list[Candidate], backend: Backend, platform: 
             samples[candidate.label].append(1e6 * clock.seconds(candidate.run, arrays))
     times = {label: statistics.median(values) for label, values in samples.items()}
     fastest = min(right, key=lambda candidate: times[candidate.label])
-    winner = fastest if _clearly_faster(samples[fastest.label], samples[rule.label]) else rule
+    winner = fastest if clearly_faster(samples[fastest.label], samples[rule.label]) else rule
     ranked = tuple(sorted(times.items(), key=lambda item: item[1]))
     tiling = None if winner.tiling is None else asdict(winner.tiling)
     not_kept = ""
@@ -169,7 +169,7 @@ def _tuned(task: Task, candidates: list[Candidate], backend: Backend, platform: 
     return Outcome(task, winner.label, rule.label, ranked, tuple(wrong), not_kept=not_kept)
 
 
-def _clearly_faster(samples: Sequence[float], than: Sequence[float]) -> bool:
+def clearly_faster(samples: Sequence[float], than: Sequence[float]) -> bool:
     """Whether the samples pass the test of :data:`MARGIN`."""
     _, median, high = statistics.quantiles(samples, n=4, method="inclusive")
     low, other, _ = statistics.quantiles(than, n=4, method="inclusive")

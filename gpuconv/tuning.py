@@ -2,10 +2,11 @@
 
 The user's word is, in this order, an argument, :func:`use_variant`, or the environment variable ``GPUCONV_VARIANTS``
 (``conv2d=direct,conv2d_grad_input=tiled``). What ``gpuconv tune`` has measured comes from
-:mod:`gpuconv.tuning_store`, and holds for one geometry on one model of GPU. The rule is :data:`RULES`: for each
-operation the variants in the order in which they are tried, each with its condition and the reason for it; the first
-whose condition holds and which supports the geometry is taken, with its first tiling. The rule is reasoned, not
-measured: it says why, so that a measurement can correct it.
+:mod:`gpuconv.tuning_store`, and holds for one geometry on one model of GPU. What was measured before on another GPU of
+the same compute capability ships with the package, where it is faster than the rule. The rule is :data:`RULES`: for
+each operation the variants in the order in which they are tried, each with its condition and the reason for it; the
+first whose condition holds and which supports the geometry is taken, with its first tiling. The rule says why, so that
+a measurement can correct it; ``python -m bench.rules`` tells how far it is from the best that was measured.
 
 Of a fused operation the last variant is :data:`COMPOSED`: no kernel of its own, but those of its parts one after the
 other. It can be asked for like any other.
@@ -14,6 +15,7 @@ other. It can be asked for like any other.
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,10 +25,21 @@ from itertools import pairwise
 from typing import Any
 
 from gpuconv import kernels, tuning_store
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 from gpuconv.tuning_store import Platform
 
-__all__ = ["COMPOSED", "ENVIRONMENT_VARIABLE", "RULES", "Choice", "Rule", "candidates", "choose", "use_variant", "wish"]
+__all__ = [
+    "COMPOSED",
+    "ENVIRONMENT_VARIABLE",
+    "RULES",
+    "Choice",
+    "Rule",
+    "candidates",
+    "choose",
+    "place_of",
+    "use_variant",
+    "wish",
+]
 
 ENVIRONMENT_VARIABLE = "GPUCONV_VARIANTS"
 #: The variant of a fused operation that runs its parts one after the other.
@@ -57,7 +70,7 @@ class Choice:
 
     Attributes:
         operation, variant, tiling: what.
-        source: 'argument', 'use_variant', 'environment', 'store' or 'rule'.
+        source: 'argument', 'use_variant', 'environment', 'store', 'default' (it ships with the package) or 'rule'.
         reason: why.
     """
 
@@ -92,6 +105,11 @@ def _reuses_a_halo(g: Conv2dGeometry, dtype: str) -> bool:
     return g.r * g.s > 1 and g.p * g.q >= 16
 
 
+def _serves_several_channels(g: Conv2dGeometry, dtype: str) -> bool:
+    channels = g.c // g.groups
+    return g.p * g.q >= 16 and channels > 1 and (g.r * g.s > 1 or (channels >= 32 and g.stride == (1, 1)))
+
+
 def _is_small(g: BlockGeometry, dtype: str) -> bool:
     return not _fills_a_gemm(g.conv, dtype)
 
@@ -119,7 +137,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("direct", _always, "supports everything"),
     ),
     "conv2d_grad_input": (
-        Rule("tiled", _reuses_a_halo, "windows of neighbouring elements overlap: read once into shared memory"),
+        Rule(
+            "tiled",
+            _serves_several_channels,
+            "a gradient that is read once into shared memory serves several channels, and the windows that overlap; "
+            "by a 1x1 window, at least 32 channels",
+        ),
         Rule("direct", _always, "supports everything"),
     ),
     "conv2d_grad_weight": (
@@ -234,30 +257,60 @@ def wish(operation: str) -> tuple[Any, str | None]:
     return chosen.get(operation) if chosen else None, os.environ.get(ENVIRONMENT_VARIABLE)
 
 
-@tuning_store.cached
-def _from_store(operation: str, geometry: Any, dtype: str, platform: Platform) -> Choice | None:
-    """What was measured to be the fastest, if there still is such a variant and tiling."""
+def place_of(operation: str, geometry: Any) -> tuple[str, Conv2dGeometry, Pair] | None:
+    """Under which operation, geometry and window something is tuned; None for what is not.
+
+    Args:
+        operation: a name of ``kernels.VARIANTS``.
+        geometry: what the operation's variants take.
+    """
     if isinstance(geometry, BlockGeometry) and operation == "conv2d_relu_max_pool2d":
         window = (geometry.pool.r, geometry.pool.s)
         if geometry.pool != Pool2dGeometry.of(geometry.conv.output_shape, window):
             return None  # only windows that lie side by side are tuned
-        key = tuning_store.Key(platform, "conv2d", geometry.conv, dtype, window)
-    elif isinstance(geometry, Conv2dGeometry):
-        key = tuning_store.Key(platform, operation, geometry, dtype)
-    else:
+        return "conv2d", geometry.conv, window
+    if isinstance(geometry, Conv2dGeometry):
+        return operation, geometry, (1, 1)
+    return None
+
+
+def _tiling_of(operation: str, geometry: Any, variant: str, fields: Mapping[str, Any] | None) -> Any:
+    """The tiling with these fields, if there still is such a variant and tiling; else None."""
+    if variant in kernels.VARIANTS[operation]:
+        module = kernels.load(operation, variant)
+        for tiling in module.tilings(geometry) if module.supports(geometry) else ():
+            if asdict(tiling) == fields:
+                return tiling
+    return None
+
+
+@tuning_store.cached
+def _from_store(operation: str, geometry: Any, dtype: str, platform: Platform) -> Choice | None:
+    """What was measured to be the fastest, if there still is such a variant and tiling."""
+    if (place := place_of(operation, geometry)) is None:
         return None
-    winner = tuning_store.find(key)
+    tuned, convolution, window = place
+    winner = tuning_store.find(tuning_store.Key(platform, tuned, convolution, dtype, window))
     if winner is None:
         return None
-    if winner.variant in kernels.VARIANTS[operation]:
-        module = kernels.load(operation, winner.variant)
-        for tiling in module.tilings(geometry) if module.supports(geometry) else ():
-            if asdict(tiling) == winner.tiling:
-                return Choice(operation, winner.variant, tiling, "store", "the fastest when it was measured here")
+    if (tiling := _tiling_of(operation, geometry, winner.variant, winner.tiling)) is not None:
+        return Choice(operation, winner.variant, tiling, "store", "the fastest when it was measured here")
     tuning_store.unusable(
         f"{operation}: the tuning store names {winner.variant!r} in the tiling {winner.tiling}, which there is not"
     )
     return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _from_defaults(operation: str, geometry: Any, dtype: str, capability: str | None) -> Choice | None:
+    """What ships with the package, if there still is such a variant and tiling; the user could not mend it."""
+    if capability is None or (place := place_of(operation, geometry)) is None:
+        return None
+    tuned, convolution, window = place
+    default = tuning_store.defaults().get((capability, tuned, convolution, dtype, window))
+    if default is None or (tiling := _tiling_of(operation, geometry, default.variant, default.tiling)) is None:
+        return None
+    return Choice(operation, default.variant, tiling, "default", f"measured on {default.device}, {default.date}")
 
 
 def choose(
@@ -276,7 +329,7 @@ def choose(
         geometry: what the operation's variants take.
         dtype: 'float32' or 'float64'.
         variant, tiling: the caller's wish.
-        platform: the device that it will run on; None, as in the simulator, leaves the store out.
+        platform: the device that it will run on; None, as in the simulator, leaves out what was measured.
 
     Raises:
         ValueError: an unknown name, a variant asked for that does not support the geometry, or none that does.
@@ -292,8 +345,11 @@ def choose(
             if not (answer := _supports(operation, _checked(operation, wished, source), geometry)):
                 raise ValueError(f"{operation}: the variant {wished}, asked for by {source}, refuses: {answer}")
             return Choice(operation, wished, how or _first_tiling(operation, wished, geometry), source, "asked for")
-    if platform is not None and (measured := _from_store(operation, geometry, dtype, platform)) is not None:
-        return measured
+    if platform is not None:
+        measured = _from_store(operation, geometry, dtype, platform)
+        measured = measured or _from_defaults(operation, geometry, dtype, platform.compute_capability)
+        if measured is not None:
+            return measured
     refusals = []
     for rule in _rules(operation):
         if not rule.when(geometry, dtype) or rule.variant not in _names(operation):
@@ -318,11 +374,14 @@ def candidates(
         answer = _supports(operation, rule.variant, geometry)
         if rule.variant == choice.variant:
             how = "" if choice.tiling is None else f"; {choice.tiling}"
-            rows.append((rule.variant, f"taken, by {choice.source}: {choice.reason}{how}"))
+            who = "taken: default" if choice.source == "default" else f"taken, by {choice.source}:"
+            rows.append((rule.variant, f"{who} {choice.reason}{how}"))
         elif not answer:
             rows.append((rule.variant, f"does not support it: {answer}"))
         elif choice.source == "store":
             rows.append((rule.variant, "was slower when it was measured here"))
+        elif choice.source == "default":
+            rows.append((rule.variant, f"was slower when it was {choice.reason}"))
         elif choice.source != "rule":
             rows.append((rule.variant, f"another one was asked for by {choice.source}"))
         elif not rule.when(geometry, dtype):

@@ -11,6 +11,9 @@ with it results would depend on that number wherever two variants round differen
 
 The folder is ``tuning`` in the user's cache folder, or what the environment variable ``GPUCONV_TUNING`` names; ``off``
 keeps everything in memory, and finds nothing. The variable is read once, by the first look-up.
+
+For GPUs that nobody has tuned, ``tuning_defaults.json`` ships with the package: what was the fastest by more than 3 %
+on another GPU of the same compute capability (``python -m bench.rules --winners``). It has no part in the folder.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,13 +34,15 @@ from gpuconv import files
 from gpuconv.geometry import Conv2dGeometry, Pair
 
 __all__ = [
-    "ENVIRONMENT_VARIABLE", "Entry", "Key", "Platform", "Winner", "cached", "clear", "digest", "entries", "find",
-    "folder", "forget", "record", "unusable", "when_changed",
+    "DEFAULTS_SCHEMA", "ENVIRONMENT_VARIABLE", "Default", "Entry", "Key", "Platform", "Winner", "cached", "clear",
+    "defaults", "digest", "entries", "find", "folder", "forget", "record", "unusable",
+    "when_changed",
 ]  # fmt: skip
 
 ENVIRONMENT_VARIABLE = "GPUCONV_TUNING"
 OFF = "off"
 _SCHEMA = 1
+DEFAULTS_SCHEMA = 1
 _log = logging.getLogger(__name__)
 
 
@@ -57,6 +63,12 @@ class Platform:
     driver: str
     library: str
     sources: str
+
+    @property
+    def compute_capability(self) -> str | None:
+        """Of the GPU, such as '9.0'; None on a CPU."""
+        found = re.search(r"compute capability (\d+\.\d+)", self.device)
+        return found[1] if found else None
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,23 @@ class Entry:
     key: Key
     winner: Winner
     date: str
+
+
+@dataclass(frozen=True)
+class Default:
+    """What ships for a compute capability, an operation, a geometry, an element type and a window.
+
+    Attributes:
+        device: the model of GPU on which it was measured.
+        date: when, ISO 8601.
+        variant: the fastest one.
+        tiling: its fields.
+    """
+
+    device: str
+    date: str
+    variant: str
+    tiling: Mapping[str, Any]
 
 
 def digest(paths: Iterable[Path]) -> str:
@@ -166,6 +195,18 @@ def find(key: Key) -> Winner | None:
         unusable(f"{path}: {_in_words(error)}")
         return None
     return entry.winner
+
+
+@functools.cache
+def defaults() -> Mapping[tuple[str, str, Conv2dGeometry, str, Pair], Default]:
+    """What ships with the package, by compute capability, operation, geometry, element type and window."""
+    content = json.loads(Path(__file__).with_name("tuning_defaults.json").read_bytes())
+    found = {}
+    for one in content["defaults"]:
+        geometry = Conv2dGeometry(**{name: _tuples(value) for name, value in one["geometry"].items()})
+        key = one["compute_capability"], one["operation"], geometry, one["dtype"], _tuples(one["window"])
+        found[key] = Default(one["device"], one["date"], one["variant"], one["tiling"])
+    return found
 
 
 def unusable(why: str) -> None:

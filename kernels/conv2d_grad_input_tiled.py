@@ -28,6 +28,7 @@ are not finite, a NaN can therefore reach up to a window's width further than by
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,7 @@ from numba import cuda, types
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
+    MULTIPROCESSORS,
     Answer,
     Launch,
     Refusal,
@@ -71,6 +73,13 @@ _SHARED_ELEMENTS = 6 * 1024
 _LONGEST_SEGMENT = 32
 #: Launches; each phase is one.
 _MOST_PHASES = 16
+
+# For estimates: shared memory of a multiprocessor, and what a block takes of it besides its own; cycles of a round of
+# fetches, more for each warp of the block, and at least, fitted to an H100's times.
+_MULTIPROCESSOR_BYTES, _BLOCK_BYTES = 227 * 1024, 1024
+_ROUND, _ROUND_A_WARP, _LEAST = 40, 28, 160
+#: Estimates that are nearer to each other than this tell nothing.
+_NEAR = 1.12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,22 +223,66 @@ def supports(geometry: Conv2dGeometry) -> Answer:
     return True
 
 
+def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+    """Estimated time, in cycles of a large GPU's multiprocessor; the sum over the phases.
+
+    Blocks that a multiprocessor holds at once: by registers (512 threads), by shared memory, and no more than there
+    are. In each stage, of ``filters`` filters, all warps of these blocks multiply, on four schedulers, an instruction a
+    cycle: multiply-adds, and loads of 128 bits from shared memory. Before that each block fetches, every thread an
+    element a round; in a round the whole block waits for memory, the longer the more warps it has, since all of them
+    meet at the barrier behind it.
+
+    On an H100, twelve tilings on four layers of ResNet-50 and VGG-16 took 0.9 to 1.1 times as long, by cycles of 1.6
+    GHz.
+    """
+    channels, filters = geometry.c // geometry.groups, geometry.k // geometry.groups
+    warps, total = -(-tiling.threads // 32), 0.0
+    for rows, columns in phases(geometry):
+        blocks = geometry.n * geometry.groups * -(-channels // tiling.channels)
+        blocks *= -(-rows.size // tiling.rows) * -(-columns.size // tiling.columns)
+        by_shared = _MULTIPROCESSOR_BYTES // (4 * _shared_elements(tiling, rows, columns) + _BLOCK_BYTES)
+        held = max(1, min(512 // tiling.threads, by_shared, -(-blocks // MULTIPROCESSORS)))
+        taps, segment = rows.taps * columns.taps, _segment(columns, tiling.thread_columns)
+        adds = taps * tiling.thread_channels * tiling.thread_columns
+        loads = rows.taps * (segment // 4 + columns.taps * -(-tiling.thread_channels // 4))
+        height, width = _layout(tiling, rows, columns)[0], tiling.columns - tiling.thread_columns + segment
+        fetched = tiling.filters * height * width, tiling.filters * tiling.channels * taps
+        rounds = sum(-(-elements // tiling.threads) for elements in fetched)
+        stage = -(-held * warps // 4) * tiling.filters * (adds + loads) + rounds * max(
+            _LEAST, _ROUND + _ROUND_A_WARP * warps
+        )
+        stages = -(-filters // tiling.filters) if taps else 0
+        total += -(-blocks // (MULTIPROCESSORS * held)) * stages * stage
+    return total
+
+
+def _covered(geometry: Conv2dGeometry, tiling: Tiling) -> int:
+    """Elements of an image that the tiles compute, with those that lie beyond its borders and channels."""
+    covered = geometry.groups * -(-geometry.c // geometry.groups // tiling.channels) * tiling.channels
+    return sum(
+        covered * -(-rows.size // tiling.rows) * tiling.rows * -(-columns.size // tiling.columns) * tiling.columns
+        for rows, columns in phases(geometry)
+    )
+
+
+@functools.cache
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
-    """Tilings that fit into shared memory, by estimated instructions; none with four times as many as the first."""
-    channels = geometry.c // geometry.groups
-    largest = max((rows.size, columns.size) for rows, columns in phases(geometry))
+    """Tilings that fit into shared memory, by estimated time; none with four times that of the first.
 
-    def cost(tiling: Tiling) -> float:
-        covered = 1.0
-        sizes = (tiling.rows, tiling.columns, tiling.channels)
-        for size, tile in zip((*largest, channels), sizes, strict=True):
-            covered *= -(-size // tile) * tile / size
-        # Loads for each multiply-add.
-        loads = 1 / tiling.thread_channels + 1 / (4 * tiling.thread_columns)
-        return covered * (1 + loads)
+    Those that the estimate cannot tell from the best come in this order: what computes the fewest elements in vain,
+    then what has more channels a block and so reads the gradients less often.
+    """
+    geometry = dataclasses.replace(geometry, n=max(1, geometry.n))
+    costs = {tiling: _cost(geometry, tiling) for tiling in _choices(geometry)}
+    best = min(costs.values())
 
-    ranked = sorted(_choices(geometry), key=cost)
-    return tuple(tiling for tiling in ranked if cost(tiling) < 4 * cost(ranked[0]))
+    def rank(tiling: Tiling) -> tuple[float, ...]:
+        cost = costs[tiling]
+        if cost > _NEAR * best:
+            return 1, cost
+        return 0, _covered(geometry, tiling), -tiling.channels, cost
+
+    return tuple(tiling for tiling in sorted(costs, key=rank) if costs[tiling] <= 4 * best)
 
 
 @specialised

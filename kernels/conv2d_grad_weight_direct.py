@@ -48,6 +48,8 @@ from gpuconv.kernels.partial_sums import first_target, reduction
 
 #: Threads that keep a large GPU busy.
 _ENOUGH_THREADS = 1024 * MULTIPROCESSORS
+# Nanoseconds of a thread's position, and of a part in the second stage: those of an H100 on LeNet's layers.
+_POSITION_NS, _PART_NS = 48, 35
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +79,28 @@ def _elements(geometry: Conv2dGeometry) -> int:
     return geometry.k * geometry.c // geometry.groups * geometry.r * geometry.s
 
 
+def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+    """Estimated time, in nanoseconds on a large GPU.
+
+    A thread's positions come one after the other, each with the latency of its loads, and slower where there are more
+    threads than that hides. The second stage adds up the parts one after the other, too.
+    """
+    positions, threads = geometry.n * geometry.p * geometry.q, _elements(geometry) * tiling.parts
+    busy = max(1, threads / (_ENOUGH_THREADS / 2))
+    return _POSITION_NS * positions / tiling.parts * busy + (_PART_NS * tiling.parts if tiling.parts > 1 else 0)
+
+
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
-    """As many parts as keep a large GPU busy, a quarter of them, and one, which needs no second stage."""
+    """As many parts as keep a large GPU busy, a quarter of them, and one, which needs no second stage.
+
+    The quarter comes first where so many parts take longer to add up than they save: of few weights.
+    """
     rows = max(1, geometry.n * geometry.p)
     # A grid is at most 65,535 blocks high.
     parts = min(rows, -(-_ENOUGH_THREADS // _elements(geometry)), 65_535)
-    choices = [(128, parts), (256, parts), (64, -(-parts // 4)), (128, 1)]
-    return tuple(dict.fromkeys(Tiling(*choice) for choice in choices))
+    many, few = [Tiling(128, parts), Tiling(256, parts)], Tiling(64, -(-parts // 4))
+    choices = [few, *many] if _cost(geometry, few) < _cost(geometry, many[0]) else [*many, few]
+    return tuple(dict.fromkeys([*choices, Tiling(128, 1)]))
 
 
 def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:

@@ -62,6 +62,9 @@ from gpuconv.kernels.partial_sums import first_target, reduction
 #: To write an element of the workspace and read it again takes as long as so many multiply-adds (on a large GPU: 8
 #: bytes at 4 TB/s, against 30 · 10¹² multiply-adds a second).
 _WORKSPACE_COST = 60
+#: So many multiply-adds a large GPU makes while the second stage adds a part to the sums: 25 ns, by the times of an
+#: H100. It matters where there are few weights and many parts.
+_PART_COST = 700_000
 #: Positions that are worth a block.
 _FEWEST_POSITIONS = 64
 #: A warp's threads stand 4 high and 8 across in the block's tile: a lane's factors then serve most other lanes, too.
@@ -132,26 +135,30 @@ _SHAPES = (
 )
 
 
+def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+    """Estimated time of tiles, workspace and second stage, in multiply-adds that a large GPU makes in it."""
+    down, across = _blocks(geometry, tiling.filters, tiling.columns)
+    blocks, positions = down * across * geometry.groups, _matrix(geometry)[2]
+    loads = (1 / tiling.thread_filters + 1 / tiling.thread_columns) / 4
+    fetches = 1 / tiling.filters + 1 / tiling.columns
+    # A fetch costs about ten instructions: its address, its predicate, and a store to shared memory.
+    adds = blocks * tiling.filters * tiling.columns * positions * (1 + loads + 10 * fetches)
+    slots = MULTIPROCESSORS * _resident(tiling) // tiling.threads
+    adds *= -(-blocks * tiling.parts // slots) * slots / (blocks * tiling.parts)
+    return adds + (tiling.parts * (_WORKSPACE_COST * _elements(geometry) + _PART_COST) if tiling.parts > 1 else 0)
+
+
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
-    """By estimated instructions, each with the number of parts estimated to be best; last the first one with one part.
+    """By estimated time, each with the number of parts estimated to be best; last the first one with one part.
 
     Tiles that would be four times as slow as the first one, because they are mostly empty, are left out.
     """
-
-    def cost(shape: tuple[int, int, int, int]) -> float:
-        down, across = _blocks(geometry, *shape[:2])
-        loads = (1 / shape[2] + 1 / shape[3]) / 4
-        fetches = 1 / shape[0] + 1 / shape[1]
-        # A fetch costs about ten instructions: its address, its predicate, and a store to shared memory.
-        return down * shape[0] * across * shape[1] * (1 + loads + 10 * fetches)
-
-    ranked = sorted(_SHAPES, key=cost)
-    found = []
-    for shape in ranked:
-        if cost(shape) < 4 * cost(ranked[0]):
-            tiling = Tiling(*shape, positions=8, parts=1)
-            found.append(dataclasses.replace(tiling, parts=_best_parts(geometry, tiling)))
-    return tuple(dict.fromkeys([*found, dataclasses.replace(found[0], parts=1)]))
+    found = [Tiling(*shape, positions=8, parts=1) for shape in _SHAPES]
+    found = [dataclasses.replace(tiling, parts=_best_parts(geometry, tiling)) for tiling in found]
+    costs = {tiling: _cost(geometry, tiling) for tiling in found}
+    ranked = sorted(costs, key=costs.__getitem__)
+    kept = [tiling for tiling in ranked if costs[tiling] <= 4 * costs[ranked[0]]]
+    return tuple(dict.fromkeys([*kept, dataclasses.replace(kept[0], parts=1)]))
 
 
 def _best_parts(geometry: Conv2dGeometry, tiling: Tiling) -> int:

@@ -232,8 +232,9 @@ def _cost(geometry: BlockGeometry, tiling: Tiling) -> float:
     stages = -(-conv.k // tiling.filters)
     # What a thread executes: sums, what comes before them, and where parts meet.
     thread = stages * (tiling.filters // tiling.parts * filter_ + fetches + 40) + 100 + 4 * sums * (tiling.parts - 1)
-    # A scheduler, of which a multiprocessor has four, begins an instruction a cycle, and one of each warp in two.
-    return max(-(-blocks // MULTIPROCESSORS) * warps * thread / 4, 2 * thread)
+    # A scheduler, of which a multiprocessor has four, begins an instruction a cycle. Where it has few warps, the
+    # longest thread decides, by 2.5 cycles an instruction: LeNet's tilings come in the order of an H100's times then.
+    return max(-(-blocks // MULTIPROCESSORS) * warps * thread / 4, 2.5 * thread)
 
 
 @functools.cache

@@ -99,7 +99,7 @@ class Launch:
     def __call__(self, stream: Any, *arguments: Any) -> None:
         """Queue it on a stream (None: the default one), or note it inside of :func:`recording`.
 
-        The stream is one of CuPy, torch or Numba, or a handle; arrays are flat, and on the device. Without a GPU the
+        The stream is a handle, or what has ``__cuda_stream__``; arrays are flat, and on the device. Without a GPU the
         launch is run at once, on NumPy arrays.
         """
         if (recorder := _recorder.get()) is not None:

@@ -88,16 +88,13 @@ def address_of(array: Any) -> int:
 
 
 def stream_handle(stream: Any) -> int:
-    """The driver's handle of a stream: None (the default stream), a number, or a stream of CuPy, torch or Numba."""
+    """The driver's handle of a stream: None (the default one), a handle, or what has ``__cuda_stream__``."""
     if stream is None or isinstance(stream, int):
         return stream or 0
-    if hasattr(stream, "__cuda_stream__"):
-        protocol = stream.__cuda_stream__
-        return int((protocol() if callable(protocol) else protocol)[1])
-    for name in ("ptr", "cuda_stream", "handle"):
-        if (handle := getattr(stream, name, None)) is not None:
-            return int(getattr(handle, "value", handle) or 0)
-    raise TypeError(f"a launch takes a stream, its handle or None, got {type(stream).__name__}")
+    if not hasattr(stream, "__cuda_stream__"):
+        raise TypeError(f"a launch takes a stream, its handle or None, got {type(stream).__name__}")
+    _, handle = stream.__cuda_stream__()
+    return int(handle)
 
 
 class Parameters:

@@ -105,10 +105,13 @@ def _choices(sizes: tuple[int, ...]) -> tuple[Tiling, ...]:
 
 
 def tilings(geometry: ChainGeometry) -> tuple[Tiling, ...]:
-    """Few rows a block for a short batch, which spread it over more multiprocessors; more rows for a longer one."""
-    few = geometry.n <= 256
+    """Few rows a block for a short batch, which spread it over more multiprocessors; more rows for a longer one.
+
+    Each block reads all weights: on an H100, 128 rows of LeNet's were faster in 32 blocks than in 64.
+    """
+    rows = 2 if geometry.n < 128 else 4 if geometry.n <= 256 else 8
     return tuple(
-        sorted(_choices(geometry.sizes), key=lambda tiling: (tiling.rows == 1, tiling.rows * (1 if few else -1)))
+        sorted(_choices(geometry.sizes), key=lambda tiling: (tiling.rows == 1, abs(tiling.rows - rows), tiling.rows))
     )
 
 

@@ -244,7 +244,8 @@ def _raw(value):
 
 def _computed(function, *arguments, **options):
     """What a function of NumPy gives, on the device: a view, or new memory that a captured stream writes later."""
-    value = function(*arguments, **options)
+    with np.errstate(all="ignore"):  # a GPU computes without a word
+        value = function(*arguments, **options)
     if isinstance(value, tuple):
         return tuple(_wrapped(part) for part in value)
     if not isinstance(value, (np.ndarray, np.generic)):

@@ -24,7 +24,7 @@ ALLOWED = {
     "files": set(),
     "tuning_store": {"files", "geometry"},
     "tuning": {"geometry", "kernels", "tuning_store"},
-    "backends": {"geometry", "kernels", "simulator", "tuning", "tuning_store"},
+    "backends": {"files", "geometry", "kernels", "simulator", "tuning", "tuning_store"},
     "autograd": {"backends"},
     "ops": {"autograd", "backends", "geometry"},
     "functional": {"autograd", "backends", "geometry", "ops", "random"},

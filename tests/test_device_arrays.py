@@ -895,3 +895,161 @@ def test_without_a_compiler_the_reason_is_said():
     found = cuda_backend._compiler()
     assert isinstance(found, str)
     assert "pip install" in found
+
+
+# -- DLPack and streams of any library -------------------------------------------------------------------------------
+
+
+class Producer:
+    """An array of a library that has DLPack and no more, on a device of one of DLPack's kinds."""
+
+    def __init__(self, host, kind=2):
+        self.host, self.kind = host, kind
+
+    def __dlpack__(self, **options):
+        return self.host.__dlpack__()
+
+    def __dlpack_device__(self):
+        return self.kind, 0
+
+
+@pytest.mark.parametrize("kind", [2, 13], ids=["device", "managed"])
+def test_dlpack_of_any_library_is_taken_without_a_copy(machine, kind):
+    """What has neither ``__cuda_array_interface__`` nor dtype nor shape: in, computed there, and the result stays."""
+    host = np.array([-1.0, 2.0], np.float32)
+    given = Producer(host, kind)
+    tensor = Tensor(given)
+    assert type(tensor.data) is machine.ndarray
+    taken = backends.get("cuda").asarray(given)
+    assert type(taken) is machine.ndarray
+    host[1] = 5
+    np.testing.assert_array_equal(F.relu(tensor).numpy(), [0, 5])
+    np.testing.assert_array_equal(taken.get(), [-1, 5])
+    assert type(F.relu(given)) is machine.ndarray
+    assert {name for name, _ in launched} == {"relu"}
+
+
+def test_dlpack_on_the_host_is_taken_without_a_device():
+    """It becomes a NumPy array, on the same memory."""
+    host = np.array([-1.0, 2.0], np.float32)
+    tensor = Tensor(Producer(host, 1))
+    host[1] = 5
+    assert type(tensor.data) is np.ndarray
+    np.testing.assert_array_equal(tensor.data, [-1, 5])
+
+
+def test_dlpack_is_asked_before_the_cuda_array_interface(machine):
+    """It orders the streams of both libraries. Where it is refused, the other one does; where there is none, a line."""
+
+    class Both(Producer):
+        asked = 0
+
+        def __dlpack__(self, **options):
+            Both.asked += 1
+            return super().__dlpack__()
+
+    class Refusing(Producer):
+        def __dlpack__(self, **options):
+            raise BufferError("read-only")
+
+    host = np.array([-1.0, 2.0], np.float32)
+    for kind in (Both, Refusing):
+        given = kind(host)
+        given.__cuda_array_interface__ = host.__array_interface__
+        tensor = Tensor(given)
+        assert tensor.data.host.ctypes.data == host.ctypes.data
+    assert Both.asked == 1
+    with pytest.raises(TypeError, match=r"an array of test_device_arrays that DLPack does not hand over \(read-only\)"):
+        Tensor(Refusing(host))
+
+
+def test_without_a_gpu_an_array_on_one_says_why(monkeypatch):
+    """The reason of the backend, whichever way the array is offered."""
+    monkeypatch.setattr(cuda_backend, "_simulating", lambda: False)
+    monkeypatch.setattr(cuda_backend, "_driver", lambda: "no NVIDIA driver was found")
+    forget()
+    host = np.ones(2, np.float32)
+    for given in (Producer(host), OnTheDevice(host)):
+        with pytest.raises(backends.BackendUnavailable, match="no NVIDIA driver was found"):
+            Tensor(given)
+    with pytest.raises(backends.BackendUnavailable, match="no NVIDIA driver was found"), gpuconv.use_stream(7):
+        pass
+    with pytest.raises(backends.BackendUnavailable, match="no NVIDIA driver was found"):
+        gpuconv.current_stream()
+    monkeypatch.undo()
+    forget()
+
+
+class HasStream:
+    """A stream of a library with the protocol."""
+
+    def __init__(self, handle, version=0):
+        self.answer = version, handle
+
+    def __cuda_stream__(self):
+        return self.answer
+
+
+@pytest.fixture
+def streams(machine, monkeypatch):
+    """The same machine, whose CuPy wraps streams of others."""
+    wrapped = []
+
+    def external(handle, device):
+        wrapped.append((handle, device))
+        return machine.Stream(handle)
+
+    monkeypatch.setattr(machine.cuda, "ExternalStream", external, raising=False)
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [HasStream(9), 9, types.SimpleNamespace(ptr=9), types.SimpleNamespace(cuda_stream=9)],
+    ids=["protocol", "address", "older CuPy", "older torch"],
+)
+def test_work_is_queued_on_the_stream_that_is_given(machine, streams, stream):
+    """Launches inside of the block go to it, on the current device; afterwards to the one before, also after errors."""
+    x = machine.asarray(random(2, 3))
+    with machine.Device(1):
+        on_second = machine.asarray(random(2, 3))
+        with gpuconv.use_stream(stream):
+            F.relu(on_second)
+    with machine.Stream(7):
+        with gpuconv.use_stream(stream) as current:
+            F.relu(x)
+            assert current == gpuconv.current_stream()
+            assert current.__cuda_stream__() == (0, 9)
+        F.relu(x)
+        with pytest.raises(KeyError), gpuconv.use_stream(current):
+            raise KeyError
+        assert gpuconv.current_stream().__cuda_stream__() == (0, 7)
+    assert [stream for _, stream in launched] == [(1, 9), (0, 9), (0, 7)]
+    assert streams == [(9, 1), (9, 0), (9, 0)]
+
+
+@pytest.mark.parametrize(
+    ("stream", "error", "words"),
+    [
+        (HasStream(9, version=1), ValueError, "version 1 of __cuda_stream__, where 0 is known"),
+        (HasStream("9"), TypeError, "the address of a stream is an integer, got str"),
+        (True, TypeError, "the address of a stream is an integer, got bool"),
+        (-1, ValueError, "-1 is not the address of a stream"),
+        (2**64, ValueError, "is not the address of a stream"),
+        (None, TypeError, "got NoneType, where a stream is needed"),
+        ("9", TypeError, "got str, where a stream is needed"),
+    ],
+)
+def test_what_is_no_stream_is_refused(machine, streams, stream, error, words):
+    """In one line, before anything is queued."""
+    with pytest.raises(error, match=words), gpuconv.use_stream(stream):
+        pass
+    assert not streams
+
+
+def test_streams_that_other_libraries_make_have_the_protocol():
+    """The protocol as cuda.core and PyTorch implement it: a method, and an integer address beside the version."""
+    core = pytest.importorskip("cuda.core", reason="a dependency of numba-cuda")
+    for stream, address in ((core.LEGACY_DEFAULT_STREAM, 1), (core.PER_THREAD_DEFAULT_STREAM, 2)):
+        with gpuconv.use_stream(stream) as taken:  # in the simulator, where nothing is queued
+            assert taken.handle == address

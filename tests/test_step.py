@@ -38,9 +38,10 @@ def test_what_training_adds(augment):
     batch = 100
     gather, count = step.around(batch, augment=augment)
     assert (gather.kernel, count.kernel) == ("image_batch", "count_correct")
-    # Of each image its pixels, its number, its label (read, and written) and its transform; the table; the inputs.
-    assert gather.bytes == batch * (28 * 28 + 3 * 8 + (24 if augment else 0)) + 256 * 4 + batch * 4 * 32 * 32
-    assert count.bytes == batch * (40 + 8) + 4
+    # Of each image its pixels, its number, its label (read, and written) and its transform; table, inputs, the step.
+    assert gather.bytes == batch * (28 * 28 + 3 * 8 + (24 if augment else 0)) + 256 * 4 + batch * 4 * 32 * 32 + 4
+    # Logits and labels; loss and its place in the log, count, number of the step.
+    assert count.bytes == batch * (40 + 8) + 4 * 4
 
 
 def test_the_floor():

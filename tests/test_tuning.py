@@ -355,9 +355,9 @@ def test_only_what_is_right_is_timed_and_only_what_is_clearly_faster_replaces_th
 
 def test_luck_on_a_busy_machine_does_not_win():
     """A candidate that is faster in the median, but not reliably, leaves the rule's choice in its place."""
-    assert tuner._clearly_faster([90, 91, 92, 93], [100, 101, 102, 200])
-    assert not tuner._clearly_faster([98, 98, 98, 98], [100, 100, 100, 100])
-    assert not tuner._clearly_faster([80, 90, 150, 160], [95, 140, 150, 160])
+    assert tuner.clearly_faster([90, 91, 92, 93], [100, 101, 102, 200])
+    assert not tuner.clearly_faster([98, 98, 98, 98], [100, 100, 100, 100])
+    assert not tuner.clearly_faster([80, 90, 150, 160], [95, 140, 150, 160])
 
 
 def test_the_device_clock_leaves_no_gap():

@@ -20,8 +20,21 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends.base import Array, Backend, BackendUnavailable
+from gpuconv.backends.exchange import Stream, on_device, stream_handle
 
-__all__ = ["Array", "Backend", "BackendUnavailable", "available", "current", "get", "names", "use_backend"]
+__all__ = [
+    "Array",
+    "Backend",
+    "BackendUnavailable",
+    "Stream",
+    "available",
+    "current",
+    "current_stream",
+    "get",
+    "names",
+    "use_backend",
+    "use_stream",
+]
 
 #: name -> module and class, in the order in which ``auto`` tries them. A module is imported when first asked for.
 _TABLE = {
@@ -112,6 +125,44 @@ def use_backend(name: str | Backend) -> Iterator[Backend]:
         _chosen.reset(token)
 
 
+@contextmanager
+def use_stream(stream: Any) -> Iterator[Stream]:
+    """Queue the GPU's work of a ``with`` block on ``stream``; for this thread only.
+
+    It becomes CuPy's current stream: what is queued there runs after what the caller queued on it before, and before
+    what the caller queues on it afterwards. Nothing waits for other streams: an array that another one is still
+    computing has to be waited for, as ``cupy.cuda.Stream.wait_event`` does; those of other libraries are, where they
+    come by DLPack. In the simulator, which computes at once, every stream is as good.
+
+    Args:
+        stream: what has ``__cuda_stream__``, a stream of CuPy or PyTorch, or the address of a ``cudaStream_t``; on the
+            current device. It is kept alive until the block ends.
+
+    Raises:
+        TypeError: no stream.
+        ValueError: another version of ``__cuda_stream__`` than 0, or no address.
+        BackendUnavailable: there is no GPU to queue anything on; the message says why.
+    """
+    handle = stream_handle(stream)
+    backend: Any = _instance("cuda")
+    if backend.simulated:
+        yield Stream(handle)
+        return
+    xp = backend.xp
+    with xp.cuda.ExternalStream(handle, xp.cuda.runtime.getDevice()):
+        yield Stream(handle)
+
+
+def current_stream() -> Stream:
+    """The stream on which the GPU's work is queued now: CuPy's current one, to be given to other libraries.
+
+    Raises:
+        BackendUnavailable: there is no GPU; the message says why.
+    """
+    backend: Any = _instance("cuda")
+    return Stream(backend.current_stream())
+
+
 def current(*arrays: Any) -> Backend:
     """The backend on which an operation of these arrays runs; the rule stands at the top of this module.
 
@@ -129,8 +180,6 @@ def current(*arrays: Any) -> Backend:
 
 
 def _on_device(array: Any) -> bool:
-    # CuPy's arrays are on a device. It takes time to ask one for its interface, which is made anew each time.
+    # CuPy's arrays are on a device: to ask one for its interface, which is made anew each time, takes a while.
     kind = type(array)
-    return kind is not np.ndarray and (
-        kind.__module__.partition(".")[0] == "cupy" or hasattr(array, "__cuda_array_interface__")
-    )
+    return kind is not np.ndarray and (kind.__module__.partition(".")[0] == "cupy" or on_device(array))

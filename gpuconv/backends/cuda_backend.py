@@ -11,18 +11,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import os
+import re
+import sys
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from gpuconv import kernels, tuning, tuning_store
-from gpuconv.backends import capturing, simulated_memory
+from gpuconv import files, kernels, tuning, tuning_store
+from gpuconv.backends import capturing, exchange, simulated_memory
 from gpuconv.backends.base import Array, Backend, Candidate
 from gpuconv.backends.cuda_plan import Plan, flattened
 from gpuconv.geometry import (
@@ -90,8 +95,56 @@ def _compiler() -> tuple[int, int] | str:
         version: tuple[int, int] = importlib.import_module("numba.cuda.cudadrv.runtime").runtime.get_version()
     except Exception as error:  # of many kinds: each library has its own for not being found
         reason = str(error).partition("\n")[0]
-        return f"numba-cuda finds no CUDA compiler ({reason}): {_INSTALL}, or let CUDA_HOME name a CUDA toolkit"
-    return version
+        return _numpy_is_to_blame(error) or (
+            f"numba-cuda finds no CUDA compiler ({reason}): {_INSTALL}, or let CUDA_HOME name a CUDA toolkit"
+        )
+    return _trial(version) or version
+
+
+def _numpy_is_to_blame(error: BaseException | None) -> str | None:
+    """One line, if NumPy is newer than numba-cuda knows it, and an error, or one that led to it, is about NumPy."""
+    if tuple(map(int, np.__version__.split(".")[:2])) < (2, 5):
+        return None
+    while error is not None:
+        if isinstance(error, (AttributeError, ImportError)) and re.search("numpy", str(error), re.IGNORECASE):
+            return (
+                f"numba-cuda {version_of('numba-cuda')} cannot compile with NumPy {np.__version__} "
+                f"({str(error).partition(chr(10))[0]}): pip install 'numpy<2.5'"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@functools.cache
+def _trial(cuda: tuple[int, int]) -> str | None:
+    """Why the smallest kernel does not compile, one line; None if it does.
+
+    That takes half a second. Success is kept beside the compiled kernels, under all versions that it depends on, and
+    later processes read it. A failure is tried again by the next one: somebody may have mended it.
+    """
+    try:
+        versions = [f"{name} {version_of(name)}" for name in ("numba-cuda", "numba", "llvmlite")]
+        others = f"numpy {np.__version__}", f"Python {sys.version}", f"CUDA {cuda}", f"driver {_driver()}"
+        proof = json.dumps([*versions, *others]).encode()
+        folder = importlib.import_module("gpuconv.kernels.compiled").folder()
+        kept = folder / f"compiles-{hashlib.sha256(proof).hexdigest()[:16]}.json"
+        with contextlib.suppress(OSError):
+            if kept.read_bytes() == proof:
+                return None
+        numba = importlib.import_module("numba")
+        # For compute capability 8.0, which every toolkit from 12 on compiles for, and without asking the device.
+        numba.cuda.compile_ptx(_first_element_is_one, (numba.float32[::1],), cc=(8, 0))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        return _numpy_is_to_blame(error) or f"numba-cuda cannot compile ({type(error).__name__}: {reason}): {_INSTALL}"
+    with contextlib.suppress(OSError):  # then the next process tries again
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.write_atomically(kept, proof)
+    return None
+
+
+def _first_element_is_one(x: Any) -> None:
+    x[0] = 1
 
 
 def _arrays() -> int | str:
@@ -227,6 +280,8 @@ class CudaBackend(Backend):
     def asarray(self, array: Any, name: str = "array") -> Array:
         """As the base says; a host array is copied to the current device, one on another device is refused.
 
+        One of another library on the device is taken as it is, by DLPack or ``__cuda_array_interface__``.
+
         Raises:
             TypeError: an element type with which the kernels cannot compute.
             ValueError: the array lives on another device than the current one.
@@ -240,8 +295,11 @@ class CudaBackend(Backend):
                 if array.data.device_id != self._device():
                     self._check_device(name, array)
                 return array
-        if isinstance(array, np.ndarray) and not array.dtype.isnative:
-            array = array.astype(array.dtype.newbyteorder("="))
+        if isinstance(array, np.ndarray):
+            if not array.dtype.isnative:
+                array = array.astype(array.dtype.newbyteorder("="))
+        elif not self.simulated and exchange.on_device(array):
+            array = exchange.adopted(array, self.xp)
         if array.dtype.kind == "f" and array.dtype not in (np.float32, np.float64):
             raise TypeError(f"{name} has element type {array.dtype}; the cuda backend computes in float32 and float64")
         if self.simulated:
@@ -252,7 +310,7 @@ class CudaBackend(Backend):
                     raise TypeError(
                         f"{name}, of shape {array.shape}, is on the host, from where every repetition takes it anew"
                     )
-                array = self.xp.asarray(array)  # zero-copy through __cuda_array_interface__
+                array = self.xp.asarray(array)
             self._check_device(name, array)
             return self._contiguous(array)
 
@@ -807,7 +865,9 @@ class CudaBackend(Backend):
     def _contiguous(self, array: Array) -> Array:
         # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy
         # would give an array without dimensions one.
-        return array if array.flags.c_contiguous else self.xp.ascontiguousarray(array).reshape(array.shape)
+        if isinstance(array, self.xp.ndarray) and array.flags.c_contiguous:
+            return array
+        return self.xp.ascontiguousarray(array).reshape(array.shape)
 
 
 @functools.cache

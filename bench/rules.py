@@ -1,0 +1,186 @@
+"""How far the rule of tuning is from the best that was measured: ``python -m bench.rules RESULTS.json...``.
+
+``RESULTS.json`` is what ``bench.gpu`` writes. For each operation and layer the table has what the rule took when it was
+measured, and what it takes now, each as its time over that of the fastest kernel that is right. A tiling that was not
+measured (``--quick`` measures the first three of each variant) has no time, and shows as such.
+
+A kernel's time is that of its fastest sample: whatever disturbs a sample only adds to it (``--median`` takes the
+median). Where the median is more than a tenth longer, the layer is marked ``~``: somebody else was at work.
+
+``--winners`` prints instead, as JSON, the kernels of convolutions that beat what the rule takes now by more than 3 %:
+what ships as ``gpuconv/tuning_defaults.json``. Several files may speak of one layer; the last one counts.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench import report
+from bench.console import Parser, Refused, say
+from gpuconv import geometry as geometries
+from gpuconv import kernels, tuner, tuning, tuning_store
+
+#: Median over fastest sample, from which on a kernel counts as disturbed.
+_DISTURBED = 1.1
+_GEOMETRIES = {name: kind for name, kind in vars(geometries).items() if name.endswith("Geometry")}
+
+
+def parsed(text: str) -> Any:
+    """A geometry from its ``repr``: dataclasses and tuples of ``gpuconv.geometry``, numbers, tuples of them.
+
+    Raises:
+        Refused: anything else.
+    """
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.Tuple):
+            return tuple(map(value, node.elts))
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _GEOMETRIES:
+            return _GEOMETRIES[node.func.id](**{str(word.arg): value(word.value) for word in node.keywords})
+        raise Refused(f"not a geometry: {text}")
+
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, TypeError) as error:
+        raise Refused(f"not a geometry: {text} ({error})") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results in a file.
+
+    Raises:
+        Refused: it cannot be read, or holds something else.
+    """
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: cannot be read ({error})") from None
+    if not isinstance(document, dict) or document.get("benchmark") != "gpu" or document.get("schema") != report.SCHEMA:
+        raise Refused(f"{path}: not results of bench.gpu, schema {report.SCHEMA}")
+    return document
+
+
+def timed(result: dict[str, Any], statistic: Any = min) -> dict[tuple[str, str], float]:
+    """Microseconds of each kernel that is right and was timed, by variant and tiling; a statistic of its samples."""
+    found = [kernel for kernel in result["kernels"] if kernel["us"] and kernel["fault"] is None]
+    return {(kernel["variant"], kernel["tiling"]): statistic(kernel["us"]) for kernel in found}
+
+
+def disturbed(kernel: dict[str, Any]) -> bool:
+    """Whether many samples of a kernel took longer than the fastest one."""
+    return bool(kernel["us"]) and statistics.median(kernel["us"]) > _DISTURBED * min(kernel["us"])
+
+
+def _label(name: tuple[str, str]) -> str:
+    return f"{name[0]} {name[1].removeprefix('Tiling(').removesuffix(')')}"
+
+
+def rule_of(result: dict[str, Any]) -> tuple[str, str]:
+    """Variant and tiling that the rule takes now."""
+    choice = tuning.choose(result["operation"], parsed(result["geometry"]))
+    if choice.source != "rule":
+        raise Refused(f"{tuning.ENVIRONMENT_VARIABLE} is set: it would decide instead of the rule; unset it")
+    return choice.variant, repr(choice.tiling)
+
+
+def _over(times: dict[tuple[str, str], float], name: tuple[str, str] | None) -> str:
+    return f"{times[name] / min(times.values()):.2f}" if name in times else "not measured"
+
+
+def table(document: dict[str, Any], statistic: Any = min) -> report.Table:
+    """A row for each operation and layer that was timed."""
+    rows = []
+    for result in document["results"]:
+        if not (times := timed(result, statistic)):
+            continue
+        before = next(((one["variant"], one["tiling"]) for one in result["kernels"] if one["chosen"]), None)
+        fastest = min(times, key=times.__getitem__)
+        mark = "~ " if any(map(disturbed, result["kernels"])) else ""
+        name = f"{mark}{result['operation']} {result['layer']}"
+        now = rule_of(result)
+        rows.append([name, _over(times, before), _over(times, now), f"{times[fastest]:.2f}", _label(fastest)])
+    gpu = document["machine"]["gpu"]
+    header = ["operation, layer", "then", "now", "best µs", "the fastest"]
+    return report.Table(f"{gpu['name']}, {document['date'][:10]}: time of the rule's over the best", header, rows)
+
+
+def winners(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What beats the rule, as ``tuning_store.Default`` has it."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for document in documents:
+        gpu = document["machine"]["gpu"]
+        for result in document["results"]:
+            geometry, times = parsed(result["geometry"]), timed(result)
+            place, rule = tuning.place_of(result["operation"], geometry), rule_of(result)
+            if place is None or rule not in times:
+                continue
+            key = (gpu["compute_capability"], *place)
+            found.pop(key, None)
+            fastest = min(times, key=times.__getitem__)
+            samples = {(one["variant"], one["tiling"]): one["us"] for one in result["kernels"]}
+            # By its fastest sample, and as surely as gpuconv tune wants it.
+            sure = times[fastest] < (1 - tuner.MARGIN) * times[rule]
+            if not sure or not tuner.clearly_faster(samples[fastest], samples[rule]):
+                continue
+            tilings = kernels.load(result["operation"], fastest[0]).tilings(geometry)
+            tiling = next((one for one in tilings if repr(one) == fastest[1]), None)
+            if tiling is None:
+                say(f"{result['operation']} {result['layer']}: the fastest is no longer there: {_label(fastest)}")
+                continue
+            operation, convolution, window = place
+            found[key] = {
+                "device": gpu["name"],
+                "compute_capability": gpu["compute_capability"],
+                "date": document["date"][:10],
+                "operation": operation,
+                "geometry": asdict(convolution),
+                "dtype": "float32",
+                "window": window,
+                "variant": fastest[0],
+                "tiling": asdict(tiling),
+                "microseconds": {"this": round(times[fastest], 2), "rule": round(times[rule], 2)},
+            }
+    return list(found.values())
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = Parser(
+        prog="python -m bench.rules",
+        description="How far the rule of tuning is from the best that was measured.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json", help="what bench.gpu wrote")
+    add = parser.add_argument
+    add("--median", action="store_true", help="of each kernel the median sample, and not the fastest")
+    add("--winners", action="store_true", help="print instead what beats the rule, as gpuconv ships it")
+    arguments = parser.parse_args(argv)
+    documents = [read(path) for path in arguments.results]
+    if arguments.winners:
+        content = {"schema": tuning_store.DEFAULTS_SCHEMA, "defaults": winners(documents)}
+        print(json.dumps(content, indent=1))
+        return 0
+    for document in documents:
+        print(table(document, statistics.median if arguments.median else min).plain() + "\n")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables or the winners; 0, or 2 when it was refused."""
+    try:
+        return _run(argv)
+    except Refused as error:
+        say(f"bench.rules: {error}")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What other libraries have on a GPU: their arrays, by DLPack or ``__cuda_array_interface__``, and their streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Stream", "adopted", "on_device", "stream_handle"]
+
+#: DLPack's numbers for memory of a CUDA device, and for memory that the driver moves between device and host.
+_DLPACK_CUDA = (2, 13)
+#: Where streams of libraries older than the protocol have their handle: CuPy up to 13, PyTorch.
+_HANDLES = ("ptr", "cuda_stream")
+
+
+def on_device(data: Any) -> bool:
+    """Whether it is an array on a GPU, whosever it is."""
+    if hasattr(data, "__cuda_array_interface__"):
+        return True
+    where = getattr(data, "__dlpack_device__", None)
+    return where is not None and int(where()[0]) in _DLPACK_CUDA
+
+
+def adopted(data: Any, xp: Any) -> Any:
+    """An array on a GPU as one of CuPy's (``xp``), on the same memory.
+
+    By DLPack where it can be: its producer is told the current stream, and lets that wait for what it has queued.
+    ``__cuda_array_interface__`` need not name a stream, and then nobody waits; PyTorch's does not.
+
+    Raises:
+        BufferError: its owner does not give it away, or CuPy does not take it, as an element type that it lacks.
+        RuntimeError: likewise, from libraries that raise that instead.
+    """
+    if isinstance(data, xp.ndarray):
+        return data
+    if hasattr(data, "__dlpack__") and hasattr(data, "__dlpack_device__"):
+        try:
+            return xp.from_dlpack(data)
+        except (BufferError, RuntimeError):  # a read-only array, say, which CuPy has no word for
+            if not hasattr(data, "__cuda_array_interface__"):
+                raise
+    return xp.asarray(data)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream by its handle, as other libraries take it: ``cuda.core``'s ``device.create_stream(stream)``, say.
+
+    Attributes:
+        handle: address of the ``cudaStream_t``; 0 is the legacy default stream.
+    """
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """Version 0 of the protocol, and the handle."""
+        return 0, self.handle
+
+
+def stream_handle(stream: Any) -> int:
+    """The address of a stream's ``cudaStream_t``.
+
+    Args:
+        stream: what has ``__cuda_stream__`` (``cuda.core``, PyTorch and CuPy from 14 on), an older CuPy or PyTorch
+            stream, or the address itself.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: another version of the protocol than 0, or no address.
+    """
+    handle: Any = stream
+    if hasattr(stream, "__cuda_stream__"):
+        version, handle = stream.__cuda_stream__()
+        if version != 0:
+            raise ValueError(f"use_stream: version {version} of __cuda_stream__, where 0 is known")
+    elif not isinstance(stream, int):
+        found = [getattr(stream, name) for name in _HANDLES if isinstance(getattr(stream, name, None), int)]
+        if not found:
+            raise TypeError(
+                f"use_stream: got {type(stream).__name__}, where a stream is needed: what has __cuda_stream__, a "
+                "stream of CuPy or PyTorch, or the integer address of a cudaStream_t"
+            )
+        handle = found[0]
+    if isinstance(handle, bool) or not isinstance(handle, int):
+        raise TypeError(f"use_stream: the address of a stream is an integer, got {type(handle).__name__}")
+    if not 0 <= handle < 2**64:
+        raise ValueError(f"use_stream: {handle} is not the address of a stream")
+    return handle
