@@ -370,7 +370,7 @@ def _stage(name: str, about: str, limit: float, digest: Digest, *, ends: bool = 
 #: What matters most comes first.
 STAGES = (
     _stage("environment", "versions, device, driver", 40, _environment, needed=True),
-    _stage("contact", "a first kernel of each kind, LeNet captured", 110, _contact, needed=True),
+    _stage("contact", "a first kernel of each kind, LeNet captured", 150, _contact, needed=True),
     _stage("compile", "kernels of all stages, a process a core", 110, _compile, ends=True),
     _stage("training", "gpuconv train with its defaults, beside the CPU", 60, _training),
     Stage("lenet", "LeNet's step beside PyTorch's, batches 64, 512", 80, _lenet_command, "lenet_gpu.json", _lenet),
