@@ -35,7 +35,8 @@ def _why_not() -> str | None:
 if (_reason := _why_not()) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
-import cupy  # noqa: E402 - only where there is a GPU
+import captured_steps  # noqa: E402 - only where there is a GPU
+import cupy  # noqa: E402
 import device_functions  # noqa: E402
 import torch  # noqa: E402
 from lenet_training import trained  # noqa: E402
@@ -116,6 +117,12 @@ def test_lenet_trains_as_on_the_host(captured, dtype):
     np.testing.assert_allclose(ours, theirs, rtol={"float32": 1e-4, "float64": 1e-6}[dtype])
     for a, b in zip(our_gradients, their_gradients, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("check", captured_steps.CHECKS, ids=lambda check: check.__name__)
+def test_captured_steps(check):
+    """What users do to them, see each check: as on the stand-in for CuPy."""
+    check(cupy)
 
 
 @pytest.mark.parametrize("augment", [False, True])
