@@ -130,7 +130,7 @@ def _stand_in() -> ModuleType:
         alloc_pinned_memory=lambda size: _Pinned(pinned),
         get_allocator=lambda: None,
         get_current_stream=lambda: stream,
-        memory=SimpleNamespace(OutOfMemoryError=MemoryError, PooledMemory=SimpleNamespace),
+        memory=SimpleNamespace(OutOfMemoryError=MemoryError, PooledMemory=_Stream),  # no array is of a pool
         using_allocator=_nothing,
     )
     return cupy
