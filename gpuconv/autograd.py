@@ -370,6 +370,39 @@ class Tensor:
     def __neg__(self) -> Tensor:
         return self.mul(-1)
 
+    def __iadd__(self, other: Any) -> Tensor:
+        return self._in_place("+=", self.add(other))
+
+    def __isub__(self, other: Any) -> Tensor:
+        return self._in_place("-=", Tensor.sub(self, other))
+
+    def __imul__(self, other: Any) -> Tensor:
+        return self._in_place("*=", self.mul(other))
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return self._in_place("/=", Tensor.div(self, other))
+
+    def _in_place(self, sign: str, result: Tensor) -> Tensor:
+        """Write a result into this Tensor's own memory; with a graph the name stands for the result instead.
+
+        Raises:
+            RuntimeError: a leaf that requires grad, outside of ``no_grad()``: its gradient would be of the new value.
+            ValueError, TypeError: the result has another shape, or a type that this Tensor cannot hold.
+        """
+        if result.requires_grad:
+            if self.is_leaf and self.requires_grad:
+                raise RuntimeError(
+                    f"{sign}: a leaf that requires grad cannot be changed while the graph is recorded; do it inside of "
+                    "`with gpuconv.no_grad():`"
+                )
+            return result
+        if result.shape != self.shape:
+            raise ValueError(f"{sign}: the result has shape {result.shape}, and is to be written into {self.shape}")
+        if result.dtype.kind == "f" and self.dtype.kind != "f":
+            raise TypeError(f"{sign}: the result is {result.dtype}, which {self.dtype} cannot hold")
+        overwrite(self.data, result.data)
+        return self
+
     def __getitem__(self, index: Any) -> Tensor:
         return self.getitem(index)
 

@@ -398,3 +398,45 @@ def test_promotion_is_pytorchs():
             assert f"torch.{ours.dtype}" == str(theirs.dtype), (function, a, b)
             checked += 1
     assert checked == 3 * (15 * 15 - 9)
+
+
+# -- in place --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", [operator.iadd, operator.isub, operator.imul, operator.itruediv])
+def test_updates_by_hand_write_into_the_parameter(backend, update):
+    """Inside of no_grad() all names of a parameter see them, as in PyTorch; and they are that update."""
+    parameter = Tensor(np.array([1.0, 2.0], np.float32), True)
+    other_name, memory = parameter, parameter.data
+    (parameter * parameter).sum().backward()
+    with no_grad():
+        parameter = update(parameter, 0.5 * parameter.grad)
+    assert parameter is other_name
+    assert parameter.data is memory
+    by_hand = update(np.array([1.0, 2.0], np.float32), np.array([1.0, 2.0], np.float32))
+    np.testing.assert_array_equal(memory, by_hand)
+    assert parameter.requires_grad
+
+
+def test_in_place_where_it_would_be_wrong(backend):
+    """A leaf whose graph is recorded, another shape, an integer that would lose its fraction: refused, unchanged."""
+    parameter = Tensor(np.ones(2, np.float32), True)
+    with pytest.raises(RuntimeError, match=r"-=: a leaf that requires grad cannot .*no_grad"):
+        parameter -= 1
+    plain, whole = Tensor(np.ones(2, np.float32)), Tensor(np.ones(2, np.int64))
+    with pytest.raises(ValueError, match=r"\+=: the result has shape \(3, 2\), and is to be written into \(2,\)"):
+        plain += np.ones((3, 2), np.float32)
+    with pytest.raises(TypeError, match="/=: the result is float32, which int64 cannot hold"):
+        whole /= 2
+    for tensor in (parameter, plain, whole):
+        np.testing.assert_array_equal(tensor.numpy(), 1)
+
+
+def test_in_place_on_a_result_keeps_the_graph(backend):
+    """The gradient is that of the whole expression, and what was saved for it is not written over."""
+    x = leaf(3)
+    y = x * x
+    y *= y
+    y += 1
+    y.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 4 * x.numpy() ** 3, rtol=1e-12)
