@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import compiling, layers, lenet_gpu, overhead, verify
+from bench import compiling, layers, lenet_gpu, verify
 from gpuconv import backends
 
 _real_available, _real_instance, _RealPlace = backends.available, backends._instance, verify.Place
-backends.available = lambda: {**_real_available(), "cuda": None}
-backends._instance = lambda name: _real_instance("numba" if name == "cuda" else name)
+if "bench.overhead" not in sys.orig_argv:  # which has its own stand-in, and says so
+    backends.available = lambda: {**_real_available(), "cuda": None}
+    backends._instance = lambda name: _real_instance("numba" if name == "cuda" else name)
 
 runtime = types.SimpleNamespace(driverGetVersion=lambda: 13000, deviceGetAttribute=lambda number, device: 1_500_000)
 sys.modules["cupy"] = cupy = types.ModuleType("cupy")
-cupy.cuda = types.SimpleNamespace(runtime=runtime, Device=lambda: types.SimpleNamespace(synchronize=lambda: None))
-cupy.__version__ = "0.stand-in"
+cupy.cuda = types.SimpleNamespace(runtime=runtime)
 cupy.from_dlpack, cupy.empty = np.from_dlpack, np.empty
 _real_cuda_is_available = torch.cuda.is_available
 torch.cuda.is_available = lambda: sys._getframe(1).f_code.co_name == "device_place" or _real_cuda_is_available()
@@ -70,9 +70,6 @@ verify.launch = verify.peer = lambda *_: lambda: None
 lenet_gpu.kernels = lambda *_: [
     {"kernel": "one", "blocks": 1, "threads": 1, "arguments": 1, "bytes": 1, "flop": 1, "us": 2.0, "floor_us": 1.0}
 ]
-overhead.measure = lambda *_: dict.fromkeys(
-    ("launch_us", "primitive_us", "eager_step_us", "captured_call_us", "captured_call_from_host_us"), 1.0
-)
 # The steps of LeNet have kernels, and there is nothing to compile.
 _launch = types.SimpleNamespace(kernel=types.SimpleNamespace(compile=lambda signature: None), signature=())
 compiling.recorded = lambda *_: [_launch]
