@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import machine
+from bench import machine, report
 from bench.console import Parser, Refused, check_writable, say, whole_number, write
 
 _BATCH = 64
@@ -205,9 +205,12 @@ def _step(backend: Any) -> tuple[Callable[..., Any], Any, Any]:
 def measure(driver: Any, wait: Callable[[], None], profile: int = 0) -> dict[str, Any]:
     """Microseconds of the host, launches going to ``driver``, an object as ``gpuconv.kernels.driver.CudaDriver``."""
     import gpuconv
+    from gpuconv import backends
     from gpuconv.kernels import driver as drivers
 
     before = drivers.use(driver)
+    # Plans hold launches that are prepared for a driver.
+    backends.get("cuda")._plans.clear()
     try:
         with gpuconv.use_backend("cuda") as backend, _unlabelled(backend, isinstance(driver, _Counting)):
             x = backend.asarray(np.zeros(4096, np.float32))
@@ -234,6 +237,7 @@ def measure(driver: Any, wait: Callable[[], None], profile: int = 0) -> dict[str
             return figures
     finally:
         drivers.use(before)
+        backends.get("cuda")._plans.clear()
 
 
 def _profile(call: Callable[[], Any], rows: int) -> None:
@@ -254,7 +258,7 @@ def _run(argv: list[str] | None) -> int:
         raise Refused("NUMBA_ENABLE_CUDASIM is set: the simulator takes the place of launches; unset it")
     if arguments.json:
         check_writable(arguments.json)
-    document: dict[str, Any] = {"benchmark": "overhead", "machine": machine.describe()}
+    document: dict[str, Any] = {"schema": report.SCHEMA, "benchmark": "overhead", "machine": machine.describe()}
     from gpuconv import backends
     from gpuconv.backends import cuda_backend
 

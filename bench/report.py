@@ -1,4 +1,4 @@
-"""Tables from results: ``python -m bench.report`` writes README.md's, ``--check`` tells whether they are current.
+"""Tables from results: ``python -m bench.report`` writes those of README.md and docs/gpu.md, ``--check`` compares them.
 
 A table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->`` and is made from every file in
 ``bench/results`` whose ``benchmark`` is NAME, so that no figure in the text is typed by hand. The scripts print their
@@ -268,17 +268,42 @@ def _lenet_gpu_markdown(document: dict[str, Any]) -> str:
     return "\n\n".join([gpu_heading(document), *(table.markdown() for table in lenet_gpu_tables(document)), note])
 
 
+#: What bench.overhead measures, by the names in its files.
+_OVERHEAD = {
+    "launch_us": "a launch, by its plan",
+    "primitive_us": "ReLU, by the backend's primitive",
+    "eager_step_us": "a step of LeNet, eager",
+    "captured_call_us": "a captured step, inputs on the device",
+    "captured_call_from_host_us": "a captured step, inputs from the host",
+}
+
+
+def _overhead_markdown(document: dict[str, Any]) -> str:
+    figures, before = document.get("with_driver", document), document.get("before", {})
+    where = document.get("device", "no GPU: arrays are stand-ins, launches are counted, not made")
+    described = document["machine"]
+    commit = f"commit {described['commit']}" + (f", before: {before['commit']}" if before else "")
+    rows = [
+        [what, f"{figures[name]:.1f}", *([f"{before[name]:.1f}" if name in before else "-"] if before else [])]
+        for name, what in _OVERHEAD.items()
+    ]
+    table = Table("Microseconds of the host, batch 64", ["", "µs", *(["before"] if before else [])], rows)
+    return f"{where} · {described['cpu']}, Python {described['versions']['python']}, {commit}\n\n{table.markdown()}"
+
+
 #: benchmark -> its part of a README, from one file of results
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "lenet": _lenet_markdown,
     "gpu": _gpu_markdown,
     "lenet-gpu": _lenet_gpu_markdown,
+    "overhead": _overhead_markdown,
 }
 #: benchmark -> the command that measures it
 _COMMANDS = {
     "lenet": "bench.lenet --out bench/results/lenet.json",
     "gpu": "bench.gpu --out bench/results",
     "lenet-gpu": "bench.lenet --backend cuda --out bench/results/lenet_gpu.json",
+    "overhead": "bench.overhead --json bench/results/overhead.json",
 }
 
 # -- README -----------------------------------------------------------------------------------------------------------
@@ -322,24 +347,30 @@ def _read(path: Path) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is not current")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default: the repository's")
+    pages = [ROOT / "README.md", ROOT / "docs" / "gpu.md"]
+    parser.add_argument("--readme", type=Path, action="append", help="a page; default: README.md and docs/gpu.md")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", help="default: bench/results")
     arguments = parser.parse_args()
+    return max(_written(page, arguments.results, arguments.check) for page in arguments.readme or pages)
+
+
+def _written(page: Path, results: Path, check: bool) -> int:
+    """Write the tables of a page, or only tell; returns the exit code."""
     try:
-        old = arguments.readme.read_text(encoding="utf-8")
-        new = render(old, arguments.results)
+        old = page.read_text(encoding="utf-8")
+        new = render(old, results)
     except (OSError, ReportError) as error:
         print(f"bench.report: {error}", file=sys.stderr)
         return 2
     if new == old:
-        print(f"{arguments.readme.name}: {'tables are current' if _BLOCK.search(old) else 'no markers, nothing to do'}")
+        print(f"{page.name}: {'tables are current' if _BLOCK.search(old) else 'no markers, nothing to do'}")
         return 0
-    if not arguments.check:
-        arguments.readme.write_text(new, encoding="utf-8")
-        print(f"{arguments.readme.name}: tables written")
+    if not check:
+        page.write_text(new, encoding="utf-8")
+        print(f"{page.name}: tables written")
         return 0
     difference = difflib.unified_diff(old.splitlines(), new.splitlines(), "is", "should be", lineterm="", n=0)
-    print(f"{arguments.readme.name}: tables differ from the results; run python -m bench.report", *difference, sep="\n")
+    print(f"{page.name}: tables differ from the results; run python -m bench.report", *difference, sep="\n")
     return 1
 
 

