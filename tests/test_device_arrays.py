@@ -216,6 +216,7 @@ def real_kernels(monkeypatch):
     monkeypatch.setattr(cuda_backend, "_simulating", lambda: False)
     monkeypatch.setattr(cuda_backend, "_driver", lambda: (13000, 2))
     monkeypatch.setattr(cuda_backend, "_compiler", lambda: (13, 0))
+    monkeypatch.setattr(device, "_on_host", None)  # launches go to the driver
     before = driver.use(fake_cupy.Driver(run))
     monkeypatch.delenv("GPUCONV_BACKEND", raising=False)
     launched.clear()
@@ -309,6 +310,26 @@ def test_wrong_element_types_are_refused(machine, array, words):
         with pytest.raises(TypeError, match=words):
             F.conv2d(given, np.ones((1, 1, 2, 2), np.float32))
     assert not launched
+
+
+def test_a_variant_that_looks_at_its_arrays(machine, monkeypatch):
+    """Its `launch` asks for what a stand-in does not have: it is called each time, with the arrays themselves."""
+    load, seen = kernels.load, []
+
+    def looking(operation, variant):
+        module = load(operation, variant)
+
+        def launch(x, out, *rest):
+            seen.append(x.device.id)
+            module.launch(x, out, *rest)
+
+        return types.SimpleNamespace(**{**vars(module), "launch": launch}) if operation == "relu" else module
+
+    monkeypatch.setattr(kernels, "load", looking)
+    for number in range(3):
+        x = random(2, 3) + number
+        np.testing.assert_array_equal(F.relu(machine.asarray(x)).get(), np.maximum(x, 0))
+    assert seen == [0, 0, 0]
 
 
 def test_two_devices_are_refused(machine):

@@ -50,7 +50,7 @@ class Plan:
         self._device: Any = importlib.import_module("gpuconv.kernels.device")
         workspace_size = getattr(self.module, "workspace_size", None)
         self.workspace = 0 if workspace_size is None else workspace_size(geometry, choice.tiling)
-        self._prepared: dict[Any, _Prepared] = {}
+        self._prepared: dict[Any, _Prepared | None] = {}
 
     def run(self, arrays: Sequence[Any], options: dict[str, Any]) -> None:
         """Call the variant's ``launch`` with NumPy arrays, as the simulator takes them."""
@@ -97,11 +97,19 @@ class Plan:
         narrow = tuple([address % 16 != 0 for address in addresses]) if low & 15 else ()
         numbers = tuple([item for item in options.items() if item[0] not in named]) if options else ()
         key = (missing, narrow, device, named, numbers)
-        prepared = self._prepared.get(key)
-        if prepared is None:
+        if key in self._prepared:
+            prepared = self._prepared[key]
+        else:
             if len(self._prepared) >= _MOST_PREPARED:  # numbers among the options may differ at each call
                 self._prepared.clear()
-            prepared = self._prepared[key] = self._prepare(arrays, named, flat, narrow, dict(numbers))
+            try:
+                prepared = self._prepare(arrays, named, flat, narrow, dict(numbers))
+            except (AttributeError, TypeError):
+                prepared = None  # a variant that asks more of its arrays, or an error that the next line raises again
+            self._prepared[key] = prepared
+        if prepared is None:
+            self.module.launch(*arrays, self.geometry, self.choice.tiling, stream, **options)
+            return
         for array, (dtype, size) in zip(flat, prepared.expected, strict=True):
             if array.nbytes != size or array.dtype != dtype:
                 raise TypeError(
