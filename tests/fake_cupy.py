@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import functools
 import operator
+import threading
 import types
 
 import numpy as np
@@ -35,10 +36,25 @@ class CUDARuntimeError(RuntimeError):
     pass
 
 
-class Device:
-    """`with Device(1):` makes it the current one."""
+_local = threading.local()
 
-    current = 0
+
+class _OfAThread(type):
+    """Classes with a current instance or number, which each thread has for itself."""
+
+    @property
+    def current(cls):
+        return getattr(_local, cls.__name__, cls.default)
+
+    @current.setter
+    def current(cls, value):
+        setattr(_local, cls.__name__, value)
+
+
+class Device(metaclass=_OfAThread):
+    """`with Device(1):` makes it the current one, for this thread."""
+
+    default = 0
 
     def __init__(self, number=None):
         self.id = Device.current if number is None else number
@@ -56,30 +72,30 @@ class Device:
 # -- streams and graphs ----------------------------------------------------------------------------------------------
 
 
-class Stream:
-    """`with Stream():` makes it the current one.
+class Stream(metaclass=_OfAThread):
+    """`with Stream():` makes it the current one, for this thread.
 
     Attributes:
         noted: what a capture has noted so far; None where nothing is captured.
     """
 
-    current: Stream
+    default: Stream
     by_pointer: dict[int, Stream] = {}  # noqa: RUF012
     #: What was done on streams, in order: for tests that look at it.
     log: list[tuple] = []  # noqa: RUF012
 
     def __init__(self, ptr=None, non_blocking=False):
         self.ptr = 16 + 16 * len(Stream.by_pointer) if ptr is None else ptr
-        self.noted, self._before = None, []
+        self.noted, self._before = None, threading.local()
         Stream.by_pointer.setdefault(self.ptr, self)
 
     def __enter__(self):
-        self._before.append(Stream.current)
+        self._before.__dict__.setdefault("streams", []).append(Stream.current)
         Stream.current = self
         return self
 
     def __exit__(self, *exc_info):
-        Stream.current = self._before.pop()
+        Stream.current = self._before.streams.pop()
 
     def begin_capture(self, mode=None):
         if self.ptr == 0:
@@ -100,7 +116,7 @@ class Stream:
         _not_captured("cudaStreamSynchronize")
 
 
-Stream.current = Stream(0)
+Stream.default = Stream(0)
 
 
 class Event:
@@ -183,20 +199,20 @@ class MemoryPool:
         return types.SimpleNamespace(ptr=block.address, block=block)
 
 
-_allocators = [MemoryPool().malloc]
+_default_allocator = MemoryPool().malloc
 
 
 def get_allocator():
-    return _allocators[-1]
+    return getattr(_local, "allocator", _default_allocator)
 
 
 @contextlib.contextmanager
 def using_allocator(allocator):
-    _allocators.append(allocator)
+    before, _local.allocator = get_allocator(), allocator
     try:
         yield
     finally:
-        _allocators.pop()
+        _local.allocator = before
 
 
 def _host(value):
