@@ -283,6 +283,59 @@ class Tensor:
     def __float__(self) -> float:
         return float(self.item())
 
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iub" or self.shape:
+            raise TypeError(f"only an integer Tensor without dimensions is an index, got {self.dtype}, {self.shape}")
+        return int(self.item())
+
+    def __round__(self, digits: int | None = None) -> float:
+        return round(self.item(), digits)
+
+    def __format__(self, spec: str) -> str:
+        """As of its number, for a Tensor without dimensions; others take no format, as arrays.
+
+        Raises:
+            TypeError: a format of a Tensor with dimensions.
+        """
+        if spec and self.shape:
+            raise TypeError(f"the format {spec!r} is of a number, and a Tensor of shape {self.shape} is none")
+        return format(self.item(), spec) if spec else str(self)
+
+    # -- comparison: element by element, as of arrays; a Tensor as a key of a dict is that Tensor ----------------------
+
+    __hash__ = object.__hash__
+
+    def _compared(self, other: Any, compare: Callable[[Any, Any], Any]) -> Any:
+        if other is None or isinstance(other, (str, bytes)):
+            return NotImplemented
+        backend = backends.current(self.data, *([other.data] if isinstance(other, Tensor) else []))
+        with backend.computing():
+            a, b = backend.asarray(self.data), other
+            if not isinstance(other, (bool, int, float)):
+                b = backend.asarray(to_array(other))
+            return Tensor._of(backend.xp.asarray(compare(a, b)))
+
+    def __eq__(self, other: object) -> Any:
+        return self._compared(other, operator.eq)
+
+    def __ne__(self, other: object) -> Any:
+        return self._compared(other, operator.ne)
+
+    def __lt__(self, other: Any) -> Any:
+        return self._compared(other, operator.lt)
+
+    def __le__(self, other: Any) -> Any:
+        return self._compared(other, operator.le)
+
+    def __gt__(self, other: Any) -> Any:
+        return self._compared(other, operator.gt)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._compared(other, operator.ge)
+
     def __repr__(self) -> str:
         values = np.array2string(self.numpy(), separator=", ", prefix="Tensor(", precision=4, threshold=100)
         kind = "" if self.dtype == np.float32 else f", dtype={self.dtype}"

@@ -440,3 +440,42 @@ def test_in_place_on_a_result_keeps_the_graph(backend):
     y += 1
     y.sum().backward()
     np.testing.assert_allclose(x.grad.numpy(), 4 * x.numpy() ** 3, rtol=1e-12)
+
+
+# -- comparison and numbers ------------------------------------------------------------------------------------------
+
+
+def test_comparison_is_element_by_element(backend):
+    """With numbers, arrays and Tensors, on both sides; with what is no number a Tensor is not equal."""
+    x = Tensor(np.array([0.0, 1.0, np.nan, 3.0], np.float32), True)
+    for compare in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge):
+        for other in (1, 1.0, np.float32(1), np.array([0, 2, 1, 3]), Tensor(np.array([0.0, 2.0, 1.0, 3.0]))):
+            wanted = compare(x.data, other.data if isinstance(other, Tensor) else other)
+            found = compare(x, other)
+            assert isinstance(found, Tensor)
+            assert not found.requires_grad
+            np.testing.assert_array_equal(found.numpy(), wanted)
+    np.testing.assert_array_equal((x > 1).numpy(), x.data > 1)
+    assert bool(Tensor(0.0) == 0)
+    assert (x == None) is False and x != "x"  # noqa: E711, PT018
+    assert {x: 1}[x] == 1
+    with pytest.raises(ValueError, match="exactly one element"):
+        bool(x == x)
+
+
+def test_a_number_is_a_number():
+    """Formatting, rounding and conversion of a Tensor that holds one; of others only what does not need one."""
+    loss = Tensor(np.array(1.2345, np.float32), True)
+    assert f"{loss:.3f}" == "1.234" or f"{loss:.3f}" == "1.235"
+    assert int(loss) == 1
+    assert round(loss, 2) == pytest.approx(1.23)
+    assert round(Tensor(2.6)) == 3
+    assert loss < 2 and loss >= 1  # noqa: PT018
+    assert f"{loss}" == str(loss)
+    assert [10, 20, 30][Tensor(np.array(1))] == 20
+    with pytest.raises(TypeError, match="only an integer Tensor"):
+        [10, 20][Tensor(1.0)]
+    with pytest.raises(ValueError, match="exactly one element"):
+        int(leaf(2))
+    with pytest.raises(TypeError):
+        f"{leaf(2):.3f}"
