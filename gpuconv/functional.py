@@ -35,7 +35,7 @@ from gpuconv.ops import loss as _loss
 from gpuconv.ops import net as _net
 from gpuconv.ops import pool as _pool
 from gpuconv.ops import shape as _shape_ops
-from gpuconv.ops.arithmetic import add, mul, sum
+from gpuconv.ops.arithmetic import add, cast, mul, sum
 from gpuconv.ops.shape import dimension, permute, reshape
 from gpuconv.random import default_generator
 
@@ -568,17 +568,29 @@ def tanh(input: Any) -> Any:
     return _activation.Tanh.apply(*_floats("tanh", input=input))
 
 
-def softmax(input: Any, dim: int) -> Any:
-    """``e^input / Σ e^input`` along ``dim``: positive, and sums to 1. IndexError: no such dimension."""
-    return _along(_activation.Softmax, "softmax", input, dim)
+def softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
+    """``e^input / Σ e^input`` along ``dim``: positive, and sums to 1.
+
+    ``dtype`` (float32 or float64) is what the input, of any numbers then, is converted to first. IndexError: no such
+    dimension.
+    """
+    return _along(_activation.Softmax, "softmax", input, dim, dtype)
 
 
-def log_softmax(input: Any, dim: int) -> Any:
-    """Logarithm of :func:`softmax`, without overflow or cancellation. IndexError: no such dimension."""
-    return _along(_activation.LogSoftmax, "log_softmax", input, dim)
+def log_softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
+    """Logarithm of :func:`softmax`, without overflow or cancellation; arguments and errors as there."""
+    return _along(_activation.LogSoftmax, "log_softmax", input, dim, dtype)
 
 
-def _along(function: type[Function], op: str, input: Any, dim: int) -> Any:
+def _along(function: type[Function], op: str, input: Any, dim: int, dtype: Any) -> Any:
+    if dtype is not None:
+        try:
+            wanted = np.dtype(dtype)
+        except TypeError:
+            raise TypeError(f"{op}: dtype must be float32 or float64, got {dtype!r}") from None
+        if wanted not in _FLOATS:
+            raise TypeError(f"{op}: dtype must be float32 or float64, got {wanted}")
+        input = cast(_operand(op, "input", input), wanted)
     (input,) = _floats(op, input=input)
     shape = _shape(input)
     dim = dimension(dim, len(shape), op)

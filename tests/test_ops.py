@@ -973,3 +973,43 @@ def test_an_error_says_what_does_not_fit() -> None:
 def test_an_operation_runs_on_the_backend_that_was_chosen(backend: Backend) -> None:
     """What the fixture chose is what the other tests of this module ran on."""
     assert backends.current(X) is backend
+
+
+# -- arguments as PyTorch takes them ---------------------------------------------------------------------------------
+
+
+def test_dimensions_are_pytorchs(backend):
+    """Of sum, mean, permute: NumPy's integers, none, negative ones, those of a number; what there is not is refused."""
+    x = Tensor(np.arange(6, dtype=np.float32).reshape(2, 3))
+    for dim, wanted in ((np.int64(1), [3, 12]), ((), 15), ((0, np.int32(-1)), 15), (None, 15), (-2, [3, 5, 7])):
+        np.testing.assert_array_equal(x.sum(dim).numpy(), wanted)
+    assert Tensor(2.0).sum(-1).item() == Tensor(2.0).sum(0).item() == Tensor(2.0).mean(-1).item() == 2
+    assert x.permute(np.int64(-1), 0).shape == (3, 2)
+    for call, error, words in (
+        (lambda: x.sum(2), IndexError, "sum: dim 2 does not exist"),
+        (lambda: x.sum((0, 0)), ValueError, "names a dimension twice"),
+        (lambda: x.sum("a"), TypeError, "sum: dim must be an integer"),
+        (lambda: x.permute(0, 3), IndexError, "permute: dims 3 does not exist"),
+        (lambda: x.permute(0, 0), ValueError, r"permute: dims \(0, 0\) must name each of 2 dimensions once"),
+        (lambda: x.permute(0), ValueError, "permute: dims"),
+    ):
+        with pytest.raises(error, match=words):
+            call()
+
+
+def test_exponents_alpha_and_dtype(backend):
+    """NumPy's numbers as exponents, `alpha` of a sum, `dtype` of softmax: PyTorch's values and types."""
+    x = Tensor(np.array([1.0, 2.0, 3.0], np.float32), True)
+    assert (x ** np.int64(2)).dtype == (x ** np.float64(0.5)).dtype == np.float32
+    np.testing.assert_allclose((x ** np.float64(0.5)).numpy(), np.sqrt([1, 2, 3]), rtol=1e-6)
+    np.testing.assert_array_equal(x.add(x, alpha=2).numpy(), [3, 6, 9])
+    np.testing.assert_array_equal(x.sub(1, alpha=0.5).numpy(), [0.5, 1.5, 2.5])
+    wide = F.softmax(x, 0, dtype=np.float64)
+    assert wide.dtype == np.float64
+    np.testing.assert_allclose(wide.numpy(), np.exp([1, 2, 3]) / np.exp([1, 2, 3]).sum(), rtol=1e-14)
+    (wide * Tensor(np.array([1.0, 0.0, 0.0]))).sum().backward()
+    assert x.grad.dtype == np.float32
+    whole = F.log_softmax(np.array([1, 2, 3]), -1, dtype="float32")
+    np.testing.assert_allclose(np.exp(whole), wide.numpy(), rtol=1e-5)
+    with pytest.raises(TypeError, match="softmax: dtype must be float32 or float64, got int64"):
+        F.softmax(x, 0, dtype=np.int64)

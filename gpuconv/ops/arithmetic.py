@@ -10,6 +10,7 @@ import numpy as np
 
 from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
 from gpuconv.backends import Array
+from gpuconv.ops.shape import dimension
 
 #: Of element types: a float beside an integer is a float, whatever their sizes.
 _CATEGORIES = {"b": 0, "u": 1, "i": 1, "f": 2}
@@ -59,6 +60,11 @@ def _array_like(x: Any) -> Any:
 def _as_type(x: Any, dtype: np.dtype) -> Any:
     if isinstance(x, _NUMBERS):
         return np.asarray(x, dtype)
+    return cast(x, dtype)
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    """``x`` in another element type; itself if it has it."""
     return x if to_array(x).dtype == dtype else Cast.apply(x, dtype=dtype)
 
 
@@ -241,15 +247,15 @@ class MatMul(Function):
 
 
 @tensor_method
-def add(a: Any, b: Any) -> Any:
-    """``a + b``; shapes broadcast."""
-    return Add.apply(*_operands(a, b))
+def add(a: Any, b: Any, *, alpha: float = 1) -> Any:
+    """``a + alpha · b``; shapes broadcast."""
+    return Add.apply(*_operands(a, b if alpha == 1 else mul(b, alpha)))
 
 
 @tensor_method
-def sub(a: Any, b: Any) -> Any:
-    """``a - b``; shapes broadcast."""
-    return Sub.apply(*_operands(a, b))
+def sub(a: Any, b: Any, *, alpha: float = 1) -> Any:
+    """``a - alpha · b``; shapes broadcast."""
+    return Sub.apply(*_operands(a, b if alpha == 1 else mul(b, alpha)))
 
 
 @tensor_method
@@ -277,9 +283,10 @@ def pow(a: Any, exponent: float) -> Any:
     Raises:
         TypeError: the exponent is not a number.
     """
-    if not isinstance(exponent, (int, float)):
+    if not isinstance(exponent, _NUMBERS):
         raise TypeError(f"pow: exponent must be a number, got {type(exponent).__name__}")
-    return Pow.apply(a, exponent=exponent)
+    # A Python number, which leaves a float32 one: NumPy's would make it wider.
+    return Pow.apply(a, exponent=exponent.item() if isinstance(exponent, np.generic) else exponent)
 
 
 @tensor_method
@@ -296,8 +303,21 @@ def log(a: Any) -> Any:
 
 @tensor_method
 def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Any:
-    """Sum over ``dim`` (an int, several, or None for all)."""
-    axes = (dim,) if isinstance(dim, int) else None if dim is None else tuple(dim)
+    """Sum over ``dim`` (an int, several, or None for all, as no dimension does in PyTorch).
+
+    Raises:
+        IndexError: no such dimension.
+        TypeError: ``dim`` is neither an integer nor a sequence of them.
+        ValueError: a dimension is there twice.
+    """
+    a, axes = _array_like(a), None
+    if dim is not None:
+        ndim = len(a.shape)
+        several = dim if isinstance(dim, Sequence) else (dim,)
+        axes = tuple(dimension(one, ndim, "sum") for one in several)
+        if len({*axes}) < len(axes):
+            raise ValueError(f"sum: dim {tuple(several)} names a dimension twice")
+        axes = axes if axes and ndim else None
     return Sum.apply(a, axes=axes, keepdims=keepdim)
 
 

@@ -66,9 +66,19 @@ def reshape(a: Any, *shape: Any) -> Any:
 
 @tensor_method
 def permute(a: Any, *dims: Any) -> Any:
-    """The dimensions in the order ``dims``, given as integers or as one tuple."""
-    order = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
-    return Permute.apply(a, dims=tuple(dim % len(order) for dim in order))
+    """The dimensions in the order ``dims``, given as integers or as one tuple.
+
+    Raises:
+        IndexError: no such dimension.
+        TypeError: not integers.
+        ValueError: not each dimension once.
+    """
+    given = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
+    ndim = len(a.shape)
+    order = tuple(dimension(dim, ndim, "permute", "dims") for dim in given)
+    if len(order) != ndim or len({*order}) != ndim:
+        raise ValueError(f"permute: dims {given} must name each of {ndim} dimensions once")
+    return Permute.apply(a, dims=order)
 
 
 @tensor_method
