@@ -309,14 +309,16 @@ class Tensor:
     __hash__ = object.__hash__
 
     def _compared(self, other: Any, compare: Callable[[Any, Any], Any]) -> Any:
-        if other is None or isinstance(other, (str, bytes)):
-            return NotImplemented
-        backend = backends.current(self.data, *([other.data] if isinstance(other, Tensor) else []))
+        values = other
+        if not isinstance(other, (bool, int, float)):
+            try:
+                values = to_array(other)
+            except TypeError:
+                return NotImplemented  # no numbers: perhaps it knows how to compare itself with a Tensor
+        backend = backends.current(self.data, *([] if values is other else [values]))
         with backend.computing():
-            a, b = backend.asarray(self.data), other
-            if not isinstance(other, (bool, int, float)):
-                b = backend.asarray(to_array(other))
-            return Tensor._of(backend.xp.asarray(compare(a, b)))
+            values = values if values is other else backend.asarray(values)
+            return Tensor._of(backend.xp.asarray(compare(backend.asarray(self.data), values)))
 
     def __eq__(self, other: object) -> Any:
         return self._compared(other, operator.eq)

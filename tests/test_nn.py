@@ -403,3 +403,48 @@ def test_a_network_refuses_as_its_parts_do():
             F.conv_net(x, [], *layer)
         with pytest.raises(ValueError, match="one element a layer, got 0, 0 and 0"):
             F.conv_net(x, [block], [], [], [])
+
+
+# -- what is assigned ------------------------------------------------------------------------------------------------
+
+
+def test_a_parameter_is_not_lost_by_assignment():
+    """An array, a plain Tensor or a number in its place is refused; a Parameter, and None, are taken."""
+    layer = nn.Linear(3, 2)
+    for value in (np.zeros((2, 3), np.float32), Tensor(np.zeros((2, 3))), 1.0):
+        with pytest.raises(
+            TypeError, match=r"Linear: weight is a Parameter, and a \w+ would take it out of parameters"
+        ):
+            layer.weight = value
+    network = nn.Sequential(layer, nn.ReLU())
+    with pytest.raises(TypeError, match="Sequential: 0 is a Module, and cannot become a function"):
+        setattr(network, "0", lambda x: x)
+    assert {name for name, _ in network.named_parameters()} == {"0.weight", "0.bias"}
+    layer.weight = nn.Parameter(np.ones((2, 3), np.float32))
+    layer.bias = None
+    np.testing.assert_array_equal(network(np.ones((1, 3), np.float32)).numpy(), [[3, 3]])
+    assert {name for name, _ in network.named_parameters()} == {"0.weight"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("forward", "is a method"), ("a.b", "dots"), ("", "dots"), ("train", "is a method")]
+)
+def test_names_that_cannot_be(name, words):
+    """A method's name would hide it, and dots are what separates the names of a state."""
+    with pytest.raises(ValueError, match=words):
+        nn.Sequential({name: nn.ReLU()})
+
+
+def test_another_forward_of_one_layer_runs(backend):
+    """Where a Sequential would run the layer with its neighbours as one, too."""
+    x = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
+    for position in range(3):
+        network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2))
+        plain = network[position].forward
+        network[position].forward = lambda input, plain=plain: plain(input) * 2 + 1
+        values = x
+        for module in network:
+            values = module(values)
+        np.testing.assert_allclose(network(x), values, rtol=1e-6)
+        with gpuconv.no_grad():
+            np.testing.assert_allclose(network(Tensor(x)).numpy(), Tensor(values).numpy(), rtol=1e-6)

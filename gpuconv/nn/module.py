@@ -53,6 +53,7 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         if "_parameters" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__}: call super().__init__() before assigning attributes")
+        self._check_attribute(name, value)
         self._parameters.pop(name, None)
         self._modules.pop(name, None)
         if isinstance(value, Parameter):
@@ -60,6 +61,27 @@ class Module:
         elif isinstance(value, Module):
             self._modules[name] = value
         object.__setattr__(self, name, value)
+
+    def _check_attribute(self, name: str, value: Any) -> None:
+        """Refuse what would lose a parameter or module without a word, or hide a method.
+
+        Raises:
+            TypeError: a parameter's or module's name is given something else than one, or None.
+            ValueError: a parameter or module under a name that cannot be one.
+        """
+        kind = type(self).__name__
+        if isinstance(value, (Parameter, Module)):
+            if not name or "." in name:
+                raise ValueError(f"{kind}: {name!r} cannot name a module or parameter: dots separate names from names")
+            if callable(getattr(type(self), name, None)) or isinstance(getattr(type(self), name, None), property):
+                raise ValueError(f"{kind}: {name!r} is a method, which a module or parameter of that name would hide")
+        elif value is not None and name in self._parameters:
+            raise TypeError(
+                f"{kind}: {name} is a Parameter, and a {type(value).__name__} would take it out of parameters(); write "
+                f"into it ({name}.data[...] = values), or assign nn.Parameter(values)"
+            )
+        elif value is not None and name in self._modules:
+            raise TypeError(f"{kind}: {name} is a Module, and cannot become a {type(value).__name__}")
 
     def __delattr__(self, name: str) -> None:
         self._parameters.pop(name, None)

@@ -74,9 +74,14 @@ class Sequential(Module):
         return input
 
 
+def _type(module: Any) -> Any:
+    """Of a module that runs as its class says: not a subclass's, nor one that was given another ``forward``."""
+    return None if "forward" in getattr(module, "__dict__", ()) else type(module)
+
+
 def _fusible(modules: list[Module], position: int) -> int:
     """How many modules run as one from a position on. Subclasses may define another forward, so types must be exact."""
-    types = [type(module) for module in modules[position : position + 3]]
+    types = [_type(module) for module in modules[position : position + 3]]
     if types[0] is Linear:
         return _linear_run(modules, position)
     if types[:2] != [Conv2d, ReLU]:
@@ -88,18 +93,18 @@ def _fusible(modules: list[Module], position: int) -> int:
 def _linear_run(modules: list[Module], position: int) -> int:
     """How many modules from a position on are fully connected layers, and a ReLU behind one."""
     end = position
-    while end < len(modules) and type(modules[end]) is Linear:
-        end += 2 if end + 1 < len(modules) and type(modules[end + 1]) is ReLU else 1
+    while end < len(modules) and _type(modules[end]) is Linear:
+        end += 2 if end + 1 < len(modules) and _type(modules[end + 1]) is ReLU else 1
     return end - position
 
 
 def _network_run(modules: list[Module], position: int) -> int:
     """How many modules from a position on are blocks with pooling, Flatten, and fully connected layers; 0 if not so."""
     end = position
-    while end < len(modules) and type(modules[end]) is Conv2d and _fusible(modules, end) == 3:
+    while end < len(modules) and _type(modules[end]) is Conv2d and _fusible(modules, end) == 3:
         end += 3
-    flatten = modules[end] if position < end < len(modules) else None
-    if not (type(flatten) is Flatten and (flatten.start_dim, flatten.end_dim) == (1, -1)):
+    flatten: Any = modules[end] if position < end < len(modules) else None
+    if not (_type(flatten) is Flatten and (flatten.start_dim, flatten.end_dim) == (1, -1)):
         return 0
     layers = _linear_run(modules, end + 1)
     return end + 1 + layers - position if layers else 0
