@@ -32,6 +32,7 @@ __all__ = [
     "is_default_seed",
     "is_grad_enabled",
     "moved",
+    "native",
     "no_grad",
     "overwrite",
     "tensor_method",
@@ -131,6 +132,11 @@ def moved(array: Array, backend: str | Backend) -> Array:
     return backend.asarray(array if isinstance(array, backend.xp.ndarray) else to_numpy(array))
 
 
+def native(dtype: np.dtype) -> np.dtype:
+    """An element type in the machine's byte order: what is computed is in it, whatever the operands were."""
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
 def overwrite(target: Array, source: Array) -> None:
     """Copy the elements of ``source`` into ``target``, of the same shape; each is on the host or on a device."""
     if isinstance(target, np.ndarray):
@@ -194,14 +200,14 @@ class Tensor:
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(f"Tensor: requires_grad needs float elements, got {self.data.dtype}")
         self.requires_grad = bool(requires_grad)
-        self.grad: Tensor | None = None
+        self._grad: Tensor | None = None
         self._node: _Node | None = None
 
     @classmethod
     def _of(cls, array: Array) -> Tensor:
         """A Tensor of an array that an operation made: nothing is left to check."""
         tensor = Tensor.__new__(Tensor)
-        tensor.data, tensor.requires_grad, tensor.grad, tensor._node = array, False, None, None
+        tensor.data, tensor.requires_grad, tensor._grad, tensor._node = array, False, None, None
         return tensor
 
     # -- what it holds -----------------------------------------------------------------------------------------------
@@ -220,6 +226,27 @@ class Tensor:
     def dtype(self) -> np.dtype:
         """Element type."""
         return self.data.dtype
+
+    @property
+    def grad(self) -> Tensor | None:
+        """Gradient as a Tensor once backward has run, else None. It may be set to a Tensor of this one's kind.
+
+        Raises:
+            TypeError: set to what is no Tensor, or one of another element type.
+            ValueError: set to a Tensor of another shape.
+        """
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None:
+            if not isinstance(value, Tensor):
+                raise TypeError(f"grad must be a Tensor or None, got {type(value).__name__}; set it to Tensor(values)")
+            if value.data.shape != self.data.shape:
+                raise ValueError(f"grad must have the Tensor's shape {self.shape}, got {value.shape}")
+            if value.data.dtype not in (self.data.dtype, native(self.data.dtype)):
+                raise TypeError(f"grad must have the Tensor's element type {self.dtype}, got {value.dtype}")
+        self._grad = value
 
     @property
     def is_leaf(self) -> bool:
@@ -629,7 +656,7 @@ def _checked(node: _Node, position: int, value: _Node | Tensor, grad: Any) -> Ar
     Compiled kernels go by the shape and type of the value, so nothing else may reach them. The type is made right, as
     operands of several types give gradients of a wider one; another shape is an error of the operation.
     """
-    shape, dtype = value.shape, value.dtype
+    shape, dtype = value.shape, native(value.dtype)
     kind = node.ctx.backend.xp.ndarray
     if isinstance(grad, kind) and grad.dtype == dtype and grad.shape == shape:
         return grad

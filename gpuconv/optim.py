@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuconv import backends
-from gpuconv.autograd import Tensor, overwrite, to_array
+from gpuconv.autograd import Tensor, native, overwrite, to_array
 from gpuconv.backends import Backend, capturing
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
@@ -58,13 +58,16 @@ class Optimizer:
             param.zero_grad()
 
     def step(self) -> None:
-        """Update every parameter that has a gradient, in place."""
-        self.steps += 1
-        if self.schedule is not None:
-            self.lr = float(self.schedule(self.steps - 1))
+        """Update every parameter that has a gradient, in place.
+
+        Raises:
+            ValueError: the array of a parameter or of its gradient was exchanged for one of another shape or element
+                type; nothing is updated.
+        """
         updates: dict[type, list[tuple[Any, ...]]] = {}  # by the kind of array: a network may lie on two devices
         for param, arrays in zip(self.params, self._arrays, strict=True):
             if param.grad is not None:
+                self._check(param, param.grad.data, arrays)
                 for slot, array in arrays.items():
                     if type(array) is not type(param.data):  # the parameters have been moved since
                         with capturing.outside():
@@ -72,13 +75,30 @@ class Optimizer:
                             overwrite(arrays[slot], array)
                 update = (param.data, param.grad.data, *arrays.values())
                 updates.setdefault(type(param.data), []).append(update)
+        self.steps += 1
         try:
+            if self.schedule is not None:
+                self.lr = float(self.schedule(self.steps - 1))
             for of_a_kind in updates.values():
                 params, *others = zip(*of_a_kind, strict=True)
                 self._update(backends.current(params[0]), params, *others)
-        finally:
-            if capturing.current() is not None:
-                self.steps -= 1  # it is taken when the graph runs
+        except BaseException:
+            self.steps -= 1
+            raise
+        if capturing.current() is not None:
+            self.steps -= 1  # it is taken when the graph runs
+
+    def _check(self, param: Tensor, grad: Any, arrays: dict[str, Any]) -> None:
+        """Compiled updates go by the parameter's shape and type: what does not fit may not reach them."""
+        data = param.data
+        for name, array in (("gradient", grad), *arrays.items()):
+            if array.shape != data.shape or native(array.dtype) != native(data.dtype):
+                number = next(i for i, one in enumerate(self.params) if one is param)
+                raise ValueError(
+                    f"{type(self).__name__}: parameter {number} is {data.dtype} of shape {tuple(data.shape)}, but its "
+                    f"{name} is {array.dtype} of shape {tuple(array.shape)}: an optimizer keeps to the arrays that it "
+                    "was made for; make another one"
+                )
 
     def repeated(self, numbers: Any) -> None:
         """Count a step that a graph is about to take; ``numbers`` are those that its kernel reads.
@@ -165,8 +185,15 @@ def _zeros_like(array: Any) -> Any:
 
 
 def _at_least_zero(optimizer: Optimizer, name: str, value: float) -> float:
-    if not value >= 0:  # also refuses NaN
+    number = _number(optimizer, name, value)
+    if not number >= 0:  # also refuses NaN
         raise ValueError(f"{type(optimizer).__name__}: {name} must be at least 0, got {value}")
+    return number
+
+
+def _number(optimizer: Optimizer, name: str, value: Any) -> float:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{type(optimizer).__name__}: {name} must be a number, got {value!r}")
     return float(value)
 
 
@@ -186,7 +213,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
     ):
         self.momentum = _at_least_zero(self, "momentum", momentum)
-        self.dampening = float(dampening)
+        self.dampening = _number(self, "dampening", dampening)
         self.weight_decay = _at_least_zero(self, "weight_decay", weight_decay)
         self.nesterov = nesterov
         if nesterov and (momentum == 0 or dampening != 0):

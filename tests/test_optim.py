@@ -95,3 +95,80 @@ def test_refusals():
         optim.SGD([w], nesterov=True)
     with pytest.raises(ValueError, match=r"not that of a SGD of 1 parameters"):
         optim.SGD([w]).load_state_dict(optim.Adam([w]).state_dict())
+
+
+# -- what users hand in ----------------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "by columns": np.asfortranarray,
+    "strided": lambda array: np.repeat(array, 2, axis=1)[:, ::2],
+    "other byte order": lambda array: array.astype(array.dtype.newbyteorder()),
+}
+MAKERS = {"sgd": lambda p: optim.SGD(p, 0.1, momentum=0.9), "adam": lambda p: optim.Adam(p, 0.1)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_parameters_of_any_layout(backend, layout, kind):
+    """Updated in place, to what a plain array becomes."""
+    values = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+    odd, plain = Tensor(LAYOUTS[layout](values.copy()), True), Tensor(values.copy(), True)
+    memory = odd.data
+    for parameter in (odd, plain):
+        optimizer = MAKERS[kind]([parameter])
+        for _ in range(3):
+            optimizer.zero_grad()
+            (parameter * parameter).sum().backward()
+            optimizer.step()
+    assert odd.data is memory
+    np.testing.assert_allclose(memory, plain.data, rtol=1e-6)
+
+
+def test_a_gradient_that_is_set(backend):
+    """A Tensor of the same shape and type; an array, another shape, another type are refused."""
+    parameter = Tensor(np.ones(3, np.float32), True)
+    for value, error, words in (
+        (np.ones(3, np.float32), TypeError, "grad must be a Tensor or None, got ndarray"),
+        (Tensor(np.ones(2, np.float32)), ValueError, r"grad must have the Tensor's shape \(3,\), got \(2,\)"),
+        (Tensor(np.ones(3)), TypeError, "grad must have the Tensor's element type float32, got float64"),
+    ):
+        with pytest.raises(error, match=words):
+            parameter.grad = value
+    parameter.grad = Tensor(np.full(3, 2, np.float32))
+    optim.SGD([parameter], 0.5).step()
+    np.testing.assert_array_equal(parameter.numpy(), 0)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("exchange", ["larger", "smaller", "wider", "gradient"])
+def test_exchanged_arrays_are_refused(backend, kind, exchange):
+    """By the next step, before anything is written: no count, no other parameter, no byte beyond an array."""
+    first, second = (Tensor(np.ones((2, 3), np.float32), True) for _ in range(2))
+    optimizer = MAKERS[kind]([first, second])
+    for parameter in (first, second):
+        parameter.grad = Tensor(np.ones((2, 3), np.float32))
+    optimizer.step()
+    before = first.numpy().copy()
+    if exchange == "gradient":
+        second.grad.data = np.ones((2, 1), np.float32)
+    else:
+        second.data = {
+            "larger": np.ones((5, 7), np.float32),
+            "smaller": np.ones(1, np.float32),
+            "wider": np.ones((2, 3)),
+        }[exchange]
+    with pytest.raises(ValueError, match=r"parameter 1 is .*: an optimizer keeps to the arrays that it was made for"):
+        optimizer.step()
+    assert optimizer.steps == 1
+    np.testing.assert_array_equal(first.numpy(), before)
+
+
+def test_numbers_that_are_none():
+    """A learning rate in quotes is told as such."""
+    parameter = Tensor(np.ones(3, np.float32), True)
+    for options, words in (
+        ({"lr": "0.1"}, "lr must be a number, got '0.1'"),
+        ({"momentum": None}, "momentum must be a"),
+    ):
+        with pytest.raises(TypeError, match=f"SGD: {words}"):
+            optim.SGD([parameter], **options)

@@ -488,7 +488,7 @@ def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *, recti
 
 def _updatable(*arrays: np.ndarray | None) -> bool:
     """Whether a kernel may write to the arrays where they are."""
-    return all([array is None or array.flags.carray for array in arrays])
+    return all([array is None or (array.flags.carray and array.dtype.isnative) for array in arrays])
 
 
 # -- which variant runs a convolution --------------------------------------------------------------------------------
