@@ -610,7 +610,7 @@ def test_every_stage_of_the_report_is_there():
 
 def test_figures_of_layers(tmp_path):
     """Of committed results: all kernels right, the ratio of each layer; a wrong kernel is named."""
-    path = ROOT / "bench" / "results" / "gpu-lenet5-h100-2026-11-27.json"
+    path = ROOT / "bench" / "results" / "first-run" / "gpu-lenet5-h100-2026-11-27.json"
     document = json.loads(path.read_text())
     figures, (line,) = gpu_report._layers(path)
     count = sum(len(result["kernels"]) for result in document["results"])
