@@ -16,7 +16,7 @@ class Optimizer:
     """Base: the parameters, and for each some arrays of its shape that live as long as the optimizer.
 
     Args:
-        params: Tensors that require grad; at least one.
+        params: leaf Tensors, at least one; those that do not require grad never have one, and stay as they are.
         lr: learning rate; may be changed between steps.
 
     Attributes:
@@ -39,9 +39,9 @@ class Optimizer:
         if not self.params:
             raise ValueError(f"{type(self).__name__}: params is empty (an iterator that was used up?)")
         for param in self.params:
-            if not isinstance(param, Tensor) or not param.requires_grad or not param.is_leaf:
+            if not isinstance(param, Tensor) or not param.is_leaf or param.dtype.kind != "f":
                 raise TypeError(
-                    f"{type(self).__name__}: params must be leaf Tensors that require grad, got {type(param).__name__}"
+                    f"{type(self).__name__}: params must be leaf Tensors of floats, got {type(param).__name__}"
                 )
         self.lr = _at_least_zero(self, "lr", lr)
         self.steps = 0

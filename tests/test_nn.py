@@ -448,3 +448,18 @@ def test_another_forward_of_one_layer_runs(backend):
         np.testing.assert_allclose(network(x), values, rtol=1e-6)
         with gpuconv.no_grad():
             np.testing.assert_allclose(network(Tensor(x)).numpy(), Tensor(values).numpy(), rtol=1e-6)
+
+
+def test_a_shared_parameter_has_all_its_names():
+    """In a state, as in PyTorch; it is one parameter, loaded by any of its names."""
+    network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    network[2].weight = network[0].weight
+    state = network.state_dict()
+    assert set(state) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert len(list(network.parameters())) == len(network.get_weights()) == 3
+    network.set_weights([value * 0 + 1 for value in network.get_weights()])
+    np.testing.assert_array_equal(network.state_dict()["2.weight"], 1)
+    network.load_state_dict(state)
+    network.load_state_dict({name: value for name, value in state.items() if name != "0.weight"})
+    with pytest.raises(ValueError, match=r"missing 0\.weight"):
+        network.load_state_dict({name: value for name, value in state.items() if "weight" not in name})

@@ -172,3 +172,15 @@ def test_numbers_that_are_none():
     ):
         with pytest.raises(TypeError, match=f"SGD: {words}"):
             optim.SGD([parameter], **options)
+
+
+def test_frozen_parameters_stay(backend):
+    """An optimizer of all parameters of a network takes those that require no grad, too, and leaves them alone."""
+    frozen, learned = Tensor(np.ones(2, np.float32)), Tensor(np.ones(2, np.float32), True)
+    optimizer = optim.SGD([frozen, learned], 0.5, momentum=0.9)
+    (frozen * learned).sum().backward()
+    optimizer.step()
+    np.testing.assert_array_equal(frozen.numpy(), 1)
+    np.testing.assert_array_equal(learned.numpy(), 0.5)
+    with pytest.raises(TypeError, match="params must be leaf Tensors of floats"):
+        optim.SGD([learned * 2])

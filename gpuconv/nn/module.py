@@ -106,12 +106,12 @@ class Module:
         """This module and all inside it, depth first."""
         return (module for _, module in self.named_modules())
 
-    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """All parameters with dotted names; one that is shared comes once."""
+    def named_parameters(self, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Parameter]]:
+        """All parameters with dotted names; one that is shared comes once, or under each of its names."""
         seen: set[int] = set()
         for prefix, module in self.named_modules():
             for name, parameter in module._parameters.items():
-                if id(parameter) not in seen:
+                if not (remove_duplicate and id(parameter) in seen):
                     seen.add(id(parameter))
                     yield (f"{prefix}.{name}" if prefix else name), parameter
 
@@ -174,17 +174,24 @@ class Module:
     # -- weights in and out ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of all parameters as NumPy arrays under their dotted names, PyTorch's names and layouts."""
-        return {name: parameter.numpy().copy() for name, parameter in self.named_parameters()}
+        """A copy of all parameters as NumPy arrays under their dotted names, PyTorch's names and layouts.
+
+        One that is shared is there under each of its names, as in PyTorch.
+        """
+        named = self.named_parameters(remove_duplicate=False)
+        return {name: parameter.numpy().copy() for name, parameter in named}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set all parameters from arrays (NumPy, torch, ...); nothing is changed if anything does not fit.
 
+        Of one that is shared, one of its names is enough.
+
         Raises:
             ValueError: names that are missing or too many, or a shape that does not fit; the message lists them.
         """
-        own = dict(self.named_parameters())
-        faults = [f"missing {name}" for name in own if name not in state]
+        own = dict(self.named_parameters(remove_duplicate=False))
+        given = {id(own[name]) for name in own if name in state}
+        faults = [f"missing {name}" for name, parameter in self.named_parameters() if id(parameter) not in given]
         faults += [f"unexpected {name}" for name in state if name not in own]
         arrays = {}
         for name in own:
@@ -202,7 +209,7 @@ class Module:
 
     def get_weights(self) -> list[np.ndarray]:
         """A copy of all parameters, in order, as Keras gives them."""
-        return list(self.state_dict().values())
+        return [parameter.numpy().copy() for parameter in self.parameters()]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set all parameters from a list in the order of :meth:`get_weights`.
