@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
@@ -465,13 +466,15 @@ class Tensor:
         return self._in_place("/=", Tensor.div(self, other))
 
     def _in_place(self, sign: str, result: Tensor) -> Tensor:
-        """Write a result into this Tensor's own memory; with a graph the name stands for the result instead.
+        """Write a result into this Tensor's own memory; of what an operation made, the name stands for it instead.
+
+        A graph that has saved this Tensor's values for its backward finds the new ones: PyTorch refuses then.
 
         Raises:
             RuntimeError: a leaf that requires grad, outside of ``no_grad()``: its gradient would be of the new value.
             ValueError, TypeError: the result has another shape, or a type that this Tensor cannot hold.
         """
-        if result.requires_grad:
+        if result.requires_grad or self._node is not None:
             if self.is_leaf and self.requires_grad:
                 raise RuntimeError(
                     f"{sign}: a leaf that requires grad cannot be changed while the graph is recorded; do it inside of "
@@ -480,9 +483,12 @@ class Tensor:
             return result
         if result.shape != self.shape:
             raise ValueError(f"{sign}: the result has shape {result.shape}, and is to be written into {self.shape}")
-        if result.dtype.kind == "f" and self.dtype.kind != "f":
+        order = "buif"  # as PyTorch has them: bool, integers, floats
+        if (order.index(result.dtype.kind) > 0) > (order.index(self.dtype.kind) > 0) or (
+            result.dtype.kind == "f" and self.dtype.kind != "f"
+        ):
             raise TypeError(f"{sign}: the result is {result.dtype}, which {self.dtype} cannot hold")
-        overwrite(self.data, result.data)
+        overwrite(self.data, result.data if result.dtype == self.dtype else result.data.astype(self.dtype))
         return self
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -591,6 +597,7 @@ class Function:
             result if isinstance(result, kind) else backend.xp.asarray(result)
             for result in (results if several else (results,))
         ]
+        capturing.made(results[0])
         if any_tensor:
             results = [Tensor._of(result) for result in results]
         else:
@@ -629,25 +636,42 @@ def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
     with contextlib.nullcontext() if root._node is None else root._node.ctx.backend.computing():
         for node in _nodes_from(root._vertex):
             grad = grads.pop(node, None)
-            if grad is None:
-                continue
-            results = node.function.backward(node.ctx, grad)
-            results = results if isinstance(results, (tuple, list)) else (results,)
-            if len(results) != len(node.edges):
-                raise RuntimeError(
-                    f"{node.function.__name__}.backward: must return a gradient for each of the {len(node.edges)} "
-                    f"inputs (None where none is needed), returned {len(results)}"
-                )
-            for position, (edge, result) in enumerate(zip(node.edges, results, strict=True)):
-                if edge is not None and result is not None:
-                    result = _checked(node, position, edge, result)
-                    so_far = grads.get(edge)
-                    grads[edge] = result if so_far is None else so_far + result
+            if grad is not None:
+                _spread(node, grad, grads)
             if not retain_graph:
                 node.ctx.release()
-    handed_out = {id(seed)}  # arrays that a leaf's .grad may not keep: someone else has them
-    for leaf, grad in grads.items():
-        _add_to_leaf(leaf, grad, handed_out)
+        grad = None
+    for leaf in list(grads):
+        grad = grads.pop(leaf)
+        # The user may write into .grad (clipping, say): it may not be what somebody else has, another leaf or an
+        # operation that saved it, nor a view of that. (What lies in memory of a pool has a base that is no array.)
+        shared = sys.getrefcount(grad) > _ALONE or hasattr(grad.base, "dtype")
+        _add_to_leaf(leaf, grad, shared)
+
+
+def _count_alone() -> int:
+    alone = object()
+    return sys.getrefcount(alone)
+
+
+#: What sys.getrefcount gives for an object that a local variable alone refers to; Python's versions differ in it.
+_ALONE = _count_alone()
+
+
+def _spread(node: _Node, grad: Array, grads: dict[Any, Array]) -> None:
+    """Add the gradients of a node's inputs, given its result's, to those that there are."""
+    results = node.function.backward(node.ctx, grad)
+    results = results if isinstance(results, (tuple, list)) else (results,)
+    if len(results) != len(node.edges):
+        raise RuntimeError(
+            f"{node.function.__name__}.backward: must return a gradient for each of the {len(node.edges)} "
+            f"inputs (None where none is needed), returned {len(results)}"
+        )
+    for position, (edge, result) in enumerate(zip(node.edges, results, strict=True)):
+        if edge is not None and result is not None:
+            checked = _checked(node, position, edge, result)
+            so_far = grads.get(edge)
+            grads[edge] = checked if so_far is None else so_far + checked
 
 
 def _checked(node: _Node, position: int, value: _Node | Tensor, grad: Any) -> Array:
@@ -689,24 +713,19 @@ def _nodes_from(root: _Node | Tensor) -> list[_Node]:
 _number = operator.attrgetter("number")
 
 
-def _add_to_leaf(leaf: Tensor, grad: Array, handed_out: set[int]) -> None:
+def _add_to_leaf(leaf: Tensor, grad: Array, shared: bool) -> None:
     if isinstance(leaf.data, np.ndarray):
         grad = to_numpy(grad)  # the graph of a leaf on the host may have been computed on a device
     if (capture := capturing.current()) is not None:
         capture.writes_grad(leaf)
-    if leaf.grad is not None:
-        if capture is not None and leaf.grad.dtype == grad.dtype and leaf.grad.shape == tuple(grad.shape):
-            total = leaf.grad.data
-            capture.touches(total)
-            total += grad  # where each repetition finds what the one before has added up
-        else:
-            leaf.grad = Tensor(leaf.grad.data + grad)
-        return
-    # The user may write into .grad (clipping, say), so no two leaves may share one, nor may it be a view.
-    if id(grad) in handed_out or hasattr(grad.base, "dtype"):
-        grad = grad.copy()
-    handed_out.add(id(grad))
-    leaf.grad = Tensor._of(grad)
+    if leaf.grad is None:
+        leaf.grad = Tensor._of(grad.copy() if shared else grad)
+    elif capture is not None and leaf.grad.dtype == grad.dtype and leaf.grad.shape == tuple(grad.shape):
+        capture.reads_grad(leaf)
+        total = leaf.grad.data
+        total += grad  # where each repetition finds what the one before has added up
+    else:
+        leaf.grad = Tensor(leaf.grad.data + grad)
 
 
 #: By kind of array, element type and device.
@@ -731,7 +750,7 @@ def _default_seed(data: Array) -> Array:
 
 def is_default_seed(grad: Array) -> bool:
     """Whether a gradient is the 1 with which :meth:`Tensor.backward` begins if it is given none."""
-    return any(grad is seed for seed in _default_seeds.values())
+    return any(grad is seed for seed in list(_default_seeds.values()))  # another thread may add one
 
 
 class GradcheckError(AssertionError):

@@ -19,7 +19,6 @@ On the backends for the CPU there is nothing to gain, and the step is returned a
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -74,53 +73,94 @@ class CapturedStep:
         self._step, self._backend, self._graph, self._warmup = step, backend, graph, warmup
         self._expected: list[tuple[tuple[int, ...], Any]] | None = None
         self._inputs: list[Any] = []
+        self._static: list[Any] = []
         self._result: Any = None
-        #: What the graph reads and writes outside of its own memory; and leaves, with the arrays that they must have.
-        self._kept: list[Any] = []
-        self._leaves: list[tuple[weakref.ref[Any], Any]] = []
-        self._updates: list[tuple[Any, Any]] = []
+        self._around = capturing.Captured([], [], [], [])
+        #: Each optimizer with the numbers that its kernel reads, and the steps that it takes in a launch.
+        self._updates: list[tuple[Any, Any, int]] = []
+        #: What the last call of several for warming up has made.
+        self._made: dict[int, Any] = {}
+        self._several = warmup > 1
         self._lock = threading.RLock()
         self.captured = False
 
     def __call__(self, *inputs: Any) -> Any:
-        """Run the step, or launch its graph on the current stream.
+        """Run the step, or launch its graph on the current stream. While another step is captured, it is part of that.
 
         Raises:
             ValueError: an input has another shape or element type than in the first call.
             RuntimeError: the step does what cannot be captured, or a Tensor that it reads has another array since then;
                 the message says what.
         """
+        if capturing.current() is not None:
+            return self._step(*inputs)
         with self._lock:
             arrays = [to_array(x) for x in inputs]
             self._check(arrays)
             if self._warmup:
-                result = self._step(*inputs)
-                self._warmup -= 1
-                return result
+                return self._warmed(arrays, inputs)
             if not self.captured:
                 self.capture(*inputs)
-            for find, array in self._leaves:
-                leaf = find()
-                if leaf is not None and leaf.data is not array:
-                    raise RuntimeError(
-                        f"capture: a Tensor of shape {leaf.shape} that the step reads was given another array after it "
-                        "was captured (by model.to, or tensor.data = ...), and the graph still has the old one; "
-                        "capture the step again"
-                    )
+            self._check_leaves()
+            self._launch(arrays)
+            for find, grad in self._around.new_grads:
+                if (leaf := find()) is not None:
+                    leaf._grad = grad
+            for x, static in zip(inputs, self._static, strict=True):
+                if isinstance(x, Tensor) and x.requires_grad and static.grad is not None:
+                    # As backward does: set, or added to what there is.
+                    both = x.grad is not None and x.grad is not static.grad
+                    x._grad = Tensor(x.grad.data + static.grad.data) if both and x.grad is not None else static.grad
+            return self._result
+
+    def _warmed(self, arrays: list[Any], inputs: tuple[Any, ...]) -> Any:
+        if self._warmup == 1 and self._several:
+            with capturing.noting_results() as self._made:
+                result = self._step(*inputs)
+        else:
+            result = self._step(*inputs)
+        self._warmup -= 1
+        self._expected = [(array.shape, array.dtype) for array in arrays]
+        return result
+
+    def _check_leaves(self) -> None:
+        for find, array in self._around.leaves:
+            leaf = find()
+            if leaf is not None and leaf.data is not array:
+                raise RuntimeError(
+                    f"capture: a Tensor of shape {leaf.shape} that the step reads was given another array after it "
+                    "was captured (by model.to, or tensor.data = ...), and the graph still has the old one; capture "
+                    "the step again"
+                )
+        for find, array in self._around.old_grads:
+            leaf = find()
+            if leaf is not None and (leaf.grad is None or leaf.grad.data is not array):
+                raise RuntimeError(
+                    f"capture: the step adds to, or takes, a gradient of shape {leaf.shape} that was there when it was "
+                    "captured, and was forgotten or replaced since: forget gradients inside of the step, or set them "
+                    "to zero in place (x.grad *= 0)"
+                )
+
+    def _launch(self, arrays: list[Any]) -> None:
+        before = [(optimizer, optimizer.steps, optimizer.lr) for optimizer, _, _ in self._updates]
+        try:
             self._graph.take_turn()
-            for optimizer, numbers in self._updates:
-                optimizer.repeated(numbers)
+            for optimizer, numbers, count in self._updates:
+                optimizer.repeated(numbers, count)
             for target, array in zip(self._inputs, arrays, strict=True):
                 target.fill(array)
             self._graph.launch()
-            return self._result
+        except BaseException:
+            for optimizer, steps, rate in before:
+                optimizer.steps, optimizer.lr = steps, rate
+            for _, numbers, _ in self._updates:
+                numbers.forget()
+            raise
 
     def _check(self, arrays: list[Any]) -> None:
         given = [(array.shape, array.dtype) for array in arrays]
-        if given == self._expected:
+        if self._expected is None or given == self._expected:
             return
-        if self._expected is None:
-            self._expected = given
         if len(given) != len(self._expected):
             raise ValueError(f"capture: the step was first called with {len(self._expected)} inputs, now {len(given)}")
         for number, (now, first) in enumerate(zip(given, self._expected, strict=True)):
@@ -138,27 +178,33 @@ class CapturedStep:
                 call tries again.
         """
         # Made here, and not while the step is captured: they are written between two repetitions.
-        self._inputs = [self._backend.new_input(to_array(x)) for x in inputs]
+        with self._backend.computing():
+            self._inputs = [self._backend.new_input(to_array(x)) for x in inputs]
         static = [
             Tensor(target.array, x.requires_grad) if isinstance(x, Tensor) else target.array
             for x, target in zip(inputs, self._inputs, strict=True)
         ]
-        noted = capturing.Capture(self._graph)
+        noted = capturing.Capture(self._graph, self._made)
         try:
             with capturing.capturing(noted), self._graph.recording():
                 result = self._step(*static)
                 self._check_result(result)
-            self._kept, self._leaves = noted.finished()
+                updates = _counted(noted.updates)
+            around = noted.finished()
         except Exception as error:
             noted.undo()
-            raise RuntimeError(
-                f"capture: the step cannot be captured: {error} (a captured step may not wait for the device, as "
-                "float(loss) or .numpy() do, and gets its data by its arguments)"
-            ) from error
+            hint = ""
+            if "captur" in str(error).lower() or "on the host" in str(error):
+                hint = (
+                    " (a captured step may not wait for the device, as float(loss) or .numpy() do, and gets its data "
+                    "by its arguments)"
+                )
+            raise RuntimeError(f"capture: the step cannot be captured: {error}{hint}") from error
         except BaseException:  # Ctrl-C
             noted.undo()
             raise
-        self._result, self._updates, self.captured = result, noted.updates, True
+        self._result, self._static, self._around, self._updates = result, static, around, updates
+        self._made, self.captured = {}, True
 
     def _check_result(self, result: Any) -> None:
         if result is None:
@@ -171,3 +217,20 @@ class CapturedStep:
         elif not isinstance(result.data if isinstance(result, Tensor) else result, self._backend.xp.ndarray):
             what = f"a {type(result).__name__}" if not isinstance(result, Tensor) else "a Tensor"
             raise TypeError(f"it returns {what} of the host, which would stay as it is; return Tensors on the device")
+        elif not self._graph.computes(result.data if isinstance(result, Tensor) else result):
+            raise TypeError("it returns what no kernel of this library computes: the simulator repeats nothing else")
+
+
+def _counted(updates: list[tuple[Any, Any]]) -> list[tuple[Any, Any, int]]:
+    """Each optimizer once, with the number of its steps.
+
+    Raises:
+        RuntimeError: one takes steps of different parameters: its count of steps would not be that of each.
+    """
+    found: dict[int, tuple[Any, Any, int]] = {}
+    for optimizer, numbers in updates:
+        _, known, count = found.get(id(optimizer), (optimizer, numbers, 0))
+        if known is not numbers:
+            raise RuntimeError("an optimizer takes several steps, and not all of them with the same parameters")
+        found[id(optimizer)] = optimizer, numbers, count + 1
+    return list(found.values())

@@ -67,6 +67,8 @@ class Optimizer:
         updates: dict[type, list[tuple[Any, ...]]] = {}  # by the kind of array: a network may lie on two devices
         for param, arrays in zip(self.params, self._arrays, strict=True):
             if param.grad is not None:
+                if (capture := capturing.current()) is not None:
+                    capture.reads_grad(param)
                 self._check(param, param.grad.data, arrays)
                 for slot, array in arrays.items():
                     if type(array) is not type(param.data):  # the parameters have been moved since
@@ -100,38 +102,44 @@ class Optimizer:
                     "was made for; make another one"
                 )
 
-    def repeated(self, numbers: Any) -> None:
-        """Count a step that a graph is about to take; ``numbers`` are those that its kernel reads.
+    def repeated(self, numbers: Any, count: int) -> None:
+        """Count the steps that a graph is about to take; ``numbers`` are those that their kernel reads.
 
         Raises:
             RuntimeError: a term of the formula has been added or dropped since the step was captured.
         """
         self.steps += 1
+        numbers.prepare(self, count)
+        self.steps += count - 1
         if self.schedule is not None:
             self.lr = float(self.schedule(self.steps - 1))
-        try:
-            numbers.prepare(self)
-        except RuntimeError:
-            self.steps -= 1
-            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is on a device for the next steps: a copy makes its own."""
+        return {**self.__dict__, "on_device": {}}
 
     def settings(self) -> tuple[Any, ...]:
         """All that the numbers of an update depend on, but for the number of the step."""
         raise NotImplementedError
 
     def _rate(self) -> Any:
-        return self.lr if self.schedule is None else self.schedule
+        return float(self.lr) if self.schedule is None else self.schedule
 
-    def coming(self, count: int) -> list[dict[str, Any]]:
+    def coming(self, count: int, needed: int = 1) -> list[dict[str, Any]]:
         """What the backend's update takes by keyword in the step that is being taken, and in those behind it.
 
-        ``count`` of them, or one if that :meth:`stays`.
+        ``count`` of them, or one if that :meth:`stays`; of a schedule that ends before, at least ``needed``.
         """
-        rates = [self.lr]
+        rates = [self.lr] * (1 if self.stays() else count)
         if self.schedule is not None:
-            rates += [float(self.schedule(done)) for done in range(self.steps, self.steps + count - 1)]
-        elif not self.stays():
-            rates *= count
+            rates = []
+            for ahead in range(count):
+                try:
+                    rates.append(float(self.schedule(self.steps - 1 + ahead)))
+                except Exception:
+                    if ahead < needed:
+                        raise
+                    break
         return [self._numbers(self.steps + number, lr) for number, lr in enumerate(rates)]
 
     def stays(self) -> bool:
@@ -230,7 +238,7 @@ class SGD(Optimizer):
 
     def _numbers(self, step: int, lr: float) -> dict[str, Any]:
         return {
-            "lr": lr,
+            "lr": float(lr),
             "momentum": self.momentum,
             "dampening": self.dampening if step > 1 else 0.0,
             "weight_decay": self.weight_decay,
@@ -267,12 +275,12 @@ class Adam(Optimizer):
         backend.adam_update_all(params, grads, *slots, optimizer=self, **self._numbers(self.steps, self.lr))
 
     def settings(self) -> tuple[Any, ...]:
-        return self._rate(), self.betas, self.eps, self.weight_decay
+        return self._rate(), tuple(self.betas), self.eps, self.weight_decay
 
     def _numbers(self, step: int, lr: float) -> dict[str, Any]:
         return {
             "step": step,
-            "lr": lr,
+            "lr": float(lr),
             "beta1": self.betas[0],
             "beta2": self.betas[1],
             "eps": self.eps,

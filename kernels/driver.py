@@ -152,12 +152,25 @@ class Parameters:
             raise TypeError(f"a kernel's argument of type {kind} cannot be packed")
 
 
+def _arrays(arguments: Sequence[Any]) -> list[Any]:
+    """Arrays and operands among the arguments, those in tuples too."""
+    found: list[Any] = []
+    for one in arguments:
+        if isinstance(one, (tuple, list)):
+            found += _arrays(one)
+        elif hasattr(one, "dtype") and not isinstance(one, np.generic):
+            found.append(one)
+    return found
+
+
 class PreparedLaunch:
     """A launch that only waits for the addresses of its arrays."""
 
     __slots__ = ("_block", "_driver", "_function", "_grid", "_parameters", "_shared", "launch")
 
-    def __init__(self, launch: Any, arguments: Sequence[Any], driver: Any):
+    def __init__(self, launch: Any, arguments: Sequence[Any], driver: Any, *, operands: bool = False):
+        if operands and any(not isinstance(one, Operand) for one in _arrays(arguments)):
+            raise TypeError("an array that the launch itself has made: it would be gone when this is called")
         self.launch = launch
         self._driver, self._function = driver, driver.load(launch)
         self._grid, self._block, self._shared = launch.grid, launch.block, launch.shared_bytes

@@ -3,6 +3,7 @@
 Each check takes CuPy, or what stands in for it, and fails by an assertion.
 """
 
+import copy
 import gc
 import threading
 
@@ -172,9 +173,7 @@ def kept_between_calls(cupy):
 
         captured = gpuconv.capture(rebinding, warmup=1)
         captured(Tensor(np.ones(4, np.float32)))
-        with pytest.raises(
-            RuntimeError, match=r"it reads 1 array from before this call that nobody has kept.*in place"
-        ):
+        with pytest.raises(RuntimeError, match=r"it reads 1 array that the call before has made.*in place"):
             captured(Tensor(np.ones(4, np.float32)))
         leaf = Tensor(backend.asarray(np.zeros(4, np.float32)))
 
@@ -291,7 +290,191 @@ def threads_take_turns(cupy):
     assert (optimizer.steps, others.steps) == (40, 20)
 
 
+def several_updates_in_a_step(cupy):
+    """Each has its own numbers: the count of Adam's corrections, the rates of a schedule, over many launches."""
+
+    def run(device, make):
+        weight = np.linspace(0.5, 1.5, 4, dtype=np.float32)
+        parameter = Tensor(weight.copy(), requires_grad=True)
+        if device == "cuda":
+            parameter.data = cupy.asarray(weight)
+        optimizer = make(parameter)
+
+        def step(x):
+            for _ in range(3):
+                optimizer.zero_grad()
+                (parameter * x).sum().backward()
+                optimizer.step()
+            return parameter
+
+        with gpuconv.use_backend(device):
+            run = gpuconv.capture(step, warmup=1)
+            found = [run(Tensor(np.full(4, 1 + number % 3, np.float32))).numpy().copy() for number in range(180)]
+        assert optimizer.steps == 540
+        return found
+
+    def adam(parameter):
+        return optim.Adam([parameter], 0.1)
+
+    def scheduled(parameter):
+        optimizer = optim.SGD([parameter], momentum=0.9)
+        optimizer.schedule = lambda done: 1e-3 / (1 + done)
+        return optimizer
+
+    for make in (adam, scheduled):
+        np.testing.assert_allclose(run("cuda", make), run("numpy", make), rtol=1e-4, atol=1e-5)
+
+
+def gradients_are_there(cupy):
+    """After each repetition, for an optimizer outside of the step, and of an input that requires one."""
+    with gpuconv.use_backend("cuda"):
+        parameter = Tensor(cupy.asarray(np.ones(3, np.float32)), requires_grad=True)
+        optimizer = optim.SGD([parameter], 0.1)
+
+        def backward(x):
+            parameter.zero_grad()
+            (parameter * x).sum().backward()
+
+        captured = gpuconv.capture(backward, warmup=1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            x = Tensor(np.full(3, 2, np.float32), requires_grad=True)
+            captured(x)
+            before = parameter.numpy().copy()
+            optimizer.step()
+            np.testing.assert_allclose(x.grad.numpy(), before, rtol=1e-6)
+        np.testing.assert_allclose(parameter.numpy(), 0, atol=1e-6)
+
+
+def forgotten_gradients(cupy):
+    """What a step adds to, or takes for an update, and is not there any more: refused, and nothing is counted."""
+    with gpuconv.use_backend("cuda"):
+        parameter = Tensor(cupy.asarray(np.ones(3, np.float32)), requires_grad=True)
+        optimizer = optim.SGD([parameter], 0.1)
+        adding = gpuconv.capture(lambda x: (parameter * x).sum().backward(), warmup=1)
+        one = Tensor(np.ones(3, np.float32))
+        adding(one), adding(one)
+        parameter.zero_grad()
+        with pytest.raises(RuntimeError, match="adds to, or takes, a gradient of shape"):
+            adding(one)
+        parameter.grad = Tensor(cupy.asarray(np.ones(3, np.float32)))
+        update = gpuconv.capture(optimizer.step, warmup=1)
+        update(), update()
+        parameter.grad = Tensor(cupy.asarray(np.ones(3, np.float32)))
+        with pytest.raises(RuntimeError, match="adds to, or takes, a gradient of shape"):
+            update()
+        assert optimizer.steps == 2
+
+
+def results_that_are_kept(cupy):
+    """A step that goes on from its last result is refused, though the caller keeps all results."""
+    with gpuconv.use_backend("cuda") as backend:
+        state = {"h": Tensor(backend.asarray(np.zeros(2, np.float32)))}
+
+        def step(x):
+            state["h"] = state["h"] + x
+            return state["h"]
+
+        captured, one = gpuconv.capture(step), Tensor(np.ones(2, np.float32))
+        kept = [captured(one), captured(one)]
+        with pytest.raises(RuntimeError, match="that the call before has made"):
+            captured(one)
+        assert [float(h.numpy()[0]) for h in kept] == [1, 2]
+
+
+def replaced_data_is_restored(cupy):
+    """By a capture that is refused: the Tensor has its array, and its gradient."""
+    with gpuconv.use_backend("cuda"):
+        leaf = Tensor(cupy.asarray(np.ones(2, np.float32)), requires_grad=True)
+
+        def step(x):
+            loss = (leaf * x).sum()
+            leaf.grad = None
+            loss.backward()
+            with gpuconv.no_grad():
+                leaf.data = (leaf + x).data
+
+        captured, one = gpuconv.capture(step, warmup=1), Tensor(np.ones(2, np.float32))
+        captured(one)
+        grad = leaf.grad
+        with pytest.raises(RuntimeError, match="write in place"):
+            captured(one)
+        litter(cupy)
+        np.testing.assert_array_equal(leaf.numpy(), 2)
+        assert leaf.grad is grad
+
+
+def numbers_in_the_code(cupy):
+    """Python's and NumPy's, in forward and backward."""
+    with gpuconv.use_backend("cuda"):
+        leaf = Tensor(cupy.asarray(np.array([1, 2], np.float32)), requires_grad=True)
+
+        def step(x):
+            leaf.zero_grad()
+            loss = (((leaf - x) ** 2).mean() * 0.5 + np.float64(1)) / 2
+            loss.backward()
+            return -loss
+
+        captured = gpuconv.capture(step, warmup=1)
+        for number in range(4):
+            found = captured(Tensor(np.full(2, number, np.float32))).item()
+            litter(cupy)
+            assert found == pytest.approx(-(((1 - number) ** 2 + (2 - number) ** 2) / 4 + 1) / 2)
+            np.testing.assert_allclose(leaf.grad.numpy(), (np.array([1, 2]) - number) / 4)
+
+
+def step_in_a_step(cupy):
+    """A captured step that another one calls is part of that."""
+    inner, model, optimizer = small_step("cuda")
+    losses_of(inner, "cuda", 3)
+    with gpuconv.use_backend("cuda"):
+        outer = gpuconv.capture(lambda x, labels: inner(x, labels), warmup=1)
+    found = losses_of(outer, "cuda", 5)
+    step, _, _ = small_step("numpy", captured=False)
+    losses_of(step, "numpy", 3)
+    np.testing.assert_allclose(found, losses_of(step, "numpy", 5), rtol=1e-5)
+    assert optimizer.steps == 8
+    del model
+
+
+def schedules_that_end(cupy):
+    """One that knows the steps of the run alone; behind them its error comes, and nothing is counted."""
+    rates = [0.1, 0.05, 0.02, 0.01]
+    step, _, optimizer = small_step("cuda")
+    optimizer.schedule = rates.__getitem__
+    host_step, _, host = small_step("numpy", captured=False)
+    host.schedule = rates.__getitem__
+    np.testing.assert_allclose(losses_of(step, "cuda", 4), losses_of(host_step, "numpy", 4), rtol=1e-5)
+    for _ in range(2):
+        with pytest.raises(IndexError):
+            losses_of(step, "cuda", 1)
+        assert (optimizer.steps, optimizer.lr) == (4, 0.01)
+
+
+def first_call_that_fails(cupy):
+    """It fixes no shapes."""
+    step, _, _ = small_step("cuda")
+    with gpuconv.use_backend("cuda"), pytest.raises(ValueError, match="linear"):
+        step(Tensor(np.ones((5, 9), np.float32)), np.zeros(5, np.int64))
+    np.testing.assert_allclose(losses_of(step, "cuda"), expected_losses(), rtol=1e-5)
+
+
+def copied_optimizer(cupy):
+    """A copy of an optimizer that has stepped goes on by itself."""
+    step, model, optimizer = small_step("cuda")
+    losses_of(step, "cuda", 3)
+    other = copy.deepcopy(optimizer)
+    for parameter in other.params:
+        parameter.grad = Tensor(cupy.ones(parameter.shape, np.float32))
+    other.step()
+    assert (optimizer.steps, other.steps) == (3, 4)
+    del model
+
+
 CHECKS = [
     several_streams, outlives_its_model, parameter_replaced, state_loaded, settings_changed, schedule_of_many_steps,
     gradients_add_up, kept_between_calls, result_of_the_host, captures_that_fail, shared_parameter, threads_take_turns,
+    several_updates_in_a_step, gradients_are_there, forgotten_gradients, results_that_are_kept,
+    replaced_data_is_restored, numbers_in_the_code, step_in_a_step, schedules_that_end, first_call_that_fails,
+    copied_optimizer,
 ]  # fmt: skip

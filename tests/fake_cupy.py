@@ -190,7 +190,7 @@ class UnownedMemory:
 class MemoryPool:
     """`malloc` gives memory as the pool's allocator; the arrays that are made with it lie there."""
 
-    def __init__(self):
+    def __init__(self, allocator=None):
         self.pool = simulated_memory.Pool()
 
     def malloc(self, size):
@@ -268,6 +268,7 @@ def _computed(function, *arguments, **options):
         return value
     value = np.asarray(value)
     if (block := _block(value)) is not None:
+        block.dtype = value.dtype  # as a base has, which is an array
         return ndarray(value, base=block)
     result = _on_device(value)
     if Stream.current.noted is not None and value.size:
@@ -474,7 +475,21 @@ def _module_function(name):
 
 
 for _name in (
-    *("abs", "arange", "broadcast_to", "divmod", "exp", "expand_dims", "full", "log", "matmul", "max", "stack", "take"),
+    *(
+        "abs",
+        "arange",
+        "broadcast_to",
+        "divmod",
+        "exp",
+        "expand_dims",
+        "full",
+        "log",
+        "matmul",
+        "max",
+        "ones",
+        "stack",
+        "take",
+    ),
     *("tanh", "where", "zeros"),
 ):
     globals()[_name] = _module_function(_name)

@@ -119,6 +119,16 @@ def sgd_all(numpy, params, grads, velocities, numbers, sizes, *, weight_decay, n
         )  # fmt: skip
 
 
+def adam_all(numpy, params, grads, means, squares, numbers, sizes, *, weight_decay, decoupled):
+    rate, beta1, beta2, share1, share2, correction, eps, decay = row_of(numbers, sizes, 8)
+    for param, grad, mean, square in zip(params, grads, means, squares, strict=True):
+        if weight_decay:
+            grad, param[...] = (grad, decay * param) if decoupled else (grad + decay * param, param)
+        mean[...] = beta1 * mean + share1 * grad
+        square[...] = beta2 * square + share2 * grad * grad
+        param -= rate * mean / (np.sqrt(square) / correction + eps)
+
+
 #: Operations that are no primitives, or take several arrays as one: the same on hosts.
 FUSED = {
     "conv2d_relu_max_pool2d": block,
@@ -130,6 +140,7 @@ FUSED = {
     "linear_chain_grad_weight": chain_grad_weight,
     "softmax_cross_entropy_mean": mean_loss,
     "sgd_update_all": sgd_all,
+    "adam_update_all": adam_all,
     "image_batch": image_batch,
     "count_correct": count_correct,
 }

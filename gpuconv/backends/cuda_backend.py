@@ -29,7 +29,7 @@ import numpy as np
 from gpuconv import files, kernels, tuning, tuning_store
 from gpuconv.backends import capturing, exchange, simulated_memory
 from gpuconv.backends.base import Array, Backend, Candidate
-from gpuconv.backends.cuda_plan import Plan, flattened
+from gpuconv.backends.cuda_plan import Plan, flattened, is_array
 from gpuconv.geometry import (
     BlockGeometry,
     ChainGeometry,
@@ -287,8 +287,9 @@ class CudaBackend(Backend):
             ValueError: the array lives on another device than the current one.
             MemoryError: the device is full; the message says how much was asked for and what is free.
         """
+        capture = capturing.current()
         if isinstance(array, self.xp.ndarray):
-            if (capture := capturing.current()) is not None:
+            if capture is not None:
                 capture.touches(array)
             # Most arrays are what is needed: nothing is left to do but to look.
             if not self.simulated and array.dtype in _COMPUTED and array.flags.c_contiguous:
@@ -306,7 +307,12 @@ class CudaBackend(Backend):
             return self._contiguous(np.asarray(array))
         with self.computing():
             if not isinstance(array, self.xp.ndarray):
-                if capturing.current() is not None:
+                if capture is not None and not array.shape:
+                    with capturing.outside():  # a number in the step's code, which stays what it is
+                        array = self.xp.asarray(array)
+                    capture.keeps(array)
+                    return array
+                if capture is not None:
                     raise TypeError(
                         f"{name}, of shape {array.shape}, is on the host, from where every repetition takes it anew"
                     )
@@ -366,7 +372,7 @@ class CudaBackend(Backend):
             dtype = (first[0] if isinstance(first, (list, tuple)) else first).dtype
             options["workspace"] = self.xp.empty((plan.workspace,), dtype)
         if (capture := capturing.current()) is not None:
-            for array in flattened((*arrays, *(value for value in options.values() if hasattr(value, "dtype"))))[0]:
+            for array in flattened((*arrays, *(value for value in options.values() if is_array(value))))[0]:
                 capture.touches(array)
         if self.simulated:
             plan.run(arrays, options)

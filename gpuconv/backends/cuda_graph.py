@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,8 @@ class CudaGraph:
         self._cupy = cupy
         self._graph: Any = None
         self._addresses: set[int] = set()
+        self._blocks: list[Any] = []
+        self._done = cupy.cuda.Event(disable_timing=True)
         self._stream: Any = None
         self._pool: Any = None
         self._caller: Any = None
@@ -39,7 +42,8 @@ class CudaGraph:
         """What is queued inside of the ``with`` block becomes the graph, and does not run."""
         cuda = self._cupy.cuda
         # A pool and a stream a try: what a failed one has left there is gone with them.
-        self._stream, self._pool, self._addresses = cuda.Stream(non_blocking=True), cuda.MemoryPool(), set()
+        self._stream, self._addresses, self._blocks = cuda.Stream(non_blocking=True), set(), []
+        self._pool = cuda.MemoryPool(self._from_the_system)
         self._caller = cuda.get_current_stream(), cuda.get_allocator()
         try:
             with self._stream, cuda.using_allocator(self._allocate):
@@ -55,6 +59,12 @@ class CudaGraph:
         finally:
             self._caller = None
 
+    def _from_the_system(self, size: int) -> Any:
+        # Kept: a pool gives back its free blocks when memory runs out, and the graph writes there all the same.
+        memory = self._cupy.cuda.MemoryPointer(self._cupy.cuda.Memory(size), 0)
+        self._blocks.append(memory)
+        return memory
+
     def _allocate(self, size: int) -> Any:
         memory = self._pool.malloc(size)
         self._addresses.add(memory.ptr)
@@ -67,6 +77,10 @@ class CudaGraph:
         with stream, self._cupy.cuda.using_allocator(allocator):
             yield
 
+    def computes(self, array: Any) -> bool:
+        """Whether its launches compute an array: all that is on the device is computed by some."""
+        return True
+
     def owns(self, array: Any) -> bool:
         """Whether an array lies in the graph's memory."""
         return array.data.mem.ptr in self._addresses
@@ -78,16 +92,18 @@ class CudaGraph:
     def take_turn(self) -> None:
         """Before the inputs are written: have the current stream wait for a launch on another one."""
         stream = self._cupy.cuda.get_current_stream()
-        if self._last is not None and stream.ptr != self._last.ptr:
-            try:
-                stream.wait_event(self._last.record())
-            except self._cupy.cuda.runtime.CUDARuntimeError:  # that stream is gone
-                self._cupy.cuda.Device().synchronize()
-        self._last = stream
+        # By its handle a stream is known on its device, and the per-thread default one in its thread.
+        turn = stream.ptr, self._cupy.cuda.runtime.getDevice(), threading.get_ident() if 0 < stream.ptr < 3 else 0
+        if self._last is not None and turn != self._last:
+            stream.wait_event(self._done)
+        self._last = turn
 
     def launch(self) -> None:
         """Queue the graph on the current stream."""
-        self._graph.launch(self._cupy.cuda.get_current_stream())
+        stream = self._cupy.cuda.get_current_stream()
+        self._graph.launch(stream)
+        # Now, as the stream may be gone when another one has to wait for it.
+        self._done.record(stream)
 
 
 class CudaInput:
@@ -164,6 +180,12 @@ class SimulatedGraph:
     def take_turn(self) -> None:
         """As of :class:`CudaGraph`."""
 
+    def computes(self, array: Any) -> bool:
+        """Whether a launch is given an array's memory: what NumPy has computed is not repeated."""
+        places = [one for _, arguments in self.launches for one in _arrays(arguments)]
+        start = array.ctypes.data
+        return not array.size or any(one.ctypes.data <= start < one.ctypes.data + one.nbytes for one in places)
+
     def launch(self) -> None:
         """As of :class:`CudaGraph`."""
         for launch, arguments in self.launches:
@@ -179,6 +201,14 @@ class SimulatedInput:
     def fill(self, source: np.ndarray) -> None:
         """As of :class:`CudaInput`."""
         self.array[...] = source
+
+
+def _arrays(arguments: Any) -> Iterator[np.ndarray]:
+    for one in arguments:
+        if isinstance(one, tuple):
+            yield from _arrays(one)
+        elif isinstance(one, np.ndarray):
+            yield one
 
 
 def _without_owner(argument: Any) -> Any:

@@ -41,24 +41,32 @@ class UpdateNumbers:
         self._settings: Any = None
         self._step, self._rows, self._left = -1, 0, 0.0
 
-    def prepare(self, optimizer: Any) -> None:
-        """Have the kernel find the numbers of the optimizer's step ``optimizer.steps``, which is about to be launched.
+    def prepare(self, optimizer: Any, count: int = 1) -> None:
+        """Have the kernel find the numbers of the optimizer's steps from ``optimizer.steps`` on.
+
+        So many are about to be launched, and nothing can be uploaded between them.
 
         Raises:
             RuntimeError: its formula has other terms now.
         """
-        settings = optimizer.settings()
-        if settings != self._settings or optimizer.steps != self._step:
-            self._upload(optimizer, 1 if optimizer.schedule is None else ROWS)
+        settings, step = optimizer.settings(), optimizer.steps
+        known = settings == self._settings and step == self._step
+        self._step = -1  # of nothing, if anything fails from here on
+        if not known:
+            self._upload(optimizer, count if optimizer.schedule is None else ROWS, count)
             self._settings = settings
-        elif not self._left:
+        elif self._left < count:
             # Who changes the settings at each step pays for one row, and who never does for few uploads.
-            self._upload(optimizer, min(ROWS, 2 * self._rows))
-        self._step = optimizer.steps + 1
-        self._left -= 1
+            self._upload(optimizer, min(ROWS, max(count, 2 * self._rows)), count)
+        self._step = step + count
+        self._left -= count
 
-    def _upload(self, optimizer: Any, count: int) -> None:
-        coming = optimizer.coming(count)
+    def forget(self) -> None:
+        """What was prepared has not been launched."""
+        self._step = -1
+
+    def _upload(self, optimizer: Any, count: int, needed: int) -> None:
+        coming = optimizer.coming(count, needed)
         if (terms := terms_of(coming[0], self._terms)) != self._terms:
             now, then = (
                 ", ".join(f"{name} {'on' if on else 'off'}" for name, on in one) for one in (terms, self._terms)

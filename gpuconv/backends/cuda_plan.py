@@ -18,7 +18,7 @@ import numpy as np
 from gpuconv import kernels
 from gpuconv.tuning import COMPOSED, Choice
 
-__all__ = ["Plan", "flattened"]
+__all__ = ["Plan", "flattened", "is_array"]
 
 #: One for all: the packed arguments are filled in and handed to the driver before another thread does.
 _queueing = threading.Lock()
@@ -80,7 +80,7 @@ class Plan:
             self.module.launch(*arrays, self.geometry, self.choice.tiling, stream, **options)
             return
         flat, missing = flattened(arrays)
-        named = tuple([name for name, value in options.items() if hasattr(value, "dtype")]) if options else ()
+        named = tuple([name for name, value in options.items() if is_array(value)]) if options else ()
         if named:
             flat += [options[name] for name in named]
         addresses, low = [], 0
@@ -145,8 +145,16 @@ class Plan:
             self.module.launch(*given, self.geometry, self.choice.tiling, None, **keywords)
         return _Prepared(
             tuple((array.dtype, array.nbytes) for array in flat),
-            tuple(driver.PreparedLaunch(launch, arguments, driver.current()) for launch, arguments in launches),
+            tuple(
+                driver.PreparedLaunch(launch, arguments, driver.current(), operands=True)
+                for launch, arguments in launches
+            ),
         )
+
+
+def is_array(value: Any) -> bool:
+    """Whether an option is an array: NumPy's numbers have a type, too."""
+    return hasattr(value, "dtype") and not isinstance(value, np.generic)
 
 
 def flattened(arrays: Sequence[Any]) -> tuple[list[Any], int]:
