@@ -479,3 +479,64 @@ def test_a_number_is_a_number():
         int(leaf(2))
     with pytest.raises(TypeError):
         f"{leaf(2):.3f}"
+
+
+def test_a_gradient_is_nobody_elses(backend):
+    """Of a Function that returns what it saved, a leaf's own array say: writing into .grad changes nothing else."""
+
+    class Product(Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            ctx.save(a, b)
+            return (a * b).sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            a, b = ctx.saved
+            return b, a
+
+    for retain_graph in (False, True):
+        a, b = Tensor(np.array([1.0, 2.0]), True), Tensor(np.array([3.0, 4.0]), True)
+        y = Product.apply(a, b)
+        y.backward(retain_graph=retain_graph)
+        a.grad.data *= 0
+        b.grad.data *= 0
+        np.testing.assert_array_equal(a.numpy(), [1, 2])
+        np.testing.assert_array_equal(b.numpy(), [3, 4])
+    y.backward()
+    np.testing.assert_array_equal(a.grad.numpy(), [3, 4])
+
+
+def test_what_cannot_be_held_is_refused_in_place():
+    """An integer by a bool; wider integers and floats are converted, as in PyTorch."""
+    flags, few, half = Tensor(np.array([True])), Tensor(np.array([1], np.uint8)), Tensor(np.ones(1, np.float32))
+    with pytest.raises(TypeError, match=r"\+=: the result is int64, which bool cannot hold"):
+        flags += 1
+    few += np.array([5])
+    half *= Tensor(np.array([2.5]))
+    assert (few.numpy()[0], few.dtype, half.numpy()[0], half.dtype) == (6, np.uint8, 2.5, np.float32)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int32", "int64", "bool"])
+def test_functions_of_integers_are_float32(backend, kind):
+    """exp, log, powers and sums have PyTorch's types."""
+    torch = pytest.importorskip("torch", reason="PyTorch's types are the judge")
+    values = np.array([1, 0, 1]).astype(kind)
+    ours, theirs = Tensor(values), torch.tensor(values)
+    for function in (
+        lambda x: x.exp(),
+        lambda x: x.log(),
+        lambda x: x**0.5,
+        lambda x: x.sum(),
+        *([lambda x: x**2] if kind != "bool" else []),
+    ):
+        assert f"torch.{function(ours).dtype}" == str(function(theirs).dtype)
+        np.testing.assert_allclose(function(ours).numpy(), function(theirs).numpy(), rtol=1e-6)
+
+
+def test_powers_of_zero(backend):
+    """The gradient of x ** 0 and x ** 1 at 0 is 0 and 1, as in PyTorch."""
+    for exponent, slope in ((0, 0), (1, 1), (2, 0)):
+        x = Tensor(np.array([0.0, 2.0]), True)
+        (x**exponent).sum().backward()
+        np.testing.assert_array_equal(x.grad.numpy(), [slope, exponent * 2.0 ** (exponent - 1)])

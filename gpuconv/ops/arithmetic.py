@@ -68,6 +68,11 @@ def cast(x: Any, dtype: Any) -> Any:
     return x if to_array(x).dtype == dtype else Cast.apply(x, dtype=dtype)
 
 
+def _floating(x: Any) -> Any:
+    """``x``; integers as float32."""
+    return x if to_array(x).dtype.kind == "f" else cast(x, _DEFAULTS[2])
+
+
 class Cast(Function):
     """The same values in another element type; the gradient goes back to the first one."""
 
@@ -170,6 +175,8 @@ class Pow(Function):
     @staticmethod
     def backward(ctx: Context, grad: Array) -> Array:
         a, exponent = ctx.saved
+        if exponent == 0:  # where a is 0, 0 / 0
+            return grad * 0
         return grad * (exponent * a ** (exponent - 1))
 
 
@@ -286,19 +293,20 @@ def pow(a: Any, exponent: float) -> Any:
     if not isinstance(exponent, _NUMBERS):
         raise TypeError(f"pow: exponent must be a number, got {type(exponent).__name__}")
     # A Python number, which leaves a float32 one: NumPy's would make it wider.
-    return Pow.apply(a, exponent=exponent.item() if isinstance(exponent, np.generic) else exponent)
+    exponent = exponent.item() if isinstance(exponent, np.generic) else exponent
+    return Pow.apply(_floating(a) if isinstance(exponent, float) else a, exponent=exponent)
 
 
 @tensor_method
 def exp(a: Any) -> Any:
     """``e ** a``."""
-    return Exp.apply(a)
+    return Exp.apply(_floating(a))
 
 
 @tensor_method
 def log(a: Any) -> Any:
     """Natural logarithm."""
-    return Log.apply(a)
+    return Log.apply(_floating(a))
 
 
 @tensor_method
@@ -311,6 +319,8 @@ def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -
         ValueError: a dimension is there twice.
     """
     a, axes = _array_like(a), None
+    if to_array(a).dtype.kind != "f":
+        a = cast(a, _DEFAULTS[1])
     if dim is not None:
         ndim = len(a.shape)
         several = dim if isinstance(dim, Sequence) else (dim,)
