@@ -126,7 +126,7 @@ def _stand_in() -> ModuleType:
         runtime=runtime,
         Stream=_Stream,
         Event=lambda **_: event,
-        MemoryPool=lambda: SimpleNamespace(malloc=None),
+        MemoryPool=lambda allocator: SimpleNamespace(malloc=None),
         alloc_pinned_memory=lambda size: _Pinned(pinned),
         get_allocator=lambda: None,
         get_current_stream=lambda: stream,

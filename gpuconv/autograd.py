@@ -579,7 +579,7 @@ class Function:
         for x in inputs:
             if isinstance(x, Tensor):
                 any_tensor = True
-                if x._node is None and (capture := capturing.current()) is not None:
+                if capturing.active and x._node is None and (capture := capturing.current()) is not None:
                     capture.reads_leaf(x)
                 arrays.append(x.data)
                 needs.append(recording and x.requires_grad)
@@ -592,12 +592,10 @@ class Function:
             results = cls.forward(ctx, *[None if a is None else backend.asarray(a) for a in arrays], **options)
         several = isinstance(results, tuple)
         # NumPy makes scalars of arrays without dimensions; they are arrays here.
-        kind = backend.xp.ndarray
-        results = [
-            result if isinstance(result, kind) else backend.xp.asarray(result)
-            for result in (results if several else (results,))
-        ]
-        capturing.made(results[0])
+        xp = backend.xp
+        results = [r if isinstance(r, xp.ndarray) else xp.asarray(r) for r in (results if several else (results,))]
+        if capturing.active:
+            capturing.made(results[0])
         if any_tensor:
             results = [Tensor._of(result) for result in results]
         else:
@@ -667,23 +665,24 @@ def _spread(node: _Node, grad: Array, grads: dict[Any, Array]) -> None:
             f"{node.function.__name__}.backward: must return a gradient for each of the {len(node.edges)} "
             f"inputs (None where none is needed), returned {len(results)}"
         )
-    for position, (edge, result) in enumerate(zip(node.edges, results, strict=True)):
+    kind = node.ctx.backend.xp.ndarray
+    for position, edge in enumerate(node.edges):
+        result = results[position]
         if edge is not None and result is not None:
-            checked = _checked(node, position, edge, result)
+            value: Any = edge if edge.__class__ is _Node else edge.data  # type: ignore[union-attr]
+            if not isinstance(result, kind) or result.dtype != value.dtype or result.shape != value.shape:
+                result = _checked(node, position, value, result)
             so_far = grads.get(edge)
-            grads[edge] = checked if so_far is None else so_far + checked
+            grads[edge] = result if so_far is None else so_far + result
 
 
-def _checked(node: _Node, position: int, value: _Node | Tensor, grad: Any) -> Array:
+def _checked(node: _Node, position: int, value: Any, grad: Any) -> Array:
     """A gradient as it has to be for what comes behind it: an array, in the shape and element type of its value.
 
     Compiled kernels go by the shape and type of the value, so nothing else may reach them. The type is made right, as
     operands of several types give gradients of a wider one; another shape is an error of the operation.
     """
-    shape, dtype = value.shape, native(value.dtype)
-    kind = node.ctx.backend.xp.ndarray
-    if isinstance(grad, kind) and grad.dtype == dtype and grad.shape == shape:
-        return grad
+    shape, dtype, kind = value.shape, native(value.dtype), node.ctx.backend.xp.ndarray
     name = f"{node.function.__name__}.backward: the gradient of input {position}"
     if isinstance(grad, Tensor):
         grad = grad.data
@@ -695,7 +694,7 @@ def _checked(node: _Node, position: int, value: _Node | Tensor, grad: Any) -> Ar
         raise ValueError(f"{name} must have the input's shape {tuple(shape)}, got {tuple(grad.shape)}")
     if grad.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold numbers, got {grad.dtype}")
-    return grad.astype(dtype)
+    return grad.astype(dtype, copy=False)
 
 
 def _nodes_from(root: _Node | Tensor) -> list[_Node]:
@@ -716,16 +715,18 @@ _number = operator.attrgetter("number")
 def _add_to_leaf(leaf: Tensor, grad: Array, shared: bool) -> None:
     if isinstance(leaf.data, np.ndarray):
         grad = to_numpy(grad)  # the graph of a leaf on the host may have been computed on a device
-    if (capture := capturing.current()) is not None:
+    capture = capturing.current() if capturing.active else None
+    if capture is not None:
         capture.writes_grad(leaf)
-    if leaf.grad is None:
-        leaf.grad = Tensor._of(grad.copy() if shared else grad)
-    elif capture is not None and leaf.grad.dtype == grad.dtype and leaf.grad.shape == tuple(grad.shape):
+    so_far = leaf._grad
+    if so_far is None:
+        leaf._grad = Tensor._of(grad.copy() if shared else grad)
+    elif capture is not None and so_far.dtype == grad.dtype and so_far.shape == tuple(grad.shape):
         capture.reads_grad(leaf)
-        total = leaf.grad.data
+        total = so_far.data
         total += grad  # where each repetition finds what the one before has added up
     else:
-        leaf.grad = Tensor(leaf.grad.data + grad)
+        leaf.grad = Tensor(so_far.data + grad)
 
 
 #: By kind of array, element type and device.

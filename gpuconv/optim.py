@@ -46,6 +46,8 @@ class Optimizer:
         self.lr = _at_least_zero(self, "lr", lr)
         self.steps = 0
         self.schedule: Callable[[int], float] | None = None
+        #: The array of each parameter that its others are known to fit.
+        self._known: list[Any] = [None] * len(self.params)
         #: What a backend keeps on a device for the updates, see ``gpuconv.backends.cuda_numbers``.
         self.on_device: dict[Any, Any] = {}
         self._arrays: list[dict[str, Any]] = [
@@ -54,8 +56,12 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
-        for param in self.params:
-            param.zero_grad()
+        if capturing.current() is None:
+            for param in self.params:
+                param._grad = None
+        else:
+            for param in self.params:
+                param.zero_grad()
 
     def step(self) -> None:
         """Update every parameter that has a gradient, in place.
@@ -65,18 +71,24 @@ class Optimizer:
                 type; nothing is updated.
         """
         updates: dict[type, list[tuple[Any, ...]]] = {}  # by the kind of array: a network may lie on two devices
-        for param, arrays in zip(self.params, self._arrays, strict=True):
-            if param.grad is not None:
-                if (capture := capturing.current()) is not None:
-                    capture.reads_grad(param)
-                self._check(param, param.grad.data, arrays)
+        capture = capturing.current()
+        for number, (param, arrays) in enumerate(zip(self.params, self._arrays, strict=True)):
+            if param.grad is None:
+                continue
+            data, grad = param.data, param.grad.data
+            if capture is not None:
+                capture.reads_grad(param)
+            if grad.shape != data.shape or grad.dtype != data.dtype:
+                self._check(param, grad, {})
+            if data is not self._known[number]:
+                self._check(param, grad, arrays)
+                self._known[number] = data
                 for slot, array in arrays.items():
-                    if type(array) is not type(param.data):  # the parameters have been moved since
+                    if type(array) is not type(data):  # the parameters have been moved since
                         with capturing.outside():
-                            arrays[slot] = _zeros_like(param.data)
+                            arrays[slot] = _zeros_like(data)
                             overwrite(arrays[slot], array)
-                update = (param.data, param.grad.data, *arrays.values())
-                updates.setdefault(type(param.data), []).append(update)
+            updates.setdefault(type(data), []).append((data, grad, *arrays.values()))
         self.steps += 1
         try:
             if self.schedule is not None:

@@ -180,6 +180,8 @@ def current(*arrays: Any) -> Backend:
 
 
 def _on_device(array: Any) -> bool:
-    # CuPy's arrays are on a device: to ask one for its interface, which is made anew each time, takes a while.
     kind = type(array)
-    return kind is not np.ndarray and (kind.__module__.partition(".")[0] == "cupy" or on_device(array))
+    if kind is np.ndarray or array is None:
+        return False
+    # CuPy's arrays are on a device: to ask one for its interface, which is made anew each time, takes a while.
+    return kind.__module__.startswith("cupy") or on_device(array)

@@ -7,6 +7,7 @@ is not of its own memory is noted here as the step touches it, and kept.
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -17,9 +18,26 @@ __all__ = ["Capture", "Captured", "capturing", "current", "made", "noting_result
 _current: ContextVar[Capture | None] = ContextVar("gpuconv_capture", default=None)
 
 
+#: How many threads or tasks capture a step, or note results: mostly none, which each operation wants to know at once.
+active = 0
+_counting = threading.Lock()
+
+
+@contextlib.contextmanager
+def _active() -> Iterator[None]:
+    global active
+    with _counting:
+        active += 1
+    try:
+        yield
+    finally:
+        with _counting:
+            active -= 1
+
+
 def current() -> Capture | None:
     """The capture under way in this thread or task; None where steps run as they are."""
-    return _current.get()
+    return _current.get() if active else None
 
 
 class Capture:
@@ -154,14 +172,15 @@ def noting_results() -> Iterator[dict[int, Any]]:
     made: dict[int, Any] = {}
     token = _made.set(made)
     try:
-        yield made
+        with _active():
+            yield made
     finally:
         _made.reset(token)
 
 
 def made(array: Any) -> None:
     """Note a result, if results are noted."""
-    if (noted := _made.get()) is not None:
+    if active and (noted := _made.get()) is not None:
         with contextlib.suppress(TypeError):  # a kind of array that cannot be referred to weakly
             noted[id(_root(array))] = weakref.ref(_root(array))
 
@@ -171,7 +190,8 @@ def capturing(capture: Capture) -> Iterator[None]:
     """Inside of the ``with`` block a step is captured, in this thread or task."""
     token = _current.set(capture)
     try:
-        yield
+        with _active():
+            yield
     finally:
         _current.reset(token)
 

@@ -56,11 +56,13 @@ class Sequential(Module):
 
     def _spans(self, modules: list[Module], *, networks: bool = False) -> Iterator[slice]:
         """Which modules run as one, first to last; ``networks``: also blocks with the layers behind them."""
+        # Only those that run as their class says: not a subclass's, nor one that was given another `forward`.
+        kinds = [None if "forward" in module.__dict__ else type(module) for module in modules]
         position = 0
         while position < len(modules):
             length = 1
             if self._fusing:
-                length = (networks and _network_run(modules, position)) or _fusible(modules, position)
+                length = (networks and _network_run(modules, kinds, position)) or _fusible(modules, kinds, position)
             yield slice(position, position + length)
             position += length
 
@@ -74,39 +76,37 @@ class Sequential(Module):
         return input
 
 
-def _type(module: Any) -> Any:
-    """Of a module that runs as its class says: not a subclass's, nor one that was given another ``forward``."""
-    return None if "forward" in getattr(module, "__dict__", ()) else type(module)
+_Kinds = Sequence[Any]
 
 
-def _fusible(modules: list[Module], position: int) -> int:
-    """How many modules run as one from a position on. Subclasses may define another forward, so types must be exact."""
-    types = [_type(module) for module in modules[position : position + 3]]
+def _fusible(modules: list[Module], kinds: _Kinds, position: int) -> int:
+    """How many modules run as one from a position on."""
+    types = kinds[position : position + 3]
     if types[0] is Linear:
-        return _linear_run(modules, position)
+        return _linear_run(kinds, position)
     if types[:2] != [Conv2d, ReLU]:
         return 1
-    last = modules[position + 2] if position + 2 < len(modules) else None
-    return 3 if isinstance(last, MaxPool2d) and types[2] is MaxPool2d and not last.options["return_indices"] else 2
+    last: Any = modules[position + 2] if types[2:] == [MaxPool2d] else None
+    return 3 if last is not None and not last.options["return_indices"] else 2
 
 
-def _linear_run(modules: list[Module], position: int) -> int:
+def _linear_run(kinds: _Kinds, position: int) -> int:
     """How many modules from a position on are fully connected layers, and a ReLU behind one."""
     end = position
-    while end < len(modules) and _type(modules[end]) is Linear:
-        end += 2 if end + 1 < len(modules) and _type(modules[end + 1]) is ReLU else 1
+    while end < len(kinds) and kinds[end] is Linear:
+        end += 2 if end + 1 < len(kinds) and kinds[end + 1] is ReLU else 1
     return end - position
 
 
-def _network_run(modules: list[Module], position: int) -> int:
+def _network_run(modules: list[Module], kinds: _Kinds, position: int) -> int:
     """How many modules from a position on are blocks with pooling, Flatten, and fully connected layers; 0 if not so."""
     end = position
-    while end < len(modules) and _type(modules[end]) is Conv2d and _fusible(modules, end) == 3:
+    while end < len(modules) and kinds[end] is Conv2d and _fusible(modules, kinds, end) == 3:
         end += 3
     flatten: Any = modules[end] if position < end < len(modules) else None
-    if not (_type(flatten) is Flatten and (flatten.start_dim, flatten.end_dim) == (1, -1)):
+    if flatten is None or kinds[end] is not Flatten or (flatten.start_dim, flatten.end_dim) != (1, -1):
         return 0
-    layers = _linear_run(modules, end + 1)
+    layers = _linear_run(kinds, end + 1)
     return end + 1 + layers - position if layers else 0
 
 
