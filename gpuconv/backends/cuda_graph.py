@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class CudaGraph:
         cuda = self._cupy.cuda
         # A pool and a stream a try: what a failed one has left there is gone with them.
         self._stream, self._addresses, self._blocks = cuda.Stream(non_blocking=True), set(), []
-        self._pool = cuda.MemoryPool(self._from_the_system)
+        self._pool = cuda.MemoryPool(_keeping(cuda, self._blocks))
         self._caller = cuda.get_current_stream(), cuda.get_allocator()
         try:
             with self._stream, cuda.using_allocator(self._allocate):
@@ -58,12 +58,6 @@ class CudaGraph:
                 self._graph = self._stream.end_capture()
         finally:
             self._caller = None
-
-    def _from_the_system(self, size: int) -> Any:
-        # Kept: a pool gives back its free blocks when memory runs out, and the graph writes there all the same.
-        memory = self._cupy.cuda.MemoryPointer(self._cupy.cuda.Memory(size), 0)
-        self._blocks.append(memory)
-        return memory
 
     def _allocate(self, size: int) -> Any:
         memory = self._pool.malloc(size)
@@ -104,6 +98,19 @@ class CudaGraph:
         self._graph.launch(stream)
         # Now, as the stream may be gone when another one has to wait for it.
         self._done.record(stream)
+
+
+def _keeping(cuda: Any, blocks: list[Any]) -> Callable[[int], Any]:
+    """An allocator of a pool, which keeps all blocks of the system's memory in a list.
+
+    When memory runs out, a pool gives back the blocks that are free, and a graph writes there all the same.
+    """
+
+    def allocate(size: int) -> Any:
+        blocks.append(cuda.MemoryPointer(cuda.Memory(size), 0))
+        return blocks[-1]
+
+    return allocate
 
 
 class CudaInput:
