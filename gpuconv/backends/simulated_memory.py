@@ -75,9 +75,10 @@ class Pool:
             self._take_back()
             return self._allocate(max(UNIT, -(-size // UNIT) * UNIT), stream)
 
-    def free(self, address: int) -> None:
+    def free(self, address: int, *, fill: Any = ctypes.memset) -> None:
         """Take back what :meth:`allocate` returned; KeyError if it did not."""
-        ctypes.memset(address, _POISON, self._used[address].size)
+        # `fill` is bound here, since modules are gone when the interpreter gives back the last arrays.
+        fill(address, _POISON, self._used[address].size)
         self._returned.append(address)
 
     def _allocate(self, size: int, stream: Any) -> int:
