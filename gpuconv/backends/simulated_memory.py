@@ -75,10 +75,9 @@ class Pool:
             self._take_back()
             return self._allocate(max(UNIT, -(-size // UNIT) * UNIT), stream)
 
-    def free(self, address: int, *, fill: Any = ctypes.memset) -> None:
+    def free(self, address: int) -> None:
         """Take back what :meth:`allocate` returned; KeyError if it did not."""
-        # `fill` is bound here, since modules are gone when the interpreter gives back the last arrays.
-        fill(address, _POISON, self._used[address].size)
+        ctypes.memset(address, _POISON, self._used[address].size)
         self._returned.append(address)
 
     def _allocate(self, size: int, stream: Any) -> int:
@@ -148,7 +147,8 @@ class Memory:
         }
 
     def __del__(self) -> None:
-        self._pool.free(self.address)
+        if _POISON is not None:  # when the interpreter ends, modules are emptied before the last arrays are given back
+            self._pool.free(self.address)
 
 
 _default = Pool()
