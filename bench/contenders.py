@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +27,20 @@ OURS = "gpuconv"
 # vanish, or a network that died of a large step, would not be the work of a training.
 SGD: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9}
 _MOST_BATCHES = 8
+
+
+def training_step(model: Any, optimizer: Any) -> Callable[[Any, Any], Any]:
+    """This library's step as its users write it: of images and labels, gives the loss."""
+    from gpuconv import functional as F
+
+    def step(images: Any, labels: Any) -> Any:
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
 
 
 class Contender(ABC):
@@ -81,19 +96,10 @@ class Gpuconv(Contender):
         return [(backend.asarray(images), backend.asarray(labels)) for images, labels in batches]
 
     def training(self, weights: Weights, batches: Batches) -> dict[str, Step]:
-        F, model = self._gpuconv.functional, self._model(weights)
-        optimizer = self._gpuconv.optim.SGD(model.parameters(), **SGD)
+        model = self._model(weights)
+        step = training_step(model, self._gpuconv.optim.SGD(model.parameters(), **SGD))
         turn = cycle(self._ready(batches))
-
-        def step() -> Any:
-            images, labels = next(turn)
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        return {OURS: step}
+        return {OURS: lambda: step(*next(turn))}
 
     def inference(self, weights: Weights, batches: Batches) -> dict[str, Step]:
         no_grad, model = self._gpuconv.no_grad, self._model(weights).eval()

@@ -223,8 +223,8 @@ def _batches(batch: int) -> Any:
 def _losses(backend_name: str, batch: int, steps: int, dtype: str, *, captured: bool = False) -> list[float]:
     """Losses of LeNet's first training steps on the bundled digits; half way the learning rate is halved."""
     import gpuconv
+    from bench.contenders import training_step
     from gpuconv import Tensor, models, optim
-    from gpuconv import functional as F
 
     with gpuconv.use_backend(backend_name):
         backend = gpuconv.backends.current()
@@ -235,13 +235,7 @@ def _losses(backend_name: str, batch: int, steps: int, dtype: str, *, captured: 
         model.to(backend)
         optimizer = optim.SGD(model.parameters(), lr=_LR, momentum=0.9)
 
-        def step(images: Any, labels: Any) -> Any:
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
-
+        step = training_step(model, optimizer)
         run, batches, losses = gpuconv.capture(step) if captured else step, _batches(batch), []
         for number in range(steps):
             if number == steps // 2:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import timing
 from bench.console import say
-from bench.contenders import OURS, SGD, digit_batches, initial_weights, torch_model
+from bench.contenders import OURS, SGD, digit_batches, initial_weights, torch_model, training_step
 
 if TYPE_CHECKING:
     from bench.contenders import Batches, Weights
@@ -59,7 +59,6 @@ _CLOCK_RATE, _LANES = 13, {"8.0": 64, "7.0": 64, "7.5": 64}
 
 def _ours(weights: Weights, batches: Batches, captured: bool) -> timing.Step:
     import gpuconv
-    from gpuconv import functional as F
 
     backend = gpuconv.backends.current()
     ready = [(backend.asarray(images), backend.asarray(labels)) for images, labels in batches]
@@ -69,13 +68,7 @@ def _ours(weights: Weights, batches: Batches, captured: bool) -> timing.Step:
     model.to(backend)
     optimizer = gpuconv.optim.SGD(model.parameters(), **SGD)
 
-    def step(images: Any, labels: Any) -> Any:
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
-
+    step = training_step(model, optimizer)
     run, turn = gpuconv.capture(step) if captured else step, cycle(ready)
     return lambda: run(*next(turn))
 

@@ -185,21 +185,14 @@ def _median_us(call: Callable[[], Any], repeats: int, wait: Callable[[], None]) 
 
 def _step(backend: Any) -> tuple[Callable[..., Any], Any, Any]:
     """A training step of LeNet-5, and its inputs on the device."""
+    from bench.contenders import training_step
     from gpuconv import Tensor, models, optim
-    from gpuconv import functional as F
 
     model = models.LeNet5().to(backend)
     optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
-    def step(images: Any, labels: Any) -> Any:
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
-
     images = Tensor(backend.asarray(np.zeros((_BATCH, 1, 32, 32), np.float32)))
-    return step, images, backend.asarray(np.zeros(_BATCH, np.int64))
+    return training_step(model, optimizer), images, backend.asarray(np.zeros(_BATCH, np.int64))
 
 
 def measure(driver: Any, wait: Callable[[], None], profile: int = 0) -> dict[str, Any]:

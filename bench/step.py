@@ -206,8 +206,8 @@ def launches(
     import numpy as np
 
     import gpuconv
+    from bench.contenders import training_step
     from gpuconv import Tensor, backends, models, optim
-    from gpuconv import functional as F
     from gpuconv.graph import CapturedStep
 
     backend, graph = backends.get("cuda"), _noted()
@@ -221,16 +221,9 @@ def launches(
         else:
             update = optim.Adam(parameters, weight_decay=weight_decay)
 
-        def step(images: Tensor, labels: Any) -> Tensor:
-            loss = F.cross_entropy(model(images), labels)
-            update.zero_grad()
-            loss.backward()
-            update.step()
-            return loss
-
         # Not zeros: who makes the launches later, to time them, finds work as in training.
         images = Tensor(np.random.default_rng(0).standard_normal((batch, 1, 32, 32), np.float32).astype(dtype))
-        CapturedStep(step, backend, graph, 0).capture(images, np.zeros(batch, np.int64))
+        CapturedStep(training_step(model, update), backend, graph, 0).capture(images, np.zeros(batch, np.int64))
     return graph.launches
 
 

@@ -109,8 +109,10 @@ class CapturedStep:
             for x, static in zip(inputs, self._static, strict=True):
                 if isinstance(x, Tensor) and x.requires_grad and static.grad is not None:
                     # As backward does: set, or added to what there is.
-                    both = x.grad is not None and x.grad is not static.grad
-                    x._grad = Tensor(x.grad.data + static.grad.data) if both and x.grad is not None else static.grad
+                    if x.grad is None or x.grad is static.grad:
+                        x.grad = static.grad
+                    else:
+                        x.grad = Tensor(x.grad.data + static.grad.data)
             return self._result
 
     def _warmed(self, arrays: list[Any], inputs: tuple[Any, ...]) -> Any:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import alive, wait_until
 
 from bench import gpu_report, gpu_stages, machine
 from bench.gpu_report import Stage
@@ -72,20 +73,6 @@ def report(tmp_path, capfd):
         return code, json.loads((tmp_path / "r" / "report.json").read_text()), output.out, output.err
 
     return make
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 # -- the driver --------------------------------------------------------------------------------------------------------

@@ -52,9 +52,9 @@ class Plan:
         self.workspace = 0 if workspace_size is None else workspace_size(geometry, choice.tiling)
         self._prepared: dict[Any, _Prepared | None] = {}
 
-    def run(self, arrays: Sequence[Any], options: dict[str, Any]) -> None:
-        """Call the variant's ``launch`` with NumPy arrays, as the simulator takes them."""
-        self.module.launch(*arrays, self.geometry, self.choice.tiling, None, **options)
+    def run(self, arrays: Sequence[Any], options: dict[str, Any], stream: int | None = None) -> None:
+        """Call the variant's ``launch`` with the arrays themselves: NumPy's in the simulator."""
+        self.module.launch(*arrays, self.geometry, self.choice.tiling, stream, **options)
 
     def queue(
         self,
@@ -77,7 +77,7 @@ class Plan:
             TypeError: an array is not of the type and size that the plan is for.
         """
         if self._device.is_recording():
-            self.module.launch(*arrays, self.geometry, self.choice.tiling, stream, **options)
+            self.run(arrays, options, stream)
             return
         flat, missing = flattened(arrays)
         named = tuple([name for name, value in options.items() if is_array(value)]) if options else ()
@@ -108,7 +108,7 @@ class Plan:
                 prepared = None  # a variant that asks more of its arrays, or an error that the next line raises again
             self._prepared[key] = prepared
         if prepared is None:
-            self.module.launch(*arrays, self.geometry, self.choice.tiling, stream, **options)
+            self.run(arrays, options, stream)
             return
         for array, (dtype, size) in zip(flat, prepared.expected, strict=True):
             if array.nbytes != size or array.dtype != dtype:
@@ -142,7 +142,7 @@ class Plan:
         given = [standing_in(array) for array in arrays]
         with self._device.recording() as launches:
             keywords = {**options, **{name: next(operands) for name in named}}
-            self.module.launch(*given, self.geometry, self.choice.tiling, None, **keywords)
+            self.run(given, keywords)
         return _Prepared(
             tuple((array.dtype, array.nbytes) for array in flat),
             tuple(
