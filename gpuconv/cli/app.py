@@ -1,0 +1,95 @@
+"""The commands as one program: options by Typer, one line on stderr for what goes wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import gpuconv
+from gpuconv import backends
+from gpuconv.cli.common import INTERRUPTED, Failure, complain, os_error
+from gpuconv.cli.evaluate import evaluate
+from gpuconv.cli.info import info
+from gpuconv.cli.predict import predict
+from gpuconv.cli.summary import summary
+from gpuconv.cli.train import train
+from gpuconv.cli.tune import tune
+from gpuconv.train import TrainingDiverged
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command that the arguments name, and return the exit status."""
+    # Understood in any place: who needs it has just seen a command fail, and puts it at the end.
+    debug = "--debug" in argv
+    arguments = [argument for argument in argv if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        # Terminals need not be UTF-8.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _app()(arguments, prog_name="gpuconv", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except typer.Abort:
+        status = INTERRUPTED
+    except BrokenPipeError:
+        return _stop_writing()
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return complain(_in_one_line(error), error.status if isinstance(error, Failure) else 2)
+    if status == INTERRUPTED:
+        return complain("interrupted", INTERRUPTED)
+    return int(status)
+
+
+def _stop_writing() -> int:
+    """Whoever read the output has gone (``gpuconv summary lenet5 | head -1``); that is no fault."""
+    # Python flushes stdout once more at its end, and would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1  # as Rich does
+
+
+def _in_one_line(error: Exception) -> str:
+    # Typer keeps the class of all usage errors to itself; its place changed, its descendant is public.
+    if isinstance(error, typer.BadParameter.__mro__[1]):
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "gpuconv"
+        message = error.format_message()  # type: ignore[attr-defined]
+        return f"{message.rstrip('.')} (see '{where} --help')"
+    if isinstance(error, OSError):
+        return os_error(error)
+    if isinstance(error, (Failure, ValueError, ImportError, TrainingDiverged, backends.BackendUnavailable)):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.callback(invoke_without_command=True)(_top)
+    for command in (train, evaluate, predict, tune, summary, info):
+        app.command()(command)
+    return app
+
+
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of what goes wrong.")] = False,
+) -> None:
+    """Train small convolutional networks, look inside them, and use them.
+
+    Begin with: gpuconv train
+    """
+    if version:
+        print(f"gpuconv {gpuconv.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())

@@ -1,0 +1,323 @@
+"""``gpuconv train``: train a network, show it while it learns, draw what it has learned."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gpuconv import backends, storage
+from gpuconv.cli.common import RUNS, SAMPLES, Failure, new_console, newest_run, os_error
+from gpuconv.data import Dataset, load_dataset
+from gpuconv.data.errors import missing_extra
+from gpuconv.models import MODELS
+from gpuconv.train import (
+    CHECKPOINT,
+    METRICS,
+    MODEL,
+    BatchEnd,
+    EarlyStop,
+    EpochEnd,
+    Event,
+    Finished,
+    Interrupted,
+    Result,
+    Started,
+    TrainConfig,
+    fit,
+    saved_config,
+)
+
+_PICTURES = {
+    "curves.png": "loss and accuracy by epoch",
+    "confusion.png": "which class was taken for which",
+    "filters.png": "the learned filters",
+    "activations.png": "one image's way through the layers",
+}
+
+
+def _setting(text: str, name: str, metavar: str | None = None) -> Any:
+    """An option for a field of TrainConfig. The default is shown, but not set: a run that is resumed has its own."""
+    default = getattr(TrainConfig, name)
+    shown = "" if default is None else f" [default: {default}]"
+    return typer.Option(help=text + shown, metavar=metavar)
+
+
+def train(
+    data: Annotated[
+        str | None,
+        _setting("Data set: mnist-sample (comes with gpuconv), mnist (downloaded), or a folder of IDX files.", "data"),
+    ] = None,
+    model: Annotated[str | None, _setting(f"Network: {', '.join(MODELS)}.", "model", "NAME")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run directory. [default: a new one in runs/]", metavar="DIR"),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with an interrupted run: that in --out, or the newest in runs/."),
+    ] = False,
+    epochs: Annotated[int | None, _setting("Passes through the training images.", "epochs")] = None,
+    batch_size: Annotated[int | None, _setting("Images in a step.", "batch_size")] = None,
+    optimizer: Annotated[str | None, _setting("sgd or adam.", "optimizer", "NAME")] = None,
+    lr: Annotated[float | None, _setting("Learning rate; if not given, that of the optimizer.", "lr")] = None,
+    momentum: Annotated[float | None, _setting("Momentum of sgd.", "momentum")] = None,
+    weight_decay: Annotated[float | None, _setting("Pull of the weights towards 0.", "weight_decay")] = None,
+    schedule: Annotated[
+        str | None, _setting("Learning rate over time: cosine or constant.", "schedule", "NAME")
+    ] = None,
+    loss: Annotated[str | None, _setting("cross_entropy or half_squared_error.", "loss", "NAME")] = None,
+    seed: Annotated[int | None, _setting("Of all that is random.", "seed")] = None,
+    validation_fraction: Annotated[
+        float | None, _setting("Share of the training images that is held out.", "validation_fraction")
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        _setting("Turn, scale and shift the training images a little at random, in each epoch anew.", "augment"),
+    ] = None,
+    patience: Annotated[
+        int | None, _setting("Stop after so many epochs without a lower validation loss.", "patience")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, _setting("Steps between two checkpoints within an epoch.", "checkpoint_every")
+    ] = None,
+    backend: Annotated[
+        str | None, _setting(f"{', '.join([*backends.names(), backends.AUTO])}.", "backend", "NAME")
+    ] = None,
+) -> None:
+    """Train a network, and draw what it has learned.
+
+    The run directory will hold the model, its metrics and pictures, and ten test images to try it on. Ctrl-C saves the
+    run; --resume goes on with it as if nothing had happened.
+    """
+    given = {
+        "data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,
+        "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule, "loss": loss, "seed": seed,
+        "validation_fraction": validation_fraction, "augment": augment, "patience": patience,
+        "checkpoint_every": checkpoint_every, "backend": backend,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    if resume:
+        folder = out or newest_run(CHECKPOINT, "nothing to resume; give --out DIR")
+        saved = saved_config(folder)
+        given = {**(asdict(saved) if saved else {}), **given}
+    config = _config(given)
+    folder = folder if resume else out or _new_run_folder(config)
+    if folder.exists() and not folder.is_dir():
+        raise Failure(f"--out must be a folder, {folder} is a file")
+    _check_extras()
+
+    from threadpoolctl import threadpool_limits
+
+    # A small network's matrices gain nothing from a second BLAS thread. On a busy machine it costs a factor of ten, as
+    # the threads spin while they wait for each other; and sums rounded in one order make a run the same anywhere.
+    with threadpool_limits(1, user_api="blas"), _TrainingView(new_console(), config, folder) as view:
+        try:
+            result = fit(config, folder, resume=resume, on_event=view)
+        except Interrupted as interrupted:
+            command = shlex.join(["gpuconv", "train", "--resume", "--out", str(folder)])
+            raise Failure(f"{interrupted}; go on with: {command}", 128 + interrupted.signal) from interrupted
+        except FileExistsError as error:
+            raise Failure(f"{os_error(error)} (--resume, or another --out)") from error
+    dataset = load_dataset(config.data)
+    _write_pictures(result, dataset, folder)
+    view.show_files(_write_samples(dataset, folder))
+
+
+def _config(given: Mapping[str, Any]) -> TrainConfig:
+    try:
+        return TrainConfig(**given)
+    except (TypeError, ValueError) as error:
+        # The message begins with the field; here it is called as it was typed.
+        name, space, rest = str(error).partition(" ")
+        if name in {field.name for field in fields(TrainConfig)}:
+            name = f"--{name.replace('_', '-')}"
+        raise Failure(f"{name}{space}{rest}") from error
+
+
+def _new_run_folder(config: TrainConfig) -> Path:
+    data = re.sub(r"[^\w.-]+", "-", Path(config.data).resolve().name) or "data"
+    first = RUNS / f"{config.model}-{data}"
+    folder, number = first, 2
+    # A folder that is empty was left by a run that could not begin.
+    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        folder, number = first.with_name(f"{first.name}-{number}"), number + 1
+    return folder
+
+
+def _check_extras() -> None:
+    """What is needed at the end of a training had better be missed at its beginning."""
+    from gpuconv import plots
+
+    plots.require_matplotlib()
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise missing_extra("writing test images", "Pillow") from None
+
+
+#: Where backends say what takes long.
+_BACKENDS = logging.getLogger("gpuconv.backends")
+
+
+class _First(logging.Handler):
+    """Passes on the first message that begins with a word."""
+
+    def __init__(self, word: str, tell: Callable[[str], None]):
+        super().__init__(logging.INFO)
+        self._word, self._tell, self._told = word, tell, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if not self._told and message.startswith(self._word):
+            self._told = True
+            self._tell(message)
+
+
+class _TrainingView:
+    """Shows a training run: a progress bar where there is a terminal, and a line an epoch in any case."""
+
+    def __init__(self, console: Console, config: TrainConfig, folder: Path):
+        self.console, self.config, self.folder = console, config, folder
+        self.test_images = 0
+        # Not console.is_terminal, which FORCE_COLOR sets too: colours may go into a file, a bar may not.
+        interactive = sys.stdout.isatty() and not console.is_dumb_terminal
+        self.progress = self._progress() if interactive else None
+        self._compiling = _First("compiling", self._say_compiling)
+
+    def _say_compiling(self, message: str) -> None:
+        why_not_kept = message.partition("for this process only: ")[2]
+        how_often = f"for this run only: {why_not_kept}" if why_not_kept else "later runs find it done"
+        self.print(f"compiling for this CPU, which takes some seconds; {how_often}")
+
+    def _progress(self) -> Progress:
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("loss {task.fields[loss]}")]
+        if self.console.width >= 72:
+            columns += [TextColumn("{task.fields[accuracy]} right"), TextColumn("{task.fields[speed]} images/s")]
+        return Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True, expand=True)
+
+    def __enter__(self) -> _TrainingView:
+        if self.progress:
+            self.progress.start()
+        _BACKENDS.addHandler(self._compiling)
+        self._level = _BACKENDS.level
+        _BACKENDS.setLevel(logging.INFO)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _BACKENDS.setLevel(self._level)
+        _BACKENDS.removeHandler(self._compiling)
+        if self.progress:
+            self.progress.stop()
+
+    def print(self, text: str, style: str | None = None) -> None:
+        """Print a line; not wrapped, so that names of files can be copied."""
+        self.console.print(text, style=style, soft_wrap=True)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._start(event)
+        elif isinstance(event, BatchEnd) and self.progress:
+            done = (event.epoch - 1) * event.steps + event.step
+            self.progress.update(
+                self.progress.task_ids[0],
+                completed=done,
+                description=f"epoch {event.epoch}/{self.config.epochs}",
+                loss=f"{event.loss:.3f}",
+                accuracy=f"{event.accuracy:.1%}",
+                speed=f"{event.images_per_second:,.0f}",
+            )
+        elif isinstance(event, EpochEnd):
+            self.print(self._row(event))
+        elif isinstance(event, EarlyStop):
+            self.print(
+                f"stopped: the validation loss has not fallen for {event.patience} epochs; epoch {event.best_epoch}'s "
+                "weights are kept"
+            )
+        elif isinstance(event, Finished):
+            self.print(
+                f"test accuracy {event.test_accuracy:.2%} of {self.test_images:,} images, "
+                f"after {event.seconds:.0f} s of training",
+                style="bold",
+            )
+
+    def _start(self, event: Started) -> None:
+        self.test_images = event.test_images
+        held_out = f", {event.validation_images:,} held out" if event.validation_images else ""
+        self.print(
+            f"{event.model}, {event.parameters:,} parameters; {self.config.data}, {event.train_images:,} images"
+            f"{held_out}; backend {event.backend}"
+        )
+        if event.finished:
+            self.print("nothing is left to train")
+            return
+        if event.resumed:
+            step = f", step {event.steps_done} of the next" if event.steps_done else ""
+            self.print(f"going on after epoch {event.epochs_done}{step}")
+        self.print(_ROW.format("epoch", "loss", "right", "validation", "right", "time"), style="bold")
+        if self.progress:
+            self.progress.add_task(
+                f"epoch {event.epochs_done + 1}/{event.epochs}",
+                total=event.epochs * event.steps,
+                completed=event.epochs_done * event.steps + event.steps_done,
+                loss="-", accuracy="-", speed="-",
+            )  # fmt: skip
+
+    def _row(self, epoch: EpochEnd) -> str:
+        validated = epoch.validation_loss is not None and epoch.validation_accuracy is not None
+        return _ROW.format(
+            f"{epoch.epoch}/{self.config.epochs}",
+            f"{epoch.train_loss:.4f}",
+            f"{epoch.train_accuracy:.2%}",
+            f"{epoch.validation_loss:.4f}" if validated else "",
+            f"{epoch.validation_accuracy:.2%}" if validated else "",
+            f"{epoch.seconds:.1f} s",
+        )
+
+    def show_files(self, samples: Sequence[Path]) -> None:
+        """Say what is where, and what to do next."""
+        self.print(f"in {self.folder}:")
+        texts = {MODEL: "the model, for gpuconv.load", METRICS: "a line of JSON an epoch", **_PICTURES}
+        texts[f"{SAMPLES}/"] = "test images, named by what they show"
+        for name, text in texts.items():
+            self.print(f"  {name:17}  {text}")
+        image = samples[min(7, len(samples) - 1)]
+        self.print("next: " + shlex.join(["gpuconv", "predict", str(image), "--model", str(self.folder)]))
+
+
+_ROW = "{:>7} {:>8} {:>8}   {:>10} {:>8} {:>9}"
+
+
+def _write_pictures(result: Result, dataset: Dataset, folder: Path) -> None:
+    from gpuconv import plots
+
+    plots.save_curves([asdict(epoch) for epoch in result.history], folder / "curves.png")
+    plots.save_confusion(result.confusion, result.model.classes, folder / "confusion.png")
+    plots.save_filters(result.model, folder / "filters.png")
+    plots.save_activations(result.model, dataset.test_images[0], folder / "activations.png")
+
+
+def _write_samples(dataset: Dataset, folder: Path) -> list[Path]:
+    """The first test image of each class, of ten at most, as PNG; large enough to look at."""
+    from PIL import Image
+
+    (folder / SAMPLES).mkdir(exist_ok=True)
+    labels, first = np.unique(dataset.test_labels, return_index=True)
+    paths = []
+    for label, number in zip(labels[:10], first, strict=False):
+        buffer = io.BytesIO()
+        Image.fromarray(dataset.test_images[number].repeat(10, axis=0).repeat(10, axis=1)).save(buffer, "PNG")
+        paths.append(folder / SAMPLES / f"{dataset.classes[label]}.png")
+        storage.write_atomically(paths[-1], buffer.getvalue())
+    return paths

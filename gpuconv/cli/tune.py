@@ -1,0 +1,156 @@
+"""``gpuconv tune``: measure which variant of each convolution is the fastest here."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from gpuconv import backends, tuning_store
+from gpuconv.cli.common import INTERRUPTED, Failure, complain, new_console, on_backend
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.models import MODELS
+from gpuconv.train import TrainConfig
+
+_SIZES = "n,c,h,w,k,r,s[,stride[,pad[,groups]]]"
+_SHOWN_CANDIDATES = 5
+
+
+def tune(
+    model: Annotated[
+        str | None, typer.Argument(help=f"Network whose convolutions to tune: {', '.join(MODELS)}.", metavar="MODEL")
+    ] = None,
+    geometry: Annotated[
+        str | None,
+        typer.Option(help="Or one convolution: its sizes; stride, pad and groups may be left out.", metavar=_SIZES),
+    ] = None,
+    op: Annotated[
+        str | None,
+        typer.Option(help="With --geometry: conv2d, conv2d_grad_input, conv2d_grad_weight. [default: all]"),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images a step of the network.", min=1)] = TrainConfig.batch_size,
+    dtype: Annotated[str, typer.Option(help="With --geometry: float32 or float64.")] = "float32",
+    backend: Annotated[str, typer.Option(help="As for train.", metavar="NAME")] = backends.AUTO,
+    show: Annotated[bool, typer.Option("--list", help="Show what is in the store, and measure nothing.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Empty the store, and measure nothing.")] = False,
+) -> None:
+    """Measure which variant of each convolution is the fastest here, and use it from now on.
+
+    Each variant is checked before it is timed. Winners are kept, for this device, driver and version, in a folder that
+    GPUCONV_TUNING names. Ctrl-C keeps what has been measured.
+    """
+    if sum([model is not None, geometry is not None, show, clear]) != 1:
+        raise Failure("tune takes one of: a MODEL, --geometry, --list, --clear (see 'gpuconv tune --help')")
+    if show or clear:
+        _list_tuning() if show else _clear_tuning()
+        return
+    from gpuconv import tuner
+
+    if geometry is None and (op is not None or dtype != "float32"):
+        raise Failure("--op and --dtype go with --geometry")
+    if op is not None and op not in tuner.OPERATIONS:
+        near = difflib.get_close_matches(op, tuner.OPERATIONS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise Failure(f"--op must be one of {', '.join(tuner.OPERATIONS)}, got {op!r}{hint}")
+    if dtype not in ("float32", "float64"):
+        raise Failure(f"--dtype must be float32 or float64, got {dtype!r}")
+    with on_backend(backend):
+        chosen = backends.current()
+    if chosen.tuning_platform() is None:
+        raise Failure(tuner.nothing_to_tune(chosen))
+    if geometry is not None:
+        sizes = _geometry(geometry)
+        tasks = [tuner.Task(name, sizes, dtype) for name in ([op] if op else tuner.OPERATIONS)]
+    else:
+        tasks = tuner.tasks_of(str(model), batch, chosen)
+    console = new_console()
+    console.print(f"backend {chosen.name} ({chosen.describe()})", soft_wrap=True)
+    measured, why_not = 0, ""
+    try:
+        for outcome in _with_progress(console, tuner.tune(tasks, chosen), len(tasks)):
+            measured += not outcome.skipped
+            why_not = outcome.skipped
+            _show_outcome(console, outcome)
+    except KeyboardInterrupt:
+        kept = f"{measured} of {len(tasks)} were measured and are kept"
+        raise Failure(f"interrupted: {kept}", INTERRUPTED) from None
+    if not measured:
+        raise Failure(f"tune: nothing was measured; {why_not or 'the network has no convolution'}")
+    place = tuning_store.folder()
+    console.print(f"kept in {place}" if place else "kept for this process only: GPUCONV_TUNING is off", soft_wrap=True)
+
+
+def _geometry(text: str) -> Conv2dGeometry:
+    """The geometry that --geometry spells."""
+    try:
+        sizes = [int(part) for part in text.replace("x", ",").split(",")]
+        if not 7 <= len(sizes) <= 10:
+            raise ValueError
+    except ValueError:
+        raise Failure(f"--geometry takes 7 to 10 integers, {_SIZES}, as 64,6,14,14,16,5,5,1,0; got {text!r}") from None
+    n, c, h, w, k, r, s, stride, padding, groups = sizes + [1, 0, 1][len(sizes) - 7 :]
+    if min(n, c, h, w, k, r, s, groups) < 1 or c % groups or k % groups:
+        raise Failure(f"--geometry: sizes must be at least 1, and groups must divide c and k; got {text!r}")
+    try:
+        return Conv2dGeometry.of(
+            (n, c, h, w), (k, c // groups, r, s), stride=stride, padding=padding, groups=groups, op="--geometry"
+        )
+    except (TypeError, ValueError) as error:
+        raise Failure(str(error)) from error
+
+
+def _with_progress(console: Console, outcomes: Iterable[Any], total: int) -> Iterator[Any]:
+    """Pass outcomes on, under a bar where there is a terminal."""
+    if not sys.stdout.isatty() or console.is_dumb_terminal:
+        yield from outcomes
+        return
+    yield from track(outcomes, "tuning", total=total, console=console, transient=True)
+
+
+def _show_outcome(console: Console, outcome: Any) -> None:
+    console.print(str(outcome.task), style="bold", soft_wrap=True)
+    for label, fault in outcome.wrong:
+        console.print(f"  {label}: not timed: {fault}", soft_wrap=True)
+    if outcome.skipped:
+        console.print(f"  skipped: {outcome.skipped}", soft_wrap=True)
+    # On a GPU there are dozens of tilings; those after the first few are of interest to nobody.
+    for position, (label, microseconds) in enumerate(outcome.microseconds):
+        note = "taken" if label == outcome.winner else ""
+        note += ("" if not note else ", ") + "the rule's" if label == outcome.rule else ""
+        if position < _SHOWN_CANDIDATES or note:
+            console.print(f"  {label:24} {microseconds:12,.1f} µs  {note}".rstrip(), soft_wrap=True)
+    if len(outcome.microseconds) > _SHOWN_CANDIDATES:
+        console.print(f"  ({len(outcome.microseconds)} candidates)")
+    if outcome.not_kept:
+        complain(f"not kept for other processes: {outcome.not_kept}")
+
+
+def _clear_tuning() -> None:
+    number = tuning_store.clear()
+    print(f"{number:,} {'entry' if number == 1 else 'entries'} deleted from {tuning_store.folder() or 'memory'}")
+
+
+def _list_tuning() -> None:
+    from gpuconv import tuner
+
+    here = set()
+    for name, why_not in backends.available().items():
+        if why_not is None:
+            here.add(backends.get(name).tuning_platform())
+    found, broken = tuning_store.entries()
+    console = new_console()
+    place = tuning_store.folder()
+    console.print(f"{len(found):,} in {place}" if place else "GPUCONV_TUNING is off: there is no store", soft_wrap=True)
+    for entry in sorted(found, key=lambda entry: (entry.key.platform.backend, entry.date)):
+        key, winner = entry.key, entry.winner
+        task = tuner.Task(key.operation, key.geometry, key.dtype, key.window)
+        tiling = "" if winner.tiling is None else " " + "x".join(map(str, winner.tiling.values()))
+        state = "" if key.platform in here else " (not for here: another device, version or source of the kernels)"
+        console.print(f"{task}: {winner.variant}{tiling}, {key.platform.backend}, {entry.date}{state}", soft_wrap=True)
+    for line in broken:
+        complain(line)
