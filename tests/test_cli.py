@@ -131,9 +131,48 @@ def test_resume_of_what_is_done(capsys, run):
     (run / "curves.png").unlink()
     status, out, _ = outcome(capsys, "train", "--resume", "--out", run)
     assert status == 0
-    assert "nothing is left to train" in out
+    assert "nothing is left to train after epoch 2/2; --resume --epochs 3 goes on" in out
     assert (run / "curves.png").exists()
-    assert "epochs is 2 there and 7 here" in one_line(capsys, "train", "--resume", "--out", run, "--epochs", 7)
+
+
+def test_a_finished_run_goes_on(capsys, few_digits):
+    """--resume --epochs 4 after 2: its rows, metrics and curves are continued, and a later --resume remembers the 4."""
+    assert outcome(capsys, "train", "--data", few_digits, "--epochs", 2)[0] == 0
+    (folder,) = Path("runs").iterdir()
+    model, curves = ((folder / name).read_bytes() for name in ("model.safetensors", "curves.png"))
+    status, out, err = outcome(capsys, "train", "--resume", "--epochs", 4)
+    assert (status, err) == (0, "")
+    assert "going on after epoch 2\n" in out
+    assert re.findall(r"^ +(\d)/4 ", out, re.MULTILINE) == ["3", "4"]
+    assert [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert (folder / "model.safetensors").read_bytes() != model
+    assert (folder / "curves.png").read_bytes() != curves
+    assert "after epoch 4/4" in outcome(capsys, "train", "--resume")[1]
+
+    line = one_line(capsys, "train", "--resume", "--epochs", 3)
+    assert line == "gpuconv: --epochs is 3, but the run has done 4; give at least 4\n"
+    options = ("--lr", 0.5, "--batch-size", 8, "--seed", 3, "--no-augment", "--validation-fraction", 0.2)
+    line = one_line(capsys, "train", "--resume", *options, "--data", "mnist-sample")
+    for words in (
+        "--batch-size is 32 there and 8 here", "--lr is 0.02 there and 0.5 here", "--seed is 0 there and 3 here",
+        "--validation-fraction is 0.1 there and 0.2 here", "--data 'mnist-sample' holds other images than",
+        "of which only --epochs, --patience, --checkpoint-every, --backend may change",
+    ):  # fmt: skip
+        assert words in line
+    assert "augment" not in line
+
+
+def test_a_stopped_run_goes_on(capsys, few_digits):
+    """What has been stopped early says which --patience goes on; with it, it does."""
+    options = ("--epochs", 30, "--patience", 1, "--lr", 0.3, "--momentum", 0, "--schedule", "constant")
+    _, out, _ = outcome(capsys, "train", "--data", few_digits, *options)
+    done = len(re.findall(r"^ +\d+/30 ", out, re.MULTILINE))
+    _, out, _ = outcome(capsys, "train", "--resume")
+    assert re.search(r"^nothing is left to train$", out, re.MULTILINE)
+    assert "fallen for 1 epoch;" in out
+    assert "; --resume --patience 2 goes on\n" in out
+    _, out, _ = outcome(capsys, "train", "--resume", "--patience", 2)
+    assert re.search(rf"^ +{done + 1}/30 ", out, re.MULTILINE)
 
 
 def test_a_run_that_augments_goes_on_augmenting(capsys, few_digits):
@@ -153,7 +192,7 @@ def test_early_stop_is_said(capsys, few_digits):
     status, out, _ = outcome(capsys, "train", "--data", few_digits, *options)
     assert status == 0
     assert re.search(
-        r"^stopped: the validation loss has not fallen for 1 epochs; epoch \d+'s weights are kept$", out, re.M
+        r"^stopped: the validation loss has not fallen for 1 epoch; epoch \d+'s weights are kept$", out, re.M
     )
 
 
@@ -197,6 +236,7 @@ def test_divergence_is_one_line(capsys, few_digits):
     line = one_line(capsys, "train", "--data", few_digits, "--lr", 1e9, "--out", "d")
     assert "diverged in epoch 1, step 2" in line
     assert re.search("largest .*gradient", line)
+    assert "A lower --lr may help" in line
 
 
 def test_no_network_is_one_line(capsys, monkeypatch, tmp_path):
@@ -343,6 +383,11 @@ def test_info_says_why_a_backend_is_missing(capsys, monkeypatch):
         ("train --epochs 0", "--epochs must be at least 1, got 0"),
         ("train --batch-size -1", "--batch-size must be at least 1"),
         ("train --lr nan", "--lr must be above 0, got nan"),
+        ("train --patience 0", "gpuconv: --patience must be at least 1, got 0"),
+        (
+            "train --patience 2 --validation-fraction 0",
+            "gpuconv: --patience needs validation images; set --validation-fraction above 0\n",
+        ),
         ("train --seed -1", "--seed must be at least 0"),
         ("train --optimizer adma", "did you mean 'adam'?"),
         ("train --loss cross-entropy", "did you mean 'cross_entropy'?"),

@@ -13,14 +13,14 @@ import typer
 
 import gpuconv
 from gpuconv import backends
-from gpuconv.cli.common import INTERRUPTED, Failure, complain, os_error
+from gpuconv.cli.common import INTERRUPTED, Failure, complain, option, os_error
 from gpuconv.cli.evaluate import evaluate
 from gpuconv.cli.info import info
 from gpuconv.cli.predict import predict
 from gpuconv.cli.summary import summary
 from gpuconv.cli.train import train
 from gpuconv.cli.tune import tune
-from gpuconv.train import TrainingDiverged
+from gpuconv.train import NamesSettings
 
 
 def run(argv: Sequence[str]) -> int:
@@ -64,7 +64,9 @@ def _in_one_line(error: Exception) -> str:
         return f"{message.rstrip('.')} (see '{where} --help')"
     if isinstance(error, OSError):
         return os_error(error)
-    if isinstance(error, (Failure, ValueError, ImportError, TrainingDiverged, backends.BackendUnavailable)):
+    if isinstance(error, NamesSettings):
+        return error.spelled(option)
+    if isinstance(error, (Failure, ValueError, ImportError, backends.BackendUnavailable)):
         return str(error)
     if isinstance(error, MemoryError):
         return "out of memory"

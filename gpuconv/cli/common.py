@@ -39,6 +39,12 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def option(setting: str) -> str:
+    """What a field of TrainConfig is called on the command line."""
+    # Those of a model's constructor have no option.
+    return setting if setting == "model_arguments" else f"--{setting.replace('_', '-')}"
+
+
 def os_error(error: OSError) -> str:
     """What happened to which file."""
     if not error.strerror:

@@ -7,8 +7,8 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +66,11 @@ def train(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with an interrupted run: that in --out, or the newest in runs/."),
+        typer.Option(
+            "--resume",
+            help="Go on with an interrupted run, or with a finished one to more --epochs: that in --out, or the newest "
+            "in runs/.",
+        ),
     ] = False,
     epochs: Annotated[int | None, _setting("Passes through the training images.", "epochs")] = None,
     batch_size: Annotated[int | None, _setting("Images in a step.", "batch_size")] = None,
@@ -100,19 +104,23 @@ def train(
 
     The run directory will hold the model, its metrics and pictures, and ten test images to try it on. Ctrl-C saves the
     run; --resume goes on with it as if nothing had happened.
+
+    With --resume, --epochs, --patience, --checkpoint-every and --backend may be others than before; all else is the
+    run's, and need not be given again. The learning rate goes on as in a run of the new number of epochs: that of the
+    cosine schedule, which has come down to 0 in a finished run, rises to where the longer curve is.
     """
-    given = {
+    options: dict[str, Any] = {
         "data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,
         "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule, "loss": loss, "seed": seed,
         "validation_fraction": validation_fraction, "augment": augment, "patience": patience,
         "checkpoint_every": checkpoint_every, "backend": backend,
     }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     if resume:
         folder = out or newest_run(CHECKPOINT, "nothing to resume; give --out DIR")
         saved = saved_config(folder)
         given = {**(asdict(saved) if saved else {}), **given}
-    config = _config(given)
+    config = TrainConfig(**given)
     folder = folder if resume else out or _new_run_folder(config)
     if folder.exists() and not folder.is_dir():
         raise Failure(f"--out must be a folder, {folder} is a file")
@@ -133,17 +141,6 @@ def train(
     dataset = load_dataset(config.data)
     _write_pictures(result, dataset, folder)
     view.show_files(_write_samples(dataset, folder))
-
-
-def _config(given: Mapping[str, Any]) -> TrainConfig:
-    try:
-        return TrainConfig(**given)
-    except (TypeError, ValueError) as error:
-        # The message begins with the field; here it is called as it was typed.
-        name, space, rest = str(error).partition(" ")
-        if name in {field.name for field in fields(TrainConfig)}:
-            name = f"--{name.replace('_', '-')}"
-        raise Failure(f"{name}{space}{rest}") from error
 
 
 def _new_run_folder(config: TrainConfig) -> Path:
@@ -190,7 +187,7 @@ class _TrainingView:
 
     def __init__(self, console: Console, config: TrainConfig, folder: Path):
         self.console, self.config, self.folder = console, config, folder
-        self.test_images = 0
+        self.test_images, self.finished = 0, False
         # Not console.is_terminal, which FORCE_COLOR sets too: colours may go into a file, a bar may not.
         interactive = sys.stdout.isatty() and not console.is_dumb_terminal
         self.progress = self._progress() if interactive else None
@@ -241,9 +238,12 @@ class _TrainingView:
         elif isinstance(event, EpochEnd):
             self.print(self._row(event))
         elif isinstance(event, EarlyStop):
+            # Every epoch behind the best one had a higher loss; a smaller --patience at a resume finds more of them.
+            number = event.epoch - event.best_epoch
+            goes_on = f"; --resume --patience {number + 1} goes on" if self.finished else ""
             self.print(
-                f"stopped: the validation loss has not fallen for {event.patience} epochs; epoch {event.best_epoch}'s "
-                "weights are kept"
+                f"stopped: the validation loss has not fallen for {number} {'epoch' if number == 1 else 'epochs'}; "
+                f"epoch {event.best_epoch}'s weights are kept{goes_on}"
             )
         elif isinstance(event, Finished):
             self.print(
@@ -253,14 +253,15 @@ class _TrainingView:
             )
 
     def _start(self, event: Started) -> None:
-        self.test_images = event.test_images
+        self.test_images, self.finished = event.test_images, event.finished
         held_out = f", {event.validation_images:,} held out" if event.validation_images else ""
         self.print(
             f"{event.model}, {event.parameters:,} parameters; {self.config.data}, {event.train_images:,} images"
             f"{held_out}; backend {event.backend}"
         )
         if event.finished:
-            self.print("nothing is left to train")
+            done = f" after epoch {event.epochs}/{event.epochs}; --resume --epochs {event.epochs + 1} goes on"
+            self.print(f"nothing is left to train{done if event.epochs_done == event.epochs else ''}")
             return
         if event.resumed:
             step = f", step {event.steps_done} of the next" if event.steps_done else ""
