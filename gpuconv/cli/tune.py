@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -70,19 +70,23 @@ def tune(
         tasks = tuner.tasks_of(str(model), batch, chosen)
     console = new_console()
     console.print(f"backend {chosen.name} ({chosen.describe()})", soft_wrap=True)
-    measured, why_not = 0, ""
+    outcomes: list[tuner.Outcome] = []
     try:
         for outcome in _with_progress(console, tuner.tune(tasks, chosen), len(tasks)):
-            measured += not outcome.skipped
-            why_not = outcome.skipped
+            outcomes.append(outcome)
             _show_outcome(console, outcome)
     except KeyboardInterrupt:
-        kept = f"{measured} of {len(tasks)} were measured and are kept"
-        raise Failure(f"interrupted: {kept}", INTERRUPTED) from None
-    if not measured:
-        raise Failure(f"tune: nothing was measured; {why_not or 'the network has no convolution'}")
-    place = tuning_store.folder()
-    console.print(f"kept in {place}" if place else "kept for this process only: GPUCONV_TUNING is off", soft_wrap=True)
+        measured = sum(not outcome.skipped for outcome in outcomes)
+        said = "; ".join([f"{measured} of {len(tasks)} were measured", *filter(None, _what_is_kept(outcomes))])
+        raise Failure(f"interrupted: {said}", INTERRUPTED) from None
+    if all(outcome.skipped for outcome in outcomes):
+        why_not = outcomes[-1].skipped if outcomes else "the network has no convolution"
+        raise Failure(f"tune: nothing was measured; {why_not}")
+    kept, lost = _what_is_kept(outcomes)
+    if kept:
+        console.print(kept, soft_wrap=True)
+    if lost:
+        complain(lost)
 
 
 def _geometry(text: str) -> Conv2dGeometry:
@@ -112,6 +116,21 @@ def _with_progress(console: Console, outcomes: Iterable[Any], total: int) -> Ite
     yield from track(outcomes, "tuning", total=total, console=console, transient=True)
 
 
+def _what_is_kept(outcomes: Sequence[Any]) -> tuple[str, str]:
+    """Which of the winners other processes will find, and where; and which not, and why. Empty where there are none."""
+    measured = [outcome for outcome in outcomes if not outcome.skipped]
+    place = tuning_store.folder()
+    if not measured or place is None:
+        return "not kept: GPUCONV_TUNING is off" if measured else "", ""
+    reasons = [outcome.not_kept for outcome in measured if outcome.not_kept]
+    lost = f"not kept: {reasons[0]}" if reasons else ""
+    if len(reasons) == len(measured):
+        return "", lost
+    if not reasons:
+        return f"kept in {place}", ""
+    return f"{len(measured) - len(reasons)} of {len(measured)} kept in {place}", f"{len(reasons)} {lost}"
+
+
 def _show_outcome(console: Console, outcome: Any) -> None:
     console.print(str(outcome.task), style="bold", soft_wrap=True)
     for label, fault in outcome.wrong:
@@ -126,8 +145,6 @@ def _show_outcome(console: Console, outcome: Any) -> None:
             console.print(f"  {label:24} {microseconds:12,.1f} µs  {note}".rstrip(), soft_wrap=True)
     if len(outcome.microseconds) > _SHOWN_CANDIDATES:
         console.print(f"  ({len(outcome.microseconds)} candidates)")
-    if outcome.not_kept:
-        complain(f"not kept for other processes: {outcome.not_kept}")
 
 
 def _clear_tuning() -> None:
