@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "geometry": set(),
     "random": set(),
+    "terminal": set(),
     "data": set(),
     "kernels": {"geometry"},
     "tracing": set(),
@@ -61,6 +62,7 @@ ALLOWED = {
         "storage",
         "autograd",
         "random",
+        "terminal",
         "tuner",
         "tuning_store",
     },

@@ -552,3 +552,90 @@ def test_a_narrow_terminal(run):
     _, text = in_terminal(40, {}, "evaluate", "--model", run)
     assert "accuracy" in text
     assert "confusion:" not in text
+
+
+SUMMARY = {
+    "layer": ["conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "flatten", "fc1", "relu3", "fc2", "relu4", "fc3"],
+    "kind": ["Conv2d", "ReLU", "MaxPool2d"] * 2 + ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"],
+    "output": [
+        "6x28x28", "6x28x28", "6x14x14", "16x10x10", "16x10x10", "16x5x5", "400", "120", "120", "84", "84", "10",
+    ],
+    "parameters": ["156", "0", "0", "2,416", "0", "0", "0", "48,120", "0", "10,164", "0", "850", "61,706"],
+    "connections": ["122,304", "0", "0", "241,600", "0", "0", "0", "48,120", "0", "10,164", "0", "850", "423,038"],
+}  # fmt: skip
+
+
+def plain(text):
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "")
+
+
+@posix
+@pytest.mark.parametrize(
+    ("width", "environment", "columns"),
+    [
+        (300, {}, list(SUMMARY)),
+        (54, {"TERM": "dumb"}, list(SUMMARY)),
+        (44, {"NO_COLOR": "1"}, ["layer", "output", "parameters", "connections"]),
+        (40, {"TERM": "dumb"}, ["layer", "output", "parameters"]),
+        (300, {"COLUMNS": "40"}, ["layer", "output", "parameters"]),
+        (20, {}, ["layer", "output", "parameters"]),
+        (None, {"COLUMNS": "40"}, list(SUMMARY)),
+        (None, {"COLUMNS": "40", "FORCE_COLOR": "1"}, list(SUMMARY)),
+    ],
+)
+def test_a_table_is_never_cut(width, environment, columns):
+    """Where it does not fit, whole columns are left out and named; a file or a pipe (None) gets all of it."""
+    if width is None:
+        command = [sys.executable, "-m", "gpuconv", "summary", "lenet5"]
+        text = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True).stdout
+    else:
+        _, text = in_terminal(width, environment, "summary", "lenet5")
+    lines = plain(text).splitlines()
+    assert " ".join(lines).startswith("LeNet5, input 1x32x32, 10 classes ")
+    heading, *rows = lines[next(i for i, line in enumerate(lines) if line.startswith("layer")) :]
+    assert heading.split() == columns
+    cells = [row.split() for row in rows[:13]]
+    assert cells[-1] == ["total", *(SUMMARY[name][12] for name in columns if len(SUMMARY[name]) == 13)]
+    for position, name in enumerate(columns):
+        assert [row[position] for row in cells[:12]] == SUMMARY[name][:12]
+    left_out = [name for name in ("kind", "connections") if name not in columns]
+    assert " ".join(rows[13:]).replace("  ", " ") == (
+        f"({', '.join(left_out)}: in a wider terminal)" if left_out else ""
+    )
+    width = int(environment.get("COLUMNS", width)) if width else 1000
+    if width > 30:
+        assert max(map(len, lines)) <= width
+
+
+@posix
+@pytest.mark.parametrize("width", [24, 40, 60])
+def test_training_in_a_narrow_terminal(few_digits, width):
+    """Rows of as many columns as there is room for, prose broken between words; only what is copied stays one line."""
+    environment = {"TERM": "dumb", "GPUCONV_BACKEND": "numpy"}
+    _, text = in_terminal(width, environment, "train", "--data", few_digits, "--epochs", 1, "--out", "r")
+    lines = plain(text).splitlines()
+    heading = next(line for line in lines if line.startswith("  epoch"))
+    row = lines[lines.index(heading) + 1]
+    shown = {24: "epoch right", 40: "epoch loss validation right", 60: "epoch loss right validation right time"}
+    assert heading.split() == shown[width].split()
+    cells = {"epoch": "1/1", "loss": r"\d\.\d{4}", "right": r"\d+\.\d\d%", "time": r"\d+\.\d s"}
+    cells["validation"] = cells["loss"]
+    assert re.fullmatch(" +" + " +".join(cells[name] for name in heading.split()), row), row
+    long = [line for line in lines if len(line) > width and " " in line.strip()]
+    assert all(line.startswith("next: ") or str(few_digits) in line for line in long), long
+    assert re.search(r"test accuracy \d+\.\d\d% of 100 images", " ".join(lines))
+
+
+@posix
+@pytest.mark.parametrize("command", [["info"], ["tune", "--geometry", "8,6,14,14,16,5,5", "--backend", "numba"]])
+def test_prose_in_a_narrow_terminal(command, tmp_path):
+    """Lines end between words; the numbers are those of a wide terminal."""
+    environment = {"TERM": "dumb", "GPUCONV_TUNING": str(tmp_path / "t")}
+    _, text = in_terminal(40, environment, *command)
+    lines = plain(text).splitlines()
+    assert all(len(line) <= 40 or " " not in line.strip() for line in lines), lines
+    if command[0] == "info":
+        wide = plain(in_terminal(300, environment, *command)[1])
+        assert text.split() == wide.split()
+    else:
+        assert re.findall(r"^  [\d,]+\.\d µs  \w+", text.replace("\r", ""), re.MULTILINE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import traceback
@@ -20,6 +19,7 @@ from gpuconv.cli.predict import predict
 from gpuconv.cli.summary import summary
 from gpuconv.cli.train import train
 from gpuconv.cli.tune import tune
+from gpuconv.terminal import write_anything
 from gpuconv.train import NamesSettings
 
 
@@ -28,10 +28,7 @@ def run(argv: Sequence[str]) -> int:
     # Understood in any place: who needs it has just seen a command fail, and puts it at the end.
     debug = "--debug" in argv
     arguments = [argument for argument in argv if argument != "--debug"]
-    for stream in (sys.stdout, sys.stderr):
-        # Terminals need not be UTF-8.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    write_anything()
     try:
         status = _app()(arguments, prog_name="gpuconv", standalone_mode=False) or 0
         sys.stdout.flush()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpuconv import backends, storage
-from gpuconv.cli.common import RUNS, SAMPLES, Failure, new_console, newest_run, os_error
+from gpuconv.cli.common import RUNS, SAMPLES, Failure, new_console, newest_run, os_error, say
 from gpuconv.data import Dataset, load_dataset
 from gpuconv.data.errors import missing_extra
 from gpuconv.models import MODELS
@@ -187,7 +187,7 @@ class _TrainingView:
 
     def __init__(self, console: Console, config: TrainConfig, folder: Path):
         self.console, self.config, self.folder = console, config, folder
-        self.test_images, self.finished = 0, False
+        self.test_images, self.validates, self.finished = 0, True, False
         # Not console.is_terminal, which FORCE_COLOR sets too: colours may go into a file, a bar may not.
         interactive = sys.stdout.isatty() and not console.is_dumb_terminal
         self.progress = self._progress() if interactive else None
@@ -202,7 +202,9 @@ class _TrainingView:
         columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("loss {task.fields[loss]}")]
         if self.console.width >= 72:
             columns += [TextColumn("{task.fields[accuracy]} right"), TextColumn("{task.fields[speed]} images/s")]
-        return Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True, expand=True)
+        if self.console.width >= 36:
+            columns.append(TimeRemainingColumn())
+        return Progress(*columns, console=self.console, transient=True, expand=True)
 
     def __enter__(self) -> _TrainingView:
         if self.progress:
@@ -219,7 +221,11 @@ class _TrainingView:
             self.progress.stop()
 
     def print(self, text: str, style: str | None = None) -> None:
-        """Print a line; not wrapped, so that names of files can be copied."""
+        """Print prose."""
+        say(self.console, text, style)
+
+    def print_line(self, text: str, style: str | None = None) -> None:
+        """Print a line that stays one, so that a command in it can be copied."""
         self.console.print(text, style=style, soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
@@ -236,7 +242,7 @@ class _TrainingView:
                 speed=f"{event.images_per_second:,.0f}",
             )
         elif isinstance(event, EpochEnd):
-            self.print(self._row(event))
+            self.print_line(self._row_of(event))
         elif isinstance(event, EarlyStop):
             # Every epoch behind the best one had a higher loss; a smaller --patience at a resume finds more of them.
             number = event.epoch - event.best_epoch
@@ -253,7 +259,8 @@ class _TrainingView:
             )
 
     def _start(self, event: Started) -> None:
-        self.test_images, self.finished = event.test_images, event.finished
+        self.test_images, self.validates = event.test_images, event.validation_images > 0
+        self.finished = event.finished
         held_out = f", {event.validation_images:,} held out" if event.validation_images else ""
         self.print(
             f"{event.model}, {event.parameters:,} parameters; {self.config.data}, {event.train_images:,} images"
@@ -266,7 +273,7 @@ class _TrainingView:
         if event.resumed:
             step = f", step {event.steps_done} of the next" if event.steps_done else ""
             self.print(f"going on after epoch {event.epochs_done}{step}")
-        self.print(_ROW.format("epoch", "loss", "right", "validation", "right", "time"), style="bold")
+        self.print_line(self._row("epoch", "loss", "right", "validation", "right", "time"), style="bold")
         if self.progress:
             self.progress.add_task(
                 f"epoch {event.epochs_done + 1}/{event.epochs}",
@@ -275,9 +282,18 @@ class _TrainingView:
                 loss="-", accuracy="-", speed="-",
             )  # fmt: skip
 
-    def _row(self, epoch: EpochEnd) -> str:
+    def _row(self, *cells: str) -> str:
+        """The cells under each other, as many of them as the terminal takes."""
+        left_out: set[int] = set()
+        for column in _LEFT_OUT if self.validates else _LEFT_OUT_WITHOUT_VALIDATION:
+            if sum(_WIDTHS[i] for i in range(len(cells)) if i not in left_out) <= self.console.width:
+                break
+            left_out.add(column)
+        return "".join(f"{cell:>{_WIDTHS[i]}}" for i, cell in enumerate(cells) if i not in left_out)
+
+    def _row_of(self, epoch: EpochEnd) -> str:
         validated = epoch.validation_loss is not None and epoch.validation_accuracy is not None
-        return _ROW.format(
+        return self._row(
             f"{epoch.epoch}/{self.config.epochs}",
             f"{epoch.train_loss:.4f}",
             f"{epoch.train_accuracy:.2%}",
@@ -292,12 +308,14 @@ class _TrainingView:
         texts = {MODEL: "the model, for gpuconv.load", METRICS: "a line of JSON an epoch", **_PICTURES}
         texts[f"{SAMPLES}/"] = "test images, named by what they show"
         for name, text in texts.items():
-            self.print(f"  {name:17}  {text}")
+            say(self.console, f"  {name:17}  {text}", indent=4)
         image = samples[min(7, len(samples) - 1)]
-        self.print("next: " + shlex.join(["gpuconv", "predict", str(image), "--model", str(self.folder)]))
+        self.print_line("next: " + shlex.join(["gpuconv", "predict", str(image), "--model", str(self.folder)]))
 
 
-_ROW = "{:>7} {:>8} {:>8}   {:>10} {:>8} {:>9}"
+#: Of the columns of an epoch's row, with the space before each; and which are left out first in a narrow terminal.
+_WIDTHS = (7, 9, 9, 13, 9, 10)
+_LEFT_OUT, _LEFT_OUT_WITHOUT_VALIDATION = (5, 2, 1, 3), (4, 3, 5, 1)
 
 
 def _write_pictures(result: Result, dataset: Dataset, folder: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from gpuconv import backends, tuning_store
-from gpuconv.cli.common import INTERRUPTED, Failure, complain, new_console, on_backend
+from gpuconv.cli.common import INTERRUPTED, Failure, complain, new_console, on_backend, say
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.models import MODELS
 from gpuconv.train import TrainConfig
@@ -69,7 +69,7 @@ def tune(
     else:
         tasks = tuner.tasks_of(str(model), batch, chosen)
     console = new_console()
-    console.print(f"backend {chosen.name} ({chosen.describe()})", soft_wrap=True)
+    say(console, f"backend {chosen.name} ({chosen.describe()})")
     outcomes: list[tuner.Outcome] = []
     try:
         for outcome in _with_progress(console, tuner.tune(tasks, chosen), len(tasks)):
@@ -84,7 +84,7 @@ def tune(
         raise Failure(f"tune: nothing was measured; {why_not}")
     kept, lost = _what_is_kept(outcomes)
     if kept:
-        console.print(kept, soft_wrap=True)
+        say(console, kept)
     if lost:
         complain(lost)
 
@@ -132,19 +132,22 @@ def _what_is_kept(outcomes: Sequence[Any]) -> tuple[str, str]:
 
 
 def _show_outcome(console: Console, outcome: Any) -> None:
-    console.print(str(outcome.task), style="bold", soft_wrap=True)
+    say(console, str(outcome.task), style="bold")
     for label, fault in outcome.wrong:
-        console.print(f"  {label}: not timed: {fault}", soft_wrap=True)
+        say(console, f"  {label}: not timed: {fault}", indent=4)
     if outcome.skipped:
-        console.print(f"  skipped: {outcome.skipped}", soft_wrap=True)
+        say(console, f"  skipped: {outcome.skipped}", indent=4)
     # On a GPU there are dozens of tilings; those after the first few are of interest to nobody.
     for position, (label, microseconds) in enumerate(outcome.microseconds):
         note = "taken" if label == outcome.winner else ""
         note += ("" if not note else ", ") + "the rule's" if label == outcome.rule else ""
         if position < _SHOWN_CANDIDATES or note:
-            console.print(f"  {label:24} {microseconds:12,.1f} µs  {note}".rstrip(), soft_wrap=True)
+            line = f"  {label:24} {microseconds:12,.1f} µs  {note}".rstrip()
+            if len(line) > console.width:
+                line = f"  {microseconds:,.1f} µs  {label}  {note}".rstrip()
+            say(console, line, indent=4)
     if len(outcome.microseconds) > _SHOWN_CANDIDATES:
-        console.print(f"  ({len(outcome.microseconds)} candidates)")
+        say(console, f"  ({len(outcome.microseconds)} candidates)")
 
 
 def _clear_tuning() -> None:
@@ -162,12 +165,12 @@ def _list_tuning() -> None:
     found, broken = tuning_store.entries()
     console = new_console()
     place = tuning_store.folder()
-    console.print(f"{len(found):,} in {place}" if place else "GPUCONV_TUNING is off: there is no store", soft_wrap=True)
+    say(console, f"{len(found):,} in {place}" if place else "GPUCONV_TUNING is off: there is no store")
     for entry in sorted(found, key=lambda entry: (entry.key.platform.backend, entry.date)):
         key, winner = entry.key, entry.winner
         task = tuner.Task(key.operation, key.geometry, key.dtype, key.window)
         tiling = "" if winner.tiling is None else " " + "x".join(map(str, winner.tiling.values()))
         state = "" if key.platform in here else " (not for here: another device, version or source of the kernels)"
-        console.print(f"{task}: {winner.variant}{tiling}, {key.platform.backend}, {entry.date}{state}", soft_wrap=True)
+        say(console, f"{task}: {winner.variant}{tiling}, {key.platform.backend}, {entry.date}{state}")
     for line in broken:
         complain(line)
