@@ -484,6 +484,61 @@ def test_help_is_quick(capsys):
     assert f"[default: {TrainConfig().epochs}]" in " ".join(outcome(capsys, "train", "--help")[1].split())
 
 
+@posix
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("gpuconv ", {"train", "evaluate", "predict", "tune", "summary", "info"}),
+        ("gpuconv train --sch", {"--schedule"}),
+        ("gpuconv train --schedule ", {"cosine", "constant"}),
+        ("gpuconv train --optimizer a", {"adam"}),
+        ("gpuconv train --loss ", {"cross_entropy", "half_squared_error"}),
+        ("gpuconv train --model ", {"lenet5"}),
+        ("gpuconv train --data m", {"mnist", "mnist-sample"}),
+        ("gpuconv train --data ./", set()),
+        ("gpuconv train --out r", set()),
+        ("gpuconv train --backend nu", {"numba", "numpy"}),
+        ("gpuconv tune --op conv2d_g", {"conv2d_grad_input", "conv2d_grad_weight"}),
+        ("gpuconv summary l", {"lenet5"}),
+    ],
+)
+def test_a_shell_completes(typed, offered, capsys, monkeypatch):
+    """By bash's protocol: commands, options and names; of nothing else, for which bash offers files."""
+    monkeypatch.setenv("_GPUCONV_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split(" ")) - 1))
+    status, out, err = outcome(capsys)
+    assert (status, err) == (0, "")
+    assert set(out.split()) == offered
+
+
+@posix
+def test_bash_completes(tmp_path):
+    """What --show-completion prints, evaluated in bash, completes there."""
+    program = tmp_path / "gpuconv"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m gpuconv "$@"\n')
+    program.chmod(0o755)
+    script = """
+        eval "$(gpuconv --show-completion)"
+        COMP_WORDS=(gpuconv train --data mnist-s) COMP_CWORD=3
+        _gpuconv_completion gpuconv
+        echo "${COMPREPLY[@]}"
+        complete -p gpuconv
+    """
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    run = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert run.stderr == ""
+    assert run.stdout.splitlines() == ["mnist-sample", "complete -o default -F _gpuconv_completion gpuconv"]
+
+
+def test_completion_offers_what_there_is():
+    """The operations are spelled out where they are completed, so that nothing heavy is loaded for them."""
+    from gpuconv import tuner
+    from gpuconv.cli import tune
+
+    assert tune._OPERATIONS == tuner.OPERATIONS
+
+
 def test_python_m_gpuconv():
     """The module runs as the command does, and passes its exit status on."""
     run = process("summary", "lenet6")

@@ -32,6 +32,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         status = _app()(arguments, prog_name="gpuconv", standalone_mode=False) or 0
         sys.stdout.flush()
+    except SystemExit as end:  # of shell completion
+        status = end.code or 0
     except typer.Abort:
         status = INTERRUPTED
     except BrokenPipeError:
@@ -71,7 +73,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _app() -> typer.Typer:
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_top)
     for command in (train, evaluate, predict, tune, summary, info):
         app.command()(command)

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpuconv import backends, storage
+from gpuconv.data import DATASETS
 from gpuconv.models import Classifier
 from gpuconv.train import CHECKPOINT, MODEL
 
@@ -42,6 +43,20 @@ def complain(message: str, status: int = 2) -> int:
 def printable(text: object) -> str:
     """Text with escapes for what would move the cursor, or is no character at all: names of files may hold anything."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def completing(*values: str) -> Callable[[str], list[str]]:
+    """What Typer asks for the values of an option when a shell completes it. Of others the shell offers files."""
+
+    def matching(incomplete: str) -> list[str]:  # Typer goes by the argument's name
+        return [value for value in values if value.startswith(incomplete)]
+
+    return matching
+
+
+#: For options that name a backend, and those that name a data set.
+complete_backend = completing(*backends.names(), backends.AUTO)
+complete_data = completing(*DATASETS)
 
 
 def option(setting: str) -> str:

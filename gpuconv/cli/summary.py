@@ -8,12 +8,17 @@ from typing import Annotated
 import typer
 
 from gpuconv import storage
-from gpuconv.cli.common import Failure, new_console, say, show_table
+from gpuconv.cli.common import Failure, completing, new_console, say, show_table
 from gpuconv.models import MODELS, build
 
 
 def summary(
-    model: Annotated[str, typer.Argument(help=f"{', '.join(MODELS)}, or a run directory or model file.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help=f"{', '.join(MODELS)}, or a run directory or model file.", autocompletion=completing(*MODELS)
+        ),
+    ],
 ) -> None:
     """Show a network's layers: output shapes, parameters, connections."""
     if model in MODELS or not Path(model).exists():

@@ -18,14 +18,28 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpuconv import backends, storage
-from gpuconv.cli.common import RUNS, SAMPLES, Failure, new_console, newest_run, os_error, say
+from gpuconv.cli.common import (
+    RUNS,
+    SAMPLES,
+    Failure,
+    complete_backend,
+    complete_data,
+    completing,
+    new_console,
+    newest_run,
+    os_error,
+    say,
+)
 from gpuconv.data import Dataset, load_dataset
 from gpuconv.data.errors import missing_extra
 from gpuconv.models import MODELS
 from gpuconv.train import (
     CHECKPOINT,
+    LOSSES,
     METRICS,
     MODEL,
+    OPTIMIZERS,
+    SCHEDULES,
     BatchEnd,
     EarlyStop,
     EpochEnd,
@@ -47,19 +61,25 @@ _PICTURES = {
 }
 
 
-def _setting(text: str, name: str, metavar: str | None = None) -> Any:
+def _setting(text: str, name: str, metavar: str | None = None, complete: Callable[[str], Any] | None = None) -> Any:
     """An option for a field of TrainConfig. The default is shown, but not set: a run that is resumed has its own."""
     default = getattr(TrainConfig, name)
     shown = "" if default is None else f" [default: {default}]"
-    return typer.Option(help=text + shown, metavar=metavar)
+    return typer.Option(help=text + shown, metavar=metavar, autocompletion=complete)
 
 
 def train(
     data: Annotated[
         str | None,
-        _setting("Data set: mnist-sample (comes with gpuconv), mnist (downloaded), or a folder of IDX files.", "data"),
+        _setting(
+            "Data set: mnist-sample (comes with gpuconv), mnist (downloaded), or a folder of IDX files.",
+            "data",
+            complete=complete_data,
+        ),
     ] = None,
-    model: Annotated[str | None, _setting(f"Network: {', '.join(MODELS)}.", "model", "NAME")] = None,
+    model: Annotated[
+        str | None, _setting(f"Network: {', '.join(MODELS)}.", "model", "NAME", completing(*MODELS))
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Run directory. [default: a new one in runs/]", metavar="DIR"),
@@ -74,14 +94,17 @@ def train(
     ] = False,
     epochs: Annotated[int | None, _setting("Passes through the training images.", "epochs")] = None,
     batch_size: Annotated[int | None, _setting("Images in a step.", "batch_size")] = None,
-    optimizer: Annotated[str | None, _setting("sgd or adam.", "optimizer", "NAME")] = None,
+    optimizer: Annotated[str | None, _setting("sgd or adam.", "optimizer", "NAME", completing(*OPTIMIZERS))] = None,
     lr: Annotated[float | None, _setting("Learning rate; if not given, that of the optimizer.", "lr")] = None,
     momentum: Annotated[float | None, _setting("Momentum of sgd.", "momentum")] = None,
     weight_decay: Annotated[float | None, _setting("Pull of the weights towards 0.", "weight_decay")] = None,
     schedule: Annotated[
-        str | None, _setting("Learning rate over time: cosine or constant.", "schedule", "NAME")
+        str | None,
+        _setting("Learning rate over time: cosine or constant.", "schedule", "NAME", completing(*SCHEDULES)),
     ] = None,
-    loss: Annotated[str | None, _setting("cross_entropy or half_squared_error.", "loss", "NAME")] = None,
+    loss: Annotated[
+        str | None, _setting("cross_entropy or half_squared_error.", "loss", "NAME", completing(*LOSSES))
+    ] = None,
     seed: Annotated[int | None, _setting("Of all that is random.", "seed")] = None,
     validation_fraction: Annotated[
         float | None, _setting("Share of the training images that is held out.", "validation_fraction")
@@ -97,7 +120,8 @@ def train(
         int | None, _setting("Steps between two checkpoints within an epoch.", "checkpoint_every")
     ] = None,
     backend: Annotated[
-        str | None, _setting(f"{', '.join([*backends.names(), backends.AUTO])}.", "backend", "NAME")
+        str | None,
+        _setting(f"{', '.join([*backends.names(), backends.AUTO])}.", "backend", "NAME", complete_backend),
     ] = None,
 ) -> None:
     """Train a network, and draw what it has learned.

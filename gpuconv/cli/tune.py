@@ -12,18 +12,34 @@ from rich.console import Console
 from rich.progress import track
 
 from gpuconv import backends, tuning_store
-from gpuconv.cli.common import INTERRUPTED, Failure, complain, new_console, on_backend, say
+from gpuconv.cli.common import (
+    INTERRUPTED,
+    Failure,
+    complain,
+    complete_backend,
+    completing,
+    new_console,
+    on_backend,
+    say,
+)
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.models import MODELS
 from gpuconv.train import TrainConfig
 
 _SIZES = "n,c,h,w,k,r,s[,stride[,pad[,groups]]]"
 _SHOWN_CANDIDATES = 5
+#: Those of tuner.OPERATIONS, without loading what measures them.
+_OPERATIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 
 
 def tune(
     model: Annotated[
-        str | None, typer.Argument(help=f"Network whose convolutions to tune: {', '.join(MODELS)}.", metavar="MODEL")
+        str | None,
+        typer.Argument(
+            help=f"Network whose convolutions to tune: {', '.join(MODELS)}.",
+            metavar="MODEL",
+            autocompletion=completing(*MODELS),
+        ),
     ] = None,
     geometry: Annotated[
         str | None,
@@ -31,11 +47,18 @@ def tune(
     ] = None,
     op: Annotated[
         str | None,
-        typer.Option(help="With --geometry: conv2d, conv2d_grad_input, conv2d_grad_weight. [default: all]"),
+        typer.Option(
+            help=f"With --geometry: {', '.join(_OPERATIONS)}. [default: all]", autocompletion=completing(*_OPERATIONS)
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images a step of the network.", min=1)] = TrainConfig.batch_size,
-    dtype: Annotated[str, typer.Option(help="With --geometry: float32 or float64.")] = "float32",
-    backend: Annotated[str, typer.Option(help="As for train.", metavar="NAME")] = backends.AUTO,
+    dtype: Annotated[
+        str,
+        typer.Option(help="With --geometry: float32 or float64.", autocompletion=completing("float32", "float64")),
+    ] = "float32",
+    backend: Annotated[
+        str, typer.Option(help="As for train.", metavar="NAME", autocompletion=complete_backend)
+    ] = backends.AUTO,
     show: Annotated[bool, typer.Option("--list", help="Show what is in the store, and measure nothing.")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="Empty the store, and measure nothing.")] = False,
 ) -> None:
