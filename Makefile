@@ -28,7 +28,7 @@ $(VENV)/.cli: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.$(EXTRA): pyproject.toml | $(BIN)/python
-	@echo "installing gpuconv and what its tests need there: some minutes; once"
+	@echo "installing gpuconv and what its tests need into $(VENV): some minutes; once"
 	@$(PIP) install --editable '.[$(EXTRA)]'
 	@touch $@
 
