@@ -21,15 +21,15 @@ class Together:
         optimizer: whose parameters they are.
         members: their places in ``optimizer.params``.
         behind: how many of the optimizer's steps they had no gradient in, and so did not take.
-        on_device: what a backend keeps on a device for updates, see ``gpuconv.backends.cuda_numbers``.
+        prepared: what a backend keeps for the optimizer's next steps.
     """
 
-    __slots__ = ("behind", "members", "on_device", "optimizer")
+    __slots__ = ("behind", "members", "optimizer", "prepared")
 
     def __init__(self, optimizer: Optimizer, behind: int):
         self.optimizer, self.behind = optimizer, behind
         self.members: list[int] = []
-        self.on_device = optimizer.on_device
+        self.prepared = optimizer.prepared
 
     @property
     def steps(self) -> int:
@@ -103,7 +103,7 @@ class Optimizer:
         self._known: list[Any] = [None] * len(self.params)
         self._versions: list[Any] = [None] * len(self.params)
         #: See :class:`Together`.
-        self.on_device: dict[Any, Any] = {}
+        self.prepared: dict[Any, Any] = {}
         self._arrays: list[dict[str, Any]] = [
             {slot: _zeros_like(param.data) for slot in self.slots} for param in self.params
         ]
@@ -218,9 +218,9 @@ class Optimizer:
         self.steps, self.lr, self._behind = counts
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is on a device for the next steps, or known of arrays: a copy makes its own."""
+        """Without what backends keep, or is known of arrays: a copy makes its own."""
         nothing = [None] * len(self.params)
-        return {**self.__dict__, "on_device": {}, "_known": nothing, "_versions": list(nothing)}
+        return {**self.__dict__, "prepared": {}, "_known": nothing, "_versions": list(nothing)}
 
     def settings(self) -> tuple[Any, ...]:
         """All that the numbers of an update depend on, but for the number of the step."""

@@ -226,6 +226,25 @@ def test_numbers_that_are_none():
             optim.SGD([parameter], **options)
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_all_parameters_in_one_launch(backend, kind):
+    """Sizes from 0 to more than a thread takes: each element once, to the bit as if the parameter were alone."""
+    rng, sizes = np.random.default_rng(0), [1, 70_001, 0, 3, 500_000, 5]
+    arrays = [rng.standard_normal(size).astype(np.float32) for size in sizes]
+    together, alone = ([Tensor(array.copy(), True) for array in arrays] for _ in range(2))
+    optimizers = [MAKERS[kind](together), *(MAKERS[kind]([parameter]) for parameter in alone)]
+    for step in range(3):
+        if step == 2:  # an array is exchanged, and the state with it
+            together[1].data, together[3].data = together[1].data.copy(), together[3].data.copy()
+        for one, other in zip(together, alone, strict=True):
+            grad = rng.standard_normal(one.shape).astype(np.float32)
+            one.grad, other.grad = Tensor(grad), Tensor(grad)
+        for optimizer in optimizers:
+            optimizer.step()
+        for one, other in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
 def test_frozen_parameters_stay(every_backend):
     """An optimizer of all parameters of a network takes those that require no grad, too, and leaves them alone."""
     frozen, learned = Tensor(np.ones(2, np.float32)), Tensor(np.ones(2, np.float32), True)

@@ -864,10 +864,10 @@ class CudaBackend(Backend):
         # Blocks count their steps: another number of blocks, as arrays at odd addresses need, counts by itself. So do
         # parameters that are updated apart from others of the same sizes.
         key = plan.choice.operation, sizes, tiling, dtype, self._device(), on, narrow, together.members[0]
-        if key not in together.on_device:
+        if key not in together.prepared:
             numbers = importlib.import_module("gpuconv.backends.cuda_numbers")
-            together.on_device[key] = numbers.UpdateNumbers(self, module, sizes, dtype, on)
-        return together.on_device[key]
+            together.prepared[key] = numbers.UpdateNumbers(self, module, sizes, dtype, on)
+        return together.prepared[key]
 
     def _contiguous(self, array: Array) -> Array:
         # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy
