@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
-from gpuconv import backends
+from gpuconv import backends, versions
 from gpuconv.backends import Array, Backend, capturing
 from gpuconv.backends.exchange import adopted, on_device
 
@@ -138,8 +138,13 @@ def native(dtype: np.dtype) -> np.dtype:
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
-def overwrite(target: Array, source: Array) -> None:
-    """Copy the elements of ``source`` into ``target``, of the same shape; each is on the host or on a device."""
+def overwrite(target: Array, source: Array, by: str = "") -> None:
+    """Copy the elements of ``source`` into ``target``, of the same shape; each is on the host or on a device.
+
+    Of a Tensor's array, ``by`` is to name what does it: a graph that has saved the old values refuses its backward.
+    """
+    if by:
+        versions.changed(target, by)
     if isinstance(target, np.ndarray):
         target[...] = to_numpy(source)
     elif isinstance(source, np.ndarray):
@@ -466,21 +471,20 @@ class Tensor:
         return self._in_place("/=", Tensor.div(self, other))
 
     def _in_place(self, sign: str, result: Tensor) -> Tensor:
-        """Write a result into this Tensor's own memory; of what an operation made, the name stands for it instead.
+        """Make a result this Tensor's value.
 
-        A graph that has saved this Tensor's values for its backward finds the new ones: PyTorch refuses then.
+        Where no graph is recorded, its array is written: what saved the old values refuses its backward then. While one
+        is, it gets the result's array and history, and what saved the old values keeps them.
 
         Raises:
             RuntimeError: a leaf that requires grad, outside of ``no_grad()``: its gradient would be of the new value.
             ValueError, TypeError: the result has another shape, or a type that this Tensor cannot hold.
         """
-        if result.requires_grad or self._node is not None:
-            if self.is_leaf and self.requires_grad:
-                raise RuntimeError(
-                    f"{sign}: a leaf that requires grad cannot be changed while the graph is recorded; do it inside of "
-                    "`with gpuconv.no_grad():`"
-                )
-            return result
+        if result.requires_grad and self.is_leaf and self.requires_grad:
+            raise RuntimeError(
+                f"{sign}: a leaf that requires grad cannot be changed while the graph is recorded; do it inside of "
+                "`with gpuconv.no_grad():`"
+            )
         if result.shape != self.shape:
             raise ValueError(f"{sign}: the result has shape {result.shape}, and is to be written into {self.shape}")
         order = "buif"  # as PyTorch has them: bool, integers, floats
@@ -488,7 +492,12 @@ class Tensor:
             result.dtype.kind == "f" and self.dtype.kind != "f"
         ):
             raise TypeError(f"{sign}: the result is {result.dtype}, which {self.dtype} cannot hold")
-        overwrite(self.data, result.data if result.dtype == self.dtype else result.data.astype(self.dtype))
+        if result.dtype != self.dtype:
+            result = result.type_as(self)
+        if result.requires_grad:
+            self.data, self._node, self.requires_grad = result.data, result._node, True
+        else:
+            overwrite(self.data, result.data, sign)
         return self
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -616,16 +625,18 @@ class _Node:
 
     Attributes:
         number: larger than those of all nodes that this one depends on.
+        changes: the last change of any array before this operation, see :mod:`gpuconv.versions`.
         shape, dtype: of the result, and so of its gradient.
     """
 
-    __slots__ = ("ctx", "dtype", "edges", "function", "number", "shape")
+    __slots__ = ("changes", "ctx", "dtype", "edges", "function", "number", "shape")
 
     def __init__(self, function: type[Function], ctx: Context, edges: list[_Node | Tensor | None], result: Array):
         self.function = function
         self.ctx = ctx
         self.edges = edges
         self.number = next(_numbers)
+        self.changes = versions.latest
         self.shape, self.dtype = result.shape, result.dtype
 
 
@@ -658,6 +669,8 @@ _ALONE = _count_alone()
 
 def _spread(node: _Node, grad: Array, grads: dict[Any, Array]) -> None:
     """Add the gradients of a node's inputs, given its result's, to those that there are."""
+    if node.changes != versions.latest:
+        _check_unchanged(node, node.ctx._saved)
     results = node.function.backward(node.ctx, grad)
     results = results if isinstance(results, (tuple, list)) else (results,)
     if len(results) != len(node.edges):
@@ -674,6 +687,27 @@ def _spread(node: _Node, grad: Array, grads: dict[Any, Array]) -> None:
                 result = _checked(node, position, value, result)
             so_far = grads.get(edge)
             grads[edge] = result if so_far is None else so_far + result
+
+
+def _check_unchanged(node: _Node, saved: Any) -> None:
+    """Refuse a backward for which an array was saved that has been changed in place since.
+
+    Raises:
+        RuntimeError: the message names the operation, and what changed its array.
+    """
+    for value in saved or ():
+        if isinstance(value, (tuple, list)):
+            _check_unchanged(node, value)
+        elif isinstance(value, dict):
+            _check_unchanged(node, value.values())
+        elif hasattr(value, "dtype") and not isinstance(value, np.generic):
+            array = value.data if isinstance(value, Tensor) else value
+            if (version := versions.changed_since(node.changes, array)) is not None:
+                raise RuntimeError(
+                    f"backward: {node.function.__name__} has saved an array of shape {tuple(array.shape)} for its "
+                    f"backward, which {version.by} changed in place since: run backward before that, or the forward "
+                    "again after it"
+                )
 
 
 def _checked(node: _Node, position: int, value: Any, grad: Any) -> Array:

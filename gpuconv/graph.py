@@ -19,10 +19,10 @@ On the backends for the CPU there is nothing to gain, and the step is returned a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from gpuconv import backends
+from gpuconv import backends, versions
 from gpuconv.autograd import Tensor, to_array
 from gpuconv.backends import capturing
 from gpuconv.geometry import integer
@@ -76,8 +76,9 @@ class CapturedStep:
         self._static: list[Any] = []
         self._result: Any = None
         self._around = capturing.Captured([], [], [], [])
-        #: Each optimizer with the numbers that its kernel reads, and the steps that it takes in a launch.
-        self._updates: list[tuple[Any, Any, int]] = []
+        #: What each optimizer does in a step of its, and the steps that it takes in a launch.
+        self._updates: list[tuple[capturing.Update, int]] = []
+        self._versions: list[Any] = []
         #: What the last call of several for warming up has made.
         self._made: dict[int, Any] = {}
         self._several = warmup > 1
@@ -144,20 +145,22 @@ class CapturedStep:
                 )
 
     def _launch(self, arrays: list[Any]) -> None:
-        before = [(optimizer, optimizer.steps, optimizer.lr) for optimizer, _, _ in self._updates]
+        before = [update.optimizer.counts() for update, _ in self._updates]
         try:
             self._graph.take_turn()
-            for optimizer, numbers, count in self._updates:
-                optimizer.repeated(numbers, count)
+            for update, count in self._updates:
+                update.optimizer.repeated(update, count)
             for target, array in zip(self._inputs, arrays, strict=True):
                 target.fill(array)
             self._graph.launch()
         except BaseException:
-            for optimizer, steps, rate in before:
-                optimizer.steps, optimizer.lr = steps, rate
-            for _, numbers, _ in self._updates:
-                numbers.forget()
+            for (update, _), counts in zip(self._updates, before, strict=True):
+                update.optimizer.back(counts)
+                for _, numbers in update.launches:
+                    numbers.forget()
             raise
+        for version in self._versions:
+            version.changes("the next call of a captured step")
 
     def _check(self, arrays: list[Any]) -> None:
         given = [(array.shape, array.dtype) for array in arrays]
@@ -206,33 +209,45 @@ class CapturedStep:
             noted.undo()
             raise
         self._result, self._static, self._around, self._updates = result, static, around, updates
+        self._versions = [versions.of(array) for array in map(_array, _parts(result))]
         self._made, self.captured = {}, True
 
     def _check_result(self, result: Any) -> None:
-        if result is None:
-            return
-        if isinstance(result, (tuple, list)):
-            for part in result:
-                self._check_result(part)
-        elif isinstance(result, dict):
-            self._check_result(list(result.values()))
-        elif not isinstance(result.data if isinstance(result, Tensor) else result, self._backend.xp.ndarray):
-            what = f"a {type(result).__name__}" if not isinstance(result, Tensor) else "a Tensor"
-            raise TypeError(f"it returns {what} of the host, which would stay as it is; return Tensors on the device")
-        elif not self._graph.computes(result.data if isinstance(result, Tensor) else result):
-            raise TypeError("it returns what no kernel of this library computes: the simulator repeats nothing else")
+        for part in _parts(result):
+            if not isinstance(_array(part), self._backend.xp.ndarray):
+                what = f"a {type(part).__name__}" if not isinstance(part, Tensor) else "a Tensor"
+                raise TypeError(
+                    f"it returns {what} of the host, which would stay as it is; return Tensors on the device"
+                )
+            if not self._graph.computes(_array(part)):
+                raise TypeError(
+                    "it returns what no kernel of this library computes: the simulator repeats nothing else"
+                )
 
 
-def _counted(updates: list[tuple[Any, Any]]) -> list[tuple[Any, Any, int]]:
-    """Each optimizer once, with the number of its steps.
+def _parts(result: Any) -> Iterator[Any]:
+    """What a step returns, one by one: tuples, lists and dicts are gone through, and None is nothing."""
+    if isinstance(result, (tuple, list, dict)):
+        for part in result.values() if isinstance(result, dict) else result:
+            yield from _parts(part)
+    elif result is not None:
+        yield result
+
+
+def _array(part: Any) -> Any:
+    return part.data if isinstance(part, Tensor) else part
+
+
+def _counted(updates: list[capturing.Update]) -> list[tuple[capturing.Update, int]]:
+    """What each optimizer does in a step, and the number of its steps.
 
     Raises:
         RuntimeError: one takes steps of different parameters: its count of steps would not be that of each.
     """
-    found: dict[int, tuple[Any, Any, int]] = {}
-    for optimizer, numbers in updates:
-        _, known, count = found.get(id(optimizer), (optimizer, numbers, 0))
-        if known is not numbers:
+    found: dict[int, tuple[capturing.Update, int]] = {}
+    for update in updates:
+        first, count = found.get(id(update.optimizer), (update, 0))
+        if [numbers for _, numbers in first.launches] != [numbers for _, numbers in update.launches]:
             raise RuntimeError("an optimizer takes several steps, and not all of them with the same parameters")
-        found[id(optimizer)] = optimizer, numbers, count + 1
+        found[id(update.optimizer)] = first, count + 1
     return list(found.values())

@@ -5,11 +5,62 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from gpuconv import backends
+import numpy as np
+
+from gpuconv import backends, versions
 from gpuconv.autograd import Tensor, native, overwrite, to_array
 from gpuconv.backends import Backend, capturing
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
+
+
+class Together:
+    """Parameters that an optimizer updates in one call, because they have taken equally many of its steps.
+
+    Attributes:
+        optimizer: whose parameters they are.
+        members: their places in ``optimizer.params``.
+        behind: how many of the optimizer's steps they had no gradient in, and so did not take.
+        prepared: what a backend keeps for the optimizer's next steps.
+    """
+
+    __slots__ = ("behind", "members", "optimizer", "prepared")
+
+    def __init__(self, optimizer: Optimizer, behind: int):
+        self.optimizer, self.behind = optimizer, behind
+        self.members: list[int] = []
+        self.prepared = optimizer.prepared
+
+    @property
+    def steps(self) -> int:
+        """How many steps the parameters have taken."""
+        return self.optimizer.steps - self.behind
+
+    def settings(self) -> tuple[Any, ...]:
+        """All that the numbers of an update depend on, but for the number of the step."""
+        return self.optimizer.settings(), self.behind
+
+    def stays(self) -> bool:
+        """Whether what this step takes is what all later ones take, as long as the settings are the same."""
+        return self.optimizer._stays(self.steps)
+
+    def coming(self, count: int, needed: int = 1) -> list[dict[str, Any]]:
+        """What the backend's update takes by keyword in the step that is being taken, and in those behind it.
+
+        ``count`` of them, or one if that :meth:`stays`; of a schedule that ends before, at least ``needed``.
+        """
+        optimizer = self.optimizer
+        rates = [optimizer.lr] * (1 if self.stays() else count)
+        if optimizer.schedule is not None:
+            rates = []
+            for ahead in range(count):
+                try:
+                    rates.append(float(optimizer.schedule(optimizer.steps - 1 + ahead)))
+                except Exception:
+                    if ahead < needed:
+                        raise
+                    break
+        return [optimizer._numbers(self.steps + number, lr) for number, lr in enumerate(rates)]
 
 
 class Optimizer:
@@ -46,10 +97,13 @@ class Optimizer:
         self.lr = _at_least_zero(self, "lr", lr)
         self.steps = 0
         self.schedule: Callable[[int], float] | None = None
-        #: The array of each parameter that its others are known to fit.
+        #: Steps in which each parameter had no gradient: it counts only those that it takes.
+        self._behind = [0] * len(self.params)
+        #: The array of each parameter that its others are known to fit, and that array's version.
         self._known: list[Any] = [None] * len(self.params)
-        #: What a backend keeps on a device for the updates, see ``gpuconv.backends.cuda_numbers``.
-        self.on_device: dict[Any, Any] = {}
+        self._versions: list[Any] = [None] * len(self.params)
+        #: See :class:`Together`.
+        self.prepared: dict[Any, Any] = {}
         self._arrays: list[dict[str, Any]] = [
             {slot: _zeros_like(param.data) for slot in self.slots} for param in self.params
         ]
@@ -64,16 +118,20 @@ class Optimizer:
                 param.zero_grad()
 
     def step(self) -> None:
-        """Update every parameter that has a gradient, in place.
+        """Update every parameter that has a gradient, in place. It counts the steps that it takes, as in PyTorch.
 
         Raises:
             ValueError: the array of a parameter or of its gradient was exchanged for one of another shape or element
                 type; nothing is updated.
         """
-        updates: dict[type, list[tuple[Any, ...]]] = {}  # by the kind of array: a network may lie on two devices
+        # By the kind of array, as a network may lie on two devices, and by the steps that were not taken.
+        updates: dict[tuple[type, int], tuple[Together, list[tuple[Any, ...]]]] = {}
+        missing: list[int] = []
+        name = f"{type(self).__name__}.step"
         capture = capturing.current()
         for number, (param, arrays) in enumerate(zip(self.params, self._arrays, strict=True)):
             if param.grad is None:
+                missing.append(number)
                 continue
             data, grad = param.data, param.grad.data
             if capture is not None:
@@ -82,25 +140,37 @@ class Optimizer:
                 self._check(param, grad, {})
             if data is not self._known[number]:
                 self._check(param, grad, arrays)
-                self._known[number] = data
+                self._known[number], self._versions[number] = data, versions.of(data)
                 for slot, array in arrays.items():
                     if type(array) is not type(data):  # the parameters have been moved since
                         with capturing.outside():
                             arrays[slot] = _zeros_like(data)
                             overwrite(arrays[slot], array)
-            updates.setdefault(type(data), []).append((data, grad, *arrays.values()))
+            key = type(data), self._behind[number]
+            if key not in updates:
+                updates[key] = Together(self, self._behind[number]), []
+            together, of_a_kind = updates[key]
+            together.members.append(number)
+            of_a_kind.append((data, grad, *arrays.values()))
         self.steps += 1
         try:
             if self.schedule is not None:
                 self.lr = float(self.schedule(self.steps - 1))
-            for of_a_kind in updates.values():
+            if capture is not None:
+                capture.updates.append(capturing.Update(self, missing, []))
+            for together, of_a_kind in updates.values():
+                for number in together.members:
+                    self._versions[number].changes(name)
                 params, *others = zip(*of_a_kind, strict=True)
-                self._update(backends.current(params[0]), params, *others)
+                self._update(backends.current(params[0]), together, params, *others)
         except BaseException:
             self.steps -= 1
             raise
-        if capturing.current() is not None:
+        if capture is not None:
             self.steps -= 1  # it is taken when the graph runs
+        else:
+            for number in missing:
+                self._behind[number] += 1
 
     def _check(self, param: Tensor, grad: Any, arrays: dict[str, Any]) -> None:
         """Compiled updates go by the parameter's shape and type: what does not fit may not reach them."""
@@ -114,21 +184,43 @@ class Optimizer:
                     "was made for; make another one"
                 )
 
-    def repeated(self, numbers: Any, count: int) -> None:
-        """Count the steps that a graph is about to take; ``numbers`` are those that their kernel reads.
+    def repeated(self, update: capturing.Update, count: int) -> None:
+        """Count the steps that a graph is about to take, ``count`` times the captured ``update``.
 
         Raises:
-            RuntimeError: a term of the formula has been added or dropped since the step was captured.
+            RuntimeError: a term of the formula has been added or dropped since the step was captured, or of the
+                parameters that it updates together some have taken steps without the others.
         """
         self.steps += 1
-        numbers.prepare(self, count)
+        for together, numbers in update.launches:
+            behind = {self._behind[number] for number in together.members}
+            if len(behind) > 1:
+                raise RuntimeError(
+                    "capture: some of the parameters that the captured step updates together have taken steps without "
+                    "the others since; capture the step again"
+                )
+            (together.behind,) = behind
+            numbers.prepare(together, count)
+            for number in together.members:
+                self._versions[number].changes("a captured step")
         self.steps += count - 1
+        for number in update.missing:
+            self._behind[number] += count
         if self.schedule is not None:
             self.lr = float(self.schedule(self.steps - 1))
 
+    def counts(self) -> tuple[Any, ...]:
+        """What :meth:`step` counts, to be set :meth:`back` if it could not be taken."""
+        return self.steps, self.lr, list(self._behind)
+
+    def back(self, counts: tuple[Any, ...]) -> None:
+        """Count what :meth:`counts` gave."""
+        self.steps, self.lr, self._behind = counts
+
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is on a device for the next steps: a copy makes its own."""
-        return {**self.__dict__, "on_device": {}}
+        """Without what backends keep, or is known of arrays: a copy makes its own."""
+        nothing = [None] * len(self.params)
+        return {**self.__dict__, "prepared": {}, "_known": nothing, "_versions": list(nothing)}
 
     def settings(self) -> tuple[Any, ...]:
         """All that the numbers of an update depend on, but for the number of the step."""
@@ -137,36 +229,24 @@ class Optimizer:
     def _rate(self) -> Any:
         return float(self.lr) if self.schedule is None else self.schedule
 
-    def coming(self, count: int, needed: int = 1) -> list[dict[str, Any]]:
-        """What the backend's update takes by keyword in the step that is being taken, and in those behind it.
-
-        ``count`` of them, or one if that :meth:`stays`; of a schedule that ends before, at least ``needed``.
-        """
-        rates = [self.lr] * (1 if self.stays() else count)
-        if self.schedule is not None:
-            rates = []
-            for ahead in range(count):
-                try:
-                    rates.append(float(self.schedule(self.steps - 1 + ahead)))
-                except Exception:
-                    if ahead < needed:
-                        raise
-                    break
-        return [self._numbers(self.steps + number, lr) for number, lr in enumerate(rates)]
-
-    def stays(self) -> bool:
-        """Whether what this step takes is what all later ones take, as long as the settings are the same."""
+    def _stays(self, steps: int) -> bool:
+        """Whether all steps from number ``steps`` on take the same, as long as the settings are the same."""
         return False
 
     def _numbers(self, step: int, lr: float) -> dict[str, Any]:
+        """What the backend's update takes by keyword in a step, by its number from 1 on."""
         raise NotImplementedError
 
-    def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
+    def _update(self, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """``lr``, ``steps``, and a copy of the arrays as NumPy arrays, named ``'<number of parameter>.<slot>'``."""
+        """``lr``, ``steps``, and a copy of the arrays as NumPy arrays, named ``'<number of parameter>.<slot>'``.
+
+        ``'<number of parameter>.behind'`` is there of a parameter that had no gradient in so many of the steps.
+        """
         state: dict[str, Any] = {"lr": self.lr, "steps": self.steps}
+        state.update({f"{number}.behind": np.array(steps) for number, steps in enumerate(self._behind) if steps})
         for number, arrays in enumerate(self._arrays):
             for slot, array in arrays.items():
                 state[f"{number}.{slot}"] = Tensor(array).numpy().copy()
@@ -182,10 +262,11 @@ class Optimizer:
             f"{number}.{slot}": array for number, arrays in enumerate(self._arrays) for slot, array in arrays.items()
         }
         expected = {"lr", "steps", *own}
-        if expected != set(state):
+        behind = {f"{number}.behind": number for number in range(len(self.params))}
+        if expected != set(state) - set(behind):
             raise ValueError(
                 f"load_state_dict: the state is not that of a {type(self).__name__} of {len(self.params)} parameters: "
-                f"names differ in {sorted(expected ^ set(state))[:4]}"
+                f"names differ in {sorted(expected ^ (set(state) - set(behind)))[:4]}"
             )
         for name, array in own.items():
             if tuple(state[name].shape) != tuple(array.shape):
@@ -193,6 +274,7 @@ class Optimizer:
                     f"load_state_dict: {name} has shape {tuple(state[name].shape)} instead of {array.shape}"
                 )
         self.lr, self.steps = float(state["lr"]), int(state["steps"])
+        self._behind = [int(state.get(name, 0)) for name in behind]
         for name, array in own.items():
             overwrite(array, to_array(state[name]))
 
@@ -241,9 +323,11 @@ class SGD(Optimizer):
         self.slots = ("velocity",) if momentum else ()
         super().__init__(params, lr)
 
-    def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
+    def _update(self, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
+        params, grads, *slots = arrays
         velocities = slots[0] if slots else [None] * len(params)
-        backend.sgd_update_all(params, grads, velocities, optimizer=self, **self._numbers(self.steps, self.lr))
+        numbers = self._numbers(together.steps, self.lr)
+        backend.sgd_update_all(params, grads, velocities, together=together, **numbers)
 
     def settings(self) -> tuple[Any, ...]:
         return self._rate(), self.momentum, self.dampening, self.weight_decay, self.nesterov
@@ -257,8 +341,8 @@ class SGD(Optimizer):
             "nesterov": self.nesterov,
         }
 
-    def stays(self) -> bool:
-        return self.schedule is None and (self.steps > 1 or self.dampening == 0)
+    def _stays(self, steps: int) -> bool:
+        return self.schedule is None and (steps > 1 or self.dampening == 0)
 
 
 class Adam(Optimizer):
@@ -283,8 +367,8 @@ class Adam(Optimizer):
         self.weight_decay = _at_least_zero(self, "weight_decay", weight_decay)
         super().__init__(params, lr)
 
-    def _update(self, backend: Backend, params: Sequence[Any], grads: Sequence[Any], *slots: Sequence[Any]) -> None:
-        backend.adam_update_all(params, grads, *slots, optimizer=self, **self._numbers(self.steps, self.lr))
+    def _update(self, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
+        backend.adam_update_all(*arrays, together=together, **self._numbers(together.steps, self.lr))
 
     def settings(self) -> tuple[Any, ...]:
         return self._rate(), tuple(self.betas), self.eps, self.weight_decay

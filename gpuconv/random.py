@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 _default = np.random.default_rng()
+
+if hasattr(os, "register_at_fork"):
+    # A process may be forked while another thread draws. In the child that thread is not there to let go of the
+    # generator, and its state would be half changed: so nobody draws while one is made.
+    _lock = _default.bit_generator.lock
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def manual_seed(seed: int) -> np.random.Generator:

@@ -471,10 +471,67 @@ def copied_optimizer(cupy):
     del model
 
 
+def late_parameters(cupy):
+    """Each counts its own steps; two captured steps of one optimizer, in turn, update different ones."""
+
+    def run(device):
+        # Of equal sizes, and Adam's numbers change with each step.
+        first, second = (Tensor(np.ones(4, np.float32), True) for _ in range(2))
+        with gpuconv.use_backend(device) as backend:
+            first.data, second.data = backend.asarray(first.data), backend.asarray(second.data)
+            optimizer, found = optim.Adam([first, second], lr=0.1), []
+
+            def step_of(*leaves):
+                def step(x):
+                    optimizer.zero_grad()
+                    sum(((leaf - x) * (leaf - x)).sum() for leaf in leaves).backward()
+                    optimizer.step()
+
+                return gpuconv.capture(step, warmup=1)
+
+            of_first, of_second, of_both = step_of(first), step_of(second), step_of(first, second)
+            for number, step in enumerate([of_first] * 3 + [of_both] * 4 + [of_second] * 3 + [of_first] * 2):
+                step(Tensor(np.full(4, number, np.float32)))
+                litter(cupy)
+                found += [first.numpy().copy(), second.numpy().copy()]
+            assert optimizer.steps == 12
+            return found
+
+    np.testing.assert_allclose(run("cuda"), run("numpy"), rtol=1e-5)
+    step, model, optimizer = small_step("cuda")
+    losses_of(step, "cuda", 3)
+    optimizer.zero_grad()
+    with gpuconv.use_backend("cuda"):
+        model[1].weight.sum().backward()
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="have taken steps without the others since; capture the step again"):
+        losses_of(step, "cuda", 1)
+    assert optimizer.steps == 4
+
+
+def changed_before_backward(cupy):
+    """A graph that has saved parameters, or a captured step's results, refuses its backward after the next call."""
+    step, model, _ = small_step("cuda")
+    losses_of(step, "cuda", 3)
+    with gpuconv.use_backend("cuda"):
+        loss = model(Tensor(cupy.ones((5, 2, 3), np.float32))).sum()
+        losses_of(step, "cuda", 1)
+        with pytest.raises(RuntimeError, match="which a captured step changed in place since"):
+            loss.backward()
+        doubled = gpuconv.capture(lambda x: x * 2, warmup=1)
+        for _ in range(2):
+            result = doubled(Tensor(cupy.ones(3, np.float32)))
+        leaf = Tensor(cupy.ones(3, np.float32), True)
+        loss = (leaf * result).sum()
+        doubled(Tensor(cupy.ones(3, np.float32)))
+        with pytest.raises(RuntimeError, match="which the next call of a captured step changed in place since"):
+            loss.backward()
+
+
 CHECKS = [
     several_streams, outlives_its_model, parameter_replaced, state_loaded, settings_changed, schedule_of_many_steps,
     gradients_add_up, kept_between_calls, result_of_the_host, captures_that_fail, shared_parameter, threads_take_turns,
     several_updates_in_a_step, gradients_are_there, forgotten_gradients, results_that_are_kept,
     replaced_data_is_restored, numbers_in_the_code, step_in_a_step, schedules_that_end, first_call_that_fails,
-    copied_optimizer,
+    copied_optimizer, late_parameters, changed_before_backward,
 ]  # fmt: skip

@@ -74,16 +74,20 @@ def _version(package: str) -> str:
         return f"{package} (not installed: its comparisons are skipped)"
 
 
-def _backends() -> list[str]:
-    # Not the simulator, which takes seconds where others take milliseconds: tests/test_cuda_backend.py runs it on the
-    # tiny cases.
-    found = [name for name, why in backends.available().items() if why is None]
-    return [name for name in found if backends.get(name).automatic()]
+_AVAILABLE = [name for name, why in backends.available().items() if why is None]
 
 
-@pytest.fixture(params=_backends())
+# Not the simulator, which takes seconds where others take milliseconds.
+@pytest.fixture(params=[name for name in _AVAILABLE if backends.get(name).automatic()])
 def backend(request: pytest.FixtureRequest) -> Iterator[backends.Backend]:
     """Each backend that can run here; the test runs on it."""
+    with backends.use_backend(request.param) as chosen:
+        yield chosen
+
+
+@pytest.fixture(params=_AVAILABLE)
+def every_backend(request: pytest.FixtureRequest) -> Iterator[backends.Backend]:
+    """As `backend`, and the simulator of kernels: for what is tiny."""
     with backends.use_backend(request.param) as chosen:
         yield chosen
 

@@ -1,6 +1,7 @@
 """The graph: what is recorded, what is freed, who owns a gradient."""
 
 import gc
+import importlib.util
 import itertools
 import operator
 import threading
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv import Function, Tensor, gradcheck, no_grad
+from gpuconv import Function, Tensor, gradcheck, nn, no_grad, optim, versions
 from gpuconv import functional as F
 
 
@@ -324,7 +325,7 @@ def _chains():
 
 
 @pytest.mark.parametrize("chain", list(_chains()), ids=lambda chain: chain[0])
-def test_a_gradient_has_the_type_of_its_value(backend, chain):
+def test_a_gradient_has_the_type_of_its_value(every_backend, chain):
     """Whatever was mixed in behind a convolution and a ReLU: values and gradients are PyTorch's, and float32."""
     torch = pytest.importorskip("torch", reason="PyTorch's promotion of types is the judge")
     rng = np.random.default_rng(1)
@@ -369,7 +370,7 @@ def _returning(result):
         (lambda grad: (grad + 1j, grad), TypeError, "input 0 must hold numbers, got complex64"),
     ],
 )  # fmt: skip
-def test_what_a_function_of_the_user_returns_is_checked(backend, result, error, words):
+def test_what_a_function_of_the_user_returns_is_checked(every_backend, result, error, words):
     """Another number of gradients, a shape or kind that is not the input's: one line; another type is converted."""
     a, b = (Tensor(np.ones(3, np.float32), True) for _ in range(2))
     y = F.relu(_returning(result).apply(F.relu(a), F.relu(b))).sum()
@@ -404,7 +405,7 @@ def test_promotion_is_pytorchs():
 
 
 @pytest.mark.parametrize("update", [operator.iadd, operator.isub, operator.imul, operator.itruediv])
-def test_updates_by_hand_write_into_the_parameter(backend, update):
+def test_updates_by_hand_write_into_the_parameter(every_backend, update):
     """Inside of no_grad() all names of a parameter see them, as in PyTorch; and they are that update."""
     parameter = Tensor(np.array([1.0, 2.0], np.float32), True)
     other_name, memory = parameter, parameter.data
@@ -418,7 +419,7 @@ def test_updates_by_hand_write_into_the_parameter(backend, update):
     assert parameter.requires_grad
 
 
-def test_in_place_where_it_would_be_wrong(backend):
+def test_in_place_where_it_would_be_wrong(every_backend):
     """A leaf whose graph is recorded, another shape, an integer that would lose its fraction: refused, unchanged."""
     parameter = Tensor(np.ones(2, np.float32), True)
     with pytest.raises(RuntimeError, match=r"-=: a leaf that requires grad cannot .*no_grad"):
@@ -432,7 +433,7 @@ def test_in_place_where_it_would_be_wrong(backend):
         np.testing.assert_array_equal(tensor.numpy(), 1)
 
 
-def test_in_place_on_a_result_keeps_the_graph(backend):
+def test_in_place_on_a_result_keeps_the_graph(every_backend):
     """The gradient is that of the whole expression, and what was saved for it is not written over."""
     x = leaf(3)
     y = x * x
@@ -442,10 +443,122 @@ def test_in_place_on_a_result_keeps_the_graph(backend):
     np.testing.assert_allclose(x.grad.numpy(), 4 * x.numpy() ** 3, rtol=1e-12)
 
 
+def test_in_place_changes_the_tensor_and_not_the_name(every_backend):
+    """Who else has it sees the new value, type and shape stay, and the gradient is that of the whole expression."""
+    x = leaf(3)
+    y = x * x
+    other_name, kept = y, y.data
+    y += Tensor(np.ones(3, np.float64))
+    assert other_name is y
+    np.testing.assert_array_equal(kept, x.numpy() ** 2)
+    single = (x * x).type_as(Tensor(0.0))
+    single *= x
+    assert single.dtype == np.float32
+    (other_name.sum() + single.sum()).backward()
+    np.testing.assert_allclose(x.grad.numpy(), 2 * x.numpy() + 3 * x.numpy() ** 2, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"\+=: the result has shape \(2, 3\)"):
+        y += np.ones((2, 3))
+    plain = Tensor(np.ones(3))
+    with no_grad():
+        y -= y  # without a record it is the array that is changed
+    plain += x
+    assert plain.requires_grad
+    assert not y.numpy().any()
+
+
+# -- values changed between forward and backward ---------------------------------------------------------------------
+
+
+def _steps(library, *parameters):
+    for parameter in parameters:
+        parameter.grad = (Tensor if library is gpuconv else library.tensor)(np.ones(parameter.shape, np.float32))
+    (optim if library is gpuconv else library.optim).SGD(parameters, lr=0.5).step()
+
+
+def _load(library, *parameters):
+    if library is gpuconv:
+        module = nn.Module()
+        module.weight = nn.Parameter(parameters[0].data)
+        module.load_state_dict({"weight": np.zeros((2, 3), np.float32)})
+    else:
+        with library.no_grad():
+            parameters[0].copy_(library.zeros(2, 3))  # as its load_state_dict does
+
+
+def _subtract(library, *parameters):
+    for parameter in parameters:
+        with library.no_grad():
+            parameter -= 1
+
+
+#: Name: the loss of x and w (2, 3), which of them is changed, and whether its old values are needed.
+CHANGED = {
+    "product": (lambda F, x, w: (x * w).sum(), "w", True),
+    "quotient": (lambda F, x, w: (x / w).sum(), "w", True),
+    "numerator": (lambda F, x, w: (x / w.detach()).sum(), "x", False),
+    "sum": (lambda F, x, w: (x + w).sum(), "w", False),
+    "power": (lambda F, x, w: (w**3 * x).sum(), "w", True),
+    "matrices": (lambda F, x, w: (x @ w.T).sum(), "w", True),
+    "layer": (lambda F, x, w: F.linear(x, w).sum(), "w", True),
+    "layer of data": (lambda F, x, w: F.linear(x.detach(), w).sum(), "w", False),
+    "its data": (lambda F, x, w: F.linear(x, w).sum(), "x", True),
+    "convolution": (lambda F, x, w: F.conv2d(x.reshape(1, 2, 3, 1), w.reshape(1, 2, 3, 1)).sum(), "w", True),
+    "a row": (lambda F, x, w: (w[0] * x[1]).sum(), "w", True),
+    "activation": (lambda F, x, w: F.relu(x * w.detach()).sum(), "x", False),
+    "another": (lambda F, x, w: (x * x).sum() + w.sum(), "w", False),
+}
+
+
+@pytest.mark.parametrize("change", [_steps, _load, _subtract])
+@pytest.mark.parametrize("case", CHANGED)
+def test_values_changed_before_backward(every_backend, case, change):
+    """Refused where backward needs the old ones, else without influence on gradients: exactly where PyTorch does."""
+    loss_of, changed, needed = CHANGED[case]
+    values = np.random.default_rng(0).uniform(0.5, 1, (2, 2, 3)).astype(np.float32)
+
+    def gradients(library, changes):
+        make, functional = (Tensor, F) if library is gpuconv else (library.tensor, library.nn.functional)
+        x, w = (make(value.copy(), requires_grad=True) for value in values)
+        loss = loss_of(functional, x, w)
+        if changes:
+            change(library, x if changed == "x" else w)
+        x.grad = w.grad = None
+        loss.backward()
+        return [np.zeros(1) if grad is None else np.asarray(grad) for grad in (x.grad, w.grad)]
+
+    wanted = gradients(gpuconv, changes=False)
+    for library in [gpuconv, *([importlib.import_module("torch")] if importlib.util.find_spec("torch") else [])]:
+        # A kernel takes no transposed array: what was saved is a copy, which nothing has changed.
+        copied = library is gpuconv and every_backend.name == "cuda" and case == "matrices"
+        if needed and not copied:
+            with pytest.raises(RuntimeError) as error:
+                gradients(library, changes=True)
+            if library is gpuconv:
+                by = {_steps: "SGD.step", _load: "load_state_dict", _subtract: "-="}[change]
+                assert f"which {by} changed in place since" in str(error.value)
+        else:
+            for one, other in zip(gradients(library, changes=True), wanted, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_versions_of_what_is_gone():
+    """Nothing is kept of arrays that are gone, and an array at the same address begins anew."""
+    before = len(versions._known)
+    for _ in range(100):
+        versions.changed(np.ones(1000), "a test")
+    assert len(versions._known) == before
+    x = leaf(3)
+    for _ in range(3):  # one after the other: no step lies between a forward and its backward
+        loss = (x * x).sum()
+        loss.backward()
+        with no_grad():
+            x -= 0.1 * x.grad
+
+
 # -- comparison and numbers ------------------------------------------------------------------------------------------
 
 
-def test_comparison_is_element_by_element(backend):
+def test_comparison_is_element_by_element(every_backend):
     """With numbers, arrays and Tensors, on both sides; with what is no number a Tensor is not equal."""
     x = Tensor(np.array([0.0, 1.0, np.nan, 3.0], np.float32), True)
     for compare in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge):
@@ -481,7 +594,7 @@ def test_a_number_is_a_number():
         f"{leaf(2):.3f}"
 
 
-def test_a_gradient_is_nobody_elses(backend):
+def test_a_gradient_is_nobody_elses(every_backend):
     """Of a Function that returns what it saved, a leaf's own array say: writing into .grad changes nothing else."""
 
     class Product(Function):
@@ -534,7 +647,7 @@ def test_functions_of_integers_are_float32(backend, kind):
         np.testing.assert_allclose(function(ours).numpy(), function(theirs).numpy(), rtol=1e-6)
 
 
-def test_powers_of_zero(backend):
+def test_powers_of_zero(every_backend):
     """The gradient of x ** 0 and x ** 1 at 0 is 0 and 1, as in PyTorch."""
     for exponent, slope in ((0, 0), (1, 1), (2, 0)):
         x = Tensor(np.array([0.0, 2.0]), True)

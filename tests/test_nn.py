@@ -1,5 +1,10 @@
 """Modules, layers, initialisation, summaries and the models built from them."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 
@@ -463,3 +468,38 @@ def test_a_shared_parameter_has_all_its_names():
     network.load_state_dict({name: value for name, value in state.items() if name != "0.weight"})
     with pytest.raises(ValueError, match=r"missing 0\.weight"):
         network.load_state_dict({name: value for name, value in state.items() if "weight" not in name})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_while_another_thread_draws():
+    """The child draws, and what its parent does next it draws too: the thread that held the generator is not there."""
+    code = """
+        import os, threading, warnings
+        import numpy as np, gpuconv
+        from gpuconv.random import default_generator
+        from gpuconv.backends import capturing
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads: here it is meant
+        generator, draws, end = default_generator(), threading.Event(), threading.Event()
+        def draw():
+            while not end.is_set():
+                with capturing._active():
+                    generator.standard_normal(1_000_000)  # holds its lock for most of the time
+                draws.set()
+        thread = threading.Thread(target=draw)
+        thread.start()
+        draws.wait()
+        children = []
+        for _ in range(5):
+            child = os.fork()
+            if not child:
+                with capturing._active():
+                    gpuconv.nn.Linear(3, 2)
+                os._exit(capturing.active)
+            children.append(child)
+        end.set()
+        thread.join()
+        gpuconv.nn.Linear(3, 2)
+        print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+        """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "[0, 0, 0, 0, 0]", run.stderr

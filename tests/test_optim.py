@@ -77,6 +77,58 @@ def test_parameters_without_gradient_stay():
     assert used.grad is None
 
 
+LATE = {
+    "sgd": ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}),
+    "nesterov": ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "adam": ("Adam", {"lr": 0.1}),
+    "adamw": ("AdamW", {"lr": 0.1}),
+}
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_a_late_parameter_counts_its_own_steps(every_backend, kind):
+    """One whose first gradient comes late, or that has none now and then: as if it had an optimizer of its own."""
+    name, options = LATE[kind]
+    rng = np.random.default_rng(0)
+    turns = [(0,), (0, 1), (1,), (0, 1, 2), (0, 1, 2), (2,), (0, 1, 2)]
+    together, alone = ([Tensor(np.ones((2, 3), np.float32), True) for _ in range(3)] for _ in range(2))
+    optimizer = getattr(optim, name)(together, **options)
+    own = [getattr(optim, name)([parameter], **options) for parameter in alone]
+    for step, turn in enumerate(turns):
+        if step == 4:  # what counts is in the state
+            state, optimizer = optimizer.state_dict(), getattr(optim, name)(together, **options)
+            optimizer.load_state_dict(state)
+        optimizer.zero_grad()
+        for number in turn:
+            grad = rng.standard_normal((2, 3)).astype(np.float32)
+            together[number].grad, alone[number].grad = Tensor(grad), Tensor(grad.copy())
+            own[number].step()
+        optimizer.step()
+        for one, other in zip(together, alone, strict=True):
+            np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-6)
+    assert optimizer.steps == len(turns)
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_late_parameters_are_pytorchs(backend, kind):
+    """Those of PyTorch's optimizers, whose first step of a parameter is that of its first gradient."""
+    torch = pytest.importorskip("torch", reason="PyTorch's optimizers are the judge")
+    name, options = LATE[kind]
+    rng = np.random.default_rng(0)
+    ours, theirs = Tensor(np.ones((2, 3)), True), torch.ones((2, 3), dtype=torch.float64, requires_grad=True)
+    first = Tensor(np.ones(1), True), torch.ones(1, dtype=torch.float64, requires_grad=True)
+    own = getattr(optim, name)([first[0], ours], **options)
+    other = getattr(torch.optim, name)([first[1], theirs], **options)
+    for step in range(6):
+        first[0].grad, first[1].grad = Tensor(np.ones(1)), torch.ones(1, dtype=torch.float64)
+        if step >= 2:
+            grad = rng.standard_normal((2, 3))
+            ours.grad, theirs.grad = Tensor(grad), torch.tensor(grad)
+        own.step()
+        other.step()
+    np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=1e-12)
+
+
 def test_refusals():
     """Empty or used-up params, a lone Tensor, results instead of leaves, rates below zero or NaN: each is named."""
     w = Tensor(np.ones(2), requires_grad=True)
@@ -109,7 +161,7 @@ MAKERS = {"sgd": lambda p: optim.SGD(p, 0.1, momentum=0.9), "adam": lambda p: op
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", MAKERS)
-def test_parameters_of_any_layout(backend, layout, kind):
+def test_parameters_of_any_layout(every_backend, layout, kind):
     """Updated in place, to what a plain array becomes."""
     values = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
     odd, plain = Tensor(LAYOUTS[layout](values.copy()), True), Tensor(values.copy(), True)
@@ -124,7 +176,7 @@ def test_parameters_of_any_layout(backend, layout, kind):
     np.testing.assert_allclose(memory, plain.data, rtol=1e-6)
 
 
-def test_a_gradient_that_is_set(backend):
+def test_a_gradient_that_is_set(every_backend):
     """A Tensor of the same shape and type; an array, another shape, another type are refused."""
     parameter = Tensor(np.ones(3, np.float32), True)
     for value, error, words in (
@@ -141,7 +193,7 @@ def test_a_gradient_that_is_set(backend):
 
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("exchange", ["larger", "smaller", "wider", "gradient"])
-def test_exchanged_arrays_are_refused(backend, kind, exchange):
+def test_exchanged_arrays_are_refused(every_backend, kind, exchange):
     """By the next step, before anything is written: no count, no other parameter, no byte beyond an array."""
     first, second = (Tensor(np.ones((2, 3), np.float32), True) for _ in range(2))
     optimizer = MAKERS[kind]([first, second])
@@ -174,7 +226,26 @@ def test_numbers_that_are_none():
             optim.SGD([parameter], **options)
 
 
-def test_frozen_parameters_stay(backend):
+@pytest.mark.parametrize("kind", MAKERS)
+def test_all_parameters_in_one_launch(backend, kind):
+    """Sizes from 0 to more than a thread takes: each element once, to the bit as if the parameter were alone."""
+    rng, sizes = np.random.default_rng(0), [1, 70_001, 0, 3, 500_000, 5]
+    arrays = [rng.standard_normal(size).astype(np.float32) for size in sizes]
+    together, alone = ([Tensor(array.copy(), True) for array in arrays] for _ in range(2))
+    optimizers = [MAKERS[kind](together), *(MAKERS[kind]([parameter]) for parameter in alone)]
+    for step in range(3):
+        if step == 2:  # an array is exchanged, and the state with it
+            together[1].data, together[3].data = together[1].data.copy(), together[3].data.copy()
+        for one, other in zip(together, alone, strict=True):
+            grad = rng.standard_normal(one.shape).astype(np.float32)
+            one.grad, other.grad = Tensor(grad), Tensor(grad)
+        for optimizer in optimizers:
+            optimizer.step()
+        for one, other in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_frozen_parameters_stay(every_backend):
     """An optimizer of all parameters of a network takes those that require no grad, too, and leaves them alone."""
     frozen, learned = Tensor(np.ones(2, np.float32)), Tensor(np.ones(2, np.float32), True)
     optimizer = optim.SGD([frozen, learned], 0.5, momentum=0.9)

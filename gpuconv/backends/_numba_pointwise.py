@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import types
+from numba.extending import intrinsic, register_jitable
 
 from gpuconv.backends._numba_compile import ELEMENTS, INTEGERS, SIZE, Elements, kernel, split
 
@@ -149,54 +151,85 @@ class Update:
     decoupled: bool = False
 
 
-@kernel(ELEMENTS, ELEMENTS, ELEMENTS, _NUMBER, _NUMBER, _NUMBER, _NUMBER, SIZE, SIZE)
+# All parameters of a network are updated in one launch. A row of the table for each: how many elements come before its
+# own, and the addresses of its arrays; behind them a row that has the number of all.
+
+
+@intrinsic
+def _elements_at(typing: Any, address: Any, kind: Any) -> Any:
+    """A pointer to elements of the type of ``kind``."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(kind)(types.int64, kind), generate
+
+
+@register_jitable
+def _part(table: Any, row: int, columns: int, first: int, last: int) -> tuple[int, int]:
+    """Which of a row's elements are among those from ``first`` to ``last`` of all."""
+    before, behind = table[row * columns], table[(row + 1) * columns]
+    return max(first, before) - before, min(last, behind) - before
+
+
+@kernel(INTEGERS, SIZE, _NUMBER, _NUMBER, _NUMBER, _NUMBER, SIZE, SIZE)
 def sgd(plan: Update):
-    """``(param, grad, velocity, lr, momentum, undamped, weight_decay, size, chunks)``: undamped is 1 - dampening."""
+    """``(table, rows, lr, momentum, undamped, weight_decay, size, chunks)``: undamped is 1 - dampening.
+
+    Columns: elements before, param, grad, velocity.
+    """
     has_momentum, nesterov, decay = plan.momentum, plan.nesterov, plan.decay
     dtype = np.dtype(plan.dtype).type
 
-    def compute(chunk, param, grad, velocity, lr, momentum, undamped, weight_decay, size, chunks):
+    def compute(chunk, table, rows, lr, momentum, undamped, weight_decay, size, chunks):
         rate, keep, take, shrink = dtype(lr), dtype(momentum), dtype(undamped), dtype(weight_decay)
         first, last = split(size, chunks, chunk)
-        for i in range(first, last):
-            g = grad[i]
-            if decay:
-                g += shrink * param[i]
-            if has_momentum:
-                v = velocity[i] * keep + take * g
-                velocity[i] = v
-                g = g + keep * v if nesterov else v
-            param[i] -= rate * g
+        for row in range(rows):
+            param, grad = _elements_at(table[4 * row + 1], rate), _elements_at(table[4 * row + 2], rate)
+            velocity = _elements_at(table[4 * row + 3], rate)
+            begin, end = _part(table, row, 4, first, last)
+            for i in range(begin, end):
+                g = grad[i]
+                if decay:
+                    g += shrink * param[i]
+                if has_momentum:
+                    v = velocity[i] * keep + take * g
+                    velocity[i] = v
+                    g = g + keep * v if nesterov else v
+                param[i] -= rate * g
 
     return compute
 
 
-@kernel(ELEMENTS, ELEMENTS, ELEMENTS, ELEMENTS, *[_NUMBER] * 8, SIZE, SIZE)
+@kernel(INTEGERS, SIZE, *[_NUMBER] * 8, SIZE, SIZE)
 def adam(plan: Update):
-    """``(param, grad, mean, square, rate, beta1, rest1, beta2, rest2, correction, eps, weight_decay, size, chunks)``.
+    """``(table, rows, rate, beta1, rest1, beta2, rest2, correction, eps, weight_decay, size, chunks)``.
 
     ``rate`` is ``lr / (1 - beta1^t)``, ``rest`` is ``1 - beta``, ``correction`` is ``sqrt(1 - beta2^t)``;
-    ``weight_decay`` is the factor of the parameters if decoupled, ``1 - lr · weight_decay``.
+    ``weight_decay`` is the factor of the parameters if decoupled, ``1 - lr · weight_decay``. Columns: elements before,
+    param, grad, mean, square.
     """
     decay, decoupled = plan.decay, plan.decoupled
     dtype = np.dtype(plan.dtype).type
 
-    def compute(
-        chunk, param, grad, mean, square, rate, beta1, rest1, beta2, rest2, correction, eps, weight_decay, size, chunks
-    ):
+    def compute(chunk, table, rows, rate, beta1, rest1, beta2, rest2, correction, eps, weight_decay, size, chunks):
         step, keep1, take1, keep2, take2 = dtype(rate), dtype(beta1), dtype(rest1), dtype(beta2), dtype(rest2)
         corrected, small, shrink = dtype(correction), dtype(eps), dtype(weight_decay)
         first, last = split(size, chunks, chunk)
-        for i in range(first, last):
-            g = grad[i]
-            if decoupled:
-                param[i] *= shrink
-            elif decay:
-                g += shrink * param[i]
-            m = mean[i] * keep1 + take1 * g
-            v = square[i] * keep2 + take2 * g * g
-            mean[i] = m
-            square[i] = v
-            param[i] -= step * (m / (math.sqrt(v) / corrected + small))
+        for row in range(rows):
+            param, grad = _elements_at(table[5 * row + 1], step), _elements_at(table[5 * row + 2], step)
+            mean, square = _elements_at(table[5 * row + 3], step), _elements_at(table[5 * row + 4], step)
+            begin, end = _part(table, row, 5, first, last)
+            for i in range(begin, end):
+                g = grad[i]
+                if decoupled:
+                    param[i] *= shrink
+                elif decay:
+                    g += shrink * param[i]
+                m = mean[i] * keep1 + take1 * g
+                v = square[i] * keep2 + take2 * g * g
+                mean[i] = m
+                square[i] = v
+                param[i] -= step * (m / (math.sqrt(v) / corrected + small))
 
     return compute

@@ -452,12 +452,12 @@ class Backend(ABC):
         grads: Sequence[Array],
         velocities: Sequence[Array | None],
         *,
-        optimizer: Any = None,
+        together: Any = None,
         **options: Any,
     ) -> None:
         """:meth:`sgd_update` of several parameters, with the same options.
 
-        ``optimizer`` is the ``gpuconv.optim.Optimizer`` whose step it is: it tells the options of the steps to come.
+        ``together``, a ``gpuconv.optim.Together``, tells whose step it is, and the options of the steps to come.
         """
         for param, grad, velocity in zip(params, grads, velocities, strict=True):
             self.sgd_update(param, grad, velocity, **options)
@@ -491,7 +491,7 @@ class Backend(ABC):
         means: Sequence[Array],
         squares: Sequence[Array],
         *,
-        optimizer: Any = None,
+        together: Any = None,
         **options: Any,
     ) -> None:
         """:meth:`adam_update` of several parameters, as :meth:`sgd_update_all`."""

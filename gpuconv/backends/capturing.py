@@ -7,13 +7,14 @@ is not of its own memory is noted here as the step touches it, and kept.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-__all__ = ["Capture", "Captured", "capturing", "current", "made", "noting_results", "outside"]
+__all__ = ["Capture", "Captured", "Update", "capturing", "current", "made", "noting_results", "outside"]
 
 _current: ContextVar[Capture | None] = ContextVar("gpuconv_capture", default=None)
 
@@ -21,6 +22,16 @@ _current: ContextVar[Capture | None] = ContextVar("gpuconv_capture", default=Non
 #: How many threads or tasks capture a step, or note results: mostly none, which each operation wants to know at once.
 active = 0
 _counting = threading.Lock()
+
+
+def _after_fork() -> None:
+    """In a child: whatever other threads were at, they are not here."""
+    global active, _counting
+    active, _counting = (_current.get() is not None) + (_made.get() is not None), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextlib.contextmanager
@@ -40,6 +51,20 @@ def current() -> Capture | None:
     return _current.get() if active else None
 
 
+class Update(NamedTuple):
+    """An optimizer's step that a captured step takes.
+
+    Attributes:
+        optimizer: of ``gpuconv.optim``.
+        missing: the places of parameters that have no gradient in it.
+        launches: of each launch the parameters, a ``gpuconv.optim.Together``, and the numbers that its kernel reads.
+    """
+
+    optimizer: Any
+    missing: list[int]
+    launches: list[tuple[Any, Any]]
+
+
 class Capture:
     """The arrays, leaves and updates of a step that is being captured.
 
@@ -48,7 +73,7 @@ class Capture:
         made_before: ids of arrays that the call before made, with weak references to them.
 
     Attributes:
-        updates: of each optimizer's step: the optimizer, and the numbers that its kernel reads.
+        updates: the optimizers' steps.
     """
 
     def __init__(self, graph: Any, made_before: dict[int, Any] | None = None):
@@ -62,7 +87,7 @@ class Capture:
         #: Of leaves, gradients from before that the step adds to or reads; and those that are written.
         self._old_grads: dict[int, tuple[weakref.ref[Any], Any]] = {}
         self._new_grads: dict[int, weakref.ref[Any]] = {}
-        self.updates: list[tuple[Any, Any]] = []
+        self.updates: list[Update] = []
 
     def outside(self) -> contextlib.AbstractContextManager[None]:
         """What is made and queued inside of the ``with`` block is no part of the graph, and runs now."""

@@ -786,11 +786,11 @@ class CudaBackend(Backend):
         grads: Sequence[Array],
         velocities: Sequence[Array | None],
         *,
-        optimizer: Any = None,
+        together: Any = None,
         **options: Any,
     ) -> None:
         terms = ("weight_decay", "nesterov")
-        if not self._update_all("sgd_update_all", (params, grads, velocities), options, terms, optimizer):
+        if not self._update_all("sgd_update_all", (params, grads, velocities), options, terms, together):
             super().sgd_update_all(params, grads, velocities, **options)
 
     def adam_update_all(
@@ -800,11 +800,11 @@ class CudaBackend(Backend):
         means: Sequence[Array],
         squares: Sequence[Array],
         *,
-        optimizer: Any = None,
+        together: Any = None,
         **options: Any,
     ) -> None:
         terms = ("weight_decay", "decoupled")
-        if not self._update_all("adam_update_all", (params, grads, means, squares), options, terms, optimizer):
+        if not self._update_all("adam_update_all", (params, grads, means, squares), options, terms, together):
             super().adam_update_all(params, grads, means, squares, **options)
 
     def _update_all(
@@ -813,7 +813,7 @@ class CudaBackend(Backend):
         groups: tuple[Sequence[Any], ...],
         options: dict[str, Any],
         terms: tuple[str, ...],
-        optimizer: Any,
+        together: Any,
     ) -> bool:
         """Update all parameters in one launch; False if nothing was done, because their types differ or by choice."""
         params, grads, *states = groups
@@ -831,12 +831,12 @@ class CudaBackend(Backend):
             return False
         grads = [self._contiguous(grad) for grad in grads]
         found = {name: options[name] for name in terms}
-        numbers = self._numbers(plan, sizes, dtype, options, found, optimizer, _narrow(written, grads))
+        numbers = self._numbers(plan, sizes, dtype, options, found, together, _narrow(written, grads))
         if capture is not None:
-            capture.updates.append((optimizer, numbers))
-        elif optimizer is not None:
-            numbers.prepare(optimizer)
-        array = numbers if optimizer is None else numbers.array
+            capture.updates[-1].launches.append((together, numbers))
+        elif together is not None:
+            numbers.prepare(together)
+        array = numbers if together is None else numbers.array
         # The formula's terms alone: what varies from step to step is in the numbers.
         found["weight_decay"] = float(found["weight_decay"] != 0)
         self._queue(plan, params, grads, *states, array, **found)
@@ -849,24 +849,25 @@ class CudaBackend(Backend):
         dtype: Any,
         options: dict[str, Any],
         terms: dict[str, Any],
-        optimizer: Any,
+        together: Any,
         narrow: bool,
     ) -> Any:
         """Where the kernel finds the numbers of its formula: kept with the optimizer, or for a single step an array."""
         module, tiling = plan.module, plan.choice.tiling
-        if optimizer is None:
+        if together is None:
             if capturing.current() is not None:
                 raise RuntimeError(f"{plan.choice.operation}: a captured step has to be an optimizer's")
             names = inspect.signature(module.numbers_of).parameters
             row = module.numbers_of(**{name: options[name] for name in names})
             return self.xp.asarray(module.numbers_array([row], sizes, dtype))
         on = tuple([(name, bool(value)) for name, value in terms.items()])
-        # Blocks count their steps: another number of blocks, as arrays at odd addresses need, counts by itself.
-        key = plan.choice.operation, sizes, tiling, dtype, self._device(), on, narrow
-        if key not in optimizer.on_device:
+        # Blocks count their steps: another number of blocks, as arrays at odd addresses need, counts by itself. So do
+        # parameters that are updated apart from others of the same sizes.
+        key = plan.choice.operation, sizes, tiling, dtype, self._device(), on, narrow, together.members[0]
+        if key not in together.prepared:
             numbers = importlib.import_module("gpuconv.backends.cuda_numbers")
-            optimizer.on_device[key] = numbers.UpdateNumbers(self, module, sizes, dtype, on)
-        return optimizer.on_device[key]
+            together.prepared[key] = numbers.UpdateNumbers(self, module, sizes, dtype, on)
+        return together.prepared[key]
 
     def _contiguous(self, array: Array) -> Array:
         # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy

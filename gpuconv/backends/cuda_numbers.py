@@ -41,23 +41,23 @@ class UpdateNumbers:
         self._settings: Any = None
         self._step, self._rows, self._left = -1, 0, 0.0
 
-    def prepare(self, optimizer: Any, count: int = 1) -> None:
-        """Have the kernel find the numbers of the optimizer's steps from ``optimizer.steps`` on.
+    def prepare(self, together: Any, count: int = 1) -> None:
+        """Have the kernel find the numbers of the steps from ``together.steps`` on; see ``gpuconv.optim.Together``.
 
         So many are about to be launched, and nothing can be uploaded between them.
 
         Raises:
             RuntimeError: its formula has other terms now.
         """
-        settings, step = optimizer.settings(), optimizer.steps
+        settings, step = together.settings(), together.steps
         known = settings == self._settings and step == self._step
         self._step = -1  # of nothing, if anything fails from here on
         if not known:
-            self._upload(optimizer, count if optimizer.schedule is None else ROWS, count)
+            self._upload(together, count if together.optimizer.schedule is None else ROWS, count)
             self._settings = settings
         elif self._left < count:
             # Who changes the settings at each step pays for one row, and who never does for few uploads.
-            self._upload(optimizer, min(ROWS, max(count, 2 * self._rows)), count)
+            self._upload(together, min(ROWS, max(count, 2 * self._rows)), count)
         self._step = step + count
         self._left -= count
 
@@ -65,8 +65,8 @@ class UpdateNumbers:
         """What was prepared has not been launched."""
         self._step = -1
 
-    def _upload(self, optimizer: Any, count: int, needed: int) -> None:
-        coming = optimizer.coming(count, needed)
+    def _upload(self, together: Any, count: int, needed: int) -> None:
+        coming = together.coming(count, needed)
         if (terms := terms_of(coming[0], self._terms)) != self._terms:
             now, then = (
                 ", ".join(f"{name} {'on' if on else 'off'}" for name, on in one) for one in (terms, self._terms)
@@ -77,7 +77,7 @@ class UpdateNumbers:
         rows = [self._module.numbers_of(**{name: one[name] for name in self._taken}) for one in coming]
         self._backend.write(self.array, self._module.numbers_array(rows, *self._layout))
         self._rows = len(rows)
-        self._left = math.inf if len(rows) == 1 and optimizer.stays() else float(len(rows))
+        self._left = math.inf if len(rows) == 1 and together.stays() else float(len(rows))
 
 
 def terms_of(options: dict[str, Any], names: Any) -> tuple[tuple[str, bool], ...]:

@@ -28,8 +28,11 @@ And what they stand on: ``simd``, the vectors; ``_numba_compile``, the compiler 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import operator
 import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -389,75 +392,40 @@ class NumbaBackend(NumpyBackend):
 
     # -- optimizer updates -------------------------------------------------------------------------------------------
 
-    def sgd_update(
+    def sgd_update(self, param: np.ndarray, grad: np.ndarray, velocity: np.ndarray | None, **options: Any) -> None:
+        if not _sgd_update([param], [grad], [velocity], None, **options):
+            super().sgd_update(param, grad, velocity, **options)
+
+    def sgd_update_all(
         self,
-        param: np.ndarray,
-        grad: np.ndarray,
-        velocity: np.ndarray | None,
+        params: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        velocities: Sequence[np.ndarray | None],
         *,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
+        together: Any = None,
+        **options: Any,
     ) -> None:
-        if not _updatable(param, velocity):
-            super().sgd_update(
-                param,
-                grad,
-                velocity,
-                lr=lr,
-                momentum=momentum,
-                dampening=dampening,
-                weight_decay=weight_decay,
-                nesterov=nesterov,
-            )
-            return
-        kernel = _sgd(param.dtype, velocity is not None, bool(nesterov), bool(weight_decay))
-        numbers = (float(lr), float(momentum), 1.0 - dampening, float(weight_decay))
-        _update(kernel, 8, param, grad, param if velocity is None else velocity, numbers=numbers)
+        if not _sgd_update(params, grads, velocities, together, **options):
+            super().sgd_update_all(params, grads, velocities, **options)
 
     def adam_update(
-        self,
-        param: np.ndarray,
-        grad: np.ndarray,
-        mean: np.ndarray,
-        square: np.ndarray,
-        *,
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
+        self, param: np.ndarray, grad: np.ndarray, mean: np.ndarray, square: np.ndarray, **options: Any
     ) -> None:
-        if not _updatable(param, mean, square):
-            super().adam_update(
-                param,
-                grad,
-                mean,
-                square,
-                step=step,
-                lr=lr,
-                beta1=beta1,
-                beta2=beta2,
-                eps=eps,
-                weight_decay=weight_decay,
-                decoupled=decoupled,
-            )
-            return
-        numbers = (
-            lr / (1 - beta1**step),
-            float(beta1),
-            1.0 - beta1,
-            float(beta2),
-            1.0 - beta2,
-            (1 - beta2**step) ** 0.5,
-            float(eps),
-            1 - lr * weight_decay if decoupled else float(weight_decay),
-        )
-        _update(_adam(param.dtype, bool(weight_decay), bool(decoupled)), 16, param, grad, mean, square, numbers=numbers)
+        if not _adam_update([param], [grad], [mean], [square], None, **options):
+            super().adam_update(param, grad, mean, square, **options)
+
+    def adam_update_all(
+        self,
+        params: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        means: Sequence[np.ndarray],
+        squares: Sequence[np.ndarray],
+        *,
+        together: Any = None,
+        **options: Any,
+    ) -> None:
+        if not _adam_update(params, grads, means, squares, together, **options):
+            super().adam_update_all(params, grads, means, squares, **options)
 
 
 # -- arrays ----------------------------------------------------------------------------------------------------------
@@ -486,9 +454,112 @@ def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *, recti
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], len(weight))
 
 
-def _updatable(*arrays: np.ndarray | None) -> bool:
-    """Whether a kernel may write to the arrays where they are."""
-    return all([array is None or (array.flags.carray and array.dtype.isnative) for array in arrays])
+class _UpdateTable:
+    """Where the arrays of several parameters are, as an optimizer's kernel reads it.
+
+    Args:
+        written: of each parameter its array and those that go with it, all of them such as a kernel may write to.
+
+    Attributes:
+        arrays: all of these, one after the other.
+    """
+
+    def __init__(self, written: list[tuple[np.ndarray, ...]]):
+        self.arrays = [array for arrays in written for array in arrays]
+        self._rows = np.zeros((len(written) + 1, 4 if len(written[0]) < 3 else 5), np.int64)
+        self._grads: list[np.ndarray] = []  # kept while the kernel reads them
+        self._size = sum(arrays[0].size for arrays in written)
+        self._rows[1:, 0] = np.cumsum([arrays[0].size for arrays in written])
+        for row, arrays in zip(self._rows, written, strict=False):
+            row[[1, *range(3, 2 + len(arrays))]] = [array.ctypes.data for array in arrays]
+
+    def has(self, *groups: Sequence[np.ndarray]) -> bool:
+        """Whether it is the table of these arrays."""
+        arrays = [array for of_one in zip(*groups, strict=True) for array in of_one]
+        return len(arrays) == len(self.arrays) and all(map(operator.is_, arrays, self.arrays))
+
+    def take(self, grads: Sequence[np.ndarray], dtype: np.dtype) -> None:
+        """The gradients of the step that is run next."""
+        self._grads = [_ready(grad, dtype) for grad in grads]
+        self._rows[:-1, 2] = [grad.__array_interface__["data"][0] for grad in self._grads]
+
+    def run(self, kernel: Kernel, work_an_element: int, *numbers: float) -> None:
+        """Run an optimizer's kernel over all elements of all parameters."""
+        work = work_an_element * self._size
+        chunks = _chunks(work)
+        launch(kernel, chunks, self._rows.reshape(-1), len(self._rows) - 1, *numbers, self._size, chunks, work=work)
+        self._grads = []
+
+
+def _update_table(
+    params: Sequence[np.ndarray], grads: Sequence[np.ndarray], slots: Sequence[Sequence[Any]], together: Any
+) -> _UpdateTable | None:
+    """The table of an update's arrays; None if a kernel may not write to one where it is, or their types differ."""
+    key = None if together is None else ("numba", together.members[0])
+    table: _UpdateTable | None = None if key is None else together.prepared.get(key)
+    if table is None or not table.has(params, *slots):
+        dtype, arrays = params[0].dtype, itertools.chain(params, *slots)
+        if not dtype.isnative or not all([array.flags.carray and array.dtype == dtype for array in arrays]):
+            return None
+        table = _UpdateTable(list(zip(params, *slots, strict=True)))
+        if key is not None:
+            together.prepared[key] = table
+    table.take(grads, params[0].dtype)
+    return table
+
+
+def _sgd_update(
+    params: Sequence[np.ndarray],
+    grads: Sequence[np.ndarray],
+    velocities: Sequence[np.ndarray | None],
+    together: Any,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> bool:
+    """Update all parameters in one launch; False if nothing was done, see :func:`_update_table`."""
+    slots = [] if velocities[0] is None else [velocities]
+    if (table := _update_table(params, grads, slots, together)) is None:
+        return False
+    kernel = _sgd(params[0].dtype, bool(slots), bool(nesterov), bool(weight_decay))
+    table.run(kernel, 8, float(lr), float(momentum), 1.0 - dampening, float(weight_decay))
+    return True
+
+
+def _adam_update(
+    params: Sequence[np.ndarray],
+    grads: Sequence[np.ndarray],
+    means: Sequence[np.ndarray],
+    squares: Sequence[np.ndarray],
+    together: Any,
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> bool:
+    """Update all parameters in one launch; False if nothing was done, see :func:`_update_table`."""
+    if (table := _update_table(params, grads, [means, squares], together)) is None:
+        return False
+    table.run(
+        _adam(params[0].dtype, bool(weight_decay), bool(decoupled)),
+        16,
+        lr / (1 - beta1**step),
+        float(beta1),
+        1.0 - beta1,
+        float(beta2),
+        1.0 - beta2,
+        (1 - beta2**step) ** 0.5,
+        float(eps),
+        1 - lr * weight_decay if decoupled else float(weight_decay),
+    )
+    return True
 
 
 # -- which variant runs a convolution --------------------------------------------------------------------------------
@@ -737,21 +808,6 @@ def _correlate(run: _WeightGradient, grad: np.ndarray, x: np.ndarray, geometry: 
     batch = (geometry.n, run.partial_shape[0], run.filter_parts, run.plan.bands)
     launch(run.kernel, run.chunks, _ready(x), _ready(grad), partial, *batch, work=geometry.macs)
     return conv_grad.weight_gradient(partial, geometry.weight_shape)
-
-
-def _update(
-    kernel: Kernel,
-    work_an_element: int,
-    param: np.ndarray,
-    grad: np.ndarray,
-    *slots: np.ndarray,
-    numbers: tuple[float, ...],
-) -> None:
-    """Run an optimizer's kernel over all elements of a parameter."""
-    arrays = [array.reshape(-1) for array in (param, _ready(grad, param.dtype), *slots)]
-    work = work_an_element * param.size
-    chunks = _chunks(work)
-    launch(kernel, chunks, *arrays, *numbers, param.size, chunks, work=work)
 
 
 def _pool(build: Any, dtype: np.dtype, geometry: Pool2dGeometry, *arrays: np.ndarray) -> None:

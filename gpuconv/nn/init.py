@@ -67,5 +67,5 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, *, generator: Generator | 
 
 def _fill(tensor: Tensor, values: np.ndarray) -> Tensor:
     # Drawn on the host in float64, so that every backend and element type starts from the same numbers.
-    overwrite(tensor.data, values)
+    overwrite(tensor.data, values, "nn.init")
     return tensor

@@ -205,7 +205,7 @@ class Module:
         if faults:
             raise ValueError(f"load_state_dict: {type(self).__name__} does not fit: {'; '.join(faults)}")
         for name, array in arrays.items():
-            overwrite(own[name].data, array)
+            overwrite(own[name].data, array, "load_state_dict")
 
     def get_weights(self) -> list[np.ndarray]:
         """A copy of all parameters, in order, as Keras gives them."""

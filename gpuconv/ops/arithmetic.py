@@ -68,6 +68,12 @@ def cast(x: Any, dtype: Any) -> Any:
     return x if to_array(x).dtype == dtype else Cast.apply(x, dtype=dtype)
 
 
+@tensor_method
+def type_as(a: Any, other: Any) -> Any:
+    """``a`` in the element type of ``other``; itself if it has it."""
+    return cast(a, to_array(other).dtype)
+
+
 def _floating(x: Any) -> Any:
     """``x``; integers as float32."""
     return x if to_array(x).dtype.kind == "f" else cast(x, _DEFAULTS[2])
@@ -131,16 +137,16 @@ class Mul(Function):
 
     @staticmethod
     def forward(ctx: Context, a: Array, b: Array) -> Array:
-        ctx.save(a, b)
+        need_a, need_b = ctx.needs_input_grad
+        ctx.save(a if need_b else None, b if need_a else None, a.shape, b.shape)
         return a * b
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, Array | None]:
-        a, b = ctx.saved
-        need_a, need_b = ctx.needs_input_grad
+        a, b, a_shape, b_shape = ctx.saved
         return (
-            _sum_to(grad * b, a.shape) if need_a else None,
-            _sum_to(grad * a, b.shape) if need_b else None,
+            None if b is None else _sum_to(grad * b, a_shape),
+            None if a is None else _sum_to(grad * a, b_shape),
         )
 
 
@@ -150,7 +156,7 @@ class Div(Function):
     @staticmethod
     def forward(ctx: Context, a: Array, b: Array) -> Array:
         result = a / b
-        ctx.save(result, b, a.shape)
+        ctx.save(result if ctx.needs_input_grad[1] else None, b, a.shape)
         return result
 
     @staticmethod
@@ -231,25 +237,25 @@ class MatMul(Function):
 
     @staticmethod
     def forward(ctx: Context, a: Array, b: Array) -> Array:
-        ctx.save(a, b)
+        need_a, need_b = ctx.needs_input_grad
+        ctx.save(a if need_b else None, b if need_a else None, a.shape, b.shape)
         return ctx.backend.xp.asarray(ctx.backend.xp.matmul(a, b))
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, Array | None]:
-        a, b = ctx.saved
-        need_a, need_b = ctx.needs_input_grad
+        a, b, a_shape, b_shape = ctx.saved
         # A vector stands for a row (left) or a column (right): give it that dimension, then take it away again.
-        a2 = a[None, :] if a.ndim == 1 else a
-        b2 = b[:, None] if b.ndim == 1 else b
-        if a.ndim == 1:
-            grad = grad[..., None, :] if b.ndim > 1 else grad.reshape(1, 1)
-        elif b.ndim == 1:
-            grad = grad[..., None]
-        if a.ndim == 1 and b.ndim == 1:
+        a2_shape = a_shape if len(a_shape) > 1 else (1, *a_shape)
+        b2_shape = b_shape if len(b_shape) > 1 else (*b_shape, 1)
+        if len(a_shape) == 1 and len(b_shape) == 1:
             grad = grad.reshape(1, 1)
+        elif len(a_shape) == 1:
+            grad = grad[..., None, :]
+        elif len(b_shape) == 1:
+            grad = grad[..., None]
         return (
-            _sum_to(grad @ b2.swapaxes(-1, -2), a2.shape).reshape(a.shape) if need_a else None,
-            _sum_to(a2.swapaxes(-1, -2) @ grad, b2.shape).reshape(b.shape) if need_b else None,
+            None if b is None else _sum_to(grad @ b.reshape(b2_shape).swapaxes(-1, -2), a2_shape).reshape(a_shape),
+            None if a is None else _sum_to(a.reshape(a2_shape).swapaxes(-1, -2) @ grad, b2_shape).reshape(b_shape),
         )
 
 

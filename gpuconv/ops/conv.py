@@ -33,7 +33,8 @@ class Conv2dReLU(Function):
     @staticmethod
     def forward(ctx: Context, x: Array, weight: Array, bias: Array | None, *, geometry: Conv2dGeometry) -> Array:
         y = ctx.backend.conv2d_relu(x, weight, bias, geometry)
-        ctx.save(x, weight, y, geometry)
+        need_x, need_weight, _ = ctx.needs_input_grad
+        ctx.save(x if need_weight else None, weight if need_x else None, y, geometry)
         return y
 
     @staticmethod

@@ -15,7 +15,8 @@ class Linear(Function):
 
     @staticmethod
     def forward(ctx: Context, x: Array, weight: Array, bias: Array | None) -> Array:
-        ctx.save(x, weight)
+        need_x, need_weight, _ = ctx.needs_input_grad
+        ctx.save(x if need_weight else None, weight if need_x else None)
         return ctx.backend.linear(x, weight, bias)
 
     @staticmethod
@@ -30,7 +31,8 @@ class LinearReLU(Function):
     @staticmethod
     def forward(ctx: Context, x: Array, weight: Array, bias: Array | None) -> Array:
         y = ctx.backend.linear_relu(x, weight, bias)
-        ctx.save(x, weight, y)
+        need_x, need_weight, _ = ctx.needs_input_grad
+        ctx.save(x if need_weight else None, weight if need_x else None, y)
         return y
 
     @staticmethod
