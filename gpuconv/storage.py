@@ -62,13 +62,22 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             entries = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
+            # NumPy lacks bfloat16 and those of a byte, and has complex numbers, which no network here has.
+            strange = [f"{name} holds {_TYPES.get(t, t)}" for name, t in types.items() if t not in _READABLE]
+            tensors = {} if strange else {name: file.get_tensor(name) for name in types}
     except FileNotFoundError:
         raise FileError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise FileError(f"{path}: not a readable safetensors file ({error})") from None
+        raise FileError(f"{path}: not a readable safetensors file: {_what_it_is(Path(path)) or error}") from None
     if _HEADER not in entries:
-        raise FileError(f"{path}: not a {kind} file but some other safetensors file")
+        also = f", in which {strange[0]}" if strange else ""
+        raise FileError(
+            f"{path}: not a {kind} file but some other safetensors file{also}; build its network and take the weights "
+            f"with model.load_state_dict(safetensors.{'torch' if strange else 'numpy'}.load_file({os.fspath(path)!r}))"
+        )
+    if strange:
+        raise FileError(f"{path}: {strange[0]}, which gpuconv does not write: another program has changed it")
     try:
         header = json.loads(entries[_HEADER])
         if header["kind"] != kind:
@@ -85,6 +94,57 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.
         raise
     except (KeyError, TypeError, ValueError, AttributeError):
         raise FileError(f"{path}: its header is damaged") from None
+
+
+#: The element types that a file of ours may have, as safetensors calls them; and what others are called elsewhere.
+_READABLE = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+_TYPES = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3", "F8_E5M2": "float8_e5m2", "C64": "complex64"}
+
+
+def _what_it_is(path: Path) -> str:
+    """What is known of a file that is no safetensors file, and what would do; empty if nothing is."""
+    try:
+        if path.is_dir():
+            return "it is a folder"
+        with open(path, "rb") as file:
+            start = file.read(512)
+        size = path.stat().st_size
+    except OSError:
+        return ""
+    if not start:
+        return "it is empty"
+    pickle = start.startswith(b"PK\x03\x04") and b"data.pkl" in start
+    if pickle or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and start[2:3] in b"}c\x8a\x95"):
+        return (
+            "it is a pickle, as torch.save writes it, which could run code and is not read here; build its network and "
+            f"take the weights with model.load_state_dict(torch.load({str(path)!r}, weights_only=True))"
+        )
+    for begins, what in _MAGIC:
+        if start.lstrip().lower().startswith(begins):
+            return what
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and length < 2**27:
+        try:
+            with open(path, "rb") as file:
+                header = json.loads(file.read(8 + length)[8:])
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return f"it is cut short in its header, at {size:,} bytes" if size < 8 + length else ""
+        needed = 8 + length + max(ends, default=0)
+        return f"it is cut short, at {size:,} of {needed:,} bytes" if size < needed else ""
+    return ""
+
+
+#: How files begin that are taken for models, in small letters; and what they are.
+_MAGIC = (
+    (b"<!doctype", "it is a web page; download the file that the page is about"),
+    (b"<html", "it is a web page; download the file that the page is about"),
+    (b"version https://git-lfs", "it is a pointer of Git LFS; fetch the file with 'git lfs pull'"),
+    (b"\x89hdf", "it is an HDF5 file, as Keras writes it"),
+    (b"pk\x03\x04", "it is a zip archive"),
+    (b"\x93numpy", "it is an array of NumPy"),
+    (b"\x1f\x8b", "it is compressed; unpack it with gzip"),
+)
 
 
 def _digest(arrays: Mapping[str, np.ndarray], content: str) -> str:

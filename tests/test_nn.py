@@ -503,3 +503,63 @@ def test_a_fork_while_another_thread_draws():
         """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
     assert run.stdout.strip() == "[0, 0, 0, 0, 0]", run.stderr
+
+
+def unfit_values():
+    """Names of a kind, values that are no array of real numbers, and what is said of them."""
+    yield "complex", np.ones(2, np.complex64), "bias holds complex64; a parameter holds real numbers"
+    yield "object", np.array([1, 2], object), "bias cannot be taken: elements must be numbers, got type object"
+    yield "text", ["a", "b"], "bias cannot be taken: elements must be numbers, got type <U1"
+    yield "date", np.ones(2, "M8[s]"), "bias cannot be taken: elements must be numbers, got type datetime64"
+    yield "ragged", [[1], [1, 2]], "bias cannot be taken: rows of unequal length"
+    yield "str", "ab", "bias is a str, and no array of numbers"
+    yield "none", None, "bias is a NoneType, and no array of numbers"
+    yield "mapping", {"a": 1}, "bias is a dict, and no array of numbers"
+    try:
+        import torch
+    except ImportError:
+        return
+    yield "torch complex", torch.ones(2, dtype=torch.complex128), "bias holds complex128"
+    yield "sparse", torch.ones(2).to_sparse(), "bias is a sparse tensor; pass tensor.to_dense()"
+    yield "meta", torch.ones(2, device="meta"), "bias is on torch's meta device, and has no values"
+
+
+@pytest.mark.parametrize(("value", "says"), [pytest.param(*case, id=name) for name, *case in unfit_values()])
+def test_a_state_names_the_parameter_that_does_not_fit(value, says):
+    """What is no array of real numbers is refused by the name under which it came; nothing is changed."""
+    layer = nn.Linear(2, 2)
+    before = layer.state_dict()
+    with pytest.raises(TypeError) as caught:
+        layer.load_state_dict({"weight": np.zeros((2, 2)), "bias": value})
+    assert str(caught.value).startswith(f"load_state_dict: {says}")
+    assert "\n" not in str(caught.value)
+    for name, array in layer.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_state_is_a_mapping():
+    """A file's name, a module or a training's checkpoint in its place: what would do is said where it is known."""
+    layer = nn.Linear(2, 2)
+    for state, says in [
+        ("model.pt", "state must map names to arrays, got str"),
+        (layer, "got Linear; pass its state_dict()"),
+    ]:
+        with pytest.raises(TypeError, match="load_state_dict: ") as caught:
+            layer.load_state_dict(state)
+        assert says in str(caught.value)
+    with pytest.raises(ValueError, match=r"unexpected epoch \(state\['model'\] is a mapping itself: is it that\?\)"):
+        layer.load_state_dict({"model": layer.state_dict(), "epoch": 3})
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float16", "float64"])
+@pytest.mark.filterwarnings("ignore")
+def test_narrow_floats_are_widened(name):
+    """Values of torch's types that NumPy lacks are float32's too, with and without a graph; others are converted."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch's types")
+    values = torch.tensor([[1.5, -3.0], [0.0625, 448.0]]).to(getattr(torch, name))
+    layer = nn.Linear(2, 2, bias=False)
+    for weight in (values, torch.nn.Parameter(values), values.t().contiguous().t()):
+        layer.weight.data[...] = 0
+        layer.load_state_dict({"weight": weight})
+        np.testing.assert_array_equal(layer.weight.numpy(), values.to(torch.float32).numpy())
+    assert layer.weight.dtype == np.float32

@@ -1,12 +1,17 @@
 """Files: what is written comes back, what is broken is refused, what was there survives a failed write."""
 
 import errno
+import io
+import json
 import os
+import pickle
 import resource
 import signal
 import stat
+import struct
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -85,6 +90,87 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path):
         path.write_bytes(to_safetensors({}, {"gpuconv": header}))
         with pytest.raises(storage.FileError, match=why):
             storage.load_tensors(path, "test")
+
+
+def safetensors_of(dtype, data, shape, metadata=None):
+    """A file with one array, conv1.weight, of an element type that NumPy need not have."""
+    header = {"conv1.weight": {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}
+    if metadata:
+        header["__metadata__"] = metadata
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def zip_of(name):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, b"\x80\x02}.")
+    return buffer.getvalue()
+
+
+WHOLE = safetensors_of("F32", bytes(8), [2])
+TAKE = "take the weights with model.load_state_dict("
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (safetensors_of("BF16", bytes(4), [2]), "in which conv1.weight holds bfloat16; build its network and " + TAKE),
+        (safetensors_of("F8_E4M3", bytes(2), [2]), "in which conv1.weight holds float8_e4m3"),
+        (safetensors_of("C64", bytes(16), [2]), "in which conv1.weight holds complex64"),
+        (WHOLE, f"some other safetensors file; build its network and {TAKE}safetensors.numpy.load_file("),
+        (
+            safetensors_of("BF16", bytes(4), [2], {"gpuconv": "{}"}),
+            "conv1.weight holds bfloat16, which gpuconv does not",
+        ),
+        (zip_of("archive/data.pkl"), f"it is a pickle, as torch.save writes it, .*{TAKE}torch.load("),
+        (pickle.dumps({"a": np.ones(2)}), "it is a pickle"),
+        (pickle.dumps({}, protocol=2), "it is a pickle"),
+        (zip_of("a.npy"), "it is a zip archive"),
+        (b"", "it is empty"),
+        (b"\n  <!DOCTYPE html>\n<html>", "it is a web page; download the file that the page is about"),
+        (b"<html><head>", "it is a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "it is a pointer of Git LFS; fetch the file with 'git lfs pull'",
+        ),
+        (WHOLE[:-1], f"it is cut short, at {len(WHOLE) - 1} of {len(WHOLE)} bytes"),
+        (WHOLE[:30], "it is cut short in its header, at 30 bytes"),
+        (b"hello, world", "not a readable safetensors file: "),
+    ],
+)
+def test_other_files_are_told_by_what_they_are(tmp_path, content, says):
+    """What was taken for a model, which parameter of what type it holds, and what would do; in one line."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    for read in (gpuconv.load, lambda path: storage.load_tensors(path, "gpuconv-model")):
+        with pytest.raises(storage.FileError) as caught:
+            read(path)
+        assert one_line(caught.value).startswith(f"{path}: ")
+        first, _, second = says.partition(".*")
+        assert first in str(caught.value)
+        assert second in str(caught.value)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    """It is said that it is one; load looks for the model in it."""
+    with pytest.raises(storage.FileError, match="not a readable safetensors file: it is a folder"):
+        storage.load_tensors(tmp_path, "gpuconv-model")
+
+
+def test_the_suggested_command_takes_the_weights(tmp_path):
+    """A network's weights that torch has saved in bfloat16 come into a network of the same names here."""
+    torch = pytest.importorskip("torch", reason="reads PyTorch's file")
+    from safetensors.torch import load_file, save_file
+
+    weights = {name: torch.from_numpy(array).to(torch.bfloat16) for name, array in nn.Linear(3, 2).state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    torch.save(weights, tmp_path / "model.pt")
+    for state in (load_file(tmp_path / "model.safetensors"), torch.load(tmp_path / "model.pt", weights_only=True)):
+        layer = nn.Linear(3, 2)
+        layer.load_state_dict(state)
+        for name, array in layer.state_dict().items():
+            np.testing.assert_array_equal(array, weights[name].float().numpy(), strict=True)
 
 
 def trained_model():

@@ -186,9 +186,16 @@ class Module:
 
         Of one that is shared, one of its names is enough.
 
+        bfloat16 and the floats of a byte, which NumPy lacks, are widened: their values are all float32's, too.
+
         Raises:
             ValueError: names that are missing or too many, or a shape that does not fit; the message lists them.
+            TypeError: what is no mapping, or a value that is no array of real numbers; the message names it, and says
+                what would do.
         """
+        if not isinstance(state, Mapping):
+            hint = "; pass its state_dict()" if hasattr(state, "state_dict") else ""
+            raise TypeError(f"load_state_dict: state must map names to arrays, got {type(state).__name__}{hint}")
         own = dict(self.named_parameters(remove_duplicate=False))
         given = {id(own[name]) for name in own if name in state}
         faults = [f"missing {name}" for name, parameter in self.named_parameters() if id(parameter) not in given]
@@ -197,13 +204,13 @@ class Module:
         for name in own:
             if name not in state:
                 continue
-            value = state[name]
-            # A torch parameter comes with its graph; its values are what is wanted here.
-            arrays[name] = to_array(value.detach() if hasattr(value, "detach") else value)
+            arrays[name] = _values(name, state[name])
             if tuple(arrays[name].shape) != own[name].shape:
                 faults.append(f"{name} has shape {tuple(arrays[name].shape)} instead of {own[name].shape}")
         if faults:
-            raise ValueError(f"load_state_dict: {type(self).__name__} does not fit: {'; '.join(faults)}")
+            inside = [name for name, value in state.items() if isinstance(value, Mapping)]
+            hint = f" (state[{inside[0]!r}] is a mapping itself: is it that?)" if inside else ""
+            raise ValueError(f"load_state_dict: {type(self).__name__} does not fit: {'; '.join(faults)}{hint}")
         for name, array in arrays.items():
             overwrite(own[name].data, array, "load_state_dict")
 
@@ -250,6 +257,39 @@ class Module:
         from gpuconv.nn.summary import summarize
 
         return summarize(self, input_shape)
+
+
+def _values(name: str, value: Any) -> Any:
+    """The array of an entry of a state.
+
+    Raises:
+        TypeError: it is none, or not of real numbers.
+    """
+
+    def refused(what: str) -> TypeError:
+        return TypeError(f"load_state_dict: {name} {what}")
+
+    # A torch parameter comes with its graph; its values are what is wanted here.
+    if hasattr(value, "detach"):
+        value = value.detach()
+    # What only torch's tensors have, so that torch need not be loaded.
+    if getattr(value, "is_quantized", False):
+        raise refused(f"is quantized, of type {value.dtype}; pass tensor.dequantize()")
+    if getattr(value, "is_nested", False) or getattr(value, "is_meta", False):
+        raise refused("is a nested tensor" if value.is_nested else "is on torch's meta device, and has no values")
+    if "strided" not in str(getattr(value, "layout", "strided")):
+        raise refused("is a sparse tensor; pass tensor.to_dense()")
+    element_type = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    if element_type.startswith(("bfloat16", "float8")):
+        value = value.float() if hasattr(value, "float") else np.asarray(value).astype(np.float32)
+    if "complex" in element_type:
+        raise refused(f"holds {element_type}; a parameter holds real numbers: pass its .real, or what is meant")
+    try:
+        return to_array(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # the last one where it is on a GPU, and CuPy is missing
+        if not hasattr(value, "dtype") and not isinstance(value, (list, tuple)):
+            raise refused(f"is a {type(value).__name__}, and no array of numbers") from None
+        raise refused(f"cannot be taken: {error}") from None
 
 
 @contextmanager
