@@ -556,7 +556,7 @@ def digits(monkeypatch):
         data.test_labels[:20],
         data.classes,
     )
-    monkeypatch.setattr(train, "load_dataset", lambda *_, **__: few)
+    monkeypatch.setattr(train.fitting, "load_dataset", lambda *_, **__: few)
     return few
 
 
@@ -566,7 +566,7 @@ def test_training_on_the_device(machine, digits, tmp_path, settings, monkeypatch
 
     Updates are composed here, which cannot be captured: each run of the loss that is captured says so, once.
     """
-    monkeypatch.setattr(train, "_READ_EVERY", 0)
+    monkeypatch.setattr(train.run, "_READ_EVERY", 0)
     config = train.TrainConfig(epochs=2, batch_size=16, checkpoint_every=2, **settings)
     assert backends.current().name == "cuda"  # auto takes it
     stopped = tmp_path / "stopped"
@@ -728,7 +728,7 @@ def test_captured_lenet_has_the_losses_of_the_host(capturing, batch):
 
 def test_what_the_host_does_in_a_captured_step(capturing, tmp_path, monkeypatch):
     """It launches the graph. At the beginning of an epoch: order, transforms, and the number of the step."""
-    monkeypatch.setattr(train, "_READ_EVERY", 1e9)
+    monkeypatch.setattr(train.run, "_READ_EVERY", 1e9)
     before = []
 
     def note(event):
@@ -749,7 +749,7 @@ def test_losses_are_read_back_when_they_are_shown(capturing, tmp_path, monkeypat
 
     Of batches of 40 it is the second one, before the shorter last one, which is no part of a graph.
     """
-    monkeypatch.setattr(train, "_READ_EVERY", 1e9)
+    monkeypatch.setattr(train.run, "_READ_EVERY", 1e9)
     config = train.TrainConfig(epochs=1, batch_size=batch_size, checkpoint_every=7, lr=lr, backend="cuda")
     shown = []
 
@@ -771,8 +771,8 @@ def test_losses_are_read_back_when_they_are_shown(capturing, tmp_path, monkeypat
 def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path, monkeypatch, augment):
     """Half of the memory is left for training, to the byte; by a graph all the same, and the result is the same."""
     config = train.TrainConfig(epochs=2, batch_size=16, backend="cuda", augment=augment)
-    runs, real = [], train._Run.train
-    monkeypatch.setattr(train._Run, "train", lambda run: runs.append(run) or real(run))
+    runs, real = [], train.run.Run.train
+    monkeypatch.setattr(train.run.Run, "train", lambda run: runs.append(run) or real(run))
     results = []
     # Pixels, a label, a place in the order, and a transform.
     needed = 2 * 81 * (28 * 28 + 8 + 8 + (24 if augment else 0))

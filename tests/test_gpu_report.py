@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -434,7 +435,7 @@ def test_training_beside_the_cpu(tmp_path, monkeypatch):
     assert line.startswith("12.00% in ")
 
     def speaks(config, out, **options):
-        train._logger.warning("could not be captured")
+        logging.getLogger("gpuconv.train").warning("could not be captured")
         return real(config, out, **options)
 
     monkeypatch.setattr(train, "fit", speaks)

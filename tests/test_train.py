@@ -209,7 +209,7 @@ def test_only_training_images_are_augmented(tmp_path, digits, monkeypatch):
         epochs.append((seed, epoch))
         return np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (count, 1, 1))
 
-    monkeypatch.setattr(train, "evaluate", recorded)
+    monkeypatch.setattr(train.run, "evaluate", recorded)
     for out, augment in (("plain", False), ("moved", True), ("still", True)):
         if out == "still":
             monkeypatch.setattr(feed, "random_transforms", still)
@@ -261,7 +261,7 @@ def scripted_validation(monkeypatch, losses):
         result = evaluate(model, images, labels, **options)
         return replace(result, loss=next(script)) if len(labels) == 20 else result
 
-    monkeypatch.setattr(train, "evaluate", scripted)
+    monkeypatch.setattr(train.run, "evaluate", scripted)
 
 
 def test_patience_stops_and_keeps_the_best_epoch(tmp_path, digits, monkeypatch):
@@ -786,7 +786,7 @@ def test_divergence_where_no_step_has_been_taken(tmp_path, digits, monkeypatch):
     scripted_validation(monkeypatch, [np.inf])
     with pytest.raises(TrainingDiverged, match=r"step 12 of 12: the validation loss is inf; no gradient has been"):
         fit(config, tmp_path / "a", resume=True)
-    monkeypatch.setattr(train, "build", huge)
+    monkeypatch.setattr(train.run, "build", huge)
     with pytest.raises(TrainingDiverged, match=r"step 1 of 12: the loss is (inf|nan); .* linear\.(weight|bias), nan"):
         fit(config, tmp_path / "b")
 
