@@ -735,7 +735,7 @@ class _Run:
         """Write the checkpoint."""
         weights = self.model.state_dict()
         optimizer = self.optimizer.state_dict()
-        scalars = {name: optimizer.pop(name) for name in ("lr", "steps")}
+        scalars = {name: optimizer.pop(name) for name in ("steps", "groups")}
         parts = {"model.": weights, "optimizer.": optimizer, "best.": self.best or {}}
         storage.save_tensors(
             self.out / CHECKPOINT,
