@@ -11,9 +11,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Random programs against PyTorch.")
     parser.add_argument("--programs", type=int, default=1000, help="how many (1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the first one; the next has the next (0)")
-    parser.add_argument("--convolutions", type=int, default=40, help="shapes that eager programs compile (40)")
+    parser.add_argument("--convolutions", type=int, default=24, help="shapes that eager programs compile (24)")
     parser.add_argument("--time-limit", type=float, default=30.0, help="seconds a program (30)")
     parser.add_argument("--save", type=Path, default=Path("runs/fuzz"), help="folder for scripts of faults (runs/fuzz)")
+    parser.add_argument("--without-torch", action="store_true", help="the NumPy backend in float64 is the judge")
     parser.add_argument("--show", action="store_true", help="print the programs, run none")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--sabotage", help=argparse.SUPPRESS)
@@ -21,7 +22,7 @@ def main() -> int:
     if arguments.worker:
         from .running import serve
 
-        serve(guard.unavailable() is None, arguments.sabotage)
+        serve(guard.unavailable() is None, arguments.without_torch, arguments.sabotage)
         return 0
     from .parent import fuzz, guards
     from .programs import generate
@@ -36,6 +37,7 @@ def main() -> int:
         seeds,
         convolutions=arguments.convolutions,
         time_limit=arguments.time_limit,
+        without_torch=arguments.without_torch,
         sabotage=arguments.sabotage,
         save=arguments.save,
         say=lambda text: print(text, flush=True),

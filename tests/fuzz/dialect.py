@@ -54,6 +54,8 @@ def elements(shape: tuple[int, ...], dtype: str, seed: int, values: Any, offset:
         result = rng.standard_normal(shape)
     else:
         result = rng.integers(0 if dtype[0] == "u" else -3, 4, shape)
+    if dtype[0] == "f":  # the same numbers in float32 and float64
+        result = np.asarray(result).astype(np.float32)
     return np.asarray(result).astype(dtype)
 
 
@@ -116,7 +118,7 @@ def gpuconv_names(offset: int = 0, wide: bool = False) -> dict[str, Any]:
         state = {}
         for number, (name, parameter) in enumerate(module.named_parameters()):
             layout, dtype = layouts[number % len(layouts)], parameter.dtype.name
-            state[name] = array(parameter.shape, "float32" if wide else dtype, layout, seed + number)
+            state[name] = array(parameter.shape, dtype, layout, seed + number)
             if how == "data":
                 parameter.data = state[name]
             elif how == "torch" and torch_or_none():
@@ -244,7 +246,7 @@ def torch_names(offset: int = 0, wide: bool = False) -> dict[str, Any]:
         with torch.no_grad():
             for number, (_, one) in enumerate(module.named_parameters()):
                 layout, dtype = layouts[number % len(layouts)], str(one.dtype)[6:]
-                one.copy_(array(one.shape, "float32" if wide else dtype, layout, seed + number))
+                one.copy_(array(one.shape, dtype, layout, seed + number))
 
     def set_lr(optimizer: Any, lr: float) -> None:
         for group in optimizer.param_groups:

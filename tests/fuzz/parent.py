@@ -28,17 +28,19 @@ class Worker:
 
     Args:
         time_limit: seconds for a program; the first one that a process runs gets a minute more, for imports.
+        without_torch: the NumPy backend in float64 is the judge.
         sabotage: a fault to put in, see ``sabotage``.
     """
 
-    def __init__(self, time_limit: float = 30.0, sabotage: str | None = None):
-        self.time_limit, self.sabotage = time_limit, sabotage
+    def __init__(self, time_limit: float = 30.0, without_torch: bool = False, sabotage: str | None = None):
+        self.time_limit = time_limit
+        self._options = ["--without-torch"] if without_torch else []
+        self._options += ["--sabotage", sabotage] if sabotage else []
         self._process: subprocess.Popen[bytes] | None = None
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `__exit__`)
 
     def _begin(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", __package__, "--worker"]
-        command += ["--sabotage", self.sabotage] if self.sabotage else []
+        command = [sys.executable, "-m", __package__, "--worker", *self._options]
         environment = {
             **os.environ,
             "GPUCONV_TUNING": "off",
@@ -59,6 +61,7 @@ class Worker:
             process, limit = self._begin(), limit + 60
         assert process.stdin is not None
         assert process.stdout is not None
+        said_before = self._messages.seek(0, os.SEEK_END)
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
@@ -68,22 +71,29 @@ class Worker:
                 ready, _, _ = select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))
                 if not ready:
                     self.close()
-                    return {"fault": {"kind": "hang", "statement": None, "detail": f"no answer in {limit:.0f} s"}}
+                    return {"fault": self._death("hang", said_before)}
                 piece = os.read(process.stdout.fileno(), 1 << 16)
                 if not piece:
                     break
                 answer += piece
         except BrokenPipeError:
             answer = b""
-        if answer:
-            return json.loads(answer)
-        status = process.wait()
-        self.close()
-        self._messages.seek(0)
+        reply = json.loads(answer) if answer else {"status": process.wait()}
+        if not answer:
+            self.close()
+        if "status" in reply:
+            return {"fault": self._death(reply["status"], said_before)}
+        return reply
+
+    def _death(self, status: Any, said_before: int) -> dict[str, Any]:
+        """What ended a process, by its exit status and last words."""
+        if status == "hang":
+            return {"kind": "hang", "statement": None, "detail": "no answer in time"}
+        self._messages.seek(said_before)
         said = self._messages.read().decode(errors="replace")
         guarded = [line for line in said.splitlines() if line.startswith("guard: ")]
         kind = f"crash: {guarded[-1]}" if guarded else f"crash: exit status {status}"
-        return {"fault": {"kind": kind, "statement": None, "detail": said.split("Extension modules")[0][-3000:]}}
+        return {"kind": kind, "statement": None, "detail": said.split("Extension modules")[0][-3000:]}
 
     def close(self) -> None:
         """End the process."""
@@ -159,8 +169,9 @@ class Summary:
 def fuzz(
     seeds: Iterable[int],
     *,
-    convolutions: int = 40,
+    convolutions: int = 24,
     time_limit: float = 30.0,
+    without_torch: bool = False,
     sabotage: str | None = None,
     save: Path | None = None,
     stop_after: int | None = None,
@@ -172,14 +183,17 @@ def fuzz(
         seeds: one a program.
         convolutions: shapes of which eager programs compile convolutions.
         time_limit: seconds a program.
+        without_torch: the NumPy backend in float64 is the judge.
         sabotage: a fault to put in.
         save: folder that gets a script for each kind of fault.
         stop_after: kinds of fault.
         say: told what happens.
     """
     summary, start = Summary(), time.monotonic()
-    with Worker(time_limit, sabotage) as worker:
+    with Worker(time_limit, without_torch, sabotage) as worker:
         for seed in seeds:
+            if summary.programs % 2000 == 1999:  # compiled code takes memory
+                worker.close()
             report = worker.ask({"seed": seed, "convolutions": convolutions})
             summary.add(report)
             if fault := report["fault"]:
@@ -201,15 +215,15 @@ def _note(
         return
 
     def fails(candidate: Program) -> bool:
-        found = worker.ask({"program": asdict(candidate)})["fault"]
-        return found is not None and found["kind"] == kind
+        request = {"program": asdict(candidate)} | ({"limit": limit} if dies else {})
+        found = worker.ask(request)["fault"]
+        # A crash may be a signal or an abortion, as the array happened to lie.
+        return found is not None and (found["kind"] == kind or kind[:5] == found["kind"][:5] == "crash")
 
     say(f"seed {seed}: {kind}\n{fault['detail']}")
-    limit = worker.time_limit
-    if kind == "hang":
-        worker.time_limit = min(limit, 5.0)
-    program = reduced(generate(seed, convolutions), fails, fault["statement"], most=60 if kind == "hang" else 400)
-    worker.time_limit = limit
+    dies = kind == "hang" or kind.startswith("crash")
+    limit = min(worker.time_limit, 5.0)
+    program = reduced(generate(seed, convolutions), fails, fault["statement"], most=40 if kind == "hang" else 400)
     summary.faults[kind] = Found(kind, fault["detail"], [seed], program)
     say("reduced to:\n" + "\n".join("    " + line for s in program.statements for line in s.splitlines()))
     if save is not None:

@@ -10,8 +10,12 @@ import faulthandler
 import json
 import linecache
 import math
+import os
 import re
+import select
+import signal
 import sys
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -27,8 +31,8 @@ BACKENDS = ("numpy", "numba")
 
 #: Differences whose reason is known: what it is, and how it is told from others. To be emptied as reasons go.
 KNOWN = {
-    "an update counts its steps for all parameters": "late",
-    "values changed between forward and backward": "modified by an inplace operation",
+    "late": "an update counts its steps for all parameters",
+    "stale": "values changed between forward and backward",
 }
 
 #: An operation refuses what it cannot do with one of these, and a message of its own.
@@ -65,7 +69,10 @@ class Report:
 
 def judge() -> str:
     """Who says what is right."""
-    return "numpy" if dialect.torch_or_none() is None else "torch"
+    return "numpy" if _without_torch or dialect.torch_or_none() is None else "torch"
+
+
+_without_torch = False
 
 
 def run(program: Program, offset: int = 0) -> Report:
@@ -76,7 +83,7 @@ def run(program: Program, offset: int = 0) -> Report:
     referee = judge()
     spaces = {name: dialect.names(name, offset) for name in BACKENDS}
     spaces["judge"] = dialect.names(referee, offset, referee != "torch")
-    late = _Late(spaces["judge"])
+    watch = _Watch(spaces["judge"])
     defined: set[str] = set()
     for number, statement in enumerate(program.statements):
         if statement.startswith("del "):
@@ -88,7 +95,7 @@ def run(program: Program, offset: int = 0) -> Report:
         if not uses(statement) <= defined | set(targets(statement)):
             report.skipped.append(number)
             continue
-        late.before(statement)
+        watch.before(statement, defined)
         errors = {name: _attempt(statement, space, name, referee) for name, space in spaces.items()}
         names = [name for name in _assigned(statement) if name in spaces["judge"] or name in spaces["numpy"]]
         stop = has_effect(statement)
@@ -110,8 +117,8 @@ def run(program: Program, offset: int = 0) -> Report:
                 difference = _rounded(program, number, offset, difference, spaces, backend, referee)
             if difference:
                 what, name, detail = difference
-                if late.happened and "late" in KNOWN.values():
-                    report.known["an update counts its steps for all parameters"] += 1
+                if known := watch.known(statement):
+                    report.known[known] += 1
                     return report
                 text = f"{backend}: {what} of {name} after `{statement}`: {detail}"
                 if what == "values":
@@ -177,10 +184,9 @@ def _judged(errors: dict[str, Any], number: int, statement: str, report: Report)
         report.refused[("" if _deliberate(error) else "(not ours) ") + _message(error)] += 1
     elif not raised:
         message = _message(errors["judge"])
-        for known, pattern in KNOWN.items():
-            if pattern in message:
-                report.known[known] += 1
-                return None
+        if "modified by an inplace operation" in message and "stale" in KNOWN:
+            report.known[KNOWN["stale"]] += 1
+            return None
         report.accepted[message] += 1
     else:
         report.both += 1
@@ -332,22 +338,32 @@ def _rounded(
     return difference if not np.nanmax(error, initial=0) <= allowed else None
 
 
-class _Late:
-    """Watches whether the parameters that an optimizer updates are the same in each step."""
+class _Watch:
+    """Tells what is known from what is found: see :data:`KNOWN`."""
 
     def __init__(self, space: dict[str, Any]):
-        self.space, self.first, self.happened = space, {}, False
+        self.space, self.updated, self.late, self.stale = space, {}, False, set()
 
-    def before(self, statement: str) -> None:
-        found = re.match(r"(o\d+)\.step\(\)", statement)
-        if found is None:
-            return
-        optimizer = self.space[found[1]]
-        groups = optimizer.param_groups if hasattr(optimizer, "param_groups") else [{"params": optimizer.params}]
-        given = {n for n, p in enumerate(p for group in groups for p in group["params"]) if p.grad is not None}
-        everyone = given == set(range(sum(len(group["params"]) for group in groups)))
-        if self.first.setdefault(found[1], given) != given or (not everyone and not given):
-            self.happened = True
+    def before(self, statement: str, defined: set[str]) -> None:
+        """Look at a statement that is about to run."""
+        if uses(statement) & self.stale:
+            self.stale.update(_assigned(statement))
+        if re.search(r" [-+*/]= |overwrite\(|\.step\(|load_state_dict\(|fill\(", statement):
+            # What has been computed may have saved what is overwritten now.
+            self.stale |= {name for name in defined if getattr(self.space.get(name), "is_leaf", True) is False}
+        if found := re.match(r"(o\d+)\.step\(\)", statement):
+            # The parameters that an optimizer updates must be the same in each step.
+            optimizer = self.space[found[1]]
+            groups = optimizer.param_groups if hasattr(optimizer, "param_groups") else [{"params": optimizer.params}]
+            params = [param for group in groups for param in group["params"]]
+            given = {number for number, param in enumerate(params) if param.grad is not None}
+            self.late |= self.updated.setdefault(found[1], given) != given or not given
+
+    def known(self, statement: str) -> str | None:
+        """The reason why a statement's results may differ, if there is a known one."""
+        if self.late and "late" in KNOWN:
+            return KNOWN["late"]
+        return KNOWN.get("stale") if uses(statement) & self.stale else None
 
 
 # -- eager compilation -------------------------------------------------------------------------------------------------
@@ -384,11 +400,13 @@ def confirmed(program: Program) -> Report:
     return report
 
 
-def serve(guarded: bool, sabotage: str | None = None) -> None:
+def serve(guarded: bool, without_torch: bool = False, sabotage: str | None = None) -> None:
     """Answer requests, a JSON object a line: ``{"seed": ...}`` or ``{"program": ...}``."""
+    global _without_torch
     faulthandler.enable()
-    if torch := dialect.torch_or_none():
-        torch.set_num_threads(1)
+    _without_torch = without_torch
+    if judge() == "torch":
+        dialect.torch_or_none().set_num_threads(1)
     if sabotage:
         from . import sabotage as ways
 
@@ -402,7 +420,33 @@ def serve(guarded: bool, sabotage: str | None = None) -> None:
             program = generate(request["seed"], request["convolutions"])
         else:
             program = Program(**request["program"])
-        report = confirmed(program)
-        answer = {**vars(report), "fault": report.fault and vars(report.fault)}
-        answers.write(json.dumps(answer) + "\n")
+        answer = _in_a_child(program, request["limit"]) if "limit" in request else _answer(program)
+        answers.write(answer + "\n")
         answers.flush()
+
+
+def _answer(program: Program) -> str:
+    report = confirmed(program)
+    return json.dumps({**vars(report), "fault": report.fault and vars(report.fault)})
+
+
+def _in_a_child(program: Program, limit: float) -> str:
+    """The answer of a forked process, which may crash or hang: one of those begins sooner than a new one."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, _answer(program).encode())
+        os._exit(0)
+    os.close(write)
+    answer, end = b"", time.monotonic() + limit
+    while select.select([read], [], [], max(0.0, end - time.monotonic()))[0]:
+        piece = os.read(read, 1 << 16)
+        if not piece:
+            break
+        answer += piece
+    else:
+        os.kill(child, signal.SIGKILL)
+        answer = json.dumps({"status": "hang"}).encode()
+    os.close(read)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return answer.decode() or json.dumps({"status": status})
