@@ -796,13 +796,16 @@ def _adam(dtype: np.dtype, decay: bool, decoupled: bool) -> Kernel:
 
 @functools.lru_cache(maxsize=1024)
 def _tiles(pool: Pool2dGeometry) -> bool:
-    """Whether the windows lie side by side inside the map, so that each of its elements belongs to one or to none."""
+    """Whether the windows lie side by side inside the map, so that each of its elements belongs to one or to none.
+
+    Windows of one element do not count: the kernel without a pooling leaves no winners.
+    """
     return (
         pool.stride == (pool.r, pool.s)
         and pool.dilation == (1, 1)
         and pool.padding == ((0, 0), (0, 0))
         and pool.overhang == (0, 0)
-        and pool.r * pool.s <= 256
+        and 1 < pool.r * pool.s <= 256
     )
 
 
