@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Errors are shown, and warnings but one: setuptools draws a box around the news that an editable installation is one.
+PIP    := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip --disable-pip-version-check --quiet
 OUT    ?= runs/lenet5
 REPORT ?= runs/gpu-report
 EXTRA  ?= test
@@ -17,15 +18,18 @@ help:  ## list the commands
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "gpuconv needs Python 3.10 or newer; try: make PYTHON=python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --upgrade pip
+	@echo "making the environment $(VENV), once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade pip
 
 $(VENV)/.cli: pyproject.toml | $(BIN)/python
-	$(PIP) install --editable '.[cli]'
+	@echo "installing gpuconv and what it needs into $(VENV): a minute, more on a slow network; once"
+	@$(PIP) install --editable '.[cli]'
 	@touch $@
 
 $(VENV)/.$(EXTRA): pyproject.toml | $(BIN)/python
-	$(PIP) install --editable '.[$(EXTRA)]'
+	@echo "installing gpuconv and what its tests need into $(VENV): some minutes; once"
+	@$(PIP) install --editable '.[$(EXTRA)]'
 	@touch $@
 
 train: $(VENV)/.cli  ## train LeNet-5 on the bundled digits into runs/lenet5 (a new run continues where one was stopped)
@@ -58,7 +62,8 @@ lint: $(VENV)/.dev  ## formatting, lint and types, as CI checks them
 	$(BIN)/mypy
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(PIP) install --editable '.[dev]'
+	@echo "installing gpuconv and what its development needs into $(VENV): some minutes; once"
+	@$(PIP) install --editable '.[dev]'
 	@touch $@
 
 bench: $(VENV)/.cli  ## LeNet's training and inference, images/s

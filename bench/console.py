@@ -5,9 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+
+from bench.machine import ROOT
+
+
+def start(main: Callable[[], int | None]) -> NoReturn:
+    """What each of the programs begins with: run it, on a terminal of any encoding, and exit with its status."""
+    # By its path: ``import gpuconv`` would load NumPy, whose BLAS reads its number of threads then.
+    runpy.run_path(str(ROOT / "gpuconv" / "terminal.py"))["write_anything"]()
+    sys.exit(main())
 
 
 class Refused(Exception):

@@ -22,7 +22,6 @@ import itertools
 import math
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import compiling, machine, report, timing
-from bench.console import Parser, Refused, check_writable, say, whole_number, write
+from bench.console import Parser, Refused, check_writable, say, start, whole_number, write
 
 PEER = "torch"
 _INPUT_SETS = 3
@@ -380,4 +379,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

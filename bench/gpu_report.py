@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bench import machine
-from bench.console import Parser, Refused, check_writable, say, whole_number, write
+from bench.console import Parser, Refused, check_writable, say, start, whole_number, write
 from bench.gpu_stages import NOT_RUN, REFUSED, refuse_versions
 from bench.report import SCHEMA
 from bench.timing import spread
@@ -525,4 +525,4 @@ def main(argv: list[str] | None = None, stages: Sequence[Stage] = STAGES) -> int
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import compiling, machine
-from bench.console import Parser, Refused, say, whole_number, write
+from bench.console import Parser, Refused, say, start, whole_number, write
 
 FAILED, REFUSED, NOT_RUN = 1, 2, 3
 #: Seconds that the parts of the first contact may take together, compiling and references aside.
@@ -478,15 +478,17 @@ def sanitizer(results: Results, arguments: argparse.Namespace) -> int:
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_TESTS.parent), os.environ.get("PYTHONPATH"))))
 
-    def start(name: str, *job: str) -> subprocess.Popen[str]:
+    def begin(name: str, *job: str) -> subprocess.Popen[str]:
         # Of kernels, not of the driver: to ask that for a function which it lacks is an error to memcheck.
         options = ["--error-exitcode", "9", *(["--report-api-errors", "no"] if name == "memcheck" else [])]
         command = [tool, "--tool", name, *options, sys.executable, str(_TESTS / "run_on_gpu.py"), *job]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+        )
 
     faults = {"memcheck": "write_out_of_bounds", "racecheck": "race"}
-    planted = {name: start(name, fault) for name, fault in faults.items()}
-    clean = {name: start(name, "variants", "1", "1") for name in faults}
+    planted = {name: begin(name, fault) for name, fault in faults.items()}
+    clean = {name: begin(name, "variants", "1", "1") for name in faults}
     code = 0
     for name in faults:
         output = planted[name].communicate()[0]
@@ -545,4 +547,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 # Nothing here may import NumPy before main() has bounded the threads.
 from bench import compiling, gpu, lenet_gpu, machine, memory, report, timing
-from bench.console import Parser, Refused, check_writable, say, whole_number, write
+from bench.console import Parser, Refused, check_writable, say, start, whole_number, write
 from bench.contenders import OURS, PEERS, Contender, Gpuconv, digit_batches, initial_weights
 
 if TYPE_CHECKING:
@@ -196,7 +196,11 @@ def _show(document: dict[str, Any]) -> None:
             drawn.add_column(name, justify="right", style="bold" if name == OURS else None)
         for row in table.rows:
             drawn.add_row(*row)
-        console.print(drawn)
+        if console.measure(drawn, options=console.options.update(max_width=10_000)).maximum <= console.width:
+            console.print(drawn)
+        else:
+            # Columns that are too narrow would cut figures.
+            console.print(table.listed(), highlight=False)
 
 
 def _run_on_gpu(arguments: argparse.Namespace) -> int:
@@ -315,4 +319,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from bench import machine
+from bench.console import start
 from bench.contenders import OURS, PEERS, Contender, Gpuconv, initial_weights
 
 if TYPE_CHECKING:
@@ -83,6 +84,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        start(main)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from bench import machine, report
-from bench.console import Parser, Refused, check_writable, say, whole_number, write
+from bench.console import Parser, Refused, check_writable, say, start, whole_number, write
 
 _BATCH = 64
 
@@ -290,4 +290,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -34,6 +34,7 @@ from types import FrameType
 from typing import Any
 
 from bench import sass
+from bench.console import start
 from bench.diagnosis import ARRAYS, COSTS, Finding, budgets, examine, examine_like, relabelled, source_lines
 from bench.inspection import choose_target, geometry_text, judged, tiling_text
 from bench.machine import ROOT
@@ -219,7 +220,7 @@ def _unreadable(path: Path) -> tuple[str, str] | None:
 def _messages(task: dict[str, Any], path: str, name: str) -> Iterator[dict[str, Any]]:
     """What the other process says; the last message tells how it ended, if that was not by its own will."""
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": str(int(task["stage"] == "simulate"))}
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.own_kernel", json.dumps(task)],
             cwd=ROOT,
@@ -471,4 +472,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

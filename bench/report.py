@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.console import start
 from bench.machine import ROOT
 from bench.timing import speedup, spread
 
@@ -55,6 +56,12 @@ class Table:
             for cells in (self.header, ["-" * width for width in widths], *self.rows)
         ]
         return "\n".join([self.title, *lines])
+
+    def listed(self) -> str:
+        """A cell a line, for terminals that are too narrow for the table; without the title."""
+        width = max(map(len, self.header))
+        blocks = ("\n".join(f"{n:>{width}}  {c}" for n, c in zip(self.header, row, strict=True)) for row in self.rows)
+        return "\n\n".join(blocks)
 
 
 # -- LeNet ------------------------------------------------------------------------------------------------------------
@@ -375,4 +382,4 @@ def _written(page: Path, results: Path, check: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -16,14 +16,13 @@ from __future__ import annotations
 import ast
 import json
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.console import Parser, Refused, say
+from bench.console import Parser, Refused, say, start
 from gpuconv import geometry as geometries
 from gpuconv import kernels, tuner, tuning, tuning_store
 
@@ -183,4 +182,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

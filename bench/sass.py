@@ -264,7 +264,7 @@ def disassemble(cubin: bytes) -> tuple[Instruction, ...]:
         path.write_bytes(cubin)
         # Its analysis of the control flow takes half of its time, and adds nothing to these listings.
         command = [_nvdisasm(), "--print-code", "--no-dataflow", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise ToolMissing(f"nvdisasm cannot read the machine code ({done.stderr.strip()}): {_INSTALL}")
     return parse_listing(done.stdout)

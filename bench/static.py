@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench import machine, report, roofline, sass, step
-from bench.console import whole_number
+from bench.console import start, whole_number
 from bench.inspection import (
     Failure,
     Job,
@@ -457,4 +457,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine, report, roofline, sass, timing
-from bench.console import Parser, Refused, say, whole_number, write
+from bench.console import Parser, Refused, say, start, whole_number, write
 from bench.inspection import Failure, Job, choose_target, compiled, geometry_text, in_processes, tiling_text
 from bench.layers import CONVOLUTIONS, OPERATIONS
 from gpuconv.geometry import Conv2dGeometry
@@ -634,4 +634,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

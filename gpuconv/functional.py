@@ -24,8 +24,12 @@ from gpuconv.geometry import (
     NetGeometry,
     PaddingLike,
     Pool2dGeometry,
+    adaptive_sizes,
+    flag,
     integer,
-    pair,
+    one_of,
+    pool_window_1d,
+    sides_1d,
     single,
 )
 from gpuconv.ops import activation as _activation
@@ -147,16 +151,13 @@ def _without_height(output: Any) -> Any:
     return reshape(output, (*leading, width))
 
 
-def _number(op: str, name: str, value: Any) -> float:
+def share(op: str, name: str, value: Any) -> float:
+    """Return a number from 0 to 1 as a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{op}: {name} must be a number, got {value!r}")
+    if not 0 <= value <= 1:  # also refuses NaN
+        raise ValueError(f"{op}: {name} must be between 0 and 1, got {value}")
     return float(value)
-
-
-def _one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
 
 
 # -- convolution -----------------------------------------------------------------------------------------------------
@@ -236,20 +237,9 @@ def conv1d(
     stride, dilation = (
         (1, single(value, name, minimum=1, op=op)) for value, name in ((stride, "stride"), (dilation, "dilation"))
     )
-    geometry = _conv2d_geometry(op, input, weight, bias, stride, _sides_1d(padding, op), dilation, groups)
+    geometry = _conv2d_geometry(op, input, weight, bias, stride, sides_1d(padding, op=op), dilation, groups)
     output = _conv.Conv2d.apply(input, weight, bias, geometry=geometry)
     return _unbatched(_without_height(output), alone)
-
-
-def _sides_1d(padding: Any, op: str) -> Any:
-    """A 1-D padding as the 2-D one that leaves the height alone."""
-    if isinstance(padding, str):
-        return padding
-    if isinstance(padding, Sequence) and len(padding) == 1 and isinstance(padding[0], Sequence):
-        left, right = pair(padding[0], "padding", minimum=0, op=op)
-        return (0, 0), (left, right)
-    size = single(padding, "padding", minimum=0, op=op)
-    return (0, 0), (size, size)
 
 
 def conv2d_relu(
@@ -398,6 +388,7 @@ def _max_pool(op: str, input: Any, kernel_size: Any, options: dict[str, Any], re
     (input,) = _floats(op, input=input)
     input, alone = _batched(op, input, "NCHW")
     geometry = Pool2dGeometry.of(_shape(input), kernel_size, **options, op=op)
+    return_indices = flag(return_indices, "return_indices", op=op)
     return _unbatched(_pool.MaxPool2d.apply(input, geometry=geometry, return_indices=return_indices), alone)
 
 
@@ -440,14 +431,23 @@ def _avg_pool(
     (input,) = _floats(op, input=input)
     input, alone = _batched(op, input, "NCHW")
     geometry = Pool2dGeometry.of(_shape(input), kernel_size, **options, op=op)
-    if divisor_override is not None:
-        divisor_override = integer(divisor_override, "divisor_override", minimum=-(2**31), op=op)
-        if divisor_override == 0:
-            raise ValueError(f"{op}: divisor_override must not be zero")
     output = _pool.AvgPool2d.apply(
-        input, geometry=geometry, count_include_pad=bool(count_include_pad), divisor_override=divisor_override
+        input,
+        geometry=geometry,
+        count_include_pad=flag(count_include_pad, "count_include_pad", op=op),
+        divisor_override=divisor(divisor_override, op=op),
     )
     return _unbatched(output, alone)
+
+
+def divisor(divisor_override: Any, *, op: str) -> int | None:
+    """Check what an average is divided by; None is the number of elements."""
+    if divisor_override is None:
+        return None
+    number = integer(divisor_override, "divisor_override", minimum=-(2**31), op=op)
+    if number == 0:
+        raise ValueError(f"{op}: divisor_override must not be zero")
+    return number
 
 
 def sum_pool2d(
@@ -500,12 +500,7 @@ def _pool_1d(op: str, input: Any, kernel_size: Any, stride: Any, padding: Any) -
         raise ValueError(
             f"{op}: input must have 3 dimensions (N, C, L), or 2 without the batch, got shape {_shape(input)}"
         )
-    kernel = (1, single(kernel_size, "kernel_size", minimum=1, op=op))
-    if stride is None or (isinstance(stride, Sequence) and not stride):
-        stride = kernel
-    else:
-        stride = (1, single(stride, "stride", minimum=1, op=op))
-    return _with_height(input), kernel, stride, _sides_1d(padding, op)
+    return _with_height(input), *pool_window_1d(kernel_size, stride, padding, op=op)
 
 
 def adaptive_avg_pool2d(input: Any, output_size: int | Sequence[int | None] | None) -> Any:
@@ -527,18 +522,10 @@ def adaptive_avg_pool2d(input: Any, output_size: int | Sequence[int | None] | No
     op = "adaptive_avg_pool2d"
     (input,) = _floats(op, input=input)
     input, alone = _batched(op, input, "NCHW")
-    if isinstance(output_size, str) or not isinstance(output_size, Sequence):
-        sizes: Sequence[Any] = (output_size, output_size)
-    else:
-        sizes = output_size
-    if len(sizes) != 2:
-        raise ValueError(f"{op}: output_size must be one size or a pair (height, width), got {output_size!r}")
+    sizes = adaptive_sizes(output_size, op=op)
     # A window of nothing has no average; Pool2dGeometry refuses inputs without elements.
     Pool2dGeometry.of(_shape(input), 1, op=op)
-    height, width = (
-        have if want is None else integer(want, "output_size", minimum=1, op=op)
-        for want, have in zip(sizes, _shape(input)[2:], strict=True)
-    )
+    height, width = (have if want is None else want for want, have in zip(sizes, _shape(input)[2:], strict=True))
     return _unbatched(_pool.AdaptiveAvgPool2d.apply(input, output_size=(height, width)), alone)
 
 
@@ -611,9 +598,7 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.
     Raises:
         ValueError: p is out of range.
     """
-    p = _number("dropout", "p", p)
-    if not 0 <= p <= 1:  # also refuses NaN
-        raise ValueError(f"dropout: p must be between 0 and 1, got {p}")
+    p = share("dropout", "p", p)
     (input,) = _floats("dropout", input=input)
     if not training or p == 0:
         return input
@@ -718,7 +703,7 @@ def _linear_operands(op: str, input: Any, weight: Any, bias: Any) -> list[Any]:
 
 # -- losses ----------------------------------------------------------------------------------------------------------
 
-_REDUCTIONS = ("mean", "sum", "none")
+REDUCTIONS = ("mean", "sum", "none")
 
 
 def cross_entropy(
@@ -752,10 +737,8 @@ def cross_entropy(
     op = "cross_entropy"
     input, weight = _floats(op, input=input, weight=weight, optional=("weight",))
     target = _operand(op, "target", target)
-    _one_of(op, "reduction", reduction, _REDUCTIONS)
-    label_smoothing = _number(op, "label_smoothing", label_smoothing)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"{op}: label_smoothing must be between 0 and 1, got {label_smoothing}")
+    one_of(reduction, "reduction", REDUCTIONS, op=op)
+    label_smoothing = share(op, "label_smoothing", label_smoothing)
     shape = _shape(input)
     if not shape:
         raise ValueError(f"{op}: input must have shape (N, C), (C,) or (N, C, d1, ...), got a single number")
@@ -832,7 +815,7 @@ def _soft_cross_entropy(
 
 def _squared_error(op: str, input: Any, target: Any, reduction: str, factor: float) -> Any:
     input, target = _floats(op, input=input, target=target)
-    _one_of(op, "reduction", reduction, _REDUCTIONS)
+    one_of(reduction, "reduction", REDUCTIONS, op=op)
     if _shape(input) != _shape(target):
         # PyTorch broadcasts here with a warning, because it is nearly always a mistake: (N,) against (N, 1).
         raise ValueError(f"{op}: target must have the input's shape {_shape(input)}, got {_shape(target)}")

@@ -10,6 +10,7 @@ networks from other frameworks, pad the two sides differently.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import operator
 from collections.abc import Callable, Sequence
@@ -44,6 +45,44 @@ def integer(value: Any, name: str, *, minimum: int, op: str) -> int:
     if number > _LARGEST:
         raise ValueError(f"{op}: {name} must be at most {_LARGEST}, got {number}")
     return number
+
+
+def flag(value: Any, name: str, *, op: str) -> bool:
+    """Return a bool of Python or NumPy, or 0 or 1, as a bool.
+
+    Raises:
+        TypeError: something else; 'no' would count as true.
+    """
+    if type(value) is bool:
+        return value
+    try:
+        number = operator.index(bool(value) if type(value).__name__ in ("bool", "bool_") else value)
+    except TypeError:
+        number = -1
+    if number not in (0, 1):
+        raise TypeError(f"{op}: {name} must be True or False, got {_shown(value)}")
+    return bool(number)
+
+
+def one_of(value: Any, name: str, choices: Sequence[str], *, op: str, otherwise: str = "") -> str:
+    """Return one of some words; otherwise the nearest one is suggested.
+
+    Args:
+        value: the word.
+        name: of the argument.
+        choices: the words.
+        op: name that error messages begin with.
+        otherwise: what else would do, as the end of the list.
+
+    Raises:
+        ValueError: another word, or no word.
+    """
+    if isinstance(value, str) and value in choices:
+        return value
+    near = difflib.get_close_matches(value.lower(), choices, n=1) if isinstance(value, str) else []
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    what = f"{', '.join(map(repr, choices))}{otherwise}"
+    raise ValueError(f"{op}: {name} must be {'' if otherwise else 'one of '}{what}, got {_shown(value)}{hint}")
 
 
 def pair(value: Any, name: str, *, minimum: int, op: str) -> Pair:
@@ -88,6 +127,24 @@ def _sides(padding: Any, *, op: str) -> Padding2d:
         return (top, bottom), (left, right)
     height, width = pair(padding, "padding", minimum=0, op=op)
     return (height, height), (width, width)
+
+
+def sides_1d(padding: Any, *, op: str) -> Any:
+    """A 1-D padding as the 2-D one that leaves the height alone; a word stays a word."""
+    if isinstance(padding, str):
+        return padding
+    if isinstance(padding, Sequence) and len(padding) == 1 and isinstance(padding[0], Sequence):
+        left, right = pair(padding[0], "padding", minimum=0, op=op)
+        return (0, 0), (left, right)
+    size = single(padding, "padding", minimum=0, op=op)
+    return (0, 0), (size, size)
+
+
+def immutable(sizes: Any) -> Any:
+    """Sizes that have been checked, in the form in which they were given, without a list that may change later."""
+    if sizes is None or isinstance(sizes, str):
+        return sizes
+    return tuple(immutable(size) for size in sizes) if _is_sequence(sizes) else operator.index(sizes)
 
 
 def effective(kernel: int, dilation: int) -> int:
@@ -204,7 +261,7 @@ class Conv2dGeometry:
         if bias_shape is not None and tuple(bias_shape) != (k,):
             raise ValueError(f"{op}: bias must have shape ({k},), one value a filter, got {tuple(bias_shape)}")
         extent = effective(r, dilation[0]), effective(s, dilation[1])
-        sides = _conv_padding(padding, stride, extent, op=op)
+        sides = conv_padding(padding, stride, extent, op=op)
         padded = h + sum(sides[0]), w + sum(sides[1])
         if padded[0] < extent[0] or padded[1] < extent[1]:
             raise ValueError(
@@ -244,18 +301,59 @@ class Conv2dGeometry:
         return self.n * self.k * self.p * self.q * (self.c // self.groups) * self.r * self.s
 
 
-def _conv_padding(padding: Any, stride: Pair, extent: Pair, *, op: str) -> Padding2d:
+def conv_padding(padding: Any, stride: Pair, extent: Pair, *, op: str) -> Padding2d:
+    """Padding by side of a convolution, see :meth:`Conv2dGeometry.of`.
+
+    Args:
+        padding: as a user gives it.
+        stride: (height, width).
+        extent: of the dilated kernel.
+        op: name that error messages begin with.
+    """
     if not isinstance(padding, str):
         return _sides(padding, op=op)
-    if padding == "valid":
+    if one_of(padding, "padding", ("same", "valid"), op=op, otherwise=" or sizes") == "valid":
         return (0, 0), (0, 0)
-    if padding != "same":
-        raise ValueError(f"{op}: padding must be 'same', 'valid' or sizes, got {padding!r}")
     if stride != (1, 1):
         # As in PyTorch: frameworks disagree on what 'same' means with a stride, so the sizes have to be said.
         raise ValueError(f"{op}: padding='same' needs stride 1, got stride={stride}; give the padding in numbers")
     total = extent[0] - 1, extent[1] - 1
     return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
+
+
+def pool_window(
+    kernel_size: Any, stride: Any, padding: Any, dilation: Any, *, op: str
+) -> tuple[Pair, Pair, Padding2d, Pair]:
+    """Kernel size, stride, padding by side and dilation of a pooling; see :meth:`Pool2dGeometry.of`."""
+    kernel = pair(kernel_size, "kernel_size", minimum=1, op=op)
+    # PyTorch's modules spell "as the window" None, its functions also accept an empty tuple.
+    default = stride is None or (_is_sequence(stride) and len(stride) == 0)
+    strides = kernel if default else pair(stride, "stride", minimum=1, op=op)
+    dilations = pair(dilation, "dilation", minimum=1, op=op)
+    if isinstance(padding, str):
+        raise TypeError(f"{op}: padding must be given in numbers, got {padding!r}")
+    sides = _sides(padding, op=op)
+    for side, size in zip(sides, kernel, strict=True):
+        if max(side) > size // 2:
+            raise ValueError(f"{op}: padding {max(side)} is more than half of kernel_size={kernel}")
+    return kernel, strides, sides, dilations
+
+
+def pool_window_1d(kernel_size: Any, stride: Any, padding: Any, *, op: str) -> tuple[Pair, Pair, Any]:
+    """Kernel size, stride and padding of a 1-D pooling as those of the 2-D one over a height of 1."""
+    kernel = (1, single(kernel_size, "kernel_size", minimum=1, op=op))
+    if stride is None or (isinstance(stride, Sequence) and not stride):
+        return kernel, kernel, sides_1d(padding, op=op)
+    return kernel, (1, single(stride, "stride", minimum=1, op=op)), sides_1d(padding, op=op)
+
+
+def adaptive_sizes(output_size: Any, *, op: str) -> tuple[int | None, int | None]:
+    """Height and width of an adaptive pooling's result; None is the input's."""
+    sizes = output_size if _is_sequence(output_size) else (output_size, output_size)
+    if len(sizes) != 2:
+        raise ValueError(f"{op}: output_size must be one size or a pair (height, width), got {output_size!r}")
+    height, width = (None if size is None else integer(size, "output_size", minimum=1, op=op) for size in sizes)
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -310,19 +408,9 @@ class Pool2dGeometry:
             TypeError: an argument is of the wrong kind.
         """
         n, c, h, w = _shape(input_shape, "NCHW", "input", op=op)
-        r, s = pair(kernel_size, "kernel_size", minimum=1, op=op)
-        # PyTorch's modules spell "as the window" None, its functions also accept an empty tuple.
-        default = stride is None or (_is_sequence(stride) and len(stride) == 0)  # type: ignore[arg-type]
-        stride = (r, s) if default else pair(stride, "stride", minimum=1, op=op)
-        dilation = pair(dilation, "dilation", minimum=1, op=op)
-        if isinstance(padding, str):
-            raise TypeError(f"{op}: padding must be given in numbers, got {padding!r}")
-        sides = _sides(padding, op=op)
+        (r, s), stride, sides, dilation = pool_window(kernel_size, stride, padding, dilation, op=op)
         extent = effective(r, dilation[0]), effective(s, dilation[1])
-        for side, size in zip(sides, (r, s), strict=True):
-            if max(side) > size // 2:
-                raise ValueError(f"{op}: padding {max(side)} is more than half of kernel_size={r, s}")
-        geometry = cls(n, c, h, w, r, s, stride, sides, dilation, bool(ceil_mode))
+        geometry = cls(n, c, h, w, r, s, stride, sides, dilation, flag(ceil_mode, "ceil_mode", op=op))
         if geometry.p < 1 or geometry.q < 1:
             raise ValueError(
                 f"{op}: kernel_size={r, s} with dilation {dilation} spans {extent[0]}x{extent[1]}, which is larger "

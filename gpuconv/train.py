@@ -11,10 +11,19 @@
 A run directory holds ``checkpoint.safetensors``, from which the run is resumed; ``metrics.jsonl``, one JSON object an
 epoch; and, once the run has ended, ``model.safetensors`` for :func:`gpuconv.load`.
 
+**Going on.** ``fit(config, out, resume=True)`` takes an interrupted run to its end, and a finished one further::
+
+    fit(replace(config, epochs=13), "runs/digits", resume=True)
+
+The number of epochs may change, and ``patience``, ``checkpoint_every`` and ``backend``; all else is what the run is.
+The learning rate of a step is from then on the one that it has in a run of the new number of epochs: with 'cosine',
+which comes down to 0 over all epochs, it rises again in a finished run that goes on, to where the longer curve is at
+that step; with 'constant' the result is bit for bit that of a run which had the new number from the start.
+
 **Which weights are kept.** Those of the last epoch: the learning rate has come down to nothing there, and to choose
 among epochs by a few hundred validation images is to choose by chance (on the bundled digits it costs 0.1 to 0.3 points
 of test accuracy). With ``patience`` the last epoch is one of those that were no better, and those of the epoch with the
-lowest validation loss are kept instead. The test images are looked at once, after that.
+lowest validation loss are kept instead. The test images are looked at after that, once each time that a run ends.
 
 **What is reproducible.** The same configuration gives the same bytes, interrupted or not, on the same machine with the
 same NumPy and the same number of BLAS threads: these decide the order in which sums are rounded.
@@ -60,6 +69,7 @@ except ImportError:  # Windows
 __all__ = [
     "CHECKPOINT",
     "LOSSES",
+    "MAY_CHANGE",
     "METRICS",
     "MODEL",
     "OPTIMIZERS",
@@ -72,7 +82,12 @@ __all__ = [
     "Event",
     "Finished",
     "Interrupted",
+    "NamesSettings",
+    "OtherRun",
     "Result",
+    "Setting",
+    "SettingTypeError",
+    "SettingValueError",
     "Started",
     "TrainConfig",
     "TrainingDiverged",
@@ -84,9 +99,48 @@ __all__ = [
 #: Names of the files in a run directory.
 CHECKPOINT, METRICS, MODEL = "checkpoint.safetensors", "metrics.jsonl", "model.safetensors"
 _CHECKPOINT_KIND = "gpuconv-checkpoint"
+#: Fields of :class:`TrainConfig` that may be others when a run goes on.
+MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "backend")
 #: Seconds between two times that captured steps are waited for and their losses read back.
 _READ_EVERY = 0.1
 _logger = logging.getLogger(__name__)
+
+
+# -- messages --------------------------------------------------------------------------------------------------------
+
+
+class Setting(str):
+    """The name of a field of :class:`TrainConfig`, as a part of a message."""
+
+    __slots__ = ()
+
+
+class NamesSettings(Exception):
+    """Base of errors whose message names fields of :class:`TrainConfig`, which the command line calls by its options.
+
+    Args:
+        parts: the message in pieces, of which the names are :class:`Setting`.
+    """
+
+    def __init__(self, *parts: str):
+        super().__init__("".join(parts))
+        self.parts = parts
+
+    def spelled(self, spell: Callable[[str], str]) -> str:
+        """The message with ``spell(name)`` in place of each name."""
+        return "".join(spell(part) if isinstance(part, Setting) else part for part in self.parts)
+
+
+class SettingTypeError(NamesSettings, TypeError):
+    """A setting of the wrong kind."""
+
+
+class SettingValueError(NamesSettings, ValueError):
+    """A setting that is out of its range, or that does not fit the others or the run."""
+
+
+class OtherRun(NamesSettings, FileError):
+    """A checkpoint cannot be gone on from with these settings: they are another run's."""
 
 
 # -- configuration ---------------------------------------------------------------------------------------------------
@@ -140,7 +194,8 @@ class TrainConfig:
         lr: learning rate, above 0; None takes the optimizer's default, 0.02 or 0.002.
         momentum: of sgd, at least 0 and below 1.
         weight_decay: factor of the weights that is added to their gradient, at least 0.
-        schedule: 'cosine', from ``lr`` down to 0 over the whole run, or 'constant'.
+        schedule: 'cosine', from ``lr`` down to 0 over the whole run, or 'constant'. The learning rate of a step depends
+            on its number, ``epochs``, and nothing else.
         loss: 'cross_entropy', or 'half_squared_error': ½ · Σ (target - softmax(output))² of an image, the target being
             1 for its class and 0 for the others.
         seed: of the initial weights, the order of images, the choice of validation images, augmentation and dropout; at
@@ -177,7 +232,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, (str, os.PathLike)):
-            raise TypeError(f"data must be a name or a path, got {self.data!r}")
+            raise SettingTypeError(Setting("data"), f" must be a name or a path, got {self.data!r}")
         self._set("data", os.fspath(self.data))
         self._one_of("model", MODELS)
         self._one_of("optimizer", OPTIMIZERS)
@@ -191,14 +246,16 @@ class TrainConfig:
         if self.patience is not None:
             self._integer("patience", 1)
         if not isinstance(self.augment, (bool, np.bool_)):
-            raise TypeError(f"augment must be True or False, got {self.augment!r}")
+            raise SettingTypeError(Setting("augment"), f" must be True or False, got {self.augment!r}")
         self._set("augment", bool(self.augment))
         self._number("lr", "above 0", lambda value: value > 0)
         self._number("momentum", "at least 0 and below 1", lambda value: 0 <= value < 1)
         self._number("weight_decay", "at least 0", lambda value: value >= 0)
         self._number("validation_fraction", "at least 0 and below 1", lambda value: 0 <= value < 1)
         if self.patience is not None and self.validation_fraction == 0:
-            raise ValueError("patience needs validation images; set validation_fraction above 0")
+            raise SettingValueError(
+                Setting("patience"), " needs validation images; set ", Setting("validation_fraction"), " above 0"
+            )
         self._check_model_arguments()
 
     def _set(self, name: str, value: Any) -> None:
@@ -207,27 +264,27 @@ class TrainConfig:
     def _one_of(self, name: str, choices: Sequence[str] | Mapping[str, Any]) -> None:
         value = getattr(self, name)
         if not isinstance(value, str):
-            raise TypeError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+            raise SettingTypeError(Setting(name), f" must be one of {', '.join(choices)}, got {value!r}")
         if value not in choices:
             near = difflib.get_close_matches(value.lower(), choices, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+            raise SettingValueError(Setting(name), f" must be one of {', '.join(choices)}, got {value!r}{hint}")
 
     def _integer(self, name: str, minimum: int) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
+            raise SettingTypeError(Setting(name), f" must be an integer, got {value!r}")
         if value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+            raise SettingValueError(Setting(name), f" must be at least {minimum}, got {value}")
         self._set(name, int(value))
 
     def _number(self, name: str, wanted: str, fits: Callable[[float], bool]) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-            raise TypeError(f"{name} must be a number, got {value!r}")
+            raise SettingTypeError(Setting(name), f" must be a number, got {value!r}")
         number = float(value)
         if not (math.isfinite(number) and fits(number)):
-            raise ValueError(f"{name} must be {wanted}, got {value}")
+            raise SettingValueError(Setting(name), f" must be {wanted}, got {value}")
         self._set(name, number)
 
     def _check_model_arguments(self) -> None:
@@ -235,13 +292,13 @@ class TrainConfig:
             # A copy that is equal to what will be read back from a checkpoint.
             arguments = json.loads(json.dumps(dict(self.model_arguments), allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"model_arguments must be a dict of JSON types, got {self.model_arguments!r} ({error})"
+            raise SettingTypeError(
+                Setting("model_arguments"), f" must be a dict of JSON types, got {self.model_arguments!r} ({error})"
             ) from None
         try:
             inspect.signature(MODELS[self.model]).bind(**arguments)
         except TypeError as error:
-            raise ValueError(f"model_arguments do not fit {self.model}: {error}") from None
+            raise SettingValueError(Setting("model_arguments"), f" do not fit {self.model}: {error}") from None
         self._set("model_arguments", arguments)
 
 
@@ -421,7 +478,7 @@ class Interrupted(KeyboardInterrupt):
         self.checkpoint = checkpoint
 
 
-class TrainingDiverged(ArithmeticError):
+class TrainingDiverged(NamesSettings, ArithmeticError):
     """The loss or a weight is no longer finite; the last good checkpoint is still there."""
 
 
@@ -515,21 +572,30 @@ def fit(
     Args:
         config: what to train, and how.
         out: the run directory; made if it is not there.
-        resume: go on from the checkpoint in ``out``, and give bit for bit what the run would have given without the
-            interruption; start from the beginning if there is none yet. ``config`` must be that of the run, all of it
-            but ``checkpoint_every``, the place of the data (if they are the same) and the backend 'auto', which is the
-            one that the run began on. So ``epochs`` cannot be raised: the schedule depends on it. If nothing is left to
-            train, only the model is written again.
+        resume: go on from the checkpoint in ``out``; start from the beginning if there is none yet. With the settings
+            of the run, whose data may have moved, this gives bit for bit what the run would have given without the
+            interruption; if nothing is left to train, only the model is written again. Those in :data:`MAY_CHANGE`
+            may be others:
+
+            - ``epochs``, at least those that have begun. Steps that are still to come have the learning rate that they
+              have in a run of so many epochs. Metrics are continued; the model of a finished run stays until the run
+              ends again.
+            - ``patience``: a run that it has stopped goes on if it is larger. Epochs before count, too.
+            - ``checkpoint_every``.
+            - ``backend``: 'auto' is the one that the run is on. Another one goes on from the same numbers, and rounds
+              otherwise.
         on_event: is called with each :class:`Event`, in this thread.
         data_dir: where downloaded data are kept, see :func:`gpuconv.data.load_dataset`.
 
     Raises:
         FileExistsError: ``out`` holds a run, and ``resume`` is not set.
-        FileError: ``out`` holds a checkpoint that is broken or of another run; it is left as it is.
+        FileError: ``out`` holds a checkpoint that is broken or, :class:`OtherRun`, has other settings; it is left as it
+            is.
         Interrupted, TrainingDiverged: see there.
         OSError: a file cannot be written (disk full, no permission), or another process is training in ``out``. What
             was saved before is still there.
-        ValueError, DataError, ConnectionError, BackendUnavailable: the model, the data or the backend is not to be had.
+        ValueError, DataError, ConnectionError, BackendUnavailable: the model, the data or the backend is not to be had,
+            or more epochs than ``epochs`` have begun.
     """
     out = Path(out)
     if not resume:
@@ -542,7 +608,7 @@ def fit(
         checkpoint = None
         if resume and (out / CHECKPOINT).exists():
             checkpoint = _Checkpoint.read(out / CHECKPOINT)
-            checkpoint.check_belongs_to(config, dataset)
+            checkpoint.check_goes_on_with(config, dataset)
         else:
             # Also on resume: without a checkpoint, what else is there would be lost.
             _refuse_existing(out)
@@ -647,25 +713,36 @@ class _Checkpoint:
     def backend(self) -> str:
         return str(self.content["backend"])
 
-    def check_belongs_to(self, config: TrainConfig, dataset: Dataset) -> None:
+    def check_goes_on_with(self, config: TrainConfig, dataset: Dataset) -> None:
+        """Refuse settings that are not the run's, or that ask for less than has been done."""
         # A checkpoint from before there was augmentation has no word of it.
         theirs, ours = {"augment": False, **self.content["config"]}, asdict(config)
-        if ours["backend"] == backends.AUTO:
-            ours["backend"] = self.backend
-        theirs["backend"] = self.backend
-        # How often it is saved changes nothing, and the data are compared by content.
-        differing = [
-            f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
-            for name in {**ours, **theirs}
-            if name not in ("checkpoint_every", "data") and theirs.get(name) != ours.get(name)
-        ]
+        parts: list[str] = []
+        for name in {**ours, **theirs}:
+            # The data are compared by content, below.
+            if name not in (*MAY_CHANGE, "data") and theirs.get(name) != ours.get(name):
+                parts += [", ", Setting(name), f" is {theirs.get(name)!r} there and {ours.get(name)!r} here"]
         if self.content["data"] != _fingerprint(dataset):
-            differing.append(f"data are other images ({theirs['data']!r} there, {ours['data']!r} here)")
-        if differing:
-            raise FileError(
-                f"{self.path}: of another run: {', '.join(differing)}; resume with the same settings, or start a new "
-                "run in another folder"
+            parts += [", ", Setting("data"), f" {ours['data']!r} holds other images than {theirs['data']!r} did there"]
+        if parts:
+            may = [part for name in MAY_CHANGE for part in (", ", Setting(name))]
+            raise OtherRun(
+                f"{self.path}: of another run: ",
+                *parts[1:],
+                "; resume with the same settings, of which only ",
+                *may[1:],
+                " may change, or start a new run in another folder",
             )
+        done, begun = len(self.content["history"]), self.content["step"] > 0
+        if config.epochs < done + begun:
+            what = f" is {config.epochs}, but the run has done {done}"
+            what += f" and begun the next; give at least {done + 1}" if begun else f"; give at least {done}"
+            raise SettingValueError(Setting("epochs"), what)
+        if config.patience is not None and done and not self.part("best."):
+            why_not = (
+                " cannot be set any more: an older version, which kept no weights of the best epoch, began the run"
+            )
+            raise OtherRun(f"{self.path}: ", Setting("patience"), why_not)
 
     def part(self, prefix: str) -> dict[str, np.ndarray]:
         return {name[len(prefix) :]: array for name, array in self.tensors.items() if name.startswith(prefix)}
@@ -720,8 +797,10 @@ class _Run:
         self.loss_sum, self.correct = 0.0, 0  # over the images of those steps
         self.seconds = 0.0  # spent on them
         self.history: list[EpochEnd] = []
-        self.best: dict[str, np.ndarray] | None = None  # weights of the best epoch; only kept with patience
+        # Weights of the best epoch. Without patience, too, which may be set when the run goes on.
+        self.best: dict[str, np.ndarray] | None = None
         self.resumed = False
+        self.changed = True  # whether the settings are others than those of the checkpoint
 
         #: On a GPU, what a full batch takes instead of _train_step; elsewhere, and if it cannot be captured, None.
         captured = capture(self._whole_step) if config.loss == "cross_entropy" else None
@@ -767,6 +846,7 @@ class _Run:
             self.step, self.correct = int(content["step"]), int(content["correct"])
             self.loss_sum, self.seconds = float(content["loss_sum"]), float(content["seconds"])
             self.history = [EpochEnd(**epoch) for epoch in content["history"]]
+            self.changed = (content["config"], content["backend"]) != (asdict(self.config), self.backend.name)
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{checkpoint.path}: not the checkpoint of such a run ({error})") from None
         self.resumed = True
@@ -811,8 +891,10 @@ class _Run:
                 finished=was_finished,
             )
         )
-        if not self.resumed:
-            self.save()  # so that a folder that cannot be written, or a full disk, shows before hours of training
+        if self.changed:
+            # A folder that cannot be written, or a full disk, shows before hours of training; and whoever resumes a run
+            # that goes on longer need not say so again.
+            self.save()
         self._write_metrics()
         while not self.finished:
             self._train_epoch()
@@ -936,7 +1018,7 @@ class _Run:
             seconds=round(self.seconds + time.perf_counter() - started, 3),
         )
         self.history.append(epoch)
-        if self.config.patience is not None and self.best_epoch == epoch.epoch:
+        if self.best_epoch == epoch.epoch:
             self.best = self.model.state_dict()
         self.step, self.loss_sum, self.correct, self.seconds = 0, 0.0, 0, 0.0
         self.save()
@@ -946,7 +1028,7 @@ class _Run:
 
     def _finish(self, was_finished: bool) -> Result:
         kept_epoch = len(self.history)
-        if self.best is not None and self.best_epoch is not None:
+        if self.config.patience is not None and self.best is not None and self.best_epoch is not None:
             self.model.load_state_dict(self.best)
             kept_epoch = self.best_epoch
         self.model.eval()
@@ -999,16 +1081,20 @@ class _Run:
             gradient = f"the largest of the last gradients is that of {name}, {value:.3g}"
         return TrainingDiverged(
             f"training diverged in epoch {len(self.history) + 1}, step {step} of {self.steps}: {what}; {gradient}. A "
-            f"lower lr may help (it was {self.optimizer.lr:.3g}). The last good checkpoint is kept in {self.out}"
+            "lower ",
+            Setting("lr"),
+            f" may help (it was {self.optimizer.lr:.3g}). The last good checkpoint is kept in {self.out}",
         )
 
 
 def _build(config: TrainConfig, dataset: Dataset) -> Classifier:
     classes = len(dataset.classes)
     if config.model_arguments.get("num_classes", classes) != classes:
-        raise ValueError(
-            f"model_arguments: num_classes is {config.model_arguments['num_classes']}, but data {config.data!r} have "
-            f"{classes} classes"
+        raise SettingValueError(
+            Setting("model_arguments"),
+            f": num_classes is {config.model_arguments['num_classes']}, but ",
+            Setting("data"),
+            f" {config.data!r} have {classes} classes",
         )
     model = build(config.model, **{**config.model_arguments, "num_classes": classes})
     model.classes = dataset.classes

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "geometry": set(),
     "random": set(),
+    "terminal": set(),
     "versions": set(),
     "data": set(),
     "kernels": {"geometry"},
@@ -62,6 +63,7 @@ ALLOWED = {
         "storage",
         "autograd",
         "random",
+        "terminal",
         "tuner",
         "tuning_store",
     },

@@ -97,6 +97,21 @@ def test_screen_shows_every_figure(run):
             assert f"{rates['median']:,.0f}" in process.stdout
 
 
+def test_a_table_that_is_too_wide_is_listed(monkeypatch):
+    """A cell a line, under each other, rows apart: no figure is cut by a narrow terminal."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench.report import Table
+
+    table = Table("title", ["batch", "gpuconv ms"], [["1", "1,234.5"], ["64", "2"]])
+    assert table.listed().splitlines() == [
+        "     batch  1",
+        "gpuconv ms  1,234.5",
+        "",
+        "     batch  64",
+        "gpuconv ms  2",
+    ]
+
+
 def test_memory_is_that_of_training(tmp_path):
     """--memory gives the peak of a process of its own, which holds at least what a step of that batch keeps."""
     out = tmp_path / "lenet.json"

@@ -131,9 +131,48 @@ def test_resume_of_what_is_done(capsys, run):
     (run / "curves.png").unlink()
     status, out, _ = outcome(capsys, "train", "--resume", "--out", run)
     assert status == 0
-    assert "nothing is left to train" in out
+    assert "nothing is left to train after epoch 2/2; --resume --epochs 3 goes on" in out
     assert (run / "curves.png").exists()
-    assert "epochs is 2 there and 7 here" in one_line(capsys, "train", "--resume", "--out", run, "--epochs", 7)
+
+
+def test_a_finished_run_goes_on(capsys, few_digits):
+    """--resume --epochs 4 after 2: its rows, metrics and curves are continued, and a later --resume remembers the 4."""
+    assert outcome(capsys, "train", "--data", few_digits, "--epochs", 2)[0] == 0
+    (folder,) = Path("runs").iterdir()
+    model, curves = ((folder / name).read_bytes() for name in ("model.safetensors", "curves.png"))
+    status, out, err = outcome(capsys, "train", "--resume", "--epochs", 4)
+    assert (status, err) == (0, "")
+    assert "going on after epoch 2\n" in out
+    assert re.findall(r"^ +(\d)/4 ", out, re.MULTILINE) == ["3", "4"]
+    assert [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert (folder / "model.safetensors").read_bytes() != model
+    assert (folder / "curves.png").read_bytes() != curves
+    assert "after epoch 4/4" in outcome(capsys, "train", "--resume")[1]
+
+    line = one_line(capsys, "train", "--resume", "--epochs", 3)
+    assert line == "gpuconv: --epochs is 3, but the run has done 4; give at least 4\n"
+    options = ("--lr", 0.5, "--batch-size", 8, "--seed", 3, "--no-augment", "--validation-fraction", 0.2)
+    line = one_line(capsys, "train", "--resume", *options, "--data", "mnist-sample")
+    for words in (
+        "--batch-size is 32 there and 8 here", "--lr is 0.02 there and 0.5 here", "--seed is 0 there and 3 here",
+        "--validation-fraction is 0.1 there and 0.2 here", "--data 'mnist-sample' holds other images than",
+        "of which only --epochs, --patience, --checkpoint-every, --backend may change",
+    ):  # fmt: skip
+        assert words in line
+    assert "augment" not in line
+
+
+def test_a_stopped_run_goes_on(capsys, few_digits):
+    """What has been stopped early says which --patience goes on; with it, it does."""
+    options = ("--epochs", 30, "--patience", 1, "--lr", 0.3, "--momentum", 0, "--schedule", "constant")
+    _, out, _ = outcome(capsys, "train", "--data", few_digits, *options)
+    done = len(re.findall(r"^ +\d+/30 ", out, re.MULTILINE))
+    _, out, _ = outcome(capsys, "train", "--resume")
+    assert re.search(r"^nothing is left to train$", out, re.MULTILINE)
+    assert "fallen for 1 epoch;" in out
+    assert "; --resume --patience 2 goes on\n" in out
+    _, out, _ = outcome(capsys, "train", "--resume", "--patience", 2)
+    assert re.search(rf"^ +{done + 1}/30 ", out, re.MULTILINE)
 
 
 def test_a_run_that_augments_goes_on_augmenting(capsys, few_digits):
@@ -153,7 +192,7 @@ def test_early_stop_is_said(capsys, few_digits):
     status, out, _ = outcome(capsys, "train", "--data", few_digits, *options)
     assert status == 0
     assert re.search(
-        r"^stopped: the validation loss has not fallen for 1 epochs; epoch \d+'s weights are kept$", out, re.M
+        r"^stopped: the validation loss has not fallen for 1 epoch; epoch \d+'s weights are kept$", out, re.M
     )
 
 
@@ -197,6 +236,7 @@ def test_divergence_is_one_line(capsys, few_digits):
     line = one_line(capsys, "train", "--data", few_digits, "--lr", 1e9, "--out", "d")
     assert "diverged in epoch 1, step 2" in line
     assert re.search("largest .*gradient", line)
+    assert "A lower --lr may help" in line
 
 
 def test_no_network_is_one_line(capsys, monkeypatch, tmp_path):
@@ -343,6 +383,11 @@ def test_info_says_why_a_backend_is_missing(capsys, monkeypatch):
         ("train --epochs 0", "--epochs must be at least 1, got 0"),
         ("train --batch-size -1", "--batch-size must be at least 1"),
         ("train --lr nan", "--lr must be above 0, got nan"),
+        ("train --patience 0", "gpuconv: --patience must be at least 1, got 0"),
+        (
+            "train --patience 2 --validation-fraction 0",
+            "gpuconv: --patience needs validation images; set --validation-fraction above 0\n",
+        ),
         ("train --seed -1", "--seed must be at least 0"),
         ("train --optimizer adma", "did you mean 'adam'?"),
         ("train --loss cross-entropy", "did you mean 'cross_entropy'?"),
@@ -439,6 +484,61 @@ def test_help_is_quick(capsys):
     assert f"[default: {TrainConfig().epochs}]" in " ".join(outcome(capsys, "train", "--help")[1].split())
 
 
+@posix
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("gpuconv ", {"train", "evaluate", "predict", "tune", "summary", "info"}),
+        ("gpuconv train --sch", {"--schedule"}),
+        ("gpuconv train --schedule ", {"cosine", "constant"}),
+        ("gpuconv train --optimizer a", {"adam"}),
+        ("gpuconv train --loss ", {"cross_entropy", "half_squared_error"}),
+        ("gpuconv train --model ", {"lenet5"}),
+        ("gpuconv train --data m", {"mnist", "mnist-sample"}),
+        ("gpuconv train --data ./", set()),
+        ("gpuconv train --out r", set()),
+        ("gpuconv train --backend nu", {"numba", "numpy"}),
+        ("gpuconv tune --op conv2d_g", {"conv2d_grad_input", "conv2d_grad_weight"}),
+        ("gpuconv summary l", {"lenet5"}),
+    ],
+)
+def test_a_shell_completes(typed, offered, capsys, monkeypatch):
+    """By bash's protocol: commands, options and names; of nothing else, for which bash offers files."""
+    monkeypatch.setenv("_GPUCONV_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split(" ")) - 1))
+    status, out, err = outcome(capsys)
+    assert (status, err) == (0, "")
+    assert set(out.split()) == offered
+
+
+@posix
+def test_bash_completes(tmp_path):
+    """What --show-completion prints, evaluated in bash, completes there."""
+    program = tmp_path / "gpuconv"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m gpuconv "$@"\n')
+    program.chmod(0o755)
+    script = """
+        eval "$(gpuconv --show-completion)"
+        COMP_WORDS=(gpuconv train --data mnist-s) COMP_CWORD=3
+        _gpuconv_completion gpuconv
+        echo "${COMPREPLY[@]}"
+        complete -p gpuconv
+    """
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    run = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert run.stderr == ""
+    assert run.stdout.splitlines() == ["mnist-sample", "complete -o default -F _gpuconv_completion gpuconv"]
+
+
+def test_completion_offers_what_there_is():
+    """The operations are spelled out where they are completed, so that nothing heavy is loaded for them."""
+    from gpuconv import tuner
+    from gpuconv.cli import tune
+
+    assert tune._OPERATIONS == tuner.OPERATIONS
+
+
 def test_python_m_gpuconv():
     """The module runs as the command does, and passes its exit status on."""
     run = process("summary", "lenet6")
@@ -507,3 +607,90 @@ def test_a_narrow_terminal(run):
     _, text = in_terminal(40, {}, "evaluate", "--model", run)
     assert "accuracy" in text
     assert "confusion:" not in text
+
+
+SUMMARY = {
+    "layer": ["conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "flatten", "fc1", "relu3", "fc2", "relu4", "fc3"],
+    "kind": ["Conv2d", "ReLU", "MaxPool2d"] * 2 + ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"],
+    "output": [
+        "6x28x28", "6x28x28", "6x14x14", "16x10x10", "16x10x10", "16x5x5", "400", "120", "120", "84", "84", "10",
+    ],
+    "parameters": ["156", "0", "0", "2,416", "0", "0", "0", "48,120", "0", "10,164", "0", "850", "61,706"],
+    "connections": ["122,304", "0", "0", "241,600", "0", "0", "0", "48,120", "0", "10,164", "0", "850", "423,038"],
+}  # fmt: skip
+
+
+def plain(text):
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "")
+
+
+@posix
+@pytest.mark.parametrize(
+    ("width", "environment", "columns"),
+    [
+        (300, {}, list(SUMMARY)),
+        (54, {"TERM": "dumb"}, list(SUMMARY)),
+        (44, {"NO_COLOR": "1"}, ["layer", "output", "parameters", "connections"]),
+        (40, {"TERM": "dumb"}, ["layer", "output", "parameters"]),
+        (300, {"COLUMNS": "40"}, ["layer", "output", "parameters"]),
+        (20, {}, ["layer", "output", "parameters"]),
+        (None, {"COLUMNS": "40"}, list(SUMMARY)),
+        (None, {"COLUMNS": "40", "FORCE_COLOR": "1"}, list(SUMMARY)),
+    ],
+)
+def test_a_table_is_never_cut(width, environment, columns):
+    """Where it does not fit, whole columns are left out and named; a file or a pipe (None) gets all of it."""
+    if width is None:
+        command = [sys.executable, "-m", "gpuconv", "summary", "lenet5"]
+        text = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True).stdout
+    else:
+        _, text = in_terminal(width, environment, "summary", "lenet5")
+    lines = plain(text).splitlines()
+    assert " ".join(lines).startswith("LeNet5, input 1x32x32, 10 classes ")
+    heading, *rows = lines[next(i for i, line in enumerate(lines) if line.startswith("layer")) :]
+    assert heading.split() == columns
+    cells = [row.split() for row in rows[:13]]
+    assert cells[-1] == ["total", *(SUMMARY[name][12] for name in columns if len(SUMMARY[name]) == 13)]
+    for position, name in enumerate(columns):
+        assert [row[position] for row in cells[:12]] == SUMMARY[name][:12]
+    left_out = [name for name in ("kind", "connections") if name not in columns]
+    assert " ".join(rows[13:]).replace("  ", " ") == (
+        f"({', '.join(left_out)}: in a wider terminal)" if left_out else ""
+    )
+    width = int(environment.get("COLUMNS", width)) if width else 1000
+    if width > 30:
+        assert max(map(len, lines)) <= width
+
+
+@posix
+@pytest.mark.parametrize("width", [24, 40, 60])
+def test_training_in_a_narrow_terminal(few_digits, width):
+    """Rows of as many columns as there is room for, prose broken between words; only what is copied stays one line."""
+    environment = {"TERM": "dumb", "GPUCONV_BACKEND": "numpy"}
+    _, text = in_terminal(width, environment, "train", "--data", few_digits, "--epochs", 1, "--out", "r")
+    lines = plain(text).splitlines()
+    heading = next(line for line in lines if line.startswith("  epoch"))
+    row = lines[lines.index(heading) + 1]
+    shown = {24: "epoch right", 40: "epoch loss validation right", 60: "epoch loss right validation right time"}
+    assert heading.split() == shown[width].split()
+    cells = {"epoch": "1/1", "loss": r"\d\.\d{4}", "right": r"\d+\.\d\d%", "time": r"\d+\.\d s"}
+    cells["validation"] = cells["loss"]
+    assert re.fullmatch(" +" + " +".join(cells[name] for name in heading.split()), row), row
+    long = [line for line in lines if len(line) > width and " " in line.strip()]
+    assert all(line.startswith("next: ") or str(few_digits) in line for line in long), long
+    assert re.search(r"test accuracy \d+\.\d\d% of 100 images", " ".join(lines))
+
+
+@posix
+@pytest.mark.parametrize("command", [["info"], ["tune", "--geometry", "8,6,14,14,16,5,5", "--backend", "numba"]])
+def test_prose_in_a_narrow_terminal(command, tmp_path):
+    """Lines end between words; the numbers are those of a wide terminal."""
+    environment = {"TERM": "dumb", "GPUCONV_TUNING": str(tmp_path / "t")}
+    _, text = in_terminal(40, environment, *command)
+    lines = plain(text).splitlines()
+    assert all(len(line) <= 40 or " " not in line.strip() for line in lines), lines
+    if command[0] == "info":
+        wide = plain(in_terminal(300, environment, *command)[1])
+        assert text.split() == wide.split()
+    else:
+        assert re.findall(r"^  [\d,]+\.\d µs  \w+", text.replace("\r", ""), re.MULTILINE)

@@ -473,15 +473,22 @@ class OtherBackend(NumpyBackend):
 
 
 def test_a_run_stays_on_the_backend_that_it_began_on(tmp_path, digits, monkeypatch):
-    """'auto' is the current backend at the start and the checkpoint's afterwards, because others round otherwise."""
+    """'auto' is the current backend at the start and the checkpoint's afterwards, because others round otherwise; one
+    that is named takes the run over, and keeps it.
+    """
     monkeypatch.setitem(backends._TABLE, "other", (__name__, "OtherBackend"))
-    config = dropout(digits, backend="auto", epochs=1)
+    config = dropout(digits, backend="auto")
+    fit(replace(config, backend="numpy"), tmp_path / "whole")
     with backends.use_backend("other"), pytest.raises(Crash):
-        fit(config, tmp_path, on_event=At(BatchEnd, 6, crash))
-    with pytest.raises(storage.FileError, match="backend is 'other' there and 'numpy' here"):
-        fit(replace(config, backend="numpy"), tmp_path, resume=True)
-    assert fit(config, tmp_path, resume=True).backend == "other"
-    assert fit(replace(config, backend="other"), tmp_path, resume=True).backend == "other"
+        fit(config, tmp_path / "parts", on_event=At(BatchEnd, 6, crash))
+    for given, taken in (("auto", "other"), ("numpy", "numpy"), ("auto", "numpy"), ("other", "other")):
+        listener = At(BatchEnd, 6, crash)
+        with pytest.raises(Crash):
+            fit(replace(config, backend=given), tmp_path / "parts", resume=True, on_event=listener)
+        assert listener.of(Started)[0].backend == taken
+    assert fit(config, tmp_path / "parts", resume=True).backend == "other"
+    # They round alike.
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
@@ -520,9 +527,9 @@ def test_other_settings_are_named(tmp_path, digits):
         fit(small(digits), tmp_path, on_event=At(BatchEnd, 6, crash))
     before = contents(tmp_path)
     for changes, words in [
-        ({"lr": 0.1, "epochs": 9}, ["lr is 0.05 there and 0.1 here", "epochs is 3 there and 9 here"]),
+        ({"lr": 0.1, "batch_size": 9}, ["lr is 0.05 there and 0.1 here", "batch_size is 16 there and 9 here"]),
         ({"model": "with-dropout", "model_arguments": {}}, ["model is 'lenet5' there", "model_arguments is {'hidden'"]),
-        ({"data": "mnist-sample"}, ["data are other images", "'mnist-sample' here"]),
+        ({"data": "mnist-sample"}, ["data 'mnist-sample' holds other images than"]),
         ({"optimizer": "adam"}, ["optimizer is 'sgd' there and 'adam' here"]),
         ({"augment": True}, ["augment is False there and True here"]),
     ]:
@@ -550,8 +557,115 @@ def test_what_changes_nothing_may_change(tmp_path, digits, tmp_path_factory):
     labels = bytearray((moved / "train-labels-idx1-ubyte").read_bytes())
     labels[-1] = (labels[-1] + 1) % 10
     (moved / "train-labels-idx1-ubyte").write_bytes(labels)
-    with pytest.raises(storage.FileError, match="data are other images"):
+    with pytest.raises(storage.FileError, match=r"data .* holds other images"):
         fit(dropout(moved), tmp_path / "parts", resume=True)
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "interrupted"])
+def test_more_epochs_at_a_constant_rate(tmp_path, digits, finished):
+    """With the schedule 'constant', 2 epochs of a run, or a part of them, and then 4 are a run of 4, bit for bit."""
+    config = dropout(digits, schedule="constant", epochs=4, optimizer="adam", lr=0.01)
+    fit(config, tmp_path / "whole")
+    if finished:
+        fit(replace(config, epochs=2), tmp_path / "parts")
+        model = (tmp_path / "parts" / MODEL).read_bytes()
+    else:
+        with pytest.raises(Crash):
+            fit(replace(config, epochs=2), tmp_path / "parts", on_event=At(BatchEnd, 19, crash))
+    # The new number is kept from the first moment on, and the model of the finished run until there is a new one.
+    with pytest.raises(Crash):
+        fit(config, tmp_path / "parts", resume=True, on_event=At(BatchEnd, 3, crash))
+    assert train.saved_config(tmp_path / "parts") == config
+    if finished:
+        assert (tmp_path / "parts" / MODEL).read_bytes() == model
+    result = fit(config, tmp_path / "parts", resume=True)
+    assert not result.was_finished
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_more_epochs_on_a_cosine(tmp_path, digits):
+    """Each step that is still to come has the learning rate of a run of the new length: of 36 steps of a finished run,
+    and 60 of the one that goes on; and of 24, if it ends sooner.
+    """
+    fit(dropout(digits), tmp_path / "longer")
+    result = fit(dropout(digits, epochs=5), tmp_path / "longer", resume=True)
+    with pytest.raises(Crash):
+        fit(dropout(digits), tmp_path / "shorter", on_event=At(EpochEnd, 1, crash))
+    sooner = fit(dropout(digits, epochs=2), tmp_path / "shorter", resume=True)
+    for history, totals in ((result.history, [36, 36, 36, 60, 60]), (sooner.history, [36, 24])):
+        expected = [0.05 * 0.5 * (1 + np.cos(np.pi * (12 * epoch + 11) / total)) for epoch, total in enumerate(totals)]
+        np.testing.assert_allclose([epoch.lr for epoch in history], expected, rtol=1e-12)
+    assert [line["epoch"] for line in metrics(tmp_path / "longer")] == [1, 2, 3, 4, 5]
+
+
+def test_fewer_epochs_than_are_done(tmp_path, digits):
+    """A run cannot have been shorter than it is; an epoch that has begun counts. What it may be at least, it can be."""
+    with pytest.raises(Crash):
+        fit(dropout(digits, epochs=4), tmp_path, on_event=At(BatchEnd, 31, crash))
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"^epochs is 2, but the run has done 2 and begun the next; give at least 3$"):
+        fit(dropout(digits, epochs=2), tmp_path, resume=True)
+    assert contents(tmp_path) == before
+    assert fit(dropout(digits, epochs=3), tmp_path, resume=True).epochs == 3
+    with pytest.raises(ValueError, match=r"^epochs is 2, but the run has done 3; give at least 3$"):
+        fit(dropout(digits, epochs=2), tmp_path, resume=True)
+    assert fit(dropout(digits, epochs=3), tmp_path, resume=True).was_finished
+
+
+def test_patience_may_change(tmp_path, digits, monkeypatch):
+    """A run that was begun without it, or stopped by it, goes on as one that had the new patience from its start: the
+    epochs before count, and the best one's weights are there.
+    """
+    losses = [1.0, 0.5, 0.7, 0.6, 0.65, 0.8, 0.1, 0.2]
+    config = dropout(digits, epochs=8, schedule="constant")
+    scripted_validation(monkeypatch, losses)
+    fit(replace(config, patience=4), tmp_path / "whole")
+    for name, first, epochs in (("stopped", replace(config, patience=2), 4), ("begun", replace(config, epochs=3), 3)):
+        scripted_validation(monkeypatch, losses)
+        assert fit(first, tmp_path / name).epochs == epochs
+        listener = At()
+        result = fit(replace(config, patience=4), tmp_path / name, resume=True, on_event=listener)
+        assert listener.of(EarlyStop) == [EarlyStop(epoch=6, best_epoch=2, patience=4)]
+        assert (result.epochs, result.kept_epoch) == (6, 2)
+        assert_same_run(tmp_path / name, tmp_path / "whole")
+    # Without patience it goes to its end, whose weights are kept.
+    scripted_validation(monkeypatch, losses[6:])
+    result = fit(config, tmp_path / "begun", resume=True)
+    assert (result.epochs, result.best_epoch, result.kept_epoch, result.stopped_early) == (8, 7, 8, False)
+    # Less of it stops a run at once, in the middle of an epoch, too.
+    scripted_validation(monkeypatch, losses)
+    with pytest.raises(Crash):
+        fit(config, tmp_path / "less", on_event=At(BatchEnd, 12 * 4 + 6, crash))
+    result = fit(replace(config, patience=1), tmp_path / "less", resume=True)
+    assert (result.epochs, result.kept_epoch, result.was_finished) == (4, 2, True)
+    assert (tmp_path / "less" / MODEL).read_bytes() == (tmp_path / "whole" / MODEL).read_bytes()
+
+
+def test_patience_of_a_run_whose_best_weights_were_not_kept(tmp_path, digits):
+    """A checkpoint of an older version, which kept them with patience alone, says why it cannot be set."""
+    fit(dropout(digits, epochs=1), tmp_path)
+    tensors, content = storage.load_tensors(tmp_path / CHECKPOINT, "gpuconv-checkpoint")
+    older = {name: array for name, array in tensors.items() if not name.startswith("best.")}
+    storage.save_tensors(tmp_path / CHECKPOINT, older, "gpuconv-checkpoint", content)
+    with pytest.raises(storage.FileError, match="patience cannot be set any more"):
+        fit(dropout(digits, epochs=2, patience=1), tmp_path, resume=True)
+    assert fit(dropout(digits, epochs=2), tmp_path, resume=True).epochs == 2
+
+
+def test_messages_tell_which_words_are_settings():
+    """Whoever shows a message may spell them otherwise; the second one, too, and no other word that looks like one."""
+    for changes, spelled in [
+        (
+            {"patience": 2, "validation_fraction": 0},
+            "<patience> needs validation images; set <validation_fraction> abo",
+        ),
+        ({"data": 5}, "<data> must be a name or a path, got 5"),
+        ({"model": "epochs"}, "<model> must be one of lenet5, with-dropout, got 'epochs'"),
+    ]:
+        with pytest.raises(train.NamesSettings) as caught:
+            TrainConfig(**changes)
+        assert caught.value.spelled(lambda name: f"<{name}>").startswith(spelled)
+        assert caught.value.spelled(str) == str(caught.value)
 
 
 def test_a_run_from_before_there_was_augmentation(tmp_path, digits):

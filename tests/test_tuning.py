@@ -450,13 +450,39 @@ def test_ctrl_c_keeps_what_was_measured(capsys, monkeypatch, store):
 
     monkeypatch.setattr(tuner, "_tuned", second_is_interrupted)
     assert main(["tune", "--geometry", "4,6,14,14,16,5,5", "--backend", "numba"]) == 130
-    assert "interrupted: 1 of 3 were measured and are kept" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"gpuconv: interrupted: 1 of 3 were measured; kept in {store}\n"
     assert len(tuning_store.entries()[0]) == 1
 
 
 def test_a_store_that_cannot_be_written_is_said(capsys, monkeypatch, store):
-    """The measurement counts, the status is 0, and a line says what could not be kept and why."""
+    """The measurement counts, the status is 0, and one line says what could not be kept and why; none that it was."""
     monkeypatch.setattr(tuner, "_ROUNDS", 2)
     store.write_text("")
-    assert main(["tune", "--geometry", "4,6,14,14,16,5,5", "--op", "conv2d", "--backend", "numba"]) == 0
-    assert f"not kept for other processes: {store}" in capsys.readouterr().err
+    for op in ([], ["--op", "conv2d"]):
+        assert main(["tune", "--geometry", "4,6,14,14,16,5,5", *op, "--backend", "numba"]) == 0
+        out, err = capsys.readouterr()
+        assert err == f"gpuconv: not kept: {store}: {os.strerror(errno.EEXIST)}\n"
+        assert "kept" not in out
+
+
+def test_a_store_that_becomes_full_is_said(capsys, monkeypatch, store):
+    """Of three winners the second one is not written: how many are kept, and how many are not, each once."""
+    monkeypatch.setattr(tuner, "_ROUNDS", 2)
+    record, calls = tuning_store.record, []
+
+    def second_fails(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(store / "x"))
+        record(*arguments)
+
+    monkeypatch.setattr(tuning_store, "record", second_fails)
+    command = ["tune", "--geometry", "4,6,14,14,16,5,5", "--backend", "numba"]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == f"2 of 3 kept in {store}"
+    assert err == f"gpuconv: 1 not kept: {store / 'x'}: No space left on device\n"
+    monkeypatch.setenv("GPUCONV_TUNING", "off")
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[-1], err) == ("not kept: GPUCONV_TUNING is off", "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import traceback
@@ -13,14 +12,15 @@ import typer
 
 import gpuconv
 from gpuconv import backends
-from gpuconv.cli.common import INTERRUPTED, Failure, complain, os_error
+from gpuconv.cli.common import INTERRUPTED, Failure, complain, option, os_error
 from gpuconv.cli.evaluate import evaluate
 from gpuconv.cli.info import info
 from gpuconv.cli.predict import predict
 from gpuconv.cli.summary import summary
 from gpuconv.cli.train import train
 from gpuconv.cli.tune import tune
-from gpuconv.train import TrainingDiverged
+from gpuconv.terminal import write_anything
+from gpuconv.train import NamesSettings
 
 
 def run(argv: Sequence[str]) -> int:
@@ -28,13 +28,12 @@ def run(argv: Sequence[str]) -> int:
     # Understood in any place: who needs it has just seen a command fail, and puts it at the end.
     debug = "--debug" in argv
     arguments = [argument for argument in argv if argument != "--debug"]
-    for stream in (sys.stdout, sys.stderr):
-        # Terminals need not be UTF-8.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    write_anything()
     try:
         status = _app()(arguments, prog_name="gpuconv", standalone_mode=False) or 0
         sys.stdout.flush()
+    except SystemExit as end:  # of shell completion
+        status = end.code or 0
     except typer.Abort:
         status = INTERRUPTED
     except BrokenPipeError:
@@ -64,7 +63,9 @@ def _in_one_line(error: Exception) -> str:
         return f"{message.rstrip('.')} (see '{where} --help')"
     if isinstance(error, OSError):
         return os_error(error)
-    if isinstance(error, (Failure, ValueError, ImportError, TrainingDiverged, backends.BackendUnavailable)):
+    if isinstance(error, NamesSettings):
+        return error.spelled(option)
+    if isinstance(error, (Failure, ValueError, ImportError, backends.BackendUnavailable)):
         return str(error)
     if isinstance(error, MemoryError):
         return "out of memory"
@@ -72,7 +73,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _app() -> typer.Typer:
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_top)
     for command in (train, evaluate, predict, tune, summary, info):
         app.command()(command)

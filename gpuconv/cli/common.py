@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
+import textwrap
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
+from rich.table import Table
 
 from gpuconv import backends, storage
+from gpuconv.data import DATASETS
 from gpuconv.models import Classifier
 from gpuconv.train import CHECKPOINT, MODEL
 
@@ -39,6 +45,26 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def completing(*values: str) -> Callable[[str], list[str]]:
+    """What Typer asks for the values of an option when a shell completes it. Of others the shell offers files."""
+
+    def matching(incomplete: str) -> list[str]:  # Typer goes by the argument's name
+        return [value for value in values if value.startswith(incomplete)]
+
+    return matching
+
+
+#: For options that name a backend, and those that name a data set.
+complete_backend = completing(*backends.names(), backends.AUTO)
+complete_data = completing(*DATASETS)
+
+
+def option(setting: str) -> str:
+    """What a field of TrainConfig is called on the command line."""
+    # Those of a model's constructor have no option.
+    return setting if setting == "model_arguments" else f"--{setting.replace('_', '-')}"
+
+
 def os_error(error: OSError) -> str:
     """What happened to which file."""
     if not error.strerror:
@@ -46,10 +72,77 @@ def os_error(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
+#: Columns of what is no terminal: a file or a pipe takes lines of any length.
+_UNBOUNDED = 10_000
+
+
 def new_console() -> Console:
-    """Where a command prints."""
+    """Where a command prints; as wide as the terminal, and without bounds in a file or a pipe."""
     # Names of files may look like markup, and numbers in colours help nobody.
-    return Console(markup=False, highlight=False, emoji=False)
+    console = Console(markup=False, highlight=False, emoji=False)
+    # Not console.is_terminal, which FORCE_COLOR sets, too.
+    if not console.file.isatty():
+        console.width = _UNBOUNDED
+    elif console.is_dumb_terminal:
+        console.size = shutil.get_terminal_size()  # Rich takes 80 columns for granted
+    return console
+
+
+def say(console: Console, text: str, style: str | None = None, *, indent: int = 0) -> None:
+    """Print prose: broken between words where the terminal ends, so that no number and no name of a file is.
+
+    Args:
+        console: where.
+        text: one line; spaces that it begins with are kept.
+        style: Rich's.
+        indent: of the lines behind the first.
+    """
+    lines = textwrap.wrap(
+        text, max(1, console.width), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
+    console.print("\n".join(lines), style=style, soft_wrap=True)
+
+
+def show_table(
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Sequence[str],
+    expendable: Sequence[str] = (),
+    total: bool = False,
+) -> None:
+    """Print a table with nothing cut. Where the terminal is too narrow, columns that can be spared are left out.
+
+    Args:
+        console: where.
+        headings: the columns' names, each another one.
+        rows: a cell for each column.
+        numbers: columns that are aligned at the right.
+        expendable: columns in the order in which they are left out.
+        total: whether the last row is one, and stands out.
+    """
+    left_out: list[str] = []
+    for name in [None, *expendable]:
+        if name is not None:
+            left_out.append(name)
+        shown = [column for column, heading in enumerate(headings) if heading not in left_out]
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for column in shown:
+            justify: Literal["left", "right"] = "right" if headings[column] in numbers else "left"
+            table.add_column(headings[column], justify=justify, no_wrap=True)
+        for number, row in enumerate(rows):
+            last = total and number == len(rows) - 1
+            table.add_row(*(row[column] for column in shown), style="bold" if last else None)
+        needed = console.measure(table, options=console.options.update(max_width=_UNBOUNDED)).maximum
+        if needed <= console.width:
+            break
+    else:
+        # The terminal breaks the lines.
+        console.width = needed
+    console.print(table)
+    if left_out:
+        say(console, f"({', '.join(left_out)}: in a wider terminal)", style="dim")
 
 
 def newest_run(holding: str, otherwise: str) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 
 import gpuconv
 from gpuconv import backends
-from gpuconv.cli.common import new_console
+from gpuconv.cli.common import new_console, say
 from gpuconv.data.errors import missing_extra
 
 
@@ -21,7 +21,7 @@ def info() -> None:
     console = new_console()
 
     def line(name: str, text: str) -> None:
-        console.print(f"{name:15} {text}", soft_wrap=True)
+        say(console, f"{name:15} {text}", indent=16 if console.width >= 60 else 4)
 
     line("gpuconv", gpuconv.__version__)
     line("Python", f"{platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPUs")

@@ -7,8 +7,8 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,14 +18,28 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gpuconv import backends, storage
-from gpuconv.cli.common import RUNS, SAMPLES, Failure, new_console, newest_run, os_error
+from gpuconv.cli.common import (
+    RUNS,
+    SAMPLES,
+    Failure,
+    complete_backend,
+    complete_data,
+    completing,
+    new_console,
+    newest_run,
+    os_error,
+    say,
+)
 from gpuconv.data import Dataset, load_dataset
 from gpuconv.data.errors import missing_extra
 from gpuconv.models import MODELS
 from gpuconv.train import (
     CHECKPOINT,
+    LOSSES,
     METRICS,
     MODEL,
+    OPTIMIZERS,
+    SCHEDULES,
     BatchEnd,
     EarlyStop,
     EpochEnd,
@@ -47,37 +61,50 @@ _PICTURES = {
 }
 
 
-def _setting(text: str, name: str, metavar: str | None = None) -> Any:
+def _setting(text: str, name: str, metavar: str | None = None, complete: Callable[[str], Any] | None = None) -> Any:
     """An option for a field of TrainConfig. The default is shown, but not set: a run that is resumed has its own."""
     default = getattr(TrainConfig, name)
     shown = "" if default is None else f" [default: {default}]"
-    return typer.Option(help=text + shown, metavar=metavar)
+    return typer.Option(help=text + shown, metavar=metavar, autocompletion=complete)
 
 
 def train(
     data: Annotated[
         str | None,
-        _setting("Data set: mnist-sample (comes with gpuconv), mnist (downloaded), or a folder of IDX files.", "data"),
+        _setting(
+            "Data set: mnist-sample (comes with gpuconv), mnist (downloaded), or a folder of IDX files.",
+            "data",
+            complete=complete_data,
+        ),
     ] = None,
-    model: Annotated[str | None, _setting(f"Network: {', '.join(MODELS)}.", "model", "NAME")] = None,
+    model: Annotated[
+        str | None, _setting(f"Network: {', '.join(MODELS)}.", "model", "NAME", completing(*MODELS))
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Run directory. [default: a new one in runs/]", metavar="DIR"),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with an interrupted run: that in --out, or the newest in runs/."),
+        typer.Option(
+            "--resume",
+            help="Go on with an interrupted run, or with a finished one to more --epochs: that in --out, or the newest "
+            "in runs/.",
+        ),
     ] = False,
     epochs: Annotated[int | None, _setting("Passes through the training images.", "epochs")] = None,
     batch_size: Annotated[int | None, _setting("Images in a step.", "batch_size")] = None,
-    optimizer: Annotated[str | None, _setting("sgd or adam.", "optimizer", "NAME")] = None,
+    optimizer: Annotated[str | None, _setting("sgd or adam.", "optimizer", "NAME", completing(*OPTIMIZERS))] = None,
     lr: Annotated[float | None, _setting("Learning rate; if not given, that of the optimizer.", "lr")] = None,
     momentum: Annotated[float | None, _setting("Momentum of sgd.", "momentum")] = None,
     weight_decay: Annotated[float | None, _setting("Pull of the weights towards 0.", "weight_decay")] = None,
     schedule: Annotated[
-        str | None, _setting("Learning rate over time: cosine or constant.", "schedule", "NAME")
+        str | None,
+        _setting("Learning rate over time: cosine or constant.", "schedule", "NAME", completing(*SCHEDULES)),
     ] = None,
-    loss: Annotated[str | None, _setting("cross_entropy or half_squared_error.", "loss", "NAME")] = None,
+    loss: Annotated[
+        str | None, _setting("cross_entropy or half_squared_error.", "loss", "NAME", completing(*LOSSES))
+    ] = None,
     seed: Annotated[int | None, _setting("Of all that is random.", "seed")] = None,
     validation_fraction: Annotated[
         float | None, _setting("Share of the training images that is held out.", "validation_fraction")
@@ -93,26 +120,31 @@ def train(
         int | None, _setting("Steps between two checkpoints within an epoch.", "checkpoint_every")
     ] = None,
     backend: Annotated[
-        str | None, _setting(f"{', '.join([*backends.names(), backends.AUTO])}.", "backend", "NAME")
+        str | None,
+        _setting(f"{', '.join([*backends.names(), backends.AUTO])}.", "backend", "NAME", complete_backend),
     ] = None,
 ) -> None:
     """Train a network, and draw what it has learned.
 
     The run directory will hold the model, its metrics and pictures, and ten test images to try it on. Ctrl-C saves the
     run; --resume goes on with it as if nothing had happened.
+
+    With --resume, --epochs, --patience, --checkpoint-every and --backend may be others than before; all else is the
+    run's, and need not be given again. The learning rate goes on as in a run of the new number of epochs: that of the
+    cosine schedule, which has come down to 0 in a finished run, rises to where the longer curve is.
     """
-    given = {
+    options: dict[str, Any] = {
         "data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,
         "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule, "loss": loss, "seed": seed,
         "validation_fraction": validation_fraction, "augment": augment, "patience": patience,
         "checkpoint_every": checkpoint_every, "backend": backend,
     }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     if resume:
         folder = out or newest_run(CHECKPOINT, "nothing to resume; give --out DIR")
         saved = saved_config(folder)
         given = {**(asdict(saved) if saved else {}), **given}
-    config = _config(given)
+    config = TrainConfig(**given)
     folder = folder if resume else out or _new_run_folder(config)
     if folder.exists() and not folder.is_dir():
         raise Failure(f"--out must be a folder, {folder} is a file")
@@ -133,17 +165,6 @@ def train(
     dataset = load_dataset(config.data)
     _write_pictures(result, dataset, folder)
     view.show_files(_write_samples(dataset, folder))
-
-
-def _config(given: Mapping[str, Any]) -> TrainConfig:
-    try:
-        return TrainConfig(**given)
-    except (TypeError, ValueError) as error:
-        # The message begins with the field; here it is called as it was typed.
-        name, space, rest = str(error).partition(" ")
-        if name in {field.name for field in fields(TrainConfig)}:
-            name = f"--{name.replace('_', '-')}"
-        raise Failure(f"{name}{space}{rest}") from error
 
 
 def _new_run_folder(config: TrainConfig) -> Path:
@@ -190,7 +211,7 @@ class _TrainingView:
 
     def __init__(self, console: Console, config: TrainConfig, folder: Path):
         self.console, self.config, self.folder = console, config, folder
-        self.test_images = 0
+        self.test_images, self.validates, self.finished = 0, True, False
         # Not console.is_terminal, which FORCE_COLOR sets too: colours may go into a file, a bar may not.
         interactive = sys.stdout.isatty() and not console.is_dumb_terminal
         self.progress = self._progress() if interactive else None
@@ -205,7 +226,9 @@ class _TrainingView:
         columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("loss {task.fields[loss]}")]
         if self.console.width >= 72:
             columns += [TextColumn("{task.fields[accuracy]} right"), TextColumn("{task.fields[speed]} images/s")]
-        return Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True, expand=True)
+        if self.console.width >= 36:
+            columns.append(TimeRemainingColumn())
+        return Progress(*columns, console=self.console, transient=True, expand=True)
 
     def __enter__(self) -> _TrainingView:
         if self.progress:
@@ -222,7 +245,11 @@ class _TrainingView:
             self.progress.stop()
 
     def print(self, text: str, style: str | None = None) -> None:
-        """Print a line; not wrapped, so that names of files can be copied."""
+        """Print prose."""
+        say(self.console, text, style)
+
+    def print_line(self, text: str, style: str | None = None) -> None:
+        """Print a line that stays one, so that a command in it can be copied."""
         self.console.print(text, style=style, soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
@@ -239,11 +266,14 @@ class _TrainingView:
                 speed=f"{event.images_per_second:,.0f}",
             )
         elif isinstance(event, EpochEnd):
-            self.print(self._row(event))
+            self.print_line(self._row_of(event))
         elif isinstance(event, EarlyStop):
+            # Every epoch behind the best one had a higher loss; a smaller --patience at a resume finds more of them.
+            number = event.epoch - event.best_epoch
+            goes_on = f"; --resume --patience {number + 1} goes on" if self.finished else ""
             self.print(
-                f"stopped: the validation loss has not fallen for {event.patience} epochs; epoch {event.best_epoch}'s "
-                "weights are kept"
+                f"stopped: the validation loss has not fallen for {number} {'epoch' if number == 1 else 'epochs'}; "
+                f"epoch {event.best_epoch}'s weights are kept{goes_on}"
             )
         elif isinstance(event, Finished):
             self.print(
@@ -253,19 +283,21 @@ class _TrainingView:
             )
 
     def _start(self, event: Started) -> None:
-        self.test_images = event.test_images
+        self.test_images, self.validates = event.test_images, event.validation_images > 0
+        self.finished = event.finished
         held_out = f", {event.validation_images:,} held out" if event.validation_images else ""
         self.print(
             f"{event.model}, {event.parameters:,} parameters; {self.config.data}, {event.train_images:,} images"
             f"{held_out}; backend {event.backend}"
         )
         if event.finished:
-            self.print("nothing is left to train")
+            done = f" after epoch {event.epochs}/{event.epochs}; --resume --epochs {event.epochs + 1} goes on"
+            self.print(f"nothing is left to train{done if event.epochs_done == event.epochs else ''}")
             return
         if event.resumed:
             step = f", step {event.steps_done} of the next" if event.steps_done else ""
             self.print(f"going on after epoch {event.epochs_done}{step}")
-        self.print(_ROW.format("epoch", "loss", "right", "validation", "right", "time"), style="bold")
+        self.print_line(self._row("epoch", "loss", "right", "validation", "right", "time"), style="bold")
         if self.progress:
             self.progress.add_task(
                 f"epoch {event.epochs_done + 1}/{event.epochs}",
@@ -274,9 +306,18 @@ class _TrainingView:
                 loss="-", accuracy="-", speed="-",
             )  # fmt: skip
 
-    def _row(self, epoch: EpochEnd) -> str:
+    def _row(self, *cells: str) -> str:
+        """The cells under each other, as many of them as the terminal takes."""
+        left_out: set[int] = set()
+        for column in _LEFT_OUT if self.validates else _LEFT_OUT_WITHOUT_VALIDATION:
+            if sum(_WIDTHS[i] for i in range(len(cells)) if i not in left_out) <= self.console.width:
+                break
+            left_out.add(column)
+        return "".join(f"{cell:>{_WIDTHS[i]}}" for i, cell in enumerate(cells) if i not in left_out)
+
+    def _row_of(self, epoch: EpochEnd) -> str:
         validated = epoch.validation_loss is not None and epoch.validation_accuracy is not None
-        return _ROW.format(
+        return self._row(
             f"{epoch.epoch}/{self.config.epochs}",
             f"{epoch.train_loss:.4f}",
             f"{epoch.train_accuracy:.2%}",
@@ -291,12 +332,14 @@ class _TrainingView:
         texts = {MODEL: "the model, for gpuconv.load", METRICS: "a line of JSON an epoch", **_PICTURES}
         texts[f"{SAMPLES}/"] = "test images, named by what they show"
         for name, text in texts.items():
-            self.print(f"  {name:17}  {text}")
+            say(self.console, f"  {name:17}  {text}", indent=4)
         image = samples[min(7, len(samples) - 1)]
-        self.print("next: " + shlex.join(["gpuconv", "predict", str(image), "--model", str(self.folder)]))
+        self.print_line("next: " + shlex.join(["gpuconv", "predict", str(image), "--model", str(self.folder)]))
 
 
-_ROW = "{:>7} {:>8} {:>8}   {:>10} {:>8} {:>9}"
+#: Of the columns of an epoch's row, with the space before each; and which are left out first in a narrow terminal.
+_WIDTHS = (7, 9, 9, 13, 9, 10)
+_LEFT_OUT, _LEFT_OUT_WITHOUT_VALIDATION = (5, 2, 1, 3), (4, 3, 5, 1)
 
 
 def _write_pictures(result: Result, dataset: Dataset, folder: Path) -> None:

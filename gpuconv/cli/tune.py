@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,18 +12,34 @@ from rich.console import Console
 from rich.progress import track
 
 from gpuconv import backends, tuning_store
-from gpuconv.cli.common import INTERRUPTED, Failure, complain, new_console, on_backend
+from gpuconv.cli.common import (
+    INTERRUPTED,
+    Failure,
+    complain,
+    complete_backend,
+    completing,
+    new_console,
+    on_backend,
+    say,
+)
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.models import MODELS
 from gpuconv.train import TrainConfig
 
 _SIZES = "n,c,h,w,k,r,s[,stride[,pad[,groups]]]"
 _SHOWN_CANDIDATES = 5
+#: Those of tuner.OPERATIONS, without loading what measures them.
+_OPERATIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 
 
 def tune(
     model: Annotated[
-        str | None, typer.Argument(help=f"Network whose convolutions to tune: {', '.join(MODELS)}.", metavar="MODEL")
+        str | None,
+        typer.Argument(
+            help=f"Network whose convolutions to tune: {', '.join(MODELS)}.",
+            metavar="MODEL",
+            autocompletion=completing(*MODELS),
+        ),
     ] = None,
     geometry: Annotated[
         str | None,
@@ -31,11 +47,18 @@ def tune(
     ] = None,
     op: Annotated[
         str | None,
-        typer.Option(help="With --geometry: conv2d, conv2d_grad_input, conv2d_grad_weight. [default: all]"),
+        typer.Option(
+            help=f"With --geometry: {', '.join(_OPERATIONS)}. [default: all]", autocompletion=completing(*_OPERATIONS)
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images a step of the network.", min=1)] = TrainConfig.batch_size,
-    dtype: Annotated[str, typer.Option(help="With --geometry: float32 or float64.")] = "float32",
-    backend: Annotated[str, typer.Option(help="As for train.", metavar="NAME")] = backends.AUTO,
+    dtype: Annotated[
+        str,
+        typer.Option(help="With --geometry: float32 or float64.", autocompletion=completing("float32", "float64")),
+    ] = "float32",
+    backend: Annotated[
+        str, typer.Option(help="As for train.", metavar="NAME", autocompletion=complete_backend)
+    ] = backends.AUTO,
     show: Annotated[bool, typer.Option("--list", help="Show what is in the store, and measure nothing.")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="Empty the store, and measure nothing.")] = False,
 ) -> None:
@@ -69,20 +92,24 @@ def tune(
     else:
         tasks = tuner.tasks_of(str(model), batch, chosen)
     console = new_console()
-    console.print(f"backend {chosen.name} ({chosen.describe()})", soft_wrap=True)
-    measured, why_not = 0, ""
+    say(console, f"backend {chosen.name} ({chosen.describe()})")
+    outcomes: list[tuner.Outcome] = []
     try:
         for outcome in _with_progress(console, tuner.tune(tasks, chosen), len(tasks)):
-            measured += not outcome.skipped
-            why_not = outcome.skipped
+            outcomes.append(outcome)
             _show_outcome(console, outcome)
     except KeyboardInterrupt:
-        kept = f"{measured} of {len(tasks)} were measured and are kept"
-        raise Failure(f"interrupted: {kept}", INTERRUPTED) from None
-    if not measured:
-        raise Failure(f"tune: nothing was measured; {why_not or 'the network has no convolution'}")
-    place = tuning_store.folder()
-    console.print(f"kept in {place}" if place else "kept for this process only: GPUCONV_TUNING is off", soft_wrap=True)
+        measured = sum(not outcome.skipped for outcome in outcomes)
+        said = "; ".join([f"{measured} of {len(tasks)} were measured", *filter(None, _what_is_kept(outcomes))])
+        raise Failure(f"interrupted: {said}", INTERRUPTED) from None
+    if all(outcome.skipped for outcome in outcomes):
+        why_not = outcomes[-1].skipped if outcomes else "the network has no convolution"
+        raise Failure(f"tune: nothing was measured; {why_not}")
+    kept, lost = _what_is_kept(outcomes)
+    if kept:
+        say(console, kept)
+    if lost:
+        complain(lost)
 
 
 def _geometry(text: str) -> Conv2dGeometry:
@@ -112,22 +139,38 @@ def _with_progress(console: Console, outcomes: Iterable[Any], total: int) -> Ite
     yield from track(outcomes, "tuning", total=total, console=console, transient=True)
 
 
+def _what_is_kept(outcomes: Sequence[Any]) -> tuple[str, str]:
+    """Which of the winners other processes will find, and where; and which not, and why. Empty where there are none."""
+    measured = [outcome for outcome in outcomes if not outcome.skipped]
+    place = tuning_store.folder()
+    if not measured or place is None:
+        return "not kept: GPUCONV_TUNING is off" if measured else "", ""
+    reasons = [outcome.not_kept for outcome in measured if outcome.not_kept]
+    lost = f"not kept: {reasons[0]}" if reasons else ""
+    if len(reasons) == len(measured):
+        return "", lost
+    if not reasons:
+        return f"kept in {place}", ""
+    return f"{len(measured) - len(reasons)} of {len(measured)} kept in {place}", f"{len(reasons)} {lost}"
+
+
 def _show_outcome(console: Console, outcome: Any) -> None:
-    console.print(str(outcome.task), style="bold", soft_wrap=True)
+    say(console, str(outcome.task), style="bold")
     for label, fault in outcome.wrong:
-        console.print(f"  {label}: not timed: {fault}", soft_wrap=True)
+        say(console, f"  {label}: not timed: {fault}", indent=4)
     if outcome.skipped:
-        console.print(f"  skipped: {outcome.skipped}", soft_wrap=True)
+        say(console, f"  skipped: {outcome.skipped}", indent=4)
     # On a GPU there are dozens of tilings; those after the first few are of interest to nobody.
     for position, (label, microseconds) in enumerate(outcome.microseconds):
         note = "taken" if label == outcome.winner else ""
         note += ("" if not note else ", ") + "the rule's" if label == outcome.rule else ""
         if position < _SHOWN_CANDIDATES or note:
-            console.print(f"  {label:24} {microseconds:12,.1f} µs  {note}".rstrip(), soft_wrap=True)
+            line = f"  {label:24} {microseconds:12,.1f} µs  {note}".rstrip()
+            if len(line) > console.width:
+                line = f"  {microseconds:,.1f} µs  {label}  {note}".rstrip()
+            say(console, line, indent=4)
     if len(outcome.microseconds) > _SHOWN_CANDIDATES:
-        console.print(f"  ({len(outcome.microseconds)} candidates)")
-    if outcome.not_kept:
-        complain(f"not kept for other processes: {outcome.not_kept}")
+        say(console, f"  ({len(outcome.microseconds)} candidates)")
 
 
 def _clear_tuning() -> None:
@@ -145,12 +188,12 @@ def _list_tuning() -> None:
     found, broken = tuning_store.entries()
     console = new_console()
     place = tuning_store.folder()
-    console.print(f"{len(found):,} in {place}" if place else "GPUCONV_TUNING is off: there is no store", soft_wrap=True)
+    say(console, f"{len(found):,} in {place}" if place else "GPUCONV_TUNING is off: there is no store")
     for entry in sorted(found, key=lambda entry: (entry.key.platform.backend, entry.date)):
         key, winner = entry.key, entry.winner
         task = tuner.Task(key.operation, key.geometry, key.dtype, key.window)
         tiling = "" if winner.tiling is None else " " + "x".join(map(str, winner.tiling.values()))
         state = "" if key.platform in here else " (not for here: another device, version or source of the kernels)"
-        console.print(f"{task}: {winner.variant}{tiling}, {key.platform.backend}, {entry.date}{state}", soft_wrap=True)
+        say(console, f"{task}: {winner.variant}{tiling}, {key.platform.backend}, {entry.date}{state}")
     for line in broken:
         complain(line)

@@ -1,4 +1,8 @@
-"""Layers: the functions of ``gpuconv.functional`` with their parameters. Names and defaults are PyTorch's."""
+"""Layers: the functions of ``gpuconv.functional`` with their parameters. Names and defaults are PyTorch's.
+
+Constructors refuse what no input could go with, in the words of the functions: ``ValueError`` and ``TypeError`` name
+the layer and the argument.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,37 @@ from typing import Any
 import numpy as np
 
 from gpuconv import functional as F
-from gpuconv.geometry import IntOrPair, PaddingLike, integer, pair, single
+from gpuconv.autograd import to_array
+from gpuconv.geometry import (
+    IntOrPair,
+    PaddingLike,
+    adaptive_sizes,
+    conv_padding,
+    effective,
+    flag,
+    immutable,
+    integer,
+    one_of,
+    pair,
+    pool_window,
+    pool_window_1d,
+    sides_1d,
+    single,
+)
 from gpuconv.nn import init
 from gpuconv.nn.module import Module, Parameter
 
 
-def _default_parameters(layer: _ConvNd | Linear, shape: tuple[int, ...], bias: bool, dtype: Any) -> None:
+def _default_parameters(layer: _ConvNd | Linear, shape: tuple[int, ...], bias: Any, dtype: Any) -> None:
     """Give a layer weight and bias, both uniform in ``± 1 / sqrt(fan_in)``, which is PyTorch's default."""
+    op = type(layer).__name__
+    bias = bias is not None and flag(bias, "bias", op=op)  # PyTorch takes None, too
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"{op}: dtype must be float32 or float64, got {dtype!r}") from None
+    if dtype.newbyteorder("=") not in (np.float32, np.float64):
+        raise TypeError(f"{op}: dtype must be float32 or float64, got {dtype}")
     layer.weight = Parameter(np.empty(shape, dtype))
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     init.uniform_(layer.weight, -bound, bound)
@@ -35,11 +63,11 @@ class _ConvNd(Module):
         self.in_channels = integer(in_channels, "in_channels", minimum=1, op=op)
         self.out_channels = integer(out_channels, "out_channels", minimum=1, op=op)
         self.groups = integer(groups, "groups", minimum=1, op=op)
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
-                raise ValueError(f"{op}: groups={groups} does not divide {name}={channels}")
+        for name in ("in_channels", "out_channels"):
+            if getattr(self, name) % self.groups:
+                raise ValueError(f"{op}: groups={self.groups} does not divide {name}={getattr(self, name)}")
         self.kernel_size = kernel
-        _default_parameters(self, (out_channels, in_channels // groups, *kernel), bias, dtype)
+        _default_parameters(self, (self.out_channels, self.in_channels // self.groups, *kernel), bias, dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
@@ -67,10 +95,12 @@ class Conv2d(_ConvNd):
         dtype: Any = np.float32,
     ):
         kernel = pair(kernel_size, "kernel_size", minimum=1, op="Conv2d")
+        strides = pair(stride, "stride", minimum=1, op="Conv2d")
+        dilations = pair(dilation, "dilation", minimum=1, op="Conv2d")
+        extent = effective(kernel[0], dilations[0]), effective(kernel[1], dilations[1])
+        conv_padding(padding, strides, extent, op="Conv2d")
         super().__init__(in_channels, out_channels, kernel, groups, bias, dtype)
-        self.stride = pair(stride, "stride", minimum=1, op="Conv2d")
-        self.padding = padding
-        self.dilation = pair(dilation, "dilation", minimum=1, op="Conv2d")
+        self.stride, self.padding, self.dilation = strides, immutable(padding), dilations
 
     def arguments(self) -> tuple[Any, ...]:
         """What ``functional.conv2d`` takes behind the input."""
@@ -99,11 +129,12 @@ class Conv1d(_ConvNd):
         *,
         dtype: Any = np.float32,
     ):
-        kernel = (single(kernel_size, "kernel_size", minimum=1, op="Conv1d"),)
-        super().__init__(in_channels, out_channels, kernel, groups, bias, dtype)
-        self.stride = single(stride, "stride", minimum=1, op="Conv1d")
-        self.padding = padding
-        self.dilation = single(dilation, "dilation", minimum=1, op="Conv1d")
+        kernel = single(kernel_size, "kernel_size", minimum=1, op="Conv1d")
+        step = single(stride, "stride", minimum=1, op="Conv1d")
+        spread = single(dilation, "dilation", minimum=1, op="Conv1d")
+        conv_padding(sides_1d(padding, op="Conv1d"), (1, step), (1, effective(kernel, spread)), op="Conv1d")
+        super().__init__(in_channels, out_channels, (kernel,), groups, bias, dtype)
+        self.stride, self.padding, self.dilation = step, immutable(padding), spread
 
     def forward(self, input: Any) -> Any:
         return F.conv1d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -124,7 +155,7 @@ class Linear(Module):
         super().__init__()
         self.in_features = integer(in_features, "in_features", minimum=1, op="Linear")
         self.out_features = integer(out_features, "out_features", minimum=1, op="Linear")
-        _default_parameters(self, (out_features, in_features), bias, dtype)
+        _default_parameters(self, (self.out_features, self.in_features), bias, dtype)
 
     def forward(self, input: Any) -> Any:
         return F.linear(input, self.weight, self.bias)
@@ -136,9 +167,22 @@ class Linear(Module):
 class _Pool(Module):
     def __init__(self, kernel_size: Any, stride: Any, padding: Any, **options: Any):
         super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = kernel_size if stride is None else stride
-        self.padding = padding
+        op = type(self).__name__
+        window, dilation = (kernel_size, stride, padding), options.get("dilation", 1)
+        if op.endswith("1d"):
+            window = pool_window_1d(*window, op=op)
+            dilation = 1, single(dilation, "dilation", minimum=1, op=op)
+        pool_window(*window, dilation, op=op)
+        for name in ("ceil_mode", "return_indices", "count_include_pad"):
+            if name in options:
+                options[name] = flag(options[name], name, op=op)
+        if "dilation" in options:
+            options["dilation"] = immutable(options["dilation"])
+        if "divisor_override" in options:
+            options["divisor_override"] = F.divisor(options["divisor_override"], op=op)
+        self.kernel_size = immutable(kernel_size)
+        self.stride = self.kernel_size if stride is None else immutable(stride)
+        self.padding = immutable(padding)
         self.options = options
 
     def extra_repr(self) -> str:
@@ -231,7 +275,8 @@ class AdaptiveAvgPool2d(Module):
 
     def __init__(self, output_size: Any):
         super().__init__()
-        self.output_size = output_size
+        adaptive_sizes(output_size, op="AdaptiveAvgPool2d")
+        self.output_size = immutable(output_size)
 
     def forward(self, input: Any) -> Any:
         return F.adaptive_avg_pool2d(input, self.output_size)
@@ -240,13 +285,21 @@ class AdaptiveAvgPool2d(Module):
         return f"output_size={self.output_size}"
 
 
+def _dimension(dim: Any, name: str, op: str) -> int:
+    """The number of a dimension, from the front or, below 0, from the back; whether there is one, the input decides."""
+    return integer(dim, name, minimum=-(2**31), op=op)
+
+
 class Flatten(Module):
     """Merge dimensions into one; all but the batch unless told otherwise."""
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1):
         super().__init__()
-        self.start_dim = start_dim
-        self.end_dim = end_dim
+        self.start_dim = _dimension(start_dim, "start_dim", "Flatten")
+        self.end_dim = _dimension(end_dim, "end_dim", "Flatten")
+        # Counted from the same end, they have an order in any input.
+        if (self.start_dim < 0) == (self.end_dim < 0) and self.start_dim > self.end_dim:
+            raise ValueError(f"Flatten: start_dim={self.start_dim} comes after end_dim={self.end_dim}")
 
     def forward(self, input: Any) -> Any:
         return F.flatten(input, self.start_dim, self.end_dim)
@@ -278,7 +331,7 @@ class Softmax(Module):
 
     def __init__(self, dim: int = -1):
         super().__init__()
-        self.dim = dim
+        self.dim = _dimension(dim, "dim", "Softmax")
 
     def forward(self, input: Any) -> Any:
         return F.softmax(input, self.dim)
@@ -289,7 +342,7 @@ class LogSoftmax(Module):
 
     def __init__(self, dim: int = -1):
         super().__init__()
-        self.dim = dim
+        self.dim = _dimension(dim, "dim", "LogSoftmax")
 
     def forward(self, input: Any) -> Any:
         return F.log_softmax(input, self.dim)
@@ -300,9 +353,7 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5):
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"Dropout: p must be between 0 and 1, got {p}")
-        self.p = p
+        self.p = F.share("Dropout", "p", p)
 
     def forward(self, input: Any) -> Any:
         return F.dropout(input, self.p, self.training)
@@ -322,10 +373,18 @@ class CrossEntropyLoss(Module):
         label_smoothing: float = 0.0,
     ):
         super().__init__()
+        op = "CrossEntropyLoss"
+        if weight is not None:
+            try:
+                shape = to_array(weight).shape
+            except TypeError as error:
+                raise TypeError(f"{op}: weight: {error}") from None
+            if len(shape) != 1:
+                raise ValueError(f"{op}: weight must have shape (C,), one value a class, got {tuple(shape)}")
         self.class_weight = weight
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.label_smoothing = label_smoothing
+        self.ignore_index = integer(ignore_index, "ignore_index", minimum=-(2**63), op=op)
+        self.reduction = one_of(reduction, "reduction", F.REDUCTIONS, op=op)
+        self.label_smoothing = F.share(op, "label_smoothing", label_smoothing)
 
     def forward(self, input: Any, target: Any) -> Any:
         return F.cross_entropy(
@@ -338,7 +397,7 @@ class MSELoss(Module):
 
     def __init__(self, reduction: str = "mean"):
         super().__init__()
-        self.reduction = reduction
+        self.reduction = one_of(reduction, "reduction", F.REDUCTIONS, op="MSELoss")
 
     def forward(self, input: Any, target: Any) -> Any:
         return F.mse_loss(input, target, self.reduction)
