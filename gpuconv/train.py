@@ -43,7 +43,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,7 +53,7 @@ import numpy as np
 from gpuconv import backends, optim, storage
 from gpuconv import functional as F
 from gpuconv.autograd import Tensor, no_grad, to_numpy
-from gpuconv.data import Dataset, InputTransform, batch_count, load_dataset, split
+from gpuconv.data import DATASETS, Dataset, ImageForm, InputTransform, batch_count, load_dataset, split
 from gpuconv.feed import Feed
 from gpuconv.graph import CapturedStep, capture
 from gpuconv.models import MODELS, Classifier, build
@@ -748,6 +748,11 @@ class _Checkpoint:
         return {name[len(prefix) :]: array for name, array in self.tensors.items() if name.startswith(prefix)}
 
 
+def _lasting(data: str) -> str:
+    """The data set's name, or the path of its folder, as any process finds it again."""
+    return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
+
+
 def _fingerprint(dataset: Dataset) -> str:
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
@@ -780,6 +785,7 @@ class _Run:
         training, validation = split(len(dataset.train_images), config.validation_fraction, config.seed)
         transform = InputTransform.fit(dataset.train_images[training], self.model.input_shape[1:])
         self.model.input_transform = transform
+        self.form = self.model.form = ImageForm.of(dataset, _lasting(config.data))
         self.feed = Feed(
             dataset.train_images[training],
             dataset.train_labels[training],
@@ -823,6 +829,7 @@ class _Run:
             {
                 "config": asdict(self.config),
                 "data": self.fingerprint,
+                "form": self.form.to_dict(),
                 "backend": self.backend.name,
                 "optimizer": scalars,
                 "generator": default_generator().bit_generator.state,
@@ -839,6 +846,7 @@ class _Run:
         """Take over what :meth:`save` has saved."""
         content = checkpoint.content
         try:
+            self._restore_source(content.get("form"))
             self.model.load_state_dict(checkpoint.part("model."))
             self.optimizer.load_state_dict({**checkpoint.part("optimizer."), **content["optimizer"]})
             default_generator().bit_generator.state = content["generator"]
@@ -850,6 +858,14 @@ class _Run:
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{checkpoint.path}: not the checkpoint of such a run ({error})") from None
         self.resumed = True
+
+    def _restore_source(self, form: Mapping[str, Any] | None) -> None:
+        """The model's bytes are those of an uninterrupted run, unless the data are no longer where it began."""
+        if form is None:
+            return  # a checkpoint from before models had a form
+        source = ImageForm.from_dict(form).source
+        if source is not None and (source in DATASETS or os.path.isdir(source)):
+            self.form = self.model.form = replace(self.form, source=source)
 
     def _write_metrics(self) -> None:
         # As a whole, so that no line is ever missing, cut short or there twice; an epoch's line is a few dozen bytes.
