@@ -652,6 +652,8 @@ def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
         grad = None
     for leaf in list(grads):
         grad = grads.pop(leaf)
+        if not leaf.requires_grad:  # frozen since forward
+            continue
         # The user may write into .grad (clipping, say): it may not be what somebody else has, another leaf or an
         # operation that saved it, nor a view of that. (What lies in memory of a pool has a base that is no array.)
         shared = sys.getrefcount(grad) > _ALONE or hasattr(grad.base, "dtype")

@@ -171,7 +171,7 @@ def save(model: Classifier, path: str | os.PathLike[str]) -> None:
             f"save: model must be one of gpuconv.models ({', '.join(cls.__name__ for cls in names)}), got "
             f"{type(model).__name__}; for others write model.state_dict() with safetensors"
         )
-    transform = model.input_transform
+    transform, form = model.input_transform, model.form
     save_tensors(
         path,
         model.state_dict(),
@@ -181,6 +181,7 @@ def save(model: Classifier, path: str | os.PathLike[str]) -> None:
             "config": model.config,
             "classes": model.classes,
             "input_transform": None if transform is None else transform.to_dict(),
+            "form": None if form is None else form.to_dict(),
         },
     )
 
@@ -194,6 +195,7 @@ def load(path: str | os.PathLike[str]) -> Classifier:
     Raises:
         FileError: the file is missing, broken, or not a model.
     """
+    from gpuconv.data.form import MNIST_FORM, ImageForm
     from gpuconv.data.preprocess import InputTransform
     from gpuconv.models import build
 
@@ -208,6 +210,10 @@ def load(path: str | os.PathLike[str]) -> Classifier:
         model.classes = tuple(content["classes"])
         transform = content["input_transform"]
         model.input_transform = None if transform is None else InputTransform.from_dict(transform)
+        if "form" in content:
+            model.form = None if content["form"] is None else ImageForm.from_dict(content["form"])
+        elif model.input_transform is not None and model.input_transform.size == (32, 32):
+            model.form = MNIST_FORM  # the file is from before models had a form, and pictures were read in MNIST's
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path}: does not describe a model that this version knows ({error})") from None

@@ -152,6 +152,16 @@ def test_backward_runs_on_the_backend_of_its_forward():
     assert used == ["numpy"]
 
 
+def test_frozen_after_forward_gets_no_gradient():
+    """As in PyTorch: what counts is whether a leaf requires grad when backward reaches it."""
+    x, w = leaf(3), leaf(3, seed=1)
+    y = x * w
+    w.requires_grad = False
+    y.sum().backward()
+    assert w.grad is None
+    np.testing.assert_array_equal(x.grad.numpy(), w.numpy())
+
+
 def test_own_function():
     """A user's Function joins the graph: forward and backward on plain arrays."""
 

@@ -236,6 +236,22 @@ def test_other_poolings_are_composed(pooling):
     np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
+def test_windows_of_one_element_have_winners():
+    """A pooling of nothing has a winner in each window, as its gradient reads them: also on an odd, padded image."""
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 2, 5, 9), (3, 2, 1, 3)))
+    geometry = Conv2dGeometry.of(x.shape, weight.shape, padding=((1, 0), (0, 2)))
+    pool = Pool2dGeometry.of(geometry.output_shape, 1)
+    results = []
+    for backend in (COMPILED, NUMPY):
+        y, winners = backend.conv2d_relu_max_pool2d(x, weight, None, geometry, pool)
+        assert winners.shape == y.shape
+        gradient = backend.conv2d_relu_max_pool2d_grad(y, x, weight, y, winners, geometry, pool, (True, True, True))
+        results.append((y, *gradient))
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_large_images_are_cut_into_bands(monkeypatch):
     """An image whose scratch does not fit the cache is computed band by band, with the same result."""
     monkeypatch.setattr(_numba_conv, "SCRATCH_BYTES", 2000)

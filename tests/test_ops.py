@@ -407,6 +407,8 @@ def test_flatten() -> None:
     np.testing.assert_array_equal(F.flatten(x, 1, -2), np.arange(24.0).reshape(2, 3, 4), strict=True)
     np.testing.assert_array_equal(F.flatten(np.float32(3)), np.ones(1, np.float32) * 3, strict=True)
     assert F.flatten(x[:0], 1).shape == (0, 12)
+    tensor = Tensor(x, requires_grad=True)
+    assert tensor.flatten(1, 1) is tensor  # as in PyTorch: no dimension is merged
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:

@@ -56,8 +56,8 @@ def printed_texts(path):
 
 def test_every_sign_of_the_output_has_a_spelling():
     """A sign in a string of the command line, the benchmarks or the examples reads well in ASCII, too."""
-    # Of bars, which the command line draws of # where these are missing.
-    drawn = set("█▏▎▍▌▋▊▉")
+    # Of bars and pictures, which the command line draws of other signs where these are missing.
+    drawn = set("█▏▎▍▌▋▊▉░▒▓")
     for folder in ("gpuconv/cli", "bench", "examples"):
         for path in (ROOT / folder).glob("*.py"):
             signs = {c for text in printed_texts(path) for c in text if not c.isascii()}

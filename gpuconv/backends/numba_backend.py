@@ -392,7 +392,25 @@ class NumbaBackend(NumpyBackend):
 
     # -- optimizer updates -------------------------------------------------------------------------------------------
 
-    def sgd_update(self, param: np.ndarray, grad: np.ndarray, velocity: np.ndarray | None, **options: Any) -> None:
+    def sgd_update(
+        self,
+        param: np.ndarray,
+        grad: np.ndarray,
+        velocity: np.ndarray | None,
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        options: dict[str, Any] = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+        }
         if not _sgd_update([param], [grad], [velocity], None, **options):
             super().sgd_update(param, grad, velocity, **options)
 
@@ -409,8 +427,29 @@ class NumbaBackend(NumpyBackend):
             super().sgd_update_all(params, grads, velocities, **options)
 
     def adam_update(
-        self, param: np.ndarray, grad: np.ndarray, mean: np.ndarray, square: np.ndarray, **options: Any
+        self,
+        param: np.ndarray,
+        grad: np.ndarray,
+        mean: np.ndarray,
+        square: np.ndarray,
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
     ) -> None:
+        options: dict[str, Any] = {
+            "step": step,
+            "lr": lr,
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled": decoupled,
+        }
         if not _adam_update([param], [grad], [mean], [square], None, **options):
             super().adam_update(param, grad, mean, square, **options)
 
@@ -757,13 +796,16 @@ def _adam(dtype: np.dtype, decay: bool, decoupled: bool) -> Kernel:
 
 @functools.lru_cache(maxsize=1024)
 def _tiles(pool: Pool2dGeometry) -> bool:
-    """Whether the windows lie side by side inside the map, so that each of its elements belongs to one or to none."""
+    """Whether the windows lie side by side inside the map, so that each of its elements belongs to one or to none.
+
+    Windows of one element do not count: the kernel without a pooling leaves no winners.
+    """
     return (
         pool.stride == (pool.r, pool.s)
         and pool.dilation == (1, 1)
         and pool.padding == ((0, 0), (0, 0))
         and pool.overhang == (0, 0)
-        and pool.r * pool.s <= 256
+        and 1 < pool.r * pool.s <= 256
     )
 
 

@@ -11,8 +11,9 @@ import typer
 from rich.table import Table
 
 from gpuconv import backends
-from gpuconv.cli.common import load_model, new_console, on_backend
-from gpuconv.data import load_dataset
+from gpuconv.cli.common import Failure, load_model, new_console, on_backend, printable
+from gpuconv.data import DATASETS, Dataset, load_dataset
+from gpuconv.models import Classifier
 from gpuconv.train import TrainConfig
 from gpuconv.train import evaluate as evaluate_model
 
@@ -23,18 +24,23 @@ def evaluate(
         typer.Option(help="Run directory or model file. [default: the newest run in runs/]", metavar="PATH"),
     ] = None,
     data: Annotated[
-        str, typer.Option(help="Data set, as for train; its test images are taken.", metavar="NAME|DIR")
-    ] = TrainConfig.data,
+        str | None,
+        typer.Option(
+            help="Data set, as for train; its test images are taken. [default: the one that the model learned from]",
+            metavar="NAME|DIR",
+        ),
+    ] = None,
     backend: Annotated[str, typer.Option(help="As for train.", metavar="NAME")] = backends.AUTO,
 ) -> None:
-    """Test a trained network: accuracy, loss, confusion."""
+    """Test a trained network on the data that it learned from, or on others: accuracy, loss, confusion."""
     with on_backend(backend):
         network, path = load_model(model)
-        dataset = load_dataset(data)
+        dataset, origin = _dataset(network, data)
         result = evaluate_model(network, dataset.test_images, dataset.test_labels)
 
     console = new_console()
-    console.print(f"{path} on the {len(dataset.test_labels):,} test images of {data}", soft_wrap=True)
+    tested = f"{len(dataset.test_labels):,} test images of {printable(dataset.name)}"
+    console.print(f"{printable(path)} on the {tested}{origin}", soft_wrap=True)
     console.print(f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f}", style="bold")
     table = Table("class", box=None, header_style="bold", pad_edge=False)
     for heading in ("images", "right", "accuracy"):
@@ -58,6 +64,29 @@ def evaluate(
     if needed <= console.width:
         console.print("\nconfusion: a row for each true class, a column for each predicted one")
         console.print(confusion)
+
+
+def _dataset(network: Classifier, given: str | None) -> tuple[Dataset, str]:
+    """The data set to test on, and why it is that one, if it was not given."""
+    form = network.form
+    if given is not None:
+        dataset, origin = load_dataset(given), ""
+    elif form is None or form.source is None:
+        # A file from before models knew their data.
+        dataset, origin = load_dataset(TrainConfig.data), " (the model does not say what it learned from)"
+    else:
+        if form.source not in DATASETS and not Path(form.source).is_dir():
+            raise Failure(f"{form.source}, which the model learned from, is no longer there; say where with --data")
+        dataset, origin = load_dataset(form.source), ", which it was trained with"
+    size = dataset.test_images.shape[1:]
+    if form is not None and size != form.size:
+        theirs, ours = ("x".join(map(str, sizes)) for sizes in (size, form.size))
+        raise Failure(f"the images of {dataset.name} are {theirs} pixels, but the model learned from {ours}")
+    if len(dataset.classes) != len(network.classes):
+        raise Failure(
+            f"{dataset.name} has {len(dataset.classes)} classes, but the model knows {len(network.classes)} classes"
+        )
+    return dataset, origin
 
 
 def _confusion_table(confusion: np.ndarray, classes: Sequence[str]) -> Table:

@@ -351,16 +351,25 @@ def _write_pictures(result: Result, dataset: Dataset, folder: Path) -> None:
     plots.save_activations(result.model, dataset.test_images[0], folder / "activations.png")
 
 
+def _file_names(classes: Sequence[str]) -> list[str]:
+    """A name for a file of each class: its own, if these can be names of files and no two are alike."""
+    names = [re.sub(r"[^\w+-]+", "-", name).strip("-")[:50] for name in classes]
+    if "" in names or len({name.lower() for name in names}) < len(names):
+        return [f"{label}-{name}".strip("-") for label, name in enumerate(names)]
+    return names
+
+
 def _write_samples(dataset: Dataset, folder: Path) -> list[Path]:
     """The first test image of each class, of ten at most, as PNG; large enough to look at."""
     from PIL import Image
 
     (folder / SAMPLES).mkdir(exist_ok=True)
+    names = _file_names(dataset.classes)
     labels, first = np.unique(dataset.test_labels, return_index=True)
     paths = []
     for label, number in zip(labels[:10], first, strict=False):
         buffer = io.BytesIO()
         Image.fromarray(dataset.test_images[number].repeat(10, axis=0).repeat(10, axis=1)).save(buffer, "PNG")
-        paths.append(folder / SAMPLES / f"{dataset.classes[label]}.png")
+        paths.append(folder / SAMPLES / f"{names[label]}.png")
         storage.write_atomically(paths[-1], buffer.getvalue())
     return paths

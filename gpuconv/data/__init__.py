@@ -16,14 +16,16 @@ from gpuconv.data.augment import random_transforms
 from gpuconv.data.batches import batch_count, batch_indices, split
 from gpuconv.data.datasets import DATASETS, Dataset, load_dataset
 from gpuconv.data.errors import DataError
+from gpuconv.data.form import ImageForm
 from gpuconv.data.idx import read_idx, write_idx
-from gpuconv.data.images import read_digit
+from gpuconv.data.images import read_digit, read_picture
 from gpuconv.data.preprocess import InputTransform
 
 __all__ = [
     "DATASETS",
     "DataError",
     "Dataset",
+    "ImageForm",
     "InputTransform",
     "batch_count",
     "batch_indices",
@@ -31,6 +33,7 @@ __all__ = [
     "random_transforms",
     "read_digit",
     "read_idx",
+    "read_picture",
     "split",
     "write_idx",
 ]

@@ -83,7 +83,8 @@ def load_dataset(name_or_path: str | os.PathLike[str], *, cache_dir: str | os.Pa
             - ``"mnist"``: all 60,000 and 10,000 digits, downloaded when first used (11 MB; needs pooch);
             - a folder that holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
               ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``, each plain or with ``.gz``, also with
-              a dot before ``idx``; images of any size, classes from 0 to the greatest label.
+              a dot before ``idx``; images of any size. The classes are numbered from 0 to the greatest label;
+              a file ``classes.txt`` beside them, UTF-8, may give a name to each, a line a name.
               A folder that has the name of a data set is reached as ``./mnist``.
         cache_dir: where ``"mnist"`` is kept. Default: the environment variable ``GPUCONV_DATA``, else the
             user's cache folder.
@@ -143,11 +144,31 @@ def _load_folder(folder: Path, name: str, classes: tuple[str, ...] | None = None
     train_images, train_labels, test_images, test_labels = arrays
     if classes is None:
         greatest = max((int(labels.max()) for labels in (train_labels, test_labels) if labels.size), default=0)
-        classes = tuple(str(label) for label in range(greatest + 1))
+        classes = _class_names(folder / "classes.txt", greatest + 1)
     try:
         return Dataset(name, train_images, train_labels, test_images, test_labels, classes)
     except ValueError as error:
         raise DataError(f"{folder}: {error}") from None
+
+
+def _class_names(path: Path, least: int) -> tuple[str, ...]:
+    """The lines of a file that need not be there; else the numbers of the classes."""
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except FileNotFoundError:
+        return tuple(str(label) for label in range(least))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: no text in UTF-8") from None
+    if len(names) < least:
+        raise DataError(f"{path}: names {len(names)} classes, but the labels are of {least} (0 to {least - 1})")
+    for position, name in enumerate(names):
+        if not name.isprintable() or name in names[:position]:
+            raise DataError(
+                f"{path}: {name!r} is there twice, or no printable text; each class needs a name of its own"
+            )
+    return names
 
 
 def _find_idx(folder: Path, stem: str, ndim: int) -> Path:

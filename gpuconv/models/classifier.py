@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gpuconv import functional as F
 from gpuconv.autograd import to_numpy
+from gpuconv.data.form import ImageForm
 from gpuconv.data.preprocess import InputTransform
 from gpuconv.nn.sequential import Sequential
 
@@ -21,6 +22,8 @@ class Classifier(Sequential):
         input_shape: shape of one prepared image, ``(channels, height, width)``.
         classes: name of each class.
         input_transform: how raw images become inputs (padding, standardisation); None until the model is trained.
+        form: how the images look that it was trained with, which pictures are brought into
+            (:func:`gpuconv.data.read_picture`); None until the model is trained.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Classifier(Sequential):
         self.input_shape = input_shape
         self.classes: tuple[str, ...] = tuple(str(i) for i in range(num_classes))
         self.input_transform: InputTransform | None = None
+        self.form: ImageForm | None = None
 
     def predict(self, inputs: Any, batch_size: int = 256) -> np.ndarray:
         """Class probabilities of images.

@@ -83,7 +83,7 @@ def permute(a: Any, *dims: Any) -> Any:
 
 @tensor_method
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
-    """Merge the dimensions from ``start_dim`` to ``end_dim``, both included, into one.
+    """Merge the dimensions from ``start_dim`` to ``end_dim``, both included, into one; one alone is left as it is.
 
     Raises:
         IndexError: a dimension that the input does not have.
@@ -96,6 +96,8 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     end = dimension(end_dim, len(shape), "flatten", "end_dim")
     if start > end:
         raise ValueError(f"flatten: start_dim={start_dim} comes after end_dim={end_dim} in shape {shape}")
+    if start == end:
+        return input  # itself, as in PyTorch
     return reshape(input, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
 
 

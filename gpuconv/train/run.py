@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from gpuconv import backends, storage
 from gpuconv.autograd import Tensor
-from gpuconv.data import Dataset, InputTransform, batch_count, split
+from gpuconv.data import DATASETS, Dataset, ImageForm, InputTransform, batch_count, split
 from gpuconv.feed import Feed
 from gpuconv.graph import CapturedStep, capture
 from gpuconv.models import Classifier, build
@@ -67,6 +68,7 @@ class Run:
         training, validation = split(len(dataset.train_images), config.validation_fraction, config.seed)
         transform = InputTransform.fit(dataset.train_images[training], self.model.input_shape[1:])
         self.model.input_transform = transform
+        self.form = self.model.form = ImageForm.of(dataset, _lasting(config.data))
         self.feed = Feed(
             dataset.train_images[training],
             dataset.train_labels[training],
@@ -101,7 +103,7 @@ class Run:
         """Write the checkpoint."""
         weights = self.model.state_dict()
         optimizer = self.optimizer.state_dict()
-        scalars = {name: optimizer.pop(name) for name in ("lr", "steps")}
+        scalars = {name: optimizer.pop(name) for name in ("steps", "groups")}
         parts = {"model.": weights, "optimizer.": optimizer, "best.": self.best or {}}
         storage.save_tensors(
             self.out / CHECKPOINT,
@@ -110,6 +112,7 @@ class Run:
             {
                 "config": asdict(self.config),
                 "data": self.fingerprint,
+                "form": self.form.to_dict(),
                 "backend": self.backend.name,
                 "optimizer": scalars,
                 "generator": default_generator().bit_generator.state,
@@ -126,6 +129,7 @@ class Run:
         """Take over what :meth:`save` has saved."""
         content = checkpoint.content
         try:
+            self._restore_source(content.get("form"))
             self.model.load_state_dict(checkpoint.part("model."))
             self.optimizer.load_state_dict({**checkpoint.part("optimizer."), **content["optimizer"]})
             default_generator().bit_generator.state = content["generator"]
@@ -137,6 +141,14 @@ class Run:
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{checkpoint.path}: not the checkpoint of such a run ({error})") from None
         self.resumed = True
+
+    def _restore_source(self, form: Mapping[str, Any] | None) -> None:
+        """The model's bytes are those of an uninterrupted run, unless the data are no longer where it began."""
+        if form is None:
+            return  # a checkpoint from before models had a form
+        source = ImageForm.from_dict(form).source
+        if source is not None and (source in DATASETS or os.path.isdir(source)):
+            self.form = self.model.form = replace(self.form, source=source)
 
     def _write_metrics(self) -> None:
         # As a whole, so that no line is ever missing, cut short or there twice; an epoch's line is a few dozen bytes.
@@ -376,6 +388,11 @@ class Run:
             Setting("lr"),
             f" may help (it was {self.optimizer.lr:.3g}). The last good checkpoint is kept in {self.out}",
         )
+
+
+def _lasting(data: str) -> str:
+    """The data set's name, or the path of its folder, as any process finds it again."""
+    return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
 
 
 def _build(config: TrainConfig, dataset: Dataset) -> Classifier:

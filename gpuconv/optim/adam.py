@@ -1,0 +1,91 @@
+"""Adam, and Adam with decoupled weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gpuconv.backends import Backend
+from gpuconv.optim.array_formulas import each
+from gpuconv.optim.optimizer import Optimizer, Together, at_least_zero, betas_of, flag
+
+
+class Adam(Optimizer, settings=("betas", "eps", "weight_decay", "amsgrad")):
+    """Adam (Kingma & Ba, 2015); ``weight_decay`` is added to the gradient.
+
+    ``m = beta1 · m + (1 - beta1) · g; v = beta2 · v + (1 - beta2) · g²; w -= lr · m̂ / (√v̂ + eps)`` with
+    ``m̂ = m / (1 - beta1^t)``, ``v̂ = v / (1 - beta2^t)``; ``amsgrad`` takes the largest v so far (Reddi et al., 2018).
+    """
+
+    _decoupled = False
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+    ):
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        )
+
+    def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("mean", "square", "largest") if group["amsgrad"] else ("mean", "square")
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        super()._check_settings(settings)
+        betas_of(self, settings["betas"])
+        at_least_zero(self, "eps", settings["eps"])
+        at_least_zero(self, "weight_decay", settings["weight_decay"])
+        flag(self, "amsgrad", settings["amsgrad"])
+
+    def _update(self, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
+        if together.group["amsgrad"]:
+            each(self._amsgrad, backend, together, *arrays)
+        else:
+            backend.adam_update_all(*arrays, together=together, **together.numbers())
+
+    def _amsgrad(
+        self, xp: Any, group: dict[str, Any], t: int, w: Any, g: Any, mean: Any, square: Any, largest: Any
+    ) -> None:
+        lr, (beta1, beta2), decay = float(group["lr"]), group["betas"], float(group["weight_decay"])
+        if decay and self._decoupled:
+            w *= 1 - lr * decay
+        elif decay:
+            g = g + decay * w
+        mean += (1 - beta1) * (g - mean)
+        square *= beta2
+        square += (1 - beta2) * g * g
+        xp.maximum(largest, square, out=largest)
+        w -= lr / (1 - beta1**t) * (mean / (xp.sqrt(largest) / (1 - beta2**t) ** 0.5 + group["eps"]))
+
+    def _numbers(self, group: dict[str, Any], step: int, lr: float) -> dict[str, Any]:
+        return {
+            "step": step,
+            "lr": lr,
+            "beta1": float(group["betas"][0]),
+            "beta2": float(group["betas"][1]),
+            "eps": float(group["eps"]),
+            "weight_decay": float(group["weight_decay"]),
+            "decoupled": self._decoupled,
+        }
+
+
+class AdamW(Adam):
+    """Adam with the weight decay taken off the weights, not added to the gradient (Loshchilov & Hutter, 2019)."""
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad)

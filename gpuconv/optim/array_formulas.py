@@ -1,0 +1,42 @@
+"""Updates that are a few operations of the array library, NumPy or CuPy, and no kernel of their own.
+
+They take a pass over memory for each operation. Nor can a captured step repeat them: its graph would keep the numbers
+of the step that was captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gpuconv.backends import Backend, capturing
+from gpuconv.optim.optimizer import Optimizer, Together
+
+#: Called with the array library, the group, the number of the step from 1 on, a parameter, its gradient and slots.
+Formula = Callable[..., None]
+
+
+def each(formula: Formula, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
+    """Run a formula, which writes in place, on each parameter.
+
+    Raises:
+        RuntimeError: while a step is captured.
+    """
+    kind = type(together.optimizer).__name__
+    if capturing.current() is not None:
+        raise RuntimeError(f"{kind}: its step cannot be captured; those of SGD, Adam and AdamW (no amsgrad) can")
+    # NumPy's float64 scalars would make float64 of float32.
+    group = {name: float(value) if hasattr(value, "item") else value for name, value in together.group.items()}
+    with backend.computing():
+        for of_one in zip(*arrays, strict=True):
+            formula(backend.xp, group, together.steps, *of_one)
+
+
+class ArrayOptimizer(Optimizer):
+    """Base of optimizers whose update is such a formula."""
+
+    def _formula(self, xp: Any, group: dict[str, Any], t: int, w: Any, g: Any, *slots: Any) -> None:
+        raise NotImplementedError
+
+    def _update(self, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
+        each(self._formula, backend, together, *arrays)

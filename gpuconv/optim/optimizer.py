@@ -1,0 +1,435 @@
+"""What optimizers share: parameters in groups with their settings, arrays kept for each, the counting of steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv import backends, versions
+from gpuconv.autograd import Tensor, native, overwrite, to_array
+from gpuconv.backends import Backend, capturing
+
+__all__ = ["Optimizer", "Together", "at_least_zero", "betas_of", "flag", "number"]
+
+
+class Together:
+    """Parameters that an optimizer updates in one call: of one group, and all have taken equally many of its steps.
+
+    Attributes:
+        optimizer: whose parameters they are.
+        group: their settings, one of ``optimizer.param_groups``.
+        members: their places in ``optimizer.params``.
+        behind: how many of the optimizer's steps they had no gradient in, and so did not take.
+        slots: the arrays that are kept for each.
+        prepared: what a backend keeps for the optimizer's next steps.
+    """
+
+    __slots__ = ("behind", "group", "members", "optimizer", "prepared", "slots")
+
+    def __init__(self, optimizer: Optimizer, group: dict[str, Any], behind: int):
+        self.optimizer, self.group, self.behind = optimizer, group, behind
+        self.members: list[int] = []
+        self.slots = optimizer.slots_of(group)
+        self.prepared = optimizer.prepared
+
+    @property
+    def steps(self) -> int:
+        """How many steps the parameters have taken."""
+        return self.optimizer.steps - self.behind
+
+    def settings(self) -> tuple[Any, ...]:
+        """All that the numbers of an update depend on, but for the number of the step."""
+        schedule = self.optimizer.schedule
+        without = ("params", "initial_lr", *([] if schedule is None else ["lr"]))
+        return schedule, self.behind, *[value for name, value in self.group.items() if name not in without]
+
+    def stays(self) -> bool:
+        """Whether what this step takes is what all later ones take, as long as the settings are the same."""
+        return self.optimizer.schedule is None and self.optimizer._stays(self.group, self.steps)
+
+    def numbers(self) -> dict[str, Any]:
+        """What the backend's update takes by keyword in the step that is being taken."""
+        return self.optimizer._numbers(self.group, self.steps, float(self.group["lr"]))
+
+    def coming(self, count: int, needed: int = 1) -> list[dict[str, Any]]:
+        """What the backend's update takes by keyword in the step that is being taken, and in those behind it.
+
+        ``count`` of them, or one if that :meth:`stays`; of a schedule that ends before, at least ``needed``.
+        """
+        optimizer = self.optimizer
+        rates = [float(self.group["lr"])] * (1 if self.stays() else count)
+        if optimizer.schedule is not None:
+            rates = []
+            for ahead in range(count):
+                try:
+                    rates.append(float(optimizer.schedule(optimizer.steps - 1 + ahead)))
+                except Exception:
+                    if ahead < needed:
+                        raise
+                    break
+        return [optimizer._numbers(self.group, self.steps + number, lr) for number, lr in enumerate(rates)]
+
+
+class _Setting:
+    """A setting of all groups of parameters: read, it is that of the first."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
+        return self if optimizer is None else optimizer.param_groups[0][self._name]
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        for group in optimizer.param_groups:
+            group[self._name] = value
+
+
+class Optimizer:
+    """Base: parameters in groups, and for each some arrays of its shape that live as long as the optimizer.
+
+    Args:
+        params: leaf Tensors, at least one, or dicts of ``params`` and the settings that this group has for itself.
+            Those that do not require grad never have one, and stay as they are.
+        settings: of the groups that do not say otherwise.
+
+    Attributes:
+        param_groups: a dict for each group: ``params``, and its settings, which may be changed between steps.
+        lr: learning rate of all groups; so it is with each other setting.
+        steps: how many steps were taken. Of these a parameter counts those in which it had a gradient.
+        schedule: if not None, a function that gives the learning rate of a step by the number of steps taken before it;
+            ``lr`` is then what the last step took. On a GPU it is asked for some hundred steps ahead: it must depend
+            on the number alone.
+    """
+
+    lr: Any = _Setting()
+
+    def __init_subclass__(cls, settings: Sequence[str] = (), **options: Any):
+        super().__init_subclass__(**options)
+        for name in settings:
+            setattr(cls, name, setting := _Setting())
+            setting.__set_name__(cls, name)
+
+    def __init__(self, params: Iterable[Any], settings: dict[str, Any]):
+        kind = type(self).__name__
+        if isinstance(params, Tensor):
+            raise TypeError(f"{kind}: params must be an iterable of Tensors, got one Tensor; put it in a list")
+        given = list(params)
+        if not given:
+            raise ValueError(f"{kind}: params is empty (an iterator that was used up?)")
+        self._defaults = settings
+        self.param_groups: list[dict[str, Any]] = []
+        self.params: list[Tensor] = []
+        self.steps = 0
+        self.schedule: Callable[[int], float] | None = None
+        #: Of each parameter its group, the steps in which it had no gradient, and what is kept for it.
+        self._group_of: list[dict[str, Any]] = []
+        self._behind: list[int] = []
+        self._arrays: list[dict[str, Any]] = []
+        #: The array of each parameter that its others are known to fit, and that array's version.
+        self._known: list[Any] = []
+        self._versions: list[Any] = []
+        #: See :class:`Together`.
+        self.prepared: dict[Any, Any] = {}
+        for group in given if isinstance(given[0], dict) else [{"params": given}]:
+            self.add_param_group(group)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Take in parameters, with settings of their own.
+
+        Args:
+            group: ``params``, a Tensor or an iterable of them (or of names and Tensors), and settings by name.
+
+        Raises:
+            TypeError: it is no dict, holds what is no leaf Tensor of floats, or a setting that there is not.
+            ValueError: a parameter that is there already, or a value that a setting cannot have.
+        """
+        kind = type(self).__name__
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f"{kind}: a group of parameters must be a dict with params, got {type(group).__name__}")
+        unknown = set(group) - {"params", "initial_lr", *self._defaults}
+        if unknown:
+            raise TypeError(f"{kind}: {min(unknown)!r} is no setting; there are {', '.join(self._defaults)}")
+        own = {**self._defaults, **group}
+        params = [own["params"]] if isinstance(own["params"], Tensor) else list(own["params"])
+        params = [one[1] if isinstance(one, tuple) and len(one) == 2 else one for one in params]
+        self._check_settings({name: value for name, value in own.items() if name != "params"})
+        there = {id(param) for param in self.params}
+        for param in params:
+            if not isinstance(param, Tensor) or not param.is_leaf or param.dtype.kind != "f":
+                raise TypeError(f"{kind}: params must be leaf Tensors of floats, got {type(param).__name__}")
+            if id(param) in there:
+                raise ValueError(f"{kind}: a parameter of shape {param.shape} is there twice")
+            there.add(id(param))
+        own["params"] = params
+        self.param_groups.append(own)
+        self.params += params
+        self._group_of += [own] * len(params)
+        self._behind += [self.steps] * len(params)
+        self._arrays += [{slot: _zeros_like(param.data) for slot in self.slots_of(own)} for param in params]
+        self._known += [None] * len(params)
+        self._versions += [None] * len(params)
+
+    # -- what an optimizer defines -----------------------------------------------------------------------------------
+
+    def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Names of the arrays that are kept for each parameter of a group."""
+        return ()
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        """Raise TypeError or ValueError for a value that a setting cannot have."""
+        at_least_zero(self, "lr", settings["lr"])
+
+    def _numbers(self, group: dict[str, Any], step: int, lr: float) -> dict[str, Any]:
+        """What the backend's update takes by keyword in a step, by its number from 1 on."""
+        raise NotImplementedError
+
+    def _stays(self, group: dict[str, Any], steps: int) -> bool:
+        """Whether all steps from number ``steps`` on take the same, as long as the settings are the same."""
+        return False
+
+    def _update(self, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
+        """Update parameters in place: ``arrays`` are theirs, their gradients, and each slot's."""
+        raise NotImplementedError
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters; if not ``set_to_none``, make them 0 in place."""
+        if not set_to_none:
+            for param in self.params:
+                if param.grad is not None:
+                    param.grad.data[...] = 0
+        elif capturing.current() is None:
+            for param in self.params:
+                param._grad = None
+        else:
+            for param in self.params:
+                param.zero_grad()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient, in place. It counts the steps that it takes, as in PyTorch.
+
+        Args:
+            closure: computes the loss, with its gradients, first.
+
+        Returns:
+            What ``closure`` gave, or None.
+
+        Raises:
+            ValueError: the array of a parameter or of its gradient was exchanged for one of another shape or element
+                type; nothing is updated.
+        """
+        loss = None if closure is None else closure()
+        # By the kind of array, as a network may lie on two devices; by group; and by the steps that were not taken.
+        updates: dict[tuple[type, int, int], tuple[Together, list[list[Any]]]] = {}
+        missing: list[int] = []
+        name = f"{type(self).__name__}.step"
+        capture = capturing.current()
+        for number, (param, arrays, group) in enumerate(zip(self.params, self._arrays, self._group_of, strict=True)):
+            grad_tensor = param._grad
+            if grad_tensor is None:
+                missing.append(number)
+                continue
+            data, grad = param.data, grad_tensor.data
+            if capture is not None:
+                capture.reads_grad(param)
+            key = type(data), id(group), self._behind[number]
+            if key not in updates:
+                updates[key] = Together(self, group, self._behind[number]), []
+            together, of_a_kind = updates[key]
+            if grad.shape != data.shape or grad.dtype != data.dtype:
+                self._check(param, grad, {})
+            if data is not self._known[number]:
+                self._check(param, grad, arrays)
+                self._known[number], self._versions[number] = data, versions.of(data)
+                for slot, array in arrays.items():
+                    if type(array) is not type(data):  # the parameters have been moved since
+                        with capturing.outside():
+                            arrays[slot] = _zeros_like(data)
+                            overwrite(arrays[slot], array)
+            for slot in together.slots:
+                if slot not in arrays:  # a setting needs it only now
+                    with capturing.outside():
+                        arrays[slot] = _zeros_like(data)
+            together.members.append(number)
+            of_a_kind.append([data, grad, *[arrays[slot] for slot in together.slots]])
+        self.steps += 1
+        try:
+            if self.schedule is not None:
+                self.lr = float(self.schedule(self.steps - 1))
+            if capture is not None:
+                capture.updates.append(capturing.Update(self, missing, []))
+            for together, of_a_kind in updates.values():
+                for number in together.members:
+                    self._versions[number].changes(name)
+                params, *others = zip(*of_a_kind, strict=True)
+                self._update(backends.current(params[0]), together, params, *others)
+        except BaseException:
+            self.steps -= 1
+            raise
+        if capture is not None:
+            self.steps -= 1  # it is taken when the graph runs
+        else:
+            for number in missing:
+                self._behind[number] += 1
+        return loss
+
+    def _check(self, param: Tensor, grad: Any, arrays: dict[str, Any]) -> None:
+        """Compiled updates go by the parameter's shape and type: what does not fit may not reach them."""
+        data = param.data
+        for name, array in (("gradient", grad), *arrays.items()):
+            if array.shape != data.shape or native(array.dtype) != native(data.dtype):
+                number = next(i for i, one in enumerate(self.params) if one is param)
+                raise ValueError(
+                    f"{type(self).__name__}: parameter {number} is {data.dtype} of shape {tuple(data.shape)}, but its "
+                    f"{name} is {array.dtype} of shape {tuple(array.shape)}: an optimizer keeps to the arrays that it "
+                    "was made for; make another one"
+                )
+
+    # -- steps that a graph takes ------------------------------------------------------------------------------------
+
+    def repeated(self, update: capturing.Update, count: int) -> None:
+        """Count the steps that a graph is about to take, ``count`` times the captured ``update``.
+
+        Raises:
+            RuntimeError: a term of the formula has been added or dropped since the step was captured, or of the
+                parameters that it updates together some have taken steps without the others.
+        """
+        self.steps += 1
+        for together, numbers in update.launches:
+            behind = {self._behind[number] for number in together.members}
+            if len(behind) > 1:
+                raise RuntimeError(
+                    "capture: some of the parameters that the captured step updates together have taken steps without "
+                    "the others since; capture the step again"
+                )
+            if together.slots != self.slots_of(together.group):
+                raise RuntimeError(
+                    f"capture: the captured update has {', '.join(together.slots) or 'no momentum'}, and the optimizer "
+                    f"now {', '.join(self.slots_of(together.group)) or 'no momentum'}: capture the step again"
+                )
+            (together.behind,) = behind
+            numbers.prepare(together, count)
+            for number in together.members:
+                self._versions[number].changes("a captured step")
+        self.steps += count - 1
+        for number in update.missing:
+            self._behind[number] += count
+        if self.schedule is not None:
+            self.lr = float(self.schedule(self.steps - 1))
+
+    def counts(self) -> tuple[Any, ...]:
+        """What :meth:`step` counts, to be set :meth:`back` if it could not be taken."""
+        return self.steps, [group["lr"] for group in self.param_groups], list(self._behind)
+
+    def back(self, counts: tuple[Any, ...]) -> None:
+        """Count what :meth:`counts` gave."""
+        self.steps, rates, self._behind = counts
+        for group, lr in zip(self.param_groups, rates, strict=True):
+            group["lr"] = lr
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what backends keep, or is known of arrays: a copy makes its own."""
+        nothing = [None] * len(self.params)
+        return {**self.__dict__, "prepared": {}, "_known": nothing, "_versions": list(nothing)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run is resumed from: numbers, and copies of the arrays as NumPy arrays.
+
+        ``steps``; ``groups``, the settings of each; ``'<number of parameter>.<slot>'``; and
+        ``'<number of parameter>.behind'`` of a parameter that had no gradient in so many of the steps.
+        """
+        groups = [{k: copy.copy(v) for k, v in group.items() if k != "params"} for group in self.param_groups]
+        state: dict[str, Any] = {"steps": self.steps, "groups": groups}
+        state.update({f"{number}.behind": np.array(steps) for number, steps in enumerate(self._behind) if steps})
+        for number, arrays in enumerate(self._arrays):
+            for slot, array in arrays.items():
+                state[f"{number}.{slot}"] = Tensor(array).numpy().copy()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave; nothing is changed if it does not fit.
+
+        Raises:
+            ValueError: names or shapes that do not fit, or settings that this optimizer does not have.
+        """
+        kind = type(self).__name__
+        names = {f"{number}.behind": number for number in range(len(self.params))}
+        arrays = {name: value for name, value in state.items() if name not in ("steps", "groups", "lr", *names)}
+        own = {f"{number}.{slot}": array for number, kept in enumerate(self._arrays) for slot, array in kept.items()}
+        # As gpuconv 0.1 wrote it: the learning rate alone.
+        groups = state.get("groups", [{"lr": state["lr"]}] * len(self.param_groups) if "lr" in state else None)
+        if set(own) != set(arrays) or "steps" not in state or groups is None:
+            raise ValueError(
+                f"load_state_dict: the state is not that of a {kind} of {len(self.params)} parameters: names differ in "
+                f"{sorted(set(own) ^ set(arrays))[:4]}"
+            )
+        if len(groups) != len(self.param_groups) or any(
+            set(one) - set(group) - {"initial_lr"} for one, group in zip(groups, self.param_groups, strict=True)
+        ):
+            raise ValueError(
+                f"load_state_dict: the state has other groups of parameters, or settings, than this {kind}"
+            )
+        for name, array in own.items():
+            if tuple(state[name].shape) != tuple(array.shape):
+                raise ValueError(
+                    f"load_state_dict: {name} has shape {tuple(state[name].shape)} instead of {array.shape}"
+                )
+        for one in groups:
+            self._check_settings({**self._defaults, **one})
+        self.steps = int(state["steps"])
+        self._behind = [int(state.get(name, 0)) for name in names]
+        for one, group in zip(groups, self.param_groups, strict=True):
+            # JSON makes lists of tuples.
+            group.update({name: tuple(value) if isinstance(value, list) else value for name, value in one.items()})
+        for name, array in own.items():
+            overwrite(array, to_array(state[name]))
+
+
+def _zeros_like(array: Any) -> Any:
+    """Zeros where the array is, host or device."""
+    zeros = array.copy()
+    zeros[...] = 0
+    return zeros
+
+
+# -- settings --------------------------------------------------------------------------------------------------------
+
+
+def number(optimizer: Optimizer, name: str, value: Any) -> float:
+    """A setting as a float; TypeError for what is no number."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{type(optimizer).__name__}: {name} must be a number, got {value!r}")
+    return float(value)
+
+
+def at_least_zero(optimizer: Optimizer, name: str, value: Any) -> float:
+    """A setting as a float; ValueError if it is negative or NaN."""
+    found = number(optimizer, name, value)
+    if not found >= 0:  # also refuses NaN
+        raise ValueError(f"{type(optimizer).__name__}: {name} must be at least 0, got {value}")
+    return found
+
+
+def betas_of(optimizer: Optimizer, betas: Any) -> tuple[float, float]:
+    """Two decays of moving averages; ValueError if one is not in [0, 1)."""
+    kind = type(optimizer).__name__
+    try:
+        first, second = (number(optimizer, "betas", beta) for beta in betas)
+    except (TypeError, ValueError):
+        raise TypeError(f"{kind}: betas must be two numbers, got {betas!r}") from None
+    if not (0 <= first < 1 and 0 <= second < 1):
+        raise ValueError(f"{kind}: betas must be at least 0 and below 1, got {betas}")
+    return first, second
+
+
+def flag(optimizer: Optimizer, name: str, value: Any) -> bool:
+    """A setting that is on or off; TypeError for anything else."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{type(optimizer).__name__}: {name} must be True or False, got {value!r}")
+    return bool(value)

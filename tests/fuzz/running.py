@@ -1,0 +1,452 @@
+"""Run a program on both CPU backends and on the judge, statement by statement, and compare after each.
+
+The judge is PyTorch; without it, the NumPy backend in float64, which tells values apart but not element types.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import linecache
+import math
+import os
+import re
+import select
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import dialect, guard
+from .programs import VARIABLE, Program, generate, has_effect, targets, uses
+
+BACKENDS = ("numpy", "numba")
+
+#: Differences whose reason is known: what it is, and how it is told from others. To be emptied as reasons go.
+KNOWN = {
+    "late": "an update counts its steps for all parameters",
+    "stale": "values changed between forward and backward",
+}
+
+#: An operation refuses what it cannot do with one of these, and a message of its own.
+_REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError)
+
+
+@dataclass
+class Fault:
+    """What was found in a program.
+
+    Attributes:
+        kind: the same for what is most likely the same fault; what a reduction keeps.
+        statement: its number.
+        detail: for people.
+    """
+
+    kind: str
+    statement: int
+    detail: str
+
+
+@dataclass
+class Report:
+    """What came of a program; counts by message."""
+
+    fault: Fault | None = None
+    refused: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    known: Counter[str] = field(default_factory=Counter)
+    both: int = 0  # refused by all
+    ran: int = 0
+    skipped: list[int] = field(default_factory=list)
+
+
+def judge() -> str:
+    """Who says what is right."""
+    return "numpy" if _without_torch or dialect.torch_or_none() is None else "torch"
+
+
+_without_torch = False
+
+
+def run(program: Program, offset: int = 0) -> Report:
+    """Run a program everywhere; stops at the first fault."""
+    guard.turn(program.seed)
+    compile_everything(program.eager)
+    report = Report()
+    referee = judge()
+    spaces = {name: dialect.names(name, offset) for name in BACKENDS}
+    spaces["judge"] = dialect.names(referee, offset, referee != "torch")
+    watch = _Watch(spaces["judge"])
+    defined: set[str] = set()
+    for number, statement in enumerate(program.statements):
+        if statement.startswith("del "):
+            for name in targets_of_del(statement):
+                defined.discard(name)
+                for space in spaces.values():
+                    space.pop(name, None)
+            continue
+        if not uses(statement) <= defined | set(targets(statement)):
+            report.skipped.append(number)
+            continue
+        watch.before(statement, defined)
+        errors = {name: _attempt(statement, space, name, referee) for name, space in spaces.items()}
+        names = [name for name in _assigned(statement) if name in spaces["judge"] or name in spaces["numpy"]]
+        stop = has_effect(statement)
+        if any(errors.values()):
+            report.fault = _judged(errors, number, statement, report)
+            for name in names:
+                for space in spaces.values():
+                    space.pop(name, None)
+                defined.discard(name)
+            if report.fault or (stop and not all(errors.values())):
+                return report
+            continue
+        report.ran += 1
+        defined.update(names)
+        compared = sorted(defined) if stop else names
+        for backend in BACKENDS:
+            difference = _difference(spaces, backend, compared, referee)
+            if difference and difference[0] == "values":
+                difference = _rounded(program, number, offset, difference, spaces, backend, referee)
+            if difference:
+                what, name, detail = difference
+                if known := watch.known(statement):
+                    report.known[known] += 1
+                    return report
+                text = f"{backend}: {what} of {name} after `{statement}`: {detail}"
+                if what == "values":
+                    variable = VARIABLE.match(name)[0]
+                    for library in (backend, "judge"):
+                        text += f"\n{library}: {dict(_parts(variable, spaces[library][variable]))[name]}"[:700]
+                report.fault = Fault(f"{backend}: {what}: {_operation(statement)}", number, text)
+                return report
+    return report
+
+
+def targets_of_del(statement: str) -> list[str]:
+    """What a ``del`` names."""
+    return statement.removeprefix("del ").split(", ")
+
+
+def _assigned(statement: str) -> list[str]:
+    return targets(statement) or (
+        targets(statement.split("\n    ", 1)[1]) if statement.startswith("with no_grad():\n") else []
+    )
+
+
+def _operation(statement: str) -> str:
+    """A statement without its names and numbers."""
+    found = re.findall(r"[A-Za-z_]\w*\(|[-+*/@<>=!]=?", re.sub(r"array\([^)]*\)[^)]*\)", "", statement))
+    return " ".join(found)[:60]
+
+
+def _attempt(statement: str, space: dict[str, Any], library: str, referee: str) -> BaseException | None:
+    where = referee if library == "judge" else library
+    try:
+        with dialect.running(where, library == "judge" and referee != "torch"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(_code(statement), space)
+    except Exception as error:
+        return error
+    return None
+
+
+_codes: dict[str, Any] = {}
+
+
+def _code(statement: str) -> Any:
+    if len(_codes) > 2000:
+        _codes.clear()
+    if statement not in _codes:
+        _codes[statement] = compile(statement, "<statement>", "exec")
+    return _codes[statement]
+
+
+def _judged(errors: dict[str, Any], number: int, statement: str, report: Report) -> Fault | None:
+    """Count a refusal, or find that it is a fault."""
+    ours = {name: errors[name] for name in BACKENDS}
+    for name, error in ours.items():
+        if error is not None and not isinstance(error, _REFUSALS):
+            return Fault(f"{name}: {_message(error)}", number, f"{name}: `{statement}`: {_trace(error)}")
+    raised = [name for name, error in ours.items() if error]
+    if len(raised) == 1:
+        error = ours[raised[0]]
+        return Fault(f"only {raised[0]} refuses: {_message(error)}", number, f"`{statement}`: {_trace(error)}")
+    if errors["judge"] is None:
+        error = ours[BACKENDS[0]]
+        report.refused[("" if _deliberate(error) else "(not ours) ") + _message(error)] += 1
+    elif not raised:
+        message = _message(errors["judge"])
+        if "modified by an inplace operation" in message and "stale" in KNOWN:
+            report.known[KNOWN["stale"]] += 1
+            return None
+        report.accepted[message] += 1
+    else:
+        report.both += 1
+    return None
+
+
+def _message(error: BaseException) -> str:
+    """Kind and first line, without what is of one program only."""
+    text = (str(error).strip() or "(no message)").splitlines()[0]
+    text = re.sub(r"\((?:-?\d+(?:, ?|\)))*\)?|\[[\d, -]*\]", "(#)", text)
+    text = re.sub(r"\b(?:u?int\d+|float\d+|bool)\b|[<>]f[48]", "T", text)
+    text = re.sub(r"-?\b\d+(?:\.\d+)?(?:e[-+]?\d+)?\b", "#", text)
+    return f"{type(error).__name__}: {text[:110]}"
+
+
+def _deliberate(error: BaseException) -> bool:
+    """Whether a statement ``raise`` of gpuconv is where it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
+    return "gpuconv" in frames[-1].filename and line.startswith("raise")
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)[-4:]).strip()
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+def _difference(spaces: dict[str, Any], backend: str, names: list[str], referee: str) -> tuple[str, str, str] | None:
+    for name in names:
+        expected, got = dict(_parts(name, spaces["judge"][name])), dict(_parts(name, spaces[backend][name]))
+        if isinstance(spaces[backend][name], np.ndarray):  # in PyTorch a tensor stands for it
+            expected = {part: value for part, value in expected.items() if part == name}
+        if expected.keys() != got.keys():
+            return "parts", name, f"{sorted(got)} instead of {sorted(expected)}"
+        for part, value in expected.items():
+            mine = got[part]
+            if value is None or mine is None or not isinstance(value, np.ndarray):
+                if value is not None and mine is not None and isinstance(value, float) and isinstance(mine, float):
+                    value, mine = np.asarray(value), np.asarray(mine)
+                elif not (value is mine or (type(value) is type(mine) and value == mine)):
+                    return "kind", part, f"{mine!r} instead of {value!r}"[:300]
+                else:
+                    continue
+            if value.shape != mine.shape:
+                return "shape", part, f"{mine.shape} instead of {value.shape}"
+            if value.dtype != mine.dtype and referee == "torch":
+                return "type", part, f"{mine.dtype} instead of {value.dtype}"
+            error = _error(value, mine)
+            if error:
+                return "values", part, error
+    return None
+
+
+def _tolerance(dtype: np.dtype) -> float:
+    return 1e-10 if dtype == np.float64 else 2e-5
+
+
+def _error(expected: np.ndarray, got: np.ndarray) -> str:
+    """Empty where they are equal but for rounding, of the largest value."""
+    if not expected.size:
+        return ""
+    if expected.dtype.kind != "f" or got.dtype.kind != "f":
+        return "" if np.array_equal(expected, got) else "values differ"
+    same = (expected == got) | (np.isnan(expected) & np.isnan(got))
+    if same.all():
+        return ""
+    finite = np.isfinite(expected) & np.isfinite(got)
+    if not (finite | same).all():
+        return "infinite or NaN on one side"
+    a, b = expected[finite].astype(np.float64), got[finite].astype(np.float64)
+    largest = max(1.0, np.abs(a).max(initial=0))
+    error = np.abs(a - b).max(initial=0)
+    tolerance = max(_tolerance(expected.dtype), _tolerance(got.dtype))
+    return "" if error <= tolerance * largest else f"off by {error:.3g} where the largest is {largest:.3g}"
+
+
+def _parts(name: str, value: Any):
+    """Everything in a value that can be compared: arrays and plain numbers, with names."""
+    if name[0] == "o" or name[0] == "s":
+        return
+    if isinstance(value, (tuple, list)):
+        for number, one in enumerate(value):
+            yield from _parts(f"{name}[{number}]", one)
+    elif hasattr(value, "named_parameters"):
+        for part, parameter in value.named_parameters():
+            yield from _parts(f"{name}.{part}", parameter)
+    elif isinstance(value, (np.ndarray, np.generic)):
+        yield name, _native(np.asarray(value))
+    elif hasattr(value, "requires_grad"):
+        of_torch = hasattr(value, "storage")
+        yield name, _array(value)
+        if of_torch:
+            yield f"{name}.grad", None if not value.is_leaf or value.grad is None else _array(value.grad)
+        else:
+            yield f"{name}.grad", None if value.grad is None else _array(value.grad)
+        if of_torch and not value.requires_grad:
+            yield f"{name}.requires_grad", False
+        else:
+            yield f"{name}.requires_grad", bool(value.requires_grad)
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        yield name, value
+
+
+def _array(value: Any) -> np.ndarray:
+    return _native(np.asarray(value.detach().numpy() if hasattr(value, "detach") else value))
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _rounded(
+    program: Program, number: int, offset: int, difference: Any, spaces: Any, backend: str, referee: str
+) -> Any:
+    """The difference, unless it is one of rounding: the judge in float64 says how far each is from the truth."""
+    part = difference[1]
+    name = VARIABLE.match(part)[0]  # type: ignore[index]
+    truth = dialect.names(referee, offset, True)
+    for statement in program.statements[: number + 1]:
+        if statement.startswith("del "):
+            continue
+        with dialect.running(referee, True), contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(_code(statement), truth)
+    try:
+        exact = dict(_parts(name, truth[name]))[part]
+        ours = dict(_parts(name, spaces[backend][name]))[part]
+        theirs = dict(_parts(name, spaces["judge"][name]))[part]
+        with np.errstate(all="ignore"):
+            largest = max(
+                1.0,
+                *(
+                    float(np.abs(value[np.isfinite(value)]).max(initial=0))
+                    for each in truth
+                    if VARIABLE.fullmatch(each)
+                    for value in dict(_parts(each, truth[each])).values()
+                    if isinstance(value, np.ndarray)
+                ),
+            )
+            error, bound = np.abs(ours - exact), np.abs(theirs - exact)
+    except (KeyError, TypeError, ValueError):
+        return difference
+    single = np.float32 in (ours.dtype, theirs.dtype)
+    allowed = (1e-5 if single else 1e-12) * largest + 50 * float(np.nanmax(bound, initial=0))
+    if not math.isfinite(allowed):  # it overflows in float32 only: nothing can be told
+        return None if single else difference
+    return difference if not np.nanmax(error, initial=0) <= allowed else None
+
+
+class _Watch:
+    """Tells what is known from what is found: see :data:`KNOWN`."""
+
+    def __init__(self, space: dict[str, Any]):
+        self.space, self.updated, self.late, self.stale = space, {}, False, set()
+
+    def before(self, statement: str, defined: set[str]) -> None:
+        """Look at a statement that is about to run."""
+        if uses(statement) & self.stale:
+            self.stale.update(_assigned(statement))
+        if re.search(r" [-+*/]= |overwrite\(|\.step\(|load_state_dict\(|fill\(", statement):
+            # What has been computed may have saved what is overwritten now.
+            self.stale |= {name for name in defined if getattr(self.space.get(name), "is_leaf", True) is False}
+        if found := re.match(r"(o\d+)\.step\(\)", statement):
+            # The parameters that an optimizer updates must be the same in each step.
+            optimizer = self.space[found[1]]
+            groups = optimizer.param_groups if hasattr(optimizer, "param_groups") else [{"params": optimizer.params}]
+            params = [param for group in groups for param in group["params"]]
+            given = {number for number, param in enumerate(params) if param.grad is not None}
+            self.late |= self.updated.setdefault(found[1], given) != given or not given
+
+    def known(self, statement: str) -> str | None:
+        """The reason why a statement's results may differ, if there is a known one."""
+        if self.late and "late" in KNOWN:
+            return KNOWN["late"]
+        return KNOWN.get("stale") if uses(statement) & self.stale else None
+
+
+# -- eager compilation -------------------------------------------------------------------------------------------------
+
+_lazily: dict[str, Any] = {}
+
+
+def compile_everything(eager: bool) -> None:
+    """Whether compiled code runs at any size, in several chunks, or only where it pays."""
+    from gpuconv.backends import _numba_threads as threads
+    from gpuconv.backends import numba_backend as backend
+
+    if not _lazily:
+        _lazily.update(COMPILE_FROM=backend.COMPILE_FROM, _SMALL_PRODUCT=backend._SMALL_PRODUCT)
+        chunks = backend._chunks
+        # The results of these are kept, and so they are the same in each program.
+        backend._chunks = lambda work, most=64: max(chunks(work, most), min(most, 1 + work % 3))
+        threads._WORK_TO_SHARE = 0
+    for name, usual in _lazily.items():
+        setattr(backend, name, 1 if eager else usual)  # of no work at all, none is compiled
+
+
+# -- the process -------------------------------------------------------------------------------------------------------
+
+
+def confirmed(program: Program) -> Report:
+    """Run a program; values that differ count if they do so for other elements, too."""
+    report = run(program)
+    if report.fault and ": values: " in report.fault.kind:
+        again = [run(program, offset).fault for offset in (1, 2, 3)]
+        if sum(fault is not None and ": values: " in fault.kind for fault in again) < 2:
+            report.known["values that differ for one choice of elements only"] += 1
+            report.fault = None
+    return report
+
+
+def serve(guarded: bool, without_torch: bool = False, sabotage: str | None = None) -> None:
+    """Answer requests, a JSON object a line: ``{"seed": ...}`` or ``{"program": ...}``."""
+    global _without_torch
+    faulthandler.enable()
+    _without_torch = without_torch
+    if judge() == "torch":
+        dialect.torch_or_none().set_num_threads(1)
+    if sabotage:
+        from . import sabotage as ways
+
+        getattr(ways, sabotage)()
+    if guarded:
+        guard.begin()
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "seed" in request:
+            program = generate(request["seed"], request["convolutions"])
+        else:
+            program = Program(**request["program"])
+        answer = _in_a_child(program, request["limit"]) if "limit" in request else _answer(program)
+        answers.write(answer + "\n")
+        answers.flush()
+
+
+def _answer(program: Program) -> str:
+    report = confirmed(program)
+    return json.dumps({**vars(report), "fault": report.fault and vars(report.fault)})
+
+
+def _in_a_child(program: Program, limit: float) -> str:
+    """The answer of a forked process, which may crash or hang: one of those begins sooner than a new one."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, _answer(program).encode())
+        os._exit(0)
+    os.close(write)
+    answer, end = b"", time.monotonic() + limit
+    while select.select([read], [], [], max(0.0, end - time.monotonic()))[0]:
+        piece = os.read(read, 1 << 16)
+        if not piece:
+            break
+        answer += piece
+    else:
+        os.kill(child, signal.SIGKILL)
+        answer = json.dumps({"status": "hang"}).encode()
+    os.close(read)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return answer.decode() or json.dumps({"status": status})

@@ -1,0 +1,171 @@
+"""Random programs against PyTorch (``python -m tests.fuzz`` runs more of them), and that faults would be found."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from fuzz import guard, programs
+from fuzz.parent import ROOT, Summary, fuzz
+from fuzz.programs import Program
+from fuzz.reducing import reduced
+
+guarded = pytest.mark.skipif(guard.unavailable() is not None, reason=str(guard.unavailable()))
+
+
+@pytest.mark.slow
+def test_programs_agree_with_pytorch() -> None:
+    """Values, gradients, shapes and element types on both CPU backends; no crash, no hang. Without PyTorch, float64."""
+    summary = fuzz(range(150), convolutions=2, time_limit=60)
+    assert not summary.faults, str(summary)
+    assert summary.statements > 1500
+
+
+@pytest.mark.slow
+def test_without_pytorch_values_are_compared() -> None:
+    """The NumPy backend in float64 is the judge, then."""
+    summary = fuzz(range(30), convolutions=1, time_limit=60, without_torch=True)
+    assert not summary.faults, str(summary)
+    assert summary.statements > 300
+
+
+def _found(sabotage: str, **options: object) -> tuple[str, Program]:
+    summary: Summary = fuzz(range(200), convolutions=1, sabotage=sabotage, stop_after=1, **options)  # type: ignore[arg-type]
+    assert summary.faults, f"{sabotage} was not found"
+    found = next(iter(summary.faults.values()))
+    assert len(found.program.statements) <= 7, str(summary)
+    return found.kind, found.program
+
+
+@pytest.mark.slow
+def test_a_wrong_gradient_is_found() -> None:
+    """On both backends alike, so that only PyTorch can tell; the program is reduced to the operation."""
+    pytest.importorskip("torch")
+    kind, program = _found("wrong_gradient")
+    assert "values" in kind
+    assert "igmoid" in str(program.statements)
+    assert "backward" in program.statements[-1]
+
+
+@pytest.mark.slow
+def test_a_wrong_value_of_one_backend_is_found() -> None:
+    """One element of a compiled operation's result."""
+    kind, program = _found("wrong_on_one_backend", without_torch=True)
+    assert kind.startswith("numba: values")
+    assert "elu" in str(program.statements)
+
+
+@pytest.mark.slow
+@guarded
+def test_a_byte_written_beyond_an_array_is_found() -> None:
+    """The process dies, its successor goes on, and the program is reduced to the operation and its backward."""
+    kind, program = _found("write_beyond", without_torch=True)
+    assert kind.startswith("crash")
+    assert "elu" in str(program.statements)
+
+
+@pytest.mark.slow
+def test_a_hang_is_found() -> None:
+    """A program that does not end in time."""
+    kind, program = _found("hang", without_torch=True, time_limit=10.0)
+    assert kind == "hang"
+    assert "anh" in str(program.statements)
+
+
+@pytest.mark.slow
+def test_an_accident_is_told_from_a_refusal() -> None:
+    """A KeyError is nothing that an operation says on purpose."""
+    kind, _ = _found("accident", without_torch=True)
+    assert "KeyError" in kind
+
+
+def test_a_seed_is_a_program() -> None:
+    """The same in each process; and other seeds give others."""
+    code = "from fuzz.programs import generate; print([generate(seed) for seed in range(20)])"
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+        for _ in range(2)
+    )
+    assert first == second
+    assert len({str(programs.generate(seed).statements) for seed in range(20)}) == 20
+
+
+def test_statements_are_dropped_and_made_plain() -> None:
+    """What is left fails alike; sizes shrink everywhere at once; what depends on a dropped statement goes too."""
+    program = Program(
+        0,
+        [
+            "x1 = Tensor(array((5, 7), 'float32', 'reversed', 1), True)",
+            "x2 = Tensor(array((7,), 'float32', 'C', 2), True)",
+            "x3 = x1 * x2",
+            "x4 = F.relu(x1)",
+            "del x2, x3",
+            "x4.sum().backward()",
+        ],
+        eager=False,
+    )
+
+    def fails(candidate: Program) -> bool:
+        text = "\n".join(candidate.statements)
+        return "F.relu(x1)" in text and "x1 = " in text and "backward" in text
+
+    assert reduced(program, fails).statements == [
+        "x1 = Tensor(array((1, 1), 'float32', 'C', 1), True)",
+        "x4 = F.relu(x1)",
+        "x4.sum().backward()",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["numba", "numpy", "torch"])
+def test_a_script_runs(tmp_path, library) -> None:
+    """What is printed of a fault runs by itself, on each library."""
+    if library == "torch":
+        pytest.importorskip("torch")
+    file = tmp_path / "found.py"
+    file.write_text(programs.script(replace(programs.generate(3), eager=False), "Seed 3."))
+    printed = subprocess.run(
+        [sys.executable, file, library], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    assert "x1 " in printed
+
+
+_TOUCH = """
+import ctypes, sys
+import numpy as np
+from fuzz import guard
+guard.begin()
+guard.turn({turn})
+array = np.zeros(3, np.float32)
+byte = ctypes.c_ubyte.from_address(array.ctypes.data + {offset})
+{before}
+{touch}
+del array
+print("alive")
+"""
+
+
+@guarded
+@pytest.mark.parametrize(
+    ("turn", "offset", "before", "touch", "alive"),
+    [
+        pytest.param(0, 11, "", "byte.value = 1", True, id="the last byte is written"),
+        pytest.param(3, 0, "", "byte.value = 1", True, id="the first byte is written"),
+        pytest.param(0, 12, "", "byte.value", False, id="the next byte is read"),
+        pytest.param(0, 12, "", "byte.value = 1", False, id="the next byte is written"),
+        pytest.param(3, -1, "", "byte.value", False, id="the byte before is read"),
+        pytest.param(3, 12, "", "byte.value = 1", False, id="a byte behind is written, and the page goes on"),
+        pytest.param(0, -1, "", "byte.value = 1", False, id="a byte before is written, and the page goes on"),
+        pytest.param(0, 0, "array = None", "byte.value", False, id="freed memory is read"),
+    ],
+)
+def test_guard_pages(turn: int, offset: int, before: str, touch: str, alive: bool) -> None:
+    """A byte beyond an array ends the process: at once, or when the array is freed."""
+    code = _TOUCH.format(turn=turn, offset=offset, before=before, touch=touch)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, timeout=60)
+    assert (done.stdout == "alive\n") == alive, done.stderr
+    assert (done.returncode == 0) == alive
