@@ -9,6 +9,8 @@ PIP    := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip --d
 OUT    ?= runs/lenet5
 REPORT ?= runs/gpu-report
 EXTRA  ?= test
+# Processes that tests are shared out to; WORKERS= runs them in one.
+WORKERS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help train test quick compiled-test gpu-test gpu-report lint bench clean
@@ -36,11 +38,11 @@ train: $(VENV)/.cli  ## train LeNet-5 on the bundled digits into runs/lenet5 (a 
 	$(BIN)/gpuconv train --out $(OUT) --resume
 
 test: $(VENV)/.$(EXTRA)  ## all tests, then the built wheel in an environment of its own
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 	$(BIN)/python tests/check_wheel.py
 
 quick: $(VENV)/.$(EXTRA)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow" -x
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" -x
 
 # Arguments for pytest, as there: make compiled-test ARGS="-k depthwise"
 compiled-test: $(VENV)/.$(EXTRA)  ## all tests of CUDA kernels on what the compiler makes of them, interpreted: an hour or more

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -58,13 +59,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = left
 
 
+#: The kernel, tiling and case of each simulated launch, as text: from this process, or from those that ran the tests.
+_triples: set[tuple[str, ...]] = set()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Collect them; a process that ran tests for another one hands them over."""
+    _triples.update(tuple(map(str, triple)) for triple in getattr(sys.modules.get("simulation"), "triples", ()))
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["triples"] = [list(triple) for triple in _triples]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take them over."""
+    _triples.update(map(tuple, getattr(node, "workeroutput", {}).get("triples", ())))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many kernels were simulated, in tilings and on geometries of which no two are the same."""
-    if triples := getattr(sys.modules.get("simulation"), "triples", ()):
-        kernels = len({module for module, _, _ in triples})
-        how = "compiled and interpreted" if sys.modules["simulation"].COMPILED else "simulated and traced"
-        line = f"{len(triples):,} (kernel, tiling, case) triples {how}, of {kernels} kernels"
-        terminalreporter.write_line(line)
+    if _triples:
+        kernels = len({module for module, _, _ in _triples})
+        how = "compiled and interpreted" if os.environ["NUMBA_ENABLE_CUDASIM"] == "0" else "simulated and traced"
+        terminalreporter.write_line(f"{len(_triples):,} (kernel, tiling, case) triples {how}, of {kernels} kernels")
 
 
 def _version(package: str) -> str:
