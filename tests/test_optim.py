@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gpuconv import Tensor, optim
+from gpuconv import Tensor, nn, optim
 
 OPTIMIZERS = [
     ("SGD", {"lr": 0.1}),
@@ -156,6 +156,12 @@ def test_refusals():
         optim.SGD(w)
     with pytest.raises(TypeError, match="leaf Tensors"):
         optim.SGD([w * 2])
+    with pytest.raises(TypeError, match=r"an iterable of Tensors, got Linear; pass its .parameters\(\)"):
+        optim.SGD(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="an iterable of Tensors, got None"):
+        optim.SGD(None)
+    with pytest.raises(TypeError, match="lr must be a number, got True"):
+        optim.SGD([w], True)
     for rate in (-1, float("nan")):
         with pytest.raises(ValueError, match="lr must be at least 0"):
             optim.Adam([w], lr=rate)

@@ -116,7 +116,11 @@ class Optimizer:
         kind = type(self).__name__
         if isinstance(params, Tensor):
             raise TypeError(f"{kind}: params must be an iterable of Tensors, got one Tensor; put it in a list")
-        given = list(params)
+        try:
+            given = list(params)
+        except TypeError:
+            what = f"{type(params).__name__}; pass its .parameters()" if hasattr(params, "parameters") else repr(params)
+            raise TypeError(f"{kind}: params must be an iterable of Tensors, got {what}") from None
         if not given:
             raise ValueError(f"{kind}: params is empty (an iterator that was used up?)")
         self._defaults = settings
@@ -403,7 +407,7 @@ def _zeros_like(array: Any) -> Any:
 
 def number(optimizer: Optimizer, name: str, value: Any) -> float:
     """A setting as a float; TypeError for what is no number."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+    if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
         raise TypeError(f"{type(optimizer).__name__}: {name} must be a number, got {value!r}")
     return float(value)
 
