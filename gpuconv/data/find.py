@@ -76,7 +76,8 @@ def _find(gray: Gray, invert: bool | Literal["auto"], *, in_sheet: bool = False)
             # A shadow or the edge of a table is large and dark, but it runs out of the picture.
             score = shape.contrast * max(shape.mask.shape) * (0.1 if shape.cut_off or shaded else 1)
             if estimate is _lit_background:
-                score *= (2 * _narrowness(seen, dark)) ** 2 * len(gray) / len(seen)
+                # Gaps between strokes and the edge of a shadow stand out as much. These factors are 1 if nothing is told.
+                score *= (2 * _narrowness(seen, dark) * _evenness(shape.mask) / 0.6) ** 2 * len(gray) / len(seen)
             if score > best_score:
                 best, best_score, doubtful, picture = shape, score, shape.cut_off or shaded, seen
         if best is not None and not doubtful:
@@ -158,6 +159,16 @@ def _narrowness(gray: Gray, dark: bool) -> float:
         sum(float((part - _opened(part, radius)).mean()) for radius in (2, 3, 5, 8)) for part in (values, -values)
     )
     return (black if dark else bright) / max(bright + black, 1e-9)
+
+
+def _evenness(mask: Mask) -> float:
+    """The mean width of a shape beside its greatest: near 1 for strokes, less for what ends in points, as gaps do."""
+    left = np.pad(mask, 1)
+    mean = 2 * float(left.sum()) / max(1, int((left & ~windowed(left, 1, np.minimum)).sum()))
+    greatest = -1
+    while left.any():
+        left, greatest = windowed(left, 1, np.minimum), greatest + 2
+    return mean / max(1, greatest)
 
 
 def _is_shaded(residual: Gray) -> bool:
