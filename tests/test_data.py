@@ -542,8 +542,8 @@ def test_orientation_transparency_and_forced_polarity(digits):
         drawn.putalpha(upright)
         np.testing.assert_array_equal(read_digit(saved(drawn)), digit)
     np.testing.assert_array_equal(read_digit(saved(upright), invert=False), digit)
-    with pytest.raises(DataError, match="no digit found"):
-        read_digit(saved(upright), invert=True)
+    with pytest.raises(DataError, match="one digit was expected"):
+        read_digit(saved(upright), invert=True)  # what is dark on light is the outside, and the inside of a loop
 
 
 def test_a_photograph_gives_an_answer():
@@ -614,4 +614,4 @@ def test_every_small_picture_gets_an_answer(pixels, invert):
     else:
         assert read.shape == (28, 28)
         outcome = "a digit" if read.any() else "an empty picture"
-    assert outcome == "a digit" or "no digit found" in outcome
+    assert outcome == "a digit" or "no digit found" in outcome or "one digit was expected" in outcome

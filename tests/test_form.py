@@ -226,7 +226,7 @@ def test_other_pictures_are_taken_whole():
 def test_a_blank_picture_needs_blank_data():
     """A page with nothing on it is refused, unless such were among the images; noise in a large picture always is."""
     page = np.full((60, 90), 255, np.uint8)
-    for form in (ImageForm((6, 9)), ImageForm((6, 9), "light on dark")):
+    for form in (ImageForm((6, 9)), ImageForm((6, 9), "light on dark"), MNIST_FORM):
         with pytest.raises(DataError, match=r"picture: blank"):
             read_picture(saved(page), form)
         noise = np.random.default_rng(0).integers(0, 256, (150, 200))
@@ -406,3 +406,18 @@ def test_what_the_network_saw(capsys, in_folder, run, digits):
         line = line[2:].ljust(28)
         for character, value in zip(line, row, strict=True):
             assert abs(" ░▒▓█".index(character) * 255 / 4 - value) <= 33
+
+
+def test_a_picture_that_is_no_digit(capsys, in_folder, run, digits):
+    """Two digits, noise, a blank page: each has a line that says so, and an error in the JSON; the exit status is 2."""
+    one, two = (255 - enlarged(digits.test_images[number], 5) for number in (0, 1))
+    Image.fromarray(np.hstack([one, two])).save("two.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300)).astype(np.uint8)).save("noise.png")
+    Image.new("L", (600, 800), 250).save("blank.png")
+    names = ("two.png", "noise.png", "blank.png")
+    status, out, err = outcome(capsys, "predict", *names, "--model", run, "--json")
+    assert status == 2
+    errors = [answer["error"] for answer in json.loads(out)]
+    assert err.splitlines() == [f"gpuconv: {error}" for error in errors]
+    for name, error, says in zip(names, errors, ("two shapes", "nothing but noise", "blank"), strict=True):
+        assert error.startswith(f"{name}: {says}")

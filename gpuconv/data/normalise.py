@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuconv.data.raster import Gray, border, bounding_box, centre_of_mass, window_reduce
+from gpuconv.data.raster import Gray, border, bounding_box, centre_of_mass, windowed
 
 __all__ = ["already_framed", "normalise"]
 
@@ -16,10 +16,10 @@ _LEAST_STROKE = 0.1  # width of a stroke, as a share of the digit's longer side:
 def _with_visible_strokes(digit: Gray) -> Gray:
     """Thicken strokes that would fade when the digit is scaled to 20x20, such as a pencil's in a large drawing."""
     mask = digit > 0.5
-    outline = mask & ~window_reduce(mask, 1, np.min)
+    outline = mask & ~windowed(mask, 1, np.minimum)
     width = 2 * np.count_nonzero(mask) / max(1, int(np.count_nonzero(outline)))  # a stroke has an outline on both sides
     radius = round((_LEAST_STROKE * max(digit.shape) - width) / 2)
-    return window_reduce(np.pad(digit, radius), radius, np.max) if radius > 0 else digit
+    return windowed(np.pad(digit, radius), radius, np.maximum) if radius > 0 else digit
 
 
 def normalise(digit: Gray) -> NDArray[np.uint8]:

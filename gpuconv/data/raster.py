@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,8 @@ def noise_level(values: Gray) -> float:
 
     Of normal noise, half the values are within 0.6745 standard deviations; a difference has twice the variance.
     """
+    if values.size < 2:
+        return 0.0
     difference = np.abs(np.diff(values, axis=0 if len(values) > 1 else 1))
     return float(np.median(difference)) / (0.6745 * 2**0.5)
 
@@ -36,37 +37,66 @@ def noise_level(values: Gray) -> float:
 def components(mask: Mask) -> NDArray[np.intp]:
     """Number the parts of a mask that hang together, diagonals included, from 1; 0 is outside.
 
-    Union-find over all pairs of neighbours at once: each round hooks every root to the least root among its
-    neighbours and then lets all pixels point to their root.
+    Union-find over all pairs of neighbouring runs at once (a run: pixels in a row without a gap): each round hooks
+    every root to the least root among its neighbours and then lets all runs point to their root.
     """
-    number = np.full(mask.shape, -1)
-    number[mask] = np.arange(np.count_nonzero(mask))
-    neighbours = (
-        (number[:, :-1], number[:, 1:]),
-        (number[:-1], number[1:]),
-        (number[:-1, :-1], number[1:, 1:]),
-        (number[:-1, 1:], number[1:, :-1]),
-    )
-    pairs = np.concatenate([np.stack([a, b])[:, (a >= 0) & (b >= 0)] for a, b in neighbours], axis=1)
-    root = np.arange(np.count_nonzero(mask))
+    result = np.zeros(mask.shape, dtype=np.intp)
+    row, first, length = runs(mask)
+    if not len(row):
+        return result
+    # Places in the picture, as one number, with room between the rows.
+    width = mask.shape[1] + 2
+    start, stop = row * width + first, row * width + first + length
+    low = np.searchsorted(stop, start + width, "left")
+    number = np.maximum(np.searchsorted(start, stop + width, "right") - low, 0)
+    above = np.repeat(np.arange(len(row)), number)
+    below = np.repeat(low - np.cumsum(number) + number, number) + np.arange(len(above))
+    pairs = np.stack([above, below])
+    root = np.arange(len(row))
     while pairs.shape[1]:
         np.minimum.at(root, pairs.max(axis=0), pairs.min(axis=0))
         while not np.array_equal(root, root[root]):
             root = root[root]
         pairs = root[pairs]
         pairs = pairs[:, pairs[0] != pairs[1]]
-    result = np.zeros(mask.shape, dtype=np.intp)
-    result[mask] = np.unique(root, return_inverse=True)[1] + 1
+    result[mask] = np.repeat(np.unique(root, return_inverse=True)[1] + 1, length)
     return result
 
 
-def window_reduce(values: NDArray[Any], radius: int, reduce: Callable[..., NDArray[Any]]) -> NDArray[Any]:
-    """`reduce` (a minimum or maximum) over the square window around each element, with zeros outside."""
+def runs(mask: Mask) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """The runs of a mask's pixels along its rows, in their order: row, first column and length of each."""
+    padded = np.zeros((mask.shape[0], mask.shape[1] + 2), dtype=np.int8)
+    padded[:, 1:-1] = mask
+    change = np.diff(padded, axis=1)
+    row, first = np.nonzero(change == 1)
+    return row, first, np.nonzero(change == -1)[1] - first
+
+
+def windowed(values: NDArray[Any], radius: int, extreme: np.ufunc, outside: float = 0) -> NDArray[Any]:
+    """The least or greatest value in the square window around each element; `outside` is beyond the edges.
+
+    `extreme` is ``np.minimum`` or ``np.maximum``. Windows are doubled until they are wide enough: the work grows with
+    the logarithm of their width.
+    """
     for axis in (0, 1):
-        padded = np.pad(values, [(radius, radius) if a == axis else (0, 0) for a in (0, 1)])
-        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1, axis=axis)
-        values = reduce(windows, axis=-1)
+        values = np.moveaxis(values, axis, 0)
+        count, width = len(values), 2 * radius + 1
+        window = np.full((count + 2 * radius, values.shape[1]), outside, dtype=values.dtype)
+        window[radius : radius + count] = values
+        done = 1
+        while done < width:
+            step = min(done, width - done)
+            window = extreme(window[:-step], window[step:])
+            done += step
+        values = np.moveaxis(window, 0, axis)
     return values
+
+
+def window_mean(values: Gray, radius: int) -> Gray:
+    """The mean over the square window around each element, the picture being continued at its edges."""
+    side = 2 * radius + 1
+    padded = np.pad(values, radius, mode="edge")
+    return np.lib.stride_tricks.sliding_window_view(padded, (side, side)).mean(axis=(2, 3), dtype=np.float32)
 
 
 def border(shape: tuple[int, ...]) -> Mask:
