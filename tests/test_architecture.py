@@ -27,7 +27,7 @@ ALLOWED = {
     "tuning": {"geometry", "kernels", "tuning_store"},
     "backends": {"files", "geometry", "kernels", "simulator", "tuning", "tuning_store"},
     "autograd": {"backends", "versions"},
-    "ops": {"autograd", "backends", "geometry"},
+    "ops": {"autograd", "backends", "geometry", "random"},
     "functional": {"autograd", "backends", "geometry", "ops", "random"},
     "optim": {"autograd", "backends", "versions"},
     "nn": {"autograd", "functional", "geometry", "random"},

@@ -3,6 +3,6 @@
 Users call them through ``gpuconv.functional``, which checks the arguments; what is here trusts them.
 """
 
-from gpuconv.ops import activation, arithmetic, conv, linear, loss, pool, shape
+from gpuconv.ops import activation, arithmetic, conv, elementwise, linear, loss, pool, reduce, shape
 
-__all__ = ["activation", "arithmetic", "conv", "linear", "loss", "pool", "shape"]
+__all__ = ["activation", "arithmetic", "conv", "elementwise", "linear", "loss", "pool", "reduce", "shape"]
