@@ -70,7 +70,10 @@ from gpuconv.ops.nonlinear import (
     tanhshrink,
     threshold,
 )
+from gpuconv.ops.padding import pad
+from gpuconv.ops.rearrange import one_hot
 from gpuconv.ops.shape import dimension, permute, reshape
+from gpuconv.ops.windows import channel_shuffle, fold, interpolate, pixel_shuffle, pixel_unshuffle, unfold, upsample
 from gpuconv.random import default_generator
 
 __all__ = [
@@ -80,6 +83,7 @@ __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "celu",
+    "channel_shuffle",
     "conv1d",
     "conv2d",
     "conv2d_relu",
@@ -93,6 +97,7 @@ __all__ = [
     "elu",
     "feature_alpha_dropout",
     "flatten",
+    "fold",
     "gelu",
     "glu",
     "half_squared_error",
@@ -100,6 +105,7 @@ __all__ = [
     "hardsigmoid",
     "hardswish",
     "hardtanh",
+    "interpolate",
     "leaky_relu",
     "linear",
     "linear_chain",
@@ -110,6 +116,10 @@ __all__ = [
     "max_pool2d",
     "mish",
     "mse_loss",
+    "one_hot",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "prelu",
     "relu",
     "relu6",
@@ -125,6 +135,8 @@ __all__ = [
     "tanh",
     "tanhshrink",
     "threshold",
+    "unfold",
+    "upsample",
 ]
 
 

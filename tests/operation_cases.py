@@ -455,7 +455,230 @@ REDUCTIONS = [
     Case("count_nonzero", lambda L, x: L.count_nonzero(x), on((2, 3), (), kind="whole")),
     Case("count_nonzero(dim)", lambda L, x: L.count_nonzero(x, dim=1), on((2, 3), kind="whole")),
 ]
-FAMILIES = {"activations": ACTIVATIONS, "elementwise": ELEMENTWISE, "reductions": REDUCTIONS}
+
+
+def _method(name: str, *arguments: Any, shapes: Any = ((2, 3), (2, 3, 4)), **options: Any) -> list[Case]:
+    """A function of the library and the Tensor's method of the same name."""
+    shown = f"({', '.join([*map(repr, arguments), *(f'{k}={v!r}' for k, v in options.items())])})"
+    return [
+        Case(name + shown, lambda L, x: getattr(L, name)(x, *arguments, **options), on(*shapes)),
+        Case(f"Tensor.{name}{shown}", lambda L, x: getattr(x, name)(*arguments, **options), on(*shapes), arrays=False),
+    ]
+
+
+def _tensor(name: str, *arguments: Any, shapes: Any = ((2, 3), (1, 3), (2, 3, 4)), **options: Any) -> Case:
+    """A Tensor's method alone."""
+    shown = ", ".join(map(repr, arguments))
+    return Case(
+        f"Tensor.{name}({shown})", lambda L, x: getattr(x, name)(*arguments), on(*shapes), arrays=False, **options
+    )
+
+
+_PADS: list[tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...]]] = [
+    ("constant", (1, 2), ((2, 3), (3,), (2, 0), (0, 3))),
+    ("constant", (-1, 2, 0, 1), ((2, 3), (2, 3, 4))),
+    ("constant", (1, 0, -1, -1, 2, 2), ((2, 3, 4), (1, 2, 3, 4))),
+    ("constant", (-2, -1), ((2, 3),)),
+    ("constant", (), ((2, 3), ())),
+    ("reflect", (1, 2), ((2, 3), (2, 2, 4))),
+    ("reflect", (2, 1, 1, 0), ((2, 3, 4), (2, 2, 3, 4))),
+    ("reflect", (1, 1, 1, 2, 0, 1), ((2, 2, 3, 4), (1, 2, 2, 3, 4))),
+    ("replicate", (3, 2), ((2, 3), (2, 2, 1))),
+    ("replicate", (2, 1, 5, 0), ((2, 3, 4), (2, 2, 3, 4))),
+    ("replicate", (1, 1, 1, 2, 0, 1), ((2, 2, 3, 4),)),
+    ("replicate", (-1, 2), ((2, 3), (2, 2, 4))),
+    ("circular", (1, 2), ((2, 3), (2, 2, 4))),
+    ("circular", (3, 0, 1, 3), ((2, 3, 4), (2, 2, 3, 4))),
+    ("circular", (1, 1, 1, 2, 0, 1), ((2, 2, 3, 4),)),
+    ("circular", (-1, 2), ((2, 3), (2, 2, 4))),
+]
+
+
+def _interpolations() -> list[Case]:
+    cases = []
+    for mode, shapes in [
+        ("nearest", ((2, 3, 5), (2, 2, 3, 4), (1, 2, 2, 3, 2))),
+        ("nearest-exact", ((2, 3, 5), (2, 2, 3, 4), (1, 2, 2, 3, 2))),
+        ("linear", ((2, 3, 5),)),
+        ("bilinear", ((2, 2, 3, 4), (0, 2, 3, 4))),
+        ("area", ((2, 3, 5), (2, 2, 3, 4))),
+    ]:
+        for options in ({"size": 7}, {"size": 2}, {"scale_factor": 2}, {"scale_factor": 1.7}, {"scale_factor": 0.6}):
+            corners = [{}, {"align_corners": True}] if "linear" in mode else [{}]
+            for extra in corners:
+                cases.append(
+                    Case(
+                        f"interpolate({mode}, {options}, {extra})",
+                        lambda L, x, mode=mode, options={**options, **extra}: L.nn.functional.interpolate(
+                            x, mode=mode, **options
+                        ),
+                        on(*shapes),
+                    )
+                )
+    return [
+        *cases,
+        Case("interpolate(pair)", lambda L, x: L.nn.functional.interpolate(x, (2, 5)), on((1, 2, 3, 4))),
+        Case(
+            "interpolate(recompute)",
+            lambda L, x: L.nn.functional.interpolate(
+                x, scale_factor=(1.3, 0.7), mode="bilinear", recompute_scale_factor=True
+            ),
+            on((1, 2, 3, 4)),
+        ),
+        Case(
+            "upsample",
+            lambda L, x: L.nn.functional.upsample(x, scale_factor=2, mode="bilinear", align_corners=True),
+            on((1, 2, 3, 4)),
+        ),
+    ]
+
+
+#: Of different types, and with what PyTorch takes for nothing.
+_CATS = ((In((3,)), In((0,)), In((2,), "int")), (In((0,)), In((2, 3)), In((1, 3))))
+
+SHAPE = [
+    *[
+        Case(
+            f"{name}({d})",
+            lambda L, x, y, z, name=name, d=d: getattr(L, name)([x, y, z], d),
+            ((In(a), In(b), In(c)), *more),
+        )
+        for name, d, a, b, c, more in [
+            (
+                "cat",
+                0,
+                (2, 3),
+                (1, 3),
+                (0, 3),
+                ((In((3,)), In((0,)), In((2,), "int")), (In((0,)), In((2, 3)), In((1, 3)))),
+            ),
+            ("cat", 1, (2, 3), (2, 1), (2, 2), ()),
+            ("cat", -1, (2, 3, 1), (2, 3, 4), (2, 3, 2), ((In((2,), "int"), In((2,), "int"), In((3,), "bool")),)),
+            ("concat", 0, (2, 3), (1, 3), (4, 3), ()),
+            ("stack", 0, (2, 3), (2, 3), (2, 3), ((In(()), In(()), In(())), (In((0, 3)), In((0, 3)), In((0, 3))))),
+            ("stack", -1, (2, 3), (2, 3), (2, 3), ((In((3,)), In((3,), "int"), In((3,), "int")),)),
+        ]
+    ],
+    *[
+        case
+        for arguments in ((1,), (2, -1), ([1, 2], 1), ([0, 3], 1), (5, 0))
+        for case in _method("split", *arguments, shapes=((2, 3), (2, 3, 4)))[arguments[0] == [1] :]
+    ],
+    *_method("chunk", 2, 1),
+    *_method("chunk", 5, -1),
+    *_method("unbind"),
+    *_method("unbind", 1),
+    *_method("squeeze", shapes=((2, 1, 3), (2, 3), (1, 1), ())),
+    *_method("squeeze", 0, shapes=((1, 3), (2, 3), (1,), ())),
+    *_method("squeeze", (0, -1), shapes=((1, 3, 1), (2, 3))),
+    *_method("unsqueeze", 0, shapes=((2, 3), (), (0, 3))),
+    *_method("unsqueeze", -1, shapes=((2, 3), ())),
+    *_method("transpose", 0, 1),
+    *_method("transpose", -1, 0, shapes=((2, 3), (2, 3, 4), (3,), ())),
+    *_method("swapaxes", 0, 1),
+    *_method("t", shapes=((2, 3), (3,), ())),
+    *_method("movedim", 0, -1),
+    *_method("movedim", (0, 1), (1, 0)),
+    _tensor("view", -1),
+    _tensor("view", 3, -1),
+    _tensor("view", (1, -1)),
+    _tensor("expand", 2, 2, 3, shapes=((2, 3), (1, 3), (2, 1))),
+    _tensor("expand", (4, -1), shapes=((1, 3),)),
+    _tensor("repeat", 2, 3, shapes=((2, 3), (3,), ())),
+    _tensor("repeat", (2, 1, 2), shapes=((2, 3), (0, 3))),
+    _tensor("tile", 2),
+    *_method("flip", (0,)),
+    *_method("flip", (0, -1), shapes=((2, 3), (2, 3, 4), (0, 3))),
+    *_method("narrow", 1, 1, 2),
+    *_method("narrow", -1, -2, 1),
+    *_method("select", 1, -1),
+    _tensor("clone", shapes=((2, 3), (), (0, 3))),
+    _tensor("contiguous"),
+    Case("Tensor.view_as", lambda L, x, y: x.view_as(y), ((In((2, 3)), In((6,))),), arrays=False),
+    Case("Tensor.expand_as", lambda L, x, y: x.expand_as(y), ((In((1, 3)), In((2, 3))),), arrays=False),
+    *[
+        Case(
+            f"index_select({d})",
+            lambda L, x, i, d=d: L.index_select(x, d, i),
+            ((In((5, 6)), In((4,), "int")), (In((5, 6, 5)), In((3,), "int")), (In((5, 5)), In((0,), "int"))),
+        )
+        for d in (0, -1)
+    ],
+    *[
+        Case(
+            f"gather({d})",
+            lambda L, x, i, d=d: L.gather(x, d, i),
+            ((In((5, 6)), In((5, 6), "int")), (In((5, 6, 5)), In((2, 6, 5) if d else (7, 6, 2), "int"))),
+        )
+        for d in (0, 1)
+    ],
+    Case("gather of a number", lambda L, x, i: L.gather(x, 0, i), ((In(()), In((), "int", high=1)),)),
+    Case("one_hot", lambda L, i: L.nn.functional.one_hot(i), on((2, 3), (), (4,), kind="int")),
+    Case("one_hot(7)", lambda L, i: L.nn.functional.one_hot(i, 7), on((2, 3), (0, 2), kind="int")),
+    *[
+        Case(
+            f"Tensor.{name}()",
+            lambda L, x, name=name: getattr(x, name)(),
+            on((2, 3), kind=kind),
+            arrays=False,
+            smooth=False,
+        )
+        for name in ("float", "double", "int", "long", "bool")
+        for kind in ("real", "int", "bool")
+    ],
+    *[
+        Case(
+            f"pad({mode}, {amounts})",
+            lambda L, x, mode=mode, amounts=amounts: L.nn.functional.pad(x, amounts, mode),
+            on(*shapes),
+        )
+        for mode, amounts, shapes in _PADS
+    ],
+    Case("pad(value)", lambda L, x: L.nn.functional.pad(x, (1, 1), value=2.5), on((2, 3))),
+    Case("pad of integers", lambda L, x: L.nn.functional.pad(x, (1, 1), value=2), on((2, 3), kind="int")),
+    Case("pad with infinity", lambda L, x: L.nn.functional.pad(x, (0, 1), "constant", -INF), on((2, 3)), smooth=False),
+    *[
+        Case(
+            f"unfold({k}, {d}, {p}, {s})",
+            lambda L, x, k=k, d=d, p=p, s=s: L.nn.functional.unfold(x, k, d, p, s),
+            on((1, 2, 4, 5), (2, 4, 5), (2, 3, 6, 7)),
+        )
+        for k, d, p, s in [(2, 1, 0, 1), ((2, 3), 1, (1, 2), (2, 1)), (2, (2, 3), 1, 2)]
+    ],
+    *[
+        Case(
+            f"fold({size}, {k}, {d}, {p}, {s})",
+            lambda L, x, size=size, k=k, d=d, p=p, s=s: L.nn.functional.fold(x, size, k, d, p, s),
+            on((1, 2 * taps, count), (taps, count)),
+        )
+        for size, k, d, p, s, taps, count in [
+            ((4, 5), 2, 1, 0, 1, 4, 12),
+            ((4, 5), (2, 3), 1, (1, 2), (2, 1), 6, 21),
+            (4, 2, 1, 0, 2, 4, 4),
+        ]
+    ],
+    Case(
+        "pixel_shuffle", lambda L, x: L.nn.functional.pixel_shuffle(x, 2), on((1, 8, 2, 3), (4, 2, 3), (2, 1, 4, 1, 1))
+    ),
+    Case("pixel_unshuffle", lambda L, x: L.nn.functional.pixel_unshuffle(x, 2), on((1, 2, 4, 2), (4, 2, 6))),
+    Case(
+        "channel_shuffle",
+        lambda L, x: L.nn.functional.channel_shuffle(x, 2),
+        tuple((In(shape, grad=shape[0] < 0),) for shape in ((1, 6, 2, 3), (2, 4, 3))),
+    ),
+    *_interpolations(),
+    Case("mm", lambda L, a, b: L.mm(a, b), ((In((2, 3)), In((3, 4))), (In((0, 3)), In((3, 2))))),
+    Case("bmm", lambda L, a, b: L.bmm(a, b), ((In((2, 2, 3)), In((2, 3, 4))), (In((0, 2, 3)), In((0, 3, 1))))),
+    Case("Tensor.bmm", lambda L, a, b: a.bmm(b), ((In((2, 2, 3)), In((2, 3, 4))),), arrays=False),
+    Case(
+        "addmm",
+        lambda L, c, a, b: L.addmm(c, a, b, beta=0.5, alpha=2),
+        ((In((4,)), In((2, 3)), In((3, 4))), (In((2, 1)), In((2, 3)), In((3, 4)))),
+    ),
+    Case("addmm()", lambda L, c, a, b: L.addmm(c, a, b), ((In((2, 4)), In((2, 3)), In((3, 4))),)),
+    Case("baddbmm", lambda L, c, a, b: L.baddbmm(c, a, b), ((In((2, 1)), In((2, 2, 3)), In((2, 3, 4))),)),
+]
+FAMILIES = {"activations": ACTIVATIONS, "elementwise": ELEMENTWISE, "reductions": REDUCTIONS, "shape": SHAPE}
 
 
 _X = np.ones((2, 3), np.float32)
@@ -524,4 +747,84 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: gpuconv.norm(_X, None), TypeError, "norm: p"),
     (lambda: gpuconv.norm(_I), TypeError, "norm: input"),
     (lambda: gpuconv.any(_X, 4), IndexError, "any: dim"),
+    (lambda: gpuconv.cat([]), ValueError, "cat: tensors"),
+    (lambda: gpuconv.cat(1), TypeError, "cat: tensors"),
+    (lambda: gpuconv.cat([_X, _X[0]]), ValueError, r"cat: tensors\[1\]"),
+    (lambda: gpuconv.cat([_X, _X[:, :1]]), ValueError, r"cat: tensors\[1\]"),
+    (lambda: gpuconv.cat([np.float32(1)]), ValueError, r"cat: tensors\[0\]"),
+    (lambda: gpuconv.cat([_X, "a"]), TypeError, r"cat: tensors\[1\]"),
+    (lambda: gpuconv.cat([_X, _X], 2), IndexError, "cat: dim"),
+    (lambda: gpuconv.stack([_X, _X[:1]]), ValueError, r"stack: tensors\[1\]"),
+    (lambda: gpuconv.split(_X, [1, 2]), ValueError, "split: split_size_or_sections"),
+    (lambda: gpuconv.split(_X, 0), ValueError, "split: split_size_or_sections"),
+    (lambda: gpuconv.split(_X, 1.5), TypeError, "split: split_size_or_sections"),
+    (lambda: gpuconv.chunk(_X, 0), ValueError, "chunk: chunks"),
+    (lambda: gpuconv.unbind(np.float32(1)), ValueError, "unbind: input"),
+    (lambda: gpuconv.squeeze(_X, 2), IndexError, "squeeze: dim"),
+    (lambda: gpuconv.squeeze(_X, (0, 0)), ValueError, "squeeze: dim"),
+    (lambda: gpuconv.unsqueeze(_X, 4), IndexError, "unsqueeze: dim"),
+    (lambda: gpuconv.transpose(_X, 0, 2), IndexError, "transpose: dim1"),
+    (lambda: gpuconv.t(_X[None]), ValueError, "t: input"),
+    (lambda: gpuconv.movedim(_X, 0, (0, 1)), ValueError, "movedim: destination"),
+    (lambda: gpuconv.tensor(_X).view(np.float64), TypeError, "view: shape"),
+    (lambda: gpuconv.tensor(_X).expand(3, 3), ValueError, "expand: sizes"),
+    (lambda: gpuconv.tensor(_X).expand(3), ValueError, "expand: sizes"),
+    (lambda: gpuconv.tensor(_X).expand(-1, 2, 3), ValueError, "expand: sizes"),
+    (lambda: gpuconv.tensor(_X).repeat(2), ValueError, "repeat: sizes"),
+    (lambda: gpuconv.tensor(_X).repeat(-1, 2), ValueError, "repeat: sizes"),
+    (lambda: gpuconv.flip(_X, (0, 0)), ValueError, "flip: dims"),
+    (lambda: gpuconv.narrow(_X, 1, 2, 2), ValueError, "narrow: start"),
+    (lambda: gpuconv.narrow(_X, 1, 0, -1), ValueError, "narrow: length"),
+    (lambda: gpuconv.select(_X, 0, 2), IndexError, "select: index"),
+    (lambda: gpuconv.index_select(_X, 0, [2]), IndexError, "index_select: index"),
+    (lambda: gpuconv.index_select(_X, 0, [-1]), IndexError, "index_select: index"),
+    (lambda: gpuconv.index_select(_X, 0, [0.5]), TypeError, "index_select: index"),
+    (lambda: gpuconv.index_select(_X, 0, [[0]]), ValueError, "index_select: index"),
+    (lambda: gpuconv.gather(_X, 0, [0]), ValueError, "gather: index"),
+    (lambda: gpuconv.gather(_X, 0, [[0, 0, 0, 0]]), ValueError, "gather: index"),
+    (lambda: gpuconv.gather(_X, 1, [[3]]), IndexError, "gather: index"),
+    (lambda: F.one_hot(_X), TypeError, "one_hot: tensor"),
+    (lambda: F.one_hot([1, 2], 2), ValueError, "one_hot: tensor"),
+    (lambda: F.one_hot(np.zeros(0, np.int64)), ValueError, "one_hot: num_classes"),
+    (lambda: F.pad(_X, (1,)), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, 1), TypeError, "pad: pad"),
+    (lambda: F.pad(_X, (1, 0.5)), TypeError, "pad: pad"),
+    (lambda: F.pad(_X, (1, 1) * 3), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, (-2, -2)), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, (1, 1), "zeros"), ValueError, "pad: mode"),
+    (lambda: F.pad(_X, (3, 0), "reflect"), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, (4, 0), "circular"), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, (1, 1, 1, 1), "replicate"), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, (1, 1), "reflect", 1.0), ValueError, "pad: value"),
+    (lambda: F.pad(_I, (1, 1), value=0.5), TypeError, "pad: value"),
+    (lambda: F.unfold(_X, 2), ValueError, "unfold: input"),
+    (lambda: F.unfold(_X[None], 4), ValueError, "unfold: kernel_size"),
+    (lambda: F.fold(_X, 4, 2), ValueError, "fold: input"),
+    (lambda: F.pixel_shuffle(_X, 2), ValueError, "pixel_shuffle: input"),
+    (lambda: F.pixel_unshuffle(_X[None], 2), ValueError, "pixel_unshuffle: input"),
+    (lambda: F.pixel_shuffle(_X[None], 0), ValueError, "pixel_shuffle: upscale_factor"),
+    (lambda: F.channel_shuffle(_X[None], 3), ValueError, "channel_shuffle: groups"),
+    (lambda: F.interpolate(_X[None]), ValueError, "interpolate: size"),
+    (lambda: F.interpolate(_X[None], 2, 2), ValueError, "interpolate: size"),
+    (lambda: F.interpolate(_X[None], 0), ValueError, "interpolate: size"),
+    (lambda: F.interpolate(_X[None], (2, 2)), ValueError, "interpolate: size"),
+    (lambda: F.interpolate(_X[None], scale_factor=0.1), ValueError, "interpolate: scale_factor"),
+    (lambda: F.interpolate(_X[None], scale_factor=-1), ValueError, "interpolate: scale_factor"),
+    (lambda: F.interpolate(_X[None], 2, mode="bicubic"), ValueError, "interpolate: mode"),
+    (lambda: F.interpolate(_X[None], 2, mode="bilinear"), ValueError, "interpolate: input"),
+    (lambda: F.interpolate(_X[None], 2, align_corners=True), ValueError, "interpolate: align_corners"),
+    (lambda: F.interpolate(_X[None], 2, antialias=True), ValueError, "interpolate: antialias"),
+    (lambda: gpuconv.mm(_X, _X), ValueError, "mm: mat2"),
+    (lambda: gpuconv.bmm(_X, _X), ValueError, "bmm: input"),
+    (lambda: gpuconv.mm(_X, np.ones((3, 2))), TypeError, "mm: mat2"),
+    (lambda: gpuconv.addmm(np.ones(3, np.float32), _X, _X.T), ValueError, "addmm: input"),
+    (lambda: gpuconv.zeros(-1), ValueError, "zeros: size"),
+    (lambda: gpuconv.zeros(1.5), TypeError, "zeros: size"),
+    (lambda: gpuconv.arange(0, 5, 0), ValueError, "arange: step"),
+    (lambda: gpuconv.arange(0, 5, -1), ValueError, "arange: step"),
+    (lambda: gpuconv.linspace(0, 1, -1), ValueError, "linspace: steps"),
+    (lambda: gpuconv.randint(3, 1, (2,)), ValueError, "randint: low"),
+    (lambda: gpuconv.randn(2, generator=0), TypeError, "randn: generator"),
+    (lambda: gpuconv.from_numpy([1]), TypeError, "from_numpy: ndarray"),
+    (lambda: gpuconv.tensor([1], requires_grad=True), TypeError, "requires_grad"),
 ]

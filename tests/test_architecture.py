@@ -29,6 +29,7 @@ ALLOWED = {
     "autograd": {"backends", "versions"},
     "ops": {"autograd", "backends", "geometry", "random"},
     "functional": {"autograd", "backends", "geometry", "ops", "random"},
+    "creation": {"autograd", "random"},
     "optim": {"autograd", "backends", "versions"},
     "nn": {"autograd", "functional", "geometry", "random"},
     "models": {"nn", "functional", "geometry", "data", "autograd"},

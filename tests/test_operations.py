@@ -35,6 +35,7 @@ for _case in itertools.chain(*FAMILIES.values()):
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
     pytest.mark.filterwarnings("ignore:.*degrees of freedom"),
+    pytest.mark.filterwarnings("ignore:.*nn.functional.upsample. is deprecated"),
 ]
 
 
@@ -109,7 +110,7 @@ def _compare(case: Case, sample: Sequence[In], dtype: Any, layout: str) -> None:
             mine.backward(grad, retain_graph=True)
             yours.backward(torch.tensor(grad), retain_graph=True)
     for position, (mine, yours) in enumerate(zip(ours_in, theirs_in, strict=True)):
-        if not mine.requires_grad or yours.grad is None:
+        if not mine.requires_grad or yours.grad is None or (mine.grad is None and mine.numel() == 0):
             continue
         assert mine.grad is not None, f"{what}: input {position}"
         # At NaN and infinities the gradients of PyTorch's own vector and scalar loops differ.
@@ -210,6 +211,76 @@ def test_refusals(call: Callable[[], Any], error: type[Exception], words: str) -
     """A bad argument is refused by a message that begins with the function's name and names the argument."""
     with pytest.raises(error, match=words):
         call()
+
+
+def test_creation() -> None:
+    """Tensors out of nothing have PyTorch's shapes, types and values."""
+    if torch is None:
+        pytest.skip("pip install torch to compare with PyTorch")
+    for call in [
+        lambda L: L.zeros(2, 3),
+        lambda L: L.zeros((2, 0)),
+        lambda L: L.zeros([]),
+        lambda L: L.ones(4),
+        lambda L: L.full((2, 3), 7),
+        lambda L: L.full((2,), 0.5),
+        lambda L: L.full((2,), True),
+        lambda L: L.full([], 1.0),
+        lambda L: L.eye(2),
+        lambda L: L.eye(2, 3),
+        lambda L: L.arange(5),
+        lambda L: L.arange(1, 2.5, 0.5),
+        lambda L: L.arange(5, 1, -2),
+        lambda L: L.arange(0),
+        lambda L: L.linspace(0, 1, 5),
+        lambda L: L.linspace(0, 1, 1),
+        lambda L: L.tensor([[1, 2], [3, 4]]),
+        lambda L: L.tensor(1.5),
+        lambda L: L.tensor([True, False]),
+        lambda L: L.from_numpy(np.arange(3)),
+        lambda L: L.zeros_like(L.arange(3)),
+        lambda L: L.ones_like(L.zeros(2, 3)),
+        lambda L: L.full_like(L.zeros(2), 3),
+    ]:
+        _assert_same(call(gpuconv).numpy(), call(torch), 1e-7, "creation")
+    for call in [
+        lambda L: L.rand(2, 3),
+        lambda L: L.randn((2, 3)),
+        lambda L: L.randint(3, (2,)),
+        lambda L: L.randint(1, 3, (2, 2)),
+        lambda L: L.randperm(4),
+        lambda L: L.empty(2, 3),
+        lambda L: L.empty_like(L.zeros(3)),
+        lambda L: L.rand_like(L.zeros(3)),
+        lambda L: L.randn_like(L.zeros(3)),
+    ]:
+        mine, yours = call(gpuconv), call(torch)
+        assert (mine.shape, mine.numpy().dtype) == (tuple(yours.shape), yours.numpy().dtype)
+    values = np.zeros(2, np.float32)
+    assert np.shares_memory(gpuconv.from_numpy(values).data, values)
+    assert not np.shares_memory(gpuconv.tensor(values).data, values)
+    assert gpuconv.tensor([1.0], requires_grad=True).requires_grad
+    gpuconv.manual_seed(3)
+    first = gpuconv.randn(3).tolist()
+    gpuconv.manual_seed(3)
+    assert gpuconv.randn(3).tolist() == first
+    assert gpuconv.zeros(2, dtype=np.int64).dtype == np.int64
+    assert sorted(gpuconv.randperm(5).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_what_tensors_are_asked() -> None:
+    """size, dim, tolist, contiguity."""
+    x = gpuconv.arange(6).view(2, 3)
+    assert (x.size(), x.size(-1), x.dim(), x.tolist()) == ((2, 3), 3, 2, [[0, 1, 2], [3, 4, 5]])
+    assert x.is_contiguous()
+    assert not x.t().is_contiguous()
+    assert x.contiguous() is x
+    assert x.t().contiguous().is_contiguous()
+    assert gpuconv.zeros(1).is_floating_point()
+    assert not x.is_floating_point()
+    assert gpuconv.tensor(2).tolist() == 2
+    assert not np.shares_memory(x.clone().data, x.data)
+    assert not gpuconv.tensor([1.5], requires_grad=True).long().requires_grad
 
 
 def test_channel_dropout() -> None:
