@@ -5,6 +5,8 @@ memory). Layouts are PyTorch's: images (N, C, H, W), or (C, H, W) for one; filte
 
 Every function raises ``ValueError`` for shapes and values that do not fit and ``TypeError`` for arguments of the wrong
 kind; the message begins with the function's name and names the argument. Not supported: ``inplace``, complex numbers.
+
+What takes no more than a few lines is checked where it is computed, in ``gpuconv.ops``, and has its name here.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.autograd import Function, Tensor, to_array
+from gpuconv.autograd import Function, tensor_method
 from gpuconv.geometry import (
     BlockGeometry,
     ChainGeometry,
@@ -40,14 +42,50 @@ from gpuconv.ops import net as _net
 from gpuconv.ops import pool as _pool
 from gpuconv.ops import shape as _shape_ops
 from gpuconv.ops.arithmetic import add, cast, mul, sum
+from gpuconv.ops.checks import FLOATS as _FLOATS
+from gpuconv.ops.checks import REDUCTIONS, share
+from gpuconv.ops.checks import element_type as _element_type
+from gpuconv.ops.checks import floats as _floats
+from gpuconv.ops.checks import operand as _operand
+from gpuconv.ops.checks import shape_of as _shape
+from gpuconv.ops.dropout import alpha_dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
+from gpuconv.ops.nonlinear import (
+    celu,
+    elu,
+    gelu,
+    glu,
+    hardshrink,
+    hardsigmoid,
+    hardswish,
+    hardtanh,
+    leaky_relu,
+    logsigmoid,
+    mish,
+    prelu,
+    relu6,
+    selu,
+    silu,
+    softmin,
+    softplus,
+    softshrink,
+    softsign,
+    tanhshrink,
+    threshold,
+)
+from gpuconv.ops.padding import pad
+from gpuconv.ops.rearrange import one_hot
 from gpuconv.ops.shape import dimension, permute, reshape
+from gpuconv.ops.windows import channel_shuffle, fold, interpolate, pixel_shuffle, pixel_unshuffle, unfold, upsample
 from gpuconv.random import default_generator
 
 __all__ = [
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
+    "alpha_dropout",
     "avg_pool1d",
     "avg_pool2d",
+    "celu",
+    "channel_shuffle",
     "conv1d",
     "conv2d",
     "conv2d_relu",
@@ -55,66 +93,56 @@ __all__ = [
     "conv_net",
     "cross_entropy",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "elu",
+    "feature_alpha_dropout",
     "flatten",
+    "fold",
+    "gelu",
+    "glu",
     "half_squared_error",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "interpolate",
+    "leaky_relu",
     "linear",
     "linear_chain",
     "linear_relu",
     "log_softmax",
+    "logsigmoid",
     "max_pool1d",
     "max_pool2d",
+    "mish",
     "mse_loss",
+    "one_hot",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "prelu",
     "relu",
+    "relu6",
+    "selu",
     "sigmoid",
+    "silu",
     "softmax",
+    "softmin",
+    "softplus",
+    "softshrink",
+    "softsign",
     "sum_pool2d",
     "tanh",
+    "tanhshrink",
+    "threshold",
+    "unfold",
+    "upsample",
 ]
 
 
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-
 # -- arguments -------------------------------------------------------------------------------------------------------
-
-
-def _operand(op: str, name: str, value: Any) -> Any:
-    """Return Tensors and arrays as they are and make arrays of numbers and sequences."""
-    if isinstance(value, Tensor):
-        return value
-    try:
-        array = to_array(value)
-    except TypeError as error:
-        raise TypeError(f"{op}: {name}: {error}") from None
-    return value if hasattr(value, "dtype") else array
-
-
-def _floats(op: str, *, optional: Sequence[str] = (), **operands: Any) -> list[Any]:
-    """Check that all operands hold one and the same float type, and return them; the ``optional`` ones may be None."""
-    checked: list[Any] = []
-    first_name, first_type = None, None
-    for name, value in operands.items():
-        if value is None and name in optional:
-            checked.append(None)
-            continue
-        operand = value if isinstance(value, Tensor) else _operand(op, name, value)
-        dtype = _element_type(operand)
-        if dtype not in _FLOATS:
-            raise TypeError(f"{op}: {name} must hold float32 or float64, got {dtype}; convert it")
-        if first_type is None:
-            first_name, first_type = name, dtype
-        elif dtype != first_type:
-            raise TypeError(f"{op}: {name} is {dtype} but {first_name} is {first_type}; convert one of them")
-        checked.append(operand)
-    return checked
-
-
-def _element_type(operand: Any) -> np.dtype:
-    dtype = to_array(operand).dtype
-    return dtype if dtype.isnative else dtype.newbyteorder("=")
-
-
-def _shape(operand: Any) -> tuple[int, ...]:
-    return tuple(operand.shape)
 
 
 def _batched(op: str, input: Any, letters: str) -> tuple[Any, bool]:
@@ -149,15 +177,6 @@ def _without_height(output: Any) -> Any:
         return tuple(_without_height(part) for part in output)
     *leading, _, width = _shape(output)
     return reshape(output, (*leading, width))
-
-
-def share(op: str, name: str, value: Any) -> float:
-    """Return a number from 0 to 1 as a float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{op}: {name} must be a number, got {value!r}")
-    if not 0 <= value <= 1:  # also refuses NaN
-        raise ValueError(f"{op}: {name} must be between 0 and 1, got {value}")
-    return float(value)
 
 
 # -- convolution -----------------------------------------------------------------------------------------------------
@@ -703,8 +722,6 @@ def _linear_operands(op: str, input: Any, weight: Any, bias: Any) -> list[Any]:
 
 # -- losses ----------------------------------------------------------------------------------------------------------
 
-REDUCTIONS = ("mean", "sum", "none")
-
 
 def cross_entropy(
     input: Any,
@@ -842,3 +859,7 @@ def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
 def half_squared_error(input: Any, target: Any, reduction: str = "sum") -> Any:
     """``½ · Σ (target - output)²``, the total error of the textbooks; arguments of :func:`mse_loss`."""
     return _squared_error("half_squared_error", input, target, reduction, 0.5)
+
+
+for _method in (relu, sigmoid, tanh, softmax, log_softmax):
+    tensor_method(_method)

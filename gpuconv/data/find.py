@@ -76,7 +76,7 @@ def _find(gray: Gray, invert: bool | Literal["auto"], *, in_sheet: bool = False)
             # A shadow or the edge of a table is large and dark, but it runs out of the picture.
             score = shape.contrast * max(shape.mask.shape) * (0.1 if shape.cut_off or shaded else 1)
             if estimate is _lit_background:
-                # Gaps between strokes and the edge of a shadow stand out as much. These factors are 1 if nothing is told.
+                # Gaps between strokes and a shadow's edge stand out as much. These factors are 1 if nothing is told.
                 score *= (2 * _narrowness(seen, dark) * _evenness(shape.mask) / 0.6) ** 2 * len(gray) / len(seen)
             if score > best_score:
                 best, best_score, doubtful, picture = shape, score, shape.cut_off or shaded, seen

@@ -306,10 +306,17 @@ class Flatten(Module):
 
 
 class ReLU(Module):
-    """``max(x, 0)``."""
+    """``max(x, 0)``. ``inplace=True`` gives the same result; the input's memory is not reused."""
+
+    def __init__(self, inplace: bool = False):
+        super().__init__()
+        self.inplace = bool(inplace)
 
     def forward(self, input: Any) -> Any:
         return F.relu(input)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
 
 
 class Sigmoid(Module):
@@ -349,10 +356,14 @@ class LogSoftmax(Module):
 
 
 class Dropout(Module):
-    """Drop elements with probability ``p`` while training."""
+    """Drop elements with probability ``p`` while training.
 
-    def __init__(self, p: float = 0.5):
+    ``inplace=True`` gives the same result; the input's memory is not reused.
+    """
+
+    def __init__(self, p: float = 0.5, inplace: bool = False):
         super().__init__()
+        self.inplace = bool(inplace)
         self.p = F.share("Dropout", "p", p)
 
     def forward(self, input: Any) -> Any:

@@ -3,6 +3,30 @@
 Users call them through ``gpuconv.functional``, which checks the arguments; what is here trusts them.
 """
 
-from gpuconv.ops import activation, arithmetic, conv, linear, loss, pool, shape
+from gpuconv.ops import (
+    activation,
+    arithmetic,
+    conv,
+    elementwise,
+    linear,
+    loss,
+    pool,
+    products,
+    rearrange,
+    reduce,
+    shape,
+)
 
-__all__ = ["activation", "arithmetic", "conv", "linear", "loss", "pool", "shape"]
+__all__ = [
+    "activation",
+    "arithmetic",
+    "conv",
+    "elementwise",
+    "linear",
+    "loss",
+    "pool",
+    "products",
+    "rearrange",
+    "reduce",
+    "shape",
+]

@@ -1,0 +1,228 @@
+"""Tensors out of nothing, with PyTorch's names: ``zeros``, ``randn``, ``arange``.
+
+Floats are float32 unless ``dtype`` says otherwise. ``device`` is where a backend computes, 'cpu' or 'cuda'. Random
+numbers are drawn on the host, from the generator that ``gpuconv.manual_seed`` sets unless another one is given.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv.autograd import Tensor, moved, to_array
+from gpuconv.random import default_generator
+
+__all__ = [
+    "arange",
+    "as_tensor",
+    "empty",
+    "empty_like",
+    "eye",
+    "from_numpy",
+    "full",
+    "full_like",
+    "is_tensor",
+    "linspace",
+    "ones",
+    "ones_like",
+    "rand",
+    "rand_like",
+    "randint",
+    "randn",
+    "randn_like",
+    "randperm",
+    "tensor",
+    "zeros",
+    "zeros_like",
+]
+
+
+def _made(array: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
+    array = array if dtype is None else np.asarray(array, dtype)
+    return Tensor(array if device is None else moved(array, device), bool(requires_grad))
+
+
+def _sizes(op: str, size: tuple[Any, ...]) -> tuple[int, ...]:
+    several = size[0] if len(size) == 1 and isinstance(size[0], Sequence) else size
+    try:
+        sizes = tuple(operator.index(one) for one in several)
+    except TypeError:
+        raise TypeError(f"{op}: size must be integers, or one sequence of them, got {size}") from None
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"{op}: size must be at least 0, got {sizes}")
+    return sizes
+
+
+def _generator(op: str, generator: Any) -> np.random.Generator:
+    if generator is not None and not isinstance(generator, np.random.Generator):
+        raise TypeError(f"{op}: generator must be a numpy.random.Generator, got {type(generator).__name__}")
+    return generator or default_generator()
+
+
+def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A Tensor of a copy of ``data``: numbers, nested sequences of them, arrays, Tensors.
+
+    Raises:
+        TypeError: not numeric, or ``requires_grad`` with integers.
+    """
+    array = to_array(data, dtype)
+    return _made(array.copy(), None, device, requires_grad)
+
+
+def as_tensor(data: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """A Tensor of ``data``: itself if it is one, else on the same memory where that is possible."""
+    if isinstance(data, Tensor) and dtype is None and device is None:
+        return data
+    return _made(to_array(data, dtype), None, device, False)
+
+
+def from_numpy(ndarray: np.ndarray) -> Tensor:
+    """A Tensor on the memory of a NumPy array. TypeError: something else."""
+    if not isinstance(ndarray, np.ndarray):
+        raise TypeError(f"from_numpy: ndarray must be a numpy.ndarray, got {type(ndarray).__name__}")
+    return Tensor(ndarray)
+
+
+def is_tensor(obj: Any) -> bool:
+    """Whether it is a Tensor."""
+    return isinstance(obj, Tensor)
+
+
+def zeros(*size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """Zeros; ``size`` is integers or one sequence of them."""
+    return _made(np.zeros(_sizes("zeros", size), dtype), None, device, requires_grad)
+
+
+def ones(*size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """Ones; ``size`` is integers or one sequence of them."""
+    return _made(np.ones(_sizes("ones", size), dtype), None, device, requires_grad)
+
+
+def empty(*size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """Whatever the memory holds; ``size`` is integers or one sequence of them."""
+    return _made(np.empty(_sizes("empty", size), dtype), None, device, requires_grad)
+
+
+def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """``fill_value`` everywhere, in its own type: bool, int64 or float32."""
+    sizes = _sizes("full", (size,) if isinstance(size, Sequence) else (tuple(size),))
+    value = to_array(fill_value, dtype)
+    return _made(np.full(sizes, value), dtype, device, requires_grad)
+
+
+def zeros_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """Zeros of the input's shape and type, on its device."""
+    return full_like(input, 0, dtype=dtype, requires_grad=requires_grad)
+
+
+def ones_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """Ones of the input's shape and type, on its device."""
+    return full_like(input, 1, dtype=dtype, requires_grad=requires_grad)
+
+
+def full_like(input: Any, fill_value: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """``fill_value`` in the input's shape and type, on its device."""
+    result = empty_like(input, dtype=dtype, requires_grad=requires_grad)
+    result.data[...] = fill_value
+    return result
+
+
+def empty_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """Whatever the memory holds, in the input's shape and type, on its device."""
+    array = to_array(input)
+    made = np.empty(array.shape, array.dtype if dtype is None else dtype)
+    return Tensor(made if isinstance(array, np.ndarray) else moved(made, "cuda"), requires_grad)
+
+
+def arange(
+    start: Any = 0,
+    end: Any = None,
+    step: Any = 1,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """The numbers from ``start`` on in steps, before ``end``; ``arange(end)`` starts at 0. Integers are int64.
+
+    Raises:
+        ValueError: ``step`` is 0, or leads away from ``end``.
+    """
+    start, end = (0, start) if end is None else (start, end)
+    if step == 0:
+        raise ValueError("arange: step must not be 0")
+    if (end - start) * step < 0:
+        raise ValueError(f"arange: step {step} leads from start {start} away from end {end}")
+    whole = all(isinstance(value, (int, np.integer)) for value in (start, end, step))
+    values: Any = np.arange(start, end, step, dtype=np.int64 if whole else np.float64)
+    return _made(values, (np.int64 if whole else np.float32) if dtype is None else dtype, device, requires_grad)
+
+
+def linspace(
+    start: float, end: float, steps: int, *, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """``steps`` numbers at equal distances, from ``start`` to ``end``, both included."""
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
+        raise ValueError(f"linspace: steps must be an integer of at least 0, got {steps!r}")
+    return _made(np.linspace(start, end, steps), dtype, device, requires_grad)
+
+
+def eye(
+    n: int, m: int | None = None, *, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """Ones on the diagonal of an (n, m) matrix, zeros elsewhere."""
+    rows, columns = _sizes("eye", (n, n if m is None else m))
+    return _made(np.eye(rows, columns, dtype=dtype), None, device, requires_grad)
+
+
+def rand(
+    *size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False, generator: Any = None
+) -> Tensor:
+    """Uniform numbers from 0 to 1."""
+    values = _generator("rand", generator).random(_sizes("rand", size), _drawn(dtype))
+    return _made(values, dtype, device, requires_grad)
+
+
+def randn(
+    *size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False, generator: Any = None
+) -> Tensor:
+    """Normal numbers of mean 0 and variance 1."""
+    values = _generator("randn", generator).standard_normal(_sizes("randn", size), _drawn(dtype))
+    return _made(values, dtype, device, requires_grad)
+
+
+def _drawn(dtype: Any) -> Any:
+    return np.float64 if np.dtype(dtype) == np.float64 else np.float32
+
+
+def rand_like(input: Any, *, generator: Any = None) -> Tensor:
+    """:func:`rand` of the input's shape and type."""
+    return _alike(rand(to_array(input).shape, dtype=to_array(input).dtype, generator=generator), input)
+
+
+def randn_like(input: Any, *, generator: Any = None) -> Tensor:
+    """:func:`randn` of the input's shape and type."""
+    return _alike(randn(to_array(input).shape, dtype=to_array(input).dtype, generator=generator), input)
+
+
+def _alike(result: Tensor, input: Any) -> Tensor:
+    return result if isinstance(to_array(input), np.ndarray) else Tensor(moved(result.data, "cuda"))
+
+
+def randint(
+    low: int, high: Any, size: Any = None, *, dtype: Any = np.int64, device: Any = None, generator: Any = None
+) -> Tensor:
+    """Integers from ``low`` to before ``high``, of shape ``size``; ``randint(high, size)`` starts at 0."""
+    low, high, size = (0, low, high) if size is None else (low, high, size)
+    if low >= high:
+        raise ValueError(f"randint: low must be below high, got {low} and {high}")
+    return _made(_generator("randint", generator).integers(low, high, _sizes("randint", (size,))), dtype, device, False)
+
+
+def randperm(n: int, *, dtype: Any = np.int64, device: Any = None, generator: Any = None) -> Tensor:
+    """The integers from 0 to before ``n`` in random order."""
+    (n,) = _sizes("randperm", (n,))
+    return _made(_generator("randperm", generator).permutation(n), dtype, device, False)

@@ -1,0 +1,655 @@
+"""Joining, cutting, repeating and picking: what rearranges elements beyond ``reshape`` and ``permute``.
+
+``TypeError``: an argument of the wrong kind; ``IndexError``: no such dimension, or an index that is out of range (on a
+GPU such an index is not noticed); ``ValueError``: sizes that do not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
+from gpuconv.backends import Array
+from gpuconv.geometry import integer
+from gpuconv.ops.arithmetic import _sum_to as sum_to
+from gpuconv.ops.arithmetic import cast
+from gpuconv.ops.checks import element_type, operand, shape_of
+from gpuconv.ops.elementwise import without_graph
+from gpuconv.ops.shape import dimension, permute, reshape
+
+__all__ = [
+    "cat",
+    "chunk",
+    "clone",
+    "concat",
+    "flip",
+    "gather",
+    "index_select",
+    "movedim",
+    "narrow",
+    "one_hot",
+    "select",
+    "split",
+    "squeeze",
+    "stack",
+    "swapaxes",
+    "t",
+    "tile",
+    "transpose",
+    "unbind",
+    "unsqueeze",
+]
+
+
+def sizes_of(op: str, name: str, given: tuple[Any, ...], minimum: int = 0) -> tuple[int, ...]:
+    """Sizes that are given as integers or as one sequence of them."""
+    several = given[0] if len(given) == 1 and isinstance(given[0], Sequence) else given
+    return tuple(integer(size, name, minimum=minimum, op=op) for size in several)
+
+
+def _before(axis: int) -> tuple[slice, ...]:
+    return (slice(None),) * axis
+
+
+# -- joining ---------------------------------------------------------------------------------------------------------
+
+
+class Cat(Function):
+    """Arrays one behind the other along a dimension."""
+
+    @staticmethod
+    def forward(ctx: Context, *arrays: Array, axis: int) -> Array:
+        ctx.save([a.shape[axis] for a in arrays], axis)
+        return ctx.backend.xp.concatenate(arrays, axis=axis)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
+        sizes, axis = ctx.saved
+        parts, start = [], 0
+        for size, need in zip(sizes, ctx.needs_input_grad, strict=True):
+            parts.append(grad[(*_before(axis), slice(start, start + size))] if need else None)
+            start += size
+        return tuple(parts)
+
+
+def _several(op: str, tensors: Any) -> list[Any]:
+    """The Tensors of a list, in the type that PyTorch's promotion gives."""
+    if isinstance(tensors, (Tensor, str)) or not isinstance(tensors, (Sequence, np.ndarray)):
+        raise TypeError(f"{op}: tensors must be a sequence of Tensors, got {type(tensors).__name__}")
+    if not len(tensors):
+        raise ValueError(f"{op}: tensors must have at least one element")
+    given = [operand(op, f"tensors[{number}]", tensor) for number, tensor in enumerate(tensors)]
+    order = "buif"
+    wanted = element_type(given[0])
+    for dtype in map(element_type, given[1:]):
+        if (dtype.kind in "ui" and wanted.kind in "ui") or dtype.kind == wanted.kind:
+            wanted = np.promote_types(wanted, dtype)
+        elif order.index(dtype.kind) > order.index(wanted.kind):
+            wanted = dtype
+    return [cast(tensor, wanted) for tensor in given]
+
+
+def cat(tensors: Any, dim: int = 0) -> Any:
+    """Tensors one behind the other along ``dim``.
+
+    Args:
+        tensors: a sequence of Tensors or arrays of one shape but for ``dim``. One of shape (0,) fits to any, as in
+            PyTorch. Types are promoted as PyTorch does.
+        dim: an integer.
+
+    Raises:
+        ValueError: no Tensors, one without dimensions, or shapes that do not fit.
+        IndexError: no such dimension.
+    """
+    op = "cat"
+    given = _several(op, tensors)
+    shapes = [shape_of(tensor) for tensor in given]
+    if () in shapes:
+        raise ValueError(f"{op}: tensors[{shapes.index(())}] has no dimensions; stack takes it")
+    full = [tensor for tensor, shape in zip(given, shapes, strict=True) if shape != (0,)] or given[:1]
+    first = shape_of(full[0])
+    axis = dimension(dim, len(first), op)
+    for number, shape in enumerate(shapes):
+        fits = len(shape) == len(first) and shape[:axis] + shape[axis + 1 :] == first[:axis] + first[axis + 1 :]
+        if shape != (0,) and not fits:
+            raise ValueError(
+                f"{op}: tensors[{number}] has shape {shape}, which differs from {first} not only in dim {axis}"
+            )
+    return Cat.apply(*full, axis=axis)
+
+
+def concat(tensors: Any, dim: int = 0) -> Any:
+    """:func:`cat` by another name."""
+    return cat(tensors, dim)
+
+
+def stack(tensors: Any, dim: int = 0) -> Any:
+    """Tensors of one shape along a new dimension ``dim``; otherwise as :func:`cat`."""
+    op = "stack"
+    given = _several(op, tensors)
+    first = shape_of(given[0])
+    axis = dimension(dim, len(first) + 1, op)
+    for number, tensor in enumerate(given):
+        if shape_of(tensor) != first:
+            raise ValueError(f"{op}: tensors[{number}] has shape {shape_of(tensor)}, the first one {first}")
+    return Cat.apply(*[reshape(tensor, (*first[:axis], 1, *first[axis:])) for tensor in given], axis=axis)
+
+
+# -- cutting ---------------------------------------------------------------------------------------------------------
+
+
+class Narrow(Function):
+    """Some elements in a row along a dimension: a view."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, axis: int, start: int, length: int) -> Array:
+        ctx.save(a.shape, axis, start, length)
+        return a[(*_before(axis), slice(start, start + length))]
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        shape, axis, start, length = ctx.saved
+        full = ctx.backend.xp.zeros(shape, grad.dtype)
+        full[(*_before(axis), slice(start, start + length))] = grad
+        return full
+
+
+def _axis(op: str, input: Any, dim: Any) -> tuple[Any, int, int]:
+    """The input, a dimension of it, and its size there."""
+    input = operand(op, "input", input)
+    shape = shape_of(input)
+    if not shape:
+        raise ValueError(f"{op}: input must have at least 1 dimension, got a single number")
+    axis = dimension(dim, len(shape), op)
+    return input, axis, shape[axis]
+
+
+@tensor_method
+def narrow(input: Any, dim: int, start: int, length: int) -> Any:
+    """The elements from ``start`` (may count from the end) to before ``start + length`` along ``dim``: a view."""
+    op = "narrow"
+    input, axis, size = _axis(op, input, dim)
+    start = integer(start, "start", minimum=-size, op=op)
+    length = integer(length, "length", minimum=0, op=op)
+    start = start + size if start < 0 else start
+    if start + length > size:
+        raise ValueError(f"{op}: start {start} and length {length} leave dim {axis}, of size {size}")
+    return Narrow.apply(input, axis=axis, start=start, length=length)
+
+
+@tensor_method
+def select(input: Any, dim: int, index: int) -> Any:
+    """The elements at ``index`` (may count from the end) along ``dim``, which goes."""
+    op = "select"
+    input, axis, size = _axis(op, input, dim)
+    index = integer(index, "index", minimum=-(2**31), op=op)
+    if not -size <= index < size:
+        raise IndexError(f"{op}: index {index} is out of range of dim {axis}, of size {size}")
+    shape = shape_of(input)
+    return reshape(Narrow.apply(input, axis=axis, start=index % size, length=1), shape[:axis] + shape[axis + 1 :])
+
+
+@tensor_method
+def split(input: Any, split_size_or_sections: Any, dim: int = 0) -> Any:
+    """Pieces along ``dim``: views.
+
+    Args:
+        input: Tensor or array.
+        split_size_or_sections: the size of each piece (the last one may be smaller), or the list of sizes.
+        dim: an integer.
+
+    Returns:
+        A tuple.
+
+    Raises:
+        ValueError: sizes that do not add up to the input's.
+    """
+    op, name = "split", "split_size_or_sections"
+    input, axis, size = _axis(op, input, dim)
+    if isinstance(split_size_or_sections, Sequence):
+        sizes = [integer(one, name, minimum=0, op=op) for one in split_size_or_sections]
+        if sum(sizes) != size:
+            raise ValueError(f"{op}: {name} {sizes} must add up to {size}, the size of dim {axis}")
+    else:
+        each = integer(split_size_or_sections, name, minimum=0, op=op)
+        if each == 0 and size:
+            raise ValueError(f"{op}: {name} must be at least 1, got 0")
+        sizes = [min(each, size - start) for start in range(0, size, each)] if size else [0]
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return tuple(
+        Narrow.apply(input, axis=axis, start=start, length=length) for start, length in zip(starts, sizes, strict=True)
+    )
+
+
+@tensor_method
+def chunk(input: Any, chunks: int, dim: int = 0) -> Any:
+    """At most ``chunks`` pieces of equal size along ``dim``, the last one perhaps smaller: a tuple of views."""
+    input, axis, size = _axis("chunk", input, dim)
+    chunks = integer(chunks, "chunks", minimum=1, op="chunk")
+    if size == 0:
+        return split(input, [0] * chunks, axis)
+    return split(input, -(-size // chunks), axis)
+
+
+@tensor_method
+def unbind(input: Any, dim: int = 0) -> Any:
+    """The elements at each index along ``dim``, which goes: a tuple of views."""
+    input, axis, size = _axis("unbind", input, dim)
+    return tuple(select(input, axis, index) for index in range(size))
+
+
+# -- dimensions ------------------------------------------------------------------------------------------------------
+
+
+@tensor_method
+def squeeze(input: Any, dim: Any = None) -> Any:
+    """Without the dimensions of size 1: all, or those of ``dim``, one or several."""
+    input = operand("squeeze", "input", input)
+    shape = shape_of(input)
+    several = range(len(shape)) if dim is None else dim if isinstance(dim, Sequence) else (dim,)
+    axes = [dimension(one, len(shape), "squeeze") for one in several]
+    if len({*axes}) < len(axes):
+        raise ValueError(f"squeeze: dim {tuple(several)} names a dimension twice")
+    return reshape(input, tuple(size for axis, size in enumerate(shape) if size != 1 or axis not in axes))
+
+
+@tensor_method
+def unsqueeze(input: Any, dim: int) -> Any:
+    """With a dimension of size 1 at ``dim``."""
+    input = operand("unsqueeze", "input", input)
+    shape = shape_of(input)
+    axis = dimension(dim, len(shape) + 1, "unsqueeze")
+    return reshape(input, (*shape[:axis], 1, *shape[axis:]))
+
+
+def _swapped(op: str, input: Any, dims: tuple[Any, Any], names: tuple[str, str]) -> Any:
+    input = operand(op, "input", input)
+    ndim = len(shape_of(input))
+    first, second = (dimension(dim, ndim, op, name) for dim, name in zip(dims, names, strict=True))
+    order = list(range(ndim))
+    if ndim:
+        order[first], order[second] = order[second], order[first]
+    return permute(input, tuple(order))
+
+
+@tensor_method
+def transpose(input: Any, dim0: int, dim1: int) -> Any:
+    """With two dimensions swapped: a view."""
+    return _swapped("transpose", input, (dim0, dim1), ("dim0", "dim1"))
+
+
+@tensor_method
+def swapaxes(input: Any, axis0: int, axis1: int) -> Any:
+    """:func:`transpose` by another name."""
+    return _swapped("swapaxes", input, (axis0, axis1), ("axis0", "axis1"))
+
+
+@tensor_method
+def t(input: Any) -> Any:
+    """The transpose of a matrix; fewer dimensions stay. ValueError: more than 2."""
+    input = operand("t", "input", input)
+    if len(shape_of(input)) > 2:
+        raise ValueError(f"t: input must have at most 2 dimensions, got shape {shape_of(input)}; use transpose")
+    return permute(input, tuple(range(len(shape_of(input))))[::-1])
+
+
+@tensor_method
+def movedim(input: Any, source: Any, destination: Any) -> Any:
+    """With the dimensions ``source``, one or several, at ``destination``; the others stay in order."""
+    op = "movedim"
+    input = operand(op, "input", input)
+    ndim = len(shape_of(input))
+    sources, targets = (
+        [dimension(one, ndim, op, name) for one in (given if isinstance(given, Sequence) else (given,))]
+        for given, name in ((source, "source"), (destination, "destination"))
+    )
+    for name, axes in (("source", sources), ("destination", targets)):
+        if len(axes) != len(sources) or len({*axes}) < len(axes):
+            raise ValueError(f"{op}: {name} must name {len(sources)} different dimensions, got {axes}")
+    rest = iter([axis for axis in range(ndim) if axis not in sources])
+    placed = dict(zip(targets, sources, strict=True))
+    return permute(input, tuple(placed[axis] if axis in placed else next(rest) for axis in range(ndim)))
+
+
+@tensor_method
+def view(input: Any, *shape: Any) -> Any:
+    """The same elements in another shape; -1 stands for what is left. They are copied where strides demand it."""
+    if len(shape) == 1 and not isinstance(shape[0], Sequence):
+        try:
+            np.dtype(shape[0])
+        except TypeError:
+            pass
+        else:
+            if not isinstance(shape[0], (int, np.integer)):
+                raise TypeError(f"view: shape must be sizes, got {shape[0]!r}; type_as and float() convert elements")
+    return reshape(input, *shape)
+
+
+@tensor_method
+def view_as(input: Any, other: Any) -> Any:
+    """The same elements in the shape of ``other``."""
+    return reshape(input, shape_of(other))
+
+
+@tensor_method
+def reshape_as(input: Any, other: Any) -> Any:
+    """The same elements in the shape of ``other``."""
+    return reshape(input, shape_of(other))
+
+
+# -- repeating and turning -------------------------------------------------------------------------------------------
+
+
+class Expand(Function):
+    """The elements repeated by broadcasting: a view, which cannot be written."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, shape: tuple[int, ...]) -> Array:
+        ctx.save(a.shape)
+        return ctx.backend.xp.broadcast_to(a, shape)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        return sum_to(grad, ctx.saved[0])
+
+
+class Repeat(Function):
+    """The whole repeated along each dimension; there are as many repeats as dimensions."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, repeats: tuple[int, ...]) -> Array:
+        ctx.save(a.shape, repeats)
+        return ctx.backend.xp.tile(a, repeats)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        shape, repeats = ctx.saved
+        pairs = [part for pair in zip(repeats, shape, strict=True) for part in pair]
+        return grad.reshape(pairs).sum(axis=tuple(range(0, len(pairs), 2)))
+
+
+class Flip(Function):
+    """The elements in reverse order along some dimensions."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, axes: tuple[int, ...]) -> Array:
+        ctx.save(axes)
+        return ctx.backend.xp.flip(a, axes) if axes else a[...]
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        (axes,) = ctx.saved
+        return ctx.backend.xp.flip(grad, axes) if axes else grad
+
+
+class Clone(Function):
+    """A copy, in the order of rows."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array) -> Array:
+        return ctx.backend.xp.array(a, order="C", copy=True)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        return grad
+
+
+@tensor_method
+def expand(input: Any, *sizes: Any) -> Any:
+    """The elements repeated along dimensions of size 1, and along new ones in front: a view.
+
+    ``sizes``: integers or one sequence; -1 keeps a dimension. ValueError: a size that does not fit.
+    """
+    op = "expand"
+    input = operand(op, "input", input)
+    shape, wanted = shape_of(input), sizes_of(op, "sizes", sizes, -1)
+    new = len(wanted) - len(shape)
+    padded = (None,) * max(new, 0) + shape
+    fits = new >= 0 and all(
+        [
+            w == have or (have in (1, None) and w >= 0) or (w == -1 and have is not None)
+            for w, have in zip(wanted, padded, strict=True)
+        ]
+    )
+    if not fits:
+        raise ValueError(f"{op}: sizes {wanted} do not fit an input of shape {shape}")
+    full = tuple(have if w == -1 else w for w, have in zip(wanted, padded, strict=True))
+    return Expand.apply(input, shape=full)
+
+
+@tensor_method
+def expand_as(input: Any, other: Any) -> Any:
+    """:func:`expand` to the shape of ``other``."""
+    return expand(input, shape_of(other))
+
+
+@tensor_method
+def repeat(input: Any, *sizes: Any) -> Any:
+    """The whole repeated so often along each dimension: a copy. ValueError: fewer ``sizes`` than dimensions."""
+    op = "repeat"
+    input = operand(op, "input", input)
+    shape, repeats = shape_of(input), sizes_of(op, "sizes", sizes)
+    if len(repeats) < len(shape):
+        raise ValueError(f"{op}: sizes must have at least one value for each of {len(shape)} dimensions, got {repeats}")
+    full = (1,) * (len(repeats) - len(shape)) + shape
+    return Repeat.apply(reshape(input, full), repeats=repeats)
+
+
+@tensor_method
+def tile(input: Any, *dims: Any) -> Any:
+    """:func:`repeat`, but missing repeats in front are 1."""
+    input = operand("tile", "input", input)
+    repeats = sizes_of("tile", "dims", dims)
+    return repeat(input, (1,) * (len(shape_of(input)) - len(repeats)) + repeats)
+
+
+@tensor_method
+def flip(input: Any, *dims: Any) -> Any:
+    """In reverse order along ``dims``, integers or one sequence."""
+    input = operand("flip", "input", input)
+    ndim = len(shape_of(input))
+    several = dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
+    axes = tuple(dimension(dim, ndim, "flip", "dims") for dim in several)
+    if len({*axes}) < len(axes):
+        raise ValueError(f"flip: dims {tuple(several)} names a dimension twice")
+    return Flip.apply(input, axes=axes if ndim else ())
+
+
+@tensor_method
+def clone(input: Any) -> Any:
+    """A copy, through which gradients pass."""
+    return Clone.apply(operand("clone", "input", input))
+
+
+@tensor_method
+def contiguous(input: Any) -> Any:
+    """Itself if its elements lie in the order of rows, else a copy in which they do."""
+    return input if to_array(input).flags.c_contiguous else Clone.apply(input)
+
+
+# -- picking ---------------------------------------------------------------------------------------------------------
+
+
+class IndexSelect(Function):
+    """The elements at some indices along a dimension."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, index: Array, *, axis: int) -> Array:
+        ctx.save(a.shape, index, axis)
+        return ctx.backend.xp.take(a, index, axis=axis)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array, None]:
+        shape, index, axis = ctx.saved
+        full = ctx.backend.xp.zeros(shape, grad.dtype)
+        ctx.backend.xp.add.at(full, (*_before(axis), index), grad)  # an index may come twice
+        return full, None
+
+
+class Gather(Function):
+    """``a[..., index[i, j, k], ...]`` along a dimension: one element for each element of the index."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, index: Array, *, axis: int) -> Array:
+        where = tuple(
+            index if i == axis else ctx.backend.xp.arange(size).reshape(-1, *[1] * (index.ndim - i - 1))
+            for i, size in enumerate(index.shape)
+        )
+        ctx.save(a.shape, where)
+        return a[where]
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array, None]:
+        shape, where = ctx.saved
+        full = ctx.backend.xp.zeros(shape, grad.dtype)
+        ctx.backend.xp.add.at(full, where, grad)
+        return full, None
+
+
+class OneHot(Function):
+    """1 where the class is the label, else 0."""
+
+    @staticmethod
+    def forward(ctx: Context, labels: Array, *, classes: int) -> Array:
+        return (labels[..., None] == ctx.backend.xp.arange(classes)).astype(np.int64)
+
+
+def checked_index(op: str, name: str, index: Any, size: int) -> Any:
+    """An index of integers; on the host each is looked at. IndexError: one is not from 0 to ``size - 1``."""
+    index = operand(op, name, index)
+    if element_type(index).kind not in "iu":
+        raise TypeError(f"{op}: {name} must hold integers, got {element_type(index)}")
+    values = to_array(index)
+    if isinstance(values, np.ndarray) and values.size and not (values.min() >= 0 and values.max() < size):
+        raise IndexError(f"{op}: {name} must be from 0 to {size - 1}, got {values.min()} to {values.max()}")
+    return index
+
+
+@tensor_method
+def index_select(input: Any, dim: int, index: Any) -> Any:
+    """The elements at ``index``, a vector of integers from 0 on, along ``dim``. An index may come twice."""
+    op = "index_select"
+    input, axis, size = _axis(op, input, dim)
+    index = checked_index(op, "index", index, size)
+    if len(shape_of(index)) > 1:
+        raise ValueError(f"{op}: index must have 1 dimension, got shape {shape_of(index)}")
+    return IndexSelect.apply(input, reshape(index, -1), axis=axis)
+
+
+@tensor_method
+def gather(input: Any, dim: int, index: Any) -> Any:
+    """For each element of ``index`` that of the input at this index along ``dim``, and at its own place otherwise.
+
+    Args:
+        input: Tensor or array.
+        dim: an integer.
+        index: integers from 0 on, of as many dimensions; no longer than the input but along ``dim``.
+
+    Returns:
+        The shape of ``index``.
+    """
+    op = "gather"
+    input = operand(op, "input", input)
+    shape = shape_of(input)
+    axis = dimension(dim, len(shape), op)
+    index = checked_index(op, "index", index, shape[axis] if shape else 1)
+    chosen = shape_of(index)
+    if not shape and not chosen:
+        return reshape(Gather.apply(reshape(input, 1), reshape(index, 1), axis=0), ())
+    longer = [i for i, (c, s) in enumerate(zip(chosen, shape, strict=False)) if i != axis and c > s]
+    if len(chosen) != len(shape) or longer:
+        raise ValueError(f"{op}: index of shape {chosen} does not fit an input of shape {shape} along dim {axis}")
+    return Gather.apply(input, index, axis=axis)
+
+
+def one_hot(tensor: Any, num_classes: int = -1) -> Any:
+    """For each label a row with 1 at its class and 0 elsewhere.
+
+    Args:
+        tensor: labels, integers from 0 on, of any shape.
+        num_classes: -1 for one more than the largest label.
+
+    Returns:
+        (..., num_classes), int64.
+
+    Raises:
+        ValueError: no labels and no ``num_classes``, or a label that is no class.
+    """
+    op = "one_hot"
+    tensor = operand(op, "tensor", tensor)
+    if element_type(tensor).kind not in "iu":
+        raise TypeError(f"{op}: tensor must hold integers, got {element_type(tensor)}")
+    classes = integer(num_classes, "num_classes", minimum=-1, op=op)
+    labels = to_array(tensor)
+    if classes < 0 or isinstance(labels, np.ndarray):
+        if not labels.size:
+            if classes <= 0:
+                raise ValueError(f"{op}: num_classes must be given where there are no labels")
+        else:
+            low, high = int(labels.min()), int(labels.max())
+            classes = high + 1 if classes < 0 else classes
+            if low < 0 or high >= classes:
+                raise ValueError(f"{op}: tensor must hold classes from 0 to {classes - 1}, got {low} to {high}")
+    return without_graph(OneHot, tensor, classes=classes)
+
+
+# -- what Tensors are asked -------------------------------------------------------------------------------------------
+
+
+@tensor_method
+def size(input: Any, dim: int | None = None) -> Any:
+    """The shape, or the size of one dimension."""
+    shape = shape_of(input)
+    if dim is None:
+        return shape
+    if not shape:
+        raise IndexError(f"size: dim {dim} does not exist in an input of 0 dimensions")
+    return shape[dimension(dim, len(shape), "size")]
+
+
+@tensor_method
+def dim(input: Any) -> int:
+    """Number of dimensions."""
+    return len(shape_of(input))
+
+
+@tensor_method
+def tolist(input: Any) -> Any:
+    """The elements as nested lists of Python's numbers; one without dimensions as a number."""
+    return input.numpy().tolist()
+
+
+@tensor_method
+def is_contiguous(input: Any) -> bool:
+    """Whether the elements lie in memory in the order of rows."""
+    return bool(to_array(input).flags.c_contiguous)
+
+
+@tensor_method
+def is_floating_point(input: Any) -> bool:
+    """Whether the elements are floats."""
+    return element_type(input).kind == "f"
+
+
+def _conversion(name: str, dtype: Any) -> None:
+    def convert(input: Any) -> Any:
+        if np.dtype(dtype).kind == "f" or to_array(input).dtype == dtype:
+            return cast(input, dtype)
+        return cast(input.detach(), dtype)
+
+    convert.__name__ = name
+    convert.__doc__ = f"The elements as {np.dtype(dtype)}; itself if they are."
+    tensor_method(convert)
+
+
+for _name, _dtype in (
+    ("float", np.float32),
+    ("double", np.float64),
+    ("int", np.int32),
+    ("long", np.int64),
+    ("bool", bool),
+):
+    _conversion(_name, _dtype)

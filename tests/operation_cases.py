@@ -1,0 +1,830 @@
+"""Calls of operations that `test_operations.py` compares with PyTorch: one line a call, the same for both libraries.
+
+A call takes a library, ``gpuconv`` or ``torch``, and Tensors of it. ``L.nn.functional`` is both libraries' name.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import gpuconv
+import gpuconv.functional as F
+
+Array = np.ndarray[Any, Any]
+INF, NAN = np.inf, np.nan
+
+
+@dataclass(frozen=True)
+class In:
+    """How one input is drawn.
+
+    Attributes:
+        shape: its shape.
+        kind: 'real', 'positive', 'unit' (between 0 and 1), 'whole' (small whole numbers as floats: ties), 'int',
+            'bool'; or the values themselves.
+        high: of 'int', from 0 to below it.
+        grad: whether floats require grad.
+    """
+
+    shape: tuple[int, ...]
+    kind: Any = "real"
+    high: int = 5
+    grad: bool = True
+
+    def draw(self, rng: np.random.Generator, dtype: Any) -> Array:
+        if not isinstance(self.kind, str):
+            return np.asarray(self.kind, dtype)
+        if self.kind == "int":
+            return np.asarray(rng.integers(0, self.high, self.shape), np.int64)
+        if self.kind == "bool":
+            return np.asarray(rng.random(self.shape) < 0.5)
+        values = {
+            "real": lambda: rng.standard_normal(self.shape) * 1.5,
+            "positive": lambda: rng.uniform(0.2, 3.0, self.shape),
+            "unit": lambda: rng.uniform(0.05, 0.95, self.shape),
+            "whole": lambda: rng.integers(-2, 3, self.shape),
+        }[self.kind]()
+        return np.asarray(values, dtype)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call and the inputs on which it is made.
+
+    Attributes:
+        name: names the test.
+        call: takes a library and Tensors.
+        samples: several lists of inputs; the first one is small, smooth and not empty.
+        arrays: whether it takes arrays, too (methods of Tensors do not).
+        smooth: whether finite differences of the first sample make sense.
+        tolerance: what PyTorch itself is off by, where it is more than the tests allow.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    samples: tuple[tuple[In, ...], ...]
+    arrays: bool = True
+    smooth: bool = True
+    tolerance: float = 0.0
+
+    def draw(self, sample: Sequence[In], dtype: Any) -> list[Array]:
+        rng = np.random.default_rng(zlib.crc32(self.name.encode()))
+        return [one.draw(rng, dtype) for one in sample]
+
+    @property
+    def operation(self) -> str:
+        """The name of what is called: the first word of the case's name."""
+        return re.split(r"[( ]", self.name.removeprefix("Tensor."))[0]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SHAPES = ((2, 3), (2, 3, 4), (), (0, 3), (1,))
+#: Where functions have kinks, and what is no number.
+SPECIAL = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 3.0, -3.0, 6.0, 25.0, -25.0, 90.0, -90.0, INF, -INF, NAN]
+
+
+def on(*shapes: tuple[int, ...], kind: Any = "real", **options: Any) -> tuple[tuple[In, ...], ...]:
+    """Samples of one input."""
+    return tuple((In(shape, kind, **options),) for shape in shapes)
+
+
+def pointwise(name: str, call: Callable[..., Any], kind: str = "real", special: Any = SPECIAL, **options: Any) -> Case:
+    """An element-wise function of one input: all shapes, and special values."""
+    samples = on(*SHAPES, kind=kind)
+    if special is not None:
+        samples += ((In((len(special),), tuple(special)),),)
+    return Case(name, call, samples, **options)
+
+
+def _activation(name: str, *arguments: Any, **options: Any) -> Case:
+    shown = ", ".join([*map(str, arguments), *(f"{k}={v}" for k, v in options.items())])
+    return pointwise(f"{name}({shown})", lambda L, x: getattr(L.nn.functional, name)(x, *arguments, **options))
+
+
+ACTIVATIONS = [
+    _activation("relu"),
+    _activation("leaky_relu"),
+    _activation("leaky_relu", 0.2),
+    _activation("leaky_relu", negative_slope=-0.5),
+    _activation("elu"),
+    _activation("elu", alpha=0.3),
+    _activation("celu"),
+    _activation("celu", 2.0),
+    _activation("selu"),
+    # In float32 PyTorch's vector loop makes NaN of infinity; its scalar loop does not.
+    *[
+        pointwise(f"gelu({how})", lambda L, x, how=how: L.nn.functional.gelu(x, approximate=how), special=SPECIAL[:13])
+        for how in ("none", "tanh")
+    ],
+    _activation("silu"),
+    _activation("mish"),
+    _activation("relu6"),
+    _activation("hardtanh"),
+    _activation("hardtanh", -3, 0.5),
+    _activation("hardtanh", min_val=1.0, max_val=1.0),
+    # PyTorch's slope is a sixth in float32, whatever the type.
+    pointwise("hardsigmoid", lambda L, x: L.nn.functional.hardsigmoid(x), tolerance=2e-8),
+    _activation("hardswish"),
+    _activation("hardshrink"),
+    _activation("hardshrink", 1.0),
+    _activation("softshrink"),
+    _activation("softshrink", lambd=1.0),
+    _activation("tanhshrink"),
+    _activation("softplus"),
+    _activation("softplus", beta=2.0, threshold=1.0),
+    _activation("softplus", beta=-1.0),
+    _activation("softsign"),
+    _activation("logsigmoid"),
+    _activation("threshold", 0.5, -7.0),
+    *[
+        Case(
+            f"{name}(dim={dim})",
+            lambda L, x, name=name, dim=dim: getattr(L.nn.functional, name)(x, dim=dim),
+            on((2, 4), (2, 4, 6), (4,), (0, 4)),
+        )
+        for name in ("softmin", "glu")
+        for dim in (-1, 0)
+    ],
+    Case("softmin(a number)", lambda L, x: L.nn.functional.softmin(x, 0), on(())),
+    Case(
+        "prelu",
+        lambda L, x, w: L.nn.functional.prelu(x, w),
+        (
+            (In((2, 3)), In((3,))),
+            (In((2, 3, 4, 2)), In((3,))),
+            (In((2, 3, 4)), In((1,))),
+            (In((5,)), In((1,))),
+            (In(()), In((1,))),
+            (In((0, 3, 2)), In((3,))),
+            (In((2, 1, 4)), In((1,))),
+            (In((16,), tuple(SPECIAL)), In((1,))),
+        ),
+    ),
+    *[
+        pointwise(f"Tensor.{name}", lambda L, x, name=name: getattr(x, name)(), arrays=False)
+        for name in ("relu", "sigmoid", "tanh")
+    ],
+    *[
+        Case(f"Tensor.{name}", lambda L, x, name=name: getattr(x, name)(1), on((2, 3), (2, 3, 4)), arrays=False)
+        for name in ("softmax", "log_softmax")
+    ],
+]
+
+#: Modules: how each is made, with PyTorch's defaults and with options; and a shape that it takes.
+MODULES: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
+    ("LeakyReLU", (), {}, (2, 3)),
+    ("LeakyReLU", (0.2, True), {}, (2, 3)),
+    ("PReLU", (), {}, (2, 3)),
+    ("PReLU", (3, 0.1), {}, (2, 3, 4)),
+    ("ELU", (0.5,), {"inplace": True}, (2, 3)),
+    ("CELU", (0.5,), {}, (2, 3)),
+    ("SELU", (), {}, (2, 3)),
+    ("GELU", (), {}, (2, 3)),
+    ("GELU", ("tanh",), {}, (2, 3)),
+    ("SiLU", (), {"inplace": True}, (2, 3)),
+    ("Mish", (), {}, (2, 3)),
+    ("ReLU6", (True,), {}, (2, 3)),
+    ("ReLU", (True,), {}, (2, 3)),
+    ("Hardtanh", (-0.5, 0.7), {}, (2, 3)),
+    ("Hardsigmoid", (), {}, (2, 3)),
+    ("Hardswish", (), {}, (2, 3)),
+    ("Hardshrink", (), {}, (2, 3)),
+    ("Softshrink", (0.3,), {}, (2, 3)),
+    ("Tanhshrink", (), {}, (2, 3)),
+    ("Threshold", (0.1, 20), {}, (2, 3)),
+    ("Softplus", (2.0,), {}, (2, 3)),
+    ("Softsign", (), {}, (2, 3)),
+    ("LogSigmoid", (), {}, (2, 3)),
+    ("Softmin", (1,), {}, (2, 3)),
+    ("Softmax2d", (), {}, (2, 3, 2, 2)),
+    ("GLU", (), {}, (2, 4)),
+]
+
+
+def _math(name: str, kind: str = "real", special: Any = SPECIAL, **options: Any) -> list[Case]:
+    return [
+        pointwise(f"{name}", lambda L, x: getattr(L, name)(x), kind, special, **options),
+        Case(f"Tensor.{name}", lambda L, x: getattr(x, name)(), on((2, 3), kind=kind), arrays=False, **options),
+        Case(f"{name} of integers", lambda L, x: getattr(L, name)(x), on((3, 4), (0,), kind="int")),
+    ]
+
+
+_DIMS = (0, 1, -1)
+
+
+def _reduction(
+    name: str, kind: str = "real", empty: bool = True, several: bool = True, smooth: bool = True, **options: Any
+) -> list[Case]:
+    """A reduction over all, one or several dimensions, kept or not; of ties if ``kind`` is 'whole'."""
+    shapes = [(2, 3), (2, 3, 4), (1, 1)] + [(0, 3)] * empty
+    cases = [
+        Case(f"{name} {kind}", lambda L, x: getattr(L, name)(x, **options), on(*shapes, (), kind=kind), smooth=smooth),
+        Case(
+            f"Tensor.{name} {kind}",
+            lambda L, x: getattr(x, name)(**options),
+            on((2, 3), kind=kind),
+            arrays=False,
+            smooth=smooth,
+        ),
+    ]
+    for dim in _DIMS:
+        for keepdim in (False, True):
+            cases.append(
+                Case(
+                    f"{name}(dim={dim}, keepdim={keepdim}) {kind}",
+                    lambda L, x, dim=dim, keepdim=keepdim: getattr(L, name)(x, dim=dim, keepdim=keepdim, **options),
+                    on(*[s for s in shapes if s[dim]], (3, 0) if dim == 0 else (0, 3), kind=kind),
+                    smooth=smooth,
+                )
+            )
+    if several:
+        cases.append(
+            Case(
+                f"{name}(dim=(0, -1)) {kind}",
+                lambda L, x: getattr(L, name)(x, dim=(0, -1), **options),
+                on((2, 3), (2, 3, 4), *[(2, 0, 4)] * empty, kind=kind),
+                smooth=smooth,
+            )
+        )
+    return cases
+
+
+ELEMENTWISE = [
+    *_math("abs", special=SPECIAL[:-1]),
+    *_math("neg"),
+    *_math("square"),
+    *_math("sqrt", "positive"),
+    *_math("rsqrt", "positive"),
+    *_math("reciprocal"),
+    *_math("sign"),
+    *_math("floor", smooth=False),
+    *_math("ceil", smooth=False),
+    *_math("trunc", smooth=False),
+    *_math("round", smooth=False),
+    *_math("sin"),
+    *_math("cos"),
+    *_math("tan"),
+    *_math("asin", "unit"),
+    *_math("acos", "unit"),
+    *_math("atan"),
+    *_math("erf"),
+    *_math("expm1", special=SPECIAL[:10]),
+    *_math("log1p", "positive"),
+    *_math("log2", "positive"),
+    *_math("log10", "positive"),
+    *_math("isnan", smooth=False),
+    *_math("isinf", smooth=False),
+    *_math("isfinite", smooth=False),
+    pointwise("round(decimals=1)", lambda L, x: L.round(x, decimals=1), smooth=False),
+    pointwise("clamp(min)", lambda L, x: L.clamp(x, -0.5)),
+    pointwise("clamp(max)", lambda L, x: L.clamp(x, max=0.5)),
+    pointwise("clamp(both)", lambda L, x: L.clamp(x, -0.5, 1)),
+    pointwise("clamp(crossing)", lambda L, x: L.clamp(x, 1.0, -1.0)),
+    pointwise("clip", lambda L, x: L.clip(x, -0.5, 1)),
+    Case("Tensor.clamp", lambda L, x: x.clamp(0, 1), on((2, 3)), arrays=False),
+    Case("clamp of integers", lambda L, x: L.clamp(x, 1, 3), on((3, 4), kind="int")),
+    Case("clamp of integers by floats", lambda L, x: L.clamp(x, 1.5), on((3, 4), kind="int")),
+    *[
+        Case(
+            f"clamp by Tensors, {kind}",
+            lambda L, x, low, high: L.clamp(x, low, high),
+            (
+                (In((2, 3), kind), In((3,), kind), In((2, 1), kind)),
+                (In((2, 3, 4), kind), In((2, 3, 4), kind), In((), kind)),
+                (In((0, 3), kind), In((3,), kind), In((1,), kind)),
+            ),
+            smooth=kind == "real",
+        )
+        for kind in ("real", "whole")
+    ],
+    Case("clamp by one Tensor", lambda L, x, low: L.clamp(x, min=low), ((In((2, 3)), In((3,))),)),
+    Case("clamp by the other", lambda L, x, high: L.clamp(x, max=high), ((In((2, 3)), In((3,))),)),
+    *[
+        Case(
+            f"{name} {kind}",
+            lambda L, x, y, name=name: getattr(L, name)(x, y),
+            (
+                (In((2, 3), kind), In((3,), kind)),
+                (In((2, 1, 4), kind), In((3, 1), kind)),
+                (In((), kind), In((2,), kind)),
+                (In((0, 3), kind), In((3,), kind)),
+                (In((16,), tuple(SPECIAL)), In((16,), tuple(SPECIAL[::-1]))),
+                (In((3,), "int"), In((3,), kind)),
+                (In((3,), "int"), In((3,), "int")),
+            ),
+            smooth=kind == "real",
+        )
+        for name in ("maximum", "minimum")
+        for kind in ("real", "whole")
+    ],
+    Case(
+        "where",
+        lambda L, c, x, y: L.where(c, x, y),
+        (
+            (In((2, 3), "bool"), In((2, 3)), In((3,))),
+            (In((3, 1), "bool"), In((1, 4)), In(())),
+            (In((), "bool"), In((2,)), In((2,), "int")),
+            (In((0, 3), "bool"), In((3,)), In((1,))),
+            (In((3,), "bool"), In((3,), "int"), In((3,), "int")),
+        ),
+    ),
+    Case("where(numbers)", lambda L, c, x: L.where(c, x, 0.0), ((In((2, 3), "bool"), In((2, 3))),)),
+    Case("where(numbers first)", lambda L, c, x: L.where(c, 1, x), ((In((2, 3), "bool"), In((2, 3))),)),
+    Case("Tensor.where", lambda L, c, x: x.where(c, -1.0), ((In((2, 3), "bool"), In((2, 3))),), arrays=False),
+    Case(
+        "masked_fill",
+        lambda L, x, m: L.masked_fill(x, m, -INF),
+        (
+            (In((2, 3)), In((2, 3), "bool")),
+            (In((2, 3, 4)), In((3, 1), "bool")),
+            (In(()), In((), "bool")),
+            (In((0, 3)), In((3,), "bool")),
+        ),
+        smooth=False,
+    ),
+    Case(
+        "masked_fill(Tensor)",
+        lambda L, x, m, v: L.masked_fill(x, m, v),
+        ((In((2, 3)), In((2, 3), "bool"), In(())), (In((2, 3), "int"), In((3,), "bool"), In((), "int"))),
+    ),
+    Case("Tensor.masked_fill", lambda L, x, m: x.masked_fill(m, 2), ((In((2, 3)), In((3,), "bool")),), arrays=False),
+    Case("abs()", lambda L, x: abs(x), on((2, 3)), arrays=False),
+]
+
+REDUCTIONS = [
+    *_reduction("var"),
+    *_reduction("std"),
+    *_reduction("var", unbiased=False),
+    *_reduction("std", correction=0),
+    *_reduction("var_mean")[::3],
+    *_reduction("std_mean")[::3],
+    Case("var(unbiased)", lambda L, x: L.var(x, False), on((2, 3), (4,))),
+    Case("var(dim, unbiased, keepdim)", lambda L, x: L.var(x, 1, False, True), on((2, 3), (2, 3, 4))),
+    Case("std of equals", lambda L, x: L.std(x, 0), on((2, 3), kind=((1, 1, 1), (1, 1, 1))), smooth=False),
+    *[
+        case
+        for name in ("amax", "amin")
+        for kind in ("real", "whole")
+        for case in _reduction(name, kind, empty=False, smooth=kind == "real")
+    ],
+    *[
+        case
+        for name in ("max", "min")
+        for kind in ("real", "whole")
+        for case in _reduction(name, kind, empty=False, several=False, smooth=kind == "real")
+    ],
+    *[
+        Case(f"{name}(dim) of integers", lambda L, x, name=name: getattr(L, name)(x, 1), on((2, 3), kind="int"))
+        for name in ("max", "min")
+    ],
+    *[
+        Case(f"{name}(Tensor)", lambda L, x, y, name=name: getattr(L, name)(x, y), ((In((2, 3)), In((3,))),))
+        for name in ("max", "min")
+    ],
+    *[
+        Case(
+            f"{name} with NaN",
+            lambda L, x, name=name: getattr(L, name)(x),
+            on((4,), kind=(1, NAN, NAN, 2)),
+            smooth=False,
+        )
+        # Not amax and amin: there PyTorch divides by the number of elements that equal NaN, none.
+        for name in ("max", "min", "argmax", "argmin")
+    ],
+    *[
+        Case(
+            f"{name}(0) with NaN",
+            lambda L, x, name=name: getattr(L, name)(x, 0),
+            on((4, 1), kind=((1,), (NAN,), (NAN,), (2,))),
+            smooth=False,
+        )
+        for name in ("max", "min")
+    ],
+    *[case for name in ("argmax", "argmin") for case in _reduction(name, "whole", empty=False, several=False)],
+    *[
+        Case(f"{name}(0) of a number", lambda L, x, name=name: getattr(L, name)(x, 0), on(()))
+        for name in ("max", "min", "argmax", "argmin", "amax", "prod", "cumsum", "logsumexp", "norm", "any", "all")[:4]
+    ],
+    *_reduction("prod", several=False),
+    *_reduction("prod", "whole", several=False),
+    Case("prod of integers", lambda L, x: L.prod(x), on((4,), (0,), kind="int")),
+    Case("prod(dim) of integers", lambda L, x: L.prod(x, 0), on((4, 2), kind="int")),
+    *[Case(f"cumsum({d})", lambda L, x, d=d: L.cumsum(x, d), on((2, 3), (2, 3, 4), (0, 3))) for d in (0, 1, -1)],
+    Case("cumsum of a number", lambda L, x: L.cumsum(x, 0), on(())),
+    Case("cumsum of integers", lambda L, x: L.cumsum(x, 0), on((2, 3), kind="int")),
+    *_reduction("logsumexp")[2:],
+    Case(
+        "logsumexp of infinities",
+        lambda L, x: L.logsumexp(x, 1),
+        on((4, 2), kind=((INF, 1), (-INF, -INF), (-INF, 2), (NAN, 1))),
+        smooth=False,
+    ),
+    *[
+        case
+        for p in ("fro", 2, 1, 3, 0.5, 0, INF, -INF)
+        for case in (
+            Case(f"norm({p})", lambda L, x, p=p: L.norm(x, p), on((2, 3), (2, 3, 4), ()), smooth=p != 0),
+            Case(
+                f"norm({p}, dim)",
+                lambda L, x, p=p: L.norm(x, p, dim=1, keepdim=True),
+                on((2, 3), (2, 3, 4)),
+                smooth=p != 0,
+            ),
+        )
+    ],
+    *[
+        Case(
+            f"norm({p}) of zeros",
+            lambda L, x, p=p: L.norm(x, p, dim=1),
+            on((2, 2), kind=((0, 0), (0, 1))),
+            smooth=False,
+        )
+        for p in (2, 1, 3)
+    ],
+    Case("norm(dims)", lambda L, x: L.norm(x, dim=(0, 2)), on((2, 3, 4))),
+    Case("Tensor.norm", lambda L, x: x.norm(), on((2, 3)), arrays=False),
+    *[case for name in ("any", "all") for kind in ("bool", "whole", "int") for case in _reduction(name, kind)],
+    Case("count_nonzero", lambda L, x: L.count_nonzero(x), on((2, 3), (), kind="whole")),
+    Case("count_nonzero(dim)", lambda L, x: L.count_nonzero(x, dim=1), on((2, 3), kind="whole")),
+]
+
+
+def _method(name: str, *arguments: Any, shapes: Any = ((2, 3), (2, 3, 4)), **options: Any) -> list[Case]:
+    """A function of the library and the Tensor's method of the same name."""
+    shown = f"({', '.join([*map(repr, arguments), *(f'{k}={v!r}' for k, v in options.items())])})"
+    return [
+        Case(name + shown, lambda L, x: getattr(L, name)(x, *arguments, **options), on(*shapes)),
+        Case(f"Tensor.{name}{shown}", lambda L, x: getattr(x, name)(*arguments, **options), on(*shapes), arrays=False),
+    ]
+
+
+def _tensor(name: str, *arguments: Any, shapes: Any = ((2, 3), (1, 3), (2, 3, 4)), **options: Any) -> Case:
+    """A Tensor's method alone."""
+    shown = ", ".join(map(repr, arguments))
+    return Case(
+        f"Tensor.{name}({shown})", lambda L, x: getattr(x, name)(*arguments), on(*shapes), arrays=False, **options
+    )
+
+
+_PADS: list[tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...]]] = [
+    ("constant", (1, 2), ((2, 3), (3,), (2, 0), (0, 3))),
+    ("constant", (-1, 2, 0, 1), ((2, 3), (2, 3, 4))),
+    ("constant", (1, 0, -1, -1, 2, 2), ((2, 3, 4), (1, 2, 3, 4))),
+    ("constant", (-2, -1), ((2, 3),)),
+    ("constant", (), ((2, 3), ())),
+    ("reflect", (1, 2), ((2, 3), (2, 2, 4))),
+    ("reflect", (2, 1, 1, 0), ((2, 3, 4), (2, 2, 3, 4))),
+    ("reflect", (1, 1, 1, 2, 0, 1), ((2, 2, 3, 4), (1, 2, 2, 3, 4))),
+    ("replicate", (3, 2), ((2, 3), (2, 2, 1))),
+    ("replicate", (2, 1, 5, 0), ((2, 3, 4), (2, 2, 3, 4))),
+    ("replicate", (1, 1, 1, 2, 0, 1), ((2, 2, 3, 4),)),
+    ("replicate", (-1, 2), ((2, 3), (2, 2, 4))),
+    ("circular", (1, 2), ((2, 3), (2, 2, 4))),
+    ("circular", (3, 0, 1, 3), ((2, 3, 4), (2, 2, 3, 4))),
+    ("circular", (1, 1, 1, 2, 0, 1), ((2, 2, 3, 4),)),
+    ("circular", (-1, 2), ((2, 3), (2, 2, 4))),
+]
+
+
+def _interpolations() -> list[Case]:
+    cases = []
+    for mode, shapes in [
+        ("nearest", ((2, 3, 5), (2, 2, 3, 4), (1, 2, 2, 3, 2))),
+        ("nearest-exact", ((2, 3, 5), (2, 2, 3, 4), (1, 2, 2, 3, 2))),
+        ("linear", ((2, 3, 5),)),
+        ("bilinear", ((2, 2, 3, 4), (0, 2, 3, 4))),
+        ("area", ((2, 3, 5), (2, 2, 3, 4))),
+    ]:
+        for options in ({"size": 7}, {"size": 2}, {"scale_factor": 2}, {"scale_factor": 1.7}, {"scale_factor": 0.6}):
+            corners = [{}, {"align_corners": True}] if "linear" in mode else [{}]
+            for extra in corners:
+                cases.append(
+                    Case(
+                        f"interpolate({mode}, {options}, {extra})",
+                        lambda L, x, mode=mode, options={**options, **extra}: L.nn.functional.interpolate(
+                            x, mode=mode, **options
+                        ),
+                        on(*shapes),
+                    )
+                )
+    return [
+        *cases,
+        Case("interpolate(pair)", lambda L, x: L.nn.functional.interpolate(x, (2, 5)), on((1, 2, 3, 4))),
+        Case(
+            "interpolate(recompute)",
+            lambda L, x: L.nn.functional.interpolate(
+                x, scale_factor=(1.3, 0.7), mode="bilinear", recompute_scale_factor=True
+            ),
+            on((1, 2, 3, 4)),
+        ),
+        Case(
+            "upsample",
+            lambda L, x: L.nn.functional.upsample(x, scale_factor=2, mode="bilinear", align_corners=True),
+            on((1, 2, 3, 4)),
+        ),
+    ]
+
+
+#: Of different types, and with what PyTorch takes for nothing.
+_CATS = ((In((3,)), In((0,)), In((2,), "int")), (In((0,)), In((2, 3)), In((1, 3))))
+
+SHAPE = [
+    *[
+        Case(
+            f"{name}({d})",
+            lambda L, x, y, z, name=name, d=d: getattr(L, name)([x, y, z], d),
+            ((In(a), In(b), In(c)), *more),
+        )
+        for name, d, a, b, c, more in [
+            (
+                "cat",
+                0,
+                (2, 3),
+                (1, 3),
+                (0, 3),
+                ((In((3,)), In((0,)), In((2,), "int")), (In((0,)), In((2, 3)), In((1, 3)))),
+            ),
+            ("cat", 1, (2, 3), (2, 1), (2, 2), ()),
+            ("cat", -1, (2, 3, 1), (2, 3, 4), (2, 3, 2), ((In((2,), "int"), In((2,), "int"), In((3,), "bool")),)),
+            ("concat", 0, (2, 3), (1, 3), (4, 3), ()),
+            ("stack", 0, (2, 3), (2, 3), (2, 3), ((In(()), In(()), In(())), (In((0, 3)), In((0, 3)), In((0, 3))))),
+            ("stack", -1, (2, 3), (2, 3), (2, 3), ((In((3,)), In((3,), "int"), In((3,), "int")),)),
+        ]
+    ],
+    *[
+        case
+        for arguments in ((1,), (2, -1), ([1, 2], 1), ([0, 3], 1), (5, 0))
+        for case in _method("split", *arguments, shapes=((2, 3), (2, 3, 4)))[arguments[0] == [1] :]
+    ],
+    *_method("chunk", 2, 1),
+    *_method("chunk", 5, -1),
+    *_method("unbind"),
+    *_method("unbind", 1),
+    *_method("squeeze", shapes=((2, 1, 3), (2, 3), (1, 1), ())),
+    *_method("squeeze", 0, shapes=((1, 3), (2, 3), (1,), ())),
+    *_method("squeeze", (0, -1), shapes=((1, 3, 1), (2, 3))),
+    *_method("unsqueeze", 0, shapes=((2, 3), (), (0, 3))),
+    *_method("unsqueeze", -1, shapes=((2, 3), ())),
+    *_method("transpose", 0, 1),
+    *_method("transpose", -1, 0, shapes=((2, 3), (2, 3, 4), (3,), ())),
+    *_method("swapaxes", 0, 1),
+    *_method("t", shapes=((2, 3), (3,), ())),
+    *_method("movedim", 0, -1),
+    *_method("movedim", (0, 1), (1, 0)),
+    _tensor("view", -1),
+    _tensor("view", 3, -1),
+    _tensor("view", (1, -1)),
+    _tensor("expand", 2, 2, 3, shapes=((2, 3), (1, 3), (2, 1))),
+    _tensor("expand", (4, -1), shapes=((1, 3),)),
+    _tensor("repeat", 2, 3, shapes=((2, 3), (3,), ())),
+    _tensor("repeat", (2, 1, 2), shapes=((2, 3), (0, 3))),
+    _tensor("tile", 2),
+    *_method("flip", (0,)),
+    *_method("flip", (0, -1), shapes=((2, 3), (2, 3, 4), (0, 3))),
+    *_method("narrow", 1, 1, 2),
+    *_method("narrow", -1, -2, 1),
+    *_method("select", 1, -1),
+    _tensor("clone", shapes=((2, 3), (), (0, 3))),
+    _tensor("contiguous"),
+    Case("Tensor.view_as", lambda L, x, y: x.view_as(y), ((In((2, 3)), In((6,))),), arrays=False),
+    Case("Tensor.expand_as", lambda L, x, y: x.expand_as(y), ((In((1, 3)), In((2, 3))),), arrays=False),
+    *[
+        Case(
+            f"index_select({d})",
+            lambda L, x, i, d=d: L.index_select(x, d, i),
+            ((In((5, 6)), In((4,), "int")), (In((5, 6, 5)), In((3,), "int")), (In((5, 5)), In((0,), "int"))),
+        )
+        for d in (0, -1)
+    ],
+    *[
+        Case(
+            f"gather({d})",
+            lambda L, x, i, d=d: L.gather(x, d, i),
+            ((In((5, 6)), In((5, 6), "int")), (In((5, 6, 5)), In((2, 6, 5) if d else (7, 6, 2), "int"))),
+        )
+        for d in (0, 1)
+    ],
+    Case("gather of a number", lambda L, x, i: L.gather(x, 0, i), ((In(()), In((), "int", high=1)),)),
+    Case("one_hot", lambda L, i: L.nn.functional.one_hot(i), on((2, 3), (), (4,), kind="int")),
+    Case("one_hot(7)", lambda L, i: L.nn.functional.one_hot(i, 7), on((2, 3), (0, 2), kind="int")),
+    *[
+        Case(
+            f"Tensor.{name}()",
+            lambda L, x, name=name: getattr(x, name)(),
+            on((2, 3), kind=kind),
+            arrays=False,
+            smooth=False,
+        )
+        for name in ("float", "double", "int", "long", "bool")
+        for kind in ("real", "int", "bool")
+    ],
+    *[
+        Case(
+            f"pad({mode}, {amounts})",
+            lambda L, x, mode=mode, amounts=amounts: L.nn.functional.pad(x, amounts, mode),
+            on(*shapes),
+        )
+        for mode, amounts, shapes in _PADS
+    ],
+    Case("pad(value)", lambda L, x: L.nn.functional.pad(x, (1, 1), value=2.5), on((2, 3))),
+    Case("pad of integers", lambda L, x: L.nn.functional.pad(x, (1, 1), value=2), on((2, 3), kind="int")),
+    Case("pad with infinity", lambda L, x: L.nn.functional.pad(x, (0, 1), "constant", -INF), on((2, 3)), smooth=False),
+    *[
+        Case(
+            f"unfold({k}, {d}, {p}, {s})",
+            lambda L, x, k=k, d=d, p=p, s=s: L.nn.functional.unfold(x, k, d, p, s),
+            on((1, 2, 4, 5), (2, 4, 5), (2, 3, 6, 7)),
+        )
+        for k, d, p, s in [(2, 1, 0, 1), ((2, 3), 1, (1, 2), (2, 1)), (2, (2, 3), 1, 2)]
+    ],
+    *[
+        Case(
+            f"fold({size}, {k}, {d}, {p}, {s})",
+            lambda L, x, size=size, k=k, d=d, p=p, s=s: L.nn.functional.fold(x, size, k, d, p, s),
+            on((1, 2 * taps, count), (taps, count)),
+        )
+        for size, k, d, p, s, taps, count in [
+            ((4, 5), 2, 1, 0, 1, 4, 12),
+            ((4, 5), (2, 3), 1, (1, 2), (2, 1), 6, 21),
+            (4, 2, 1, 0, 2, 4, 4),
+        ]
+    ],
+    Case(
+        "pixel_shuffle", lambda L, x: L.nn.functional.pixel_shuffle(x, 2), on((1, 8, 2, 3), (4, 2, 3), (2, 1, 4, 1, 1))
+    ),
+    Case("pixel_unshuffle", lambda L, x: L.nn.functional.pixel_unshuffle(x, 2), on((1, 2, 4, 2), (4, 2, 6))),
+    Case(
+        "channel_shuffle",
+        lambda L, x: L.nn.functional.channel_shuffle(x, 2),
+        tuple((In(shape, grad=shape[0] < 0),) for shape in ((1, 6, 2, 3), (2, 4, 3))),
+    ),
+    *_interpolations(),
+    Case("mm", lambda L, a, b: L.mm(a, b), ((In((2, 3)), In((3, 4))), (In((0, 3)), In((3, 2))))),
+    Case("bmm", lambda L, a, b: L.bmm(a, b), ((In((2, 2, 3)), In((2, 3, 4))), (In((0, 2, 3)), In((0, 3, 1))))),
+    Case("Tensor.bmm", lambda L, a, b: a.bmm(b), ((In((2, 2, 3)), In((2, 3, 4))),), arrays=False),
+    Case(
+        "addmm",
+        lambda L, c, a, b: L.addmm(c, a, b, beta=0.5, alpha=2),
+        ((In((4,)), In((2, 3)), In((3, 4))), (In((2, 1)), In((2, 3)), In((3, 4)))),
+    ),
+    Case("addmm()", lambda L, c, a, b: L.addmm(c, a, b), ((In((2, 4)), In((2, 3)), In((3, 4))),)),
+    Case("baddbmm", lambda L, c, a, b: L.baddbmm(c, a, b), ((In((2, 1)), In((2, 2, 3)), In((2, 3, 4))),)),
+]
+FAMILIES = {"activations": ACTIVATIONS, "elementwise": ELEMENTWISE, "reductions": REDUCTIONS, "shape": SHAPE}
+
+
+_X = np.ones((2, 3), np.float32)
+_I = np.ones((2, 3), np.int64)
+_B = np.ones((2, 3), bool)
+
+
+#: Calls that are refused, the error, and how its message begins.
+REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: F.leaky_relu(_I), TypeError, "leaky_relu: input"),
+    (lambda: F.leaky_relu(_X, "0.1"), TypeError, "leaky_relu: negative_slope"),
+    (lambda: F.leaky_relu("text"), TypeError, "leaky_relu: input"),
+    (lambda: F.leaky_relu(None), TypeError, "leaky_relu: input"),
+    (lambda: F.prelu(_X, _X), ValueError, "prelu: weight"),
+    (lambda: F.prelu(_X, np.ones(2, np.float32)), ValueError, "prelu: weight"),
+    (lambda: F.prelu(_X, np.ones(3)), TypeError, "prelu: weight"),
+    (lambda: F.celu(_X, 0), ValueError, "celu: alpha"),
+    (lambda: F.elu(_X, None), TypeError, "elu: alpha"),
+    (lambda: F.hardtanh(_X, 1, -1), ValueError, "hardtanh: min_val"),
+    (lambda: F.gelu(_X, "exact"), ValueError, "gelu: approximate"),
+    (lambda: F.softplus(_X, 0), ValueError, "softplus: beta"),
+    (lambda: F.softshrink(_X, -1), ValueError, "softshrink: lambd"),
+    (lambda: F.softshrink(_X, NAN), ValueError, "softshrink: lambd"),
+    (lambda: F.glu(_X), ValueError, "glu: input"),
+    (lambda: F.glu(np.float32(1)), ValueError, "glu: input"),
+    (lambda: F.glu(_X, 2), IndexError, "glu: dim"),
+    (lambda: F.softmin(_X, 2), IndexError, "softmin: dim"),
+    (lambda: F.softmin(_X, 0.5), TypeError, "softmin: dim"),
+    (lambda: F.dropout2d(_X), ValueError, "dropout2d: input"),
+    (lambda: F.dropout1d(_X, 1.5), ValueError, "dropout1d: p"),
+    (lambda: F.dropout1d(_X, "a"), TypeError, "dropout1d: p"),
+    (lambda: F.dropout3d(_X), ValueError, "dropout3d: input"),
+    (lambda: F.alpha_dropout(_X, NAN), ValueError, "alpha_dropout: p"),
+    (lambda: F.alpha_dropout(_X, 0.5, True, generator=1), TypeError, "alpha_dropout: generator"),
+    (lambda: F.feature_alpha_dropout(_X[0]), ValueError, "feature_alpha_dropout: input"),
+    (lambda: gpuconv.nn.Dropout2d(2), ValueError, "Dropout2d: p"),
+    (lambda: gpuconv.nn.PReLU(0), ValueError, "PReLU: num_parameters"),
+    (lambda: gpuconv.nn.Softmax2d()(_X), ValueError, "Softmax2d: input"),
+    (lambda: gpuconv.abs("a"), TypeError, "abs: input"),
+    (lambda: gpuconv.neg(_B), TypeError, "neg: input"),
+    (lambda: gpuconv.round(_X, decimals=0.5), TypeError, "round: decimals"),
+    (lambda: gpuconv.clamp(_X), ValueError, "clamp: min or max"),
+    (lambda: gpuconv.clamp(_X, "a"), TypeError, "clamp: min"),
+    (lambda: gpuconv.maximum(_X, "a"), TypeError, "maximum: other"),
+    (lambda: gpuconv.where(_X, 1, 2), TypeError, "where: condition"),
+    (lambda: gpuconv.where(_B, "a", 2), TypeError, "where: input"),
+    (lambda: gpuconv.masked_fill(_X, _X, 1), TypeError, "masked_fill: mask"),
+    (lambda: gpuconv.masked_fill(_I, _B, 0.5), TypeError, "masked_fill: value"),
+    (lambda: gpuconv.masked_fill(_X, _B, _X), ValueError, "masked_fill: value"),
+    (lambda: gpuconv.max(_X, 2), IndexError, "max: dim"),
+    (lambda: gpuconv.max(_X[:0]), ValueError, "max: input"),
+    (lambda: gpuconv.max(_X[:0], 0), ValueError, "max: input"),
+    (lambda: gpuconv.max(_X, keepdim=True), TypeError, "max: keepdim"),
+    (lambda: gpuconv.amin(_X, (0, 0)), ValueError, "amin: dim"),
+    (lambda: gpuconv.amin(_X, (0, 5)), IndexError, "amin: dim"),
+    (lambda: gpuconv.amax(_X[:0], 0), ValueError, "amax: input"),
+    (lambda: gpuconv.argmax(_X[:0]), ValueError, "argmax: input"),
+    (lambda: gpuconv.argmax(_X, "a"), TypeError, "argmax: dim"),
+    (lambda: gpuconv.var(_I), TypeError, "var: input"),
+    (lambda: gpuconv.std(_X, 0, correction="a"), TypeError, "std: correction"),
+    (lambda: gpuconv.std(_X, 0, None), TypeError, "std: unbiased"),
+    (lambda: gpuconv.prod(_X, (0, 1)), TypeError, "prod: dim"),
+    (lambda: gpuconv.cumsum(_X, 3), IndexError, "cumsum: dim"),
+    (lambda: gpuconv.logsumexp(_X, 3), IndexError, "logsumexp: dim"),
+    (lambda: gpuconv.norm(_X, "nuc"), ValueError, "norm: p"),
+    (lambda: gpuconv.norm(_X, None), TypeError, "norm: p"),
+    (lambda: gpuconv.norm(_I), TypeError, "norm: input"),
+    (lambda: gpuconv.any(_X, 4), IndexError, "any: dim"),
+    (lambda: gpuconv.cat([]), ValueError, "cat: tensors"),
+    (lambda: gpuconv.cat(1), TypeError, "cat: tensors"),
+    (lambda: gpuconv.cat([_X, _X[0]]), ValueError, r"cat: tensors\[1\]"),
+    (lambda: gpuconv.cat([_X, _X[:, :1]]), ValueError, r"cat: tensors\[1\]"),
+    (lambda: gpuconv.cat([np.float32(1)]), ValueError, r"cat: tensors\[0\]"),
+    (lambda: gpuconv.cat([_X, "a"]), TypeError, r"cat: tensors\[1\]"),
+    (lambda: gpuconv.cat([_X, _X], 2), IndexError, "cat: dim"),
+    (lambda: gpuconv.stack([_X, _X[:1]]), ValueError, r"stack: tensors\[1\]"),
+    (lambda: gpuconv.split(_X, [1, 2]), ValueError, "split: split_size_or_sections"),
+    (lambda: gpuconv.split(_X, 0), ValueError, "split: split_size_or_sections"),
+    (lambda: gpuconv.split(_X, 1.5), TypeError, "split: split_size_or_sections"),
+    (lambda: gpuconv.chunk(_X, 0), ValueError, "chunk: chunks"),
+    (lambda: gpuconv.unbind(np.float32(1)), ValueError, "unbind: input"),
+    (lambda: gpuconv.squeeze(_X, 2), IndexError, "squeeze: dim"),
+    (lambda: gpuconv.squeeze(_X, (0, 0)), ValueError, "squeeze: dim"),
+    (lambda: gpuconv.unsqueeze(_X, 4), IndexError, "unsqueeze: dim"),
+    (lambda: gpuconv.transpose(_X, 0, 2), IndexError, "transpose: dim1"),
+    (lambda: gpuconv.t(_X[None]), ValueError, "t: input"),
+    (lambda: gpuconv.movedim(_X, 0, (0, 1)), ValueError, "movedim: destination"),
+    (lambda: gpuconv.tensor(_X).view(np.float64), TypeError, "view: shape"),
+    (lambda: gpuconv.tensor(_X).expand(3, 3), ValueError, "expand: sizes"),
+    (lambda: gpuconv.tensor(_X).expand(3), ValueError, "expand: sizes"),
+    (lambda: gpuconv.tensor(_X).expand(-1, 2, 3), ValueError, "expand: sizes"),
+    (lambda: gpuconv.tensor(_X).repeat(2), ValueError, "repeat: sizes"),
+    (lambda: gpuconv.tensor(_X).repeat(-1, 2), ValueError, "repeat: sizes"),
+    (lambda: gpuconv.flip(_X, (0, 0)), ValueError, "flip: dims"),
+    (lambda: gpuconv.narrow(_X, 1, 2, 2), ValueError, "narrow: start"),
+    (lambda: gpuconv.narrow(_X, 1, 0, -1), ValueError, "narrow: length"),
+    (lambda: gpuconv.select(_X, 0, 2), IndexError, "select: index"),
+    (lambda: gpuconv.index_select(_X, 0, [2]), IndexError, "index_select: index"),
+    (lambda: gpuconv.index_select(_X, 0, [-1]), IndexError, "index_select: index"),
+    (lambda: gpuconv.index_select(_X, 0, [0.5]), TypeError, "index_select: index"),
+    (lambda: gpuconv.index_select(_X, 0, [[0]]), ValueError, "index_select: index"),
+    (lambda: gpuconv.gather(_X, 0, [0]), ValueError, "gather: index"),
+    (lambda: gpuconv.gather(_X, 0, [[0, 0, 0, 0]]), ValueError, "gather: index"),
+    (lambda: gpuconv.gather(_X, 1, [[3]]), IndexError, "gather: index"),
+    (lambda: F.one_hot(_X), TypeError, "one_hot: tensor"),
+    (lambda: F.one_hot([1, 2], 2), ValueError, "one_hot: tensor"),
+    (lambda: F.one_hot(np.zeros(0, np.int64)), ValueError, "one_hot: num_classes"),
+    (lambda: F.pad(_X, (1,)), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, 1), TypeError, "pad: pad"),
+    (lambda: F.pad(_X, (1, 0.5)), TypeError, "pad: pad"),
+    (lambda: F.pad(_X, (1, 1) * 3), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, (-2, -2)), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, (1, 1), "zeros"), ValueError, "pad: mode"),
+    (lambda: F.pad(_X, (3, 0), "reflect"), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, (4, 0), "circular"), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, (1, 1, 1, 1), "replicate"), ValueError, "pad: pad"),
+    (lambda: F.pad(_X, (1, 1), "reflect", 1.0), ValueError, "pad: value"),
+    (lambda: F.pad(_I, (1, 1), value=0.5), TypeError, "pad: value"),
+    (lambda: F.unfold(_X, 2), ValueError, "unfold: input"),
+    (lambda: F.unfold(_X[None], 4), ValueError, "unfold: kernel_size"),
+    (lambda: F.fold(_X, 4, 2), ValueError, "fold: input"),
+    (lambda: F.pixel_shuffle(_X, 2), ValueError, "pixel_shuffle: input"),
+    (lambda: F.pixel_unshuffle(_X[None], 2), ValueError, "pixel_unshuffle: input"),
+    (lambda: F.pixel_shuffle(_X[None], 0), ValueError, "pixel_shuffle: upscale_factor"),
+    (lambda: F.channel_shuffle(_X[None], 3), ValueError, "channel_shuffle: groups"),
+    (lambda: F.interpolate(_X[None]), ValueError, "interpolate: size"),
+    (lambda: F.interpolate(_X[None], 2, 2), ValueError, "interpolate: size"),
+    (lambda: F.interpolate(_X[None], 0), ValueError, "interpolate: size"),
+    (lambda: F.interpolate(_X[None], (2, 2)), ValueError, "interpolate: size"),
+    (lambda: F.interpolate(_X[None], scale_factor=0.1), ValueError, "interpolate: scale_factor"),
+    (lambda: F.interpolate(_X[None], scale_factor=-1), ValueError, "interpolate: scale_factor"),
+    (lambda: F.interpolate(_X[None], 2, mode="bicubic"), ValueError, "interpolate: mode"),
+    (lambda: F.interpolate(_X[None], 2, mode="bilinear"), ValueError, "interpolate: input"),
+    (lambda: F.interpolate(_X[None], 2, align_corners=True), ValueError, "interpolate: align_corners"),
+    (lambda: F.interpolate(_X[None], 2, antialias=True), ValueError, "interpolate: antialias"),
+    (lambda: gpuconv.mm(_X, _X), ValueError, "mm: mat2"),
+    (lambda: gpuconv.bmm(_X, _X), ValueError, "bmm: input"),
+    (lambda: gpuconv.mm(_X, np.ones((3, 2))), TypeError, "mm: mat2"),
+    (lambda: gpuconv.addmm(np.ones(3, np.float32), _X, _X.T), ValueError, "addmm: input"),
+    (lambda: gpuconv.zeros(-1), ValueError, "zeros: size"),
+    (lambda: gpuconv.zeros(1.5), TypeError, "zeros: size"),
+    (lambda: gpuconv.arange(0, 5, 0), ValueError, "arange: step"),
+    (lambda: gpuconv.arange(0, 5, -1), ValueError, "arange: step"),
+    (lambda: gpuconv.linspace(0, 1, -1), ValueError, "linspace: steps"),
+    (lambda: gpuconv.randint(3, 1, (2,)), ValueError, "randint: low"),
+    (lambda: gpuconv.randn(2, generator=0), TypeError, "randn: generator"),
+    (lambda: gpuconv.from_numpy([1]), TypeError, "from_numpy: ndarray"),
+    (lambda: gpuconv.tensor([1], requires_grad=True), TypeError, "requires_grad"),
+]
