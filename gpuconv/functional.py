@@ -615,7 +615,7 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.
     if not 0 <= p <= 1:  # also refuses NaN
         raise ValueError(f"dropout: p must be between 0 and 1, got {p}")
     (input,) = _floats("dropout", input=input)
-    if not training or p == 0:
+    if not training or p == 0 or 0 in _shape(input):
         return input
     if generator is not None and not isinstance(generator, np.random.Generator):
         raise TypeError(f"dropout: generator must be a numpy.random.Generator, got {type(generator).__name__}")

@@ -68,7 +68,7 @@ class Optimizer:
 
         Raises:
             ValueError: the array of a parameter or of its gradient was exchanged for one of another shape or element
-                type; nothing is updated.
+                type, or a parameter's is read-only; nothing is updated.
         """
         updates: dict[type, list[tuple[Any, ...]]] = {}  # by the kind of array: a network may lie on two devices
         capture = capturing.current()
@@ -105,6 +105,9 @@ class Optimizer:
     def _check(self, param: Tensor, grad: Any, arrays: dict[str, Any]) -> None:
         """Compiled updates go by the parameter's shape and type: what does not fit may not reach them."""
         data = param.data
+        if not getattr(data.flags, "writeable", True):
+            number = next(i for i, one in enumerate(self.params) if one is param)
+            raise ValueError(f"{type(self).__name__}: the array of parameter {number} is read-only; give it a copy")
         for name, array in (("gradient", grad), *arrays.items()):
             if array.shape != data.shape or native(array.dtype) != native(data.dtype):
                 number = next(i for i, one in enumerate(self.params) if one is param)
