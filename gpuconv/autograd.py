@@ -138,13 +138,17 @@ def native(dtype: np.dtype) -> np.dtype:
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
-def overwrite(target: Array, source: Array, by: str = "") -> None:
+def overwrite(target: Array, source: Array, by: str = "overwrite") -> None:
     """Copy the elements of ``source`` into ``target``, of the same shape; each is on the host or on a device.
 
-    Of a Tensor's array, ``by`` is to name what does it: a graph that has saved the old values refuses its backward.
+    A graph that has saved the old values refuses its backward, and says that ``by`` changed them.
+
+    Raises:
+        ValueError: ``target`` is read-only.
     """
-    if by:
-        versions.changed(target, by)
+    if isinstance(target, np.ndarray) and not target.flags.writeable:
+        raise ValueError(f"{by}: the array of shape {target.shape} is read-only; give the Tensor a copy of it")
+    versions.changed(target, by)
     if isinstance(target, np.ndarray):
         target[...] = to_numpy(source)
     elif isinstance(source, np.ndarray):

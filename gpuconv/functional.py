@@ -619,7 +619,7 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.
     """
     p = share("dropout", "p", p)
     (input,) = _floats("dropout", input=input)
-    if not training or p == 0:
+    if not training or p == 0 or 0 in _shape(input):
         return input
     if generator is not None and not isinstance(generator, np.random.Generator):
         raise TypeError(f"dropout: generator must be a numpy.random.Generator, got {type(generator).__name__}")

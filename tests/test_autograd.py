@@ -411,6 +411,30 @@ def test_promotion_is_pytorchs():
     assert checked == 3 * (15 * 15 - 9)
 
 
+def test_a_tensor_as_an_index(backend):
+    """Forward and gradient are those of its array: alone, and beside slices."""
+    index = np.array([2, 0, 2])
+    for make in (lambda i: i, lambda i: (slice(1, None), i)):
+        grads = []
+        for i in (index, Tensor(index)):
+            x = leaf(3, 3)
+            (x[make(i)] * 2).sum().backward()
+            grads.append(x.grad.numpy())
+        np.testing.assert_array_equal(*grads)
+
+
+def test_negative_numbers_beside_unsigned_ones(backend):
+    """They wrap, as in PyTorch: -1 is 255 in uint8."""
+    x = Tensor(np.array([0, 1, 200], np.uint8))
+    for got, expected in (
+        (-x, [0, 255, 56]),
+        (x + -1, [255, 0, 199]),
+        (x * -2, [0, 254, 112]),
+        (x - 300, [212, 213, 156]),
+    ):
+        np.testing.assert_array_equal(got.numpy(), np.array(expected, np.uint8), strict=True)
+
+
 # -- in place --------------------------------------------------------------------------------------------------------
 
 

@@ -429,6 +429,8 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     np.testing.assert_array_equal(F.dropout(x, 0.5, training=False), x)
     np.testing.assert_array_equal(F.dropout(x, 0.0), x)
     np.testing.assert_array_equal(F.dropout(x, 1.0), np.zeros_like(x))
+    empty = Tensor(x[:0], requires_grad=True)
+    assert F.dropout(empty) is empty  # as in PyTorch
 
 
 # Gradients against finite differences

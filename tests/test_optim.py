@@ -332,6 +332,18 @@ def test_exchanged_arrays_are_refused(every_backend, kind, exchange):
     np.testing.assert_array_equal(first.numpy(), before)
 
 
+def test_a_parameter_that_cannot_be_written_is_named(backend):
+    """And no other one is updated, nor the step counted."""
+    params = [Tensor(np.ones(2, np.float32), True), Tensor(np.broadcast_to(np.float32(1), 3), True)]
+    optimizer = optim.SGD(params, lr=0.1, momentum=0.9)
+    for param in params:
+        param.grad = Tensor(np.ones(param.shape, np.float32))
+    with pytest.raises(ValueError, match="SGD: the array of parameter 1 is read-only"):
+        optimizer.step()
+    np.testing.assert_array_equal(params[0].numpy(), np.ones(2))
+    assert optimizer.steps == 0
+
+
 def test_numbers_that_are_none():
     """A learning rate in quotes is told as such."""
     parameter = Tensor(np.ones(3, np.float32), True)

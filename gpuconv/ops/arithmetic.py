@@ -38,7 +38,7 @@ def _operands(a: Any, b: Any, *, floats: bool = False) -> tuple[Any, Any]:
     ranks: list[list[np.dtype]] = [[], [], []]
     for x in (a, b):
         number = isinstance(x, _NUMBERS)
-        dtype = _DEFAULTS[_CATEGORIES[np.asarray(x).dtype.kind]] if number else to_array(x).dtype
+        dtype = _DEFAULTS[_CATEGORIES.get(np.asarray(x).dtype.kind, 1)] if number else to_array(x).dtype
         ranks[2 if number else 0 if x.ndim else 1].append(dtype)
     wanted: np.dtype | None = None
     for dtypes in ranks:
@@ -59,7 +59,8 @@ def _array_like(x: Any) -> Any:
 
 def _as_type(x: Any, dtype: np.dtype) -> Any:
     if isinstance(x, _NUMBERS):
-        return np.asarray(x, dtype)
+        # Beside uint8, -1 is 255, as in PyTorch; what no integer type holds is an OverflowError.
+        return np.asarray(x, dtype) if dtype.kind == "f" else np.asarray(x).astype(dtype)
     return cast(x, dtype)
 
 

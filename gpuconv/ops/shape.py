@@ -7,7 +7,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from gpuconv.autograd import Context, Function, tensor_method
+from gpuconv.autograd import Context, Function, Tensor, tensor_method
 from gpuconv.backends import Array
 
 
@@ -103,7 +103,11 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
 
 @tensor_method
 def getitem(a: Any, index: Any) -> Any:
-    """``a[index]``, with NumPy's indexing."""
+    """``a[index]``, with NumPy's indexing; arrays in it may be Tensors."""
+    if isinstance(index, tuple):
+        index = tuple(part.data if isinstance(part, Tensor) else part for part in index)
+    elif isinstance(index, Tensor):
+        index = index.data
     return GetItem.apply(a, index=index)
 
 

@@ -224,7 +224,7 @@ class Optimizer:
 
         Raises:
             ValueError: the array of a parameter or of its gradient was exchanged for one of another shape or element
-                type; nothing is updated.
+                type, or a parameter's is read-only; nothing is updated.
         """
         loss = None if closure is None else closure()
         # By the kind of array, as a network may lie on two devices; by group; and by the steps that were not taken.
@@ -284,6 +284,9 @@ class Optimizer:
     def _check(self, param: Tensor, grad: Any, arrays: dict[str, Any]) -> None:
         """Compiled updates go by the parameter's shape and type: what does not fit may not reach them."""
         data = param.data
+        if not getattr(data.flags, "writeable", True):
+            number = next(i for i, one in enumerate(self.params) if one is param)
+            raise ValueError(f"{type(self).__name__}: the array of parameter {number} is read-only; give it a copy")
         for name, array in (("gradient", grad), *arrays.items()):
             if array.shape != data.shape or native(array.dtype) != native(data.dtype):
                 number = next(i for i, one in enumerate(self.params) if one is param)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,7 @@ def torch_or_none() -> Any:
     return torch
 
 
+@functools.lru_cache(maxsize=64)  # each library asks for them
 def elements(shape: tuple[int, ...], dtype: str, seed: int, values: Any, offset: int = 0) -> np.ndarray:
     """Random elements: ``values`` is 'normal', 'positive', 'probabilities', 'mask', or the number of classes."""
     rng = np.random.default_rng((seed, offset))
@@ -93,7 +95,7 @@ def laid_out(values: np.ndarray, layout: str) -> np.ndarray:
 
 def _common(offset: int) -> dict[str, Any]:
     def array(shape: Any, dtype: str = "float32", layout: str = "C", seed: int = 0, values: Any = "normal") -> Any:
-        return laid_out(elements(tuple(shape), dtype, seed, values, offset), layout)
+        return laid_out(elements(tuple(shape), dtype, seed, values, offset).copy(), layout)
 
     return {"np": np, "array": array, "copy": copy, "math": math}
 
@@ -122,7 +124,7 @@ def gpuconv_names(offset: int = 0, wide: bool = False) -> dict[str, Any]:
             if how == "data":
                 parameter.data = state[name]
             elif how == "torch" and torch_or_none():
-                state[name] = torch_or_none().tensor(np.array(state[name], parameter.dtype, order="C"))
+                state[name] = torch_or_none().tensor(np.array(state[name], parameter.dtype.name, order="C"))
         if how == "weights":
             module.set_weights(list(state.values()))
         elif how != "data":
@@ -130,6 +132,11 @@ def gpuconv_names(offset: int = 0, wide: bool = False) -> dict[str, Any]:
 
     def set_lr(optimizer: Any, lr: float) -> None:
         optimizer.lr = lr
+
+    def copy_of(module: Any) -> Any:
+        made = copy.deepcopy(module)
+        made.zero_grad()  # PyTorch's copies of parameters have no gradients
+        return made
 
     return common | {
         "F": functional,
@@ -142,6 +149,7 @@ def gpuconv_names(offset: int = 0, wide: bool = False) -> dict[str, Any]:
         "scalar": scalar,
         "fill": fill,
         "set_lr": set_lr,
+        "copy_of": copy_of,
         "overwrite": overwrite,
         "state_of": lambda of: of.state_dict(),
         "predict": lambda module, inputs, size: module.predict(inputs, size),
@@ -281,6 +289,7 @@ def torch_names(offset: int = 0, wide: bool = False) -> dict[str, Any]:
         "scalar": lambda dtype, value: {"b": bool, "f": float}.get(dtype[0], int)(value),
         "fill": fill,
         "set_lr": set_lr,
+        "copy_of": copy.deepcopy,
         "overwrite": overwrite,
         "state_of": state_of,
         "predict": predict,

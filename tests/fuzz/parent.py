@@ -190,7 +190,7 @@ def fuzz(
         say: told what happens.
     """
     summary, start = Summary(), time.monotonic()
-    with Worker(time_limit, without_torch, sabotage) as worker:
+    with Worker(time_limit, without_torch, sabotage) as worker, contextlib.suppress(KeyboardInterrupt):
         for seed in seeds:
             if summary.programs % 2000 == 1999:  # compiled code takes memory
                 worker.close()
@@ -222,8 +222,8 @@ def _note(
 
     say(f"seed {seed}: {kind}\n{fault['detail']}")
     dies = kind == "hang" or kind.startswith("crash")
-    limit = min(worker.time_limit, 5.0)
-    program = reduced(generate(seed, convolutions), fails, fault["statement"], most=40 if kind == "hang" else 400)
+    limit = max(2.0, min(worker.time_limit / 5, 5.0))
+    program = reduced(generate(seed, convolutions), fails, fault["statement"], most=20 if kind == "hang" else 400)
     summary.faults[kind] = Found(kind, fault["detail"], [seed], program)
     say("reduced to:\n" + "\n".join("    " + line for s in program.statements for line in s.splitlines()))
     if save is not None:

@@ -138,7 +138,7 @@ def table(count: int) -> list[_Conv]:
 class _Generator:
     def __init__(self, seed: int, convolutions: int):
         self.random = random.Random(seed)
-        self.eager = self.random.random() < 0.5
+        self.eager = self.random.random() < 0.5 and convolutions > 0
         self.table = table(convolutions) if self.eager else []
         self.statements: list[str] = []
         self.values: list[_Value] = []
@@ -246,6 +246,8 @@ class _Generator:
                 (f"{name}.flatten()" if x.array else f"-{name}", x.size),
                 (f"F.softmax({name}, {dim}, dtype={self.random.choice(_FLOATS)})", 1.0),
                 (f"F.relu(F.tanh({name}) + 0.5)", 1.5),
+                (f"F.flatten({name})", x.size),
+                (f"nn.Softmax({dim})({name})", 1.0),
             ]
             + (
                 []
@@ -292,13 +294,13 @@ class _Generator:
             if other is None or kind < 0.6:
                 dtype = r.choice([*_INTEGERS, "bool", *_FLOATS]) if self.chance(0.3) else self.float_type()
                 values = "mask" if dtype[0] != "f" and self.chance(0.6) else "normal"
-                text, size = self.array(shape, dtype, values), 3.0
+                text, size = self.array(shape, dtype, "positive" if sign == "/" else values), 3.0
                 if self.chance(0.5):
                     other = self.define(f"Tensor({text})", shape, dtype)
                     text = other.name
             else:
                 text, dtype, size, shape = other.name, other.dtype, other.size, other.shape
-            if sign == "/":
+            if sign == "/" and other is not None:
                 text = f"({text} * {text} + 1)"
             shape = _broadcast(shape, x.shape) or ()
         if size * x.size > 200:
@@ -306,6 +308,8 @@ class _Generator:
         pair = f"{x.name} {sign} {text}" if self.chance(0.7) or sign == "/" else f"{text} {sign} {x.name}"
         if sign in "+-" and other is not None and self.chance(0.2):
             pair = f"{x.name}.{'add' if sign == '+' else 'sub'}({text}, alpha={self.number()})"
+        elif self.chance(0.1):
+            pair = f"{x.name}.{dict(zip('+-*/', ('add', 'sub', 'mul', 'div'), strict=True))[sign]}({text})"
         result = _promoted(x, dtype, shape, text, sign)
         self.define(
             pair, shape, result, x, *([other] if other else []), size=x.size * size if sign in "*" else x.size + size
@@ -439,7 +443,14 @@ class _Generator:
                 shape = (*(1 if self.chance(0.3) else s for s in x.shape[:-2]), features, outputs)
             text, other = self.operand(shape, x.dtype)
             result = x.shape[:-1] if len(shape) == 1 else (*x.shape[:-1], outputs)
-            self.define(f"{x.name} @ {text}", result, x.dtype, x, *([other] if other else []), size=grown)
+            self.define(
+                f"{x.name} @ {text}" if self.chance(0.7) else f"{x.name}.matmul({text})",
+                result,
+                x.dtype,
+                x,
+                *([other] if other else []),
+                size=grown,
+            )
             return
         if features == 0:
             return
@@ -498,6 +509,14 @@ class _Generator:
             if isinstance(options[1], tuple):
                 options[1] = (options[1],)
             text = ", ".join(map(repr, [*options, conv.groups]))
+            if not isinstance(options[1], tuple) and self.chance(0.3):
+                layer = self.new("m")
+                self.add(f"{layer} = nn.Conv1d({conv.channels}, {conv.filters}, {kernel[1]}, {text}, dtype={x.dtype})")
+                self.seeds += 10
+                self.add(f"fill({layer}, {self.seeds}, {self.layouts()})")
+                shape = (*lead, conv.filters, conv.output[1])
+                self.define(f"{layer}({x.name})", shape, x.dtype, x, grad=True, leaf=False, array=False, size=size)
+                return
             self.define(
                 f"F.conv1d({x.name}, {weight}, {bias}, {text})",
                 (*lead, conv.filters, conv.output[1]),
@@ -726,7 +745,7 @@ class _Generator:
         kind = r.randrange(8)
         if kind == 0:
             twin = self.new("m")
-            self.add(f"{twin} = copy.deepcopy({name})")
+            self.add(f"{twin} = copy_of({name})")
             self.modules.append(_Module(twin, module.takes, module.gives, module.dtype))
         elif kind == 1:
             state = self.new("s")
@@ -856,9 +875,10 @@ class _Generator:
                 f"optim.SGD({params}, lr={lr}, momentum=0.9{decay})",
                 f"optim.SGD({params}, lr={lr}, momentum=0.5, dampening=0.25{decay})",
                 f"optim.SGD({params}, lr={lr}, momentum=0.9, nesterov=True{decay})",
-                f"optim.Adam({params}, lr={lr}{decay})",
+                # Divided by the usual eps, what rounding leaves of a gradient of zero is as good as any other.
+                f"optim.Adam({params}, lr={lr}, eps=1e-2{decay})",
                 f"optim.Adam({params}, lr={lr}, betas=(0.5, 0.9), eps=1e-3{decay})",
-                f"optim.AdamW({params}, lr={lr}{decay})",
+                f"optim.AdamW({params}, lr={lr}, eps=1e-2{decay})",
             ]
         )
         name = self.new("o")
@@ -901,9 +921,9 @@ class _Generator:
         name = self.new("o")
         self.add(
             f"{name} = optim."
-            + self.random.choice(["SGD({}, lr=0.05, momentum=0.9)", "Adam({}, lr=0.01)", "AdamW({}, lr=0.01)"]).format(
-                f"{module.name}.parameters()"
-            )
+            + self.random.choice(
+                ["SGD({}, lr=0.05, momentum=0.9)", "Adam({}, lr=0.01, eps=1e-3)", "AdamW({}, lr=0.01, eps=1e-3)"]
+            ).format(f"{module.name}.parameters()")
         )
         self.optimizers.append((name, []))
         for _ in range(self.random.randint(1, 3)):
@@ -927,7 +947,11 @@ class _Generator:
             return
         one = math.prod(x.shape) == 1
         kinds = [f"{x.name}.detach()", f"copy.deepcopy({x.name})", f"{x.name}.requires_grad", f"{x.name}.is_leaf"]
-        kinds += [f"float({x.name})", f"{x.name}.item()", f"int({x.name} * 0.5)"] if one else [f"len({x.name})"]
+        kinds += (
+            [f"f'{{{x.name} * 0 + 1:.3f}}'", f"float({x.name})", f"{x.name}.item()", f"int({x.name} * 0.5)"]
+            if one
+            else [f"len({x.name})"]
+        )
         if x.shape and x.shape[0] == 2:
             first = self.new("x"), self.new("x")
             self.add(f"{first[0]}, {first[1]} = {x.name}")
@@ -992,7 +1016,7 @@ def _promoted(x: _Value, dtype: str, shape: tuple[int, ...], text: str, sign: st
 
 
 def generate(seed: int, convolutions: int = 24) -> Program:
-    """The program of a seed. ``convolutions``: how many shapes the eager ones choose from."""
+    """The program of a seed. ``convolutions``: how many shapes eager ones choose from; without any, none is eager."""
     generator = _Generator(seed, convolutions)
     return Program(seed, generator(), generator.eager)
 
