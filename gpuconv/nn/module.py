@@ -207,6 +207,8 @@ class Module:
             arrays[name] = _values(name, state[name])
             if tuple(arrays[name].shape) != own[name].shape:
                 faults.append(f"{name} has shape {tuple(arrays[name].shape)} instead of {own[name].shape}")
+            if not getattr(own[name].data.flags, "writeable", True):
+                faults.append(f"the array of {name} is read-only")
         if faults:
             inside = [name for name, value in state.items() if isinstance(value, Mapping)]
             hint = f" (state[{inside[0]!r}] is a mapping itself: is it that?)" if inside else ""

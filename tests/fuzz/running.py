@@ -31,10 +31,7 @@ from .programs import VARIABLE, Program, generate, has_effect, targets, uses
 BACKENDS = ("numpy", "numba")
 
 #: Differences whose reason is known: what it is, and how it is told from others. To be emptied as reasons go.
-KNOWN = {
-    "late": "an update counts its steps for all parameters",
-    "stale": "values changed between forward and backward",
-}
+KNOWN: dict[str, str] = {}
 
 #: An operation refuses what it cannot do with one of these, and a message of its own.
 _REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError)
