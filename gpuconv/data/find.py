@@ -15,6 +15,7 @@ from gpuconv.data.raster import (
     border,
     bounding_box,
     components,
+    correlation,
     is_noise,
     noise_level,
     otsu,
@@ -76,7 +77,7 @@ def _find(gray: Gray, invert: bool | Literal["auto"], *, in_sheet: bool = False)
             # A shadow or the edge of a table is large and dark, but it runs out of the picture.
             score = shape.contrast * max(shape.mask.shape) * (0.1 if shape.cut_off or shaded else 1)
             if estimate is _lit_background:
-                # Gaps between strokes and a shadow's edge stand out as much. These factors are 1 if nothing is told.
+                # Gaps between strokes and the edge of a shadow stand out, too. These factors are 1 if nothing is told.
                 score *= (2 * _narrowness(seen, dark) * _evenness(shape.mask) / 0.6) ** 2 * len(gray) / len(seen)
             if score > best_score:
                 best, best_score, doubtful, picture = shape, score, shape.cut_off or shaded, seen
@@ -88,6 +89,10 @@ def _find(gray: Gray, invert: bool | Literal["auto"], *, in_sheet: bool = False)
         digit = _find(_sheet_alone(picture, best), invert, in_sheet=True)
         if digit is not None:
             return digit
+    if is_noise(gray) and correlation(gray) < 0.25:
+        if in_sheet:
+            return None  # what looked like a sheet is none
+        raise NoDigitError("nothing but noise")
     if best.others and not best.cut_off:
         raise NoDigitError(_what_else(gray, best.others))
     return best.pixels
@@ -196,7 +201,11 @@ def _without_edges(gray: Gray) -> Gray:
         cut.append(int(frame[-1]) + 2 if frame.size and frame[-1] < depth - 1 else 0)
     if sum(n > 0 for n in cut) < 3:
         return gray
-    return gray[cut[0] : len(gray) - cut[1], cut[2] : gray.shape[1] - cut[3]]
+    inner = gray[cut[0] : len(gray) - cut[1], cut[2] : gray.shape[1] - cut[3]]
+    # A digit of straight strokes that was cropped to its box: nothing is in it, or what is hangs on its sides.
+    edge = inner[border(inner.shape)]
+    hangs = (np.abs(edge - np.median(edge)) > 0.3 * contrast).any()
+    return gray if hangs or np.ptp(inner) < 0.4 * contrast else inner
 
 
 def _local_background(gray: Gray) -> Gray | None:

@@ -75,8 +75,13 @@ def without_lines(mask: Mask) -> Mask:
         removed = _pixels(lines, mask)
         left = mask & ~removed
         rest = _main_part(left)
-        if rest is None:
-            break
+        if rest is None or _is_remnant(rest, [line for line in lines if not line.spans]):
+            # The digit itself was a straight line, as a 1 is. Those from edge to edge may still be others.
+            spanning = [line for line in lines if line.spans]
+            if len(spanning) == len(lines):
+                break
+            lines = spanning
+            continue
         sure = [line for line in lines if _is_no_stroke(line, lines, rest, before)]
         if len(sure) == len(lines):
             return _tidied(mask, left, removed, rest, before, lines)
@@ -225,6 +230,12 @@ def _main_part(mask: Mask) -> _Rest | None:
     return _Rest(box, main, 2 * float(crop.sum()) / max(1, int(outline.sum())))
 
 
+def _is_remnant(rest: _Rest, lines: list[_Line]) -> bool:
+    """Whether what is left is too small to be what was written beside these lines."""
+    longest = max((line.end - line.begin for line in lines), default=0)
+    return max(part.stop - part.start for part in rest.box) < 0.25 * longest
+
+
 def _is_no_stroke(line: _Line, lines: list[_Line], rest: _Rest, before: NDArray[np.intp] | None) -> bool:
     across, along = (rest.box[1], rest.box[0]) if line.down else rest.box
     if not _goes_beyond(line, along):
@@ -249,7 +260,7 @@ def _is_no_stroke(line: _Line, lines: list[_Line], rest: _Rest, before: NDArray[
     if crosses:
         return thin and ((line.spans and free) or above + below > 0)
     opposite = below if bottom <= across.start + 1 else above
-    if opposite or line.spans:
+    if opposite or (line.spans and free and not _is_remnant(rest, [line])):
         return True
     assert before is not None
     return thin and not np.isin(before[line.pixels], np.unique(before[rest.mask])).any()

@@ -123,16 +123,16 @@ def is_noise(gray: Gray) -> bool:
     from PIL import Image
 
     height, width = gray.shape
-    if min(height, width) < 8:
+    if min(height, width) < 16:
         return False  # too few to tell
     small = np.asarray(Image.fromarray(gray).resize((min(width, 32), min(height, 32)), Image.Resampling.BOX))
     return correlation(small) < 0.25
 
 
 def correlation(values: Gray) -> float:
-    """Of neighbouring pixels, the lesser of across and down; 1 where all are equal."""
+    """Of neighbouring pixels, the greater of across and down; 1 where all are equal."""
     centred = values - values.mean()
     variance = float((centred**2).mean())
     if variance < 1e-6:
         return 1.0
-    return min(float((centred[1:] * centred[:-1]).mean()), float((centred[:, 1:] * centred[:, :-1]).mean())) / variance
+    return max(float((centred[1:] * centred[:-1]).mean()), float((centred[:, 1:] * centred[:, :-1]).mean())) / variance
