@@ -35,6 +35,7 @@ for _case in itertools.chain(*FAMILIES.values()):
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
     pytest.mark.filterwarnings("ignore:.*degrees of freedom"),
+    pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss"),
     pytest.mark.filterwarnings("ignore:.*nn.functional.upsample. is deprecated"),
 ]
 
