@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,14 @@ def test_states_of_containers_move_to_and_from_torch() -> None:
     assert len(ours.lists) == len(theirs.lists) == 4
     assert list(ours.dict.keys()) == list(theirs.dict.keys())
     assert [type(one).__name__ for one in ours.lists[1:]] == [type(one).__name__ for one in theirs.lists[1:]]
+
+
+def test_the_imports_of_a_pytorch_script() -> None:
+    """They work with the library's name replaced."""
+    functional = importlib.import_module("gpuconv.nn.functional")
+    assert functional.relu is gpuconv.functional.relu
+    assert set(functional.__all__) == set(gpuconv.functional.__all__)
+    assert importlib.import_module("gpuconv.nn.utils").clip_grad_norm_ is nn.utils.clip_grad_norm_
 
 
 def test_buffers_are_state_and_no_parameters() -> None:

@@ -1,7 +1,6 @@
 """Layers and networks, with PyTorch's names; ``predict``, ``get_weights``, ``set_weights``, ``summary`` are Keras's."""
 
-from gpuconv import functional
-from gpuconv.nn import init, utils
+from gpuconv.nn import functional, init, utils
 from gpuconv.nn.activations import (
     CELU,
     ELU,

@@ -55,6 +55,8 @@ class Module:
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Run :meth:`forward`, and the hooks before and behind it."""
+        if "_hooked" not in self.__dict__:
+            return self.forward(*inputs, **options)
         for before in list(self._forward_pre_hooks.values()):
             changed = before(self, inputs)
             if changed is not None:
@@ -70,14 +72,14 @@ class Module:
 
         Returns what has a method ``remove``.
         """
-        return RemovableHandle(self._forward_hooks, hook)
+        return RemovableHandle(self, self._forward_hooks, hook)
 
     def register_forward_pre_hook(self, hook: Callable[[Module, tuple[Any, ...]], Any]) -> RemovableHandle:
         """Call ``hook(module, inputs)`` before each forward; what it returns, if anything, are the inputs.
 
         Returns what has a method ``remove``.
         """
-        return RemovableHandle(self._forward_pre_hooks, hook)
+        return RemovableHandle(self, self._forward_pre_hooks, hook)
 
     # -- structure ---------------------------------------------------------------------------------------------------
 
@@ -391,13 +393,17 @@ class Module:
 class RemovableHandle:
     """What takes a hook away again, with :meth:`remove`."""
 
-    def __init__(self, hooks: dict[int, Any], hook: Any):
-        self._hooks, self._number = hooks, next(_hook_numbers)
+    def __init__(self, module: Module, hooks: dict[int, Any], hook: Any):
+        self._module, self._hooks, self._number = module, hooks, next(_hook_numbers)
         hooks[self._number] = hook
+        # Looked at in every call: one look into one dict.
+        module.__dict__["_hooked"] = True
 
     def remove(self) -> None:
         """Take the hook away; doing so twice is no error."""
         self._hooks.pop(self._number, None)
+        if not (self._module._forward_hooks or self._module._forward_pre_hooks):
+            self._module.__dict__.pop("_hooked", None)
 
 
 _hook_numbers = itertools.count()

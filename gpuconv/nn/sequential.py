@@ -95,7 +95,9 @@ class Sequential(Module):
     def _spans(self, modules: list[Module], *, networks: bool = False) -> Iterator[slice]:
         """Which modules run as one, first to last; ``networks``: also blocks with the layers behind them."""
         # Only those that run as their class says: not a subclass's, nor one that was given another `forward` or hooks.
-        kinds = [type(module) if _as_its_class(module) else None for module in modules]
+        kinds = [
+            None if "forward" in module.__dict__ or "_hooked" in module.__dict__ else type(module) for module in modules
+        ]
         position = 0
         while position < len(modules):
             length = 1
@@ -115,10 +117,6 @@ class Sequential(Module):
 
 
 _Kinds = Sequence[Any]
-
-
-def _as_its_class(module: Module) -> bool:
-    return not ("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks)
 
 
 def _fusible(modules: list[Module], kinds: _Kinds, position: int) -> int:
