@@ -284,6 +284,32 @@ def test_what_tensors_are_asked() -> None:
     assert not gpuconv.tensor([1.5], requires_grad=True).long().requires_grad
 
 
+def test_numpys_functions_take_tensors() -> None:
+    """They give NumPy's results, although methods of the same name have PyTorch's arguments."""
+    values = np.array([[1.0, 5.0], [3.0, 2.0]], np.float32)
+    x = Tensor(values, requires_grad=True)
+    for call in [
+        np.max,
+        np.min,
+        np.sum,
+        np.mean,
+        np.std,
+        np.prod,
+        np.any,
+        np.all,
+        np.argmax,
+        np.size,
+        np.cumsum,
+        np.squeeze,
+        np.transpose,
+        lambda a: np.max(a, axis=0, keepdims=True),
+        lambda a: np.concatenate([a, a]),
+        lambda a: np.where(a > 2, a, 0),
+        lambda a: np.clip(a, 1, 2),
+    ]:
+        np.testing.assert_array_equal(call(x), call(values))
+
+
 def test_channel_dropout() -> None:
     """Whole channels fall out or are scaled, about as many as p says; the gradient goes where they stayed."""
     for function, shape in [
