@@ -292,6 +292,10 @@ class Tensor:
         array = array if dtype is None else array.astype(dtype, copy=False)
         return array.copy() if copy else array
 
+    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
+        """NumPy's functions take a Tensor for its array: they would call its methods, with NumPy's arguments."""
+        return function(*_as_arrays(arguments), **_as_arrays(options))
+
     # What lets others share the memory: torch.from_dlpack(tensor), cupy.asarray(tensor).
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -511,6 +515,15 @@ class Tensor:
     def T(self) -> Tensor:
         """Dimensions in reverse order."""
         return self.permute(tuple(range(self.ndim))[::-1])
+
+
+def _as_arrays(value: Any) -> Any:
+    """Tensors, also in tuples, lists and dicts, as NumPy's arrays."""
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if type(value) in (tuple, list):
+        return type(value)(map(_as_arrays, value))
+    return {key: _as_arrays(one) for key, one in value.items()} if type(value) is dict else value
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])

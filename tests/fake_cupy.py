@@ -416,12 +416,29 @@ def _binary(name):
     return left, right
 
 
-for _name in ("add", "sub", "mul", "truediv", "pow", "matmul", "eq", "ne", "lt", "le", "gt", "ge", "and_", "floordiv"):
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "pow",
+    "matmul",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "and_",
+    "or_",
+    "floordiv",
+):
     _stem = _name.rstrip("_")
     _left, _right = _binary(_name)
     setattr(ndarray, f"__{_stem}__", _left)
     setattr(ndarray, f"__r{_stem}__", _right)
 ndarray.__neg__ = lambda self: _computed(operator.neg, self.host)  # type: ignore[attr-defined]
+ndarray.__invert__ = lambda self: _computed(operator.invert, self.host)  # type: ignore[attr-defined]
 ndarray.__abs__ = lambda self: _computed(operator.abs, self.host)  # type: ignore[attr-defined]
 
 
@@ -475,22 +492,58 @@ def _module_function(name):
 
 
 for _name in (
-    *(
-        "abs",
-        "arange",
-        "broadcast_to",
-        "divmod",
-        "exp",
-        "expand_dims",
-        "full",
-        "log",
-        "matmul",
-        "max",
-        "ones",
-        "stack",
-        "take",
-    ),
-    *("tanh", "where", "zeros"),
+    "abs",
+    "all",
+    "any",
+    "arange",
+    "arccos",
+    "arcsin",
+    "arctan",
+    "argmax",
+    "argmin",
+    "around",
+    "array",
+    "broadcast_to",
+    "ceil",
+    "clip",
+    "concatenate",
+    "cos",
+    "cumsum",
+    "divmod",
+    "exp",
+    "expand_dims",
+    "expm1",
+    "flip",
+    "floor",
+    "full",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "log",
+    "log10",
+    "log1p",
+    "log2",
+    "matmul",
+    "max",
+    "maximum",
+    "min",
+    "minimum",
+    "moveaxis",
+    "ones",
+    "rint",
+    "sign",
+    "sin",
+    "sqrt",
+    "square",
+    "stack",
+    "take",
+    "take_along_axis",
+    "tan",
+    "tanh",
+    "tile",
+    "trunc",
+    "where",
+    "zeros",
 ):
     globals()[_name] = _module_function(_name)
 

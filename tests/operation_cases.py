@@ -206,6 +206,48 @@ MODULES: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("Softmin", (1,), {}, (2, 3)),
     ("Softmax2d", (), {}, (2, 3, 2, 2)),
     ("GLU", (), {}, (2, 4)),
+    ("BatchNorm1d", (3,), {}, (4, 3)),
+    ("BatchNorm1d", (3, 1e-3, 0.3), {"affine": False}, (4, 3, 2)),
+    ("BatchNorm2d", (3,), {"momentum": None}, (4, 3, 2, 2)),
+    ("BatchNorm2d", (3,), {"track_running_stats": False}, (4, 3, 2, 2)),
+    ("BatchNorm3d", (2,), {}, (2, 2, 2, 1, 3)),
+    ("InstanceNorm1d", (3,), {}, (2, 3, 4)),
+    ("InstanceNorm1d", (3,), {"affine": True, "track_running_stats": True}, (3, 4)),
+    ("InstanceNorm2d", (3,), {"affine": True, "track_running_stats": True}, (2, 3, 4, 2)),
+    ("InstanceNorm3d", (3,), {"affine": True}, (2, 3, 2, 2, 2)),
+    ("LayerNorm", (4,), {}, (3, 4)),
+    ("LayerNorm", ((3, 4),), {"bias": False}, (2, 3, 4)),
+    ("LayerNorm", (4,), {"elementwise_affine": False}, (3, 4)),
+    ("RMSNorm", (4,), {}, (3, 4)),
+    ("GroupNorm", (2, 4), {}, (3, 4, 2)),
+    ("GroupNorm", (2, 4), {"affine": False}, (3, 4)),
+    ("LocalResponseNorm", (3,), {}, (2, 4, 3)),
+    ("Identity", (1, 2), {"a": 3}, (2, 3)),
+    ("ConstantPad1d", (1, 2.5), {}, (2, 3, 4)),
+    ("ConstantPad2d", ((1, 0, -1, 2), -1.0), {}, (2, 3, 4)),
+    ("ConstantPad3d", (1, 0.5), {}, (1, 2, 2, 3, 2)),
+    ("ZeroPad1d", (1,), {}, (2, 3)),
+    ("ZeroPad2d", ((1, 2, 0, 1),), {}, (1, 2, 3, 4)),
+    ("ZeroPad3d", (1,), {}, (1, 2, 2, 2)),
+    ("ReflectionPad1d", ((1, 2),), {}, (2, 3)),
+    ("ReflectionPad2d", (1,), {}, (1, 2, 3, 4)),
+    ("ReflectionPad3d", (1,), {}, (1, 2, 2, 3, 4)),
+    ("ReplicationPad1d", (2,), {}, (2, 3)),
+    ("ReplicationPad2d", (2,), {}, (1, 2, 3, 4)),
+    ("ReplicationPad3d", (1,), {}, (1, 2, 2, 3, 4)),
+    ("CircularPad1d", (2,), {}, (2, 3)),
+    ("CircularPad2d", (2,), {}, (1, 2, 3, 4)),
+    ("CircularPad3d", (1,), {}, (1, 2, 2, 3, 4)),
+    ("PixelShuffle", (2,), {}, (1, 4, 2, 3)),
+    ("PixelUnshuffle", (2,), {}, (1, 1, 2, 4)),
+    ("Unfold", (2,), {"stride": 2}, (1, 2, 4, 4)),
+    ("Fold", ((4, 4), 2), {"stride": 2}, (1, 8, 4)),
+    ("Upsample", (), {"scale_factor": 2}, (1, 2, 3, 2)),
+    ("Upsample", ((5, 3), None, "bilinear", True), {}, (1, 2, 3, 2)),
+    ("UpsamplingNearest2d", (), {"scale_factor": 2}, (1, 2, 3, 2)),
+    ("UpsamplingBilinear2d", (5,), {}, (1, 2, 3, 2)),
+    ("Unflatten", (1, (2, -1)), {}, (2, 6)),
+    ("Unflatten", (-1, (3, 2)), {}, (2, 6)),
 ]
 
 
@@ -678,7 +720,239 @@ SHAPE = [
     Case("addmm()", lambda L, c, a, b: L.addmm(c, a, b), ((In((2, 4)), In((2, 3)), In((3, 4))),)),
     Case("baddbmm", lambda L, c, a, b: L.baddbmm(c, a, b), ((In((2, 1)), In((2, 2, 3)), In((2, 3, 4))),)),
 ]
-FAMILIES = {"activations": ACTIVATIONS, "elementwise": ELEMENTWISE, "reductions": REDUCTIONS, "shape": SHAPE}
+
+
+def _loss(name: str, samples: Any, options: Any = ({},), reductions: Any = ("mean", "sum", "none")) -> list[Case]:
+    """A loss with each of some options and reductions."""
+    return [
+        Case(
+            f"{name}({reduction}, {option})",
+            lambda L, *inputs, option=option, reduction=reduction: getattr(L.nn.functional, name)(
+                *inputs, reduction=reduction, **option
+            ),
+            samples,
+        )
+        for option in options
+        for reduction in reductions
+    ]
+
+
+def _two(*kinds: Any, shapes: Any = ((2, 3), (2, 3, 2), (), (0, 3))) -> tuple[tuple[In, ...], ...]:
+    """Samples of several inputs of one shape."""
+    return tuple(tuple(In(shape, kind) for kind in kinds) for shape in shapes)
+
+
+#: Labels of 1 and -1.
+_SIGNS = (1.0, -1.0, 1.0)
+
+LOSSES = [
+    *_loss("l1_loss", (*_two("real", "real"), *_two("whole", "whole")[:2])),
+    *_loss("smooth_l1_loss", _two("real", "real"), ({}, {"beta": 0.3}, {"beta": 0.0})),
+    *_loss("huber_loss", _two("real", "real"), ({}, {"delta": 0.3})),
+    *_loss(
+        "nll_loss",
+        (
+            (In((4, 5)), In((4,), "int")),
+            (In((5,)), In((), "int")),
+            (In((2, 5, 3)), In((2, 3), "int")),
+            (In((2, 5, 3, 2)), In((2, 3, 2), "int")),
+            (In((0, 5)), In((0,), "int")),
+        ),
+        ({}, {"ignore_index": 2}),
+    ),
+    *[
+        Case(
+            f"nll_loss({reduction}, weighted)",
+            lambda L, x, t, w, reduction=reduction: L.nn.functional.nll_loss(
+                x, t, w, ignore_index=1, reduction=reduction
+            ),
+            (
+                (In((4, 5)), In((4,), "int"), In((5,), "unit", grad=False)),
+                (In((2, 5, 3)), In((2, 3), "int"), In((5,), "unit", grad=False)),
+            ),
+        )
+        for reduction in ("mean", "sum", "none")
+    ],
+    *_loss("binary_cross_entropy", _two("unit", "unit")),
+    *_loss(
+        "binary_cross_entropy_with_logits",
+        (*_two("real", "unit"), (In((16,), (*SPECIAL[:13], 2, 3, 4)), In((16,), "unit"))),
+    ),
+    *[
+        Case(
+            f"{name}(weighted)",
+            lambda L, x, t, w, name=name: getattr(L.nn.functional, name)(x, t, w),
+            ((In((2, 3), "unit"), In((2, 3), "unit"), In((3,), "unit", grad=False)),),
+        )
+        for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+    ],
+    Case(
+        "binary_cross_entropy_with_logits(pos_weight)",
+        lambda L, x, t, w, p: L.nn.functional.binary_cross_entropy_with_logits(x, t, w, pos_weight=p),
+        (
+            (In((2, 3)), In((2, 3), "unit"), In((2, 1), "unit", grad=False), In((3,), "positive", grad=False)),
+            (In((2, 3, 2)), In((2, 3, 2), "unit"), In((2,), "unit", grad=False), In((3, 1), "positive", grad=False)),
+        ),
+    ),
+    Case(
+        "binary_cross_entropy at its ends",
+        lambda L, x, t: L.nn.functional.binary_cross_entropy(x, t),
+        ((In((4,), (0, 1, 0, 1)), In((4,), (0, 1, 1, 0), grad=False)),),
+        smooth=False,
+        tolerance=1e-8,  # PyTorch's 1e-12 is a float32
+    ),
+    *_loss("kl_div", _two("real", "unit"), ({},), ("mean", "sum", "none", "batchmean")),
+    *_loss("kl_div", _two("real", "real"), ({"log_target": True},), ("mean", "sum", "none", "batchmean")),
+    Case(
+        "kl_div of zeros",
+        lambda L, x, t: L.nn.functional.kl_div(x, t, reduction="sum"),
+        ((In((3,)), In((3,), (0, 0.5, 0.5), grad=False)),),
+    ),
+    *_loss("poisson_nll_loss", _two("positive", "positive"), ({}, {"log_input": False}, {"full": True})),
+    *_loss(
+        "gaussian_nll_loss",
+        (
+            *_two("real", "real", "positive", shapes=((2, 3), (2, 3, 2))),
+            (In((2, 3)), In((2, 3)), In((2, 1), "positive")),
+            (In((2, 3)), In((2, 3)), In((2,), "positive")),
+        ),
+        ({}, {"full": True}),
+    ),
+    Case(
+        "gaussian_nll_loss(eps)",
+        lambda L, x, t, v: L.nn.functional.gaussian_nll_loss(x, t, v, eps=1.0),
+        _two("real", "real", "positive", shapes=((2, 3),)),
+        smooth=False,
+    ),
+    *[
+        Case(
+            f"cosine_similarity({d})",
+            lambda L, x, y, d=d: L.nn.functional.cosine_similarity(x, y, dim=d),
+            ((In((2, 3)), In((2, 3))), (In((2, 3, 4)), In((3, 1))), (In((0, 3)), In((0, 3)))),
+        )
+        for d in (1, -1)
+    ],
+    *[
+        Case(
+            f"pairwise_distance({options})",
+            lambda L, x, y, options=options: L.nn.functional.pairwise_distance(x, y, **options),
+            ((In((2, 3)), In((2, 3))), (In((3,)), In((3,))), (In((2, 3)), In((3,)))),
+        )
+        for options in ({}, {"p": 1}, {"p": 3.0, "keepdim": True})
+    ],
+    *_loss("margin_ranking_loss", ((In((3,)), In((3,)), In((3,), _SIGNS, grad=False)),), ({}, {"margin": 0.5})),
+    *_loss("hinge_embedding_loss", ((In((3,)), In((3,), _SIGNS, grad=False)),), ({}, {"margin": 0.5})),
+    *_loss("soft_margin_loss", ((In((3,)), In((3,), _SIGNS, grad=False)),)),
+    *_loss(
+        "cosine_embedding_loss",
+        ((In((3, 4)), In((3, 4)), In((3,), _SIGNS, grad=False)), (In((4,)), In((4,)), In((), -1.0, grad=False))),
+        ({}, {"margin": 0.1}),
+    ),
+    *_loss("triplet_margin_loss", ((In((3, 4)), In((3, 4)), In((3, 4))),), ({}, {"swap": True, "p": 1.0})),
+    *_loss(
+        "cross_entropy",
+        ((In((2, 3, 2, 2)), In((2, 2, 2), "int", high=3)), (In((2, 3)), In((2, 3), "unit"))),
+        ({}, {"label_smoothing": 0.1}),
+    ),
+]
+
+
+def _normalization(
+    name: str, call: Callable[..., Any], shapes: Any, parameters: Callable[..., Any], **options: Any
+) -> Case:
+    """A normalisation with weight and bias, whose shape is a function of the input's."""
+    samples = tuple((In(shape), In(parameters(shape)), In(parameters(shape))) for shape in shapes)
+    return Case(name, call, samples)
+
+
+def _channels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[1:2]
+
+
+_IMAGES = ((2, 2, 3, 2), (3, 4), (3, 4, 5), (1, 2, 2, 2, 3))
+
+NORMALIZATION = [
+    _normalization(
+        "batch_norm(training)",
+        lambda L, x, w, b: L.nn.functional.batch_norm(x, None, None, w, b, training=True),
+        _IMAGES,
+        _channels,
+    ),
+    Case(
+        "batch_norm(training, plain)",
+        lambda L, x: L.nn.functional.batch_norm(x, None, None, training=True, eps=0.1),
+        on(*_IMAGES),
+    ),
+    Case(
+        "batch_norm",
+        lambda L, x, m, v, w, b: L.nn.functional.batch_norm(x, m, v, w, b, eps=1e-3),
+        tuple(
+            (In(s), In(s[1:2], grad=False), In(s[1:2], "positive", grad=False), In(s[1:2]), In(s[1:2]))
+            for s in (*_IMAGES, (0, 3, 2), (1, 3))
+        ),
+    ),
+    Case(
+        "batch_norm(plain)",
+        lambda L, x, m, v: L.nn.functional.batch_norm(x, m, v),
+        tuple((In(s), In(s[1:2], grad=False), In(s[1:2], "positive", grad=False)) for s in _IMAGES),
+    ),
+    _normalization(
+        "instance_norm",
+        lambda L, x, w, b: L.nn.functional.instance_norm(x, weight=w, bias=b),
+        ((2, 2, 3, 2), (3, 4, 5), (1, 2, 2, 2, 3)),
+        _channels,
+    ),
+    *[
+        _normalization(
+            f"layer_norm({last})",
+            lambda L, x, w, b, last=last: L.nn.functional.layer_norm(x, last, w, b),
+            shapes,
+            lambda shape, last=last: last,
+        )
+        for last, shapes in [((3,), ((2, 3), (3,), (0, 3), (2, 4, 3))), ((2, 3), ((2, 3), (4, 2, 3)))]
+    ],
+    Case("layer_norm(plain)", lambda L, x: L.nn.functional.layer_norm(x, (4,), eps=0.1), on((3, 4))),
+    Case(
+        "rms_norm",
+        lambda L, x, w: L.nn.functional.rms_norm(x, (4,), w),
+        ((In((3, 4)), In((4,))), (In((2, 3, 4)), In((4,)))),
+    ),
+    Case("rms_norm(eps)", lambda L, x: L.nn.functional.rms_norm(x, (3, 4), eps=0.1), on((3, 4), (2, 3, 4))),
+    *[
+        _normalization(
+            f"group_norm({groups})",
+            lambda L, x, w, b, groups=groups: L.nn.functional.group_norm(x, groups, w, b),
+            ((2, 4, 3), (3, 4, 2, 2), (0, 4, 3)),
+            _channels,
+        )
+        for groups in (1, 2)
+    ],
+    Case("group_norm(plain)", lambda L, x: L.nn.functional.group_norm(x, 2), on((2, 4, 3), (2, 4))),
+    *[
+        Case(
+            f"local_response_norm({size})",
+            lambda L, x, size=size: L.nn.functional.local_response_norm(x, size, alpha=0.5, beta=0.6, k=2.0),
+            on((2, 4, 3), (1, 5, 2, 2)),
+        )
+        for size in (1, 2, 3, 7)
+    ],
+    *[
+        Case(
+            f"normalize({options})",
+            lambda L, x, options=options: L.nn.functional.normalize(x, **options),
+            on((2, 3), (2, 3, 4), (0, 3)),
+        )
+        for options in ({}, {"p": 1.0}, {"dim": 0}, {"dim": (0, 1), "eps": 4.0})
+    ],
+]
+FAMILIES = {
+    "activations": ACTIVATIONS,
+    "elementwise": ELEMENTWISE,
+    "reductions": REDUCTIONS,
+    "shape": SHAPE,
+    "losses": LOSSES,
+    "normalization": NORMALIZATION,
+}
 
 
 _X = np.ones((2, 3), np.float32)
@@ -827,4 +1101,74 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: gpuconv.randn(2, generator=0), TypeError, "randn: generator"),
     (lambda: gpuconv.from_numpy([1]), TypeError, "from_numpy: ndarray"),
     (lambda: gpuconv.tensor([1], requires_grad=True), TypeError, "requires_grad"),
+    (lambda: F.l1_loss(_X, _X[:1]), ValueError, "l1_loss: target"),
+    (lambda: F.l1_loss(_X, _X, "average"), ValueError, "l1_loss: reduction"),
+    (lambda: F.l1_loss(_X, _X.astype(float)), TypeError, "l1_loss: target"),
+    (lambda: F.smooth_l1_loss(_X, _X, beta=-1), ValueError, "smooth_l1_loss: beta"),
+    (lambda: F.huber_loss(_X, _X, delta=0), ValueError, "huber_loss: delta"),
+    (lambda: F.nll_loss(_X, [0, 3]), ValueError, "nll_loss: target"),
+    (lambda: F.nll_loss(_X, [0]), ValueError, "nll_loss: target"),
+    (lambda: F.nll_loss(_X, [0.5, 1]), TypeError, "nll_loss: target"),
+    (lambda: F.nll_loss(_X, [0, 1], _X[0, :2]), ValueError, "nll_loss: weight"),
+    (lambda: F.binary_cross_entropy(_X * 2, _X), ValueError, "binary_cross_entropy: input"),
+    (lambda: F.binary_cross_entropy(_X * NAN, _X), ValueError, "binary_cross_entropy: input"),
+    (lambda: F.binary_cross_entropy(_X, _X, _X[:, :2]), ValueError, "binary_cross_entropy: weight"),
+    (
+        lambda: F.binary_cross_entropy_with_logits(_X, _X, pos_weight=_X[:, :2]),
+        ValueError,
+        "binary_cross_entropy_with_logits: pos_weight",
+    ),
+    (lambda: F.kl_div(_X, _X, "average"), ValueError, "kl_div: reduction"),
+    (lambda: F.gaussian_nll_loss(_X, _X, -_X), ValueError, "gaussian_nll_loss: var"),
+    (lambda: F.gaussian_nll_loss(_X, _X, _X[0]), ValueError, "gaussian_nll_loss: var"),
+    (lambda: F.gaussian_nll_loss(_X, _X, _X, eps=0), ValueError, "gaussian_nll_loss: eps"),
+    (lambda: F.cosine_similarity(_X, _X[:, :2]), ValueError, "cosine_similarity: x2"),
+    (lambda: F.cosine_similarity(_X, _X, 2), IndexError, "cosine_similarity: dim"),
+    (lambda: F.triplet_margin_loss(_X, _X, _X, 0), ValueError, "triplet_margin_loss: margin"),
+    (lambda: F.margin_ranking_loss(_X, _X[:1], _X), ValueError, "margin_ranking_loss: input2"),
+    (lambda: F.cosine_embedding_loss(_X, _X, _X), ValueError, "cosine_embedding_loss: target"),
+    (lambda: F.batch_norm(_X, None, None), ValueError, "batch_norm: running_mean"),
+    (lambda: F.batch_norm(_X[0], None, None, training=True), ValueError, "batch_norm: input"),
+    (lambda: F.batch_norm(_X[:1], None, None, training=True), ValueError, "batch_norm: input"),
+    (lambda: F.batch_norm(_X, _X[0], _X[0], _X), ValueError, "batch_norm: weight"),
+    (lambda: F.batch_norm(_X, _X[0, :2], _X[0]), ValueError, "batch_norm: running_mean"),
+    (lambda: F.batch_norm(_X, np.ones(3), _X[0]), TypeError, "batch_norm: running_mean"),
+    (lambda: F.batch_norm(_X, _X[0], _X[0], eps=-1), ValueError, "batch_norm: eps"),
+    (lambda: F.batch_norm(_I, None, None, training=True), TypeError, "batch_norm: input"),
+    (lambda: F.instance_norm(_X), ValueError, "instance_norm: input"),
+    (lambda: F.layer_norm(_X, 2), ValueError, "layer_norm: input"),
+    (lambda: F.layer_norm(_X, 3, _X), ValueError, "layer_norm: weight"),
+    (lambda: F.rms_norm(_X, "a"), TypeError, "rms_norm: normalized_shape"),
+    (lambda: F.group_norm(_X, 2), ValueError, "group_norm: num_groups"),
+    (lambda: F.local_response_norm(_X, 2), ValueError, "local_response_norm: input"),
+    (lambda: F.local_response_norm(_X[None], 0), ValueError, "local_response_norm: size"),
+    (lambda: F.normalize(_X, dim=2), IndexError, "normalize: dim"),
+    (lambda: gpuconv.nn.BatchNorm2d(3)(_X), ValueError, "BatchNorm2d: input"),
+    (lambda: gpuconv.nn.BatchNorm2d(0), ValueError, "BatchNorm2d: num_features"),
+    (lambda: gpuconv.nn.GroupNorm(2, 3), ValueError, "GroupNorm: num_groups"),
+    (lambda: gpuconv.nn.L1Loss("average"), ValueError, "L1Loss: reduction"),
+    (lambda: gpuconv.nn.ReLU().half(), TypeError, "ReLU: half"),
+    (lambda: gpuconv.nn.ReLU().zero_grad(set_to_none=False), TypeError, "zero_grad: set_to_none"),
+    (lambda: gpuconv.nn.ReLU().register_buffer("a.b", None), ValueError, "ReLU: register_buffer: name"),
+    (lambda: gpuconv.nn.ReLU().register_buffer("forward", None), ValueError, "ReLU: register_buffer: name"),
+    (lambda: gpuconv.nn.ReLU().register_buffer("a", 1), TypeError, "ReLU: buffer a"),
+    (lambda: gpuconv.nn.ReLU().add_module("a", 1), TypeError, "ReLU: add_module: module"),
+    (lambda: gpuconv.nn.ReLU().register_parameter("a", 1), TypeError, "ReLU: register_parameter: param"),
+    (lambda: gpuconv.nn.ZeroPad2d((1, 2)), ValueError, "ZeroPad2d: padding"),
+    (lambda: gpuconv.nn.ZeroPad2d("ab"), ValueError, "ZeroPad2d: padding"),
+    (lambda: gpuconv.nn.PixelShuffle(0), ValueError, "PixelShuffle: upscale_factor"),
+    (lambda: gpuconv.nn.Unflatten(1, 2), TypeError, "Unflatten: unflattened_size"),
+    (lambda: gpuconv.nn.Unflatten(1, (2, 2))(_X), ValueError, "Unflatten: unflattened_size"),
+    (lambda: gpuconv.nn.Unflatten(2, (2, 2))(_X), IndexError, "Unflatten: dim"),
+    (lambda: gpuconv.nn.ModuleList([1]), TypeError, "ModuleList: element 0"),
+    (lambda: gpuconv.nn.ModuleList()[0], IndexError, "ModuleList: index"),
+    (lambda: gpuconv.nn.ModuleDict({"a": 1}), TypeError, "ModuleDict: element 'a'"),
+    (lambda: gpuconv.nn.ModuleDict([(1, gpuconv.nn.ReLU())]), TypeError, "ModuleDict: keys"),
+    (lambda: gpuconv.nn.Sequential().append(1), TypeError, "Sequential: module 0"),
+    (lambda: gpuconv.nn.Sequential().insert(2, gpuconv.nn.ReLU()), IndexError, "Sequential: insert: index"),
+    (lambda: gpuconv.nn.utils.clip_grad_norm_([1], 1), TypeError, "clip_grad_norm_: parameters"),
+    (lambda: gpuconv.nn.utils.clip_grad_norm_([], "a"), TypeError, "clip_grad_norm_: max_norm"),
+    (lambda: gpuconv.nn.utils.clip_grad_value_(3, 1), TypeError, "clip_grad_value_: parameters"),
+    (lambda: gpuconv.nn.utils.parameters_to_vector([]), ValueError, "parameters_to_vector: parameters"),
+    (lambda: gpuconv.nn.utils.vector_to_parameters(_X, []), ValueError, "vector_to_parameters: vec"),
 ]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib.util
@@ -17,6 +18,7 @@ import fake_cupy
 import lenet_training
 import numpy as np
 import pytest
+from operation_cases import FAMILIES
 
 import gpuconv
 from gpuconv import Tensor, backends, kernels, models, nn, optim, train, tuner, tuning, tuning_store
@@ -1085,3 +1087,23 @@ def test_streams_that_other_libraries_make_have_the_protocol():
     for stream, address in ((core.LEGACY_DEFAULT_STREAM, 1), (core.PER_THREAD_DEFAULT_STREAM, 2)):
         with gpuconv.use_stream(stream) as taken:  # in the simulator, where nothing is queued
             assert taken.handle == address
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_compute_on_the_device(machine, family):
+    """Results and gradients lie on the device, with the values of the host; nothing makes a detour over it."""
+    for case in FAMILIES[family]:
+        arrays = case.draw(case.samples[0], np.float32)
+        wanted = [one.grad and array.dtype.kind == "f" for one, array in zip(case.samples[0], arrays, strict=True)]
+        found = []
+        for place in (np.asarray, machine.asarray):
+            inputs = [Tensor(place(array), requires_grad=grad) for array, grad in zip(arrays, wanted, strict=True)]
+            with backends.use_backend("numpy") if place is np.asarray else contextlib.nullcontext():
+                results = case.call(gpuconv, *inputs)
+                results = list(results) if isinstance(results, (tuple, list)) else [results]
+                if results[0].requires_grad:
+                    results[0].backward(place(np.ones(results[0].shape, results[0].dtype)))
+            found.append([*results, *[x.grad for x in inputs if x.grad is not None]])
+        for host, there in zip(*found, strict=True):
+            assert isinstance(there.data, machine.ndarray), case
+            np.testing.assert_allclose(there.numpy(), host.numpy(), rtol=1e-5, atol=1e-6, err_msg=str(case))

@@ -35,6 +35,7 @@ for _case in itertools.chain(*FAMILIES.values()):
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
     pytest.mark.filterwarnings("ignore:.*degrees of freedom"),
+    pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss"),
     pytest.mark.filterwarnings("ignore:.*nn.functional.upsample. is deprecated"),
 ]
 
@@ -281,6 +282,32 @@ def test_what_tensors_are_asked() -> None:
     assert gpuconv.tensor(2).tolist() == 2
     assert not np.shares_memory(x.clone().data, x.data)
     assert not gpuconv.tensor([1.5], requires_grad=True).long().requires_grad
+
+
+def test_numpys_functions_take_tensors() -> None:
+    """They give NumPy's results, although methods of the same name have PyTorch's arguments."""
+    values = np.array([[1.0, 5.0], [3.0, 2.0]], np.float32)
+    x = Tensor(values, requires_grad=True)
+    for call in [
+        np.max,
+        np.min,
+        np.sum,
+        np.mean,
+        np.std,
+        np.prod,
+        np.any,
+        np.all,
+        np.argmax,
+        np.size,
+        np.cumsum,
+        np.squeeze,
+        np.transpose,
+        lambda a: np.max(a, axis=0, keepdims=True),
+        lambda a: np.concatenate([a, a]),
+        lambda a: np.where(a > 2, a, 0),
+        lambda a: np.clip(a, 1, 2),
+    ]:
+        np.testing.assert_array_equal(call(x), call(values))
 
 
 def test_channel_dropout() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,11 +34,19 @@ class Module:
     training: bool
     _parameters: dict[str, Parameter]
     _modules: dict[str, Module]
+    _buffers: dict[str, Tensor | None]
+    _not_saved: set[str]
+    _forward_hooks: dict[int, Callable[..., Any]]
+    _forward_pre_hooks: dict[int, Callable[..., Any]]
 
     def __init__(self) -> None:
         # Assigned past __setattr__, which needs them.
         self.__dict__["_parameters"] = {}
         self.__dict__["_modules"] = {}
+        self.__dict__["_buffers"] = {}
+        self.__dict__["_not_saved"] = set()
+        self.__dict__["_forward_hooks"] = {}
+        self.__dict__["_forward_pre_hooks"] = {}
         self.training = True
 
     def forward(self, *inputs: Any) -> Any:
@@ -45,15 +54,43 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Run :meth:`forward`."""
-        return self.forward(*inputs, **options)
+        """Run :meth:`forward`, and the hooks before and behind it."""
+        if "_hooked" not in self.__dict__:
+            return self.forward(*inputs, **options)
+        for before in list(self._forward_pre_hooks.values()):
+            changed = before(self, inputs)
+            if changed is not None:
+                inputs = changed if isinstance(changed, tuple) else (changed,)
+        output = self.forward(*inputs, **options)
+        for behind in list(self._forward_hooks.values()):
+            changed = behind(self, inputs, output)
+            output = output if changed is None else changed
+        return output
+
+    def register_forward_hook(self, hook: Callable[[Module, tuple[Any, ...], Any], Any]) -> RemovableHandle:
+        """Call ``hook(module, inputs, output)`` after each forward; what it returns, if anything, is the output.
+
+        Returns what has a method ``remove``.
+        """
+        return RemovableHandle(self, self._forward_hooks, hook)
+
+    def register_forward_pre_hook(self, hook: Callable[[Module, tuple[Any, ...]], Any]) -> RemovableHandle:
+        """Call ``hook(module, inputs)`` before each forward; what it returns, if anything, are the inputs.
+
+        Returns what has a method ``remove``.
+        """
+        return RemovableHandle(self, self._forward_pre_hooks, hook)
 
     # -- structure ---------------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_parameters" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__}: call super().__init__() before assigning attributes")
+        if name in self._buffers and not isinstance(value, (Parameter, Module)):
+            self._set_buffer(name, value)
+            return
         self._check_attribute(name, value)
+        self._buffers.pop(name, None)
         self._parameters.pop(name, None)
         self._modules.pop(name, None)
         if isinstance(value, Parameter):
@@ -83,7 +120,52 @@ class Module:
         elif value is not None and name in self._modules:
             raise TypeError(f"{kind}: {name} is a Module, and cannot become a {type(value).__name__}")
 
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Keep a Tensor that is part of the state, but is not learned: a running mean, say.
+
+        Args:
+            name: the attribute under which it is found.
+            tensor: it, or None: then it is not part of the state.
+            persistent: whether :meth:`state_dict` has it.
+
+        Raises:
+            TypeError: ``tensor`` is neither a Tensor nor None.
+            ValueError: a name that is taken, or that cannot be one.
+        """
+        kind = type(self).__name__
+        if name not in self._buffers and hasattr(self, name):
+            raise ValueError(f"{kind}: register_buffer: name {name!r} is taken")
+        if not name or "." in name:
+            raise ValueError(f"{kind}: register_buffer: name {name!r} cannot be one: dots separate names from names")
+        self._set_buffer(name, tensor)
+        (self._not_saved.discard if persistent else self._not_saved.add)(name)
+
+    def _set_buffer(self, name: str, value: Tensor | None) -> None:
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(
+                f"{type(self).__name__}: buffer {name} must be a Tensor or None, got {type(value).__name__}"
+            )
+        self._buffers[name] = value
+        object.__setattr__(self, name, value)
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        """Set a parameter; as assigning it. TypeError: neither a Parameter nor None."""
+        if param is not None and not isinstance(param, Parameter):
+            kind = type(self).__name__
+            raise TypeError(
+                f"{kind}: register_parameter: param must be a Parameter or None, got {type(param).__name__}"
+            )
+        setattr(self, name, param)
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Set a module; as assigning it, under any name. TypeError: neither a Module nor None."""
+        if module is not None and not isinstance(module, Module):
+            kind = type(self).__name__
+            raise TypeError(f"{kind}: add_module: module must be a Module or None, got {type(module).__name__}")
+        setattr(self, name, module)
+
     def __delattr__(self, name: str) -> None:
+        self._buffers.pop(name, None)
         self._parameters.pop(name, None)
         self._modules.pop(name, None)
         object.__delattr__(self, name)
@@ -119,6 +201,26 @@ class Module:
         """All parameters."""
         return (parameter for _, parameter in self.named_parameters())
 
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """All buffers with dotted names, those that are not saved included."""
+        for prefix, module in self.named_modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    yield (f"{prefix}.{name}" if prefix else name), buffer
+
+    def buffers(self) -> Iterator[Tensor]:
+        """All buffers."""
+        return (buffer for _, buffer in self.named_buffers())
+
+    def _state(self) -> Iterator[tuple[str, Tensor]]:
+        """What :meth:`state_dict` holds: parameters and buffers, module by module."""
+        for prefix, module in self.named_modules():
+            own: dict[str, Any] = dict(module._parameters)
+            own.update((name, buffer) for name, buffer in module._buffers.items() if name not in module._not_saved)
+            for name, value in own.items():
+                if value is not None:
+                    yield (f"{prefix}.{name}" if prefix else name), value
+
     def extra_repr(self) -> str:
         """The arguments to show between the parentheses of ``repr``."""
         return ""
@@ -141,8 +243,16 @@ class Module:
         """Set evaluation mode here and in all modules inside; returns self."""
         return self.train(False)
 
-    def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+    def requires_grad_(self: _M, requires_grad: bool = True) -> _M:
+        """Set for all parameters whether their gradients are wanted; returns self."""
+        for parameter in self.parameters():
+            parameter.requires_grad = bool(requires_grad)
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters. TypeError: ``set_to_none=False``; they are never zeros here."""
+        if not set_to_none:
+            raise TypeError("zero_grad: set_to_none=False is not available; a gradient that is None counts as zero")
         for parameter in self.parameters():
             parameter.zero_grad()
 
@@ -154,7 +264,7 @@ class Module:
         return self
 
     def to(self: _M, backend: Any) -> _M:
-        """Move all parameters, and their gradients, to where a backend computes; returns self.
+        """Move all parameters, their gradients, and all buffers, to where a backend computes; returns self.
 
         Operations run where the parameters are. An optimizer goes on with them, and its own arrays follow.
 
@@ -169,22 +279,44 @@ class Module:
             parameter.data = moved(parameter.data, backend)
             if parameter.grad is not None:
                 parameter.grad.data = moved(parameter.grad.data, backend)
+        for buffer in self.buffers():
+            buffer.data = moved(buffer.data, backend)
+        return self
+
+    def float(self: _M) -> _M:
+        """Make all floats among parameters, their gradients and buffers float32; returns self."""
+        return self._converted(np.float32)
+
+    def double(self: _M) -> _M:
+        """Make all floats among parameters, their gradients and buffers float64; returns self."""
+        return self._converted(np.float64)
+
+    def half(self: _M) -> _M:
+        """There are no half types to compute in. TypeError: always; the message says what would do."""
+        raise TypeError(
+            f"{type(self).__name__}: half: kernels compute in float32 and float64; float() makes it float32"
+        )
+
+    def _converted(self: _M, dtype: Any) -> _M:
+        values: list[Tensor] = [*self.parameters(), *self.buffers()]
+        for value in (*values, *[value.grad for value in values if value.grad is not None]):
+            if value.dtype.kind == "f":
+                value.data = value.data.astype(dtype, copy=False)
         return self
 
     # -- weights in and out ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of all parameters as NumPy arrays under their dotted names, PyTorch's names and layouts.
+        """A copy of all parameters and buffers as NumPy arrays under their dotted names, PyTorch's names and layouts.
 
         One that is shared is there under each of its names, as in PyTorch.
         """
-        named = self.named_parameters(remove_duplicate=False)
-        return {name: parameter.numpy().copy() for name, parameter in named}
+        return {name: value.numpy().copy() for name, value in self._state()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set all parameters from arrays (NumPy, torch, ...); nothing is changed if anything does not fit.
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Set all parameters and buffers from arrays (NumPy, torch, ...); nothing is changed if anything does not fit.
 
-        Of one that is shared, one of its names is enough.
+        Of one that is shared, one of its names is enough. Without ``strict``, names may be missing or too many.
 
         bfloat16 and the floats of a byte, which NumPy lacks, are widened: their values are all float32's, too.
 
@@ -196,10 +328,16 @@ class Module:
         if not isinstance(state, Mapping):
             hint = "; pass its state_dict()" if hasattr(state, "state_dict") else ""
             raise TypeError(f"load_state_dict: state must map names to arrays, got {type(state).__name__}{hint}")
-        own = dict(self.named_parameters(remove_duplicate=False))
+        own = dict(self._state())
         given = {id(own[name]) for name in own if name in state}
-        faults = [f"missing {name}" for name, parameter in self.named_parameters() if id(parameter) not in given]
+        faults: list[str] = []
+        named: set[int] = set()
+        for name, value in own.items():
+            if id(value) not in given | named:
+                faults.append(f"missing {name}")
+            named.add(id(value))
         faults += [f"unexpected {name}" for name in state if name not in own]
+        faults = faults if strict else []
         arrays = {}
         for name in own:
             if name not in state:
@@ -229,7 +367,7 @@ class Module:
         names = [name for name, _ in self.named_parameters()]
         if len(weights) != len(names):
             raise ValueError(f"set_weights: {type(self).__name__} has {len(names)} arrays, got {len(weights)}")
-        self.load_state_dict(dict(zip(names, weights, strict=True)))
+        self.load_state_dict(dict(zip(names, weights, strict=True)), strict=False)  # buffers stay
 
     # -- use ---------------------------------------------------------------------------------------------------------
 
@@ -292,6 +430,25 @@ def _values(name: str, value: Any) -> Any:
         if not hasattr(value, "dtype") and not isinstance(value, (list, tuple)):
             raise refused(f"is a {type(value).__name__}, and no array of numbers") from None
         raise refused(f"cannot be taken: {error}") from None
+
+
+class RemovableHandle:
+    """What takes a hook away again, with :meth:`remove`."""
+
+    def __init__(self, module: Module, hooks: dict[int, Any], hook: Any):
+        self._module, self._hooks, self._number = module, hooks, next(_hook_numbers)
+        hooks[self._number] = hook
+        # Looked at in every call: one look into one dict.
+        module.__dict__["_hooked"] = True
+
+    def remove(self) -> None:
+        """Take the hook away; doing so twice is no error."""
+        self._hooks.pop(self._number, None)
+        if not (self._module._forward_hooks or self._module._forward_pre_hooks):
+            self._module.__dict__.pop("_hooked", None)
+
+
+_hook_numbers = itertools.count()
 
 
 @contextmanager

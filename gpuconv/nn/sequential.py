@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -49,6 +49,44 @@ class Sequential(Module):
             return Sequential({name: self._modules[name] for name in names[index]})
         return self._modules[names[index]]
 
+    def append(self, module: Module) -> Sequential:
+        """Put a module at the end; returns self. TypeError: not a Module."""
+        return self.extend([module])
+
+    def extend(self, modules: Iterable[Module]) -> Sequential:
+        """Put several modules at the end; returns self. TypeError: not Modules."""
+        self._replace([*self._modules.values(), *modules])
+        return self
+
+    def insert(self, index: int, module: Module) -> Sequential:
+        """Put a module before ``index``; returns self. All names are numbers afterwards.
+
+        Raises:
+            TypeError: not a Module.
+            IndexError: no such position.
+        """
+        modules: list[Any] = list(self._modules.values())
+        if not -len(modules) <= index <= len(modules):
+            raise IndexError(f"Sequential: insert: index {index} is out of range of {len(modules)} modules")
+        modules.insert(index, module)
+        self._check(modules)
+        for name in list(self._modules):
+            delattr(self, name)
+        self._replace(modules)
+        return self
+
+    def _replace(self, modules: list[Any]) -> None:
+        """Give numbers as names to the modules that are not here yet."""
+        self._check(modules)
+        for number, module in enumerate(modules[len(self) :], start=len(self)):
+            setattr(self, str(number), module)
+
+    @staticmethod
+    def _check(modules: list[Any]) -> None:
+        for number, module in enumerate(modules):
+            if not isinstance(module, Module):
+                raise TypeError(f"Sequential: module {number} is a {type(module).__name__}, not a Module")
+
     def blocks(self) -> list[tuple[str, ...]]:
         """Names of the modules, grouped as they run with gradients: several names are one fused primitive."""
         names = list(self._modules)
@@ -56,8 +94,10 @@ class Sequential(Module):
 
     def _spans(self, modules: list[Module], *, networks: bool = False) -> Iterator[slice]:
         """Which modules run as one, first to last; ``networks``: also blocks with the layers behind them."""
-        # Only those that run as their class says: not a subclass's, nor one that was given another `forward`.
-        kinds = [None if "forward" in module.__dict__ else type(module) for module in modules]
+        # Only those that run as their class says: not a subclass's, nor one that was given another `forward` or hooks.
+        kinds = [
+            None if "forward" in module.__dict__ or "_hooked" in module.__dict__ else type(module) for module in modules
+        ]
         position = 0
         while position < len(modules):
             length = 1

@@ -265,7 +265,7 @@ class Round(Pointwise):
 
     @staticmethod
     def value(xp: Any, x: Array, *, decimals: int) -> Array:
-        return xp.round(x, decimals) if decimals else xp.rint(x)
+        return xp.around(x, decimals) if decimals else xp.rint(x)
 
     @staticmethod
     def slope(xp: Any, kept: Array, *, decimals: int) -> Array:
