@@ -194,7 +194,11 @@ def fuzz(
         for seed in seeds:
             if summary.programs % 2000 == 1999:  # compiled code takes memory
                 worker.close()
-            report = worker.ask({"seed": seed, "convolutions": convolutions})
+            request = {"seed": seed, "convolutions": convolutions}
+            report = worker.ask(request)
+            if report["fault"] and report["fault"]["kind"] == "hang" and sabotage is None:
+                # Compiling on a busy machine takes as long: what hangs does so again, and longer.
+                report = worker.ask({**request, "limit": 4 * time_limit})
             summary.add(report)
             if fault := report["fault"]:
                 _note(summary, worker, seed, fault, convolutions, save, say)
