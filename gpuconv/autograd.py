@@ -289,7 +289,7 @@ class Tensor:
         return array.copy() if copy else array
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
-        """NumPy's functions take a Tensor for its array: by themselves they would call methods, with NumPy's arguments."""
+        """NumPy's functions take a Tensor for its array: by themselves they call methods, with arguments of NumPy's."""
         return function(*_as_arrays(arguments), **_as_arrays(options))
 
     # What lets others share the memory: torch.from_dlpack(tensor), cupy.asarray(tensor).
