@@ -559,6 +559,16 @@ def _interpolations() -> list[Case]:
                 )
     return [
         *cases,
+        Case(
+            "interpolate(as large)",
+            lambda L, x: L.nn.functional.interpolate(x, scale_factor=(1.3, 1.2), mode="bilinear"),
+            on((1, 2, 3, 4)),
+        ),
+        Case(
+            "interpolate(nearly twice as large)",
+            lambda L, x: L.nn.functional.interpolate(x, scale_factor=(2.2, 1.1)),
+            on((1, 2, 2, 6)),
+        ),
         Case("interpolate(pair)", lambda L, x: L.nn.functional.interpolate(x, (2, 5)), on((1, 2, 3, 4))),
         Case(
             "interpolate(recompute)",

@@ -294,6 +294,10 @@ def interpolate(
         flat = AdaptiveAvgPool2d.apply(reshape(input, (*shape[:2], 1, shape[2])), output_size=(1, *sizes))
         return reshape(flat, (*shape[:2], *sizes))
     for axis, (have, want, scale) in enumerate(zip(shape[2:], sizes, scales, strict=True), start=2):
+        if have == want and "linear" in mode:
+            continue  # whatever scale_factor says, as in PyTorch
+        if mode == "nearest" and spatial == 2 and want in (have, 2 * have):
+            scale = have / want  # whatever scale_factor says, as in PyTorch for images
         low, high, weights = _sources(mode, have, want, scale, bool(align_corners), element_type(input))
         input = ResizeAlong.apply(input, low=low, high=high, weights=weights, axis=axis)
     return input
