@@ -24,7 +24,7 @@ from gpuconv.kernels.all_at_once import (
     tilings,
 )
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, device_function, jit, ldg, uadd
+from gpuconv.kernels.device import Launch, device_function, jit, ldg
 from gpuconv.kernels.elementwise import Tiling, each
 
 __all__ = [
@@ -59,9 +59,9 @@ def _kernel(
     @jit(launch_bounds=tiling.threads)
     def adam_update_all(arrays: Any, numbers: Any) -> None:
         at = take_row(numbers)
-        rate, beta1, beta2 = ldg(numbers, at), ldg(numbers, uadd(at, 1)), ldg(numbers, uadd(at, 2))
-        share1, share2 = ldg(numbers, uadd(at, 3)), ldg(numbers, uadd(at, 4))
-        correction, eps, decay = ldg(numbers, uadd(at, 5)), ldg(numbers, uadd(at, 6)), ldg(numbers, uadd(at, 7))
+        rate, beta1, beta2 = ldg(numbers, at), ldg(numbers, at + 1), ldg(numbers, at + 2)
+        share1, share2 = ldg(numbers, at + 3), ldg(numbers, at + 4)
+        correction, eps, decay = ldg(numbers, at + 5), ldg(numbers, at + 6), ldg(numbers, at + 7)
         update_one(arrays, rate, beta1, beta2, share1, share2, correction, eps, decay)
 
     return adam_update_all

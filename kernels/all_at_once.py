@@ -22,19 +22,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
-from gpuconv.kernels.device import (
-    Answer,
-    Launch,
-    aligned,
-    array_type,
-    device_function,
-    fits_offsets,
-    ld,
-    st,
-    u32,
-    uadd,
-    umul,
-)
+from gpuconv.kernels.device import Answer, Launch, aligned, array_type, device_function, fits_offsets, ld, st, u32
 from gpuconv.kernels.elementwise import Tiling, blocks_of, vector_of
 
 #: Parameters a launch. An array takes 56 bytes of arguments, of which a kernel has 4 KB; Adam's update takes four.
@@ -91,12 +79,12 @@ def taking_row(dtype: str, first_count: int, rows_at: int, width: int) -> Any:
 
     @device_function
     def take(numbers: Any) -> Any:
-        place = uadd(u32(cuda.blockIdx.x), first_count)
+        place = u32(cuda.blockIdx.x) + first_count
         row, last = ld(numbers, place), ld(numbers, 0)
         cuda.syncthreads()  # all threads have read the count
         if (cuda.threadIdx.x == 0) & (row < last):
             st(numbers, place, row + one)
-        return uadd(umul(u32(types.int32(row)), width), rows_at)
+        return u32(types.int32(row)) * width + rows_at
 
     return take
 

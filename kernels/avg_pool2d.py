@@ -20,25 +20,7 @@ from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    Launch,
-    aligned,
-    array_type,
-    i32,
-    iadd,
-    imul,
-    isub,
-    jit,
-    ldg2_if,
-    ldg4_if,
-    ldg_if,
-    st,
-    u32,
-    uadd,
-    udiv,
-    umul,
-    usub,
-)
+from gpuconv.kernels.device import Launch, aligned, array_type, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
 from gpuconv.kernels.pooling import Tiling, divisor, padded, row_vector, supports, tilings
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
@@ -59,25 +41,23 @@ def _kernel(
 
     @jit(launch_bounds=threads)
     def avg_pool2d(x: Any, out: Any, windows: Any) -> None:
-        i = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < windows:
-            rest = udiv(i, q)
-            window_column = usub(i, umul(rest, q))
-            plane = udiv(rest, p)
-            window_row = usub(rest, umul(plane, p))
-            row, column = isub(imul(window_row, stride_h), top), isub(imul(window_column, stride_w), left)
-            first = iadd(imul(iadd(imul(plane, h), row), w), column)
+            rest, window_column = divmod(i, q)
+            plane, window_row = divmod(rest, p)
+            row, column = i32(window_row) * stride_h - top, i32(window_column) * stride_w - left
+            first = (i32(plane) * h + row) * w + column
             total = real(0)
             for dr in range(r):
-                inside_row = (u32(iadd(row, dr)) < h) | (not guarded)
+                inside_row = (u32(row + dr) < h) | (not guarded)
                 if vector > 1:
-                    values = load(x, iadd(first, dr * w), inside_row)
+                    values = load(x, first + dr * w, inside_row)
                     for ds in range(s):
                         total += values[ds]
                 else:
                     for ds in range(s):
-                        inside = (inside_row & (u32(iadd(column, ds)) < w)) | (not guarded)
-                        total += load(x, iadd(first, dr * w + ds), inside)
+                        inside = (inside_row & (u32(column + ds) < w)) | (not guarded)
+                        total += load(x, first + (dr * w + ds), inside)
             st(out, i, total / divide(i32(window_row), i32(window_column)))
 
     return avg_pool2d

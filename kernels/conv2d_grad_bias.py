@@ -29,14 +29,10 @@ from gpuconv.kernels.device import (
     device_function,
     fits_offsets,
     jit,
+    minimum,
     st,
     u32,
-    uadd,
-    udiv,
-    umin,
-    umul,
     unrolled,
-    usub,
     vector_access,
 )
 from gpuconv.kernels.partial_sums import first_target, reduction
@@ -106,17 +102,15 @@ def _kernel(filters: int, plane: int, threads: int, dtype: str, vector: int) -> 
         for j in range(vector):
             sums[j] = real(0)
         block = u32(cuda.blockIdx.x)
-        part = udiv(block, filters)
-        filter_ = usub(block, umul(part, filters))
-        i = umul(part, u32(size_a_part))
-        end = umin(uadd(i, u32(size_a_part)), u32(size))
-        i = uadd(i, u32(cuda.threadIdx.x))
+        part, filter_ = divmod(block, filters)
+        i = part * size_a_part
+        end = minimum(i + size_a_part, size)
+        i += cuda.threadIdx.x
         while i < end:
-            image = udiv(i, vectors)
-            position = usub(i, umul(image, vectors))
-            load(values, grad, umul(uadd(umul(uadd(umul(image, filters), filter_), vectors), position), vector))
+            image, position = divmod(i, vectors)
+            load(values, grad, ((image * filters + filter_) * vectors + position) * vector)
             add_all(sums, values)
-            i = uadd(i, threads)
+            i += threads
         total = sums[0]
         for j in range(1, vector):
             total += sums[j]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from gpuconv.kernels.device import Answer, Launch, device_function, fits_offsets, u32, uadd, udiv, umul, usub
+from gpuconv.kernels.device import Answer, Launch, device_function, fits_offsets, u32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +53,13 @@ def each(wide_step: Any, step: Any, threads: int, vector: int, *, first_block: i
 
     @device_function
     def thread_work(elements: Any, *arguments: Any) -> None:
-        block = usub(u32(cuda.blockIdx.x), first_block)
-        thread = uadd(umul(block, threads), u32(cuda.threadIdx.x))
-        whole = udiv(elements, vector)
+        block = u32(cuda.blockIdx.x) - first_block
+        thread = block * threads + cuda.threadIdx.x
+        whole = u32(elements) // vector
         if thread < whole:
-            wide_step(umul(thread, vector), *arguments)
+            wide_step(thread * vector, *arguments)
         else:
-            i = uadd(thread, umul(whole, vector - 1))
+            i = thread + whole * (vector - 1)
             if i < elements:
                 step(i, *arguments)
 

@@ -40,13 +40,7 @@ from gpuconv.kernels.device import (
     ldg_if,
     st,
     u32,
-    uadd,
-    uand,
-    udiv,
-    umul,
     unrolled,
-    ushr,
-    usub,
     vector_access,
     widest_access,
 )
@@ -124,7 +118,7 @@ def meeting(count: int, dtype: str) -> Any:
 
     @device_function
     def exchange(i: int, half: int, distance: int, values: Any, lane: Any) -> None:
-        upper = uand(lane, distance) != 0
+        upper = (lane & distance) != 0
         low, high = values[i], values[i + half]
         keep, send = (high if upper else low), (low if upper else high)
         values[i] = keep + cuda.shfl_xor_sync(_ALL_LANES, send, distance)
@@ -178,7 +172,7 @@ def _kernel(
 
         @device_function
         def add_row(r: int, sums: Any, w: Any, x: Any, before: Any, k: Any) -> None:
-            load(x, before, uadd(k, r * row_in))
+            load(x, before, k + r * row_in)
             for j in range(features):
                 for e in range(vector):
                     sums[j * rows + r] = fma(w[j, e], x[e], sums[j * rows + r])
@@ -188,8 +182,8 @@ def _kernel(
         @device_function
         def load_feature(j: int, w: Any, one: Any, weight: Any, feature: Any, k: Any) -> None:
             # Features beyond the last are computed as the last one, and not written.
-            here = uadd(feature, j) if uadd(feature, j) < outputs else u32(outputs - 1)
-            load_weights(one, weight, uadd(umul(here, inputs), k))
+            here = feature + j if feature + j < outputs else u32(outputs - 1)
+            load_weights(one, weight, here * inputs + k)
             for e in range(vector):
                 w[j, e] = one[e]
 
@@ -204,31 +198,31 @@ def _kernel(
                 cuda.local.array(vector, real),
             )
             thread = u32(cuda.threadIdx.x)
-            warp, lane = ushr(thread, 5), uand(thread, 31)
-            feature = umul(warp, features)
+            warp, lane = thread >> 5, thread & 31
+            feature = warp * features
             while feature < outputs:
                 for i in range(count):
                     sums[i] = real(0)
-                k = umul(lane, vector)
+                k = lane * vector
                 while k < inputs:
                     load_features(w, one, weights[number], feature, k)
                     add_rows(sums, w, x, before, k)
-                    k = uadd(k, 32 * vector)
+                    k += 32 * vector
                 meet(sums, lane)
-                value = ushr(lane, shift)
-                j = udiv(value, rows)
-                row, mine = usub(value, umul(j, rows)), uadd(feature, j)
+                value = lane >> shift
+                j = value // rows
+                row, mine = value % rows, feature + j
                 result = sums[0]
-                if (uand(lane, lanes_a_value - 1) == 0) & (mine < outputs):
+                if ((lane & (lanes_a_value - 1)) == 0) & (mine < outputs):
                     if biased:
                         result += ldg(biases[number], mine)
                     if active:
                         # Written so that a NaN stays.
                         result = real(0) if result <= real(0) else result
-                    st(after, uadd(umul(row, row_out), mine), result)
-                    if uadd(first_row, row) < n:
-                        st(outs[number], uadd(umul(uadd(first_row, row), outputs), mine), result)
-                feature = uadd(feature, warps * features)
+                    st(after, row * row_out + mine, result)
+                    if first_row + row < n:
+                        st(outs[number], (first_row + row) * outputs + mine, result)
+                feature += warps * features
 
         return run
 
@@ -250,14 +244,13 @@ def _kernel(
     def linear_chain(x: Any, weights: Any, biases: Any, outs: Any, n: Any) -> None:
         before = cuda.shared.array(buffer, real, alignment=16)
         after = cuda.shared.array(buffer, real, alignment=16)
-        first_row = umul(u32(cuda.blockIdx.x), rows)
+        first_row = u32(cuda.blockIdx.x) * rows
         i = u32(cuda.threadIdx.x)
         while i < rows * first_size:
-            row = udiv(i, first_size)
-            column = usub(i, umul(row, first_size))
-            offset = uadd(umul(uadd(first_row, row), first_size), column)
-            st(before, uadd(umul(row, first_pitch), column), ldg_if(x, offset, uadd(first_row, row) < n))
-            i = uadd(i, threads)
+            row, column = divmod(i, first_size)
+            offset = (first_row + row) * first_size + column
+            st(before, row * first_pitch + column, ldg_if(x, offset, first_row + row < n))
+            i += threads
         cuda.syncthreads()
         run_layers(before, after, weights, biases, outs, first_row, u32(n))
 

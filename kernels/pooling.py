@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 
 from gpuconv.geometry import Pool2dGeometry
-from gpuconv.kernels.device import Answer, device_function, fits_offsets, iadd, imax, imin, imul, isub
+from gpuconv.kernels.device import Answer, device_function, fits_offsets, maximum, minimum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +89,11 @@ def divisor(geometry: Pool2dGeometry, dtype: str, include_padding: bool, overrid
         return real(same)
 
     def counted(row: Any, column: Any) -> Any:
-        first_row, first_column = isub(imul(row, stride_h), top), isub(imul(column, stride_w), left)
-        last_row, last_column = imin(iadd(first_row, r), h + bottom), imin(iadd(first_column, s), w + right)
+        first_row, first_column = row * stride_h - top, column * stride_w - left
+        last_row, last_column = minimum(first_row + r, h + bottom), minimum(first_column + s, w + right)
         if not include_padding:
-            first_row, first_column = imax(first_row, 0), imax(first_column, 0)
-            last_row, last_column = imin(last_row, h), imin(last_column, w)
-        return real(imul(isub(last_row, first_row), isub(last_column, first_column)))
+            first_row, first_column = maximum(first_row, 0), maximum(first_column, 0)
+            last_row, last_column = minimum(last_row, h), minimum(last_column, w)
+        return real((last_row - first_row) * (last_column - first_column))
 
     return device_function(the_same if uniform(geometry, include_padding, override) else counted)

@@ -7,7 +7,7 @@ from typing import Any
 
 from numba import cuda, types
 
-from gpuconv.kernels.device import MULTIPROCESSORS, device_function, i32, iand, ishr, ld, st
+from gpuconv.kernels.device import MULTIPROCESSORS, device_function, i32, ld, st
 
 _WARP = 32
 _ALL_LANES = 0xFFFFFFFF
@@ -75,8 +75,8 @@ def meeting(tiling: Tiling, dtype: str, *, largest: bool) -> Any:
         value = in_warp(value)
         # Of the value before this one, if there was one.
         cuda.syncthreads()
-        if iand(thread, _WARP - 1) == 0:
-            st(parts, ishr(thread, 5), value)
+        if (thread & (_WARP - 1)) == 0:
+            st(parts, thread >> 5, value)
         cuda.syncthreads()
         value = ld(parts, 0)
         for i in range(1, warps):

@@ -23,7 +23,7 @@ from gpuconv.kernels.all_at_once import (
     tilings,
 )
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, device_function, jit, ldg, uadd
+from gpuconv.kernels.device import Launch, device_function, jit, ldg
 from gpuconv.kernels.elementwise import Tiling, each
 from gpuconv.kernels.sgd_update import Rule, numbers_of, rule_of, step_of
 
@@ -59,8 +59,8 @@ def _kernel(
     @jit(launch_bounds=tiling.threads)
     def sgd_update_all(arrays: Any, numbers: Any) -> None:
         at = take_row(numbers)
-        lr, momentum = ldg(numbers, at), ldg(numbers, uadd(at, 1))
-        update_one(arrays, lr, momentum, ldg(numbers, uadd(at, 2)), ldg(numbers, uadd(at, 3)))
+        lr, momentum = ldg(numbers, at), ldg(numbers, at + 1)
+        update_one(arrays, lr, momentum, ldg(numbers, at + 2), ldg(numbers, at + 3))
 
     return sgd_update_all
 
