@@ -89,7 +89,7 @@ def taking_row(dtype: str, first_count: int, rows_at: int, width: int) -> Any:
     return take
 
 
-def dealing(works: Sequence[Any], starts: Sequence[int]) -> Any:
+def dispatch(works: Sequence[Any], starts: Sequence[int]) -> Any:
     """A device function that calls the one of ``works`` to which the block belongs."""
 
     def choice(first: int, last: int) -> Any:
@@ -110,7 +110,14 @@ def dealing(works: Sequence[Any], starts: Sequence[int]) -> Any:
 
 
 def launches_of(
-    kernel: Callable[..., Any], sizes: tuple[int, ...], tiling: Tiling, dtype: Any, arrays: int, *, wide: bool, op: str
+    kernel: Callable[..., Any],
+    sizes: tuple[int, ...],
+    tiling: Tiling,
+    dtype: Any,
+    arrays: int,
+    *,
+    aligned16: bool,
+    op: str,
 ) -> tuple[Launch, ...]:
     """A launch for each 16 parameters that have elements.
 
@@ -118,7 +125,7 @@ def launches_of(
         kernel: a function of (sizes, tiling, dtype, vector, first_count, rows_at) that makes one; see
             :func:`taking_row`.
         arrays: how many belong to a parameter.
-        wide: all of them begin at multiples of 16 bytes.
+        aligned16: all of them begin at multiples of 16 bytes.
         sizes, tiling, dtype, op: elements of each parameter, and the rest as usual.
 
     Raises:
@@ -126,7 +133,7 @@ def launches_of(
     """
     if not (answer := supports(sizes)):
         raise ValueError(f"{op}: {answer}")
-    name, vector, found = np.dtype(dtype).name, vector_of(dtype, wide), []
+    name, vector, found = np.dtype(dtype).name, vector_of(dtype, aligned16), []
     rows_at, first_count = _rows_at(sizes), 1
     for chunk in _chunks(sizes):
         own = tuple(sizes[number] for number in chunk)
@@ -145,8 +152,8 @@ def run(
 ) -> None:
     """Launch the update of the parameters to whose arrays ``groups`` belong: a list of parameters, one of gradients...
 
-    ``launches`` is given ``wide`` by keyword.
+    ``launches`` is given ``aligned16`` by keyword.
     """
-    made = launches(wide=aligned(*(array for group in groups for array in group)))
+    made = launches(aligned16=aligned(*(array for group in groups for array in group)))
     for launch, chunk in zip(made, _chunks([array.size for array in groups[0]]), strict=True):
         launch(stream, tuple(group[number].reshape(-1) for number in chunk for group in groups), numbers)

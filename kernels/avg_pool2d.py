@@ -70,13 +70,13 @@ def launches(
     *,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
-    wide: bool = True,
+    aligned16: bool = True,
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype, count_include_pad, divisor_override: see :func:`launch`.
-        wide: the input begins at a multiple of 16 bytes.
+        aligned16: the input begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: an array is too large for 32-bit offsets.
@@ -87,7 +87,7 @@ def launches(
     if not windows:
         return ()
     name = np.dtype(dtype).name
-    single, vector = dataclasses.replace(geometry, n=1, c=1), row_vector(geometry, name, wide)
+    single, vector = dataclasses.replace(geometry, n=1, c=1), row_vector(geometry, name, aligned16)
     kernel = _kernel(single, tiling.threads, name, vector, count_include_pad, divisor_override)
     signature = (array_type(name),) * 2 + (types.int64,)
     return (Launch(kernel, signature, (-(-windows // tiling.threads), 1, 1), (tiling.threads, 1, 1)),)
@@ -111,5 +111,5 @@ def launch(
         ValueError: an array is too large for 32-bit offsets.
     """
     options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
-    for one in launches(geometry, tiling, x.dtype, **options, wide=aligned(x)):
+    for one in launches(geometry, tiling, x.dtype, **options, aligned16=aligned(x)):
         one(stream, x.reshape(-1), out.reshape(-1), out.size)

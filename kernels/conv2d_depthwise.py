@@ -193,10 +193,12 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
 
 
 @specialised
-def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, wide: bool) -> Callable[..., None]:
+def _kernel(
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool
+) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
-    ``wide``: the arrays begin at multiples of 128 bits, and their rows may, too.
+    ``aligned16``: the arrays begin at multiples of 128 bits, and their rows may, too.
     """
     real = getattr(types, dtype)
     vector, load = (4, ld4) if dtype == "float32" else (2, ld2)
@@ -211,7 +213,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
     (height, width), pitch = _halo(geometry, tiling), _pitch(geometry, tiling)
     inputs_size = block_planes * height * pitch
 
-    fetch_vector, out_vector = (widest_access(w, dtype), widest_access(q, dtype)) if wide else (1, 1)
+    fetch_vector, out_vector = (widest_access(w, dtype), widest_access(q, dtype)) if aligned16 else (1, 1)
     shift = _shift(geometry, fetch_vector)
     segment_length = _segment(geometry, fetch_vector)
     before, vectors = left + shift, width // fetch_vector
@@ -304,14 +306,14 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
 
 
 def launches(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, wide: bool = True
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, aligned16: bool = True
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
         has_bias: there is a bias.
-        wide: input and output begin at multiples of 16 bytes.
+        aligned16: input and output begin at multiples of 16 bytes.
 
     Raises:
         ValueError: a filter sees several channels, or a window or an array is too large.
@@ -321,7 +323,7 @@ def launches(
     if not geometry.n:
         return ()
     name = np.dtype(dtype).name
-    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, wide)
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, aligned16)
     blocks = -(-geometry.n * geometry.c // tiling.planes)
     blocks *= -(-geometry.p // tiling.rows) * -(-geometry.q // tiling.columns)
     signature = (array_type(name),) * 4 + (types.int64,)
@@ -336,6 +338,6 @@ def launch(
     Raises:
         ValueError: a filter sees several channels, or a window or an array is too large.
     """
-    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, wide=aligned(x, out)):
+    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, aligned16=aligned(x, out)):
         arrays = (x, weight, weight if bias is None else bias, out)
         one(stream, *(array.reshape(-1) for array in arrays), geometry.n * geometry.c)

@@ -281,11 +281,11 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
 
 @specialised
 def _kernel(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, phase: tuple[Phase, Phase], wide: bool
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, phase: tuple[Phase, Phase], aligned16: bool
 ) -> Callable[..., None]:
     """The kernel for a phase of images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
-    ``wide``: rows of the result begin at multiples of 128 bits, and may be written so.
+    ``aligned16``: rows of the result begin at multiples of 128 bits, and may be written so.
     """
     real = getattr(types, dtype)
     vector, load, store = (4, ld4, st4) if dtype == "float32" else (2, ld2, st2)
@@ -342,18 +342,18 @@ def _kernel(
                 total[i, j] = real(0)
 
         thread = u32(cuda.threadIdx.x)
-        strip = thread // across
-        column = thread % across * thread_columns
+        strip, column = divmod(thread, across)
+        column *= thread_columns
         thread_group, row = divmod(strip, tile_rows)
         channel = thread_group * thread_channels
 
         block = u32(cuda.blockIdx.x)
-        rest = block // beside
-        tile_column = block % beside * tile_columns
-        block = rest // down
-        tile_row = rest % down * tile_rows
-        rest = block // channel_blocks
-        tile_channel = block % channel_blocks * tile_channels
+        rest, tile_column = divmod(block, beside)
+        tile_column *= tile_columns
+        block, tile_row = divmod(rest, down)
+        tile_row *= tile_rows
+        rest, tile_channel = divmod(block, channel_blocks)
+        tile_channel *= tile_channels
         image, group = divmod(rest, groups)
 
         # Unsigned: what lies above or left of the output is a huge row or column.
@@ -410,7 +410,7 @@ def _kernel(
         if row < row_size:
             for i in range(thread_channels):
                 if channel + i < channels:
-                    if wide:
+                    if aligned16:
                         for j in range(0, thread_columns, vector):
                             if column + j < column_size:
                                 if vector == 4:
@@ -426,12 +426,12 @@ def _kernel(
     return conv2d_grad_input_tiled
 
 
-def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
     """The launches of :func:`launch`, one a phase, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
-        wide: the array for the result begins at a multiple of 16 bytes.
+        aligned16: the array for the result begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: a window, a stride, a dilation or an array is too large.
@@ -441,14 +441,14 @@ def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool
     if not geometry.n:
         return ()
     name = np.dtype(dtype).name
-    wide = wide and geometry.stride[1] == 1 and geometry.w % (16 // np.dtype(dtype).itemsize) == 0
+    aligned16 = aligned16 and geometry.stride[1] == 1 and geometry.w % (16 // np.dtype(dtype).itemsize) == 0
     channel_blocks = geometry.groups * -(-geometry.c // geometry.groups // tiling.channels)
     signature, block = (array_type(name),) * 3, (tiling.threads, 1, 1)
     single = dataclasses.replace(geometry, n=1)
     result = []
     for rows, columns in phases(geometry):
         tiles = -(-rows.size // tiling.rows) * -(-columns.size // tiling.columns)
-        kernel = _kernel(single, tiling, name, (rows, columns), wide)
+        kernel = _kernel(single, tiling, name, (rows, columns), aligned16)
         result.append(Launch(kernel, signature, (geometry.n * channel_blocks * tiles, 1, 1), block))
     return tuple(result)
 
@@ -459,5 +459,5 @@ def launch(grad: Any, weight: Any, out: Any, geometry: Conv2dGeometry, tiling: T
     Raises:
         ValueError: a window, a stride, a dilation or an array is too large.
     """
-    for one in launches(geometry, tiling, grad.dtype, wide=aligned(out)):
+    for one in launches(geometry, tiling, grad.dtype, aligned16=aligned(out)):
         one(stream, *(array.reshape(-1) for array in (grad, weight, out)))

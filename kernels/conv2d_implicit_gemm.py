@@ -193,11 +193,11 @@ def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
 
 @specialised
 def _kernel(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, relu: bool, wide: bool
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, relu: bool, aligned16: bool
 ) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
-    ``wide``: the arrays begin at multiples of 128 bits, and their rows may, too.
+    ``aligned16``: the arrays begin at multiples of 128 bits, and their rows may, too.
     """
     real = getattr(types, dtype)
     vector, load, store, load_if = (4, ld4, st4, ldg4_if) if dtype == "float32" else (2, ld2, st2, ldg2_if)
@@ -222,16 +222,16 @@ def _kernel(
     # Fetching weights: columns of a row (or vectors) along the lanes. Four elements more than the filters, so that the
     # lanes of a warp, with 8 columns of 4 rows, or 2 vectors of 16 rows, store to 32 banks; with a depth of 16, in two
     # passes.
-    weight_vector = vector if wide and products % vector == 0 else 1
+    weight_vector = vector if aligned16 and products % vector == 0 else 1
     weight_columns = depth // weight_vector
     weight_rows, weight_pitch = threads // weight_columns, tile_filters + 4
     weights_each = tile_filters // weight_rows
     # Fetching windows: positions (or vectors of them) along the lanes; a thread has one, and neighbouring rows of it.
     pointwise = taps == 1 and not padded and geometry.stride == (1, 1) and plane % vector == 0
-    value_vector = vector if wide and pointwise and depth * tile_positions % (vector * threads) == 0 else 1
+    value_vector = vector if aligned16 and pointwise and depth * tile_positions % (vector * threads) == 0 else 1
     value_columns = tile_positions // value_vector
     values_each = depth * value_columns // threads
-    out_vector = widest_access(pixels, dtype) if wide else 1
+    out_vector = widest_access(pixels, dtype) if aligned16 else 1
     store_out = vector_access(out_vector)[2]
 
     weights_size, values_size = depth * weight_pitch, depth * tile_positions
@@ -470,14 +470,14 @@ def launches(
     *,
     has_bias: bool = True,
     relu: bool = False,
-    wide: bool = True,
+    aligned16: bool = True,
 ) -> tuple[Launch, ...]:
     """The launches of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype, relu: see :func:`launch`.
         has_bias: there is a bias.
-        wide: all arrays begin at multiples of 16 bytes.
+        aligned16: all arrays begin at multiples of 16 bytes.
 
     Raises:
         ValueError: the window is too long, an array too large, or there are more parts than k-tiles.
@@ -491,7 +491,7 @@ def launches(
         return ()
     name, single = np.dtype(dtype).name, dataclasses.replace(geometry, n=1)
     split = tiling.parts > 1
-    kernel = _kernel(single, tiling, name, has_bias and not split, relu and not split, wide)
+    kernel = _kernel(single, tiling, name, has_bias and not split, relu and not split, aligned16)
     filter_tiles = geometry.groups * -(-geometry.k // geometry.groups // tiling.filters)
     blocks = -(-positions // tiling.positions) * filter_tiles * tiling.parts
     array = array_type(name)
@@ -533,7 +533,7 @@ def launch(
         given = "none" if workspace is None else f"one of {workspace.size}"
         raise ValueError(f"conv2d: {tiling} needs a workspace of {elements} elements, got {given}")
     target = workspace if elements else out
-    chosen = launches(geometry, tiling, x.dtype, has_bias=has_bias, relu=relu, wide=aligned(x, weight, target))
+    chosen = launches(geometry, tiling, x.dtype, has_bias=has_bias, relu=relu, aligned16=aligned(x, weight, target))
     x, weight, out, target = (array.reshape(-1) for array in (x, weight, out, target))
     bias = bias if has_bias else weight  # a kernel takes an array, though it reads none
     for product in chosen[:1]:

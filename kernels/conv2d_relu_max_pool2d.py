@@ -49,6 +49,7 @@ from gpuconv.kernels.device import (
     u32,
     unrolled,
     vector_access,
+    weight_staging,
 )
 from gpuconv.kernels.pooling import keeping_larger, padded
 
@@ -367,7 +368,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
     )
     plane, weights_size = _layout(geometry, tiling)
     inputs_size, halo, staged_products = images * stage * plane, height * width, stage * taps
-    staged_weights = -(-staged_products // 8) * 8 * tile_filters
+    stage_weights = weight_staging(staged_products, tile_filters, weights_row, threads, products=products, filters=k)
     patch_size, vector = patch_elements(geometry), patch_vector(geometry)
     ragged, guarded, lowest = c % stage != 0, padded(pool), float("-inf")
     load_weights = weights_loading(thread_filters, tile_filters // thread_filters, dtype)
@@ -432,12 +433,12 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
         weights_at = i32(filter_)
 
         block = u32(cuda.blockIdx.x)
-        rest = block // tiles_beside
-        first_column = block % tiles_beside * tile_columns
-        block = rest // tiles_down
-        first_row = rest % tiles_down * tile_rows
-        rest = block // filter_blocks
-        first_filter = block % filter_blocks * tile_filters
+        rest, first_column = divmod(block, tiles_beside)
+        first_column *= tile_columns
+        block, first_row = divmod(rest, tiles_down)
+        first_row *= tile_rows
+        rest, first_filter = divmod(block, filter_blocks)
+        first_filter *= tile_filters
         first_image = rest * images
 
         for f in range(thread_filters):
@@ -464,18 +465,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
                     there = inside & (channel + j < c) if ragged else inside
                     st(tile, at + j * plane, ldg_if(x, offset + j * h * w, there))
                 i += threads
-            i = thread
-            while i < staged_weights:
-                rest, product = divmod(i, 8)
-                eight = rest // tile_filters
-                product += eight * 8
-                jf = rest % tile_filters
-                position = channel * taps + product
-                filter_here = first_filter + jf
-                inside = (product < staged_products) & (position < products) & (filter_here < k)
-                value = ldg_if(weight, filter_here * products + position, inside)
-                st(weights, product * weights_row + jf, value)
-                i += threads
+            stage_weights(thread, weights, weight, channel * taps, first_filter, first_filter * products)
             cuda.syncthreads()
             tap_at, line_at = weights_at, patch_at
             for _ in range(stage):

@@ -50,6 +50,7 @@ from gpuconv.kernels.device import (
     ldg_if,
     maximum,
     st,
+    staging,
     u32,
     unrolled,
     vector_access,
@@ -237,10 +238,10 @@ def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
 
 
 @specialised
-def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> Callable[..., None]:
+def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``n`` is not looked at.
 
-    ``wide``: the result begins at a multiple of 128 bits.
+    ``aligned16``: the result begins at a multiple of 128 bits.
     """
     real = getattr(types, dtype)
     conv, pool = geometry
@@ -265,9 +266,8 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
     parts, part_threads, part_filters = tiling.parts, tiling.part_threads, stage // tiling.parts
     groups, sums = tile_channels // thread_channels, thread_channels * thread_columns
     halo, staged_products = height * width, stage * taps
-    staged_weights = -(-staged_products // 8) * 8 * tile_channels
     ragged, vector = k % stage != 0, min(_vector(thread_columns), widest_access(4, dtype))
-    out_vector = min(widest_access(w, dtype), widest_access(thread_columns, dtype)) if wide else 1
+    out_vector = min(widest_access(w, dtype), widest_access(thread_columns, dtype)) if aligned16 else 1
     load, store = vector_access(vector)[0], vector_access(out_vector)[2]
     load_weights = weights_loading(thread_channels, tile_channels // thread_channels, dtype)
     # Registers for 512 threads a multiprocessor.
@@ -318,6 +318,17 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
                 if (here[0] < height) & (here[1] < width):
                     won = winner == u32(i * pool_s + j)
                     st(grads, at + here[0] * pitch + here[1], value if won else real(0))
+
+    @device_function
+    def put_weight(product: Any, jc: Any, weights: Any, weight: Any, first_filter: Any, first_channel: Any) -> None:
+        if product < staged_products:
+            jf, tap = divmod(product, taps)
+            filter_, channel = first_filter + jf, first_channel + jc
+            value = ldg_if(weight, (filter_ * c + channel) * taps + tap, (filter_ < k) & (channel < c))
+            # Flipped: the last tap first.
+            st(weights, (jf * taps + (taps - 1 - tap)) * weights_row + jc, value)
+
+    stage_weights = staging(staged_products, tile_channels, threads, put_weight)
 
     @jit(launch_bounds=bounds)
     def conv2d_relu_max_pool2d_grad_input(grad: Any, weight: Any, y: Any, winners: Any, out: Any) -> None:
@@ -393,21 +404,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
                     value = gathered(map_, map_row, map_column, there, grad, y, winners)
                     st(grads, at + j * plane, value)
                 i += threads
-            i = thread
-            while i < staged_weights:
-                rest, product = divmod(i, 8)
-                eight = rest // tile_channels
-                product += eight * 8
-                jc = rest % tile_channels
-                jf, tap = divmod(product, taps)
-                filter_here, channel_here = filter_ + jf, first_channel + jc
-                if product < staged_products:
-                    inside = (filter_here < k) & (channel_here < c)
-                    offset = (filter_here * c + channel_here) * taps + tap
-                    # Flipped: the last tap first.
-                    flipped = jf * taps + (taps - 1 - tap)
-                    st(weights, flipped * weights_row + jc, ldg_if(weight, offset, inside))
-                i += threads
+            stage_weights(thread, weights, weight, filter_, first_channel)
             cuda.syncthreads()
             plane_at = segment_at + i32(part) * (part_filters * plane)
             weights_at = i32(channel) + i32(part) * (part_filters * taps * weights_row)
@@ -454,12 +451,12 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
     return conv2d_relu_max_pool2d_grad_input
 
 
-def launches(geometry: BlockGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(geometry: BlockGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
-        wide: the result begins at a multiple of 16 bytes.
+        aligned16: the result begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: groups, a stride, or a window or an array that is too large.
@@ -472,7 +469,7 @@ def launches(geometry: BlockGeometry, tiling: Tiling, dtype: Any, *, wide: bool 
     blocks = conv.n
     for size, tile in ((conv.h, tiling.rows), (conv.w, tiling.columns), (conv.c, tiling.channels)):
         blocks *= -(-size // tile)
-    kernel, real = _kernel(single(geometry), tiling, name, wide), array_type(name)
+    kernel, real = _kernel(single(geometry), tiling, name, aligned16), array_type(name)
     signature = (real, real, real, array_type("uint8"), real)
     return (Launch(kernel, signature, (blocks, 1, 1), (tiling.threads, 1, 1)),)
 
@@ -495,5 +492,5 @@ def launch(
     Raises:
         ValueError: groups, a stride, or a window or an array that is too large.
     """
-    for one in launches(geometry, tiling, grad.dtype, wide=aligned(out)):
+    for one in launches(geometry, tiling, grad.dtype, aligned16=aligned(out)):
         one(stream, *(array.reshape(-1) for array in (grad, weight, y, winners, out)))

@@ -196,9 +196,9 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
     inputs_size = channels * plane
     ragged = c % channels != 0
     threads = filters * taps
-    wide = dtype == "float32"
+    aligned16 = dtype == "float32"
     # Registers for 768 threads a multiprocessor.
-    bounds = (threads, max(1, 768 // (-(-threads // 32) * 32))) if wide else threads
+    bounds = (threads, max(1, 768 // (-(-threads // 32) * 32))) if aligned16 else threads
 
     @device_function
     def add_channel(channel: int, sums: Any, inputs: Any, at: Any, grad: Any) -> None:
@@ -293,7 +293,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
             i = u32(0)
             while i < pairs:
                 at = pairs_at + i
-                if wide:
+                if aligned16:
                     grads[0], grads[1], grads[2], grads[3] = ld4(pair_grads, at)
                 else:
                     grads[0], grads[1] = ld2(pair_grads, at)

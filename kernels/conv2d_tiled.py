@@ -56,6 +56,7 @@ from gpuconv.kernels.device import (
     u32,
     unrolled,
     vector_access,
+    weight_staging,
     widest_access,
 )
 
@@ -211,10 +212,12 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
 
 
 @specialised
-def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, wide: bool) -> Callable[..., None]:
+def _kernel(
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool
+) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
-    ``wide``: the output begins at a multiple of 128 bits, and its rows may, too.
+    ``aligned16``: the output begins at a multiple of 128 bits, and its rows may, too.
     """
     real = getattr(types, dtype)
     vector, load = (4, ld4) if dtype == "float32" else (2, ld2)
@@ -233,9 +236,11 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
     plane, weights_size = _layout(geometry, tiling)
     inputs_size, halo, staged_products = stage * plane, height * width, stage * taps
     ragged = channels % stage != 0
-    staged_weights = -(-staged_products // 8) * 8 * tile_filters
+    stage_weights = weight_staging(
+        staged_products, tile_filters, weight_pitch, threads, products=products, filters=filters
+    )
     weight_vector = vector if thread_filters % vector == 0 else 1
-    out_vector = widest_access(q, dtype) if wide else 1
+    out_vector = widest_access(q, dtype) if aligned16 else 1
     store = vector_access(out_vector)[2]
     # Registers for 512 threads a multiprocessor; twice as large sums do not leave room for them.
     bounds = (threads, 512 // (-(-threads // 32) * 32)) if dtype == "float32" else threads
@@ -268,19 +273,19 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
                 total[i, j] = real(0)
 
         thread = u32(cuda.threadIdx.x)
-        strip = thread // across
-        column = thread % across * thread_columns
+        strip, column = divmod(thread, across)
+        column *= thread_columns
         thread_group, row = divmod(strip, tile_rows)
         filter_ = thread_group * thread_filters
         input_at = i32(row * (stride_h * pitch) + column * stride_w)
 
         block = u32(cuda.blockIdx.x)
-        rest = block // beside
-        first_column = block % beside * tile_columns
-        block = rest // down
-        first_row = rest % down * tile_rows
-        rest = block // filter_blocks
-        first_filter = block % filter_blocks * tile_filters
+        rest, first_column = divmod(block, beside)
+        first_column *= tile_columns
+        block, first_row = divmod(rest, down)
+        first_row *= tile_rows
+        rest, first_filter = divmod(block, filter_blocks)
+        first_filter *= tile_filters
         image, group = divmod(rest, groups)
 
         # Unsigned: what lies above or left of the image is a huge row or column.
@@ -301,17 +306,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
                     there = inside & (channel + j < channels) if ragged else inside
                     st(inputs, jr * pitch + jc + j * plane, ldg_if(x, offset + j * map_size, there))
                 i += threads
-            i = thread
-            while i < staged_weights:
-                rest, product = divmod(i, 8)
-                eight = rest // tile_filters
-                product += eight * 8
-                jf = rest % tile_filters
-                position = channel * taps + product
-                inside = (product < staged_products) & (position < products) & (first_filter + jf < filters)
-                value = ldg_if(weight, filter_block + jf * products + position, inside)
-                st(weights, product * weight_pitch + jf, value)
-                i += threads
+            stage_weights(thread, weights, weight, channel * taps, first_filter, filter_block)
             cuda.syncthreads()
             plane_at, weight_at = input_at, i32(filter_)
             for _ in range(stage):
@@ -345,14 +340,14 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
 
 
 def launches(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, wide: bool = True
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, aligned16: bool = True
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
         has_bias: there is a bias.
-        wide: the output begins at a multiple of 16 bytes.
+        aligned16: the output begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: a window or an array is too large.
@@ -366,7 +361,7 @@ def launches(
     blocks = geometry.n * geometry.groups
     for size, tile in ((geometry.p, tiling.rows), (geometry.q, tiling.columns), (filters, tiling.filters)):
         blocks *= -(-size // tile)
-    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, wide)
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, aligned16)
     return (Launch(kernel, (array_type(name),) * 4, (blocks, 1, 1), (tiling.threads, 1, 1)),)
 
 
@@ -378,6 +373,6 @@ def launch(
     Raises:
         ValueError: a window or an array is too large.
     """
-    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, wide=aligned(out)):
+    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, aligned16=aligned(out)):
         arrays = (x, weight, weight if bias is None else bias, out)
         one(stream, *(array.reshape(-1) for array in arrays))

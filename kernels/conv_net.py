@@ -81,6 +81,7 @@ from gpuconv.kernels.device import (
     ldg_early,
     ldg_if,
     minimum,
+    reduction,
     st,
     u32,
     unrolled,
@@ -89,7 +90,6 @@ from gpuconv.kernels.device import (
 )
 from gpuconv.kernels.linear_chain import MOST_LAYERS, fits_chain, flat
 
-_ALL_LANES = 0xFFFFFFFF
 #: Bytes of shared memory a block that need no permission of the driver.
 _SHARED_BYTES = 48 * 1024
 #: Inputs and sums that a thread may hold; in float64, where they take twice as many registers, some may be spilled.
@@ -294,10 +294,10 @@ class _Layer:
 
     @classmethod
     def of(
-        cls, sizes: Any, active: bool, biased: bool, threads: int, most_ahead: int, dtype: str, wide: bool
+        cls, sizes: Any, active: bool, biased: bool, threads: int, most_ahead: int, dtype: str, aligned16: bool
     ) -> _Layer:
         inputs, outputs = sizes
-        vector = widest_access(inputs, dtype) if wide else 1
+        vector = widest_access(inputs, dtype) if aligned16 else 1
         lanes = _lanes(inputs // vector, outputs, threads)
         whole, left = divmod(inputs // vector, lanes)
         ahead = min(most_ahead, whole)
@@ -319,7 +319,7 @@ def _layer_functions(layer: _Layer, threads: int, dtype: str) -> tuple[Any, Any]
     vector, lanes, ahead, left = layer.vector, layer.lanes, layer.ahead, layer.left
     stride, at_once, whole = lanes * vector, threads // lanes, layer.whole
     rounds, warp_results = -(-outputs // at_once), 32 // lanes
-    shift = int(math.log2(lanes))
+    shift, sum_of_lanes = int(math.log2(lanes)), reduction(lanes, threads, dtype)
     load, load_weight, _ = vector_access(vector)
     load_early = {1: ldg_early, 2: ldg2_early, 4: ldg4_early}[vector]
 
@@ -390,8 +390,7 @@ def _layer_functions(layer: _Layer, threads: int, dtype: str) -> tuple[Any, Any]
         total = sums[0]
         for e in range(1, vector):
             total += sums[e]
-        for i in range(shift):
-            total += cuda.shfl_xor_sync(_ALL_LANES, total, lanes >> (i + 1))
+        total = sum_of_lanes(total)
         if active:
             # Written so that a NaN stays.
             total = real(0) if total <= real(0) else total
@@ -629,11 +628,11 @@ def _filling(block: BlockGeometry, threads: int, dtype: str) -> Any:
 
 @specialised
 def _kernel(
-    geometry: NetGeometry, tiling: Tiling, dtype: str, has_bias: tuple[bool, ...], wide: bool
+    geometry: NetGeometry, tiling: Tiling, dtype: str, has_bias: tuple[bool, ...], aligned16: bool
 ) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``n`` is not looked at.
 
-    ``has_bias`` is of the blocks and then of the layers; ``wide``: all weights begin at multiples of 128 bits.
+    ``has_bias`` is of the blocks and then of the layers; ``aligned16``: all weights begin at multiples of 128 bits.
     """
     real, threads = getattr(types, dtype), tiling.threads
     blocks, (_, sizes, relu) = geometry
@@ -643,7 +642,7 @@ def _kernel(
     filters_at = [sum(_filters(block)[1] for block in blocks[:number]) for number in range(count)]
     most_ahead = _most_ahead(blocks, tiling) if dtype == "float32" else 0
     layers = [
-        _Layer.of(pair, active, biased, threads, most_ahead, dtype, wide)
+        _Layer.of(pair, active, biased, threads, most_ahead, dtype, aligned16)
         for pair, active, biased in zip(pairwise(sizes), relu, has_bias[count:], strict=True)
     ]
     layer_functions = [_layer_functions(layer, threads, dtype) for layer in layers]
@@ -750,14 +749,14 @@ def launches(
     dtype: Any,
     *,
     has_bias: tuple[bool, ...] | None = None,
-    wide: bool = True,
+    aligned16: bool = True,
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for no images.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
         has_bias: which blocks, and then layers, have one; None for all.
-        wide: the weights of all layers begin at multiples of 16 bytes.
+        aligned16: the weights of all layers begin at multiples of 16 bytes.
 
     Raises:
         ValueError: the network is refused, see the module's docstring; the message says why.
@@ -770,7 +769,7 @@ def launches(
         return ()
     count = len(blocks) + len(chain.relu)
     one = NetGeometry(tuple(map(single, blocks)), chain._replace(n=1))
-    kernel = _kernel(one, tiling, name, has_bias or (True,) * count, wide)
+    kernel = _kernel(one, tiling, name, has_bias or (True,) * count, aligned16)
     arrays = types.UniTuple(array_type(name), count)
     signature = (array_type(name), arrays, arrays, array_type(name))
     return (Launch(kernel, signature, (chain.n, 1, 1), (tiling.threads, 1, 1)),)
@@ -795,6 +794,6 @@ def launch(
     """
     has_bias = tuple(bias is not None for bias in biases)
     given = [weight if bias is None else bias for weight, bias in zip(weights, biases, strict=True)]
-    wide = aligned(*weights[len(geometry.blocks) :])
-    for one in launches(geometry, tiling, x.dtype, has_bias=has_bias, wide=wide):
+    aligned16 = aligned(*weights[len(geometry.blocks) :])
+    for one in launches(geometry, tiling, x.dtype, has_bias=has_bias, aligned16=aligned16):
         one(stream, x.reshape(-1), flat(weights), flat(given), out.reshape(-1))

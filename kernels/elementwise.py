@@ -39,15 +39,15 @@ def tilings(shape: tuple[int, ...]) -> tuple[Tiling, ...]:
     return Tiling(256), Tiling(128), Tiling(512)
 
 
-def vector_of(dtype: Any, wide: bool) -> int:
-    """Elements of a vector: 128 bits if the arrays are ``wide``, aligned to as much."""
-    return 16 // np.dtype(dtype).itemsize if wide else 1
+def vector_of(dtype: Any, aligned16: bool) -> int:
+    """Elements of a vector: 128 bits if the arrays are ``aligned16``, aligned to as much."""
+    return 16 // np.dtype(dtype).itemsize if aligned16 else 1
 
 
-def each(wide_step: Any, step: Any, threads: int, vector: int, *, first_block: int = 0) -> Any:
+def each(vector_step: Any, step: Any, threads: int, vector: int, *, first_block: int = 0) -> Any:
     """A device function of ``(elements, *arguments)``: what a thread does.
 
-    ``wide_step(i, *arguments)`` is called for ``vector`` elements from i on, ``step`` for one that is left over. The
+    ``vector_step(i, *arguments)`` is called for ``vector`` elements from i on, ``step`` for one that is left over. The
     blocks from ``first_block`` on do the work.
     """
 
@@ -57,7 +57,7 @@ def each(wide_step: Any, step: Any, threads: int, vector: int, *, first_block: i
         thread = block * threads + cuda.threadIdx.x
         whole = u32(elements) // vector
         if thread < whole:
-            wide_step(thread * vector, *arguments)
+            vector_step(thread * vector, *arguments)
         else:
             i = thread + whole * (vector - 1)
             if i < elements:

@@ -207,13 +207,13 @@ def _kernel(
 
 
 def launches(
-    geometry: ImageBatchGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True, counts_steps: bool = False
+    geometry: ImageBatchGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True, counts_steps: bool = False
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
-        wide: the result begins at a multiple of 16 bytes.
+        aligned16: the result begins at a multiple of 16 bytes.
         counts_steps: the batch is found by the number of the step.
 
     Raises:
@@ -224,7 +224,7 @@ def launches(
     if not geometry.n:
         return ()
     name = np.dtype(dtype).name
-    vector = widest_access(geometry.q, name) if wide else 1
+    vector = widest_access(geometry.q, name) if aligned16 else 1
     kernel = _kernel(geometry._replace(n=1, total=1), tiling.threads, name, vector, counts_steps)
     real, whole = array_type(name), array_type("int64")
     step = array_type("int32") if counts_steps else whole
@@ -257,7 +257,7 @@ def launch(
         ValueError: the batch is too large for 32-bit offsets.
     """
     read = (table, images.reshape(-1), labels, index, transforms.reshape(-1) if geometry.warps else table)
-    for one in launches(geometry, tiling, table.dtype, wide=aligned(out), counts_steps=step is not None):
+    for one in launches(geometry, tiling, table.dtype, aligned16=aligned(out), counts_steps=step is not None):
         # A kernel that counts no steps does not look at the array.
         counted = index if step is None else step
         one(stream, *read, out.reshape(-1), out_labels, counted, geometry.total, geometry.n)

@@ -120,9 +120,9 @@ def tilings(geometry: ChainGeometry) -> tuple[Tiling, ...]:
 
 @specialised
 def _kernel(
-    sizes: tuple[int, ...], relu: tuple[bool, ...], tiling: Tiling, dtype: str, need_input: bool, wide: bool
+    sizes: tuple[int, ...], relu: tuple[bool, ...], tiling: Tiling, dtype: str, need_input: bool, aligned16: bool
 ) -> Callable[..., None]:
-    """``wide``: all weights begin at multiples of 128 bits."""
+    """``aligned16``: all weights begin at multiples of 128 bits."""
     real = getattr(types, dtype)
     threads, rows, last_layer = tiling.threads, tiling.rows, len(relu) - 1
     buffer = rows * pitch(max(sizes))
@@ -133,7 +133,7 @@ def _kernel(
         inputs, outputs = sizes[number], sizes[number + 1]
         row_in, row_out, first = pitch(inputs), pitch(outputs), number == 0
         masks = not first and relu[number - 1]
-        vector = widest_access(inputs, dtype) if wide else 1
+        vector = widest_access(inputs, dtype) if aligned16 else 1
         group_threads, groups, at_once = _groups(inputs, outputs, vector, threads)
         batches = -(-outputs // (groups * at_once))
         share, uneven = batches * at_once, groups * batches * at_once != outputs
@@ -170,8 +170,8 @@ def _kernel(
             sums, w = cuda.local.array((rows, vector), real), cuda.local.array((at_once, vector), real)
             one = cuda.local.array(vector, real)
             thread = u32(cuda.threadIdx.x)
-            group = thread // group_threads
-            column = thread % group_threads * vector
+            group, column = divmod(thread, group_threads)
+            column *= vector
             while (group < groups) & (column < inputs):
                 for r in range(rows):
                     for e in range(vector):
@@ -204,8 +204,8 @@ def _kernel(
             cuda.syncthreads()
             i = u32(cuda.threadIdx.x)
             while i < rows * inputs:
-                r = i // inputs
-                column, row = i % inputs, first_row + r
+                r, column = divmod(i, inputs)
+                row = first_row + r
                 at = r * row_in + column
                 value = real(0)
                 for group in range(groups):
@@ -246,8 +246,8 @@ def _kernel(
         first_row = u32(cuda.blockIdx.x) * rows
         i = u32(cuda.threadIdx.x)
         while i < rows * last_row:
-            r = i // last_row
-            column, row = i % last_row, first_row + r
+            r, column = divmod(i, last_row)
+            row = first_row + r
             exists = (column < last_size) & (row < n)
             offset = row * last_size + column
             value = ldg_if(grad, offset, exists)
@@ -265,14 +265,14 @@ def _kernel(
 
 
 def launches(
-    geometry: ChainGeometry, tiling: Tiling, dtype: Any, *, need_input: bool = True, wide: bool = True
+    geometry: ChainGeometry, tiling: Tiling, dtype: Any, *, need_input: bool = True, aligned16: bool = True
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for no rows.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
         need_input: whether the input's gradient is wanted.
-        wide: all weights begin at multiples of 16 bytes.
+        aligned16: all weights begin at multiples of 16 bytes.
 
     Raises:
         ValueError: too many layers, too wide ones, or an array that is too large.
@@ -285,7 +285,7 @@ def launches(
     name = np.dtype(dtype).name
     arrays = types.UniTuple(array_type(name), len(relu))
     signature = (array_type(name), arrays, arrays, arrays, array_type(name), types.int64)
-    kernel = _kernel(sizes, relu, tiling, name, need_input, wide)
+    kernel = _kernel(sizes, relu, tiling, name, need_input, aligned16)
     return (Launch(kernel, signature, (-(-n // tiling.rows), 1, 1), (tiling.threads, 1, 1)),)
 
 
@@ -307,6 +307,6 @@ def launch(
     Raises:
         ValueError: too many layers, too wide ones, or an array that is too large.
     """
-    for one in launches(geometry, tiling, grad.dtype, need_input=out is not None, wide=aligned(*weights)):
+    for one in launches(geometry, tiling, grad.dtype, need_input=out is not None, aligned16=aligned(*weights)):
         flat_out = (grad if out is None else out).reshape(-1)
         one(stream, grad.reshape(-1), flat(weights), flat(ys), flat(grads), flat_out, geometry.n)

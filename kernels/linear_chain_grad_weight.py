@@ -23,7 +23,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import ChainGeometry
-from gpuconv.kernels.all_at_once import dealing
+from gpuconv.kernels.all_at_once import dispatch
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
@@ -162,7 +162,7 @@ def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str) -> Callable[...,
 
         return run
 
-    run_one = dealing([layer(number) for number in range(len(sizes) - 1)], starts)
+    run_one = dispatch([layer(number) for number in range(len(sizes) - 1)], starts)
 
     @jit(launch_bounds=32 * _WARPS)
     def linear_chain_grad_weight(xs: Any, grads: Any, weights_out: Any, biases_out: Any, n: Any) -> None:

@@ -68,12 +68,12 @@ def _kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int) -> 
     return max_pool2d
 
 
-def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
-        wide: the input begins at a multiple of 16 bytes.
+        aligned16: the input begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: an array is too large for 32-bit offsets.
@@ -85,7 +85,7 @@ def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool
         return ()
     name = np.dtype(dtype).name
     single = dataclasses.replace(geometry, n=1, c=1)
-    kernel = _kernel(single, tiling.threads, name, row_vector(geometry, name, wide))
+    kernel = _kernel(single, tiling.threads, name, row_vector(geometry, name, aligned16))
     signature = (array_type(name),) * 2 + (array_type(_offset_type(geometry)), types.int64)
     return (Launch(kernel, signature, (-(-windows // tiling.threads), 1, 1), (tiling.threads, 1, 1)),)
 
@@ -99,5 +99,5 @@ def launch(x: Any, out: Any, winners: Any, geometry: Pool2dGeometry, tiling: Til
     Raises:
         ValueError: an array is too large for 32-bit offsets.
     """
-    for one in launches(geometry, tiling, x.dtype, wide=aligned(x)):
+    for one in launches(geometry, tiling, x.dtype, aligned16=aligned(x)):
         one(stream, x.reshape(-1), out.reshape(-1), winners.reshape(-1), out.size)

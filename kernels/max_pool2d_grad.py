@@ -120,12 +120,12 @@ def _gather_kernel(geometry: Pool2dGeometry, threads: int, dtype: str) -> Callab
     return max_pool2d_grad
 
 
-def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
-        wide: the array for the result begins at a multiple of 16 bytes.
+        aligned16: the array for the result begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: an array is too large for 32-bit offsets.
@@ -139,7 +139,7 @@ def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool
     if _apart(geometry):
         down, across = _cells(geometry)
         rows_aligned = geometry.padding[1][0] == 0 and geometry.w % stride == 0
-        whole = wide and rows_aligned and stride in (2, 4) and stride * np.dtype(dtype).itemsize <= 16
+        whole = aligned16 and rows_aligned and stride in (2, 4) and stride * np.dtype(dtype).itemsize <= 16
         items, kernel = planes * down * across, _cell_kernel(single, tiling.threads, name, stride if whole else 1)
     else:
         items, kernel = planes * geometry.h * geometry.w, _gather_kernel(single, tiling.threads, name)
@@ -159,5 +159,5 @@ def launch(grad: Any, winners: Any, out: Any, geometry: Pool2dGeometry, tiling: 
         items = geometry.n * geometry.c * down * across
     else:
         items = out.size
-    for one in launches(geometry, tiling, grad.dtype, wide=aligned(out)):
+    for one in launches(geometry, tiling, grad.dtype, aligned16=aligned(out)):
         one(stream, grad.reshape(-1), winners.reshape(-1), out.reshape(-1), items)

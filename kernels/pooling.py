@@ -39,14 +39,14 @@ def padded(geometry: Pool2dGeometry) -> bool:
     return geometry.padding != ((0, 0), (0, 0)) or geometry.overhang != (0, 0)
 
 
-def row_vector(geometry: Pool2dGeometry, dtype: str, wide: bool) -> int:
+def row_vector(geometry: Pool2dGeometry, dtype: str, aligned16: bool) -> int:
     """Elements of a window's row if they are one aligned access of up to 128 bits in each window, else 1.
 
-    ``wide``: the input begins at a multiple of 16 bytes.
+    ``aligned16``: the input begins at a multiple of 16 bytes.
     """
     s, (left, _) = geometry.s, geometry.padding[1]
     whole = geometry.stride[1] == s and geometry.dilation[1] == 1 and left == 0 and geometry.w % s == 0
-    return s if wide and whole and s in (2, 4) and s * np.dtype(dtype).itemsize <= 16 else 1
+    return s if aligned16 and whole and s in (2, 4) and s * np.dtype(dtype).itemsize <= 16 else 1
 
 
 def keeping_larger(*, guarded: bool) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuconv.kernels.all_at_once import (
-    dealing,
+    dispatch,
     first_blocks,
     launches_of,
     numbers_array,
@@ -54,7 +54,7 @@ def _kernel(
 
         return device_function(update)
 
-    update_one = dealing([work_of(number) for number in range(len(sizes))], starts)
+    update_one = dispatch([work_of(number) for number in range(len(sizes))], starts)
 
     @jit(launch_bounds=tiling.threads)
     def sgd_update_all(arrays: Any, numbers: Any) -> None:
@@ -66,14 +66,14 @@ def _kernel(
 
 
 def launches(
-    sizes: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, wide: bool = True
+    sizes: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, aligned16: bool = True
 ) -> tuple[Launch, ...]:
     """The launches of :func:`launch`: one for each 16 parameters that have elements.
 
     Args:
         sizes, tiling, dtype: see :func:`launch`.
         rule: which terms the formula has; None for momentum alone.
-        wide: all arrays begin at multiples of 16 bytes.
+        aligned16: all arrays begin at multiples of 16 bytes.
 
     Raises:
         ValueError: a parameter is too large for 32-bit offsets.
@@ -83,7 +83,7 @@ def launches(
     def kernel(*arguments: Any) -> Any:
         return _kernel(*arguments, chosen)
 
-    return launches_of(kernel, sizes, tiling, dtype, 3, wide=wide, op="sgd_update_all")
+    return launches_of(kernel, sizes, tiling, dtype, 3, aligned16=aligned16, op="sgd_update_all")
 
 
 def launch(

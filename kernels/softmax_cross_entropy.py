@@ -23,8 +23,8 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, jit, ldg, st, u32
-from gpuconv.kernels.rowwise import Tiling, meeting, tilings
+from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, jit, ldg, reduction, st, u32
+from gpuconv.kernels.rowwise import Tiling, tilings
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
 
@@ -39,7 +39,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
     real = getattr(types, dtype)
     threads, lanes = tiling.threads, tiling.lanes
     rows_a_block, lowest, not_a_number = threads // lanes, float("-inf"), float("nan")
-    meet_largest, meet_sum = meeting(tiling, dtype, largest=True), meeting(tiling, dtype, largest=False)
+    largest_of_row, sum_of_row = reduction(lanes, threads, dtype, largest=True), reduction(lanes, threads, dtype)
 
     @jit(launch_bounds=threads)
     def softmax_cross_entropy(
@@ -68,14 +68,14 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
             # Once it is NaN it stays so.
             largest = largest if largest >= value or largest != largest else value
             i += lanes
-        largest = meet_largest(largest)
+        largest = largest_of_row(largest)
 
         total = real(0)
         i = lane
         while i < end:
             total += real(math.exp(ldg(logits, first + i) - largest))
             i += lanes
-        total = meet_sum(total)
+        total = sum_of_row(total)
 
         log_total = real(math.log(total)) if row < rows else real(0)
         spread = real(0)
@@ -88,7 +88,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
                 spread += ldg(weight, i) * log_probability if has_weight else log_probability
             i += lanes
         if smooths:
-            spread = meet_sum(spread)
+            spread = sum_of_row(spread)
 
         if (lane == 0) & (row < rows):
             label = ldg(labels, row)

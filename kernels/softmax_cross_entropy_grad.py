@@ -19,8 +19,8 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, jit, ldg, st, u32
-from gpuconv.kernels.rowwise import Tiling, meeting, tilings
+from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, jit, ldg, reduction, st, u32
+from gpuconv.kernels.rowwise import Tiling, tilings
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
 
@@ -35,7 +35,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
     real = getattr(types, dtype)
     threads, lanes = tiling.threads, tiling.lanes
     rows_a_block = threads // lanes
-    meet_sum = meeting(tiling, dtype, largest=False)
+    sum_of_row = reduction(tiling.lanes, tiling.threads, dtype)
 
     @jit(launch_bounds=threads)
     def softmax_cross_entropy_grad(
@@ -63,7 +63,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
             while i < end:
                 coefficients += share * ldg(weight, i)
                 i += lanes
-            coefficients = meet_sum(coefficients)
+            coefficients = sum_of_row(coefficients)
 
         if row < rows:
             label, row_grad = ldg(labels, row), ldg(grad, row)

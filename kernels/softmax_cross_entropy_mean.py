@@ -9,7 +9,7 @@ A label that is neither a class nor ``ignore_index`` makes the loss NaN, its row
 ``wrong`` if it is the first one, by an atomic minimum of integers; no row does otherwise.
 
 Shared bytes: at most 128. Registers aimed at: at most 64. Expected bottleneck: latency; about four passes over a row,
-and two meetings of the block. More than 32,768 logits are refused: they are work for more than one multiprocessor.
+and two reductions over the block. More than 32,768 logits are refused: they are work for more than one multiprocessor.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Answer, Launch, Refusal, array_type, jit, ldg, st, u32
-from gpuconv.kernels.rowwise import Tiling, meeting
+from gpuconv.kernels.device import Answer, Launch, Refusal, array_type, jit, ldg, reduction, st, u32
+from gpuconv.kernels.rowwise import Tiling
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
 
@@ -56,8 +56,8 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
     real = getattr(types, dtype)
     threads, lanes = tiling.threads, tiling.lanes
     rows_a_pass, lowest, not_a_number = threads // lanes, float("-inf"), float("nan")
-    meet_largest, meet_sum = meeting(tiling, dtype, largest=True), meeting(tiling, dtype, largest=False)
-    sum_of_block = meeting(Tiling(threads, threads), dtype, largest=False)
+    largest_of_row, sum_of_row = reduction(lanes, threads, dtype, largest=True), reduction(lanes, threads, dtype)
+    sum_of_block = reduction(threads, threads, dtype)
 
     @jit(launch_bounds=threads)
     def softmax_cross_entropy_mean(
@@ -93,7 +93,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
             while i < classes:
                 shares += share * ldg(weight, i)
                 i += lanes
-            shares = meet_sum(shares)
+            shares = sum_of_row(shares)
 
         losses = real(0)
         first_row = u32(0)
@@ -110,7 +110,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
                 # Once it is NaN it stays so.
                 largest = largest if largest >= value or largest != largest else value
                 i += lanes
-            largest = meet_largest(largest)
+            largest = largest_of_row(largest)
             total, spread = real(0), real(0)
             i = lane
             while i < end:
@@ -119,9 +119,9 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
                 if smooths:
                     spread += ldg(weight, i) * shifted if has_weight else shifted
                 i += lanes
-            total = meet_sum(total)
+            total = sum_of_row(total)
             if smooths:
-                spread = meet_sum(spread)
+                spread = sum_of_row(spread)
 
             if row < rows:
                 label = ldg(labels, row)

@@ -25,8 +25,8 @@ of 32 bits, and memory is reached by flat offsets:
 ``ld ld2 ld4``       1, 2 or 4 elements (a tuple) of a global or shared array, in one access of up to 128 bits
 ``st st2 st4``       stores likewise; the values are of the array's type
 ``ldg ldg2 ldg4``    loads through the read-only cache (``ld.global.nc``): global memory that the launch does not write
-``ldg_if`` ...       likewise ``ldg2_if ldg4_if``: with a predicate, but no branch; where it is false they give zeros and
-                     read nothing, whatever the offset
+``ldg_if`` ...       likewise ``ldg2_if ldg4_if``: with a predicate, but no branch; where it is false they give zeros
+                     and read nothing, whatever the offset
 ``ldg_early`` ...    likewise ``ldg2_early ldg4_early``: as ``ldg_if``, but the load is made where it stands; others the
                      compiler may delay until the value is needed, to save registers
 ``fma``              ``a * b + c`` rounded once
@@ -39,7 +39,8 @@ are, a shared array is if it is made with ``alignment=16``, and the offset must 
 alignment, types, overflow. A twin proves the kernel, not the intrinsic; ``tests/test_device.py`` compares the two where
 the LLVM code can run on a CPU.
 
-**Rooms**: ``words``; ``memory`` (loads, stores); ``registers`` (fma, unrolled loops, outer products); ``launch``;
+**Rooms**: ``words``; ``memory`` (loads, stores); ``registers`` (fma, unrolled loops, outer products); ``reduce``
+(sums over lanes and blocks); ``stage`` (weights to shared memory); ``launch``;
 ``host`` (what is decided before a launch); ``intrinsic`` (how one is made).
 """
 
@@ -83,13 +84,16 @@ from gpuconv.kernels.device.memory import (
     st2,
     st4,
 )
+from gpuconv.kernels.device.reduce import reduce_scatter, reduction
 from gpuconv.kernels.device.registers import add_outer, fma, unrolled, vector_access
+from gpuconv.kernels.device.stage import staging, weight_staging
 from gpuconv.kernels.device.words import i32, maximum, minimum, u32
 
 __all__ = [
     "BODIES", "MAX_ELEMENTS", "MULTIPROCESSORS", "SIMULATED", "TWINS", "Answer", "Launch", "Refusal", "add_outer",
     "aligned", "array_type", "bank_conflicts", "device_function", "fits_offsets", "fitted", "fma", "i32",
-    "is_recording", "jit", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_early", "ldg2_if", "ldg4", "ldg4_early", "ldg4_if",
-    "ldg_early", "ldg_if", "maximum", "minimum", "recording", "running_on_host", "st", "st2", "st4", "u32", "unrolled",
-    "vector_access", "widest_access",
+    "is_recording", "jit", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_early", "ldg2_if", "ldg4", "ldg4_early",
+    "ldg4_if", "ldg_early", "ldg_if", "maximum", "minimum", "recording", "reduce_scatter", "reduction",
+    "running_on_host", "st", "st2", "st4", "staging", "u32", "unrolled", "vector_access", "weight_staging",
+    "widest_access",
 ]  # fmt: skip
