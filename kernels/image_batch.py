@@ -185,7 +185,7 @@ def _kernel(
             known = (source >= 0) & (source < total)
             source = source if known else types.int64(0)
             at = thread % vectors * vector
-            row, column = i32(at // g.q), i32(at - at // g.q * g.q)
+            row, column = i32(at // g.q), i32(at % g.q)
             first = source * (g.h * g.w)
             if warps:
                 a, b, c = coefficients(transforms, source * 6, known)

@@ -3,7 +3,7 @@
 Numba computes with 64-bit integers, which take a GPU two to four instructions each. A word stays a word::
 
     thread = u32(cuda.threadIdx.x)
-    row, column = thread // columns, thread % columns
+    row, column = divmod(thread, columns)
     inside = row * stride - padding < height        # unsigned: tests both borders
 
 ``u32(x)`` and ``i32(x)`` convert an integer or a word. Words have ``+ - * // % << >> &``, also in place, comparisons,
@@ -51,9 +51,8 @@ class Word(types.Integer):  # type: ignore[misc]
         super().__init__(name, bitwidth=32, signed=signed)
 
     def can_convert_to(self, typingctx: Any, other: Any) -> Any:
-        """To Numba's integer of the same bits and sign: as an argument, or to be put into an array. "Unsafe" keeps a
-        variable from becoming one of these by itself.
-        """
+        """To Numba's integer of the same bits and sign, as an argument or an element of an array."""
+        # "Unsafe" keeps a variable from becoming one by itself.
         return Conversion.unsafe if other == (types.int32 if self.signed else types.uint32) else None
 
     def unify(self, typingctx: Any, other: Any) -> Any:
@@ -117,7 +116,7 @@ def _quotient_and_remainder(context: Any, builder: Any, signature: Any, args: An
     x, y = (as_word(builder, *one) for one in zip(args, signature.args, strict=True))
     signed = signature.return_type.dtype.signed
     quotient = (builder.sdiv if signed else builder.udiv)(x, y)
-    # As a remainder it would be computed for itself, where the compiler takes 16 bits to be enough for it.
+    # Not as a remainder: the compiler would compute that for itself, in 16 bits where these are enough.
     flags = ("nsw",) if signed else ()
     remainder = builder.sub(x, builder.mul(quotient, y, flags=flags), flags=flags)
     return context.make_tuple(builder, signature.return_type, (quotient, remainder))
@@ -284,7 +283,7 @@ def _fitting(value: int) -> int:
 
 def _i32(value: Any) -> Any:
     """The twin of ``i32``."""
-    value = operator.index(value).real
+    value = value if type(value) is int else operator.index(value).real
     return _READY_I32[value] if 0 <= value < _READY else _make(_I32, _fitting(value))
 
 
