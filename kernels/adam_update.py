@@ -133,21 +133,21 @@ def _kernel(tiling: Tiling, dtype: str, vector: int, rule: Rule) -> Callable[...
 
 
 def launches(
-    shape: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, wide: bool = True
+    shape: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, aligned16: bool = True
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty array.
 
     Args:
         shape, tiling, dtype: see :func:`launch`.
         rule: which terms the formula has; None for Adam without weight decay.
-        wide: all arrays begin at multiples of 16 bytes.
+        aligned16: all arrays begin at multiples of 16 bytes.
 
     Raises:
         ValueError: the arrays are too large for 32-bit offsets.
     """
     if not (answer := supports(shape)):
         raise ValueError(f"adam_update: {answer}")
-    elements, name, vector = math.prod(shape), np.dtype(dtype).name, vector_of(dtype, wide)
+    elements, name, vector = math.prod(shape), np.dtype(dtype).name, vector_of(dtype, aligned16)
     if not elements:
         return ()
     signature = (array_type(name),) * 4 + (getattr(types, name),) * 8 + (types.int64,)
@@ -183,5 +183,5 @@ def launch(
         step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, decoupled=decoupled
     )
     arrays, real = (param, grad, mean, square), param.dtype.type
-    for one in launches(shape, tiling, param.dtype, rule=rule, wide=aligned(*arrays)):
+    for one in launches(shape, tiling, param.dtype, rule=rule, aligned16=aligned(*arrays)):
         one(stream, *(array.reshape(-1) for array in arrays), *(real(number) for number in numbers), param.size)

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpuconv.kernels.adam_update import Rule, numbers_of, rule_of, step_of
 from gpuconv.kernels.all_at_once import (
-    dealing,
+    dispatch,
     first_blocks,
     launches_of,
     numbers_array,
@@ -24,7 +24,7 @@ from gpuconv.kernels.all_at_once import (
     tilings,
 )
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, device_function, jit, ldg, uadd
+from gpuconv.kernels.device import Launch, device_function, jit, ldg
 from gpuconv.kernels.elementwise import Tiling, each
 
 __all__ = [
@@ -54,28 +54,28 @@ def _kernel(
 
         return device_function(update)
 
-    update_one = dealing([work_of(number) for number in range(len(sizes))], starts)
+    update_one = dispatch([work_of(number) for number in range(len(sizes))], starts)
 
     @jit(launch_bounds=tiling.threads)
     def adam_update_all(arrays: Any, numbers: Any) -> None:
         at = take_row(numbers)
-        rate, beta1, beta2 = ldg(numbers, at), ldg(numbers, uadd(at, 1)), ldg(numbers, uadd(at, 2))
-        share1, share2 = ldg(numbers, uadd(at, 3)), ldg(numbers, uadd(at, 4))
-        correction, eps, decay = ldg(numbers, uadd(at, 5)), ldg(numbers, uadd(at, 6)), ldg(numbers, uadd(at, 7))
+        rate, beta1, beta2 = ldg(numbers, at), ldg(numbers, at + 1), ldg(numbers, at + 2)
+        share1, share2 = ldg(numbers, at + 3), ldg(numbers, at + 4)
+        correction, eps, decay = ldg(numbers, at + 5), ldg(numbers, at + 6), ldg(numbers, at + 7)
         update_one(arrays, rate, beta1, beta2, share1, share2, correction, eps, decay)
 
     return adam_update_all
 
 
 def launches(
-    sizes: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, wide: bool = True
+    sizes: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, aligned16: bool = True
 ) -> tuple[Launch, ...]:
     """The launches of :func:`launch`: one for each 16 parameters that have elements.
 
     Args:
         sizes, tiling, dtype: see :func:`launch`.
         rule: which terms the formula has; None for Adam without weight decay.
-        wide: all arrays begin at multiples of 16 bytes.
+        aligned16: all arrays begin at multiples of 16 bytes.
 
     Raises:
         ValueError: a parameter is too large for 32-bit offsets.
@@ -85,7 +85,7 @@ def launches(
     def kernel(*arguments: Any) -> Any:
         return _kernel(*arguments, chosen)
 
-    return launches_of(kernel, sizes, tiling, dtype, 4, wide=wide, op="adam_update_all")
+    return launches_of(kernel, sizes, tiling, dtype, 4, aligned16=aligned16, op="adam_update_all")
 
 
 def launch(

@@ -22,19 +22,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
-from gpuconv.kernels.device import (
-    Answer,
-    Launch,
-    aligned,
-    array_type,
-    device_function,
-    fits_offsets,
-    ld,
-    st,
-    u32,
-    uadd,
-    umul,
-)
+from gpuconv.kernels.device import Answer, Launch, aligned, array_type, device_function, fits_offsets, ld, st, u32
 from gpuconv.kernels.elementwise import Tiling, blocks_of, vector_of
 
 #: Parameters a launch. An array takes 56 bytes of arguments, of which a kernel has 4 KB; Adam's update takes four.
@@ -91,17 +79,17 @@ def taking_row(dtype: str, first_count: int, rows_at: int, width: int) -> Any:
 
     @device_function
     def take(numbers: Any) -> Any:
-        place = uadd(u32(cuda.blockIdx.x), first_count)
+        place = u32(cuda.blockIdx.x) + first_count
         row, last = ld(numbers, place), ld(numbers, 0)
         cuda.syncthreads()  # all threads have read the count
         if (cuda.threadIdx.x == 0) & (row < last):
             st(numbers, place, row + one)
-        return uadd(umul(u32(types.int32(row)), width), rows_at)
+        return u32(types.int32(row)) * width + rows_at
 
     return take
 
 
-def dealing(works: Sequence[Any], starts: Sequence[int]) -> Any:
+def dispatch(works: Sequence[Any], starts: Sequence[int]) -> Any:
     """A device function that calls the one of ``works`` to which the block belongs."""
 
     def choice(first: int, last: int) -> Any:
@@ -122,7 +110,14 @@ def dealing(works: Sequence[Any], starts: Sequence[int]) -> Any:
 
 
 def launches_of(
-    kernel: Callable[..., Any], sizes: tuple[int, ...], tiling: Tiling, dtype: Any, arrays: int, *, wide: bool, op: str
+    kernel: Callable[..., Any],
+    sizes: tuple[int, ...],
+    tiling: Tiling,
+    dtype: Any,
+    arrays: int,
+    *,
+    aligned16: bool,
+    op: str,
 ) -> tuple[Launch, ...]:
     """A launch for each 16 parameters that have elements.
 
@@ -130,7 +125,7 @@ def launches_of(
         kernel: a function of (sizes, tiling, dtype, vector, first_count, rows_at) that makes one; see
             :func:`taking_row`.
         arrays: how many belong to a parameter.
-        wide: all of them begin at multiples of 16 bytes.
+        aligned16: all of them begin at multiples of 16 bytes.
         sizes, tiling, dtype, op: elements of each parameter, and the rest as usual.
 
     Raises:
@@ -138,7 +133,7 @@ def launches_of(
     """
     if not (answer := supports(sizes)):
         raise ValueError(f"{op}: {answer}")
-    name, vector, found = np.dtype(dtype).name, vector_of(dtype, wide), []
+    name, vector, found = np.dtype(dtype).name, vector_of(dtype, aligned16), []
     rows_at, first_count = _rows_at(sizes), 1
     for chunk in _chunks(sizes):
         own = tuple(sizes[number] for number in chunk)
@@ -157,8 +152,8 @@ def run(
 ) -> None:
     """Launch the update of the parameters to whose arrays ``groups`` belong: a list of parameters, one of gradients...
 
-    ``launches`` is given ``wide`` by keyword.
+    ``launches`` is given ``aligned16`` by keyword.
     """
-    made = launches(wide=aligned(*(array for group in groups for array in group)))
+    made = launches(aligned16=aligned(*(array for group in groups for array in group)))
     for launch, chunk in zip(made, _chunks([array.size for array in groups[0]]), strict=True):
         launch(stream, tuple(group[number].reshape(-1) for number in chunk for group in groups), numbers)

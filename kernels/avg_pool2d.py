@@ -20,25 +20,7 @@ from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    Launch,
-    aligned,
-    array_type,
-    i32,
-    iadd,
-    imul,
-    isub,
-    jit,
-    ldg2_if,
-    ldg4_if,
-    ldg_if,
-    st,
-    u32,
-    uadd,
-    udiv,
-    umul,
-    usub,
-)
+from gpuconv.kernels.device import Launch, aligned, array_type, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
 from gpuconv.kernels.pooling import Tiling, divisor, padded, row_vector, supports, tilings
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
@@ -59,25 +41,23 @@ def _kernel(
 
     @jit(launch_bounds=threads)
     def avg_pool2d(x: Any, out: Any, windows: Any) -> None:
-        i = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < windows:
-            rest = udiv(i, q)
-            window_column = usub(i, umul(rest, q))
-            plane = udiv(rest, p)
-            window_row = usub(rest, umul(plane, p))
-            row, column = isub(imul(window_row, stride_h), top), isub(imul(window_column, stride_w), left)
-            first = iadd(imul(iadd(imul(plane, h), row), w), column)
+            rest, window_column = divmod(i, q)
+            plane, window_row = divmod(rest, p)
+            row, column = i32(window_row) * stride_h - top, i32(window_column) * stride_w - left
+            first = (i32(plane) * h + row) * w + column
             total = real(0)
             for dr in range(r):
-                inside_row = (u32(iadd(row, dr)) < h) | (not guarded)
+                inside_row = (u32(row + dr) < h) | (not guarded)
                 if vector > 1:
-                    values = load(x, iadd(first, dr * w), inside_row)
+                    values = load(x, first + dr * w, inside_row)
                     for ds in range(s):
                         total += values[ds]
                 else:
                     for ds in range(s):
-                        inside = (inside_row & (u32(iadd(column, ds)) < w)) | (not guarded)
-                        total += load(x, iadd(first, dr * w + ds), inside)
+                        inside = (inside_row & (u32(column + ds) < w)) | (not guarded)
+                        total += load(x, first + (dr * w + ds), inside)
             st(out, i, total / divide(i32(window_row), i32(window_column)))
 
     return avg_pool2d
@@ -90,13 +70,13 @@ def launches(
     *,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
-    wide: bool = True,
+    aligned16: bool = True,
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype, count_include_pad, divisor_override: see :func:`launch`.
-        wide: the input begins at a multiple of 16 bytes.
+        aligned16: the input begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: an array is too large for 32-bit offsets.
@@ -107,7 +87,7 @@ def launches(
     if not windows:
         return ()
     name = np.dtype(dtype).name
-    single, vector = dataclasses.replace(geometry, n=1, c=1), row_vector(geometry, name, wide)
+    single, vector = dataclasses.replace(geometry, n=1, c=1), row_vector(geometry, name, aligned16)
     kernel = _kernel(single, tiling.threads, name, vector, count_include_pad, divisor_override)
     signature = (array_type(name),) * 2 + (types.int64,)
     return (Launch(kernel, signature, (-(-windows // tiling.threads), 1, 1), (tiling.threads, 1, 1)),)
@@ -131,5 +111,5 @@ def launch(
         ValueError: an array is too large for 32-bit offsets.
     """
     options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
-    for one in launches(geometry, tiling, x.dtype, **options, wide=aligned(x)):
+    for one in launches(geometry, tiling, x.dtype, **options, aligned16=aligned(x)):
         one(stream, x.reshape(-1), out.reshape(-1), out.size)

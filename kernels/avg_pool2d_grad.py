@@ -19,7 +19,7 @@ from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, array_type, i32, jit, ldg_if, st, u32, uadd, udiv, umul, usub
+from gpuconv.kernels.device import Launch, array_type, i32, jit, ldg_if, st, u32
 from gpuconv.kernels.pooling import Tiling, divisor, supports, tilings, uniform
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
@@ -41,23 +41,23 @@ def _kernel(
 
     @jit(launch_bounds=threads)
     def avg_pool2d_grad(grad: Any, out: Any, elements: Any) -> None:
-        i = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < elements:
-            rest = udiv(i, w)
-            column = uadd(usub(i, umul(rest, w)), left)
-            plane = udiv(rest, h)
-            row = uadd(usub(rest, umul(plane, h)), top)
-            first_row = usub(udiv(row, stride_h), down - 1)
-            first_column = usub(udiv(column, stride_w), across - 1)
+            rest = i // w
+            column = i % w + left
+            plane = rest // h
+            row = rest % h + top
+            first_row = row // stride_h - (down - 1)
+            first_column = column // stride_w - (across - 1)
             total = real(0)
             for a in range(down):
                 # Unsigned: a window above the first one has a huge number.
-                window_row = uadd(first_row, a)
-                covers_row = (window_row < p) & (usub(row, umul(window_row, stride_h)) < r)
+                window_row = first_row + a
+                covers_row = (window_row < p) & (row - window_row * stride_h < r)
                 for b in range(across):
-                    window_column = uadd(first_column, b)
-                    covers = covers_row & (window_column < q) & (usub(column, umul(window_column, stride_w)) < s)
-                    window = uadd(umul(uadd(umul(plane, p), window_row), q), window_column)
+                    window_column = first_column + b
+                    covers = covers_row & (window_column < q) & (column - window_column * stride_w < s)
+                    window = (plane * p + window_row) * q + window_column
                     value = ldg_if(grad, window, covers)
                     if not divide_once:
                         # A window that does not cover the element may not exist, and have any count.

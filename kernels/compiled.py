@@ -98,7 +98,7 @@ def _digest(factory: Callable[..., Any]) -> str | None:
     """Of the files that a kernel depends on; None where one cannot be read, as of what was typed into a notebook."""
     own = inspect.getsourcefile(factory)
     try:
-        files = {*Path(__file__).parent.glob("*.py"), Path(inspect.getfile(geometry)), Path(own or "")}
+        files = {*Path(__file__).parent.rglob("*.py"), Path(inspect.getfile(geometry)), Path(own or "")}
         digest = hashlib.sha256()
         for content in sorted(path.read_bytes() for path in files):
             digest.update(hashlib.sha256(content).digest())

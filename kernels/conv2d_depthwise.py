@@ -38,7 +38,6 @@ from gpuconv.kernels.device import (
     fitted,
     fma,
     i32,
-    iadd,
     jit,
     ld2,
     ld4,
@@ -50,12 +49,7 @@ from gpuconv.kernels.device import (
     st2,
     st4,
     u32,
-    uadd,
-    udiv,
-    umod,
-    umul,
     unrolled,
-    usub,
     vector_access,
     widest_access,
 )
@@ -199,10 +193,12 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
 
 
 @specialised
-def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, wide: bool) -> Callable[..., None]:
+def _kernel(
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool
+) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
-    ``wide``: the arrays begin at multiples of 128 bits, and their rows may, too.
+    ``aligned16``: the arrays begin at multiples of 128 bits, and their rows may, too.
     """
     real = getattr(types, dtype)
     vector, load = (4, ld4) if dtype == "float32" else (2, ld2)
@@ -217,7 +213,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
     (height, width), pitch = _halo(geometry, tiling), _pitch(geometry, tiling)
     inputs_size = block_planes * height * pitch
 
-    fetch_vector, out_vector = (widest_access(w, dtype), widest_access(q, dtype)) if wide else (1, 1)
+    fetch_vector, out_vector = (widest_access(w, dtype), widest_access(q, dtype)) if aligned16 else (1, 1)
     shift = _shift(geometry, fetch_vector)
     segment_length = _segment(geometry, fetch_vector)
     before, vectors = left + shift, width // fetch_vector
@@ -232,13 +228,13 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
         # One row of taps after the other, so that few weights are held at a time. That an input row was read before,
         # for another row of outputs, the compiler sees by itself.
         tap_row, i = step // thread_rows, step % thread_rows
-        line = iadd(input_at, (i * stride_h + tap_row * dilation_h) * pitch)
+        line = input_at + (i * stride_h + tap_row * dilation_h) * pitch
         for j in range(0, segment_length, vector):
-            found = load(inputs, iadd(line, j))
+            found = load(inputs, line + j)
             for e in range(vector):
                 segment[j + e] = found[e]
         for tap in range(s):
-            factor = ldg(weight, uadd(weight_at, tap_row * s + tap))
+            factor = ldg(weight, weight_at + (tap_row * s + tap))
             for j in range(thread_columns):
                 total[i, j] = fma(segment[shift + j * stride_w + tap * dilation_w], factor, total[i, j])
 
@@ -252,72 +248,72 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
         values = cuda.local.array(out_vector, real)
 
         thread, block = u32(cuda.threadIdx.x), u32(cuda.blockIdx.x)
-        rest = udiv(block, beside)
-        first_column = umul(usub(block, umul(rest, beside)), tile_columns)
-        block = udiv(rest, down)
-        first_row = umul(usub(rest, umul(block, down)), tile_rows)
-        first_plane = umul(block, block_planes)
+        rest = block // beside
+        first_column = block % beside * tile_columns
+        block = rest // down
+        first_row = rest % down * tile_rows
+        first_plane = block * block_planes
 
         # Unsigned: what lies above or left of the image is a huge row or column.
-        top_row = usub(umul(first_row, stride_h), top)
-        left_column = usub(umul(first_column, stride_w), before)
+        top_row = first_row * stride_h - top
+        left_column = first_column * stride_w - before
         i = thread
         while i < staged:
-            line = udiv(i, vectors)
-            column = umul(usub(i, umul(line, vectors)), fetch_vector)
-            plane = udiv(line, height)
-            input_row, input_column = uadd(top_row, usub(line, umul(plane, height))), uadd(left_column, column)
-            plane = uadd(first_plane, plane)
+            line = i // vectors
+            column = i % vectors * fetch_vector
+            plane = line // height
+            input_row, input_column = top_row + line % height, left_column + column
+            plane += first_plane
             inside = (input_row < h) & (input_column < w) & (plane < u32(planes))
-            offset = uadd(umul(uadd(umul(plane, h), input_row), w), input_column)
-            at = uadd(umul(line, pitch), column)
+            offset = (plane * h + input_row) * w + input_column
+            at = line * pitch + column
             if fetch_vector == 1:
                 st(inputs, at, ldg_if(x, offset, inside))
             elif fetch_vector == 2:
                 st2(inputs, at, ldg2_if(x, offset, inside))
             else:
                 st4(inputs, at, ldg4_if(x, offset, inside))
-            i = uadd(i, threads)
+            i += threads
         cuda.syncthreads()
 
-        strip = udiv(thread, across)
-        column = umul(usub(thread, umul(strip, across)), thread_columns)
-        plane = udiv(strip, strips)
-        row = umul(usub(strip, umul(plane, strips)), thread_rows)
-        input_line = uadd(umul(plane, height), umul(row, stride_h))
-        input_at = i32(uadd(umul(input_line, pitch), umul(column, stride_w)))
-        plane = uadd(first_plane, plane)
-        row, column = uadd(first_row, row), uadd(first_column, column)
+        strip = thread // across
+        column = thread % across * thread_columns
+        plane = strip // strips
+        row = strip % strips * thread_rows
+        input_line = plane * height + row * stride_h
+        input_at = i32(input_line * pitch + column * stride_w)
+        plane += first_plane
+        row, column = first_row + row, first_column + column
         if (plane < u32(planes)) & (column < q):
-            map_, filter_ = umul(plane, multiplier), umul(umod(plane, c), multiplier)
+            map_, filter_ = plane * multiplier, plane % c * multiplier
             for _ in range(multiplier):
                 start = ldg(bias, filter_) if has_bias else real(0)
                 for i in range(thread_rows):
                     for j in range(thread_columns):
                         total[i, j] = real(0)
-                add_window(total, segment, inputs, weight, input_at, umul(filter_, taps))
-                offset = uadd(umul(uadd(umul(map_, p), row), q), column)
+                add_window(total, segment, inputs, weight, input_at, filter_ * taps)
+                offset = (map_ * p + row) * q + column
                 for i in range(thread_rows):
-                    if uadd(row, i) < p:
+                    if row + i < p:
                         for j in range(0, thread_columns, out_vector):
-                            if uadd(column, j) < q:
+                            if column + j < q:
                                 for e in range(out_vector):
                                     values[e] = total[i, j + e] + start
-                                store(values, out, uadd(offset, i * q + j))
-                map_, filter_ = uadd(map_, 1), uadd(filter_, 1)
+                                store(values, out, offset + (i * q + j))
+                map_, filter_ = map_ + 1, filter_ + 1
 
     return conv2d_depthwise
 
 
 def launches(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, wide: bool = True
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, aligned16: bool = True
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
         has_bias: there is a bias.
-        wide: input and output begin at multiples of 16 bytes.
+        aligned16: input and output begin at multiples of 16 bytes.
 
     Raises:
         ValueError: a filter sees several channels, or a window or an array is too large.
@@ -327,7 +323,7 @@ def launches(
     if not geometry.n:
         return ()
     name = np.dtype(dtype).name
-    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, wide)
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, aligned16)
     blocks = -(-geometry.n * geometry.c // tiling.planes)
     blocks *= -(-geometry.p // tiling.rows) * -(-geometry.q // tiling.columns)
     signature = (array_type(name),) * 4 + (types.int64,)
@@ -342,6 +338,6 @@ def launch(
     Raises:
         ValueError: a filter sees several channels, or a window or an array is too large.
     """
-    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, wide=aligned(x, out)):
+    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, aligned16=aligned(x, out)):
         arrays = (x, weight, weight if bias is None else bias, out)
         one(stream, *(array.reshape(-1) for array in arrays), geometry.n * geometry.c)

@@ -23,24 +23,7 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    Answer,
-    Launch,
-    array_type,
-    fits_offsets,
-    fma,
-    iadd,
-    imul,
-    isub,
-    jit,
-    ldg,
-    ldg_if,
-    st,
-    uadd,
-    udiv,
-    umul,
-    usub,
-)
+from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, fma, i32, jit, ldg, ldg_if, st, u32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,32 +66,31 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
 
     @jit(launch_bounds=threads)
     def conv2d_direct(x: Any, weight: Any, bias: Any, out: Any, outputs: Any) -> None:
-        i = iadd(imul(cuda.blockIdx.x, threads), cuda.threadIdx.x)
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < outputs:
-            rest = udiv(i, q)
-            column = isub(imul(usub(i, umul(rest, q)), stride_w), left)
-            image_filter = udiv(rest, p)
-            row = isub(imul(usub(rest, umul(image_filter, p)), stride_h), top)
-            image = udiv(image_filter, k)
-            filter_ = usub(image_filter, umul(image, k))
-            first = iadd(imul(image, c), imul(udiv(filter_, filters), channels))
+            rest = i // q
+            column = i32(i % q) * stride_w - left
+            image_filter = rest // p
+            row = i32(rest % p) * stride_h - top
+            image, filter_ = divmod(image_filter, k)
+            first = i32(image) * c + i32(filter_ // filters) * channels
             # Signed, so that the compiler may fold the constants added to them into the addresses of the loads.
-            x_offset = iadd(imul(first, plane), iadd(imul(row, w), column))
-            w_offset = imul(filter_, taps)
+            x_offset = first * plane + row * w + column
+            w_offset = i32(filter_) * taps
             total = ldg(bias, filter_) if has_bias else real(0)
             for _ in range(channels):
                 for dr in range(r):
                     for ds in range(s):
-                        offset = iadd(x_offset, dr * dilation_h * w + ds * dilation_w)
+                        offset = x_offset + (dr * dilation_h * w + ds * dilation_w)
                         if padded:
                             # Unsigned, so that one comparison tests both borders.
-                            inside = (uadd(row, dr * dilation_h) < h) & (uadd(column, ds * dilation_w) < w)
+                            inside = (u32(row) + dr * dilation_h < h) & (u32(column) + ds * dilation_w < w)
                             value = ldg_if(x, offset, inside)
                         else:
                             value = ldg(x, offset)
-                        total = fma(value, ldg(weight, iadd(w_offset, dr * s + ds)), total)
-                x_offset = iadd(x_offset, plane)
-                w_offset = iadd(w_offset, window)
+                        total = fma(value, ldg(weight, w_offset + (dr * s + ds)), total)
+                x_offset += plane
+                w_offset += window
             st(out, i, total)
 
     return conv2d_direct

@@ -29,19 +29,15 @@ from gpuconv.kernels.device import (
     device_function,
     fits_offsets,
     jit,
+    minimum,
+    reduction,
     st,
     u32,
-    uadd,
-    udiv,
-    umin,
-    umul,
     unrolled,
-    usub,
     vector_access,
 )
-from gpuconv.kernels.partial_sums import first_target, reduction
-from gpuconv.kernels.rowwise import Tiling as Row
-from gpuconv.kernels.rowwise import meeting
+from gpuconv.kernels.partial_sums import first_target
+from gpuconv.kernels.partial_sums import reduction as sum_parts
 
 #: Blocks that keep a large GPU busy.
 _ENOUGH_BLOCKS = 4 * MULTIPROCESSORS
@@ -92,7 +88,7 @@ def _kernel(filters: int, plane: int, threads: int, dtype: str, vector: int) -> 
     real = getattr(types, dtype)
     vectors = plane // vector
     load = vector_access(vector)[1]
-    meet = meeting(Row(threads, threads), dtype, largest=False)
+    sum_of_block = reduction(threads, threads, dtype)
 
     @device_function
     def add(j: int, sums: Any, values: Any) -> None:
@@ -106,21 +102,19 @@ def _kernel(filters: int, plane: int, threads: int, dtype: str, vector: int) -> 
         for j in range(vector):
             sums[j] = real(0)
         block = u32(cuda.blockIdx.x)
-        part = udiv(block, filters)
-        filter_ = usub(block, umul(part, filters))
-        i = umul(part, u32(size_a_part))
-        end = umin(uadd(i, u32(size_a_part)), u32(size))
-        i = uadd(i, u32(cuda.threadIdx.x))
+        part, filter_ = divmod(block, filters)
+        i = part * size_a_part
+        end = minimum(i + size_a_part, size)
+        i += cuda.threadIdx.x
         while i < end:
-            image = udiv(i, vectors)
-            position = usub(i, umul(image, vectors))
-            load(values, grad, umul(uadd(umul(uadd(umul(image, filters), filter_), vectors), position), vector))
+            image, position = divmod(i, vectors)
+            load(values, grad, ((image * filters + filter_) * vectors + position) * vector)
             add_all(sums, values)
-            i = uadd(i, threads)
+            i += threads
         total = sums[0]
         for j in range(1, vector):
             total += sums[j]
-        total = meet(total)
+        total = sum_of_block(total)
         if cuda.threadIdx.x == 0:
             # Parts are rows of the workspace, filters its columns.
             st(out, block, total)
@@ -128,14 +122,16 @@ def _kernel(filters: int, plane: int, threads: int, dtype: str, vector: int) -> 
     return conv2d_grad_bias
 
 
-def launches(shape: tuple[int, int, int, int], tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(
+    shape: tuple[int, int, int, int], tiling: Tiling, dtype: Any, *, aligned16: bool = True
+) -> tuple[Launch, ...]:
     """The launches of :func:`launch`: partial sums, and with several parts their reduction.
 
     For an empty batch too: the gradient has elements, which are zero.
 
     Args:
         shape, tiling, dtype: see :func:`launch`.
-        wide: the gradient begins at a multiple of 16 bytes.
+        aligned16: the gradient begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: the gradient is too large for 32-bit offsets.
@@ -143,16 +139,16 @@ def launches(shape: tuple[int, int, int, int], tiling: Tiling, dtype: Any, *, wi
     if not (answer := supports(shape)):
         raise ValueError(f"conv2d_grad_bias: {answer}")
     name, filters = np.dtype(dtype).name, shape[1]
-    kernel = _kernel(filters, shape[2] * shape[3], tiling.threads, name, _vector(shape, dtype, wide))
+    kernel = _kernel(filters, shape[2] * shape[3], tiling.threads, name, _vector(shape, dtype, aligned16))
     signature = (array_type(name),) * 2 + (types.int64,) * 2
     first = Launch(kernel, signature, (filters * tiling.parts, 1, 1), (tiling.threads, 1, 1))
-    return (first,) if tiling.parts == 1 else (first, reduction(filters, name))
+    return (first,) if tiling.parts == 1 else (first, sum_parts(filters, name))
 
 
-def _vector(shape: tuple[int, int, int, int], dtype: Any, wide: bool) -> int:
+def _vector(shape: tuple[int, int, int, int], dtype: Any, aligned16: bool) -> int:
     """Elements of an access: 128 bits, if each plane begins at a multiple of as many."""
     vector = 16 // np.dtype(dtype).itemsize
-    return vector if wide and shape[2] * shape[3] % vector == 0 else 1
+    return vector if aligned16 and shape[2] * shape[3] % vector == 0 else 1
 
 
 def launch(
@@ -171,9 +167,9 @@ def launch(
     Raises:
         ValueError: the gradient is too large for 32-bit offsets, or the workspace is not what is needed.
     """
-    wide = aligned(grad)
-    first, *second = launches(shape, tiling, grad.dtype, wide=wide)
-    vectors = shape[0] * shape[2] * shape[3] // _vector(shape, grad.dtype, wide)
+    aligned16 = aligned(grad)
+    first, *second = launches(shape, tiling, grad.dtype, aligned16=aligned16)
+    vectors = shape[0] * shape[2] * shape[3] // _vector(shape, grad.dtype, aligned16)
     target = first_target(out, workspace, workspace_size(shape, tiling), op="conv2d_grad_bias")
     first(stream, grad.reshape(-1), target, vectors, -(-vectors // tiling.parts))
     for reduce in second:

@@ -23,21 +23,7 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    Answer,
-    Launch,
-    array_type,
-    fits_offsets,
-    fma,
-    jit,
-    ldg,
-    st,
-    u32,
-    uadd,
-    udiv,
-    umul,
-    usub,
-)
+from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, fma, jit, ldg, st, u32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,34 +65,33 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
 
     @jit(launch_bounds=threads)
     def conv2d_grad_input_direct(grad: Any, weight: Any, out: Any, elements: Any) -> None:
-        i = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < elements:
-            rest = udiv(i, w)
-            column = uadd(usub(i, umul(rest, w)), left)
-            image_channel = udiv(rest, h)
-            row = uadd(usub(rest, umul(image_channel, h)), top)
-            image = udiv(image_channel, c)
-            channel = usub(image_channel, umul(image, c))
-            group = udiv(channel, channels)
-            first = umul(group, filters)
-            planes = umul(uadd(umul(image, k), first), plane)
-            windows = umul(uadd(umul(first, channels), usub(channel, umul(group, channels))), r * s)
+            rest = i // w
+            column = i % w + left
+            image_channel = rest // h
+            row = rest % h + top
+            image, channel = divmod(image_channel, c)
+            group = channel // channels
+            first = group * filters
+            planes = (image * k + first) * plane
+            windows = (first * channels + channel % channels) * (r * s)
             total = real(0)
             for dr in range(r):
                 # Unsigned: a window above the output begins at a huge row, which fails both tests.
-                above = usub(row, dr * dilation_h)
-                output_row = udiv(above, stride_h)
-                if (umul(output_row, stride_h) == above) & (output_row < p):
+                above = row - dr * dilation_h
+                output_row = above // stride_h
+                if (output_row * stride_h == above) & (output_row < p):
                     for ds in range(s):
-                        before = usub(column, ds * dilation_w)
-                        output_column = udiv(before, stride_w)
-                        if (umul(output_column, stride_w) == before) & (output_column < q):
-                            position = uadd(planes, uadd(umul(output_row, q), output_column))
-                            tap = uadd(windows, uadd(dr * s, ds))
+                        before = column - ds * dilation_w
+                        output_column = before // stride_w
+                        if (output_column * stride_w == before) & (output_column < q):
+                            position = planes + output_row * q + output_column
+                            tap = windows + u32(dr * s) + ds
                             for _ in range(filters):
                                 total = fma(ldg(grad, position), ldg(weight, tap), total)
-                                position = uadd(position, plane)
-                                tap = uadd(tap, taps)
+                                position += plane
+                                tap += taps
             st(out, i, total)
 
     return conv2d_grad_input_direct

@@ -49,8 +49,6 @@ from gpuconv.kernels.device import (
     device_function,
     fits_offsets,
     i32,
-    iadd,
-    imul,
     jit,
     ld,
     ld2,
@@ -60,11 +58,7 @@ from gpuconv.kernels.device import (
     st2,
     st4,
     u32,
-    uadd,
-    udiv,
-    umul,
     unrolled,
-    usub,
 )
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
@@ -287,11 +281,11 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
 
 @specialised
 def _kernel(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, phase: tuple[Phase, Phase], wide: bool
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, phase: tuple[Phase, Phase], aligned16: bool
 ) -> Callable[..., None]:
     """The kernel for a phase of images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
-    ``wide``: rows of the result begin at multiples of 128 bits, and may be written so.
+    ``aligned16``: rows of the result begin at multiples of 128 bits, and may be written so.
     """
     real = getattr(types, dtype)
     vector, load, store = (4, ld4, st4) if dtype == "float32" else (2, ld2, st2)
@@ -327,9 +321,9 @@ def _kernel(
     def add_tap(tap: int, total: Any, segment: Any, factors: Any, weights: Any, offset: Any) -> None:
         for i in range(0, thread_channels, channel_vector):
             if channel_vector == 1:
-                factors[i] = ld(weights, iadd(offset, tap * tap_pitch + i))
+                factors[i] = ld(weights, offset + (tap * tap_pitch + i))
             else:
-                values = load(weights, iadd(offset, tap * tap_pitch + i))
+                values = load(weights, offset + (tap * tap_pitch + i))
                 for j in range(channel_vector):
                     factors[i + j] = values[j]
         add_outer(total, factors, segment, tap * column_spread)
@@ -348,103 +342,96 @@ def _kernel(
                 total[i, j] = real(0)
 
         thread = u32(cuda.threadIdx.x)
-        strip = udiv(thread, across)
-        column = umul(usub(thread, umul(strip, across)), thread_columns)
-        thread_group = udiv(strip, tile_rows)
-        row = usub(strip, umul(thread_group, tile_rows))
-        channel = umul(thread_group, thread_channels)
+        strip, column = divmod(thread, across)
+        column *= thread_columns
+        thread_group, row = divmod(strip, tile_rows)
+        channel = thread_group * thread_channels
 
         block = u32(cuda.blockIdx.x)
-        rest = udiv(block, beside)
-        tile_column = umul(usub(block, umul(rest, beside)), tile_columns)
-        block = udiv(rest, down)
-        tile_row = umul(usub(rest, umul(block, down)), tile_rows)
-        rest = udiv(block, channel_blocks)
-        tile_channel = umul(usub(block, umul(rest, channel_blocks)), tile_channels)
-        image = udiv(rest, groups)
-        group = usub(rest, umul(image, groups))
+        rest, tile_column = divmod(block, beside)
+        tile_column *= tile_columns
+        block, tile_row = divmod(rest, down)
+        tile_row *= tile_rows
+        rest, tile_channel = divmod(block, channel_blocks)
+        tile_channel *= tile_channels
+        image, group = divmod(rest, groups)
 
         # Unsigned: what lies above or left of the output is a huge row or column.
-        output_row, output_column = uadd(tile_row, u32(reach_h)), uadd(tile_column, u32(reach_w))
-        planes = imul(iadd(imul(image, k), imul(group, filters)), p * q)
-        windows = imul(iadd(imul(imul(group, filters), channels), tile_channel), r * s)
+        output_row, output_column = tile_row + reach_h, tile_column + reach_w
+        planes = (i32(image) * k + i32(group) * filters) * (p * q)
+        windows = (i32(group) * filters * channels + i32(tile_channel)) * (r * s)
         stage_first = u32(0)
         while stage_first < summed:
             i = thread
             while i < gradients_staged:
-                rest = udiv(i, width)
-                j = usub(i, umul(rest, width))
-                filter_ = udiv(rest, height)
-                jr = usub(rest, umul(filter_, height))
-                y, x = uadd(output_row, jr), uadd(output_column, j)
-                inside = (y < p) & (x < q) & (uadd(stage_first, filter_) < filters)
-                position = uadd(umul(uadd(umul(uadd(stage_first, filter_), p), y), q), x)
-                value = ldg_if(grad, uadd(planes, position), inside)
-                st(gradients, uadd(umul(filter_, plane), uadd(umul(jr, pitch), j)), value)
-                i = uadd(i, threads)
+                rest, j = divmod(i, width)
+                filter_, jr = divmod(rest, height)
+                y, x = output_row + jr, output_column + j
+                inside = (y < p) & (x < q) & (stage_first + filter_ < filters)
+                position = ((stage_first + filter_) * p + y) * q + x
+                value = ldg_if(grad, u32(planes) + position, inside)
+                st(gradients, filter_ * plane + jr * pitch + j, value)
+                i += threads
             i = thread
             while i < weights_staged:
-                rest = udiv(i, taps)
-                tap = usub(i, umul(rest, taps))
-                filter_ = udiv(rest, tile_channels)
-                j = usub(rest, umul(filter_, tile_channels))
-                tap_row = udiv(tap, column_taps)
-                tap_column = usub(tap, umul(tap_row, column_taps))
+                rest, tap = divmod(i, taps)
+                filter_, j = divmod(rest, tile_channels)
+                tap_row, tap_column = divmod(tap, column_taps)
                 # Turned by 180 degrees.
-                y, x = usub(last_row, umul(tap_row, row_step)), usub(last_column, umul(tap_column, column_step))
-                inside = (uadd(stage_first, filter_) < filters) & (uadd(tile_channel, j) < channels)
-                position = uadd(umul(uadd(umul(uadd(stage_first, filter_), channels), j), r * s), uadd(umul(y, s), x))
-                value = ldg_if(weight, uadd(windows, position), inside)
-                st(weights, uadd(umul(uadd(umul(filter_, taps), tap), tap_pitch), j), value)
-                i = uadd(i, threads)
+                y, x = last_row - tap_row * row_step, last_column - tap_column * column_step
+                inside = (stage_first + filter_ < filters) & (tile_channel + j < channels)
+                position = ((stage_first + filter_) * channels + j) * (r * s) + y * s + x
+                value = ldg_if(weight, u32(windows) + position, inside)
+                st(weights, (filter_ * taps + tap) * tap_pitch + j, value)
+                i += threads
             cuda.syncthreads()
             # Signed, so that the constants added to them fold into the addresses of the loads.
-            gradient_offset = iadd(imul(row, pitch), column)
+            gradient_offset = i32(row) * pitch + i32(column)
             weight_offset = i32(channel)
             for _ in range(stage):
                 line = gradient_offset
                 for _ in range(row_taps):
                     for i in range(0, segment_length, vector):
-                        values = load(gradients, iadd(line, i))
+                        values = load(gradients, line + i)
                         for j in range(vector):
                             segment[i + j] = values[j]
                     add_taps(total, segment, factors, weights, weight_offset)
-                    line = iadd(line, row_spread * pitch)
-                    weight_offset = iadd(weight_offset, column_taps * tap_pitch)
-                gradient_offset = iadd(gradient_offset, plane)
+                    line += row_spread * pitch
+                    weight_offset += column_taps * tap_pitch
+                gradient_offset += plane
             cuda.syncthreads()
-            stage_first = uadd(stage_first, stage)
+            stage_first += stage
 
-        row, column = uadd(tile_row, row), uadd(tile_column, column)
-        y, x = uadd(umul(row, stride_h), first_row), uadd(umul(column, stride_w), first_column)
-        channel = uadd(tile_channel, channel)
-        offset = umul(uadd(umul(image, c), uadd(umul(group, channels), channel)), h)
-        offset = uadd(umul(uadd(offset, y), w), x)
+        row, column = tile_row + row, tile_column + column
+        y, x = row * stride_h + first_row, column * stride_w + first_column
+        channel += tile_channel
+        offset = (image * c + group * channels + channel) * h
+        offset = (offset + y) * w + x
         if row < row_size:
             for i in range(thread_channels):
-                if uadd(channel, i) < channels:
-                    if wide:
+                if channel + i < channels:
+                    if aligned16:
                         for j in range(0, thread_columns, vector):
-                            if uadd(column, j) < column_size:
+                            if column + j < column_size:
                                 if vector == 4:
                                     values = (total[i, j], total[i, j + 1], total[i, j + 2], total[i, j + 3])
                                 else:
                                     values = (total[i, j], total[i, j + 1])
-                                store(out, uadd(offset, i * h * w + j), values)
+                                store(out, offset + (i * h * w + j), values)
                     else:
                         for j in range(thread_columns):
-                            if uadd(column, j) < column_size:
-                                st(out, uadd(offset, i * h * w + j * stride_w), total[i, j])
+                            if column + j < column_size:
+                                st(out, offset + (i * h * w + j * stride_w), total[i, j])
 
     return conv2d_grad_input_tiled
 
 
-def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
     """The launches of :func:`launch`, one a phase, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
-        wide: the array for the result begins at a multiple of 16 bytes.
+        aligned16: the array for the result begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: a window, a stride, a dilation or an array is too large.
@@ -454,14 +441,14 @@ def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool
     if not geometry.n:
         return ()
     name = np.dtype(dtype).name
-    wide = wide and geometry.stride[1] == 1 and geometry.w % (16 // np.dtype(dtype).itemsize) == 0
+    aligned16 = aligned16 and geometry.stride[1] == 1 and geometry.w % (16 // np.dtype(dtype).itemsize) == 0
     channel_blocks = geometry.groups * -(-geometry.c // geometry.groups // tiling.channels)
     signature, block = (array_type(name),) * 3, (tiling.threads, 1, 1)
     single = dataclasses.replace(geometry, n=1)
     result = []
     for rows, columns in phases(geometry):
         tiles = -(-rows.size // tiling.rows) * -(-columns.size // tiling.columns)
-        kernel = _kernel(single, tiling, name, (rows, columns), wide)
+        kernel = _kernel(single, tiling, name, (rows, columns), aligned16)
         result.append(Launch(kernel, signature, (geometry.n * channel_blocks * tiles, 1, 1), block))
     return tuple(result)
 
@@ -472,5 +459,5 @@ def launch(grad: Any, weight: Any, out: Any, geometry: Conv2dGeometry, tiling: T
     Raises:
         ValueError: a window, a stride, a dilation or an array is too large.
     """
-    for one in launches(geometry, tiling, grad.dtype, wide=aligned(out)):
+    for one in launches(geometry, tiling, grad.dtype, aligned16=aligned(out)):
         one(stream, *(array.reshape(-1) for array in (grad, weight, out)))

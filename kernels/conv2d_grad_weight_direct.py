@@ -30,19 +30,13 @@ from gpuconv.kernels.device import (
     array_type,
     fits_offsets,
     fma,
-    iadd,
-    imul,
-    isub,
+    i32,
     jit,
     ldg,
     ldg_if,
+    minimum,
     st,
     u32,
-    uadd,
-    udiv,
-    umin,
-    umul,
-    usub,
 )
 from gpuconv.kernels.partial_sums import first_target, reduction
 
@@ -121,36 +115,35 @@ def _kernel(geometry: Conv2dGeometry, threads: int, dtype: str) -> Callable[...,
 
     @jit(launch_bounds=threads)
     def conv2d_grad_weight_direct(grad: Any, x: Any, out: Any, rows: Any, rows_a_part: Any) -> None:
-        i = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < elements:
             part = u32(cuda.blockIdx.y)
-            rest = udiv(i, s)
-            tap_column = isub(imul(usub(i, umul(rest, s)), dilation_w), left)
-            filter_channel = udiv(rest, r)
-            tap_row = isub(imul(usub(rest, umul(filter_channel, r)), dilation_h), top)
-            filter_ = udiv(filter_channel, channels)
-            channel = uadd(usub(filter_channel, umul(filter_, channels)), umul(udiv(filter_, filters), channels))
+            rest = i // s
+            tap_column = i32(i % s) * dilation_w - left
+            filter_channel = rest // r
+            tap_row = i32(rest % r) * dilation_h - top
+            filter_ = filter_channel // channels
+            channel = filter_channel % channels + filter_ // filters * channels
             total = real(0)
-            row = umul(part, u32(rows_a_part))
-            end = umin(uadd(row, u32(rows_a_part)), u32(rows))
+            row = part * rows_a_part
+            end = minimum(row + rows_a_part, rows)
             while row < end:
-                image = udiv(row, p)
-                output_row = usub(row, umul(image, p))
-                input_row = iadd(imul(output_row, stride_h), tap_row)
-                grad_offset = umul(uadd(umul(uadd(umul(image, k), filter_), p), output_row), q)
-                x_row = imul(iadd(imul(iadd(imul(image, c), channel), h), input_row), w)
+                image, output_row = divmod(row, p)
+                input_row = i32(output_row) * stride_h + tap_row
+                grad_offset = ((image * k + filter_) * p + output_row) * q
+                x_row = ((i32(image) * c + i32(channel)) * h + input_row) * w
                 column = tap_column
                 for output_column in range(q):
-                    offset = iadd(x_row, column)
+                    offset = x_row + column
                     if padded:
                         # Unsigned, so that one comparison tests both borders.
                         value = ldg_if(x, offset, (u32(input_row) < h) & (u32(column) < w))
                     else:
                         value = ldg(x, offset)
-                    total = fma(ldg(grad, uadd(grad_offset, output_column)), value, total)
-                    column = iadd(column, stride_w)
-                row = uadd(row, 1)
-            st(out, uadd(umul(part, elements), i), total)
+                    total = fma(ldg(grad, grad_offset + output_column), value, total)
+                    column += stride_w
+                row += 1
+            st(out, part * elements + i, total)
 
     return conv2d_grad_weight_direct
 

@@ -38,24 +38,15 @@ from gpuconv.kernels.device import (
     device_function,
     fits_offsets,
     i32,
-    iadd,
-    iand,
-    imul,
-    ishr,
-    isub,
     jit,
     ld,
     ld2,
     ld4,
     ldg_if,
+    minimum,
     st,
     u32,
-    uadd,
-    udiv,
-    umin,
-    umul,
     unrolled,
-    usub,
 )
 from gpuconv.kernels.partial_sums import first_target, reduction
 
@@ -224,11 +215,11 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
     @device_function
     def multiply(position: int, total: Any, a: Any, b: Any, stages: Any, row: Any, column: Any) -> None:
         for i in range(row_blocks):
-            values = load_rows(stages, iadd(row, position * filter_pitch + i * row_spread))
+            values = load_rows(stages, row + (position * filter_pitch + i * row_spread))
             for j in range(row_vector):
                 a[i * row_vector + j] = values[j]
         for i in range(column_blocks):
-            values = load(stages, iadd(column, windows + position * column_pitch + i * column_spread))
+            values = load(stages, column + (windows + position * column_pitch + i * column_spread))
             for j in range(column_vector):
                 b[i * column_vector + j] = values[j]
         add_outer(total, a, b, 0)
@@ -237,20 +228,20 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
 
     @device_function
     def fetch_gradient(i: int, fetched: Any, grad: Any, offset: Any, filter_: Any, live: Any) -> None:
-        wanted = live & (uadd(filter_, i * fetch_rows) < filters) if ragged else live
-        fetched[i] = ldg_if(grad, iadd(offset, i * fetch_rows * plane), wanted)
+        wanted = live & (u32(filter_) + i * fetch_rows < filters) if ragged else live
+        fetched[i] = ldg_if(grad, offset + i * fetch_rows * plane, wanted)
 
     @device_function
     def fetch_input(
         i: int, fetched: Any, x: Any, table: Any, entry: Any, offset: Any, row: Any, column: Any, live: Any
     ) -> None:
         if padded:
-            tap_offset, tap_row, tap_column, _ = ld4(table, iadd(entry, 4 * i * fetch_rows))
+            tap_offset, tap_row, tap_column, _ = ld4(table, entry + 4 * i * fetch_rows)
             # Unsigned, so that one comparison tests both borders.
-            wanted = live & (u32(iadd(row, tap_row)) < h) & (u32(iadd(column, tap_column)) < w)
+            wanted = live & (u32(row + tap_row) < h) & (u32(column + tap_column) < w)
         else:
-            tap_offset, wanted = ld(table, iadd(entry, 4 * i * fetch_rows)), live
-        fetched[i] = ldg_if(x, iadd(offset, tap_offset), wanted)
+            tap_offset, wanted = ld(table, entry + 4 * i * fetch_rows), live
+        fetched[i] = ldg_if(x, offset + tap_offset, wanted)
 
     fetch_gradients, fetch_inputs = unrolled(fetch_gradient, filter_fetches), unrolled(fetch_input, column_fetches)
 
@@ -269,19 +260,18 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
     ) -> None:
         """The thread's elements of a stage: of all its filters and columns, at one position."""
         live = position < end
-        image = udiv(position, plane)
-        rest = usub(position, umul(image, plane))
-        output_row = udiv(rest, q)
-        row, column = imul(output_row, stride_h), imul(usub(rest, umul(output_row, q)), stride_w)
-        offset = iadd(iadd(imul(image, k * plane), first_plane), rest)
+        image, rest = divmod(position, plane)
+        output_row = rest // q
+        row, column = i32(output_row) * stride_h, i32(rest % q) * stride_w
+        offset = i32(image) * (k * plane) + first_plane + i32(rest)
         fetch_gradients(fetched_grads, grad, offset, filter_, live)
-        offset = iadd(iadd(imul(image, c * h * w), imul(row, w)), column)
+        offset = i32(image) * (c * h * w) + row * w + column
         fetch_inputs(fetched_windows, x, table, entry, offset, row, column, live)
 
     @device_function
     def store(target: Any, offset: Any, fetched: Any, count: int) -> None:
         for i in range(count):
-            st(target, iadd(offset, i * fetch_rows), fetched[i])
+            st(target, offset + i * fetch_rows, fetched[i])
 
     @jit(launch_bounds=bounds)
     def conv2d_grad_weight_implicit_gemm(grad: Any, x: Any, out: Any, size: Any, size_a_part: Any) -> None:
@@ -295,75 +285,72 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
                 total[i, j] = real(0)
 
         block = u32(cuda.blockIdx.x)
-        rest = udiv(block, across)
-        first_column = i32(umul(usub(block, umul(rest, across)), tile_columns))
-        group = udiv(rest, down) if groups > 1 else u32(0)
-        first_filter = i32(umul(usub(rest, umul(group, down)), tile_filters))
+        rest = block // across
+        first_column = i32(block % across * tile_columns)
+        group = rest // down if groups > 1 else u32(0)
+        first_filter = i32((rest - group * down) * tile_filters)
 
         # For each column of the tile, the offset of its tap in an image, and its row and column there, which may lie in
         # the padding. Columns past the last one repeat it; their sums are not stored.
-        thread = i32(cuda.threadIdx.x)
-        first_channel = imul(group, channels)
+        thread = u32(cuda.threadIdx.x)
+        first_channel = i32(group) * channels
         i = thread
         while i < tile_columns:
-            window = umin(iadd(first_column, i), width - 1)
-            tap_row = udiv(window, s)
-            channel = udiv(tap_row, r)
-            row = isub(imul(usub(tap_row, umul(channel, r)), dilation_h), top)
-            column = isub(imul(usub(window, umul(tap_row, s)), dilation_w), left)
-            table[4 * i] = iadd(imul(iadd(imul(iadd(first_channel, channel), h), row), w), column)
+            window = minimum(u32(first_column) + i, width - 1)
+            tap_row = window // s
+            channel = tap_row // r
+            row = i32(tap_row % r) * dilation_h - top
+            column = i32(window % s) * dilation_w - left
+            table[4 * i] = ((first_channel + i32(channel)) * h + row) * w + column
             table[4 * i + 1] = row
             table[4 * i + 2] = column
             table[4 * i + 3] = 0  # read along with the others, and not used
-            i = iadd(i, threads)
+            i += threads
         cuda.syncthreads()
 
         # What the thread fetches.
-        fetch_row = i32(udiv(thread, positions))
-        fetch_position = isub(thread, imul(fetch_row, positions))
-        filter_ = iadd(first_filter, fetch_row)
-        first_plane = imul(iadd(imul(group, filters), filter_), plane)
-        entry = imul(fetch_row, 4)
+        fetch_row, fetch_position = i32(thread // positions), i32(thread % positions)
+        filter_ = first_filter + fetch_row
+        first_plane = (i32(group) * filters + filter_) * plane
+        entry = fetch_row * 4
         # Where it stores it, and what it multiplies.
-        grad_slot = iadd(imul(fetch_position, filter_pitch), fetch_row)
-        window_slot = iadd(imul(fetch_position, column_pitch), iadd(fetch_row, windows))
-        warp, lane = ishr(thread, 5), iand(thread, 31)
-        warp_row = i32(udiv(warp, warps_across))
-        warp_column = isub(warp, imul(warp_row, warps_across))
-        row = imul(iadd(imul(warp_row, _WARP_ROWS), ishr(lane, 3)), row_vector)
-        column = imul(iadd(imul(warp_column, _WARP_COLUMNS), iand(lane, 7)), column_vector)
+        grad_slot = fetch_position * filter_pitch + fetch_row
+        window_slot = fetch_position * column_pitch + fetch_row + windows
+        warp, lane = thread >> 5, thread & 31
+        row = i32((warp // warps_across * _WARP_ROWS + (lane >> 3)) * row_vector)
+        column = i32((warp % warps_across * _WARP_COLUMNS + (lane & 7)) * column_vector)
 
         part = u32(cuda.blockIdx.y)
-        position = umul(part, u32(size_a_part))
-        end = umin(uadd(position, u32(size_a_part)), u32(size))
-        position = uadd(position, fetch_position)
+        position = part * size_a_part
+        end = minimum(position + size_a_part, size)
+        position += u32(fetch_position)
         fetch(position, end, grad, x, fetched_grads, fetched_windows, first_plane, filter_, table, entry)
         store(stages, grad_slot, fetched_grads, filter_fetches)
         store(stages, window_slot, fetched_windows, column_fetches)
         cuda.syncthreads()
         buffer = i32(0)
-        stage = umul(part, u32(size_a_part))
+        stage = part * size_a_part
         while stage < end:
             # With the last stage nothing is left to fetch: all predicates are off. Multiplying it outside of the loop
             # would save that, and double the code: the compiler then runs out of registers, and spills.
-            position = uadd(position, positions)
+            position += positions
             fetch(position, end, grad, x, fetched_grads, fetched_windows, first_plane, filter_, table, entry)
-            multiply_stage(total, a, b, stages, iadd(buffer, row), iadd(buffer, column))
-            buffer = isub(buffer_size, buffer)
-            store(stages, iadd(buffer, grad_slot), fetched_grads, filter_fetches)
-            store(stages, iadd(buffer, window_slot), fetched_windows, column_fetches)
+            multiply_stage(total, a, b, stages, buffer + row, buffer + column)
+            buffer = buffer_size - buffer
+            store(stages, buffer + grad_slot, fetched_grads, filter_fetches)
+            store(stages, buffer + window_slot, fetched_windows, column_fetches)
             cuda.syncthreads()
-            stage = uadd(stage, positions)
+            stage += positions
 
-        first_filter, first_column = iadd(first_filter, row), iadd(first_column, column)
-        offset = iadd(imul(part, elements), imul(iadd(imul(group, filters), first_filter), width))
+        first_filter, first_column = first_filter + row, first_column + column
+        offset = i32(part) * elements + (i32(group) * filters + first_filter) * width
         for i in range(thread_filters):
             i_row = i // row_vector * row_spread + i % row_vector
-            if iadd(first_filter, i_row) < filters:
+            if first_filter + i_row < filters:
                 for j in range(thread_columns):
-                    j_column = iadd(first_column, j // column_vector * column_spread + j % column_vector)
+                    j_column = first_column + (j // column_vector * column_spread + j % column_vector)
                     if j_column < width:
-                        st(out, iadd(iadd(offset, i_row * width), j_column), total[i, j])
+                        st(out, offset + i_row * width + j_column, total[i, j])
 
     return conv2d_grad_weight_implicit_gemm
 

@@ -52,9 +52,6 @@ from gpuconv.kernels.device import (
     device_function,
     fits_offsets,
     i32,
-    iadd,
-    imul,
-    isub,
     jit,
     ld2,
     ld4,
@@ -62,20 +59,12 @@ from gpuconv.kernels.device import (
     ldg2_if,
     ldg4_if,
     ldg_if,
+    minimum,
     st,
     st2,
     st4,
     u32,
-    uadd,
-    uand,
-    udiv,
-    umin,
-    umod,
-    umul,
     unrolled,
-    ushl,
-    ushr,
-    usub,
     vector_access,
     widest_access,
 )
@@ -204,11 +193,11 @@ def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
 
 @specialised
 def _kernel(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, relu: bool, wide: bool
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, relu: bool, aligned16: bool
 ) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
-    ``wide``: the arrays begin at multiples of 128 bits, and their rows may, too.
+    ``aligned16``: the arrays begin at multiples of 128 bits, and their rows may, too.
     """
     real = getattr(types, dtype)
     vector, load, store, load_if = (4, ld4, st4, ldg4_if) if dtype == "float32" else (2, ld2, st2, ldg2_if)
@@ -233,16 +222,16 @@ def _kernel(
     # Fetching weights: columns of a row (or vectors) along the lanes. Four elements more than the filters, so that the
     # lanes of a warp, with 8 columns of 4 rows, or 2 vectors of 16 rows, store to 32 banks; with a depth of 16, in two
     # passes.
-    weight_vector = vector if wide and products % vector == 0 else 1
+    weight_vector = vector if aligned16 and products % vector == 0 else 1
     weight_columns = depth // weight_vector
     weight_rows, weight_pitch = threads // weight_columns, tile_filters + 4
     weights_each = tile_filters // weight_rows
     # Fetching windows: positions (or vectors of them) along the lanes; a thread has one, and neighbouring rows of it.
     pointwise = taps == 1 and not padded and geometry.stride == (1, 1) and plane % vector == 0
-    value_vector = vector if wide and pointwise and depth * tile_positions % (vector * threads) == 0 else 1
+    value_vector = vector if aligned16 and pointwise and depth * tile_positions % (vector * threads) == 0 else 1
     value_columns = tile_positions // value_vector
     values_each = depth * value_columns // threads
-    out_vector = widest_access(pixels, dtype) if wide else 1
+    out_vector = widest_access(pixels, dtype) if aligned16 else 1
     store_out = vector_access(out_vector)[2]
 
     weights_size, values_size = depth * weight_pitch, depth * tile_positions
@@ -261,11 +250,11 @@ def _kernel(
     @device_function
     def step(row: int, total: Any, a: Any, b: Any, tiles: Any, weight_at: Any, value_at: Any) -> None:
         for i in range(0, thread_filters, vector):
-            found = load(tiles, iadd(weight_at, row * weight_pitch + i // 4 * filter_step + i % 4))
+            found = load(tiles, weight_at + (row * weight_pitch + i // 4 * filter_step + i % 4))
             for j in range(vector):
                 a[i + j] = found[j]
         for i in range(0, thread_positions, vector):
-            found = load(tiles, iadd(value_at, row * tile_positions + i // 4 * position_step + i % 4))
+            found = load(tiles, value_at + (row * tile_positions + i // 4 * position_step + i % 4))
             for j in range(vector):
                 b[i + j] = found[j]
         add_outer(total, a, b, 0)
@@ -277,32 +266,32 @@ def _kernel(
         inside = product < products if ragged else True
         for i in range(weights_each):
             if weight_vector == 1:
-                staged[i] = ldg_if(weight, uadd(rows[i], product), inside)
+                staged[i] = ldg_if(weight, rows[i] + product, inside)
             else:
-                found = load_if(weight, uadd(rows[i], product), inside)
+                found = load_if(weight, rows[i] + product, inside)
                 for j in range(vector):
                     staged[i * vector + j] = found[j]
 
     @device_function
     def fetch_by_table(staged: Any, x: Any, table: Any, window: Any, outside: Any, entry: Any, product: Any) -> None:
         for i in range(0, values_each, 4):
-            offsets, marks = ld4(table, iadd(entry, i)), ld4(table, iadd(entry, i + period))
+            offsets, marks = ld4(table, i32(entry) + i), ld4(table, i32(entry) + (i + period))
             for j in range(4):
-                inside = uadd(product, i + j) < products if ragged else True
+                inside = product + (i + j) < products if ragged else True
                 if padded:
-                    inside = inside & (uand(outside, marks[j]) == 0)
-                staged[i + j] = ldg_if(x, uadd(window, offsets[j]), inside)
+                    inside = inside & ((outside & marks[j]) == 0)
+                staged[i + j] = ldg_if(x, window + offsets[j], inside)
 
     @device_function
     def fetch_planes(staged: Any, x: Any, table: Any, window: Any, outside: Any, entry: Any, product: Any) -> None:
         for i in range(values_each):
-            inside = uadd(product, i) < products if ragged else True
+            inside = product + i < products if ragged else True
             if padded:
                 inside = inside & (outside == 0)
             if value_vector == 1:
-                staged[i] = ldg_if(x, uadd(window, i * plane), inside)
+                staged[i] = ldg_if(x, window + i * plane, inside)
             else:
-                found = load_if(x, uadd(window, i * plane), inside)
+                found = load_if(x, window + i * plane, inside)
                 for j in range(vector):
                     staged[i * vector + j] = found[j]
 
@@ -312,18 +301,18 @@ def _kernel(
     def store_weights(tiles: Any, staged: Any, at: Any) -> None:
         for i in range(weights_each):
             for j in range(weight_vector):
-                st(tiles, iadd(at, j * weight_pitch + i * weight_rows), staged[i * weight_vector + j])
+                st(tiles, at + (j * weight_pitch + i * weight_rows), staged[i * weight_vector + j])
 
     @device_function
     def store_values(tiles: Any, staged: Any, at: Any) -> None:
         for i in range(values_each):
             if value_vector == 1:
-                st(tiles, iadd(at, i * tile_positions), staged[i])
+                st(tiles, at + i * tile_positions, staged[i])
             elif value_vector == 2:
-                store(tiles, iadd(at, i * tile_positions), (staged[2 * i], staged[2 * i + 1]))
+                store(tiles, at + i * tile_positions, (staged[2 * i], staged[2 * i + 1]))
             else:
                 found = (staged[4 * i], staged[4 * i + 1], staged[4 * i + 2], staged[4 * i + 3])
-                store(tiles, iadd(at, i * tile_positions), found)
+                store(tiles, at + i * tile_positions, found)
 
     @jit(launch_bounds=bounds)
     def conv2d_implicit_gemm(x: Any, weight: Any, bias: Any, out: Any, positions: Any) -> None:
@@ -341,109 +330,104 @@ def _kernel(
 
         # Blocks that share windows follow each other, so that these come from the L2 cache.
         thread, block = u32(cuda.threadIdx.x), u32(cuda.blockIdx.x)
-        rest = udiv(block, filter_tiles)
-        first_filter = umul(usub(block, umul(rest, filter_tiles)), tile_filters)
-        block = udiv(rest, groups)
-        group = usub(rest, umul(block, groups))
-        rest = udiv(block, parts)
-        part = usub(block, umul(rest, parts))
-        first_position = umul(rest, tile_positions)
-        tile, last = udiv(umul(part, k_tiles), parts), usub(udiv(umul(uadd(part, 1), k_tiles), parts), 1)
+        rest = block // filter_tiles
+        first_filter = block % filter_tiles * tile_filters
+        block, group = divmod(rest, groups)
+        rest, part = divmod(block, parts)
+        first_position = rest * tile_positions
+        tile, last = part * k_tiles // parts, (part + 1) * k_tiles // parts - 1
 
         if tabled:
             i = thread
             while i < period:
-                channel = udiv(i, taps)
-                tap = usub(i, umul(channel, taps))
-                tap_row = udiv(tap, s)
-                tap_column = usub(tap, umul(tap_row, s))
-                offset = uadd(umul(tap_row, dilation_h * w), umul(tap_column, dilation_w))
-                table[i] = uadd(umul(channel, plane), offset)
-                table[uadd(i, period)] = uadd(ushl(1, tap_row), ushl(1, uadd(tap_column, r)))
-                i = uadd(i, threads)
+                channel, tap = divmod(i, taps)
+                tap_row, tap_column = divmod(tap, s)
+                offset = tap_row * (dilation_h * w) + tap_column * dilation_w
+                table[i] = channel * plane + offset
+                table[i + period] = (u32(1) << tap_row) + (u32(1) << (tap_column + r))
+                i += threads
             cuda.syncthreads()
 
         # What is fetched beyond the last row or column of the product is that row or column again: it is not stored.
-        row = udiv(thread, weight_columns)
-        column = umul(usub(thread, umul(row, weight_columns)), weight_vector)
+        row = thread // weight_columns
+        column = thread % weight_columns * weight_vector
         for i in range(weights_each):
-            filter_ = uadd(first_filter, uadd(row, i * weight_rows))
+            filter_ = first_filter + row + i * weight_rows
             if clamped:
-                filter_ = umin(filter_, filters - 1)
-            rows[i] = umul(uadd(umul(group, filters), filter_), products)
-        weight_store = iadd(imul(column, weight_pitch), row)
-        weight_product = uadd(umul(tile, depth), column)
+                filter_ = minimum(filter_, filters - 1)
+            rows[i] = (group * filters + filter_) * products
+        weight_store = i32(column) * weight_pitch + i32(row)
+        weight_product = tile * depth + column
 
-        row = umul(udiv(thread, value_columns), values_each)
-        column = umul(umod(thread, value_columns), value_vector)
-        value_store = iadd(imul(row, tile_positions), iadd(column, weights_size))
-        value_product = uadd(umul(tile, depth), row)
-        position = umin(uadd(first_position, column), usub(u32(positions), value_vector))
-        line = udiv(position, q)
-        image = udiv(line, p)
+        row = thread // value_columns * values_each
+        column = thread % value_columns * value_vector
+        value_store = i32(row) * tile_positions + i32(column) + weights_size
+        value_product = tile * depth + row
+        position = minimum(first_position + column, u32(positions) - value_vector)
+        line = position // q
+        image = line // p
         # Unsigned: what lies above or left of the image is a huge row or column.
-        top_row = usub(umul(usub(line, umul(image, p)), stride_h), top)
-        left_column = usub(umul(usub(position, umul(line, q)), stride_w), left)
+        top_row = line % p * stride_h - top
+        left_column = position % q * stride_w - left
         outside = u32(0)
         if padded:
             for i in range(r):
-                if uadd(top_row, i * dilation_h) >= h:
-                    outside = uadd(outside, ushl(1, i))
+                if top_row + i * dilation_h >= h:
+                    outside += u32(1) << i
             for i in range(s):
-                if uadd(left_column, i * dilation_w) >= w:
-                    outside = uadd(outside, ushl(1, r + i))
-        turns = udiv(umul(tile, depth), period)
-        turn = usub(umul(tile, depth), umul(turns, period))
-        window = umul(uadd(umul(image, c), umul(group, channels)), plane)
-        window = uadd(uadd(window, umul(turns, period_planes)), uadd(umul(top_row, w), left_column))
+                if left_column + i * dilation_w >= w:
+                    outside += u32(1) << (r + i)
+        turns = tile * depth // period
+        turn = tile * depth % period
+        window = (image * c + group * channels) * plane
+        window = window + turns * period_planes + top_row * w + left_column
         if not tabled:
-            window = uadd(window, umul(row, plane))
+            window += row * plane
 
-        warp, lane = ushr(thread, 5), uand(thread, 31)
-        warp_row = udiv(warp, warps_across)
-        warp_column = usub(warp, umul(warp_row, warps_across))
-        own_filter = umul(uadd(umul(warp_row, 4), ushr(lane, 3)), 4)
-        own_position = umul(uadd(umul(warp_column, 8), uand(lane, 7)), 4)
+        warp, lane = thread >> 5, thread & 31
+        warp_row, warp_column = divmod(warp, warps_across)
+        own_filter = (warp_row * 4 + (lane >> 3)) * 4
+        own_position = (warp_column * 8 + (lane & 7)) * 4
 
         fetch_weights(next_weights, weight, rows, weight_product)
-        fetch_values(next_values, x, table, window, outside, uadd(turn, row), value_product)
+        fetch_values(next_values, x, table, window, outside, turn + row, value_product)
         store_weights(tiles, next_weights, weight_store)
         store_values(tiles, next_values, value_store)
         cuda.syncthreads()
-        weight_at, value_at = i32(own_filter), iadd(own_position, weights_size)
+        weight_at, value_at = i32(own_filter), i32(own_position) + weights_size
         buffer = i32(0)
         while tile < last:
-            tile = uadd(tile, 1)
-            weight_product, value_product = uadd(weight_product, depth), uadd(value_product, depth)
-            turn = uadd(turn, depth)
+            tile += 1
+            weight_product, value_product = weight_product + depth, value_product + depth
+            turn += depth
             if turn == period:
                 turn = u32(0)
-                window = uadd(window, period_planes)
+                window += period_planes
             fetch_weights(next_weights, weight, rows, weight_product)
-            fetch_values(next_values, x, table, window, outside, uadd(turn, row), value_product)
-            multiply(total, a, b, tiles, iadd(weight_at, buffer), iadd(value_at, buffer))
-            buffer = isub(buffer_size, buffer)
-            store_weights(tiles, next_weights, iadd(weight_store, buffer))
-            store_values(tiles, next_values, iadd(value_store, buffer))
+            fetch_values(next_values, x, table, window, outside, turn + row, value_product)
+            multiply(total, a, b, tiles, weight_at + buffer, value_at + buffer)
+            buffer = buffer_size - buffer
+            store_weights(tiles, next_weights, weight_store + buffer)
+            store_values(tiles, next_values, value_store + buffer)
             cuda.syncthreads()
         # The last k-tile stands outside of the loop: with a branch around what fetches the next one, the compiler could
         # not begin the loads among the multiplications, and would leave them to the end.
-        multiply(total, a, b, tiles, iadd(weight_at, buffer), iadd(value_at, buffer))
+        multiply(total, a, b, tiles, weight_at + buffer, value_at + buffer)
 
-        filter_ = uadd(first_filter, own_filter)
+        filter_ = first_filter + own_filter
         if has_bias:
             for i in range(thread_filters):
-                other = uadd(filter_, i // 4 * filter_step + i % 4)
-                a[i] = ldg_if(bias, uadd(umul(group, filters), other), other < filters)
-        map_ = uadd(umul(umul(part, udiv(u32(positions), pixels)), k), uadd(umul(group, filters), filter_))
+                other = filter_ + (i // 4 * filter_step + i % 4)
+                a[i] = ldg_if(bias, group * filters + other, other < filters)
+        map_ = part * (u32(positions) // pixels) * k + group * filters + filter_
         for j in range(0, thread_positions, out_vector):
-            position = uadd(uadd(first_position, own_position), j // 4 * position_step + j % 4)
+            position = first_position + own_position + (j // 4 * position_step + j % 4)
             if position < u32(positions):
-                image = udiv(position, pixels)
-                offset = uadd(umul(uadd(umul(image, k), map_), pixels), usub(position, umul(image, pixels)))
+                image = position // pixels
+                offset = (image * k + map_) * pixels + position % pixels
                 for i in range(thread_filters):
                     other = i // 4 * filter_step + i % 4
-                    if uadd(filter_, other) < filters:
+                    if filter_ + other < filters:
                         for e in range(out_vector):
                             value = total[i, j + e]
                             if has_bias:
@@ -452,7 +436,7 @@ def _kernel(
                                 # NaN is not below 0, and stays.
                                 value = real(0) if value <= real(0) else value
                             b[e] = value
-                        store_out(b, out, uadd(offset, other * pixels))
+                        store_out(b, out, offset + other * pixels)
 
     return conv2d_implicit_gemm
 
@@ -465,13 +449,13 @@ def _reduction(geometry: Conv2dGeometry, parts: int, dtype: str, has_bias: bool,
 
     @jit(launch_bounds=_REDUCTION_THREADS)
     def conv2d_implicit_gemm_sum(workspace: Any, bias: Any, out: Any, outputs: Any) -> None:
-        i = uadd(umul(u32(cuda.blockIdx.x), _REDUCTION_THREADS), u32(cuda.threadIdx.x))
+        i = u32(cuda.blockIdx.x) * _REDUCTION_THREADS + cuda.threadIdx.x
         if i < u32(outputs):
             value = ldg(workspace, i)
             for part in range(1, parts):
-                value += ldg(workspace, uadd(i, umul(part, u32(outputs))))
+                value += ldg(workspace, i + part * outputs)
             if has_bias:
-                value += ldg(bias, umod(udiv(i, pixels), k))
+                value += ldg(bias, i // pixels % k)
             if relu:
                 value = real(0) if value <= real(0) else value
             st(out, i, value)
@@ -486,14 +470,14 @@ def launches(
     *,
     has_bias: bool = True,
     relu: bool = False,
-    wide: bool = True,
+    aligned16: bool = True,
 ) -> tuple[Launch, ...]:
     """The launches of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype, relu: see :func:`launch`.
         has_bias: there is a bias.
-        wide: all arrays begin at multiples of 16 bytes.
+        aligned16: all arrays begin at multiples of 16 bytes.
 
     Raises:
         ValueError: the window is too long, an array too large, or there are more parts than k-tiles.
@@ -507,7 +491,7 @@ def launches(
         return ()
     name, single = np.dtype(dtype).name, dataclasses.replace(geometry, n=1)
     split = tiling.parts > 1
-    kernel = _kernel(single, tiling, name, has_bias and not split, relu and not split, wide)
+    kernel = _kernel(single, tiling, name, has_bias and not split, relu and not split, aligned16)
     filter_tiles = geometry.groups * -(-geometry.k // geometry.groups // tiling.filters)
     blocks = -(-positions // tiling.positions) * filter_tiles * tiling.parts
     array = array_type(name)
@@ -549,7 +533,7 @@ def launch(
         given = "none" if workspace is None else f"one of {workspace.size}"
         raise ValueError(f"conv2d: {tiling} needs a workspace of {elements} elements, got {given}")
     target = workspace if elements else out
-    chosen = launches(geometry, tiling, x.dtype, has_bias=has_bias, relu=relu, wide=aligned(x, weight, target))
+    chosen = launches(geometry, tiling, x.dtype, has_bias=has_bias, relu=relu, aligned16=aligned(x, weight, target))
     x, weight, out, target = (array.reshape(-1) for array in (x, weight, out, target))
     bias = bias if has_bias else weight  # a kernel takes an array, though it reads none
     for product in chosen[:1]:

@@ -40,7 +40,6 @@ from gpuconv.kernels.device import (
     fits_offsets,
     fitted,
     i32,
-    iadd,
     jit,
     ld,
     ld2,
@@ -48,12 +47,9 @@ from gpuconv.kernels.device import (
     ldg_if,
     st,
     u32,
-    uadd,
-    udiv,
-    umul,
     unrolled,
-    usub,
     vector_access,
+    weight_staging,
 )
 from gpuconv.kernels.pooling import keeping_larger, padded
 
@@ -274,10 +270,10 @@ def weights_loading(count: int, threads: int, dtype: str) -> Any:
         load_rest = None if last else loading(first + width)
 
         def load_one(b: Any, weights: Any, at: Any) -> None:
-            b[first] = load(weights, iadd(at, first))
+            b[first] = load(weights, at + first)
 
         def load_several(b: Any, weights: Any, at: Any) -> None:
-            found = load(weights, iadd(at, first))
+            found = load(weights, at + first)
             for j in range(width):
                 b[first + j] = found[j]
 
@@ -310,7 +306,7 @@ def patch_access(geometry: BlockGeometry, pitch: int) -> tuple[Any, Any]:
     @device_function
     def load_line(line: int, inputs: Any, pair: Any, tile: Any, at: Any) -> None:
         for j in range(0, patch_pitch, vector):
-            load_pair(pair, tile, iadd(at, line * pitch + j))
+            load_pair(pair, tile, at + (line * pitch + j))
             for e in range(vector):
                 inputs[line * patch_pitch + j + e] = pair[e]
 
@@ -343,9 +339,9 @@ def finding_largest(geometry: BlockGeometry) -> Any:
 
     @device_function
     def judge(tap: int, f: int, total: Any, best: Any, winner: Any, row: Any, column: Any) -> None:
-        inside = uadd(row, tap // pool_s * pool_down) < maps_height
-        inside = inside & (uadd(column, tap % pool_s * pool_beside) < maps_width)
-        best[0], winner[0] = keep_larger(best[0], winner[0], total[tap, f], i32(tap), inside)
+        inside = row + tap // pool_s * pool_down < maps_height
+        inside = inside & (column + tap % pool_s * pool_beside < maps_width)
+        best[0], winner[0] = keep_larger(best[0], winner[0], total[tap, f], types.int32(tap), inside)
 
     return unrolled(judge, pool.r * pool.s)
 
@@ -372,7 +368,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
     )
     plane, weights_size = _layout(geometry, tiling)
     inputs_size, halo, staged_products = images * stage * plane, height * width, stage * taps
-    staged_weights = -(-staged_products // 8) * 8 * tile_filters
+    stage_weights = weight_staging(staged_products, tile_filters, weights_row, threads, products=products, filters=k)
     patch_size, vector = patch_elements(geometry), patch_vector(geometry)
     ragged, guarded, lowest = c % stage != 0, padded(pool), float("-inf")
     load_weights = weights_loading(thread_filters, tile_filters // thread_filters, dtype)
@@ -383,7 +379,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
 
     @device_function
     def add_tap(tap: int, row: int, total: Any, inputs: Any, a: Any, b: Any, weights: Any, at: Any) -> None:
-        load_weights(b, weights, iadd(at, (row * s + tap) * weights_row))
+        load_weights(b, weights, at + (row * s + tap) * weights_row)
         gather(row, tap, a, inputs)
         add_outer(total, a, b, 0)
 
@@ -408,12 +404,12 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
         column: Any,
         filter_: Any,
     ) -> None:
-        if uadd(filter_, f) < k:
-            best[0], winner[0] = real(lowest), i32(-1 if guarded else 0)
+        if filter_ + f < k:
+            best[0], winner[0] = real(lowest), types.int32(-1 if guarded else 0)
             judge_all(f, total, best, winner, row, column)
             # Written so that a NaN stays.
-            st(out, uadd(offset, f * p * q), real(0) if best[0] <= real(0) else best[0])
-            st(winners, uadd(offset, f * p * q), types.uint8(winner[0]))
+            st(out, offset + f * p * q, real(0) if best[0] <= real(0) else best[0])
+            st(winners, offset + f * p * q, types.uint8(winner[0]))
 
     finish_all = unrolled(finish, thread_filters)
 
@@ -429,80 +425,63 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
         best, winner = cuda.local.array(1, real), cuda.local.array(1, types.int32)
 
         thread = u32(cuda.threadIdx.x)
-        rest = udiv(thread, tile_columns)
-        column = usub(thread, umul(rest, tile_columns))
-        image_here = udiv(rest, tile_rows)
-        row = usub(rest, umul(image_here, tile_rows))
-        filter_group = udiv(image_here, images)
-        image_here = usub(image_here, umul(filter_group, images))
-        filter_ = umul(filter_group, thread_filters)
-        patch_at = i32(uadd(umul(image_here, stage * plane), uadd(umul(row, down * pitch), umul(column, beside))))
+        rest, column = divmod(thread, tile_columns)
+        image_here, row = divmod(rest, tile_rows)
+        filter_group, image_here = divmod(image_here, images)
+        filter_ = filter_group * thread_filters
+        patch_at = i32(image_here * (stage * plane) + row * (down * pitch) + column * beside)
         weights_at = i32(filter_)
 
         block = u32(cuda.blockIdx.x)
-        rest = udiv(block, tiles_beside)
-        first_column = umul(usub(block, umul(rest, tiles_beside)), tile_columns)
-        block = udiv(rest, tiles_down)
-        first_row = umul(usub(rest, umul(block, tiles_down)), tile_rows)
-        rest = udiv(block, filter_blocks)
-        first_filter = umul(usub(block, umul(rest, filter_blocks)), tile_filters)
-        first_image = umul(rest, images)
+        rest, first_column = divmod(block, tiles_beside)
+        first_column *= tile_columns
+        block, first_row = divmod(rest, tiles_down)
+        first_row *= tile_rows
+        rest, first_filter = divmod(block, filter_blocks)
+        first_filter *= tile_filters
+        first_image = rest * images
 
         for f in range(thread_filters):
-            filter_here = uadd(first_filter, uadd(filter_, f))
+            filter_here = first_filter + filter_ + f
             start = ldg_if(bias, filter_here, filter_here < k) if has_bias else real(0)
             for i in range(window):
                 total[i, f] = start
 
         # Unsigned: what lies above or left of the image is a huge row or column.
-        top_row, left_column = usub(umul(first_row, down), above), usub(umul(first_column, beside), before)
+        top_row, left_column = first_row * down - above, first_column * beside - before
         channel = u32(0)
         while channel < c:
             i = thread
             while i < halo * images:
-                image = udiv(i, halo)
-                position = usub(i, umul(image, halo))
-                jr = udiv(position, width)
-                jc = usub(position, umul(jr, width))
-                input_row, input_column = uadd(top_row, jr), uadd(left_column, jc)
-                map_ = uadd(umul(uadd(first_image, image), c), channel)
-                inside = (input_row < h) & (input_column < w) & (uadd(first_image, image) < u32(n))
-                offset = uadd(umul(uadd(umul(map_, h), input_row), w), input_column)
-                at = uadd(umul(image, stage * plane), uadd(umul(jr, pitch), jc))
+                image, position = divmod(i, halo)
+                jr, jc = divmod(position, width)
+                input_row, input_column = top_row + jr, left_column + jc
+                map_ = (first_image + image) * c + channel
+                inside = (input_row < h) & (input_column < w) & (first_image + image < u32(n))
+                offset = (map_ * h + input_row) * w + input_column
+                at = image * (stage * plane) + jr * pitch + jc
                 # The loads of all channels are under way before the first is stored.
                 for j in range(stage):
-                    there = inside & (uadd(channel, j) < c) if ragged else inside
-                    st(tile, uadd(at, j * plane), ldg_if(x, uadd(offset, j * h * w), there))
-                i = uadd(i, threads)
-            i = thread
-            while i < staged_weights:
-                rest = udiv(i, 8)
-                product = usub(i, umul(rest, 8))
-                eight = udiv(rest, tile_filters)
-                product = uadd(product, umul(eight, 8))
-                jf = usub(rest, umul(eight, tile_filters))
-                position = uadd(umul(channel, taps), product)
-                filter_here = uadd(first_filter, jf)
-                inside = (product < staged_products) & (position < products) & (filter_here < k)
-                value = ldg_if(weight, uadd(umul(filter_here, products), position), inside)
-                st(weights, uadd(umul(product, weights_row), jf), value)
-                i = uadd(i, threads)
+                    there = inside & (channel + j < c) if ragged else inside
+                    st(tile, at + j * plane, ldg_if(x, offset + j * h * w, there))
+                i += threads
+            stage_weights(thread, weights, weight, channel * taps, first_filter, first_filter * products)
             cuda.syncthreads()
             tap_at, line_at = weights_at, patch_at
             for _ in range(stage):
                 load_patch(inputs, pair, tile, line_at)
                 add_window(total, inputs, a, b, weights, tap_at)
-                line_at = iadd(line_at, plane)
-                tap_at = iadd(tap_at, taps * weights_row)
+                line_at += plane
+                tap_at += taps * weights_row
             cuda.syncthreads()
-            channel = uadd(channel, stage)
+            channel += stage
 
-        row, column = uadd(first_row, row), uadd(first_column, column)
-        image = uadd(first_image, image_here)
-        filter_ = uadd(first_filter, filter_)
-        offset = uadd(umul(uadd(umul(uadd(umul(image, k), filter_), p), row), q), column)
+        row, column = first_row + row, first_column + column
+        image = first_image + image_here
+        filter_ += first_filter
+        offset = ((image * k + filter_) * p + row) * q + column
         # Of the first element of the window in the maps.
-        map_row, map_column = usub(umul(row, pool_stride_h), pool_top), usub(umul(column, pool_stride_w), pool_left)
+        map_row, map_column = row * pool_stride_h - pool_top, column * pool_stride_w - pool_left
         if (row < p) & (column < q) & (image < u32(n)):
             finish_all(total, best, winner, out, winners, offset, map_row, map_column, filter_)
 

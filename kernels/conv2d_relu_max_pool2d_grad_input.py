@@ -45,20 +45,14 @@ from gpuconv.kernels.device import (
     device_function,
     fitted,
     i32,
-    iadd,
-    idiv,
-    imax,
-    imul,
     jit,
     ld,
     ldg_if,
+    maximum,
     st,
+    staging,
     u32,
-    uadd,
-    udiv,
-    umul,
     unrolled,
-    usub,
     vector_access,
     widest_access,
 )
@@ -244,10 +238,10 @@ def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
 
 
 @specialised
-def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> Callable[..., None]:
+def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``n`` is not looked at.
 
-    ``wide``: the result begins at a multiple of 128 bits.
+    ``aligned16``: the result begins at a multiple of 128 bits.
     """
     real = getattr(types, dtype)
     conv, pool = geometry
@@ -272,9 +266,8 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
     parts, part_threads, part_filters = tiling.parts, tiling.part_threads, stage // tiling.parts
     groups, sums = tile_channels // thread_channels, thread_channels * thread_columns
     halo, staged_products = height * width, stage * taps
-    staged_weights = -(-staged_products // 8) * 8 * tile_channels
     ragged, vector = k % stage != 0, min(_vector(thread_columns), widest_access(4, dtype))
-    out_vector = min(widest_access(w, dtype), widest_access(thread_columns, dtype)) if wide else 1
+    out_vector = min(widest_access(w, dtype), widest_access(thread_columns, dtype)) if aligned16 else 1
     load, store = vector_access(vector)[0], vector_access(out_vector)[2]
     load_weights = weights_loading(thread_channels, tile_channels // thread_channels, dtype)
     # Registers for 512 threads a multiprocessor.
@@ -282,7 +275,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
 
     @device_function
     def add_tap(tap: int, total: Any, segment: Any, a: Any, b: Any, weights: Any, at: Any) -> None:
-        load_weights(a, weights, iadd(at, tap * weights_row))
+        load_weights(a, weights, at + tap * weights_row)
         for j in range(thread_columns):
             b[j] = segment[j + tap * dilation_w]
         add_outer(total, a, b, 0)
@@ -292,24 +285,24 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
     @device_function
     def gathered(filter_map: Any, row: Any, column: Any, exists: bool, grad: Any, y: Any, winners: Any) -> Any:
         """The gradient of an element of a map, the one numbered ``filter_map``."""
-        row, column = uadd(row, pool_top), uadd(column, pool_left)
-        first_row = usub(udiv(row, pool_stride_h), covering_h - 1)
-        first_column = usub(udiv(column, pool_stride_w), covering_w - 1)
+        row, column = row + pool_top, column + pool_left
+        first_row = row // pool_stride_h - (covering_h - 1)
+        first_column = column // pool_stride_w - (covering_w - 1)
         total = real(0)
         for i in range(covering_h):
             # Unsigned: a window above the first one has a huge number.
-            window_row = uadd(first_row, i)
-            below = usub(row, umul(window_row, pool_stride_h))
-            tap_row = udiv(below, pool_down)
-            covers_row = (window_row < p) & (tap_row < pool_r) & (umul(tap_row, pool_down) == below)
+            window_row = first_row + i
+            below = row - window_row * pool_stride_h
+            tap_row = below // pool_down
+            covers_row = (window_row < p) & (tap_row < pool_r) & (tap_row * pool_down == below)
             for j in range(covering_w):
-                window_column = uadd(first_column, j)
-                right = usub(column, umul(window_column, pool_stride_w))
-                tap_column = udiv(right, pool_beside)
-                covers = (window_column < q) & (tap_column < pool_s) & (umul(tap_column, pool_beside) == right)
+                window_column = first_column + j
+                right = column - window_column * pool_stride_w
+                tap_column = right // pool_beside
+                covers = (window_column < q) & (tap_column < pool_s) & (tap_column * pool_beside == right)
                 covers = exists & covers_row & covers
-                window = uadd(umul(uadd(umul(filter_map, p), window_row), q), window_column)
-                won = u32(ldg_if(winners, window, covers)) == uadd(umul(tap_row, pool_s), tap_column)
+                window = (filter_map * p + window_row) * q + window_column
+                won = u32(ldg_if(winners, window, covers)) == tap_row * pool_s + tap_column
                 # All three are under way before one is looked at.
                 value, activity = ldg_if(grad, window, covers), ldg_if(y, window, covers)
                 # Written so that a NaN lets the gradient through.
@@ -321,10 +314,21 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
         """A window's gradient: row and column are those of its first element, counted from the halo's."""
         for i in range(pool_r):
             for j in range(pool_s):
-                here = uadd(row, i * pool_down), uadd(column, j * pool_beside)
+                here = row + i * pool_down, column + j * pool_beside
                 if (here[0] < height) & (here[1] < width):
                     won = winner == u32(i * pool_s + j)
-                    st(grads, uadd(at, uadd(umul(here[0], pitch), here[1])), value if won else real(0))
+                    st(grads, at + here[0] * pitch + here[1], value if won else real(0))
+
+    @device_function
+    def put_weight(product: Any, jc: Any, weights: Any, weight: Any, first_filter: Any, first_channel: Any) -> None:
+        if product < staged_products:
+            jf, tap = divmod(product, taps)
+            filter_, channel = first_filter + jf, first_channel + jc
+            value = ldg_if(weight, (filter_ * c + channel) * taps + tap, (filter_ < k) & (channel < c))
+            # Flipped: the last tap first.
+            st(weights, (jf * taps + (taps - 1 - tap)) * weights_row + jc, value)
+
+    stage_weights = staging(staged_products, tile_channels, threads, put_weight)
 
     @jit(launch_bounds=bounds)
     def conv2d_relu_max_pool2d_grad_input(grad: Any, weight: Any, y: Any, winners: Any, out: Any) -> None:
@@ -341,139 +345,118 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, wide: bool) -> 
                 total[i, j] = real(0)
 
         thread = u32(cuda.threadIdx.x)
-        rest = udiv(thread, strips)
-        column = umul(usub(thread, umul(rest, strips)), thread_columns)
-        group = udiv(rest, tile_rows)
-        row = usub(rest, umul(group, tile_rows))
-        part = udiv(group, groups)
-        channel = umul(usub(group, umul(part, groups)), thread_channels)
-        segment_at = i32(uadd(umul(row, pitch), column))
+        rest = thread // strips
+        column = thread % strips * thread_columns
+        group, row = divmod(rest, tile_rows)
+        part = group // groups
+        channel = group % groups * thread_channels
+        segment_at = i32(row * pitch + column)
 
         block = u32(cuda.blockIdx.x)
-        rest = udiv(block, beside)
-        first_column = umul(usub(block, umul(rest, beside)), tile_columns)
-        block = udiv(rest, down)
-        first_row = umul(usub(rest, umul(block, down)), tile_rows)
-        image = udiv(block, channel_blocks)
-        first_channel = umul(usub(block, umul(image, channel_blocks)), tile_channels)
+        rest = block // beside
+        first_column = block % beside * tile_columns
+        block = rest // down
+        first_row = rest % down * tile_rows
+        image = block // channel_blocks
+        first_channel = block % channel_blocks * tile_channels
 
         # Unsigned: what lies above or left of the maps is a huge row or column.
-        top_row, left_column = usub(first_row, above), usub(first_column, before)
+        top_row, left_column = first_row - above, first_column - before
         # The first windows with elements there; none is above or left of the first one.
-        first_window_row = idiv(iadd(i32(first_row), pool_top - above + pool_stride_h - span_h), pool_stride_h)
-        first_window_column = idiv(iadd(i32(first_column), pool_left - before + pool_stride_w - span_w), pool_stride_w)
-        first_window_row, first_window_column = imax(first_window_row, 0), imax(first_window_column, 0)
+        first_window_row = (i32(first_row) + (pool_top - above + pool_stride_h - span_h)) // pool_stride_h
+        first_window_column = (i32(first_column) + (pool_left - before + pool_stride_w - span_w)) // pool_stride_w
+        first_window_row, first_window_column = maximum(first_window_row, 0), maximum(first_window_column, 0)
         if apart:
             i = thread
             while i < stage * plane:
                 st(grads, i, real(0))
-                i = uadd(i, threads)
+                i += threads
             cuda.syncthreads()
         filter_ = u32(0)
         while filter_ < k:
             i = thread
             while apart and i < stage * windows:
-                j = udiv(i, windows)
-                rest = usub(i, umul(j, windows))
-                jr = udiv(rest, windows_beside)
-                window_row = uadd(first_window_row, jr)
-                window_column = uadd(first_window_column, usub(rest, umul(jr, windows_beside)))
+                j, rest = divmod(i, windows)
+                jr = rest // windows_beside
+                window_row = u32(first_window_row) + jr
+                window_column = u32(first_window_column) + rest % windows_beside
                 if (window_row < p) & (window_column < q):
-                    there = (uadd(filter_, j) < k) if ragged else True
-                    window = uadd(
-                        umul(uadd(umul(uadd(umul(image, k), uadd(filter_, j)), p), window_row), q), window_column
-                    )
+                    there = (filter_ + j < k) if ragged else True
+                    window = ((image * k + filter_ + j) * p + window_row) * q + window_column
                     # All three are under way before one is looked at.
                     value, activity = ldg_if(grad, window, there), ldg_if(y, window, there)
                     winner = u32(ldg_if(winners, window, there))
                     # Written so that a NaN lets the gradient through.
                     value = real(0) if activity <= real(0) else value
-                    row_here = usub(usub(umul(window_row, pool_stride_h), pool_top), top_row)
-                    column_here = usub(usub(umul(window_column, pool_stride_w), pool_left), left_column)
-                    put(grads, umul(j, plane), row_here, column_here, winner, value)
-                i = uadd(i, threads)
+                    row_here = window_row * pool_stride_h - pool_top - top_row
+                    column_here = window_column * pool_stride_w - pool_left - left_column
+                    put(grads, j * plane, row_here, column_here, winner, value)
+                i += threads
             i = thread
             while not apart and i < halo:
-                jr = udiv(i, width)
-                jc = usub(i, umul(jr, width))
-                map_row, map_column = uadd(top_row, jr), uadd(left_column, jc)
+                jr, jc = divmod(i, width)
+                map_row, map_column = top_row + jr, left_column + jc
                 inside = (map_row < maps_height) & (map_column < maps_width)
-                at = uadd(umul(jr, pitch), jc)
+                at = jr * pitch + jc
                 for j in range(stage):
-                    there = inside & (uadd(filter_, j) < k) if ragged else inside
-                    map_ = uadd(umul(image, k), uadd(filter_, j))
+                    there = inside & (filter_ + j < k) if ragged else inside
+                    map_ = image * k + filter_ + j
                     value = gathered(map_, map_row, map_column, there, grad, y, winners)
-                    st(grads, uadd(at, j * plane), value)
-                i = uadd(i, threads)
-            i = thread
-            while i < staged_weights:
-                rest = udiv(i, 8)
-                product = usub(i, umul(rest, 8))
-                eight = udiv(rest, tile_channels)
-                product = uadd(product, umul(eight, 8))
-                jc = usub(rest, umul(eight, tile_channels))
-                jf = udiv(product, taps)
-                tap = usub(product, umul(jf, taps))
-                filter_here, channel_here = uadd(filter_, jf), uadd(first_channel, jc)
-                if product < staged_products:
-                    inside = (filter_here < k) & (channel_here < c)
-                    offset = uadd(umul(uadd(umul(filter_here, c), channel_here), taps), tap)
-                    # Flipped: the last tap first.
-                    flipped = uadd(umul(jf, taps), usub(taps - 1, tap))
-                    st(weights, uadd(umul(flipped, weights_row), jc), ldg_if(weight, offset, inside))
-                i = uadd(i, threads)
+                    st(grads, at + j * plane, value)
+                i += threads
+            stage_weights(thread, weights, weight, filter_, first_channel)
             cuda.syncthreads()
-            plane_at = iadd(segment_at, imul(i32(part), part_filters * plane))
-            weights_at = iadd(i32(channel), imul(i32(part), part_filters * taps * weights_row))
+            plane_at = segment_at + i32(part) * (part_filters * plane)
+            weights_at = i32(channel) + i32(part) * (part_filters * taps * weights_row)
             for _ in range(part_filters):
                 line = plane_at
                 for _ in range(r):
                     for i in range(0, segment_length, vector):
-                        load(found, grads, iadd(line, i))
+                        load(found, grads, line + i)
                         for j in range(vector):
                             segment[i + j] = found[j]
                     add_taps(total, segment, a, b, weights, weights_at)
-                    line = iadd(line, dilation_h * pitch)
-                    weights_at = iadd(weights_at, s * weights_row)
-                plane_at = iadd(plane_at, plane)
+                    line += dilation_h * pitch
+                    weights_at += s * weights_row
+                plane_at += plane
             cuda.syncthreads()
-            filter_ = uadd(filter_, stage)
+            filter_ += stage
 
         if parts > 1:
-            mine = usub(thread, umul(part, part_threads))
+            mine = thread - part * part_threads
             if part > 0:
-                at = uadd(umul(usub(part, 1), sums * part_threads), mine)
+                at = (part - 1) * (sums * part_threads) + mine
                 for i in range(thread_channels):
                     for j in range(thread_columns):
-                        st(grads, uadd(at, (i * thread_columns + j) * part_threads), total[i, j])
+                        st(grads, at + (i * thread_columns + j) * part_threads, total[i, j])
             cuda.syncthreads()
             if part == 0:
                 for other in range(parts - 1):
                     for i in range(thread_channels):
                         for j in range(thread_columns):
-                            at = uadd(mine, (other * sums + i * thread_columns + j) * part_threads)
+                            at = mine + (other * sums + i * thread_columns + j) * part_threads
                             total[i, j] += ld(grads, at)
 
-        row, column, channel = uadd(first_row, row), uadd(first_column, column), uadd(first_channel, channel)
-        offset = uadd(umul(uadd(umul(uadd(umul(image, c), channel), h), row), w), column)
+        row, column, channel = first_row + row, first_column + column, first_channel + channel
+        offset = ((image * c + channel) * h + row) * w + column
         if (row < h) & (part == 0):
             for i in range(thread_channels):
-                if uadd(channel, i) < c:
+                if channel + i < c:
                     for j in range(0, thread_columns, out_vector):
-                        if uadd(column, j) < w:
+                        if column + j < w:
                             for e in range(out_vector):
                                 line_out[e] = total[i, j + e]
-                            store(line_out, out, uadd(offset, i * h * w + j))
+                            store(line_out, out, offset + (i * h * w + j))
 
     return conv2d_relu_max_pool2d_grad_input
 
 
-def launches(geometry: BlockGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(geometry: BlockGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
-        wide: the result begins at a multiple of 16 bytes.
+        aligned16: the result begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: groups, a stride, or a window or an array that is too large.
@@ -486,7 +469,7 @@ def launches(geometry: BlockGeometry, tiling: Tiling, dtype: Any, *, wide: bool 
     blocks = conv.n
     for size, tile in ((conv.h, tiling.rows), (conv.w, tiling.columns), (conv.c, tiling.channels)):
         blocks *= -(-size // tile)
-    kernel, real = _kernel(single(geometry), tiling, name, wide), array_type(name)
+    kernel, real = _kernel(single(geometry), tiling, name, aligned16), array_type(name)
     signature = (real, real, real, array_type("uint8"), real)
     return (Launch(kernel, signature, (blocks, 1, 1), (tiling.threads, 1, 1)),)
 
@@ -509,5 +492,5 @@ def launch(
     Raises:
         ValueError: groups, a stride, or a window or an array that is too large.
     """
-    for one in launches(geometry, tiling, grad.dtype, wide=aligned(out)):
+    for one in launches(geometry, tiling, grad.dtype, aligned16=aligned(out)):
         one(stream, *(array.reshape(-1) for array in (grad, weight, y, winners, out)))

@@ -40,20 +40,15 @@ from gpuconv.kernels.device import (
     fitted,
     fma,
     i32,
-    iadd,
     jit,
     ld,
     ld2,
     ld4,
     ldg_if,
+    minimum,
     st,
     u32,
-    uadd,
-    udiv,
-    umin,
-    umul,
     unrolled,
-    usub,
 )
 from gpuconv.kernels.partial_sums import first_target, reduction_of_two
 
@@ -201,19 +196,19 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
     inputs_size = channels * plane
     ragged = c % channels != 0
     threads = filters * taps
-    wide = dtype == "float32"
+    aligned16 = dtype == "float32"
     # Registers for 768 threads a multiprocessor.
-    bounds = (threads, max(1, 768 // (-(-threads // 32) * 32))) if wide else threads
+    bounds = (threads, max(1, 768 // (-(-threads // 32) * 32))) if aligned16 else threads
 
     @device_function
     def add_channel(channel: int, sums: Any, inputs: Any, at: Any, grad: Any) -> None:
-        sums[channel] = fma(grad, ld(inputs, iadd(at, channel * plane)), sums[channel])
+        sums[channel] = fma(grad, ld(inputs, at + channel * plane), sums[channel])
 
     add_channels = unrolled(add_channel, channels)
 
     @device_function
     def add_pair(j: int, sums: Any, sum_: Any, inputs: Any, starts: Any, grads: Any, at: Any) -> None:
-        add_channels(sums, inputs, iadd(at, starts[j]), grads[j])
+        add_channels(sums, inputs, at + starts[j], grads[j])
         sum_[0] += grads[j]
 
     add_pairs = unrolled(add_pair, 4)
@@ -241,90 +236,83 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
         sum_[0] = real(0)
 
         thread = u32(cuda.threadIdx.x)
-        filter_here = udiv(thread, taps)
-        tap = usub(thread, umul(filter_here, taps))
-        tap_row = udiv(tap, s)
-        tap_column = usub(tap, umul(tap_row, s))
-        tap_at = i32(uadd(umul(tap_row, dilation_h * pitch), umul(tap_column, dilation_w)))
-        pairs_at = umul(filter_here, pairs)
+        filter_here, tap = divmod(thread, taps)
+        tap_row, tap_column = divmod(tap, s)
+        tap_at = i32(tap_row * (dilation_h * pitch) + tap_column * dilation_w)
+        pairs_at = filter_here * pairs
 
         block = u32(cuda.blockIdx.x)
-        rest = udiv(block, channel_blocks)
-        first_channel = umul(usub(block, umul(rest, channel_blocks)), channels)
-        part = udiv(rest, filter_blocks)
-        first_filter = umul(usub(rest, umul(part, filter_blocks)), filters)
+        rest = block // channel_blocks
+        first_channel = block % channel_blocks * channels
+        part = rest // filter_blocks
+        first_filter = rest % filter_blocks * filters
 
-        item = umul(part, u32(items_a_part))
-        end = umin(uadd(item, u32(items_a_part)), u32(items))
+        item = part * items_a_part
+        end = minimum(item + items_a_part, items)
         while item < end:
-            image = udiv(item, tiles)
-            rest = usub(item, umul(image, tiles))
-            first_row = udiv(rest, tiles_beside)
-            first_column = umul(usub(rest, umul(first_row, tiles_beside)), tile_columns)
-            first_row = umul(first_row, tile_rows)
+            image, rest = divmod(item, tiles)
+            first_row = rest // tiles_beside
+            first_column = rest % tiles_beside * tile_columns
+            first_row *= tile_rows
             # Unsigned: what lies above or left of the image is a huge row or column.
-            top_row, left_column = usub(umul(first_row, down), above), usub(umul(first_column, beside), before)
+            top_row, left_column = first_row * down - above, first_column * beside - before
             i = thread
             while i < halo:
-                jr = udiv(i, width)
-                jc = usub(i, umul(jr, width))
-                input_row, input_column = uadd(top_row, jr), uadd(left_column, jc)
+                jr, jc = divmod(i, width)
+                input_row, input_column = top_row + jr, left_column + jc
                 inside = (input_row < h) & (input_column < w)
-                map_ = uadd(umul(image, c), first_channel)
-                offset = uadd(umul(uadd(umul(map_, h), input_row), w), input_column)
-                at = uadd(umul(jr, pitch), jc)
+                map_ = image * c + first_channel
+                offset = (map_ * h + input_row) * w + input_column
+                at = jr * pitch + jc
                 # The loads of all channels are under way before the first is stored.
                 for j in range(channels):
-                    there = inside & (uadd(first_channel, j) < c) if ragged else inside
-                    st(inputs, uadd(at, j * plane), ldg_if(x, uadd(offset, j * h * w), there))
-                i = uadd(i, threads)
+                    there = inside & (first_channel + j < c) if ragged else inside
+                    st(inputs, at + j * plane, ldg_if(x, offset + j * h * w, there))
+                i += threads
             i = thread
             while i < all_pairs:
-                jf = udiv(i, pairs)
-                position = usub(i, umul(jf, pairs))
-                row = udiv(position, tile_columns)
-                column = usub(position, umul(row, tile_columns))
-                filter_ = uadd(first_filter, jf)
+                jf, position = divmod(i, pairs)
+                row, column = divmod(position, tile_columns)
+                filter_ = first_filter + jf
                 exists = (position < positions) & (filter_ < k)
-                exists = exists & (uadd(first_row, row) < p) & (uadd(first_column, column) < q)
-                map_ = uadd(umul(image, k), filter_)
-                offset = uadd(umul(uadd(umul(map_, p), uadd(first_row, row)), q), uadd(first_column, column))
+                exists = exists & (first_row + row < p) & (first_column + column < q)
+                map_ = image * k + filter_
+                offset = (map_ * p + first_row + row) * q + first_column + column
                 value, activity = ldg_if(grad, offset, exists), ldg_if(y, offset, exists)
                 winner = u32(ldg_if(winners, offset, exists))
-                winner_row = udiv(winner, pool_s)
-                winner_column = usub(winner, umul(winner_row, pool_s))
-                start_row = uadd(umul(row, down), umul(winner_row, pool_down))
-                start_column = uadd(umul(column, beside), umul(winner_column, pool_beside))
+                winner_row, winner_column = divmod(winner, pool_s)
+                start_row = row * down + winner_row * pool_down
+                start_column = column * beside + winner_column * pool_beside
                 # Pairs that are not there begin where inputs are.
-                start = uadd(umul(start_row, pitch), start_column) if exists else u32(0)
+                start = start_row * pitch + start_column if exists else u32(0)
                 # Written so that a NaN lets the gradient through.
                 st(pair_grads, i, real(0) if activity <= real(0) else value)
                 st(pair_starts, i, types.int32(start))
-                i = uadd(i, threads)
+                i += threads
             cuda.syncthreads()
             i = u32(0)
             while i < pairs:
-                at = uadd(pairs_at, i)
-                if wide:
+                at = pairs_at + i
+                if aligned16:
                     grads[0], grads[1], grads[2], grads[3] = ld4(pair_grads, at)
                 else:
                     grads[0], grads[1] = ld2(pair_grads, at)
-                    grads[2], grads[3] = ld2(pair_grads, uadd(at, 2))
+                    grads[2], grads[3] = ld2(pair_grads, at + 2)
                 starts[0], starts[1], starts[2], starts[3] = ld4(pair_starts, at)
                 add_pairs(sums, sum_, inputs, starts, grads, tap_at)
-                i = uadd(i, 4)
+                i += 4
             cuda.syncthreads()
-            item = uadd(item, 1)
+            item += 1
 
-        filter_ = uadd(first_filter, filter_here)
+        filter_ = first_filter + filter_here
         if filter_ < k:
-            row_at = umul(part, u32(row_size))
+            row_at = part * row_size
             for j in range(channels):
-                channel = uadd(first_channel, j)
+                channel = first_channel + j
                 if channel < c:
-                    st(out, uadd(row_at, uadd(umul(uadd(umul(filter_, c), channel), taps), tap)), sums[j])
+                    st(out, row_at + (filter_ * c + channel) * taps + tap, sums[j])
             if (tap == 0) & (first_channel == 0):
-                st(bias_out, uadd(u32(bias_start), uadd(row_at, filter_)), sum_[0])
+                st(bias_out, u32(bias_start) + row_at + filter_, sum_[0])
 
     return conv2d_relu_max_pool2d_grad_weight
 

@@ -46,7 +46,6 @@ from gpuconv.kernels.device import (
     fits_offsets,
     fitted,
     i32,
-    iadd,
     jit,
     ld,
     ld2,
@@ -55,12 +54,9 @@ from gpuconv.kernels.device import (
     ldg_if,
     st,
     u32,
-    uadd,
-    udiv,
-    umul,
     unrolled,
-    usub,
     vector_access,
+    weight_staging,
     widest_access,
 )
 
@@ -216,10 +212,12 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
 
 
 @specialised
-def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, wide: bool) -> Callable[..., None]:
+def _kernel(
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool
+) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
-    ``wide``: the output begins at a multiple of 128 bits, and its rows may, too.
+    ``aligned16``: the output begins at a multiple of 128 bits, and its rows may, too.
     """
     real = getattr(types, dtype)
     vector, load = (4, ld4) if dtype == "float32" else (2, ld2)
@@ -238,9 +236,11 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
     plane, weights_size = _layout(geometry, tiling)
     inputs_size, halo, staged_products = stage * plane, height * width, stage * taps
     ragged = channels % stage != 0
-    staged_weights = -(-staged_products // 8) * 8 * tile_filters
+    stage_weights = weight_staging(
+        staged_products, tile_filters, weight_pitch, threads, products=products, filters=filters
+    )
     weight_vector = vector if thread_filters % vector == 0 else 1
-    out_vector = widest_access(q, dtype) if wide else 1
+    out_vector = widest_access(q, dtype) if aligned16 else 1
     store = vector_access(out_vector)[2]
     # Registers for 512 threads a multiprocessor; twice as large sums do not leave room for them.
     bounds = (threads, 512 // (-(-threads // 32) * 32)) if dtype == "float32" else threads
@@ -249,9 +249,9 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
     def add_tap(tap: int, total: Any, segment: Any, a: Any, b: Any, weights: Any, at: Any) -> None:
         for i in range(0, thread_filters, weight_vector):
             if weight_vector == 1:
-                a[i] = ld(weights, iadd(at, tap * weight_pitch + i))
+                a[i] = ld(weights, at + (tap * weight_pitch + i))
             else:
-                found = load(weights, iadd(at, tap * weight_pitch + i))
+                found = load(weights, at + (tap * weight_pitch + i))
                 for j in range(vector):
                     a[i + j] = found[j]
         for j in range(thread_columns):
@@ -273,95 +273,81 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
                 total[i, j] = real(0)
 
         thread = u32(cuda.threadIdx.x)
-        strip = udiv(thread, across)
-        column = umul(usub(thread, umul(strip, across)), thread_columns)
-        thread_group = udiv(strip, tile_rows)
-        row = usub(strip, umul(thread_group, tile_rows))
-        filter_ = umul(thread_group, thread_filters)
-        input_at = i32(uadd(umul(row, stride_h * pitch), umul(column, stride_w)))
+        strip, column = divmod(thread, across)
+        column *= thread_columns
+        thread_group, row = divmod(strip, tile_rows)
+        filter_ = thread_group * thread_filters
+        input_at = i32(row * (stride_h * pitch) + column * stride_w)
 
         block = u32(cuda.blockIdx.x)
-        rest = udiv(block, beside)
-        first_column = umul(usub(block, umul(rest, beside)), tile_columns)
-        block = udiv(rest, down)
-        first_row = umul(usub(rest, umul(block, down)), tile_rows)
-        rest = udiv(block, filter_blocks)
-        first_filter = umul(usub(block, umul(rest, filter_blocks)), tile_filters)
-        image = udiv(rest, groups)
-        group = usub(rest, umul(image, groups))
+        rest, first_column = divmod(block, beside)
+        first_column *= tile_columns
+        block, first_row = divmod(rest, down)
+        first_row *= tile_rows
+        rest, first_filter = divmod(block, filter_blocks)
+        first_filter *= tile_filters
+        image, group = divmod(rest, groups)
 
         # Unsigned: what lies above or left of the image is a huge row or column.
-        top_row = usub(umul(first_row, stride_h), top)
-        left_column = usub(umul(first_column, stride_w), left)
-        maps = umul(uadd(umul(image, c), umul(group, channels)), map_size)
-        filter_block = umul(uadd(umul(group, filters), first_filter), products)
+        top_row = first_row * stride_h - top
+        left_column = first_column * stride_w - left
+        maps = (image * c + group * channels) * map_size
+        filter_block = (group * filters + first_filter) * products
         channel = u32(0)
         while channel < channels:
             i = thread
             while i < halo:
-                jr = udiv(i, width)
-                jc = usub(i, umul(jr, width))
-                input_row, input_column = uadd(top_row, jr), uadd(left_column, jc)
+                jr, jc = divmod(i, width)
+                input_row, input_column = top_row + jr, left_column + jc
                 inside = (input_row < h) & (input_column < w)
-                offset = uadd(maps, uadd(umul(uadd(umul(channel, h), input_row), w), input_column))
+                offset = maps + (channel * h + input_row) * w + input_column
                 # The loads of all channels are under way before the first is stored.
                 for j in range(stage):
-                    there = inside & (uadd(channel, j) < channels) if ragged else inside
-                    st(inputs, uadd(umul(jr, pitch), uadd(jc, j * plane)), ldg_if(x, uadd(offset, j * map_size), there))
-                i = uadd(i, threads)
-            i = thread
-            while i < staged_weights:
-                rest = udiv(i, 8)
-                product = usub(i, umul(rest, 8))
-                eight = udiv(rest, tile_filters)
-                product = uadd(product, umul(eight, 8))
-                jf = usub(rest, umul(eight, tile_filters))
-                position = uadd(umul(channel, taps), product)
-                inside = (product < staged_products) & (position < products) & (uadd(first_filter, jf) < filters)
-                value = ldg_if(weight, uadd(filter_block, uadd(umul(jf, products), position)), inside)
-                st(weights, uadd(umul(product, weight_pitch), jf), value)
-                i = uadd(i, threads)
+                    there = inside & (channel + j < channels) if ragged else inside
+                    st(inputs, jr * pitch + jc + j * plane, ldg_if(x, offset + j * map_size, there))
+                i += threads
+            stage_weights(thread, weights, weight, channel * taps, first_filter, filter_block)
             cuda.syncthreads()
             plane_at, weight_at = input_at, i32(filter_)
             for _ in range(stage):
                 line = plane_at
                 for _ in range(r):
                     for i in range(0, segment_length, vector):
-                        found = load(inputs, iadd(line, i))
+                        found = load(inputs, line + i)
                         for j in range(vector):
                             segment[i + j] = found[j]
                     add_taps(total, segment, a, b, weights, weight_at)
-                    line = iadd(line, dilation_h * pitch)
-                    weight_at = iadd(weight_at, s * weight_pitch)
-                plane_at = iadd(plane_at, plane)
+                    line += dilation_h * pitch
+                    weight_at += s * weight_pitch
+                plane_at += plane
             cuda.syncthreads()
-            channel = uadd(channel, stage)
+            channel += stage
 
-        row, column, filter_ = uadd(first_row, row), uadd(first_column, column), uadd(first_filter, filter_)
-        map_ = uadd(umul(image, k), uadd(umul(group, filters), filter_))
-        offset = uadd(umul(uadd(umul(map_, p), row), q), column)
+        row, column, filter_ = first_row + row, first_column + column, first_filter + filter_
+        map_ = image * k + group * filters + filter_
+        offset = (map_ * p + row) * q + column
         if row < p:
             for i in range(thread_filters):
-                if uadd(filter_, i) < filters:
-                    start = ldg(bias, uadd(umul(group, filters), uadd(filter_, i))) if has_bias else real(0)
+                if filter_ + i < filters:
+                    start = ldg(bias, group * filters + filter_ + i) if has_bias else real(0)
                     for j in range(0, thread_columns, out_vector):
-                        if uadd(column, j) < q:
+                        if column + j < q:
                             for e in range(out_vector):
                                 b[e] = total[i, j + e] + start
-                            store(b, out, uadd(offset, i * p * q + j))
+                            store(b, out, offset + (i * p * q + j))
 
     return conv2d_tiled
 
 
 def launches(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, wide: bool = True
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, aligned16: bool = True
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
         has_bias: there is a bias.
-        wide: the output begins at a multiple of 16 bytes.
+        aligned16: the output begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: a window or an array is too large.
@@ -375,7 +361,7 @@ def launches(
     blocks = geometry.n * geometry.groups
     for size, tile in ((geometry.p, tiling.rows), (geometry.q, tiling.columns), (filters, tiling.filters)):
         blocks *= -(-size // tile)
-    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, wide)
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, aligned16)
     return (Launch(kernel, (array_type(name),) * 4, (blocks, 1, 1), (tiling.threads, 1, 1)),)
 
 
@@ -387,6 +373,6 @@ def launch(
     Raises:
         ValueError: a window or an array is too large.
     """
-    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, wide=aligned(out)):
+    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, aligned16=aligned(out)):
         arrays = (x, weight, weight if bias is None else bias, out)
         one(stream, *(array.reshape(-1) for array in arrays))

@@ -74,29 +74,22 @@ from gpuconv.kernels.device import (
     fits_offsets,
     fma,
     i32,
-    iadd,
     jit,
     ld,
     ldg2_early,
     ldg4_early,
     ldg_early,
     ldg_if,
+    minimum,
+    reduction,
     st,
     u32,
-    uadd,
-    uand,
-    udiv,
-    umin,
-    umul,
     unrolled,
-    ushr,
-    usub,
     vector_access,
     widest_access,
 )
 from gpuconv.kernels.linear_chain import MOST_LAYERS, fits_chain, flat
 
-_ALL_LANES = 0xFFFFFFFF
 #: Bytes of shared memory a block that need no permission of the driver.
 _SHARED_BYTES = 48 * 1024
 #: Inputs and sums that a thread may hold; in float64, where they take twice as many registers, some may be spilled.
@@ -237,10 +230,10 @@ def _fetching(total: int, threads: int, load: Any, store: Any) -> Any:
         @device_function
         def move(values: Any, to: Any, source: Any, i: Any, first: Any) -> None:
             for j in range(count):
-                values[j] = load(source, uadd(i, j * threads), first)
+                values[j] = load(source, i + j * threads, first)
             for j in range(count):
-                if uadd(i, j * threads) < total:
-                    store(to, uadd(i, j * threads), values[j])
+                if i + j * threads < total:
+                    store(to, i + j * threads, values[j])
 
         return move
 
@@ -252,7 +245,7 @@ def _fetching(total: int, threads: int, load: Any, store: Any) -> Any:
         if move_batch is not None:
             for _ in range(batches):
                 move_batch(values, to, source, i, first)
-                i = uadd(i, _BATCH * threads)
+                i += _BATCH * threads
         if move_rest is not None:
             move_rest(values, to, source, i, first)
 
@@ -301,10 +294,10 @@ class _Layer:
 
     @classmethod
     def of(
-        cls, sizes: Any, active: bool, biased: bool, threads: int, most_ahead: int, dtype: str, wide: bool
+        cls, sizes: Any, active: bool, biased: bool, threads: int, most_ahead: int, dtype: str, aligned16: bool
     ) -> _Layer:
         inputs, outputs = sizes
-        vector = widest_access(inputs, dtype) if wide else 1
+        vector = widest_access(inputs, dtype) if aligned16 else 1
         lanes = _lanes(inputs // vector, outputs, threads)
         whole, left = divmod(inputs // vector, lanes)
         ahead = min(most_ahead, whole)
@@ -326,7 +319,7 @@ def _layer_functions(layer: _Layer, threads: int, dtype: str) -> tuple[Any, Any]
     vector, lanes, ahead, left = layer.vector, layer.lanes, layer.ahead, layer.left
     stride, at_once, whole = lanes * vector, threads // lanes, layer.whole
     rounds, warp_results = -(-outputs // at_once), 32 // lanes
-    shift = int(math.log2(lanes))
+    shift, sum_of_lanes = int(math.log2(lanes)), reduction(lanes, threads, dtype)
     load, load_weight, _ = vector_access(vector)
     load_early = {1: ldg_early, 2: ldg2_early, 4: ldg4_early}[vector]
 
@@ -334,11 +327,11 @@ def _layer_functions(layer: _Layer, threads: int, dtype: str) -> tuple[Any, Any]
     @device_function
     def prefetch(held: Any, weight: Any, bias: Any, thread: Any) -> None:
         # Threads beyond the last result compute it once more, and do not write it.
-        result, lane = umin(ushr(thread, shift), outputs - 1), uand(thread, lanes - 1)
+        result, lane = minimum(thread >> shift, outputs - 1), thread & (lanes - 1)
         held[0] = ldg_early(bias, result, lane == 0) if biased else real(0)
-        at = uadd(umul(result, inputs), umul(lane, vector))
+        at = result * inputs + lane * vector
         for i in range(ahead):
-            piece = load_early(weight, uadd(at, i * stride), True)
+            piece = load_early(weight, at + i * stride, True)
             if vector == 1:
                 held[1 + i] = piece
             else:
@@ -349,7 +342,7 @@ def _layer_functions(layer: _Layer, threads: int, dtype: str) -> tuple[Any, Any]
     def add_held(held: Any, sums: Any, before: Any, at: Any) -> None:
         x = cuda.local.array(vector, real)
         for i in range(ahead):
-            load(x, before, uadd(at, i * stride))
+            load(x, before, at + i * stride)
             for e in range(vector):
                 sums[e] = fma(held[1 + i * vector + e], x[e], sums[e])
 
@@ -361,11 +354,11 @@ def _layer_functions(layer: _Layer, threads: int, dtype: str) -> tuple[Any, Any]
         def add(sums: Any, before: Any, weight: Any, at: Any, x_at: Any) -> None:
             values, piece = cuda.local.array(size, real), cuda.local.array(vector, real)
             for i in range(count):
-                load_weight(piece, weight, uadd(at, i * stride))
+                load_weight(piece, weight, at + i * stride)
                 for e in range(vector):
                     values[i * vector + e] = piece[e]
             for i in range(count):
-                load(piece, before, uadd(x_at, i * stride))
+                load(piece, before, x_at + i * stride)
                 for e in range(vector):
                     sums[e] = fma(values[i * vector + e], piece[e], sums[e])
 
@@ -380,13 +373,13 @@ def _layer_functions(layer: _Layer, threads: int, dtype: str) -> tuple[Any, Any]
 
         @device_function
         def add_all(sums: Any, before: Any, weight: Any, at: Any, x_at: Any, lane: Any) -> None:
-            at, x_at = uadd(at, first * stride), uadd(x_at, first * stride)
+            at, x_at = at + first * stride, x_at + first * stride
             for _ in range(batches):
                 add_batch(sums, before, weight, at, x_at)
-                at, x_at = uadd(at, _BATCH * stride), uadd(x_at, _BATCH * stride)
+                at, x_at = at + _BATCH * stride, x_at + _BATCH * stride
             if add_rest is not None:
                 add_rest(sums, before, weight, at, x_at)
-                at, x_at = uadd(at, rest * stride), uadd(x_at, rest * stride)
+                at, x_at = at + rest * stride, x_at + rest * stride
             if left and lane < left:
                 add_one(sums, before, weight, at, x_at)
 
@@ -397,39 +390,38 @@ def _layer_functions(layer: _Layer, threads: int, dtype: str) -> tuple[Any, Any]
         total = sums[0]
         for e in range(1, vector):
             total += sums[e]
-        for i in range(shift):
-            total += cuda.shfl_xor_sync(_ALL_LANES, total, lanes >> (i + 1))
+        total = sum_of_lanes(total)
         if active:
             # Written so that a NaN stays.
             total = real(0) if total <= real(0) else total
         if (lane == 0) & (result < outputs):
-            st(after, uadd(first, result), total)
+            st(after, first + result, total)
 
     add_behind, add_all = adding_from(ahead), adding_from(0) if rounds > 1 else None
 
     @device_function
     def run(held: Any, before: Any, after: Any, first: Any, weight: Any, bias: Any, thread: Any) -> None:
         sums = cuda.local.array(vector, real)
-        result, lane = ushr(thread, shift), uand(thread, lanes - 1)
+        result, lane = thread >> shift, thread & (lanes - 1)
         # Of the warp: its lanes exchange sums, so they go together.
-        warp_first = umul(ushr(thread, 5), warp_results)
-        x_at = umul(lane, vector)
+        warp_first = (thread >> 5) * warp_results
+        x_at = lane * vector
         if warp_first < outputs:
             for e in range(vector):
                 sums[e] = real(0)
             sums[0] = held[0]
             add_held(held, sums, before, x_at)
-            add_behind(sums, before, weight, uadd(umul(umin(result, outputs - 1), inputs), x_at), x_at, lane)
+            add_behind(sums, before, weight, minimum(result, outputs - 1) * inputs + x_at, x_at, lane)
             finish(sums, after, first, result, lane)
         if add_all is not None:
             for _ in range(1, rounds):
-                result, warp_first = uadd(result, at_once), uadd(warp_first, at_once)
+                result, warp_first = result + at_once, warp_first + at_once
                 if warp_first < outputs:
-                    here = umin(result, outputs - 1)
+                    here = minimum(result, outputs - 1)
                     for e in range(vector):
                         sums[e] = real(0)
                     sums[0] = ldg_if(bias, here, lane == 0) if biased else real(0)
-                    add_all(sums, before, weight, uadd(umul(here, inputs), x_at), x_at, lane)
+                    add_all(sums, before, weight, here * inputs + x_at, x_at, lane)
                     finish(sums, after, first, result, lane)
 
     return prefetch, run
@@ -459,7 +451,7 @@ def _block_function(block: BlockGeometry, threads: int, dtype: str, filters_at: 
 
     @device_function
     def load_filter(f: int, first: int, few: Any, piece: Any, filters: Any, at: Any) -> None:
-        load_weights(piece, filters, iadd(at, f * filter_pitch + first))
+        load_weights(piece, filters, at + (f * filter_pitch + first))
         for e in range(vector):
             few[e, f] = piece[e]
 
@@ -484,11 +476,11 @@ def _block_function(block: BlockGeometry, threads: int, dtype: str, filters_at: 
 
     @device_function
     def finish(f: int, total: Any, best: Any, winner: Any, after: Any, filter_: Any, row: Any, column: Any) -> None:
-        best[0], winner[0] = real(lowest), i32(0)
-        map_row, map_column = usub(umul(row, pool_down), pool_top), usub(umul(column, pool_beside), pool_left)
+        best[0], winner[0] = real(lowest), types.int32(0)
+        map_row, map_column = row * pool_down - pool_top, column * pool_beside - pool_left
         find_largest(f, total, best, winner, map_row, map_column)
         # Written so that a NaN stays.
-        st(after, place(uadd(filter_, f), row, column), real(0) if best[0] <= real(0) else best[0])
+        st(after, place(filter_ + f, row, column), real(0) if best[0] <= real(0) else best[0])
 
     finish_all = unrolled(finish, thread_filters)
 
@@ -501,23 +493,21 @@ def _block_function(block: BlockGeometry, threads: int, dtype: str, filters_at: 
         best, winner = cuda.local.array(1, real), cuda.local.array(1, types.int32)
         item = thread
         while item < items:
-            rest = udiv(item, q)
-            column = usub(item, umul(rest, q))
-            filter_ = udiv(rest, p)
-            row = usub(rest, umul(filter_, p))
-            filter_ = umul(filter_, thread_filters)
+            rest, column = divmod(item, q)
+            filter_, row = divmod(rest, p)
+            filter_ *= thread_filters
             for f in range(thread_filters):
-                start = ld(filters, uadd(biases_at, uadd(filter_, f)))
+                start = ld(filters, biases_at + filter_ + f)
                 for i in range(window):
                     total[i, f] = start
-            line_at = i32(uadd(umul(row, down * pitch), umul(column, beside)))
-            at = i32(uadd(filters_at, umul(filter_, filter_pitch)))
+            line_at = i32(row * (down * pitch) + column * beside)
+            at = i32(filters_at + filter_ * filter_pitch)
             for _ in range(channels):
                 load_patch(inputs, pair, before, line_at)
                 add_channel(total, inputs, a, b, few, piece, filters, at)
-                line_at, at = iadd(line_at, plane), iadd(at, tap_pitch)
+                line_at, at = line_at + plane, at + tap_pitch
             finish_all(total, best, winner, after, filter_, row, column)
-            item = uadd(item, threads)
+            item += threads
 
     return run
 
@@ -533,25 +523,25 @@ def _tile_functions(block: BlockGeometry, dtype: str) -> tuple[Any, Any, Any]:
 
     @device_function
     def parts(i: Any) -> Any:
-        rest = udiv(i, columns)
-        channel = udiv(rest, rows)
-        return channel, usub(rest, umul(channel, rows)), usub(i, umul(rest, columns))
+        rest = i // columns
+        channel = rest // rows
+        return channel, rest % rows, i % columns
 
     @device_function
     def target(i: Any) -> Any:
         channel, row, column = parts(i)
-        return uadd(umul(uadd(umul(channel, rows), row), pitch), column)
+        return (channel * rows + row) * pitch + column
 
     @device_function
     def source(i: Any) -> Any:
         channel, row, column = parts(i)
         # Unsigned: what lies above or left of the image is a huge row or column.
-        row, column = usub(row, above), usub(column, left)
-        return uadd(umul(uadd(umul(channel, h), row), w), column), (row < h) & (column < w)
+        row, column = row - above, column - left
+        return (channel * h + row) * w + column, (row < h) & (column < w)
 
     @device_function
     def place(channel: Any, row: Any, column: Any) -> Any:
-        return uadd(umul(uadd(umul(channel, rows), uadd(row, above)), pitch), uadd(column, left))
+        return (channel * rows + row + above) * pitch + column + left
 
     return place, source, target
 
@@ -562,7 +552,7 @@ def _flat_place(block: BlockGeometry) -> Any:
 
     @device_function
     def place(channel: Any, row: Any, column: Any) -> Any:
-        return uadd(umul(uadd(umul(channel, p), row), q), column)
+        return (channel * p + row) * q + column
 
     return place
 
@@ -575,7 +565,7 @@ def _fetching_image(block: BlockGeometry, threads: int, dtype: str) -> Any:
     @device_function
     def load(x: Any, i: Any, first: Any) -> Any:
         offset, inside = source(i)
-        return ldg_if(x, uadd(first, offset), inside & (i < total))
+        return ldg_if(x, first + offset, inside & (i < total))
 
     @device_function
     def store(tile: Any, i: Any, value: Any) -> None:
@@ -591,13 +581,12 @@ def _fetching_filters(block: BlockGeometry, threads: int, dtype: str, filters_at
 
     @device_function
     def load_weight(weight: Any, i: Any, first: Any) -> Any:
-        row = udiv(i, tap_pitch)
-        tap = usub(i, umul(row, tap_pitch))
-        return ldg_if(weight, uadd(umul(row, taps), tap), (tap < taps) & (i < weights))
+        row, tap = divmod(i, tap_pitch)
+        return ldg_if(weight, row * taps + tap, (tap < taps) & (i < weights))
 
     @device_function
     def store_weight(filters: Any, i: Any, value: Any) -> None:
-        st(filters, uadd(i, filters_at), value)
+        st(filters, i + filters_at, value)
 
     @device_function
     def load_bias(bias: Any, i: Any, first: Any) -> Any:
@@ -605,7 +594,7 @@ def _fetching_filters(block: BlockGeometry, threads: int, dtype: str, filters_at
 
     @device_function
     def store_bias(filters: Any, i: Any, value: Any) -> None:
-        st(filters, uadd(i, filters_at + weights), value)
+        st(filters, i + (filters_at + weights), value)
 
     fetch_weights = _fetching(weights, threads, load_weight, store_weight)
     fetch_biases = _fetching(k, threads, load_bias, store_bias)
@@ -632,18 +621,18 @@ def _filling(block: BlockGeometry, threads: int, dtype: str) -> Any:
                 _, inside = source(i)
                 if not inside:
                     st(tile, target(i), real(0))
-                i = uadd(i, threads)
+                i += threads
 
     return fill
 
 
 @specialised
 def _kernel(
-    geometry: NetGeometry, tiling: Tiling, dtype: str, has_bias: tuple[bool, ...], wide: bool
+    geometry: NetGeometry, tiling: Tiling, dtype: str, has_bias: tuple[bool, ...], aligned16: bool
 ) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``n`` is not looked at.
 
-    ``has_bias`` is of the blocks and then of the layers; ``wide``: all weights begin at multiples of 128 bits.
+    ``has_bias`` is of the blocks and then of the layers; ``aligned16``: all weights begin at multiples of 128 bits.
     """
     real, threads = getattr(types, dtype), tiling.threads
     blocks, (_, sizes, relu) = geometry
@@ -653,7 +642,7 @@ def _kernel(
     filters_at = [sum(_filters(block)[1] for block in blocks[:number]) for number in range(count)]
     most_ahead = _most_ahead(blocks, tiling) if dtype == "float32" else 0
     layers = [
-        _Layer.of(pair, active, biased, threads, most_ahead, dtype, wide)
+        _Layer.of(pair, active, biased, threads, most_ahead, dtype, aligned16)
         for pair, active, biased in zip(pairwise(sizes), relu, has_bias[count:], strict=True)
     ]
     layer_functions = [_layer_functions(layer, threads, dtype) for layer in layers]
@@ -727,7 +716,7 @@ def _kernel(
         def run_last(
             held: Any, before: Any, after: Any, filters: Any, weights: Any, biases: Any, out: Any, thread: Any
         ) -> None:
-            first = umul(u32(cuda.blockIdx.x), outputs)
+            first = u32(cuda.blockIdx.x) * outputs
             compute(held, before, out, first, weights[number], biases[number], thread)
 
         return device_function(run_last if number == last else run_layer)
@@ -742,7 +731,7 @@ def _kernel(
         filters = cuda.shared.array(filters_size, real, alignment=16)
         values, held = cuda.local.array(_BATCH, real), cuda.local.array(held_size, real)
         thread = u32(cuda.threadIdx.x)
-        fetch_image(values, first, x, thread, umul(u32(cuda.blockIdx.x), image_size))
+        fetch_image(values, first, x, thread, u32(cuda.blockIdx.x) * image_size)
         fetch_filters(values, filters, weights, biases, thread)
         prefetch(held, weights[count], biases[count], thread)
         cuda.syncthreads()
@@ -760,14 +749,14 @@ def launches(
     dtype: Any,
     *,
     has_bias: tuple[bool, ...] | None = None,
-    wide: bool = True,
+    aligned16: bool = True,
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for no images.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
         has_bias: which blocks, and then layers, have one; None for all.
-        wide: the weights of all layers begin at multiples of 16 bytes.
+        aligned16: the weights of all layers begin at multiples of 16 bytes.
 
     Raises:
         ValueError: the network is refused, see the module's docstring; the message says why.
@@ -780,7 +769,7 @@ def launches(
         return ()
     count = len(blocks) + len(chain.relu)
     one = NetGeometry(tuple(map(single, blocks)), chain._replace(n=1))
-    kernel = _kernel(one, tiling, name, has_bias or (True,) * count, wide)
+    kernel = _kernel(one, tiling, name, has_bias or (True,) * count, aligned16)
     arrays = types.UniTuple(array_type(name), count)
     signature = (array_type(name), arrays, arrays, array_type(name))
     return (Launch(kernel, signature, (chain.n, 1, 1), (tiling.threads, 1, 1)),)
@@ -805,6 +794,6 @@ def launch(
     """
     has_bias = tuple(bias is not None for bias in biases)
     given = [weight if bias is None else bias for weight, bias in zip(weights, biases, strict=True)]
-    wide = aligned(*weights[len(geometry.blocks) :])
-    for one in launches(geometry, tiling, x.dtype, has_bias=has_bias, wide=wide):
+    aligned16 = aligned(*weights[len(geometry.blocks) :])
+    for one in launches(geometry, tiling, x.dtype, has_bias=has_bias, aligned16=aligned16):
         one(stream, x.reshape(-1), flat(weights), flat(given), out.reshape(-1))

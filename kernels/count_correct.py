@@ -23,22 +23,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    Answer,
-    Launch,
-    array_type,
-    fits_offsets,
-    i32,
-    iadd,
-    jit,
-    ld,
-    ldg,
-    ldg_if,
-    st,
-    u32,
-    uadd,
-    umul,
-)
+from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, i32, jit, ld, ldg, ldg_if, st, u32
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
 
@@ -76,24 +61,24 @@ def _kernel(classes: int, threads: int, dtype: str, logs: bool) -> Callable[...,
         count, first_row = i32(0), u32(0)
         # All threads make all passes, because they meet at the end of each.
         while first_row < rows:
-            row = uadd(first_row, u32(cuda.threadIdx.x))
+            row = first_row + cuda.threadIdx.x
             is_row = row < rows
-            first = umul(row, classes)
+            first = row * classes
             best, winner = real(lowest), i32(0)
             for j in range(classes):
-                value = ldg_if(logits, uadd(first, j), is_row)
+                value = ldg_if(logits, first + j, is_row)
                 # The first NaN wins, as it is not equal to itself; nothing is larger.
                 wins = (value > best) | ((value != value) & (best == best))
                 best, winner = value if wins else best, i32(j) if wins else winner
             right = i32(1) if is_row & (ldg_if(labels, row, is_row) == winner) else i32(0)
-            count = iadd(count, cuda.syncthreads_count(right))
-            first_row = uadd(first_row, threads)
+            count += cuda.syncthreads_count(right)
+            first_row += threads
         if cuda.threadIdx.x == 0:
             if logs:
                 at = ld(step, 0)
                 st(out, at, types.int32(count))
                 st(losses, at, ldg(loss, 0))
-                st(step, 0, types.int32(iadd(at, 1)))
+                st(step, 0, types.int32(at + 1))
             else:
                 st(out, 0, types.int32(count))
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from gpuconv.kernels.device import Answer, Launch, device_function, fits_offsets, u32, uadd, udiv, umul, usub
+from gpuconv.kernels.device import Answer, Launch, device_function, fits_offsets, u32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +39,27 @@ def tilings(shape: tuple[int, ...]) -> tuple[Tiling, ...]:
     return Tiling(256), Tiling(128), Tiling(512)
 
 
-def vector_of(dtype: Any, wide: bool) -> int:
-    """Elements of a vector: 128 bits if the arrays are ``wide``, aligned to as much."""
-    return 16 // np.dtype(dtype).itemsize if wide else 1
+def vector_of(dtype: Any, aligned16: bool) -> int:
+    """Elements of a vector: 128 bits if the arrays are ``aligned16``, aligned to as much."""
+    return 16 // np.dtype(dtype).itemsize if aligned16 else 1
 
 
-def each(wide_step: Any, step: Any, threads: int, vector: int, *, first_block: int = 0) -> Any:
+def each(vector_step: Any, step: Any, threads: int, vector: int, *, first_block: int = 0) -> Any:
     """A device function of ``(elements, *arguments)``: what a thread does.
 
-    ``wide_step(i, *arguments)`` is called for ``vector`` elements from i on, ``step`` for one that is left over. The
+    ``vector_step(i, *arguments)`` is called for ``vector`` elements from i on, ``step`` for one that is left over. The
     blocks from ``first_block`` on do the work.
     """
 
     @device_function
     def thread_work(elements: Any, *arguments: Any) -> None:
-        block = usub(u32(cuda.blockIdx.x), first_block)
-        thread = uadd(umul(block, threads), u32(cuda.threadIdx.x))
-        whole = udiv(elements, vector)
+        block = u32(cuda.blockIdx.x) - first_block
+        thread = block * threads + cuda.threadIdx.x
+        whole = u32(elements) // vector
         if thread < whole:
-            wide_step(umul(thread, vector), *arguments)
+            vector_step(thread * vector, *arguments)
         else:
-            i = uadd(thread, umul(whole, vector - 1))
+            i = thread + whole * (vector - 1)
             if i < elements:
                 step(i, *arguments)
 

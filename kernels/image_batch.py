@@ -38,20 +38,13 @@ from gpuconv.kernels.device import (
     fits_offsets,
     fma,
     i32,
-    iadd,
-    imul,
-    isub,
     jit,
     ld,
     ldg,
     ldg_if,
     st,
     u32,
-    uadd,
-    udiv,
-    umul,
     unrolled,
-    usub,
     vector_access,
     widest_access,
 )
@@ -89,8 +82,8 @@ def _plain(g: ImageBatchGeometry) -> Any:
 
     @device_function
     def pixel(j: int, values: Any, table: Any, images: Any, first: Any, known: Any, row: Any, column: Any) -> None:
-        y, x = isub(row, top), iadd(column, j - left)
-        byte = ldg_if(images, first + iadd(imul(y, g.w), x), known & (u32(y) < g.h) & (u32(x) < g.w))
+        y, x = row - top, column + (j - left)
+        byte = ldg_if(images, first + (y * g.w + x), known & (u32(y) < g.h) & (u32(x) < g.w))
         values[j] = ld(table, byte)
 
     return pixel
@@ -127,7 +120,7 @@ def _warped(g: ImageBatchGeometry, dtype: str) -> Any:
         to_right, to_below = x - real(right), y - real(below)
         has_left, has_right = inside & (right > 0), inside & (right < g.w)
         has_above, has_below = below > 0, below < g.h
-        at = first + iadd(imul(isub(below, 1), g.w), isub(right, 1))
+        at = first + ((below - 1) * g.w + (right - 1))
         a = ld(table, ldg_if(images, at, has_left & has_above))
         b = ld(table, ldg_if(images, at + 1, has_right & has_above))
         c = ld(table, ldg_if(images, at + g.w, has_left & has_below))
@@ -180,19 +173,19 @@ def _kernel(
         entry = u32(cuda.threadIdx.x)
         while entry < _BYTES:
             st(shared, entry, ldg(table, entry))
-            entry = uadd(entry, threads)
-        thread = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
-        n = udiv(thread, vectors)
+            entry += threads
+        thread = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
+        n = thread // vectors
         if counts_steps:
-            source = ldg_if(index, uadd(umul(u32(ldg(step, 0)), u32(batch)), n), n < batch)
+            source = ldg_if(index, u32(ldg(step, 0)) * batch + n, n < batch)
         else:
             source = ldg_if(index, n, n < batch)
         cuda.syncthreads()
         if n < batch:
             known = (source >= 0) & (source < total)
             source = source if known else types.int64(0)
-            at = umul(usub(thread, umul(n, vectors)), vector)
-            row, column = i32(udiv(at, g.q)), i32(usub(at, umul(udiv(at, g.q), g.q)))
+            at = thread % vectors * vector
+            row, column = i32(at // g.q), i32(at % g.q)
             first = source * (g.h * g.w)
             if warps:
                 a, b, c = coefficients(transforms, source * 6, known)
@@ -205,7 +198,7 @@ def _kernel(
                 plain(values, shared, images, first, known, row, column)
             if not known:
                 forget_all(values)
-            store(values, out, umul(thread, vector))
+            store(values, out, thread * vector)
             if at == 0:
                 label = ldg_if(labels, source, known)
                 st(out_labels, n, label if known else types.int64(-1))
@@ -214,13 +207,13 @@ def _kernel(
 
 
 def launches(
-    geometry: ImageBatchGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True, counts_steps: bool = False
+    geometry: ImageBatchGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True, counts_steps: bool = False
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
-        wide: the result begins at a multiple of 16 bytes.
+        aligned16: the result begins at a multiple of 16 bytes.
         counts_steps: the batch is found by the number of the step.
 
     Raises:
@@ -231,7 +224,7 @@ def launches(
     if not geometry.n:
         return ()
     name = np.dtype(dtype).name
-    vector = widest_access(geometry.q, name) if wide else 1
+    vector = widest_access(geometry.q, name) if aligned16 else 1
     kernel = _kernel(geometry._replace(n=1, total=1), tiling.threads, name, vector, counts_steps)
     real, whole = array_type(name), array_type("int64")
     step = array_type("int32") if counts_steps else whole
@@ -264,7 +257,7 @@ def launch(
         ValueError: the batch is too large for 32-bit offsets.
     """
     read = (table, images.reshape(-1), labels, index, transforms.reshape(-1) if geometry.warps else table)
-    for one in launches(geometry, tiling, table.dtype, wide=aligned(out), counts_steps=step is not None):
+    for one in launches(geometry, tiling, table.dtype, aligned16=aligned(out), counts_steps=step is not None):
         # A kernel that counts no steps does not look at the array.
         counted = index if step is None else step
         one(stream, *read, out.reshape(-1), out_labels, counted, geometry.total, geometry.n)

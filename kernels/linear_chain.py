@@ -38,20 +38,14 @@ from gpuconv.kernels.device import (
     jit,
     ldg,
     ldg_if,
+    reduce_scatter,
     st,
     u32,
-    uadd,
-    uand,
-    udiv,
-    umul,
     unrolled,
-    ushr,
-    usub,
     vector_access,
     widest_access,
 )
 
-_ALL_LANES = 0xFFFFFFFF
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
 _SHARED_ELEMENTS = 6 * 1024
 #: Layers of a chain; an array takes 56 bytes of arguments, and a kernel has 4 KB.
@@ -115,52 +109,16 @@ def tilings(geometry: ChainGeometry) -> tuple[Tiling, ...]:
     )
 
 
-def meeting(count: int, dtype: str) -> Any:
-    """A device function of (values, lane): of ``count`` values in each lane, the sum over lanes of one.
-
-    ``count`` is a power of two, at most 32. A lane is given the sum of the value numbered ``lane · count // 32``. In
-    each round, a lane keeps half of its values and sends the other half to a lane that keeps those.
-    """
-
-    @device_function
-    def exchange(i: int, half: int, distance: int, values: Any, lane: Any) -> None:
-        upper = uand(lane, distance) != 0
-        low, high = values[i], values[i + half]
-        keep, send = (high if upper else low), (low if upper else high)
-        values[i] = keep + cuda.shfl_xor_sync(_ALL_LANES, send, distance)
-
-    def rounds(values_left: int, distance: int) -> Any:
-        if values_left == 1:
-            last = distance == 1
-
-            def add(values: Any, lane: Any) -> None:
-                values[0] += cuda.shfl_xor_sync(_ALL_LANES, values[0], distance)
-
-            this_round = device_function(add)
-        else:
-            half, last = values_left // 2, distance == 1
-            exchange_all = unrolled(exchange, half)
-
-            def halve(values: Any, lane: Any) -> None:
-                exchange_all(half, distance, values, lane)
-
-            this_round = device_function(halve)
-        rest = None if last else rounds(max(1, values_left // 2), distance // 2)
-
-        def all_rounds(values: Any, lane: Any) -> None:
-            this_round(values, lane)
-            rest(values, lane)
-
-        return this_round if last else device_function(all_rounds)
-
-    return rounds(count, 16)
-
-
 @specialised
 def _kernel(
-    sizes: tuple[int, ...], relu: tuple[bool, ...], has_bias: tuple[bool, ...], tiling: Tiling, dtype: str, wide: bool
+    sizes: tuple[int, ...],
+    relu: tuple[bool, ...],
+    has_bias: tuple[bool, ...],
+    tiling: Tiling,
+    dtype: str,
+    aligned16: bool,
 ) -> Callable[..., None]:
-    """``wide``: all weights begin at multiples of 128 bits."""
+    """``aligned16``: all weights begin at multiples of 128 bits."""
     real = getattr(types, dtype)
     threads, rows, features = tiling.threads, tiling.rows, tiling.features
     warps, count = threads // 32, rows * features
@@ -168,17 +126,17 @@ def _kernel(
     shift = int(math.log2(lanes_a_value))
     buffer = rows * max(pitch(size) for size in sizes)
     first_size, first_pitch = sizes[0], pitch(sizes[0])
-    meet = meeting(count, dtype)
+    sum_over_lanes = reduce_scatter(count)
 
     def layer(number: int) -> Any:
         inputs, outputs, active, biased = sizes[number], sizes[number + 1], relu[number], has_bias[number]
         row_in, row_out = pitch(inputs), pitch(outputs)
-        vector = widest_access(inputs, dtype) if wide else 1
+        vector = widest_access(inputs, dtype) if aligned16 else 1
         load, load_weights, _ = vector_access(vector)
 
         @device_function
         def add_row(r: int, sums: Any, w: Any, x: Any, before: Any, k: Any) -> None:
-            load(x, before, uadd(k, r * row_in))
+            load(x, before, k + r * row_in)
             for j in range(features):
                 for e in range(vector):
                     sums[j * rows + r] = fma(w[j, e], x[e], sums[j * rows + r])
@@ -188,8 +146,8 @@ def _kernel(
         @device_function
         def load_feature(j: int, w: Any, one: Any, weight: Any, feature: Any, k: Any) -> None:
             # Features beyond the last are computed as the last one, and not written.
-            here = uadd(feature, j) if uadd(feature, j) < outputs else u32(outputs - 1)
-            load_weights(one, weight, uadd(umul(here, inputs), k))
+            here = feature + j if feature + j < outputs else u32(outputs - 1)
+            load_weights(one, weight, here * inputs + k)
             for e in range(vector):
                 w[j, e] = one[e]
 
@@ -204,31 +162,31 @@ def _kernel(
                 cuda.local.array(vector, real),
             )
             thread = u32(cuda.threadIdx.x)
-            warp, lane = ushr(thread, 5), uand(thread, 31)
-            feature = umul(warp, features)
+            warp, lane = thread >> 5, thread & 31
+            feature = warp * features
             while feature < outputs:
                 for i in range(count):
                     sums[i] = real(0)
-                k = umul(lane, vector)
+                k = lane * vector
                 while k < inputs:
                     load_features(w, one, weights[number], feature, k)
                     add_rows(sums, w, x, before, k)
-                    k = uadd(k, 32 * vector)
-                meet(sums, lane)
-                value = ushr(lane, shift)
-                j = udiv(value, rows)
-                row, mine = usub(value, umul(j, rows)), uadd(feature, j)
+                    k += 32 * vector
+                sum_over_lanes(sums, lane)
+                value = lane >> shift
+                j, row = divmod(value, rows)
+                mine = feature + j
                 result = sums[0]
-                if (uand(lane, lanes_a_value - 1) == 0) & (mine < outputs):
+                if ((lane & (lanes_a_value - 1)) == 0) & (mine < outputs):
                     if biased:
                         result += ldg(biases[number], mine)
                     if active:
                         # Written so that a NaN stays.
                         result = real(0) if result <= real(0) else result
-                    st(after, uadd(umul(row, row_out), mine), result)
-                    if uadd(first_row, row) < n:
-                        st(outs[number], uadd(umul(uadd(first_row, row), outputs), mine), result)
-                feature = uadd(feature, warps * features)
+                    st(after, row * row_out + mine, result)
+                    if first_row + row < n:
+                        st(outs[number], (first_row + row) * outputs + mine, result)
+                feature += warps * features
 
         return run
 
@@ -250,14 +208,13 @@ def _kernel(
     def linear_chain(x: Any, weights: Any, biases: Any, outs: Any, n: Any) -> None:
         before = cuda.shared.array(buffer, real, alignment=16)
         after = cuda.shared.array(buffer, real, alignment=16)
-        first_row = umul(u32(cuda.blockIdx.x), rows)
+        first_row = u32(cuda.blockIdx.x) * rows
         i = u32(cuda.threadIdx.x)
         while i < rows * first_size:
-            row = udiv(i, first_size)
-            column = usub(i, umul(row, first_size))
-            offset = uadd(umul(uadd(first_row, row), first_size), column)
-            st(before, uadd(umul(row, first_pitch), column), ldg_if(x, offset, uadd(first_row, row) < n))
-            i = uadd(i, threads)
+            row, column = divmod(i, first_size)
+            offset = (first_row + row) * first_size + column
+            st(before, row * first_pitch + column, ldg_if(x, offset, first_row + row < n))
+            i += threads
         cuda.syncthreads()
         run_layers(before, after, weights, biases, outs, first_row, u32(n))
 
@@ -270,14 +227,14 @@ def launches(
     dtype: Any,
     *,
     has_bias: tuple[bool, ...] | None = None,
-    wide: bool = True,
+    aligned16: bool = True,
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for no rows.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
         has_bias: which layers have one; None for all.
-        wide: all weights begin at multiples of 16 bytes.
+        aligned16: all weights begin at multiples of 16 bytes.
 
     Raises:
         ValueError: too many layers, too wide ones, or an array that is too large.
@@ -288,7 +245,7 @@ def launches(
     if not n:
         return ()
     name, count = np.dtype(dtype).name, len(relu)
-    kernel = _kernel(sizes, relu, has_bias or (True,) * count, tiling, name, wide)
+    kernel = _kernel(sizes, relu, has_bias or (True,) * count, tiling, name, aligned16)
     arrays = types.UniTuple(array_type(name), count)
     signature = (array_type(name), arrays, arrays, arrays, types.int64)
     return (Launch(kernel, signature, (-(-n // tiling.rows), 1, 1), (tiling.threads, 1, 1)),)
@@ -317,5 +274,5 @@ def launch(
     """
     has_bias = tuple(bias is not None for bias in biases)
     given = [weight if bias is None else bias for weight, bias in zip(weights, biases, strict=True)]
-    for one in launches(geometry, tiling, x.dtype, has_bias=has_bias, wide=aligned(*weights)):
+    for one in launches(geometry, tiling, x.dtype, has_bias=has_bias, aligned16=aligned(*weights)):
         one(stream, x.reshape(-1), flat(weights), flat(given), flat(outs), geometry.n)

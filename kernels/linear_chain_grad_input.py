@@ -38,19 +38,13 @@ from gpuconv.kernels.device import (
     device_function,
     fma,
     i32,
-    iadd,
-    imin,
-    imul,
     jit,
     ld,
     ldg_if,
+    minimum,
     st,
     u32,
-    uadd,
-    udiv,
-    umul,
     unrolled,
-    usub,
     vector_access,
     widest_access,
 )
@@ -126,9 +120,9 @@ def tilings(geometry: ChainGeometry) -> tuple[Tiling, ...]:
 
 @specialised
 def _kernel(
-    sizes: tuple[int, ...], relu: tuple[bool, ...], tiling: Tiling, dtype: str, need_input: bool, wide: bool
+    sizes: tuple[int, ...], relu: tuple[bool, ...], tiling: Tiling, dtype: str, need_input: bool, aligned16: bool
 ) -> Callable[..., None]:
-    """``wide``: all weights begin at multiples of 128 bits."""
+    """``aligned16``: all weights begin at multiples of 128 bits."""
     real = getattr(types, dtype)
     threads, rows, last_layer = tiling.threads, tiling.rows, len(relu) - 1
     buffer = rows * pitch(max(sizes))
@@ -139,7 +133,7 @@ def _kernel(
         inputs, outputs = sizes[number], sizes[number + 1]
         row_in, row_out, first = pitch(inputs), pitch(outputs), number == 0
         masks = not first and relu[number - 1]
-        vector = widest_access(inputs, dtype) if wide else 1
+        vector = widest_access(inputs, dtype) if aligned16 else 1
         group_threads, groups, at_once = _groups(inputs, outputs, vector, threads)
         batches = -(-outputs // (groups * at_once))
         share, uneven = batches * at_once, groups * batches * at_once != outputs
@@ -151,22 +145,22 @@ def _kernel(
         @device_function
         def load_weight(j: int, w: Any, one: Any, weight: Any, feature: Any, column: Any, at: Any) -> None:
             if uneven:
-                at = iadd(imul(imin(iadd(feature, j), outputs - 1), inputs), column)
+                at = minimum(feature + j, outputs - 1) * inputs + column
                 load_read_only(one, weight, at)
             else:
-                load_read_only(one, weight, iadd(at, j * inputs))
+                load_read_only(one, weight, at + j * inputs)
             for e in range(vector):
                 w[j, e] = one[e]
 
         @device_function
         def add_result(j: int, sums: Any, w: Any, after: Any, feature: Any) -> None:
-            here = imin(iadd(feature, j), outputs - 1) if uneven else iadd(feature, j)
+            here = minimum(feature + j, outputs - 1) if uneven else feature + j
             for r in range(rows):
-                value = ld(after, iadd(here, r * row_out))
+                value = ld(after, here + r * row_out)
                 for e in range(vector):
                     # Not times zero: what lies behind the last result stands for nothing, be it infinite.
                     added = fma(w[j, e], value, sums[r, e])
-                    sums[r, e] = sums[r, e] if uneven and iadd(feature, j) >= outputs else added
+                    sums[r, e] = sums[r, e] if uneven and feature + j >= outputs else added
 
         load_weights, add_results = unrolled(load_weight, at_once), unrolled(add_result, at_once)
 
@@ -176,23 +170,23 @@ def _kernel(
             sums, w = cuda.local.array((rows, vector), real), cuda.local.array((at_once, vector), real)
             one = cuda.local.array(vector, real)
             thread = u32(cuda.threadIdx.x)
-            group = udiv(thread, group_threads)
-            column = umul(usub(thread, umul(group, group_threads)), vector)
+            group, column = divmod(thread, group_threads)
+            column *= vector
             while (group < groups) & (column < inputs):
                 for r in range(rows):
                     for e in range(vector):
                         sums[r, e] = real(0)
-                feature = i32(umul(group, share))
+                feature = i32(group * share)
                 for _ in range(batches):
-                    at = iadd(imul(feature, inputs), i32(column))
+                    at = feature * inputs + i32(column)
                     load_weights(w, one, weight, feature, i32(column), at)
                     add_results(sums, w, after, feature)
-                    feature = iadd(feature, at_once)
+                    feature += at_once
                 for r in range(rows):
                     for e in range(vector):
                         one[e] = sums[r, e]
-                    store(one, parts, uadd(umul(uadd(umul(group, rows), r), row_in), column))
-                column = uadd(column, group_threads * vector)
+                    store(one, parts, (group * rows + r) * row_in + column)
+                column += group_threads * vector
 
         @device_function
         def run(
@@ -210,13 +204,13 @@ def _kernel(
             cuda.syncthreads()
             i = u32(cuda.threadIdx.x)
             while i < rows * inputs:
-                r = udiv(i, inputs)
-                column, row = usub(i, umul(r, inputs)), uadd(first_row, r)
-                at = uadd(umul(r, row_in), column)
+                r, column = divmod(i, inputs)
+                row = first_row + r
+                at = r * row_in + column
                 value = real(0)
                 for group in range(groups):
-                    value += ld(parts, uadd(at, group * rows * row_in))
-                offset, exists = uadd(umul(row, inputs), column), row < n
+                    value += ld(parts, at + group * rows * row_in)
+                offset, exists = row * inputs + column, row < n
                 if masks:
                     # Written so that a NaN lets the gradient through.
                     value = real(0) if ldg_if(ys[number - 1], offset, exists) <= real(0) else value
@@ -224,7 +218,7 @@ def _kernel(
                     st(before, at, value)
                 if exists:
                     st(out if first else grads[number - 1], offset, value)
-                i = uadd(i, threads)
+                i += threads
 
         return run
 
@@ -249,20 +243,20 @@ def _kernel(
         after = cuda.shared.array(buffer, real, alignment=16)
         before = cuda.shared.array(buffer, real, alignment=16)
         parts = cuda.shared.array(sums_size, real, alignment=16)
-        first_row = umul(u32(cuda.blockIdx.x), rows)
+        first_row = u32(cuda.blockIdx.x) * rows
         i = u32(cuda.threadIdx.x)
         while i < rows * last_row:
-            r = udiv(i, last_row)
-            column, row = usub(i, umul(r, last_row)), uadd(first_row, r)
+            r, column = divmod(i, last_row)
+            row = first_row + r
             exists = (column < last_size) & (row < n)
-            offset = uadd(umul(row, last_size), column)
+            offset = row * last_size + column
             value = ldg_if(grad, offset, exists)
             if last_active:
                 value = real(0) if ldg_if(ys[last_layer], offset, exists) <= real(0) else value
                 if exists:
                     st(grads[last_layer], offset, value)
             st(after, i, value if exists else real(0))
-            i = uadd(i, threads)
+            i += threads
         cuda.syncthreads()
         if anything:
             run_layers(after, before, parts, weights, ys, grads, out, first_row, u32(n))
@@ -271,14 +265,14 @@ def _kernel(
 
 
 def launches(
-    geometry: ChainGeometry, tiling: Tiling, dtype: Any, *, need_input: bool = True, wide: bool = True
+    geometry: ChainGeometry, tiling: Tiling, dtype: Any, *, need_input: bool = True, aligned16: bool = True
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for no rows.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
         need_input: whether the input's gradient is wanted.
-        wide: all weights begin at multiples of 16 bytes.
+        aligned16: all weights begin at multiples of 16 bytes.
 
     Raises:
         ValueError: too many layers, too wide ones, or an array that is too large.
@@ -291,7 +285,7 @@ def launches(
     name = np.dtype(dtype).name
     arrays = types.UniTuple(array_type(name), len(relu))
     signature = (array_type(name), arrays, arrays, arrays, array_type(name), types.int64)
-    kernel = _kernel(sizes, relu, tiling, name, need_input, wide)
+    kernel = _kernel(sizes, relu, tiling, name, need_input, aligned16)
     return (Launch(kernel, signature, (-(-n // tiling.rows), 1, 1), (tiling.threads, 1, 1)),)
 
 
@@ -313,6 +307,6 @@ def launch(
     Raises:
         ValueError: too many layers, too wide ones, or an array that is too large.
     """
-    for one in launches(geometry, tiling, grad.dtype, need_input=out is not None, wide=aligned(*weights)):
+    for one in launches(geometry, tiling, grad.dtype, need_input=out is not None, aligned16=aligned(*weights)):
         flat_out = (grad if out is None else out).reshape(-1)
         one(stream, grad.reshape(-1), flat(weights), flat(ys), flat(grads), flat_out, geometry.n)

@@ -23,7 +23,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import ChainGeometry
-from gpuconv.kernels.all_at_once import dealing
+from gpuconv.kernels.all_at_once import dispatch
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
@@ -33,19 +33,12 @@ from gpuconv.kernels.device import (
     array_type,
     device_function,
     i32,
-    iadd,
     jit,
     ld,
     ldg_if,
     st,
     u32,
-    uadd,
-    uand,
-    udiv,
-    umul,
     unrolled,
-    ushr,
-    usub,
     vector_access,
     widest_access,
 )
@@ -107,28 +100,28 @@ def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str) -> Callable[...,
         def fetch(
             j: int, found: Any, grads_found: Any, x: Any, grad: Any, row: Any, column: Any, at: Any, n: Any
         ) -> None:
-            row = uadd(row, j * _WARPS)
-            found[j] = ldg_if(x, uadd(umul(row, inputs), column), (row < n) & (column < inputs))
-            grads_found[j] = ldg_if(grad, uadd(umul(row, outputs), at), (row < n) & (at < outputs))
+            row += j * _WARPS
+            found[j] = ldg_if(x, row * inputs + column, (row < n) & (column < inputs))
+            grads_found[j] = ldg_if(grad, row * outputs + at, (row < n) & (at < outputs))
 
         @device_function
         def put(
             j: int, found: Any, grads_found: Any, tile: Any, grad_tile: Any, warp: Any, lane: Any, column: Any
         ) -> None:
-            row = uadd(warp, j * _WARPS)
+            row = warp + j * _WARPS
             # The input of ones.
-            st(tile, uadd(umul(row, _INPUTS), lane), real(1) if column == inputs else found[j])
+            st(tile, row * _INPUTS + lane, real(1) if column == inputs else found[j])
             if lane < tile_outputs:
-                st(grad_tile, uadd(umul(row, tile_outputs), lane), grads_found[j])
+                st(grad_tile, row * tile_outputs + lane, grads_found[j])
 
         @device_function
         def multiply(
             i: int, total: Any, a: Any, b: Any, part: Any, tile: Any, grad_tile: Any, at: Any, grad_at: Any
         ) -> None:
             # Signed: what is added becomes part of the instruction.
-            b[0] = ld(tile, iadd(at, i * _INPUTS))
+            b[0] = ld(tile, at + i * _INPUTS)
             for j in range(0, features, per_access):
-                load(part, grad_tile, iadd(grad_at, i * tile_outputs + j))
+                load(part, grad_tile, grad_at + (i * tile_outputs + j))
                 for e in range(per_access):
                     a[j + e] = part[e]
             add_outer(total, a, b, 0)
@@ -143,33 +136,33 @@ def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str) -> Callable[...,
             for j in range(features):
                 total[j, 0] = real(0)
             thread = u32(cuda.threadIdx.x)
-            warp, lane = ushr(thread, 5), uand(thread, 31)
-            block = usub(u32(cuda.blockIdx.x), start)
-            tile_down = udiv(block, across)
-            first_input = umul(usub(block, umul(tile_down, across)), _INPUTS)
-            first_output = umul(tile_down, tile_outputs)
-            column = uadd(first_input, lane)
+            warp, lane = thread >> 5, thread & 31
+            block = u32(cuda.blockIdx.x) - start
+            tile_down = block // across
+            first_input = block % across * _INPUTS
+            first_output = tile_down * tile_outputs
+            column = first_input + lane
             # Lanes without a result of the tile fetch none.
-            at = uadd(first_output, lane) if lane < tile_outputs else u32(outputs)
+            at = first_output + lane if lane < tile_outputs else u32(outputs)
             first_row = u32(0)
             while first_row < n:
-                fetch_all(found, grads_found, xs[number], grads[number], uadd(first_row, warp), column, at, n)
+                fetch_all(found, grads_found, xs[number], grads[number], first_row + warp, column, at, n)
                 put_all(found, grads_found, tile, grad_tile, warp, lane, column)
                 cuda.syncthreads()
-                multiply_all(total, a, b, part, tile, grad_tile, i32(lane), i32(umul(warp, features)))
+                multiply_all(total, a, b, part, tile, grad_tile, i32(lane), i32(warp * features))
                 cuda.syncthreads()
-                first_row = uadd(first_row, stage)
+                first_row += stage
             for j in range(features):
-                feature = uadd(first_output, uadd(umul(warp, features), j))
+                feature = first_output + warp * features + j
                 if feature < outputs:
                     if column < inputs:
-                        st(weights_out[number], uadd(umul(feature, inputs), column), total[j, 0])
+                        st(weights_out[number], feature * inputs + column, total[j, 0])
                     elif column == inputs:
                         st(biases_out[number], feature, total[j, 0])
 
         return run
 
-    run_one = dealing([layer(number) for number in range(len(sizes) - 1)], starts)
+    run_one = dispatch([layer(number) for number in range(len(sizes) - 1)], starts)
 
     @jit(launch_bounds=32 * _WARPS)
     def linear_chain_grad_weight(xs: Any, grads: Any, weights_out: Any, biases_out: Any, n: Any) -> None:

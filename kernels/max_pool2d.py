@@ -20,25 +20,7 @@ from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    Launch,
-    aligned,
-    array_type,
-    i32,
-    iadd,
-    imul,
-    isub,
-    jit,
-    ldg2_if,
-    ldg4_if,
-    ldg_if,
-    st,
-    u32,
-    uadd,
-    udiv,
-    umul,
-    usub,
-)
+from gpuconv.kernels.device import Launch, aligned, array_type, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
 from gpuconv.kernels.pooling import Tiling, keeping_larger, padded, row_vector, supports, tilings
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
@@ -61,24 +43,24 @@ def _kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int) -> 
 
     @jit(launch_bounds=threads)
     def max_pool2d(x: Any, out: Any, winners: Any, windows: Any) -> None:
-        i = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < windows:
-            rest = udiv(i, q)
-            column = isub(imul(usub(i, umul(rest, q)), stride_w), left)
-            plane = udiv(rest, p)
-            row = isub(imul(usub(rest, umul(plane, p)), stride_h), top)
-            first = iadd(imul(iadd(imul(plane, h), row), w), column)
+            rest = i // q
+            column = i32(i % q) * stride_w - left
+            plane = rest // p
+            row = i32(rest % p) * stride_h - top
+            first = (i32(plane) * h + row) * w + column
             best, winner = real(lowest), i32(-1 if guarded else 0)
             for dr in range(r):
-                inside_row = (u32(iadd(row, dr * dilation_h)) < h) | (not guarded)
+                inside_row = (u32(row + dr * dilation_h) < h) | (not guarded)
                 if vector > 1:
-                    values = load(x, iadd(first, dr * dilation_h * w), inside_row)
+                    values = load(x, first + dr * dilation_h * w, inside_row)
                     for ds in range(s):
                         best, winner = keep_larger(best, winner, values[ds], i32(dr * s + ds), inside_row)
                 else:
                     for ds in range(s):
-                        inside = (inside_row & (u32(iadd(column, ds * dilation_w)) < w)) | (not guarded)
-                        value = load(x, iadd(first, dr * dilation_h * w + ds * dilation_w), inside)
+                        inside = (inside_row & (u32(column + ds * dilation_w) < w)) | (not guarded)
+                        value = load(x, first + (dr * dilation_h * w + ds * dilation_w), inside)
                         best, winner = keep_larger(best, winner, value, i32(dr * s + ds), inside)
             st(out, i, best)
             st(winners, i, offset_type(winner))
@@ -86,12 +68,12 @@ def _kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int) -> 
     return max_pool2d
 
 
-def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
-        wide: the input begins at a multiple of 16 bytes.
+        aligned16: the input begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: an array is too large for 32-bit offsets.
@@ -103,7 +85,7 @@ def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool
         return ()
     name = np.dtype(dtype).name
     single = dataclasses.replace(geometry, n=1, c=1)
-    kernel = _kernel(single, tiling.threads, name, row_vector(geometry, name, wide))
+    kernel = _kernel(single, tiling.threads, name, row_vector(geometry, name, aligned16))
     signature = (array_type(name),) * 2 + (array_type(_offset_type(geometry)), types.int64)
     return (Launch(kernel, signature, (-(-windows // tiling.threads), 1, 1), (tiling.threads, 1, 1)),)
 
@@ -117,5 +99,5 @@ def launch(x: Any, out: Any, winners: Any, geometry: Pool2dGeometry, tiling: Til
     Raises:
         ValueError: an array is too large for 32-bit offsets.
     """
-    for one in launches(geometry, tiling, x.dtype, wide=aligned(x)):
+    for one in launches(geometry, tiling, x.dtype, aligned16=aligned(x)):
         one(stream, x.reshape(-1), out.reshape(-1), winners.reshape(-1), out.size)

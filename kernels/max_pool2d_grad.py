@@ -23,20 +23,7 @@ from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry, effective
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    Launch,
-    aligned,
-    array_type,
-    jit,
-    ldg_if,
-    st,
-    u32,
-    uadd,
-    udiv,
-    umul,
-    usub,
-    vector_access,
-)
+from gpuconv.kernels.device import Launch, aligned, array_type, jit, ldg_if, st, u32, vector_access
 from gpuconv.kernels.pooling import Tiling, supports, tilings
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
@@ -67,28 +54,26 @@ def _cell_kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int
     @jit(launch_bounds=threads)
     def max_pool2d_grad_apart(grad: Any, winners: Any, out: Any, cells: Any) -> None:
         line = cuda.local.array(vector, real)
-        i = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < cells:
-            rest = udiv(i, across)
-            cell_column = usub(i, umul(rest, across))
-            plane = udiv(rest, down)
-            cell_row = usub(rest, umul(plane, down))
-            window = uadd(umul(uadd(umul(plane, p), cell_row), q), cell_column)
+            rest, cell_column = divmod(i, across)
+            plane, cell_row = divmod(rest, down)
+            window = (plane * p + cell_row) * q + cell_column
             exists = (cell_row < p) & (cell_column < q)
             winner, value = u32(ldg_if(winners, window, exists)), ldg_if(grad, window, exists)
-            winner_row = udiv(winner, s)
-            winner_column = umul(usub(winner, umul(winner_row, s)), dilation_w)
-            winner_row = umul(winner_row, dilation_h)
-            row, column = usub(umul(cell_row, stride_h), top), usub(umul(cell_column, stride_w), left)
-            first = uadd(umul(uadd(umul(plane, h), row), w), column)
+            winner_row = winner // s
+            winner_column = winner % s * dilation_w
+            winner_row *= dilation_h
+            row, column = cell_row * stride_h - top, cell_column * stride_w - left
+            first = (plane * h + row) * w + column
             for a in range(stride_h):
-                if uadd(row, a) < h:
+                if row + a < h:
                     for b in range(0, stride_w, vector):
-                        if uadd(column, b) < w:
+                        if column + b < w:
                             for j in range(vector):
                                 won = (winner_row == a) & (winner_column == b + j)
                                 line[j] = value if won else real(0)
-                            store(line, out, uadd(first, a * w + b))
+                            store(line, out, first + (a * w + b))
 
     return max_pool2d_grad_apart
 
@@ -105,42 +90,42 @@ def _gather_kernel(geometry: Pool2dGeometry, threads: int, dtype: str) -> Callab
 
     @jit(launch_bounds=threads)
     def max_pool2d_grad(grad: Any, winners: Any, out: Any, elements: Any) -> None:
-        i = uadd(umul(u32(cuda.blockIdx.x), threads), u32(cuda.threadIdx.x))
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < elements:
-            rest = udiv(i, w)
-            column = uadd(usub(i, umul(rest, w)), left)
-            plane = udiv(rest, h)
-            row = uadd(usub(rest, umul(plane, h)), top)
-            first_row = usub(udiv(row, stride_h), down - 1)
-            first_column = usub(udiv(column, stride_w), across - 1)
+            rest = i // w
+            column = i % w + left
+            plane = rest // h
+            row = rest % h + top
+            first_row = row // stride_h - (down - 1)
+            first_column = column // stride_w - (across - 1)
             total = real(0)
             for a in range(down):
                 # Unsigned: a window above the first one has a huge number.
-                window_row = uadd(first_row, a)
-                below = usub(row, umul(window_row, stride_h))
-                tap_row = udiv(below, dilation_h)
-                covers_row = (window_row < p) & (tap_row < r) & (umul(tap_row, dilation_h) == below)
+                window_row = first_row + a
+                below = row - window_row * stride_h
+                tap_row = below // dilation_h
+                covers_row = (window_row < p) & (tap_row < r) & (tap_row * dilation_h == below)
                 for b in range(across):
-                    window_column = uadd(first_column, b)
-                    beside = usub(column, umul(window_column, stride_w))
-                    tap_column = udiv(beside, dilation_w)
-                    covers = (window_column < q) & (tap_column < s) & (umul(tap_column, dilation_w) == beside)
+                    window_column = first_column + b
+                    beside = column - window_column * stride_w
+                    tap_column = beside // dilation_w
+                    covers = (window_column < q) & (tap_column < s) & (tap_column * dilation_w == beside)
                     covers = covers & covers_row
-                    window = uadd(umul(uadd(umul(plane, p), window_row), q), window_column)
+                    window = (plane * p + window_row) * q + window_column
                     winner = u32(ldg_if(winners, window, covers))
-                    won = covers & (winner == uadd(umul(tap_row, s), tap_column))
+                    won = covers & (winner == tap_row * s + tap_column)
                     total += ldg_if(grad, window, won)
             st(out, i, total)
 
     return max_pool2d_grad
 
 
-def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty batch.
 
     Args:
         geometry, tiling, dtype: see :func:`launch`.
-        wide: the array for the result begins at a multiple of 16 bytes.
+        aligned16: the array for the result begins at a multiple of 16 bytes.
 
     Raises:
         ValueError: an array is too large for 32-bit offsets.
@@ -154,7 +139,7 @@ def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, wide: bool
     if _apart(geometry):
         down, across = _cells(geometry)
         rows_aligned = geometry.padding[1][0] == 0 and geometry.w % stride == 0
-        whole = wide and rows_aligned and stride in (2, 4) and stride * np.dtype(dtype).itemsize <= 16
+        whole = aligned16 and rows_aligned and stride in (2, 4) and stride * np.dtype(dtype).itemsize <= 16
         items, kernel = planes * down * across, _cell_kernel(single, tiling.threads, name, stride if whole else 1)
     else:
         items, kernel = planes * geometry.h * geometry.w, _gather_kernel(single, tiling.threads, name)
@@ -174,5 +159,5 @@ def launch(grad: Any, winners: Any, out: Any, geometry: Pool2dGeometry, tiling: 
         items = geometry.n * geometry.c * down * across
     else:
         items = out.size
-    for one in launches(geometry, tiling, grad.dtype, wide=aligned(out)):
+    for one in launches(geometry, tiling, grad.dtype, aligned16=aligned(out)):
         one(stream, grad.reshape(-1), winners.reshape(-1), out.reshape(-1), items)

@@ -16,7 +16,7 @@ from typing import Any
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, array_type, device_function, jit, ld, ldg, st, u32, uadd, umul, usub
+from gpuconv.kernels.device import Launch, array_type, device_function, jit, ld, ldg, st, u32
 
 #: Elements a block, and threads that share an element.
 COLUMNS, ROWS = 32, 8
@@ -31,20 +31,20 @@ def _summing(dtype: str) -> Any:
     def summed(workspace: Any, elements: Any, parts: Any) -> Any:
         sums = cuda.shared.array(_THREADS, real)
         column, row = u32(cuda.threadIdx.x), u32(cuda.threadIdx.y)
-        element = uadd(umul(u32(cuda.blockIdx.x), COLUMNS), column)
+        element = u32(cuda.blockIdx.x) * COLUMNS + column
         total = real(0)
         if element < elements:
             part = row
-            offset = uadd(umul(row, u32(elements)), element)
+            offset = row * elements + element
             while part < parts:
                 total += ldg(workspace, offset)
-                offset = uadd(offset, umul(u32(elements), ROWS))
-                part = uadd(part, ROWS)
-        st(sums, uadd(umul(row, COLUMNS), column), total)
+                offset += u32(elements) * ROWS
+                part += ROWS
+        st(sums, row * COLUMNS + column, total)
         cuda.syncthreads()
         if row == 0:
             for other in range(1, ROWS):
-                total += ld(sums, uadd(column, other * COLUMNS))
+                total += ld(sums, column + other * COLUMNS)
         return total
 
     return summed
@@ -57,7 +57,7 @@ def _kernel(dtype: str) -> Callable[..., None]:
     @jit(launch_bounds=_THREADS)
     def sum_parts(workspace: Any, out: Any, elements: Any, parts: Any) -> None:
         total = summed(workspace, elements, parts)
-        element = uadd(umul(u32(cuda.blockIdx.x), COLUMNS), u32(cuda.threadIdx.x))
+        element = u32(cuda.blockIdx.x) * COLUMNS + cuda.threadIdx.x
         if (cuda.threadIdx.y == 0) & (element < elements):
             st(out, element, total)
 
@@ -71,12 +71,12 @@ def _kernel_of_two(dtype: str) -> Callable[..., None]:
     @jit(launch_bounds=_THREADS)
     def sum_parts_of_two(workspace: Any, first: Any, second: Any, split: Any, elements: Any, parts: Any) -> None:
         total = summed(workspace, elements, parts)
-        element = uadd(umul(u32(cuda.blockIdx.x), COLUMNS), u32(cuda.threadIdx.x))
+        element = u32(cuda.blockIdx.x) * COLUMNS + cuda.threadIdx.x
         if (cuda.threadIdx.y == 0) & (element < elements):
             if element < split:
                 st(first, element, total)
             else:
-                st(second, usub(element, u32(split)), total)
+                st(second, element - split, total)
 
     return sum_parts_of_two
 

@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 
 from gpuconv.geometry import Pool2dGeometry
-from gpuconv.kernels.device import Answer, device_function, fits_offsets, iadd, imax, imin, imul, isub
+from gpuconv.kernels.device import Answer, device_function, fits_offsets, maximum, minimum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +39,14 @@ def padded(geometry: Pool2dGeometry) -> bool:
     return geometry.padding != ((0, 0), (0, 0)) or geometry.overhang != (0, 0)
 
 
-def row_vector(geometry: Pool2dGeometry, dtype: str, wide: bool) -> int:
+def row_vector(geometry: Pool2dGeometry, dtype: str, aligned16: bool) -> int:
     """Elements of a window's row if they are one aligned access of up to 128 bits in each window, else 1.
 
-    ``wide``: the input begins at a multiple of 16 bytes.
+    ``aligned16``: the input begins at a multiple of 16 bytes.
     """
     s, (left, _) = geometry.s, geometry.padding[1]
     whole = geometry.stride[1] == s and geometry.dilation[1] == 1 and left == 0 and geometry.w % s == 0
-    return s if wide and whole and s in (2, 4) and s * np.dtype(dtype).itemsize <= 16 else 1
+    return s if aligned16 and whole and s in (2, 4) and s * np.dtype(dtype).itemsize <= 16 else 1
 
 
 def keeping_larger(*, guarded: bool) -> Any:
@@ -89,11 +89,11 @@ def divisor(geometry: Pool2dGeometry, dtype: str, include_padding: bool, overrid
         return real(same)
 
     def counted(row: Any, column: Any) -> Any:
-        first_row, first_column = isub(imul(row, stride_h), top), isub(imul(column, stride_w), left)
-        last_row, last_column = imin(iadd(first_row, r), h + bottom), imin(iadd(first_column, s), w + right)
+        first_row, first_column = row * stride_h - top, column * stride_w - left
+        last_row, last_column = minimum(first_row + r, h + bottom), minimum(first_column + s, w + right)
         if not include_padding:
-            first_row, first_column = imax(first_row, 0), imax(first_column, 0)
-            last_row, last_column = imin(last_row, h), imin(last_column, w)
-        return real(imul(isub(last_row, first_row), isub(last_column, first_column)))
+            first_row, first_column = maximum(first_row, 0), maximum(first_column, 0)
+            last_row, last_column = minimum(last_row, h), minimum(last_column, w)
+        return real((last_row - first_row) * (last_column - first_column))
 
     return device_function(the_same if uniform(geometry, include_padding, override) else counted)

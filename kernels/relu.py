@@ -52,19 +52,19 @@ def _kernel(tiling: Tiling, dtype: str, vector: int) -> Callable[..., None]:
     return relu
 
 
-def launches(shape: tuple[int, ...], tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(shape: tuple[int, ...], tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty array.
 
     Args:
         shape, tiling, dtype: see :func:`launch`.
-        wide: all arrays begin at multiples of 16 bytes.
+        aligned16: all arrays begin at multiples of 16 bytes.
 
     Raises:
         ValueError: the array is too large for 32-bit offsets.
     """
     if not (answer := supports(shape)):
         raise ValueError(f"relu: {answer}")
-    elements, name, vector = math.prod(shape), np.dtype(dtype).name, vector_of(dtype, wide)
+    elements, name, vector = math.prod(shape), np.dtype(dtype).name, vector_of(dtype, aligned16)
     if not elements:
         return ()
     signature = (array_type(name),) * 2 + (types.int64,)
@@ -77,5 +77,5 @@ def launch(x: Any, out: Any, shape: tuple[int, ...], tiling: Tiling, stream: Any
     Raises:
         ValueError: the array is too large for 32-bit offsets.
     """
-    for one in launches(shape, tiling, x.dtype, wide=aligned(x, out)):
+    for one in launches(shape, tiling, x.dtype, aligned16=aligned(x, out)):
         one(stream, x.reshape(-1), out.reshape(-1), x.size)

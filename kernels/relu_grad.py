@@ -52,19 +52,19 @@ def _kernel(tiling: Tiling, dtype: str, vector: int) -> Callable[..., None]:
     return relu_grad
 
 
-def launches(shape: tuple[int, ...], tiling: Tiling, dtype: Any, *, wide: bool = True) -> tuple[Launch, ...]:
+def launches(shape: tuple[int, ...], tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty array.
 
     Args:
         shape, tiling, dtype: see :func:`launch`.
-        wide: all arrays begin at multiples of 16 bytes.
+        aligned16: all arrays begin at multiples of 16 bytes.
 
     Raises:
         ValueError: the array is too large for 32-bit offsets.
     """
     if not (answer := supports(shape)):
         raise ValueError(f"relu_grad: {answer}")
-    elements, name, vector = math.prod(shape), np.dtype(dtype).name, vector_of(dtype, wide)
+    elements, name, vector = math.prod(shape), np.dtype(dtype).name, vector_of(dtype, aligned16)
     if not elements:
         return ()
     signature = (array_type(name),) * 3 + (types.int64,)
@@ -79,5 +79,5 @@ def launch(grad: Any, y: Any, out: Any, shape: tuple[int, ...], tiling: Tiling, 
     Raises:
         ValueError: the arrays are too large for 32-bit offsets.
     """
-    for one in launches(shape, tiling, grad.dtype, wide=aligned(grad, y, out)):
+    for one in launches(shape, tiling, grad.dtype, aligned16=aligned(grad, y, out)):
         one(stream, grad.reshape(-1), y.reshape(-1), out.reshape(-1), out.size)

@@ -1,16 +1,12 @@
-"""How kernels that work on rows of a matrix share a row among threads, and bring together what these found."""
+"""How kernels that work on rows of a matrix share a row among threads, as many lanes as suit its length."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from numba import cuda, types
-
-from gpuconv.kernels.device import MULTIPROCESSORS, device_function, i32, iand, ishr, ld, st
+from gpuconv.kernels.device import MULTIPROCESSORS
 
 _WARP = 32
-_ALL_LANES = 0xFFFFFFFF
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,44 +39,3 @@ def tilings(shape: tuple[int, int]) -> tuple[Tiling, ...]:
     if columns >= 8 * _WARP and rows < 16 * MULTIPROCESSORS:
         choices.insert(0, choices.pop())
     return tuple(dict.fromkeys(choices))
-
-
-def meeting(tiling: Tiling, dtype: str, *, largest: bool) -> Any:
-    """A device function that gives each thread of a row the sum, or the largest, of a value of each of them.
-
-    All threads of the block have to call it. The order is fixed. A NaN among the values gives NaN.
-    """
-    real = getattr(types, dtype)
-    lanes, warps = min(tiling.lanes, _WARP), tiling.threads // _WARP
-    whole_block = tiling.lanes > _WARP
-
-    @device_function
-    def together(a: Any, b: Any) -> Any:
-        if largest:
-            return a if a >= b or a != a else b
-        return a + b
-
-    @device_function
-    def in_warp(value: Any) -> Any:
-        distance = lanes // 2
-        while distance > 0:
-            value = together(value, cuda.shfl_xor_sync(_ALL_LANES, value, distance))
-            distance = distance // 2
-        return value
-
-    @device_function
-    def in_block(value: Any) -> Any:
-        parts = cuda.shared.array(warps, real)
-        thread = i32(cuda.threadIdx.x)
-        value = in_warp(value)
-        # Of the value before this one, if there was one.
-        cuda.syncthreads()
-        if iand(thread, _WARP - 1) == 0:
-            st(parts, ishr(thread, 5), value)
-        cuda.syncthreads()
-        value = ld(parts, 0)
-        for i in range(1, warps):
-            value = together(value, ld(parts, i))
-        return value
-
-    return in_block if whole_block else in_warp

@@ -97,21 +97,21 @@ def _kernel(tiling: Tiling, dtype: str, vector: int, rule: Rule) -> Callable[...
 
 
 def launches(
-    shape: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, wide: bool = True
+    shape: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, aligned16: bool = True
 ) -> tuple[Launch, ...]:
     """The one launch of :func:`launch`, or none for an empty array.
 
     Args:
         shape, tiling, dtype: see :func:`launch`.
         rule: which terms the formula has; None for momentum alone.
-        wide: all arrays begin at multiples of 16 bytes.
+        aligned16: all arrays begin at multiples of 16 bytes.
 
     Raises:
         ValueError: the arrays are too large for 32-bit offsets.
     """
     if not (answer := supports(shape)):
         raise ValueError(f"sgd_update: {answer}")
-    elements, name, vector = math.prod(shape), np.dtype(dtype).name, vector_of(dtype, wide)
+    elements, name, vector = math.prod(shape), np.dtype(dtype).name, vector_of(dtype, aligned16)
     if not elements:
         return ()
     signature = (array_type(name),) * 3 + (getattr(types, name),) * 4 + (types.int64,)
@@ -144,5 +144,5 @@ def launch(
     # A kernel without momentum does not look at its third array.
     arrays, real = (param, grad, param if velocity is None else velocity), param.dtype.type
     numbers = numbers_of(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
-    for one in launches(shape, tiling, param.dtype, rule=rule, wide=aligned(*arrays)):
+    for one in launches(shape, tiling, param.dtype, rule=rule, aligned16=aligned(*arrays)):
         one(stream, *(array.reshape(-1) for array in arrays), *(real(number) for number in numbers), param.size)

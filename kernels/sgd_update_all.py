@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuconv.kernels.all_at_once import (
-    dealing,
+    dispatch,
     first_blocks,
     launches_of,
     numbers_array,
@@ -23,7 +23,7 @@ from gpuconv.kernels.all_at_once import (
     tilings,
 )
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, device_function, jit, ldg, uadd
+from gpuconv.kernels.device import Launch, device_function, jit, ldg
 from gpuconv.kernels.elementwise import Tiling, each
 from gpuconv.kernels.sgd_update import Rule, numbers_of, rule_of, step_of
 
@@ -54,26 +54,26 @@ def _kernel(
 
         return device_function(update)
 
-    update_one = dealing([work_of(number) for number in range(len(sizes))], starts)
+    update_one = dispatch([work_of(number) for number in range(len(sizes))], starts)
 
     @jit(launch_bounds=tiling.threads)
     def sgd_update_all(arrays: Any, numbers: Any) -> None:
         at = take_row(numbers)
-        lr, momentum = ldg(numbers, at), ldg(numbers, uadd(at, 1))
-        update_one(arrays, lr, momentum, ldg(numbers, uadd(at, 2)), ldg(numbers, uadd(at, 3)))
+        lr, momentum = ldg(numbers, at), ldg(numbers, at + 1)
+        update_one(arrays, lr, momentum, ldg(numbers, at + 2), ldg(numbers, at + 3))
 
     return sgd_update_all
 
 
 def launches(
-    sizes: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, wide: bool = True
+    sizes: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, aligned16: bool = True
 ) -> tuple[Launch, ...]:
     """The launches of :func:`launch`: one for each 16 parameters that have elements.
 
     Args:
         sizes, tiling, dtype: see :func:`launch`.
         rule: which terms the formula has; None for momentum alone.
-        wide: all arrays begin at multiples of 16 bytes.
+        aligned16: all arrays begin at multiples of 16 bytes.
 
     Raises:
         ValueError: a parameter is too large for 32-bit offsets.
@@ -83,7 +83,7 @@ def launches(
     def kernel(*arguments: Any) -> Any:
         return _kernel(*arguments, chosen)
 
-    return launches_of(kernel, sizes, tiling, dtype, 3, wide=wide, op="sgd_update_all")
+    return launches_of(kernel, sizes, tiling, dtype, 3, aligned16=aligned16, op="sgd_update_all")
 
 
 def launch(

@@ -23,8 +23,8 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, jit, ldg, st, u32, uadd, udiv, umul, usub
-from gpuconv.kernels.rowwise import Tiling, meeting, tilings
+from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, jit, ldg, reduction, st, u32
+from gpuconv.kernels.rowwise import Tiling, tilings
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
 
@@ -39,7 +39,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
     real = getattr(types, dtype)
     threads, lanes = tiling.threads, tiling.lanes
     rows_a_block, lowest, not_a_number = threads // lanes, float("-inf"), float("nan")
-    meet_largest, meet_sum = meeting(tiling, dtype, largest=True), meeting(tiling, dtype, largest=False)
+    largest_of_row, sum_of_row = reduction(lanes, threads, dtype, largest=True), reduction(lanes, threads, dtype)
 
     @jit(launch_bounds=threads)
     def softmax_cross_entropy(
@@ -55,41 +55,40 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
         rows: Any,
     ) -> None:
         thread = u32(cuda.threadIdx.x)
-        row_here = udiv(thread, lanes)
-        lane = usub(thread, umul(row_here, lanes))
-        row = uadd(umul(u32(cuda.blockIdx.x), rows_a_block), row_here)
+        row_here, lane = divmod(thread, lanes)
+        row = u32(cuda.blockIdx.x) * rows_a_block + row_here
         # All threads stay, because their warps and blocks meet; those without a row take no classes.
         end = classes if row < rows else 0
-        first = umul(row, classes)
+        first = row * classes
 
         largest = real(lowest)
         i = lane
         while i < end:
-            value = ldg(logits, uadd(first, i))
+            value = ldg(logits, first + i)
             # Once it is NaN it stays so.
             largest = largest if largest >= value or largest != largest else value
-            i = uadd(i, lanes)
-        largest = meet_largest(largest)
+            i += lanes
+        largest = largest_of_row(largest)
 
         total = real(0)
         i = lane
         while i < end:
-            total += real(math.exp(ldg(logits, uadd(first, i)) - largest))
-            i = uadd(i, lanes)
-        total = meet_sum(total)
+            total += real(math.exp(ldg(logits, first + i) - largest))
+            i += lanes
+        total = sum_of_row(total)
 
         log_total = real(math.log(total)) if row < rows else real(0)
         spread = real(0)
         i = lane
         while i < end:
-            shifted = ldg(logits, uadd(first, i)) - largest
-            st(probabilities, uadd(first, i), real(math.exp(shifted)) / total)
+            shifted = ldg(logits, first + i) - largest
+            st(probabilities, first + i, real(math.exp(shifted)) / total)
             if smooths:
                 log_probability = shifted - log_total
                 spread += ldg(weight, i) * log_probability if has_weight else log_probability
-            i = uadd(i, lanes)
+            i += lanes
         if smooths:
-            spread = meet_sum(spread)
+            spread = sum_of_row(spread)
 
         if (lane == 0) & (row < rows):
             label = ldg(labels, row)
@@ -99,7 +98,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
                     cuda.atomic.min(wrong, 0, row)
                     loss = real(not_a_number)
                 else:
-                    loss = log_total - (ldg(logits, uadd(first, u32(label))) - largest)
+                    loss = log_total - (ldg(logits, first + u32(label)) - largest)
                     if has_weight:
                         loss = loss * ldg(weight, u32(label))
                     if smooths:

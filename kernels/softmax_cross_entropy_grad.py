@@ -19,8 +19,8 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, jit, ldg, st, u32, uadd, udiv, umul, usub
-from gpuconv.kernels.rowwise import Tiling, meeting, tilings
+from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, jit, ldg, reduction, st, u32
+from gpuconv.kernels.rowwise import Tiling, tilings
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
 
@@ -35,7 +35,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
     real = getattr(types, dtype)
     threads, lanes = tiling.threads, tiling.lanes
     rows_a_block = threads // lanes
-    meet_sum = meeting(tiling, dtype, largest=False)
+    sum_of_row = reduction(tiling.lanes, tiling.threads, dtype)
 
     @jit(launch_bounds=threads)
     def softmax_cross_entropy_grad(
@@ -50,12 +50,11 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
         rows: Any,
     ) -> None:
         thread = u32(cuda.threadIdx.x)
-        row_here = udiv(thread, lanes)
-        lane = usub(thread, umul(row_here, lanes))
-        row = uadd(umul(u32(cuda.blockIdx.x), rows_a_block), row_here)
+        row_here, lane = divmod(thread, lanes)
+        row = u32(cuda.blockIdx.x) * rows_a_block + row_here
         # All threads stay, because their warps and blocks meet; those without a row take no classes.
         end = classes if row < rows else 0
-        first = umul(row, classes)
+        first = row * classes
 
         coefficients = share * real(classes) if smooths else real(0)
         if smooths and has_weight:
@@ -63,8 +62,8 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
             i = lane
             while i < end:
                 coefficients += share * ldg(weight, i)
-                i = uadd(i, lanes)
-            coefficients = meet_sum(coefficients)
+                i += lanes
+            coefficients = sum_of_row(coefficients)
 
         if row < rows:
             label, row_grad = ldg(labels, row), ldg(grad, row)
@@ -75,13 +74,13 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
             coefficients += certain
             i = lane
             while i < end:
-                value = ldg(probabilities, uadd(first, i)) * coefficients
+                value = ldg(probabilities, first + i) * coefficients
                 if smooths:
                     value -= share * ldg(weight, i) if has_weight else share
                 if i == label:
                     value -= certain
-                st(out, uadd(first, i), value * row_grad if counts else real(0))
-                i = uadd(i, lanes)
+                st(out, first + i, value * row_grad if counts else real(0))
+                i += lanes
 
     return softmax_cross_entropy_grad
 

@@ -9,7 +9,7 @@ A label that is neither a class nor ``ignore_index`` makes the loss NaN, its row
 ``wrong`` if it is the first one, by an atomic minimum of integers; no row does otherwise.
 
 Shared bytes: at most 128. Registers aimed at: at most 64. Expected bottleneck: latency; about four passes over a row,
-and two meetings of the block. More than 32,768 logits are refused: they are work for more than one multiprocessor.
+and two reductions over the block. More than 32,768 logits are refused: they are work for more than one multiprocessor.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Answer, Launch, Refusal, array_type, jit, ldg, st, u32, uadd, udiv, umul, usub
-from gpuconv.kernels.rowwise import Tiling, meeting
+from gpuconv.kernels.device import Answer, Launch, Refusal, array_type, jit, ldg, reduction, st, u32
+from gpuconv.kernels.rowwise import Tiling
 
 __all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
 
@@ -56,8 +56,8 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
     real = getattr(types, dtype)
     threads, lanes = tiling.threads, tiling.lanes
     rows_a_pass, lowest, not_a_number = threads // lanes, float("-inf"), float("nan")
-    meet_largest, meet_sum = meeting(tiling, dtype, largest=True), meeting(tiling, dtype, largest=False)
-    sum_of_block = meeting(Tiling(threads, threads), dtype, largest=False)
+    largest_of_row, sum_of_row = reduction(lanes, threads, dtype, largest=True), reduction(lanes, threads, dtype)
+    sum_of_block = reduction(threads, threads, dtype)
 
     @jit(launch_bounds=threads)
     def softmax_cross_entropy_mean(
@@ -73,8 +73,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
         rows: Any,
     ) -> None:
         thread = u32(cuda.threadIdx.x)
-        row_here = udiv(thread, lanes)
-        lane = usub(thread, umul(row_here, lanes))
+        row_here, lane = divmod(thread, lanes)
 
         if thread == 0:
             st(wrong, 0, types.int32(_NONE_WRONG))
@@ -84,7 +83,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
             label = ldg(labels, i)
             if (label != ignore_index) & (label >= 0) & (label < classes):
                 divisor += ldg(weight, u32(label)) if has_weight else real(1)
-            i = uadd(i, threads)
+            i += threads
         divisor = sum_of_block(divisor)
 
         shares = share * real(classes) if smooths else real(0)
@@ -93,36 +92,36 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
             i = lane
             while i < classes:
                 shares += share * ldg(weight, i)
-                i = uadd(i, lanes)
-            shares = meet_sum(shares)
+                i += lanes
+            shares = sum_of_row(shares)
 
         losses = real(0)
         first_row = u32(0)
         # All threads make all passes, because their warps meet; those without a row take no classes.
         while first_row < rows:
-            row = uadd(first_row, row_here)
+            row = first_row + row_here
             end = classes if row < rows else 0
-            first = umul(row, classes)
+            first = row * classes
 
             largest = real(lowest)
             i = lane
             while i < end:
-                value = ldg(logits, uadd(first, i))
+                value = ldg(logits, first + i)
                 # Once it is NaN it stays so.
                 largest = largest if largest >= value or largest != largest else value
-                i = uadd(i, lanes)
-            largest = meet_largest(largest)
+                i += lanes
+            largest = largest_of_row(largest)
             total, spread = real(0), real(0)
             i = lane
             while i < end:
-                shifted = ldg(logits, uadd(first, i)) - largest
+                shifted = ldg(logits, first + i) - largest
                 total += real(math.exp(shifted))
                 if smooths:
                     spread += ldg(weight, i) * shifted if has_weight else shifted
-                i = uadd(i, lanes)
-            total = meet_sum(total)
+                i += lanes
+            total = sum_of_row(total)
             if smooths:
-                spread = meet_sum(spread)
+                spread = sum_of_row(spread)
 
             if row < rows:
                 label = ldg(labels, row)
@@ -134,18 +133,18 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
                 coefficients = certain + shares
                 i = lane
                 while i < end:
-                    probability = real(math.exp(ldg(logits, uadd(first, i)) - largest)) / total
+                    probability = real(math.exp(ldg(logits, first + i) - largest)) / total
                     value = probability * coefficients
                     if smooths:
                         value -= share * ldg(weight, i) if has_weight else share
                     if i == label:
                         value -= certain
-                    st(out, uadd(first, i), value / divisor if counts else real(0))
-                    i = uadd(i, lanes)
+                    st(out, first + i, value / divisor if counts else real(0))
+                    i += lanes
                 if lane == 0:
                     if counts:
                         log_total = real(math.log(total))
-                        one = certain * (log_total - (ldg(logits, uadd(first, u32(label))) - largest))
+                        one = certain * (log_total - (ldg(logits, first + u32(label)) - largest))
                         if smooths:
                             # Of shares of all classes, each times -log p = log_total - shifted.
                             one += shares * log_total - share * spread
@@ -153,7 +152,7 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
                     elif label != ignore_index:
                         cuda.atomic.min(wrong, 0, row)
                         losses += real(not_a_number)
-            first_row = uadd(first_row, rows_a_pass)
+            first_row += rows_a_pass
         losses = sum_of_block(losses)
         if thread == 0:
             # Over nothing the mean is 0 / 0, NaN.

@@ -24,7 +24,7 @@ def copy(load, store, count, *, predicated=False):
 
     @device.jit
     def kernel(x, y):
-        i = device.umul(device.u32(cuda.threadIdx.x), count)
+        i = device.u32(cuda.threadIdx.x) * count
         store(y, i, load(x, i, i < 37) if predicated else load(x, i))
 
     return kernel
@@ -36,25 +36,24 @@ def reverse(load, store, count):
     @device.jit
     def kernel(x, y):
         a = cuda.shared.array(1024, float32, alignment=16)
-        i = device.umul(device.u32(cuda.threadIdx.x), count)
+        i = device.u32(cuda.threadIdx.x) * count
         store(a, i, load(x, i))
         cuda.syncthreads()
-        store(y, i, load(a, device.usub(256 * count - count, i)))
+        store(y, i, load(a, (256 * count - count) - i))
 
     return kernel
 
 
 @device.device_function
 def decoded(i):
-    rest = device.udiv(i, 13)
-    return device.uadd(device.umul(device.umod(rest, 7), 91), device.usub(i, device.umul(rest, 13)))
+    return i // 13 % 7 * 91 + i % 13
 
 
 @device.jit
 def arithmetic(x, y):
     i = device.u32(cuda.threadIdx.x)
-    j = device.imod(device.imax(device.idiv(device.i32(i), 5), 3), 17)
-    device.st(y, decoded(i), device.fma(device.ldg(x, i), device.ldg(x, device.iadd(j, 1)), device.ldg(x, 0)))
+    j = device.maximum(device.i32(i) // 5, 3) % 17
+    device.st(y, decoded(i), device.fma(device.ldg(x, i), device.ldg(x, j + 1), device.ldg(x, 0)))
 
 
 def launches() -> Iterator[tuple[str, device.Launch]]:

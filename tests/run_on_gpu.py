@@ -75,7 +75,7 @@ def race():
         shared = cuda.shared.array(256, float32)
         i = device.u32(cuda.threadIdx.x)
         device.st(shared, i, device.ld(x, i))
-        device.st(x, i, device.ld(shared, device.usub(255, i)))
+        device.st(x, i, device.ld(shared, 255 - i))
 
     kernel[1, 256](cupy.zeros(256, np.float32))
     cupy.cuda.Device().synchronize()

@@ -1,5 +1,6 @@
-"""The intrinsics of kernels/device.py: each equals its twin, refuses what it cannot do, and becomes its instruction."""
+"""What stands in kernels/device/: each equals its twin, refuses what it cannot do, and becomes its instruction."""
 
+import functools
 import json
 import os
 import re
@@ -20,85 +21,176 @@ try:
 except RuntimeError as refusal:
     pytest.skip(str(refusal), allow_module_level=True)
 device = pytest.importorskip("gpuconv.kernels.device")
+words = pytest.importorskip("gpuconv.kernels.device.words")
 
 # -- twins -----------------------------------------------------------------------------------------------
 
-SIGNED = ["iadd", "isub", "imul", "idiv", "imod", "imin", "imax", "iand"]
-UNSIGNED = ["uadd", "usub", "umul", "udiv", "umod", "umin", "umax", "uand"]
 EDGES = [0, 1, 2, 3, 5, 31, 127, 46_341, 2**16, 2**31 - 2, 2**31 - 1]
+SIGNED = [sign * value for value in EDGES for sign in (1, -1)] + [-(2**31)]
+UNSIGNED = [*EDGES, 2**31, 2**32 - 2, 2**32 - 1]
+
+#: What a kernel may do with two words, or with a word and an integer.
+ARITHMETIC = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "//": lambda a, b: a // b,
+    "%": lambda a, b: a % b,
+    "divmod, quotient": lambda a, b: divmod(a, b)[0],
+    "divmod, remainder": lambda a, b: divmod(a, b)[1],
+    "&": lambda a, b: a & b,
+    "minimum": lambda a, b: device.minimum(a, b),
+    "maximum": lambda a, b: device.maximum(a, b),
+}
+SHIFTS = {"<<": lambda a, b: a << b, ">>": lambda a, b: a >> b}
+COMPARISONS = {
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+}
 
 
+@functools.cache
 def on_the_cpu(*names):
     """The intrinsics themselves, compiled for the processor of this machine: their LLVM code is not bound to a GPU."""
+    import numba.core.typing.templates
     import numba.extending
 
-    return [numba.extending.intrinsic(device.BODIES[name]) for name in names]
+    if "u32" not in _made:
+        words.register(numba.core.typing.templates, numba.extending, "cpu")
+    for name in names:
+        if name not in _made:
+            _made[name] = numba.extending.intrinsic(device.BODIES[name])
+    return [_made[name] for name in names]
 
 
-def compiled(names):
-    """One function that applies eight operations to the same two integers."""
+_made: dict[str, object] = {}
+
+
+def compiled(name, left, right):
+    """An operation on two integers; ``left`` and ``right`` say what makes words of them, if anything does."""
     import numba
 
-    a, b, c, d, e, f, g, h = on_the_cpu(*names)
+    u32, i32, minimum, maximum = on_the_cpu("u32", "i32", "minimum", "maximum")
+    convert = {"u32": u32, "i32": i32, "": numba.njit(lambda value: value)}
+    to_left, to_right, int64 = convert[left], convert[right], numba.types.int64
+    operate = {
+        "minimum": numba.njit(lambda a, b: minimum(a, b)),
+        "maximum": numba.njit(lambda a, b: maximum(a, b)),
+    }.get(name) or numba.njit((ARITHMETIC | SHIFTS | COMPARISONS)[name])
+    return numba.njit(lambda x, y: int64(operate(to_left(x), to_right(y))))
 
-    @numba.njit
-    def operations(x, y):
-        return a(x, y), b(x, y), c(x, y), d(x, y), e(x, y), f(x, y), g(x, y), h(x, y)
 
-    return operations
+def twin(name, left, right):
+    """The same in the simulator."""
+    convert = {"u32": device.u32, "i32": device.i32, "": int}
+    operate = (ARITHMETIC | SHIFTS | COMPARISONS)[name]
+    return lambda x, y: operate(convert[left](x), convert[right](y))
 
 
-@pytest.mark.parametrize(
-    ("names", "values"),
-    [
-        (SIGNED, [sign * value for value in EDGES for sign in (1, -1)] + [-(2**31)]),
-        (UNSIGNED, [*EDGES, 2**31, 2**32 - 2, 2**32 - 1]),
-    ],
-    ids=["int32", "uint32"],
-)
-def test_integer_arithmetic_equals_its_twins(names, values):
-    """On the edges of the range: truncated division, wrapping; a signed overflow, undefined there, is an error here."""
-    operations, overflows = compiled(names), 0
-    for x in values:
-        for y in values:
-            if y == 0 or (x, y) == (-(2**31), -1):
-                continue
-            for name, result in zip(names, operations(x, y), strict=True):
+@pytest.mark.parametrize("sides", ["both", "left", "right"])
+@pytest.mark.parametrize(("word", "values"), [("i32", SIGNED), ("u32", UNSIGNED)], ids=["i32", "u32"])
+def test_arithmetic_of_words_equals_its_twins(word, values, sides):
+    """On the edges of the range: truncated division, wrapping; a signed overflow, undefined there, is an error here.
+
+    Of two words, and of a word and an integer on either side of it.
+    """
+    overflows, kinds = 0, (word if sides != "right" else "", word if sides != "left" else "")
+    for name in ARITHMETIC:
+        machine, simulated = compiled(name, *kinds), twin(name, *kinds)
+        for x in values:
+            for y in values:
+                if name.startswith(("//", "%", "divmod")) and (y == 0 or (x, y) == (-(2**31), -1)):
+                    continue
                 try:
-                    assert device.TWINS[name](x, y) == result, f"{name}({x}, {y})"
+                    result = simulated(x, y)
+                    assert result == machine(x, y), f"{x} {name} {y}"
+                    assert type(result) is type(device.TWINS[word](0)), f"{x} {name} {y}"
                 except OverflowError:
-                    exact = {"iadd": x + y, "isub": x - y, "imul": x * y}[name]
-                    assert not -(2**31) <= exact < 2**31, f"{name}({x}, {y})"
+                    exact = {"+": x + y, "-": x - y, "*": x * y}[name]
+                    assert not -(2**31) <= exact < 2**31, f"{x} {name} {y}"
                     overflows += 1
-    assert (overflows > 0) == (names is SIGNED)
+    assert (overflows > 0) == (word == "i32")
+
+
+@pytest.mark.parametrize(("word", "values"), [("i32", SIGNED), ("u32", UNSIGNED)], ids=["i32", "u32"])
+def test_comparisons_of_words_are_exact(word, values):
+    """With another word, and with an integer of 64 bits that is no word's."""
+    for name in COMPARISONS:
+        for kinds, others in (((word, word), values), ((word, ""), [*values, -1, 2**32 + 1, -(2**40)])):
+            machine, simulated = compiled(name, *kinds), twin(name, *kinds)
+            for x in values:
+                for y in others:
+                    exact = COMPARISONS[name](x, y)
+                    assert machine(x, y) == simulated(x, y) == exact, f"{x} {name} {y}"
 
 
 def test_shifts_and_conversions_equal_their_twins():
     """Shifts by 0 to 31 bits, and 64-bit integers cut to 32."""
-    import numba
-
-    ishl, ishr, ushl, ushr, i32, u32 = on_the_cpu("ishl", "ishr", "ushl", "ushr", "i32", "u32")
-
-    @numba.njit
-    def operations(x, bits):
-        return ishl(x >> bits, bits), ishr(x, bits), ushl(u32(x), bits), ushr(u32(x), bits), i32(x), u32(x)
-
-    twins = device.TWINS
+    left, right = compiled("<<", "i32", ""), compiled(">>", "i32", "")
+    unsigned_left, unsigned_right = compiled("<<", "u32", ""), compiled(">>", "u32", "")
     for x in [sign * value for value in EDGES for sign in (1, -1)]:
         for bits in (0, 1, 4, 31):
-            u = twins["u32"](x)
-            expected = (
-                twins["ishl"](x >> bits, bits),
-                twins["ishr"](x, bits),
-                twins["ushl"](u, bits),
-                twins["ushr"](u, bits),
-                twins["i32"](x),
-                u,
-            )
-            assert operations(x, bits) == expected, f"{x}, {bits}"
-    assert twins["u32"](-1) == 2**32 - 1
+            assert left(x >> bits, bits) == device.i32(x >> bits) << bits, f"{x}, {bits}"
+            assert right(x, bits) == device.i32(x) >> bits, f"{x}, {bits}"
+            assert unsigned_left(x, bits) == device.u32(x) << bits, f"{x}, {bits}"
+            assert unsigned_right(x, bits) == device.u32(x) >> bits, f"{x}, {bits}"
+    assert device.u32(-1) == 2**32 - 1
     with pytest.raises(OverflowError, match="2147483648 does not fit into int32"):
-        twins["i32"](2**31)
+        device.i32(2**31)
+
+
+def test_words_in_loops_and_branches_stay_words():
+    """In place, as a loop's variable, in a conditional expression, in a tuple, as an index."""
+    import numba
+
+    (u32,) = on_the_cpu("u32")
+
+    def walk(convert):
+        def steps(values, first):
+            i, total = convert(first), convert(0)
+            while i < values.size:
+                pair = (i * 3, i if i % 2 == 0 else i + 1)
+                values[i] = pair[0] - pair[1]
+                total += pair[1]
+                total *= 3
+                i += 2
+            return total - 1 < 2**31, i >> 1
+
+        return steps
+
+    results = []
+    for function in (numba.njit(walk(u32)), walk(device.u32)):
+        values = np.zeros(9, np.uint32)
+        results.append((function(values, 1)[0], values.tolist()))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("operate", "message"),
+    [
+        (lambda u, i: u + i, "do not mix"),
+        (lambda u, i: i * u, "do not mix"),
+        (lambda u, i: u + 1.0, "words go with integers"),
+        (lambda u, i: i - 0.5, "words go with integers"),
+        (lambda u, i: u / 2, "words have"),
+        (lambda u, i: u | 1, "words have"),
+        (lambda u, i: -i, "words have"),
+    ],
+)
+def test_what_words_refuse(operate, message):
+    """Signed beside unsigned, floats, other operators: an error in the simulator, and when a kernel is compiled."""
+    import numba
+
+    with pytest.raises(TypeError, match=message):
+        operate(device.u32(3), device.i32(4))
+    u32, i32 = on_the_cpu("u32", "i32")
+    mixed = numba.njit(operate)
+    with pytest.raises((TypeError, numba.core.errors.NumbaError), match=message):
+        numba.njit(lambda x: mixed(u32(x), i32(x)))(5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "uint8"])
@@ -163,9 +255,9 @@ FLOATS = np.zeros(16, np.float32)
 @pytest.mark.parametrize(
     ("name", "arguments", "error", "words"),
     [
-        ("iadd", (2**31 - 1, 1), OverflowError, "does not fit into int32"),
-        ("iadd", (1.0, 1), TypeError, "integer"),
-        ("idiv", (1, 0), ZeroDivisionError, "zero"),
+        ("i32", (-(2**31) - 1,), OverflowError, "does not fit into int32"),
+        ("u32", (1.0,), TypeError, "integer"),
+        ("minimum", (1, 2), TypeError, "has to be a word"),
         ("ld4", (FLOATS, 6), ValueError, "offset 6, which is not a multiple of 4: misaligned"),
         ("ld4", (FLOATS, 16), IndexError, "elements 16 to 19 of an array of 16"),
         ("ld", (FLOATS, -1), IndexError, "elements -1 to -1"),

@@ -212,7 +212,7 @@ def run(launch, arguments, stream):
         launched.append((launch.kernel.operation, stream))
         launch.kernel.run(arguments)
     else:
-        device._simulate(launch, arguments)
+        device.launch._simulate(launch, arguments)
 
 
 def forget():

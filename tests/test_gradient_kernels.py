@@ -183,10 +183,10 @@ def test_outer_products_equal_their_twin():
     import numba
 
     fma = numba.extending.intrinsic(device.BODIES["fma"])
-    code = types.FunctionType(device._add_outer.__code__, {**vars(device), "fma": fma})
+    code = types.FunctionType(device.registers._add_outer.__code__, {**vars(device), "fma": fma})
     rng = np.random.default_rng(0)
     a, b, total = rng.standard_normal(4), rng.standard_normal(9), rng.standard_normal((4, 5))
     expected = total.copy()
-    device._add_outer_twin(expected, a, b, 3)
+    device.registers._add_outer_twin(expected, a, b, 3)
     numba.njit(code)(total, a, b, 3)
     np.testing.assert_allclose(total, expected, rtol=1e-15)

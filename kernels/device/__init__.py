@@ -1,0 +1,99 @@
+"""What kernels are written with, beside ``numba.cuda``: words, memory, registers, and how they are launched.
+
+A kernel imports from here and from ``numba.cuda``::
+
+    from numba import cuda
+
+    from gpuconv.kernels.device import jit, ldg4, st4, u32
+
+    @jit(launch_bounds=256)
+    def double(x, y):
+        i = (u32(cuda.blockIdx.x) * 256 + cuda.threadIdx.x) * 4
+        a, b, c, d = ldg4(x, i)
+        st4(y, i, (a + a, b + b, c + c, d + d))
+
+**Why intrinsics.** Numba widens integer operations to 64 bits, checks each index for wrapping around, and never joins
+loads. On a GPU 64-bit integers take two to four instructions, and a 128-bit load replaces four. So indices are words
+of 32 bits, and memory is reached by flat offsets:
+
+===================  ===================================================================================================
+``u32``, ``i32``     conversions to an unsigned and a signed word, which have ``+ - * // % << >> &`` and comparisons.
+                     Unsigned ones wrap, so that ``row - padding < height`` tests both borders. Division by a constant
+                     becomes a multiplication, shorter if unsigned; constants added to a signed offset fold into the
+                     address. See :mod:`gpuconv.kernels.device.words`.
+``minimum maximum``  of two words, or of a word and an integer
+``ld ld2 ld4``       1, 2 or 4 elements (a tuple) of a global or shared array, in one access of up to 128 bits
+``st st2 st4``       stores likewise; the values are of the array's type
+``ldg ldg2 ldg4``    loads through the read-only cache (``ld.global.nc``): global memory that the launch does not write
+``ldg_if`` ...       likewise ``ldg2_if ldg4_if``: with a predicate, but no branch; where it is false they give zeros
+                     and read nothing, whatever the offset
+``ldg_early`` ...    likewise ``ldg2_early ldg4_early``: as ``ldg_if``, but the load is made where it stands; others the
+                     compiler may delay until the value is needed, to save registers
+``fma``              ``a * b + c`` rounded once
+===================  ===================================================================================================
+
+Arrays are one-dimensional and contiguous. An access to several elements has to be aligned to its size: allocations
+are, a shared array is if it is made with ``alignment=16``, and the offset must be a multiple of the count.
+
+**Twins.** In the simulator each of these is Python code, its twin, which also checks what the machine would not tell:
+alignment, types, overflow. A twin proves the kernel, not the intrinsic; ``tests/test_device.py`` compares the two where
+the LLVM code can run on a CPU.
+
+**Rooms**: ``words``; ``memory`` (loads, stores); ``registers`` (fma, unrolled loops, outer products); ``reduce``
+(sums over lanes and blocks); ``stage`` (weights to shared memory); ``launch``;
+``host`` (what is decided before a launch); ``intrinsic`` (how one is made).
+"""
+
+from __future__ import annotations
+
+from gpuconv.kernels.device.host import (
+    MAX_ELEMENTS,
+    MULTIPROCESSORS,
+    Answer,
+    Refusal,
+    aligned,
+    bank_conflicts,
+    fits_offsets,
+    fitted,
+    widest_access,
+)
+from gpuconv.kernels.device.intrinsic import BODIES, SIMULATED, TWINS
+from gpuconv.kernels.device.launch import (
+    Launch,
+    array_type,
+    device_function,
+    is_recording,
+    jit,
+    recording,
+    running_on_host,
+)
+from gpuconv.kernels.device.memory import (
+    ld,
+    ld2,
+    ld4,
+    ldg,
+    ldg2,
+    ldg2_early,
+    ldg2_if,
+    ldg4,
+    ldg4_early,
+    ldg4_if,
+    ldg_early,
+    ldg_if,
+    st,
+    st2,
+    st4,
+)
+from gpuconv.kernels.device.reduce import reduce_scatter, reduction
+from gpuconv.kernels.device.registers import add_outer, fma, unrolled, vector_access
+from gpuconv.kernels.device.stage import staging, weight_staging
+from gpuconv.kernels.device.words import i32, maximum, minimum, u32
+
+__all__ = [
+    "BODIES", "MAX_ELEMENTS", "MULTIPROCESSORS", "SIMULATED", "TWINS", "Answer", "Launch", "Refusal", "add_outer",
+    "aligned", "array_type", "bank_conflicts", "device_function", "fits_offsets", "fitted", "fma", "i32",
+    "is_recording", "jit", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_early", "ldg2_if", "ldg4", "ldg4_early",
+    "ldg4_if", "ldg_early", "ldg_if", "maximum", "minimum", "recording", "reduce_scatter", "reduction",
+    "running_on_host", "st", "st2", "st4", "staging", "u32", "unrolled", "vector_access", "weight_staging",
+    "widest_access",
+]  # fmt: skip

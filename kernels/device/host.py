@@ -1,0 +1,72 @@
+"""What the host decides before a launch: what is refused, what is aligned, how a tiling is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+#: The most elements that an array may have: offsets are 32-bit numbers, signed in some kernels.
+MAX_ELEMENTS = 2**31 - 1
+
+
+class Refusal(str):
+    """Why a variant does not support a geometry; false, so that ``if supports(geometry)`` says what it seems to."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return False
+
+
+Answer: TypeAlias = "bool | Refusal"
+
+
+def fits_offsets(**sizes: int) -> Answer:
+    """Whether arrays of so many elements can be indexed with 32 bits; the names are for the message."""
+    for name, size in sizes.items():
+        if size > MAX_ELEMENTS:
+            return Refusal(
+                f"{name} has {size} elements, which needs 64-bit offsets: the kernels use 32 bits, up to "
+                f"{MAX_ELEMENTS}. Split the batch"
+            )
+    return True
+
+
+def aligned(*arrays: Any) -> bool:
+    """Whether all arrays begin at a multiple of 16 bytes, so that 128 bits at once may be accessed; for the host.
+
+    Allocations do. What a view begins with may not, though it be contiguous.
+    """
+    interfaces = (getattr(array, "__cuda_array_interface__", None) or array.__array_interface__ for array in arrays)
+    return all((interface["data"][0] or 0) % 16 == 0 for interface in interfaces)
+
+
+#: Multiprocessors of a large GPU (H100, H200): estimates of how tilings compare assume so many.
+MULTIPROCESSORS = 132
+
+
+def fitted(size: int, tile: int, unit: int, /) -> int:
+    """The smallest multiple of ``unit`` of which no more are needed to cover ``size`` than of ``tile``."""
+    return -(-size // (-(-size // tile) * unit)) * unit
+
+
+def widest_access(length: int, dtype: Any, /) -> int:
+    """The most elements, 4, 2 or 1, that 128 bits hold and that divide ``length``, that of rows one after the other."""
+    most = min(4, 16 // np.dtype(dtype).itemsize)
+    return next(count for count in (4, 2, 1) if count <= most and length % count == 0)
+
+
+def bank_conflicts(offsets: Iterable[int]) -> int:
+    """How many passes the worst of some 128-bit accesses to shared memory takes: 1 is free of conflicts; for the host.
+
+    Args:
+        offsets: for each thread in turn, the first of the four float32 elements that it accesses; a multiple of 4.
+    """
+    words, worst = [offset // 4 for offset in offsets], 1
+    # Eight lanes are served at once, by eight banks of that width, each of which has one address at a time.
+    for first in range(0, len(words), 8):
+        distinct = set(words[first : first + 8])
+        worst = max(worst, *(sum(word % 8 == bank for word in distinct) for bank in range(8)))
+    return worst

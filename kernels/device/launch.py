@@ -1,0 +1,138 @@
+"""Compiling kernels, and launching them: on a GPU, in the simulator, or into a list."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+from numba.cuda import extending
+
+from gpuconv.kernels import driver
+from gpuconv.kernels.device.intrinsic import SIMULATED
+
+
+def jit(function: Callable[..., None] | None = None, /, **options: Any) -> Any:
+    """``numba.cuda.jit``, which in the simulator takes no options: all of them are about machine code.
+
+    Options used here: ``launch_bounds`` (threads a block, or also the blocks that a multiprocessor should hold),
+    ``max_registers``. Leave ``fastmath`` alone: it lets the compiler assume that there are no NaNs.
+    """
+    if function is None:
+        return lambda function: jit(function, **options)
+    return cuda.jit(function) if SIMULATED else cuda.jit(**options)(function)
+
+
+def device_function(function: Callable[..., Any], /) -> Any:
+    """A function that kernels call. It becomes part of them: the local arrays that it is given stay in registers."""
+    return function if SIMULATED else extending.register_jitable(forceinline=True)(function)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch of a kernel, all but its arguments: what can be compiled, counted and checked without a GPU."""
+
+    kernel: Any
+    #: Numba types of the arguments.
+    signature: tuple[Any, ...] = field(repr=False)
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    #: Bytes of dynamic shared memory.
+    shared_bytes: int = 0
+
+    def __call__(self, stream: Any, *arguments: Any) -> None:
+        """Queue it on a stream (None: the default one), or note it inside of :func:`recording`.
+
+        The stream is a handle, or what has ``__cuda_stream__``; arrays are flat, and on the device. Without a GPU the
+        launch is run at once, on NumPy arrays.
+        """
+        if (recorder := _recorder.get()) is not None:
+            recorder(self, arguments)
+        elif _on_host is not None:
+            _on_host(self, arguments)
+        else:
+            driver.launch(self, stream, arguments)
+
+    def ptx(self, cc: tuple[int, int] | tuple[int, int, str]) -> str:
+        """Compile for a compute capability such as ``(8, 0)`` or ``(9, 0, "a")``; needs NVVM, but no GPU."""
+        code: str = self._compiled(cc, "ptx")
+        return code
+
+    def lto_ir(self, cc: tuple[int, int] | tuple[int, int, str]) -> bytes:
+        """Likewise, but what ``numba.cuda.jit`` gives to nvJitLink to make machine code of."""
+        return bytes(self._compiled(cc, "ltoir"))
+
+    def _compiled(self, cc: tuple[Any, ...], output: str) -> Any:
+        options = self.kernel.targetoptions
+        taken = {name: options[name] for name in ("fastmath", "launch_bounds") if options.get(name) is not None}
+        kernel, signature = self.kernel.py_func, self.signature
+        with _pretended_device(cc):
+            return cuda.compile(kernel, signature, device=False, cc=cc, abi="numba", output=output, **taken)[0]
+
+
+def _simulate(launch: Launch, arguments: tuple[Any, ...]) -> None:
+    launch.kernel[launch.grid, launch.block, None, launch.shared_bytes](*arguments)
+
+
+#: What runs launches in place of a GPU, if anything: the simulator, or the interpreter of PTX.
+_on_host: Callable[[Launch, tuple[Any, ...]], None] | None = _simulate if SIMULATED else None
+
+
+@contextlib.contextmanager
+def running_on_host(run: Callable[[Launch, tuple[Any, ...]], None]) -> Iterator[None]:
+    """Inside of the ``with`` block ``run`` is called with a launch and its arguments, NumPy arrays and numbers."""
+    global _on_host
+    before, _on_host = _on_host, run
+    try:
+        yield
+    finally:
+        _on_host = before
+
+
+_recorder: ContextVar[Callable[[Launch, tuple[Any, ...]], None] | None] = ContextVar("gpuconv_recorder", default=None)
+
+
+def is_recording() -> bool:
+    """Whether launches are noted instead of made."""
+    return _recorder.get() is not None
+
+
+@contextlib.contextmanager
+def recording(noted: Callable[[Any], Any] | None = None) -> Iterator[list[tuple[Launch, tuple[Any, ...]]]]:
+    """Inside of the ``with`` block launches are noted instead of made: a list of them, each with its arguments.
+
+    ``noted`` makes of an argument what is put into the list; None takes it as it is. Other threads are not affected.
+    """
+    recorded: list[tuple[Launch, tuple[Any, ...]]] = []
+
+    def note(launch: Launch, arguments: tuple[Any, ...]) -> None:
+        recorded.append((launch, arguments if noted is None else tuple(map(noted, arguments))))
+
+    token = _recorder.set(note)
+    try:
+        yield recorded
+    finally:
+        _recorder.reset(token)
+
+
+@contextlib.contextmanager
+def _pretended_device(cc: tuple[Any, ...]) -> Iterator[None]:
+    """Numba compiles a device function for the GPU at hand, even where the kernel is compiled for another one."""
+    dispatcher: Any = importlib.import_module("numba.cuda.dispatcher")
+    real = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = real
+
+
+def array_type(dtype: Any) -> Any:
+    """Numba's type of a flat array of ``dtype``, for signatures."""
+    return types.Array(getattr(types, np.dtype(dtype).name), 1, "C")

@@ -1,0 +1,45 @@
+"""Staging: how the threads of a block bring the weights of its filters into shared memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpuconv.kernels.device.launch import device_function
+from gpuconv.kernels.device.memory import ldg_if, st
+
+
+def staging(products: int, filters: int, threads: int, put: Any) -> Any:
+    """A device function ``stage(thread, *arguments)`` that calls ``put(product, filter, *arguments)`` for each weight.
+
+    There are ``products`` weights of each of ``filters`` filters. Eight neighbouring threads have eight of one: they
+    load 32 neighbouring bytes. ``put`` is called for whole eights, and so for products that do not exist.
+    """
+    total = -(-products // 8) * 8 * filters
+
+    @device_function
+    def stage(thread: Any, *arguments: Any) -> None:
+        i = thread
+        while i < total:
+            rest, product = divmod(i, 8)
+            eight, filter_ = divmod(rest, filters)
+            put(eight * 8 + product, filter_, *arguments)
+            i += threads
+
+    return stage
+
+
+def weight_staging(staged: int, tile_filters: int, pitch: int, threads: int, *, products: int, filters: int) -> Any:
+    """A device function ``stage(thread, to, weight, first_product, first_filter, at)``.
+
+    It brings the products from ``first_product`` on, ``staged`` in number, of ``tile_filters`` filters from
+    ``first_filter`` on to shared memory, filters contiguous and products ``pitch`` apart. Those beyond the last of all
+    ``products`` and ``filters`` become zero. ``at`` is the element of ``weight`` where the first filter begins.
+    """
+
+    @device_function
+    def put(product: Any, filter_: Any, to: Any, weight: Any, first_product: Any, first_filter: Any, at: Any) -> None:
+        position = first_product + product
+        inside = (product < staged) & (position < products) & (first_filter + filter_ < filters)
+        st(to, product * pitch + filter_, ldg_if(weight, at + filter_ * products + position, inside))
+
+    return staging(staged, tile_filters, threads, put)
