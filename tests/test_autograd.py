@@ -500,6 +500,26 @@ def test_in_place_changes_the_tensor_and_not_the_name(every_backend):
     assert not y.numpy().any()
 
 
+def test_what_is_cast_to_integers_has_no_gradient(backend):
+    """Its graph ends there, as in PyTorch; between floats the gradient goes back in the first type."""
+    x = leaf(3)
+    assert not x.type_as(Tensor(np.array([1]))).requires_grad
+    y = x.type_as(Tensor(np.array([1.0], np.float32)))
+    (y * 2).sum().backward()
+    assert (y.dtype, x.grad.dtype) == (np.float32, np.float64)
+    np.testing.assert_array_equal(x.grad.numpy(), 2)
+
+
+@pytest.mark.parametrize("index", [1, slice(None, None, -2), (0, slice(1, None)), (..., None, 1), [0, 0], ([1, 1], 0)])
+def test_gradients_of_an_index(every_backend, index):
+    """Each element gets what all places have where it went: slices once, index arrays as often as they name it."""
+    x = leaf(3, 4)
+    x[index].sum().backward()
+    expected = np.zeros((3, 4))
+    np.add.at(expected, index, 1)
+    np.testing.assert_array_equal(x.grad.numpy(), expected)
+
+
 # -- values changed between forward and backward ---------------------------------------------------------------------
 
 

@@ -65,8 +65,12 @@ def _as_type(x: Any, dtype: np.dtype) -> Any:
 
 
 def cast(x: Any, dtype: Any) -> Any:
-    """``x`` in another element type; itself if it has it."""
-    return x if to_array(x).dtype == dtype else Cast.apply(x, dtype=dtype)
+    """``x`` in another element type; itself if it has it. Integers have no gradient."""
+    if to_array(x).dtype == dtype:
+        return x
+    if isinstance(x, Tensor) and np.dtype(dtype).kind != "f":
+        x = x.detach()
+    return Cast.apply(x, dtype=dtype)
 
 
 @tensor_method

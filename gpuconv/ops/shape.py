@@ -53,7 +53,11 @@ class GetItem(Function):
     def backward(ctx: Context, grad: Array) -> Array:
         shape, index = ctx.saved
         full = ctx.backend.xp.zeros(shape, grad.dtype)
-        ctx.backend.xp.add.at(full, index, grad)  # an index array may name an element twice
+        parts = index if isinstance(index, tuple) else (index,)
+        if all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts):
+            full[index] = grad
+        else:
+            ctx.backend.xp.add.at(full, index, grad)  # an index array may name an element twice
         return full
 
 
