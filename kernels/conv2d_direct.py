@@ -68,14 +68,13 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
     def conv2d_direct(x: Any, weight: Any, bias: Any, out: Any, outputs: Any) -> None:
         i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < outputs:
-            rest = i // q
-            column = i32(i % q) * stride_w - left
-            image_filter = rest // p
-            row = i32(rest % p) * stride_h - top
+            rest, column = divmod(i, q)
+            image_filter, row = divmod(rest, p)
             image, filter_ = divmod(image_filter, k)
+            top_row, left_column = i32(row) * stride_h - top, i32(column) * stride_w - left
             first = i32(image) * c + i32(filter_ // filters) * channels
             # Signed, so that the compiler may fold the constants added to them into the addresses of the loads.
-            x_offset = first * plane + row * w + column
+            x_offset = first * plane + top_row * w + left_column
             w_offset = i32(filter_) * taps
             total = ldg(bias, filter_) if has_bias else real(0)
             for _ in range(channels):
@@ -84,7 +83,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
                         offset = x_offset + (dr * dilation_h * w + ds * dilation_w)
                         if padded:
                             # Unsigned, so that one comparison tests both borders.
-                            inside = (u32(row) + dr * dilation_h < h) & (u32(column) + ds * dilation_w < w)
+                            inside = (u32(top_row) + dr * dilation_h < h) & (u32(left_column) + ds * dilation_w < w)
                             value = ldg_if(x, offset, inside)
                         else:
                             value = ldg(x, offset)

@@ -118,12 +118,11 @@ def _kernel(geometry: Conv2dGeometry, threads: int, dtype: str) -> Callable[...,
         i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < elements:
             part = u32(cuda.blockIdx.y)
-            rest = i // s
-            tap_column = i32(i % s) * dilation_w - left
-            filter_channel = rest // r
-            tap_row = i32(rest % r) * dilation_h - top
-            filter_ = filter_channel // channels
-            channel = filter_channel % channels + filter_ // filters * channels
+            rest, ds = divmod(i, s)
+            filter_channel, dr = divmod(rest, r)
+            filter_, channel = divmod(filter_channel, channels)
+            channel += filter_ // filters * channels
+            tap_row, tap_column = i32(dr) * dilation_h - top, i32(ds) * dilation_w - left
             total = real(0)
             row = part * rows_a_part
             end = minimum(row + rows_a_part, rows)

@@ -261,8 +261,8 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
         """The thread's elements of a stage: of all its filters and columns, at one position."""
         live = position < end
         image, rest = divmod(position, plane)
-        output_row = rest // q
-        row, column = i32(output_row) * stride_h, i32(rest % q) * stride_w
+        output_row, output_column = divmod(rest, q)
+        row, column = i32(output_row) * stride_h, i32(output_column) * stride_w
         offset = i32(image) * (k * plane) + first_plane + i32(rest)
         fetch_gradients(fetched_grads, grad, offset, filter_, live)
         offset = i32(image) * (c * h * w) + row * w + column
@@ -285,8 +285,8 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
                 total[i, j] = real(0)
 
         block = u32(cuda.blockIdx.x)
-        rest = block // across
-        first_column = i32(block % across * tile_columns)
+        rest, column_tile = divmod(block, across)
+        first_column = i32(column_tile * tile_columns)
         group = rest // down if groups > 1 else u32(0)
         first_filter = i32((rest - group * down) * tile_filters)
 
@@ -297,10 +297,9 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
         i = thread
         while i < tile_columns:
             window = minimum(u32(first_column) + i, width - 1)
-            tap_row = window // s
-            channel = tap_row // r
-            row = i32(tap_row % r) * dilation_h - top
-            column = i32(window % s) * dilation_w - left
+            rest, tap_column = divmod(window, s)
+            channel, tap_row = divmod(rest, r)
+            row, column = i32(tap_row) * dilation_h - top, i32(tap_column) * dilation_w - left
             table[4 * i] = ((first_channel + i32(channel)) * h + row) * w + column
             table[4 * i + 1] = row
             table[4 * i + 2] = column

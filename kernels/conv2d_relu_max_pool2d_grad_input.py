@@ -345,20 +345,19 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
                 total[i, j] = real(0)
 
         thread = u32(cuda.threadIdx.x)
-        rest = thread // strips
-        column = thread % strips * thread_columns
+        rest, strip = divmod(thread, strips)
         group, row = divmod(rest, tile_rows)
-        part = group // groups
-        channel = group % groups * thread_channels
+        part, group = divmod(group, groups)
+        column, channel = strip * thread_columns, group * thread_channels
         segment_at = i32(row * pitch + column)
 
         block = u32(cuda.blockIdx.x)
-        rest = block // beside
-        first_column = block % beside * tile_columns
-        block = rest // down
-        first_row = rest % down * tile_rows
-        image = block // channel_blocks
-        first_channel = block % channel_blocks * tile_channels
+        rest, first_column = divmod(block, beside)
+        first_column *= tile_columns
+        block, first_row = divmod(rest, down)
+        first_row *= tile_rows
+        image, first_channel = divmod(block, channel_blocks)
+        first_channel *= tile_channels
 
         # Unsigned: what lies above or left of the maps is a huge row or column.
         top_row, left_column = first_row - above, first_column - before
@@ -377,9 +376,8 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
             i = thread
             while apart and i < stage * windows:
                 j, rest = divmod(i, windows)
-                jr = rest // windows_beside
-                window_row = u32(first_window_row) + jr
-                window_column = u32(first_window_column) + rest % windows_beside
+                jr, jc = divmod(rest, windows_beside)
+                window_row, window_column = u32(first_window_row) + jr, u32(first_window_column) + jc
                 if (window_row < p) & (window_column < q):
                     there = (filter_ + j < k) if ragged else True
                     window = ((image * k + filter_ + j) * p + window_row) * q + window_column

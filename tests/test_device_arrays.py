@@ -229,7 +229,7 @@ def real_kernels(monkeypatch):
     monkeypatch.setattr(cuda_backend, "_simulating", lambda: False)
     monkeypatch.setattr(cuda_backend, "_driver", lambda: (13000, 2))
     monkeypatch.setattr(cuda_backend, "_compiler", lambda: (13, 0))
-    monkeypatch.setattr(device, "_on_host", None)  # launches go to the driver
+    monkeypatch.setattr(device.launch, "_on_host", None)  # launches go to the driver
     before = driver.use(fake_cupy.Driver(run))
     monkeypatch.delenv("GPUCONV_BACKEND", raising=False)
     launched.clear()
