@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import calls
 from .dialect import LAYOUTS
 
 VARIABLE = re.compile(r"\b[xmos]\d+\b")
@@ -426,6 +427,19 @@ class _Generator:
         dtype = x.dtype if x.dtype[0] == "f" else "int64"
         count = math.prod(x.shape) / max(1, math.prod(shape)) if name == "sum" else 1
         self.define(f"{x.name}.{name}({text})", shape, dtype, x, size=x.size * count**0.5)
+
+    def call_by_name(self) -> None:
+        """An operation of :mod:`calls`; its input is bounded, as some of them grow fast."""
+        x = self.float_value(1)
+        if 0 in x.shape or not x.shape:
+            return
+        kinds = [calls.SAME_SHAPE] if x.array else [calls.SAME_SHAPE, calls.METHODS, calls.NUMBERS]
+        kind = self.random.choice(kinds)
+        text = self.random.choice(kind)
+        target = f"F.sigmoid({self.array(x.shape, x.dtype)})"
+        source = x.name if x.size < 3 else f"F.tanh({x.name})"
+        text = text.format(x=source, y=target, d=self.random.randrange(-len(x.shape), len(x.shape)))
+        self.define(text, () if kind is calls.NUMBERS else x.shape, x.dtype, x, size=8.0, view="Identity" in text)
 
     def product(self) -> None:
         r = self.random
@@ -979,7 +993,8 @@ class _Generator:
 
     def __call__(self) -> list[str]:
         actions = {
-            self.unary: 6, self.binary: 8, self.mask: 2, self.rearrange: 6, self.reduce: 4, self.product: 4,
+            self.unary: 6, self.call_by_name: 6, self.binary: 8, self.mask: 2, self.rearrange: 6, self.reduce: 4,
+            self.product: 4,
             self.convolve: 5, self.pool: 4, self.loss: 4, self.module: 1, self.call: 4, self.share: 2,
             self.backward: 5, self.in_place: 2, self.gradient_by_hand: 1, self.optimizer: 1, self.update: 3,
             self.train: 1, self.convert: 1, self.without_graph: 1,
