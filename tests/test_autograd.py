@@ -500,6 +500,20 @@ def test_in_place_changes_the_tensor_and_not_the_name(every_backend):
     assert not y.numpy().any()
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int64", "bool", "float64"])
+def test_alpha_is_a_factor_in_the_type_of_the_result(backend, kind):
+    """Beside a float the other operand is one, whatever it was, also where it could not hold the product."""
+    x, other = Tensor(np.array([0.5, 1.5, 2.5], np.float32), True), Tensor(np.array([0, 1, 1]).astype(kind))
+    for alpha in (-1, 0.5, 3):
+        result = x.sub(other, alpha=alpha)
+        assert result.dtype == (np.float64 if kind == "float64" else np.float32)
+        np.testing.assert_allclose(result.numpy(), x.numpy() - alpha * other.numpy().astype(np.float64))
+        np.testing.assert_allclose(
+            x.add(other, alpha=alpha).numpy(), x.numpy() + alpha * other.numpy().astype(np.float64)
+        )
+    np.testing.assert_array_equal(x.add(2, alpha=-2).numpy(), x.numpy() - 4)
+
+
 def test_what_is_cast_to_integers_has_no_gradient(backend):
     """Its graph ends there, as in PyTorch; between floats the gradient goes back in the first type."""
     x = leaf(3)

@@ -264,16 +264,22 @@ class MatMul(Function):
         )
 
 
+def _scaled(a: Any, b: Any, alpha: float) -> tuple[Any, Any]:
+    """``a`` and ``alpha · b``: multiplied in the type of the result, as -1 times a uint8 would be another number."""
+    a, b = _operands(a, b)
+    return _operands(a, mul(b, alpha))
+
+
 @tensor_method
 def add(a: Any, b: Any, *, alpha: float = 1) -> Any:
     """``a + alpha · b``; shapes broadcast."""
-    return Add.apply(*_operands(a, b if alpha == 1 else mul(b, alpha)))
+    return Add.apply(*_operands(a, b) if alpha == 1 else _scaled(a, b, alpha))
 
 
 @tensor_method
 def sub(a: Any, b: Any, *, alpha: float = 1) -> Any:
     """``a - alpha · b``; shapes broadcast."""
-    return Sub.apply(*_operands(a, b if alpha == 1 else mul(b, alpha)))
+    return Sub.apply(*_operands(a, b) if alpha == 1 else _scaled(a, b, alpha))
 
 
 @tensor_method

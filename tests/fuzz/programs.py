@@ -301,7 +301,7 @@ class _Generator:
                     text = other.name
             else:
                 text, dtype, size, shape = other.name, other.dtype, other.size, other.shape
-            if sign == "/" and other is not None:
+            if sign == "/" and other is not None and text == other.name:
                 text = f"({text} * {text} + 1)"
             shape = _broadcast(shape, x.shape) or ()
         if size * x.size > 200:
