@@ -150,7 +150,7 @@ def gpuconv_names(offset: int = 0, wide: bool = False) -> dict[str, Any]:
         "fill": fill,
         "set_lr": set_lr,
         "copy_of": copy_of,
-        "overwrite": overwrite,
+        "overwrite": lambda target, source: overwrite(target.data, source),
         "cat": gpuconv.cat,
         "stack": gpuconv.stack,
         "state_of": lambda of: of.state_dict(),
@@ -265,7 +265,8 @@ def torch_names(offset: int = 0, wide: bool = False) -> dict[str, Any]:
     def overwrite(target: Any, source: Any) -> None:
         if target.shape != source.shape:
             raise ValueError("another shape")
-        target.copy_(source)
+        with torch.no_grad():  # not by .data: what saved the old values is to notice
+            target.copy_(source)
 
     def predict(module: Any, inputs: Any, size: int) -> Any:
         was = {inside: inside.training for inside in module.modules()}

@@ -841,9 +841,9 @@ class _Generator:
         elif kind == 2 and x.grad:
             text = f"{x.name} -= 0.1 * {x.name}.grad"
         elif kind == 3:
-            text = f"overwrite({x.name}.data, {self.array(x.shape, r.choice([x.dtype, *_FLOATS]))})"
+            text = f"overwrite({x.name}, {self.array(x.shape, r.choice([x.dtype, *_FLOATS]))})"
             if x.dtype[0] != "f":
-                text = f"overwrite({x.name}.data, {self.array(x.shape, x.dtype)})"
+                text = f"overwrite({x.name}, {self.array(x.shape, x.dtype)})"
         elif kind == 4 and x.grad:
             text = f"{x.name}.grad *= 0.5"
         else:
