@@ -1,13 +1,14 @@
 """Calls of operations that have PyTorch's names, for programs: what they do to a shape is told in a word.
 
-``{x}`` stands for a value, ``{d}`` for one of its dimensions, ``{y}`` for a target of its shape between 0 and 1.
+``{x}`` stands for a value, ``{d}`` for one of its dimensions, ``{y}`` for a target of its shape between 0 and 1. What
+PyTorch computes less exactly than is compared here, as hardsigmoid with its sixth in float32, is in another test.
 """
 
 #: The same shape; of any value.
 SAME_SHAPE = [
     "F.leaky_relu({x}, 0.1)", "F.elu({x}, 0.5)", "F.celu({x}, 1.5)", "F.selu({x})", "F.gelu({x})",
     "F.gelu({x}, approximate='tanh')", "F.silu({x})", "F.mish({x})", "F.relu6({x})", "F.hardtanh({x}, -0.7, 1.3)",
-    "F.hardsigmoid({x})", "F.hardswish({x})", "F.hardshrink({x}, 0.3)", "F.softshrink({x}, 0.3)", "F.tanhshrink({x})",
+    "F.hardswish({x})", "F.hardshrink({x}, 0.3)", "F.softshrink({x}, 0.3)", "F.tanhshrink({x})",
     "F.softplus({x}, 2.0)", "F.softsign({x})", "F.logsigmoid({x})", "F.threshold({x}, 0.2, -1.0)",
     "F.softmin({x}, {d})", "F.normalize({x}, 2.0, {d}, 0.1)", "F.layer_norm({x}, ({x}.shape[-1],), eps=0.1)",
     "nn.LeakyReLU(0.2)({x})", "nn.GELU()({x})", "nn.SiLU()({x})", "nn.Hardtanh()({x})", "nn.ELU()({x})",

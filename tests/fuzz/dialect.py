@@ -64,6 +64,8 @@ def elements(shape: tuple[int, ...], dtype: str, seed: int, values: Any, offset:
 def laid_out(values: np.ndarray, layout: str) -> np.ndarray:
     """The same elements elsewhere; 'broadcast' repeats those of the first row."""
     shape, dtype = values.shape, values.dtype
+    if not shape and layout in ("reversed", "F"):
+        return values  # NumPy would make a number of it
     if layout == "F":
         return np.asarray(values, order="F").copy(order="F")
     if layout == "reversed":

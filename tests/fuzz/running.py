@@ -111,7 +111,7 @@ def run(program: Program, offset: int = 0) -> Report:
         defined.update(names)
         compared = names
         if stop:  # results that were compared once do not change
-            compared = sorted(n for n in defined if n in names or getattr(spaces["judge"][n], "is_leaf", True))
+            compared = sorted(n for n in defined if n in names or _is_leaf(spaces["judge"][n]))
         tolerance = 2e-5 if "float32" in str(program.statements) else 1e-10
         expected = {name: dict(_parts(name, spaces["judge"][name])) for name in compared}
         for backend in BACKENDS:
@@ -338,6 +338,14 @@ def _rounded(
     return difference if not np.nanmax(error, initial=0) <= allowed else None
 
 
+def _is_leaf(value: Any) -> bool:
+    """Whether no operation made it, if it is a Tensor; PyTorch does not even tell of a view that has become invalid."""
+    try:
+        return getattr(value, "is_leaf", True) is not False
+    except RuntimeError:
+        return False
+
+
 class _Watch:
     """Tells what is known from what is found: see :data:`KNOWN`."""
 
@@ -350,7 +358,7 @@ class _Watch:
             self.stale.update(_assigned(statement))
         if re.search(r" [-+*/]= |overwrite\(|\.step\(|load_state_dict\(|fill\(", statement):
             # What has been computed may have saved what is overwritten now.
-            self.stale |= {name for name in defined if getattr(self.space.get(name), "is_leaf", True) is False}
+            self.stale |= {name for name in defined if _is_leaf(self.space.get(name)) is False}
         if found := re.match(r"(o\d+)\.step\(\)", statement):
             # The parameters that an optimizer updates must be the same in each step.
             optimizer = self.space[found[1]]
