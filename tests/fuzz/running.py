@@ -103,8 +103,9 @@ def run(program: Program, offset: int = 0) -> Report:
                 for space in spaces.values():
                     space.pop(name, None)
                 defined.discard(name)
-            # A backward that all refuse may have left gradients in PyTorch; here it leaves none.
-            if report.fault or (stop and not all(errors.values())) or ".backward(" in statement:
+            # What all refuse may have left gradients or loaded parameters in PyTorch; here it changes nothing.
+            half_done = ".backward(" in statement or "load_state_dict(" in statement
+            if report.fault or (stop and not all(errors.values())) or half_done:
                 return report
             continue
         report.ran += 1
@@ -279,6 +280,8 @@ def _parts(name: str, value: Any):
         yield name, _native(np.asarray(value))
     elif hasattr(value, "requires_grad"):
         of_torch = hasattr(value, "storage")
+        if of_torch and value.requires_grad and _is_leaf(value) is None:
+            return
         yield name, _array(value)
         if of_torch:
             yield f"{name}.grad", None if not value.is_leaf or value.grad is None else _array(value.grad)
@@ -338,12 +341,12 @@ def _rounded(
     return difference if not np.nanmax(error, initial=0) <= allowed else None
 
 
-def _is_leaf(value: Any) -> bool:
-    """Whether no operation made it, if it is a Tensor; PyTorch does not even tell of a view that has become invalid."""
+def _is_leaf(value: Any) -> bool | None:
+    """Whether no operation made it, if it is a Tensor; None if PyTorch does not tell: of a view that became invalid."""
     try:
         return getattr(value, "is_leaf", True) is not False
     except RuntimeError:
-        return False
+        return None
 
 
 class _Watch:
