@@ -501,7 +501,7 @@ def test_in_place_changes_the_tensor_and_not_the_name(every_backend):
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int64", "bool", "float64"])
-def test_alpha_is_a_factor_in_the_type_of_the_result(backend, kind):
+def test_alpha_is_a_factor_in_the_type_of_the_result(every_backend, kind):
     """Beside a float the other operand is one, whatever it was, also where it could not hold the product."""
     x, other = Tensor(np.array([0.5, 1.5, 2.5], np.float32), True), Tensor(np.array([0, 1, 1]).astype(kind))
     for alpha in (-1, 0.5, 3):
@@ -699,7 +699,7 @@ def test_what_cannot_be_held_is_refused_in_place():
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int32", "int64", "bool"])
-def test_functions_of_integers_are_float32(backend, kind):
+def test_functions_of_integers_are_float32(every_backend, kind):
     """exp, log, powers and sums have PyTorch's types."""
     torch = pytest.importorskip("torch", reason="PyTorch's types are the judge")
     values = np.array([1, 0, 1]).astype(kind)

@@ -982,7 +982,7 @@ def test_an_operation_runs_on_the_backend_that_was_chosen(backend: Backend) -> N
 # -- arguments as PyTorch takes them ---------------------------------------------------------------------------------
 
 
-def test_dimensions_are_pytorchs(backend):
+def test_dimensions_are_pytorchs(every_backend):
     """Of sum, mean, permute: NumPy's integers, none, negative ones, those of a number; what there is not is refused."""
     x = Tensor(np.arange(6, dtype=np.float32).reshape(2, 3))
     for dim, wanted in ((np.int64(1), [3, 12]), ((), 15), ((0, np.int32(-1)), 15), (None, 15), (-2, [3, 5, 7])):
@@ -1001,7 +1001,7 @@ def test_dimensions_are_pytorchs(backend):
             call()
 
 
-def test_exponents_alpha_and_dtype(backend):
+def test_exponents_alpha_and_dtype(every_backend):
     """NumPy's numbers as exponents, `alpha` of a sum, `dtype` of softmax: PyTorch's values and types."""
     x = Tensor(np.array([1.0, 2.0, 3.0], np.float32), True)
     assert (x ** np.int64(2)).dtype == (x ** np.float64(0.5)).dtype == np.float32
