@@ -30,9 +30,6 @@ from .programs import VARIABLE, Program, generate, has_effect, targets, uses
 
 BACKENDS = ("numpy", "numba")
 
-#: Differences whose reason is known: what it is, and how it is told from others. To be emptied as reasons go.
-KNOWN: dict[str, str] = {}
-
 #: An operation refuses what it cannot do with one of these, and a message of its own.
 _REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError)
 
@@ -81,7 +78,6 @@ def run(program: Program, offset: int = 0) -> Report:
     referee = judge()
     spaces = {name: dialect.names(name, offset) for name in BACKENDS}
     spaces["judge"] = dialect.names(referee, offset, referee != "torch")
-    watch = _Watch(spaces["judge"])
     defined: set[str] = set()
     for number, statement in enumerate(program.statements):
         if statement.startswith("del "):
@@ -93,7 +89,6 @@ def run(program: Program, offset: int = 0) -> Report:
         if not uses(statement) <= defined | set(targets(statement)):
             report.skipped.append(number)
             continue
-        watch.before(statement, defined)
         errors = {name: _attempt(statement, space, name, referee) for name, space in spaces.items()}
         names = [name for name in _assigned(statement) if name in spaces["judge"] or name in spaces["numpy"]]
         stop = has_effect(statement)
@@ -121,9 +116,6 @@ def run(program: Program, offset: int = 0) -> Report:
                 difference = _rounded(program, number, offset, difference, spaces, backend, referee)
             if difference:
                 what, name, detail = difference
-                if known := watch.known(statement):
-                    report.known[known] += 1
-                    return report
                 text = f"{backend}: {what} of {name} after `{statement}`: {detail}"
                 if what == "values":
                     variable = VARIABLE.match(name)[0]
@@ -187,11 +179,7 @@ def _judged(errors: dict[str, Any], number: int, statement: str, report: Report)
         error = ours[BACKENDS[0]]
         report.refused[("" if _deliberate(error) else "(not ours) ") + _message(error)] += 1
     elif not raised:
-        message = _message(errors["judge"])
-        if "modified by an inplace operation" in message and "stale" in KNOWN:
-            report.known[KNOWN["stale"]] += 1
-            return None
-        report.accepted[message] += 1
+        report.accepted[_message(errors["judge"])] += 1
     else:
         report.both += 1
     return None
@@ -347,34 +335,6 @@ def _is_leaf(value: Any) -> bool | None:
         return getattr(value, "is_leaf", True) is not False
     except RuntimeError:
         return None
-
-
-class _Watch:
-    """Tells what is known from what is found: see :data:`KNOWN`."""
-
-    def __init__(self, space: dict[str, Any]):
-        self.space, self.updated, self.late, self.stale = space, {}, False, set()
-
-    def before(self, statement: str, defined: set[str]) -> None:
-        """Look at a statement that is about to run."""
-        if uses(statement) & self.stale:
-            self.stale.update(_assigned(statement))
-        if re.search(r" [-+*/]= |overwrite\(|\.step\(|load_state_dict\(|fill\(", statement):
-            # What has been computed may have saved what is overwritten now.
-            self.stale |= {name for name in defined if _is_leaf(self.space.get(name)) is False}
-        if found := re.match(r"(o\d+)\.step\(\)", statement):
-            # The parameters that an optimizer updates must be the same in each step.
-            optimizer = self.space[found[1]]
-            groups = optimizer.param_groups if hasattr(optimizer, "param_groups") else [{"params": optimizer.params}]
-            params = [param for group in groups for param in group["params"]]
-            given = {number for number, param in enumerate(params) if param.grad is not None}
-            self.late |= self.updated.setdefault(found[1], given) != given or not given
-
-    def known(self, statement: str) -> str | None:
-        """The reason why a statement's results may differ, if there is a known one."""
-        if self.late and "late" in KNOWN:
-            return KNOWN["late"]
-        return KNOWN.get("stale") if uses(statement) & self.stale else None
 
 
 # -- eager compilation -------------------------------------------------------------------------------------------------
