@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpuconv.backends import Backend
-from gpuconv.optim.array_formulas import each
-from gpuconv.optim.optimizer import Optimizer, Together, at_least_zero, betas_of, flag
+from gpuconv.optim.array_formulas import each, moments
+from gpuconv.optim.optimizer import Optimizer, Together
 
 
 class Adam(Optimizer, settings=("betas", "eps", "weight_decay", "amsgrad")):
@@ -35,13 +35,6 @@ class Adam(Optimizer, settings=("betas", "eps", "weight_decay", "amsgrad")):
     def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("mean", "square", "largest") if group["amsgrad"] else ("mean", "square")
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        super()._check_settings(settings)
-        betas_of(self, settings["betas"])
-        at_least_zero(self, "eps", settings["eps"])
-        at_least_zero(self, "weight_decay", settings["weight_decay"])
-        flag(self, "amsgrad", settings["amsgrad"])
-
     def _update(self, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
         if together.group["amsgrad"]:
             each(self._amsgrad, backend, together, *arrays)
@@ -51,16 +44,10 @@ class Adam(Optimizer, settings=("betas", "eps", "weight_decay", "amsgrad")):
     def _amsgrad(
         self, xp: Any, group: dict[str, Any], t: int, w: Any, g: Any, mean: Any, square: Any, largest: Any
     ) -> None:
-        lr, (beta1, beta2), decay = float(group["lr"]), group["betas"], float(group["weight_decay"])
-        if decay and self._decoupled:
-            w *= 1 - lr * decay
-        elif decay:
-            g = g + decay * w
-        mean += (1 - beta1) * (g - mean)
-        square *= beta2
-        square += (1 - beta2) * g * g
+        beta1, beta2 = group["betas"]
+        moments(group, self._decoupled, w, g, mean, square)
         xp.maximum(largest, square, out=largest)
-        w -= lr / (1 - beta1**t) * (mean / (xp.sqrt(largest) / (1 - beta2**t) ** 0.5 + group["eps"]))
+        w -= group["lr"] / (1 - beta1**t) * (mean / (xp.sqrt(largest) / (1 - beta2**t) ** 0.5 + group["eps"]))
 
     def _numbers(self, group: dict[str, Any], step: int, lr: float) -> dict[str, Any]:
         return {

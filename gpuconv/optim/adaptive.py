@@ -6,14 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from gpuconv.optim.array_formulas import ArrayOptimizer
-from gpuconv.optim.optimizer import at_least_zero, betas_of, flag
-
-
-def _decayed(group: dict[str, Any], w: Any, g: Any) -> Any:
-    """The gradient with that of the weight decay."""
-    decay = float(group["weight_decay"])
-    return g + decay * w if decay else g
+from gpuconv.optim.array_formulas import ArrayOptimizer, decayed, moments
 
 
 class Adagrad(ArrayOptimizer, settings=("lr_decay", "weight_decay", "initial_accumulator_value", "eps")):
@@ -43,13 +36,9 @@ class Adagrad(ArrayOptimizer, settings=("lr_decay", "weight_decay", "initial_acc
         for arrays in self._arrays[there:]:
             arrays["sum"][...] = float(self.param_groups[-1]["initial_accumulator_value"])
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        for name in ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"):
-            at_least_zero(self, name, settings[name])
-
     def _formula(self, xp: Any, group: dict[str, Any], t: int, w: Any, g: Any, *slots: Any) -> None:
         (total,) = slots
-        g = _decayed(group, w, g)
+        g = decayed(group, w, g)
         total += g * g
         w -= group["lr"] / (1 + (t - 1) * group["lr_decay"]) * (g / (xp.sqrt(total) + group["eps"]))
 
@@ -69,14 +58,13 @@ class Adadelta(ArrayOptimizer, settings=("rho", "eps", "weight_decay")):
         return ("square", "delta")
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
-        for name in ("lr", "eps", "weight_decay", "rho"):
-            at_least_zero(self, name, settings[name])
+        super()._check_settings(settings)
         if settings["rho"] > 1:
             raise ValueError(f"Adadelta: rho must be at most 1, got {settings['rho']}")
 
     def _formula(self, xp: Any, group: dict[str, Any], t: int, w: Any, g: Any, *slots: Any) -> None:
         (square, delta), rho, eps = slots, float(group["rho"]), float(group["eps"])
-        g = _decayed(group, w, g)
+        g = decayed(group, w, g)
         square *= rho
         square += (1 - rho) * g * g
         change = xp.sqrt(delta + eps) / xp.sqrt(square + eps) * g
@@ -111,14 +99,9 @@ class RMSprop(ArrayOptimizer, settings=("alpha", "eps", "weight_decay", "momentu
             *(["mean"] if group["centered"] else []),
         )
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        for name in ("lr", "alpha", "eps", "weight_decay", "momentum"):
-            at_least_zero(self, name, settings[name])
-        flag(self, "centered", settings["centered"])
-
     def _formula(self, xp: Any, group: dict[str, Any], t: int, w: Any, g: Any, *slots: Any) -> None:
         square, alpha, momentum = slots[0], float(group["alpha"]), float(group["momentum"])
-        g = _decayed(group, w, g)
+        g = decayed(group, w, g)
         square *= alpha
         square += (1 - alpha) * g * g
         variance = square
@@ -151,14 +134,9 @@ class Adamax(ArrayOptimizer, settings=("betas", "eps", "weight_decay")):
     def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("mean", "largest")
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        for name in ("lr", "eps", "weight_decay"):
-            at_least_zero(self, name, settings[name])
-        betas_of(self, settings["betas"])
-
     def _formula(self, xp: Any, group: dict[str, Any], t: int, w: Any, g: Any, *slots: Any) -> None:
         (mean, largest), (beta1, beta2) = slots, group["betas"]
-        g = _decayed(group, w, g)
+        g = decayed(group, w, g)
         mean += (1 - beta1) * (g - mean)
         largest *= beta2
         xp.maximum(largest, xp.abs(g) + group["eps"], out=largest)
@@ -193,12 +171,6 @@ class NAdam(ArrayOptimizer, settings=("betas", "eps", "weight_decay", "momentum_
     def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("mean", "square")
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        for name in ("lr", "eps", "weight_decay", "momentum_decay"):
-            at_least_zero(self, name, settings[name])
-        betas_of(self, settings["betas"])
-        flag(self, "decoupled_weight_decay", settings["decoupled_weight_decay"])
-
     def _formula(self, xp: Any, group: dict[str, Any], t: int, w: Any, g: Any, *slots: Any) -> None:
         (mean, square), (beta1, beta2), lr = slots, group["betas"], float(group["lr"])
         decay = float(group["momentum_decay"])
@@ -209,13 +181,7 @@ class NAdam(ArrayOptimizer, settings=("betas", "eps", "weight_decay", "momentum_
         products = self._products.setdefault((beta1, decay), [1.0])
         while len(products) <= t:
             products.append(products[-1] * momentum(len(products)))
-        if group["decoupled_weight_decay"]:
-            w *= 1 - lr * group["weight_decay"]
-        else:
-            g = _decayed(group, w, g)
-        mean += (1 - beta1) * (g - mean)
-        square *= beta2
-        square += (1 - beta2) * g * g
+        g = moments(group, group["decoupled_weight_decay"], w, g, mean, square)
         spread = xp.sqrt(square / (1 - beta2**t)) + group["eps"]
         now, coming = momentum(t), momentum(t + 1)
         w -= lr * (1 - now) / (1 - products[t]) * (g / spread)
@@ -240,21 +206,9 @@ class RAdam(ArrayOptimizer, settings=("betas", "eps", "weight_decay", "decoupled
     def slots_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("mean", "square")
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        for name in ("lr", "eps", "weight_decay"):
-            at_least_zero(self, name, settings[name])
-        betas_of(self, settings["betas"])
-        flag(self, "decoupled_weight_decay", settings["decoupled_weight_decay"])
-
     def _formula(self, xp: Any, group: dict[str, Any], t: int, w: Any, g: Any, *slots: Any) -> None:
         (mean, square), (beta1, beta2), lr = slots, group["betas"], float(group["lr"])
-        if group["decoupled_weight_decay"]:
-            w *= 1 - lr * group["weight_decay"]
-        else:
-            g = _decayed(group, w, g)
-        mean += (1 - beta1) * (g - mean)
-        square *= beta2
-        square += (1 - beta2) * g * g
+        g = moments(group, group["decoupled_weight_decay"], w, g, mean, square)
         step = mean * (lr / (1 - beta1**t))
         longest = 2 / (1 - beta2) - 1
         length = longest - 2 * t * beta2**t / (1 - beta2**t)

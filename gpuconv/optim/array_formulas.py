@@ -32,6 +32,27 @@ def each(formula: Formula, backend: Backend, together: Together, *arrays: Sequen
             formula(backend.xp, group, together.steps, *of_one)
 
 
+def decayed(group: dict[str, Any], w: Any, g: Any) -> Any:
+    """The gradient with that of the weight decay."""
+    return g + group["weight_decay"] * w if group["weight_decay"] else g
+
+
+def moments(group: dict[str, Any], decoupled: bool, w: Any, g: Any, mean: Any, square: Any) -> Any:
+    """Update the moving averages of gradients and their squares, as Adam and its relatives do, and return the gradient.
+
+    The weights decay first: by themselves if ``decoupled``, else by way of the gradient.
+    """
+    beta1, beta2 = group["betas"]
+    if decoupled:
+        w *= 1 - group["lr"] * group["weight_decay"]
+    else:
+        g = decayed(group, w, g)
+    mean += (1 - beta1) * (g - mean)
+    square *= beta2
+    square += (1 - beta2) * g * g
+    return g
+
+
 class ArrayOptimizer(Optimizer):
     """Base of optimizers whose update is such a formula."""
 

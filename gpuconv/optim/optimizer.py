@@ -12,7 +12,10 @@ from gpuconv import backends, versions
 from gpuconv.autograd import Tensor, native, overwrite, to_array
 from gpuconv.backends import Backend, capturing
 
-__all__ = ["Optimizer", "Together", "at_least_zero", "betas_of", "flag", "number"]
+__all__ = ["Optimizer", "Together"]
+
+#: Settings that are on or off.
+_FLAGS = {"nesterov", "amsgrad", "centered", "decoupled_weight_decay"}
 
 
 class Together:
@@ -183,8 +186,10 @@ class Optimizer:
         return ()
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
-        """Raise TypeError or ValueError for a value that a setting cannot have."""
-        at_least_zero(self, "lr", settings["lr"])
+        """Raise TypeError or ValueError for a value that a setting cannot have: most are numbers of at least 0."""
+        for name, value in settings.items():
+            check = {"betas": _check_betas, "dampening": _check_number}.get(name, _check_at_least_zero)
+            (_check_flag if name in _FLAGS else check)(type(self).__name__, name, value)
 
     def _numbers(self, group: dict[str, Any], step: int, lr: float) -> dict[str, Any]:
         """What the backend's update takes by keyword in a step, by its number from 1 on."""
@@ -408,35 +413,28 @@ def _zeros_like(array: Any) -> Any:
 # -- settings --------------------------------------------------------------------------------------------------------
 
 
-def number(optimizer: Optimizer, name: str, value: Any) -> float:
-    """A setting as a float; TypeError for what is no number."""
+def _check_number(kind: str, name: str, value: Any) -> None:
     if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{type(optimizer).__name__}: {name} must be a number, got {value!r}")
-    return float(value)
+        raise TypeError(f"{kind}: {name} must be a number, got {value!r}")
 
 
-def at_least_zero(optimizer: Optimizer, name: str, value: Any) -> float:
-    """A setting as a float; ValueError if it is negative or NaN."""
-    found = number(optimizer, name, value)
-    if not found >= 0:  # also refuses NaN
-        raise ValueError(f"{type(optimizer).__name__}: {name} must be at least 0, got {value}")
-    return found
+def _check_at_least_zero(kind: str, name: str, value: Any) -> None:
+    _check_number(kind, name, value)
+    if not float(value) >= 0:  # also refuses NaN
+        raise ValueError(f"{kind}: {name} must be at least 0, got {value}")
 
 
-def betas_of(optimizer: Optimizer, betas: Any) -> tuple[float, float]:
-    """Two decays of moving averages; ValueError if one is not in [0, 1)."""
-    kind = type(optimizer).__name__
+def _check_betas(kind: str, name: str, value: Any) -> None:
     try:
-        first, second = (number(optimizer, "betas", beta) for beta in betas)
+        first, second = value
+        for beta in (first, second):
+            _check_number(kind, name, beta)
     except (TypeError, ValueError):
-        raise TypeError(f"{kind}: betas must be two numbers, got {betas!r}") from None
+        raise TypeError(f"{kind}: {name} must be two numbers, got {value!r}") from None
     if not (0 <= first < 1 and 0 <= second < 1):
-        raise ValueError(f"{kind}: betas must be at least 0 and below 1, got {betas}")
-    return first, second
+        raise ValueError(f"{kind}: {name} must be at least 0 and below 1, got {value}")
 
 
-def flag(optimizer: Optimizer, name: str, value: Any) -> bool:
-    """A setting that is on or off; TypeError for anything else."""
+def _check_flag(kind: str, name: str, value: Any) -> None:
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{type(optimizer).__name__}: {name} must be True or False, got {value!r}")
-    return bool(value)
+        raise TypeError(f"{kind}: {name} must be True or False, got {value!r}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpuconv.backends import Backend
-from gpuconv.optim.optimizer import Optimizer, Together, at_least_zero, flag, number
+from gpuconv.optim.optimizer import Optimizer, Together
 
 
 class SGD(Optimizer, settings=("momentum", "dampening", "weight_decay", "nesterov")):
@@ -40,10 +40,7 @@ class SGD(Optimizer, settings=("momentum", "dampening", "weight_decay", "nestero
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         super()._check_settings(settings)
-        at_least_zero(self, "momentum", settings["momentum"])
-        number(self, "dampening", settings["dampening"])
-        at_least_zero(self, "weight_decay", settings["weight_decay"])
-        if flag(self, "nesterov", settings["nesterov"]) and (settings["momentum"] == 0 or settings["dampening"] != 0):
+        if settings["nesterov"] and (settings["momentum"] == 0 or settings["dampening"] != 0):
             raise ValueError("SGD: nesterov needs a momentum and no dampening")
 
     def _update(self, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
