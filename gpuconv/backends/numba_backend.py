@@ -404,15 +404,16 @@ class NumbaBackend(NumpyBackend):
         weight_decay: float,
         nesterov: bool,
     ) -> None:
-        options: dict[str, Any] = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-        }
-        if not _sgd_update([param], [grad], [velocity], None, **options):
-            super().sgd_update(param, grad, velocity, **options)
+        self.sgd_update_all(
+            [param],
+            [grad],
+            [velocity],
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
 
     def sgd_update_all(
         self,
@@ -423,7 +424,15 @@ class NumbaBackend(NumpyBackend):
         together: Any = None,
         **options: Any,
     ) -> None:
-        if not _sgd_update(params, grads, velocities, together, **options):
+        slots = [] if velocities[0] is None else [velocities]
+        table = _update_table(params, grads, slots, together)
+        if table is not None:
+            decay = float(options["weight_decay"])
+            kernel = _sgd(params[0].dtype, bool(slots), bool(options["nesterov"]), bool(decay))
+            table.run(kernel, 8, float(options["lr"]), float(options["momentum"]), 1.0 - options["dampening"], decay)
+        elif len(params) == 1:
+            super().sgd_update(params[0], grads[0], velocities[0], **options)
+        else:
             super().sgd_update_all(params, grads, velocities, **options)
 
     def adam_update(
@@ -441,17 +450,19 @@ class NumbaBackend(NumpyBackend):
         weight_decay: float,
         decoupled: bool,
     ) -> None:
-        options: dict[str, Any] = {
-            "step": step,
-            "lr": lr,
-            "beta1": beta1,
-            "beta2": beta2,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled": decoupled,
-        }
-        if not _adam_update([param], [grad], [mean], [square], None, **options):
-            super().adam_update(param, grad, mean, square, **options)
+        self.adam_update_all(
+            [param],
+            [grad],
+            [mean],
+            [square],
+            step=step,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
+        )
 
     def adam_update_all(
         self,
@@ -463,7 +474,25 @@ class NumbaBackend(NumpyBackend):
         together: Any = None,
         **options: Any,
     ) -> None:
-        if not _adam_update(params, grads, means, squares, together, **options):
+        table = _update_table(params, grads, [means, squares], together)
+        if table is not None:
+            step, lr, beta1, beta2 = (options[name] for name in ("step", "lr", "beta1", "beta2"))
+            decay, decoupled = float(options["weight_decay"]), bool(options["decoupled"])
+            table.run(
+                _adam(params[0].dtype, bool(decay), decoupled),
+                16,
+                lr / (1 - beta1**step),
+                float(beta1),
+                1.0 - beta1,
+                float(beta2),
+                1.0 - beta2,
+                (1 - beta2**step) ** 0.5,
+                float(options["eps"]),
+                1 - lr * decay if decoupled else decay,
+            )
+        elif len(params) == 1:
+            super().adam_update(params[0], grads[0], means[0], squares[0], **options)
+        else:
             super().adam_update_all(params, grads, means, squares, **options)
 
 
@@ -545,60 +574,6 @@ def _update_table(
             together.prepared[key] = table
     table.take(grads, params[0].dtype)
     return table
-
-
-def _sgd_update(
-    params: Sequence[np.ndarray],
-    grads: Sequence[np.ndarray],
-    velocities: Sequence[np.ndarray | None],
-    together: Any,
-    *,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-) -> bool:
-    """Update all parameters in one launch; False if nothing was done, see :func:`_update_table`."""
-    slots = [] if velocities[0] is None else [velocities]
-    if (table := _update_table(params, grads, slots, together)) is None:
-        return False
-    kernel = _sgd(params[0].dtype, bool(slots), bool(nesterov), bool(weight_decay))
-    table.run(kernel, 8, float(lr), float(momentum), 1.0 - dampening, float(weight_decay))
-    return True
-
-
-def _adam_update(
-    params: Sequence[np.ndarray],
-    grads: Sequence[np.ndarray],
-    means: Sequence[np.ndarray],
-    squares: Sequence[np.ndarray],
-    together: Any,
-    *,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    decoupled: bool,
-) -> bool:
-    """Update all parameters in one launch; False if nothing was done, see :func:`_update_table`."""
-    if (table := _update_table(params, grads, [means, squares], together)) is None:
-        return False
-    table.run(
-        _adam(params[0].dtype, bool(weight_decay), bool(decoupled)),
-        16,
-        lr / (1 - beta1**step),
-        float(beta1),
-        1.0 - beta1,
-        float(beta2),
-        1.0 - beta2,
-        (1 - beta2**step) ** 0.5,
-        float(eps),
-        1 - lr * weight_decay if decoupled else float(weight_decay),
-    )
-    return True
 
 
 # -- which variant runs a convolution --------------------------------------------------------------------------------
