@@ -31,7 +31,7 @@ ALLOWED = {
     "ops": {"autograd", "backends", "geometry", "random"},
     "functional": {"autograd", "backends", "geometry", "ops", "random"},
     "creation": {"autograd", "random"},
-    "optim": {"autograd", "backends", "versions"},
+    "optim": {"autograd", "backends", "geometry", "versions"},
     "nn": {"autograd", "functional", "geometry", "random"},
     "models": {"nn", "functional", "geometry", "data", "autograd"},
     "explanation": {"autograd", "backends", "geometry"},

@@ -11,6 +11,7 @@ import numpy as np
 from gpuconv import backends, versions
 from gpuconv.autograd import Tensor, native, overwrite, to_array
 from gpuconv.backends import Backend, capturing
+from gpuconv.geometry import flag
 
 __all__ = ["Optimizer", "Together"]
 
@@ -188,8 +189,11 @@ class Optimizer:
     def _check_settings(self, settings: dict[str, Any]) -> None:
         """Raise TypeError or ValueError for a value that a setting cannot have: most are numbers of at least 0."""
         for name, value in settings.items():
-            check = {"betas": _check_betas, "dampening": _check_number}.get(name, _check_at_least_zero)
-            (_check_flag if name in _FLAGS else check)(type(self).__name__, name, value)
+            if name in _FLAGS:
+                flag(value, name, op=type(self).__name__)
+            else:
+                check = {"betas": _check_betas, "dampening": _check_number}.get(name, _check_at_least_zero)
+                check(type(self).__name__, name, value)
 
     def _numbers(self, group: dict[str, Any], step: int, lr: float) -> dict[str, Any]:
         """What the backend's update takes by keyword in a step, by its number from 1 on."""
@@ -433,8 +437,3 @@ def _check_betas(kind: str, name: str, value: Any) -> None:
         raise TypeError(f"{kind}: {name} must be two numbers, got {value!r}") from None
     if not (0 <= first < 1 and 0 <= second < 1):
         raise ValueError(f"{kind}: {name} must be at least 0 and below 1, got {value}")
-
-
-def _check_flag(kind: str, name: str, value: Any) -> None:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{kind}: {name} must be True or False, got {value!r}")
