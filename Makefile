@@ -46,7 +46,7 @@ quick: $(VENV)/.$(EXTRA)  ## the tests that take seconds
 
 # Arguments for pytest, as there: make compiled-test ARGS="-k depthwise"
 compiled-test: $(VENV)/.$(EXTRA)  ## all tests of CUDA kernels on what the compiler makes of them, interpreted: an hour or more
-	NUMBA_ENABLE_CUDASIM=0 $(BIN)/python -m pytest $(ARGS) tests/test_*kernels.py
+	NUMBA_ENABLE_CUDASIM=0 $(BIN)/python -m pytest $(ARGS) tests/kernels/test_*kernels.py
 
 # In the environment of PYTHON, which has to have PyTorch, numba-cuda and CuPy for its driver: installing these is a
 # choice of versions. Without conftest.py, which needs more than that. Arguments for pytest: make gpu-test ARGS="-k lenet"

@@ -140,7 +140,7 @@ def examine(
         seed: of the inputs, and of the order of the threads.
         bias: whether a forward convolution has one.
     """
-    from gpuconv import simulator
+    from gpuconv.lab import simulator
 
     generator = np.random.default_rng(seed)
     operands = OPERATIONS[operation].operands(geometry, dtype)
@@ -186,7 +186,7 @@ def examine_like(module: Any, operation: str, geometry: Conv2dGeometry, tiling: 
 
 def examined(job: Job) -> dict[str, Any]:
     """A job on a small layer of the kind, as :func:`bench.inspection.simulated`; for a process that simulates."""
-    from gpuconv import simulator
+    from gpuconv.lab import simulator
 
     simulator.activate()
     module = importlib.import_module(job.module)

@@ -302,7 +302,7 @@ def kernels_of_the_stages(batches: Sequence[int]) -> Iterator[tuple[Any, ...]]:
     """Work for ``compiling.call``, what is needed first coming first."""
     from bench import gpu, layers
     from gpuconv import kernels
-    from gpuconv.train import TrainConfig
+    from gpuconv.training import TrainConfig
     from gpuconv.tuning import COMPOSED
 
     batch = TrainConfig().batch_size
@@ -345,7 +345,7 @@ def sanitized_kernels(layers_each: int, tilings_each: int) -> Iterator[tuple[str
 
 def training(results: Results, arguments: argparse.Namespace) -> int:
     """``gpuconv train`` with its defaults on the GPU, then on the CPU: the accuracies have to be alike."""
-    from gpuconv import train
+    from gpuconv import training
 
     said: list[str] = []
 
@@ -353,7 +353,7 @@ def training(results: Results, arguments: argparse.Namespace) -> int:
         def emit(self, record: logging.LogRecord) -> None:
             said.append(record.getMessage())
 
-    logging.getLogger("gpuconv.train").addHandler(Handler())
+    logging.getLogger("gpuconv.training").addHandler(Handler())
     with tempfile.TemporaryDirectory() as folder:
         for label, backend in (("gpu", arguments.backend), ("cpu", "numba")):
             epochs: list[dict[str, Any]] = []
@@ -361,16 +361,16 @@ def training(results: Results, arguments: argparse.Namespace) -> int:
 
             def note(event: Any, label: str = label, epochs: list[dict[str, Any]] = epochs) -> None:
                 nonlocal images
-                if isinstance(event, train.Started):
+                if isinstance(event, training.Started):
                     images = event.train_images
-                if isinstance(event, train.EpochEnd):
+                if isinstance(event, training.EpochEnd):
                     epochs.append(
                         {"loss": event.train_loss, "accuracy": event.train_accuracy, "seconds": event.seconds}
                     )
                     results.put(**{label: {"epochs": epochs}})
 
-            config = train.TrainConfig(backend=backend, epochs=arguments.epochs or train.TrainConfig().epochs)
-            result = train.fit(config, Path(folder) / label, on_event=note)
+            config = training.TrainConfig(backend=backend, epochs=arguments.epochs or training.TrainConfig().epochs)
+            result = training.fit(config, Path(folder) / label, on_event=note)
             found = {
                 "backend": result.backend,
                 "test_accuracy": result.test_accuracy,
@@ -481,7 +481,7 @@ def sanitizer(results: Results, arguments: argparse.Namespace) -> int:
     def begin(name: str, *job: str) -> subprocess.Popen[str]:
         # Of kernels, not of the driver: to ask that for a function which it lacks is an error to memcheck.
         options = ["--error-exitcode", "9", *(["--report-api-errors", "no"] if name == "memcheck" else [])]
-        command = [tool, "--tool", name, *options, sys.executable, str(_TESTS / "run_on_gpu.py"), *job]
+        command = [tool, "--tool", name, *options, sys.executable, str(_TESTS / "support" / "run_on_gpu.py"), *job]
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
         )

@@ -151,8 +151,8 @@ def executed(job: Job) -> list[dict[str, Any]]:
     """Instructions that each launch of a job executes, on arrays of zeros; for a process that can compile."""
     import numpy as np
 
-    from gpuconv import ptx
     from gpuconv.kernels import device
+    from gpuconv.lab import ptx
 
     module: Any = importlib.import_module(job.module)
     operation = OPERATIONS[job.operation]
@@ -182,7 +182,7 @@ def simulated(job: Job) -> dict[str, Any]:
     """How a job's warps access memory, on a small layer; for a process that simulates."""
     import numpy as np
 
-    from gpuconv import simulator
+    from gpuconv.lab import simulator
 
     simulator.activate()
     module: Any = importlib.import_module(job.module)

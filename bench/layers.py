@@ -347,13 +347,17 @@ def _count_correct(g: tuple[int, int], dtype: str) -> tuple[Operand, ...]:
     return Operand(g, dtype), Operand(g[:1], "int64"), Operand((1,), "int32")
 
 
+def _numbers_size(sizes: tuple[int, ...], numbers: int) -> int:
+    return importlib.import_module("gpuconv.kernels.update.all_at_once").numbers_size(sizes, numbers, 1)
+
+
 def _all_parameters(passes: tuple[int, ...], numbers: int, flop: int, **keywords: Any) -> Operation:
     """The update of all parameters: lists of arrays, each moved so many times, and the numbers of the formula."""
     return Operation(
         PARAMETERS,
         lambda sizes, dtype: (
             *(tuple(Operand((size,), dtype, times) for size in sizes) for times in passes),
-            Operand((importlib.import_module("gpuconv.kernels.all_at_once").numbers_size(sizes, numbers, 1),), dtype),
+            Operand((_numbers_size(sizes, numbers),), dtype),
         ),
         lambda sizes: flop * sum(sizes),
         lambda sizes, terms: tuple(min(size, 500) for size in sizes),

@@ -15,8 +15,8 @@
    step and then waits for the device: wall time, the host's part included.
 4. **Inference of one image**, likewise first checked, then timed: from the call until the device has the logits, the
    host waiting for each. This library's captured as a graph of three kernels, as a graph of the one kernel that takes
-   an image through the whole network (``kernels/conv_net.py``), and eager; PyTorch's eager and as a graph. The image is
-   on the device already.
+   an image through the whole network (``kernels/chain/conv_net.py``), and eager; PyTorch's eager and as a graph. The
+   image is on the device already.
 
 What was found is kept after each part, see :func:`run`.
 

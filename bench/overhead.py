@@ -253,7 +253,7 @@ def _run(argv: list[str] | None) -> int:
         check_writable(arguments.json)
     document: dict[str, Any] = {"schema": report.SCHEMA, "benchmark": "overhead", "machine": machine.describe()}
     from gpuconv import backends
-    from gpuconv.backends import cuda_backend
+    from gpuconv.backends.cuda import backend as cuda_backend
 
     reason = backends.available()["cuda"]
     if reason is None:

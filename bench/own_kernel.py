@@ -365,7 +365,7 @@ class _Child:
             self.say({"finding": dataclasses.asdict(finding), "tiling": _text(tiling), "where": where})
 
     def simulate(self) -> None:
-        from gpuconv import simulator
+        from gpuconv.lab import simulator
 
         simulator.activate()
         module, tilings = self.imported()

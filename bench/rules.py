@@ -8,7 +8,7 @@ A kernel's time is that of its fastest sample: whatever disturbs a sample only a
 median). Where the median is more than a tenth longer, the layer is marked ``~``: somebody else was at work.
 
 ``--winners`` prints instead, as JSON, the kernels of convolutions that beat what the rule takes now by more than 3 %:
-what ships as ``gpuconv/tuning_defaults.json``. Several files may speak of one layer; the last one counts.
+what ships as ``gpuconv/tuning/defaults.json``. Several files may speak of one layer; the last one counts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from typing import Any
 from bench import report
 from bench.console import Parser, Refused, say, start
 from gpuconv import geometry as geometries
-from gpuconv import kernels, tuner, tuning, tuning_store
+from gpuconv import kernels, tuner, tuning
+from gpuconv.tuning import store
 
 #: Median over fastest sample, from which on a kernel counts as disturbed.
 _DISTURBED = 1.1
@@ -113,7 +114,7 @@ def table(document: dict[str, Any], statistic: Any = min) -> report.Table:
 
 
 def winners(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What beats the rule, as ``tuning_store.Default`` has it."""
+    """What beats the rule, as ``gpuconv.tuning.store.Default`` has it."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for document in documents:
         gpu = document["machine"]["gpu"]
@@ -164,7 +165,7 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
     documents = [read(path) for path in arguments.results]
     if arguments.winners:
-        content = {"schema": tuning_store.DEFAULTS_SCHEMA, "defaults": winners(documents)}
+        content = {"schema": store.DEFAULTS_SCHEMA, "defaults": winners(documents)}
         print(json.dumps(content, indent=1))
         return 0
     for document in documents:

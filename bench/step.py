@@ -30,7 +30,7 @@ FLOPS, COPY_BANDWIDTH = 67e12, 4.3e12
 
 def _noted() -> Any:
     """A graph that keeps the arrays of its launches, which are looked at, and made again one by one."""
-    from gpuconv.backends.cuda_graph import SimulatedGraph
+    from gpuconv.backends.cuda.graph import SimulatedGraph
     from gpuconv.kernels import device
 
     class Noted(SimulatedGraph):
@@ -208,7 +208,7 @@ def launches(
     import gpuconv
     from bench.contenders import training_step
     from gpuconv import Tensor, backends, models, optim
-    from gpuconv.graph import CapturedStep
+    from gpuconv.captured_step import CapturedStep
 
     backend, graph = backends.get("cuda"), _noted()
     with gpuconv.use_backend(backend):

@@ -6,7 +6,6 @@ same memory. On a machine without a GPU the same code runs on the host with the 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -134,7 +133,7 @@ def _pool(geometry: Any) -> Any:
 
 def _numbers(operation: str, sizes: tuple[int, ...]) -> Any:
     """What the update of all parameters finds in device memory: the numbers that that of one is called with."""
-    module = importlib.import_module(f"gpuconv.kernels.{operation}")
+    module: Any = kernels.load(operation, "one_launch")
     keywords = layers.OPERATIONS[operation.removesuffix("_all")].keywords
     names = inspect.signature(module.numbers_of).parameters
     row = module.numbers_of(**{name: keywords[name] for name in names})

@@ -1,7 +1,7 @@
 """gpuconv: hand-written convolution kernels, a backend dispatcher, and enough autograd to train LeNet.
 
 Importing it loads NumPy, but neither numba nor CuPy: a backend loads when it is first used, and what only some users
-need (``data``, ``models``, ``storage``, ``train``) when it is first named.
+need (``data``, ``models``, ``storage``, ``training``) when it is first named.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ from gpuconv.ops.shape import flatten, permute, reshape
 from gpuconv.random import manual_seed
 
 if TYPE_CHECKING:
-    from gpuconv import data, models, storage, train
+    from gpuconv import data, models, storage, training
+    from gpuconv.captured_step import capture
     from gpuconv.explanation import explain
-    from gpuconv.graph import capture
     from gpuconv.storage import load, save
 
 __version__ = "0.1.0"
@@ -247,7 +247,7 @@ __all__ = [
     "tanh",
     "tensor",
     "tile",
-    "train",
+    "training",
     "transpose",
     "trunc",
     "unbind",
@@ -262,11 +262,11 @@ __all__ = [
 ]
 
 _LAZY = {
-    "capture": ("gpuconv.graph", "capture"),
+    "capture": ("gpuconv.captured_step", "capture"),
     "data": ("gpuconv.data", None),
     "models": ("gpuconv.models", None),
     "storage": ("gpuconv.storage", None),
-    "train": ("gpuconv.train", None),
+    "training": ("gpuconv.training", None),
     "explain": ("gpuconv.explanation", "explain"),
     "load": ("gpuconv.storage", "load"),
     "save": ("gpuconv.storage", "save"),

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from gpuconv import backends, versions
+from gpuconv.arrays import adopted, on_device
 from gpuconv.backends import Array, Backend, capturing
-from gpuconv.backends.exchange import adopted, on_device
 
 __all__ = [
     "Context",

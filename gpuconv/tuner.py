@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import tuning_store
 from gpuconv.backends.base import Backend, Candidate
 from gpuconv.explanation import explain
 from gpuconv.geometry import Conv2dGeometry, Pair, Pool2dGeometry
 from gpuconv.models import build
-from gpuconv.tuning_store import Key, Platform, Winner
+from gpuconv.tuning import store
+from gpuconv.tuning.store import Key, Platform, Winner
 
 __all__ = ["MARGIN", "OPERATIONS", "Outcome", "Task", "clearly_faster", "nothing_to_tune", "tasks_of", "tune"]
 
@@ -40,7 +40,7 @@ _SAMPLE_S = 0.01
 
 @dataclass(frozen=True)
 class Task:
-    """A convolution to tune; see :class:`gpuconv.tuning_store.Key` for the fields."""
+    """A convolution to tune; see :class:`gpuconv.tuning.store.Key` for the fields."""
 
     operation: str
     geometry: Conv2dGeometry
@@ -163,9 +163,9 @@ def _tuned(task: Task, candidates: list[Candidate], backend: Backend, platform: 
     not_kept = ""
     try:
         key = Key(platform, task.operation, task.geometry, task.dtype, task.window)
-        tuning_store.record(key, Winner(winner.variant, tiling, {label: round(t, 3) for label, t in ranked}))
+        store.record(key, Winner(winner.variant, tiling, {label: round(t, 3) for label, t in ranked}))
     except OSError as error:
-        not_kept = f"{error.filename or tuning_store.folder()}: {error.strerror or error}"
+        not_kept = f"{error.filename or store.folder()}: {error.strerror or error}"
     return Outcome(task, winner.label, rule.label, ranked, tuple(wrong), not_kept=not_kept)
 
 

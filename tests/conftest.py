@@ -65,7 +65,7 @@ _triples: set[tuple[str, ...]] = set()
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Collect them; a process that ran tests for another one hands them over."""
-    _triples.update(tuple(map(str, triple)) for triple in getattr(sys.modules.get("simulation"), "triples", ()))
+    _triples.update(tuple(map(str, triple)) for triple in getattr(sys.modules.get("support.simulation"), "triples", ()))
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["triples"] = [list(triple) for triple in _triples]
 

@@ -16,7 +16,7 @@ import pytest
 ASK = """
 import json, sys
 import numpy as np
-from gpuconv.backends import cuda_backend
+from gpuconv.backends.cuda import backend as cuda_backend
 cuda_backend._driver = lambda: (13000, 1)
 for change in json.loads(sys.argv[1]):
     exec(change)
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_written_does_not_matter(asked, tmp_path):
 def test_without_a_driver_nothing_is_compiled(tmp_path):
     """`available` ends at the driver: neither Numba nor CuPy is imported."""
     code = (
-        "import sys\nfrom gpuconv import backends\nfrom gpuconv.backends import cuda_backend\n"
+        "import sys\nfrom gpuconv import backends\nfrom gpuconv.backends.cuda import backend as cuda_backend\n"
         "cuda_backend._driver = lambda: 'no driver'\n"
         "assert backends._load('cuda') in ('no driver',) or 'not installed' in backends._load('cuda')\n"
         "assert not {'numba', 'cupy'} & sys.modules.keys()"

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import operation_cases
 import pytest
 import test_modules
 from fuzz import guard, programs
 from fuzz.parent import ROOT, Summary, fuzz
 from fuzz.programs import Program
 from fuzz.reducing import reduced
+from support import operation_cases
 
 from gpuconv import Tensor, functional, nn
 

@@ -35,19 +35,18 @@ def _why_not() -> str | None:
 if (_reason := _why_not()) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
-import captured_steps  # noqa: E402 - only where there is a GPU
 import cupy  # noqa: E402
-import device_functions  # noqa: E402
 import torch  # noqa: E402
-from lenet_training import trained  # noqa: E402
+from support import captured_steps, device_functions  # noqa: E402
+from support.lenet_training import trained  # noqa: E402
 
 import gpuconv  # noqa: E402
 from bench import layers, torch_ops, verify  # noqa: E402
-from gpuconv import Tensor, backends, kernels, train, tuning  # noqa: E402
+from gpuconv import Tensor, backends, kernels, training, tuning  # noqa: E402
 from gpuconv import functional as F  # noqa: E402
 
 PLACE = verify.Place(torch, cupy, "cuda")
-CHILD = Path(__file__).with_name("run_on_gpu.py")
+CHILD = Path(__file__).parent / "support" / "run_on_gpu.py"
 #: Real sizes: LeNet at 128 images, the others at 32.
 LAYERS = ("lenet5.*", "resnet50.*", "vgg16.*", "mobilenet2.depthwise-14")
 
@@ -135,25 +134,25 @@ def test_fit_resume_evaluate_predict(tmp_path, caplog, augment):
     By a CUDA graph: nothing is said of one that could not be captured. On the host it learns the same images.
     """
     pytest.importorskip("safetensors", reason="checkpoints are safetensors files")
-    config = train.TrainConfig(epochs=2, backend="cuda", batch_size=64, augment=augment)
+    config = training.TrainConfig(epochs=2, backend="cuda", batch_size=64, augment=augment)
 
     class Stop(Exception):
         pass
 
     def stop(event):
-        if isinstance(event, train.EpochEnd):
+        if isinstance(event, training.EpochEnd):
             raise Stop
 
     with pytest.raises(Stop):
-        train.fit(config, tmp_path / "stopped", on_event=stop)
-    resumed = train.fit(config, tmp_path / "stopped", resume=True)
-    straight = train.fit(config, tmp_path / "straight")
-    assert not [record.getMessage() for record in caplog.records if record.name == "gpuconv.train"]
+        training.fit(config, tmp_path / "stopped", on_event=stop)
+    resumed = training.fit(config, tmp_path / "stopped", resume=True)
+    straight = training.fit(config, tmp_path / "straight")
+    assert not [record.getMessage() for record in caplog.records if record.name == "gpuconv.training"]
     assert [epoch.train_loss for epoch in resumed.history] == [epoch.train_loss for epoch in straight.history]
     for ours, theirs in zip(resumed.model.get_weights(), straight.model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert resumed.test_accuracy > 0.9
-    host = train.fit(dataclasses.replace(config, backend="numpy"), tmp_path / "host")
+    host = training.fit(dataclasses.replace(config, backend="numpy"), tmp_path / "host")
     np.testing.assert_allclose(straight.history[0].train_loss, host.history[0].train_loss, rtol=1e-2)
     digits = gpuconv.data.load_dataset("mnist-sample").test_images[:50]
     on_device = gpuconv.load(tmp_path / "straight").to("cuda").predict(cupy.asarray(digits))
@@ -252,7 +251,7 @@ def test_the_rules_choice_runs(layer):
 
 def child(*arguments, prefix=(), **environment):
     command = [*prefix, sys.executable, str(CHILD), *arguments]
-    paths = os.pathsep.join(filter(None, (str(CHILD.parent.parent), os.environ.get("PYTHONPATH"))))
+    paths = os.pathsep.join(filter(None, (str(CHILD.parents[2]), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, **environment, "PYTHONPATH": paths}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=540)
 

@@ -16,12 +16,14 @@ import pooch
 import pytest
 
 import gpuconv
-from gpuconv import backends, files, kernels, tuner, tuning, tuning_store
-from gpuconv.backends import _numba_threads, numba_backend
+from gpuconv import backends, files, kernels, tuner, tuning
 from gpuconv.backends.base import Candidate
+from gpuconv.backends.cpu import backend as cpu_backend
+from gpuconv.backends.cpu import threads as cpu_threads
 from gpuconv.cli import main
 from gpuconv.geometry import Conv2dGeometry
-from gpuconv.tuning_store import Key, Platform, Winner
+from gpuconv.tuning import store as tuning_store
+from gpuconv.tuning.store import Key, Platform, Winner
 
 COMPILED = backends.get("numba")
 GEOMETRY = Conv2dGeometry.of((4, 6, 14, 14), (16, 6, 5, 5))
@@ -50,9 +52,9 @@ def file_of(store):
 
 WRITER = """
 import os, sys, time
-from gpuconv import tuning_store
+from gpuconv.tuning import store as tuning_store
 from gpuconv.geometry import Conv2dGeometry
-from gpuconv.tuning_store import Key, Platform, Winner
+from gpuconv.tuning.store import Key, Platform, Winner
 me, meeting = int(sys.argv[1]), sys.argv[2]
 open(f"{meeting}/{me}", "w").close()
 while len(os.listdir(meeting)) < 8:
@@ -268,8 +270,8 @@ CASES += [("conv2d_grad_weight", "dense"), ("conv2d_grad_weight", "im2col")]
 def test_the_cpu_runs_what_the_store_names(operation, variant, dtype, monkeypatch):
     """The numba backend runs the winner and explain says so; any number of threads gives the same, right bits."""
     geometry = Conv2dGeometry.of((4, 6, 13, 15), (16, 3, 3, 4), padding=(1, 2), groups=2)
-    owner, name = {"im2col": (numba_backend, "product"), "dense": (numba_backend, "_correlate")}.get(
-        variant, (numba_backend.conv, f"forward_{variant}")
+    owner, name = {"im2col": (cpu_backend, "product"), "dense": (cpu_backend, "_correlate")}.get(
+        variant, (cpu_backend.conv, f"forward_{variant}")
     )
     real, ran = getattr(owner, name), []
     monkeypatch.setattr(owner, name, lambda *arguments, **options: ran.append(1) or real(*arguments, **options))
@@ -280,7 +282,7 @@ def test_the_cpu_runs_what_the_store_names(operation, variant, dtype, monkeypatc
     expected = getattr(backends.get("numpy"), operation)(*arrays, geometry)
     results = []
     for threads in (1, 2, 5):
-        monkeypatch.setattr(_numba_threads, "_team", _numba_threads.Team(threads))
+        monkeypatch.setattr(cpu_threads, "_team", cpu_threads.Team(threads))
         results.append(getattr(COMPILED, operation)(*arrays, geometry).copy())
     assert ran
     np.testing.assert_allclose(results[0], expected, rtol=1e-4, atol=1e-4 if dtype == "float32" else 1e-10)

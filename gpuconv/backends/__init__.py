@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import Stream, on_device, stream_handle
 from gpuconv.backends.base import Array, Backend, BackendUnavailable
-from gpuconv.backends.exchange import Stream, on_device, stream_handle
 
 __all__ = [
     "Array",
@@ -38,8 +38,8 @@ __all__ = [
 
 #: name -> module and class, in the order in which ``auto`` tries them. A module is imported when first asked for.
 _TABLE = {
-    "cuda": ("gpuconv.backends.cuda_backend", "CudaBackend"),
-    "numba": ("gpuconv.backends.numba_backend", "NumbaBackend"),
+    "cuda": ("gpuconv.backends.cuda.backend", "CudaBackend"),
+    "numba": ("gpuconv.backends.cpu.backend", "NumbaBackend"),
     "numpy": ("gpuconv.backends.numpy_backend", "NumpyBackend"),
 }
 AUTO = "auto"

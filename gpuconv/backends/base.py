@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import numpy as np
 
 from gpuconv.geometry import ChainGeometry, Conv2dGeometry, NetGeometry, Pair, Pool2dGeometry
-from gpuconv.tuning_store import Platform
+from gpuconv.tuning.store import Platform
 
 #: An array of the backend's kind: numpy.ndarray, cupy.ndarray.
 Array: TypeAlias = Any

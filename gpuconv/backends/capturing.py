@@ -69,7 +69,7 @@ class Capture:
     """The arrays, leaves and updates of a step that is being captured.
 
     Args:
-        graph: a graph of ``gpuconv.backends.cuda_graph``, which tells what lies in its own memory.
+        graph: a graph of ``gpuconv.backends.cuda.graph``, which tells what lies in its own memory.
         made_before: ids of arrays that the call before made, with weak references to them.
 
     Attributes:

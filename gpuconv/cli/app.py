@@ -20,7 +20,7 @@ from gpuconv.cli.summary import summary
 from gpuconv.cli.train import train
 from gpuconv.cli.tune import tune
 from gpuconv.terminal import write_anything
-from gpuconv.train import NamesSettings
+from gpuconv.training import NamesSettings
 
 
 def run(argv: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from rich.table import Table
 from gpuconv import backends, storage
 from gpuconv.data import DATASETS
 from gpuconv.models import Classifier
-from gpuconv.train import CHECKPOINT, MODEL
+from gpuconv.training import CHECKPOINT, MODEL
 
 #: Where runs are kept, in the folder that the command is called from.
 RUNS = Path("runs")

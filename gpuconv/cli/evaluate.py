@@ -14,8 +14,8 @@ from gpuconv import backends
 from gpuconv.cli.common import Failure, load_model, new_console, on_backend, printable
 from gpuconv.data import DATASETS, Dataset, load_dataset
 from gpuconv.models import Classifier
-from gpuconv.train import TrainConfig
-from gpuconv.train import evaluate as evaluate_model
+from gpuconv.training import TrainConfig
+from gpuconv.training import evaluate as evaluate_model
 
 
 def evaluate(

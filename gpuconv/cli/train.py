@@ -33,7 +33,7 @@ from gpuconv.cli.common import (
 from gpuconv.data import Dataset, load_dataset
 from gpuconv.data.errors import missing_extra
 from gpuconv.models import MODELS
-from gpuconv.train import (
+from gpuconv.training import (
     CHECKPOINT,
     LOSSES,
     METRICS,

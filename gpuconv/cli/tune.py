@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from gpuconv import backends, tuning_store
+from gpuconv import backends
 from gpuconv.cli.common import (
     INTERRUPTED,
     Failure,
@@ -24,7 +24,8 @@ from gpuconv.cli.common import (
 )
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.models import MODELS
-from gpuconv.train import TrainConfig
+from gpuconv.training import TrainConfig
+from gpuconv.tuning import store
 
 _SIZES = "n,c,h,w,k,r,s[,stride[,pad[,groups]]]"
 _SHOWN_CANDIDATES = 5
@@ -142,7 +143,7 @@ def _with_progress(console: Console, outcomes: Iterable[Any], total: int) -> Ite
 def _what_is_kept(outcomes: Sequence[Any]) -> tuple[str, str]:
     """Which of the winners other processes will find, and where; and which not, and why. Empty where there are none."""
     measured = [outcome for outcome in outcomes if not outcome.skipped]
-    place = tuning_store.folder()
+    place = store.folder()
     if not measured or place is None:
         return "not kept: GPUCONV_TUNING is off" if measured else "", ""
     reasons = [outcome.not_kept for outcome in measured if outcome.not_kept]
@@ -174,8 +175,8 @@ def _show_outcome(console: Console, outcome: Any) -> None:
 
 
 def _clear_tuning() -> None:
-    number = tuning_store.clear()
-    print(f"{number:,} {'entry' if number == 1 else 'entries'} deleted from {tuning_store.folder() or 'memory'}")
+    number = store.clear()
+    print(f"{number:,} {'entry' if number == 1 else 'entries'} deleted from {store.folder() or 'memory'}")
 
 
 def _list_tuning() -> None:
@@ -185,9 +186,9 @@ def _list_tuning() -> None:
     for name, why_not in backends.available().items():
         if why_not is None:
             here.add(backends.get(name).tuning_platform())
-    found, broken = tuning_store.entries()
+    found, broken = store.entries()
     console = new_console()
-    place = tuning_store.folder()
+    place = store.folder()
     say(console, f"{len(found):,} in {place}" if place else "GPUCONV_TUNING is off: there is no store")
     for entry in sorted(found, key=lambda entry: (entry.key.platform.backend, entry.date)):
         key, winner = entry.key, entry.winner

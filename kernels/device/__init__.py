@@ -36,8 +36,8 @@ Arrays are one-dimensional and contiguous. An access to several elements has to 
 are, a shared array is if it is made with ``alignment=16``, and the offset must be a multiple of the count.
 
 **Twins.** In the simulator each of these is Python code, its twin, which also checks what the machine would not tell:
-alignment, types, overflow. A twin proves the kernel, not the intrinsic; ``tests/test_device.py`` compares the two where
-the LLVM code can run on a CPU.
+alignment, types, overflow. A twin proves the kernel, not the intrinsic; ``tests/kernels/test_device.py`` compares the
+two where the LLVM code can run on a CPU.
 
 **Rooms**: ``words``; ``memory`` (loads, stores); ``registers`` (fma, unrolled loops, outer products); ``reduce``
 (sums over lanes and blocks); ``stage`` (weights to shared memory); ``launch``;

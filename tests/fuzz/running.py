@@ -344,8 +344,8 @@ _lazily: dict[str, Any] = {}
 
 def compile_everything(eager: bool) -> None:
     """Whether compiled code runs at any size, in several chunks, or only where it pays."""
-    from gpuconv.backends import _numba_threads as threads
-    from gpuconv.backends import numba_backend as backend
+    from gpuconv.backends.cpu import backend as backend
+    from gpuconv.backends.cpu import threads as threads
 
     if not _lazily:
         _lazily.update(COMPILE_FROM=backend.COMPILE_FROM, _SMALL_PRODUCT=backend._SMALL_PRODUCT)

@@ -18,7 +18,7 @@ def wrong_gradient() -> None:
 
 def wrong_on_one_backend() -> None:
     """The compiled ReLU lets a negative number through where there are many."""
-    from gpuconv.backends.numba_backend import NumbaBackend
+    from gpuconv.backends.cpu.backend import NumbaBackend
 
     relu = NumbaBackend.relu
 
@@ -35,7 +35,7 @@ def write_beyond() -> None:
     """A compiled function writes one element too many."""
     import numba
 
-    from gpuconv.backends.numba_backend import NumbaBackend
+    from gpuconv.backends.cpu.backend import NumbaBackend
 
     @numba.njit
     def beyond(y: Any) -> None:

@@ -1,0 +1,843 @@
+"""The CPU backend for speed: NumPy's primitives, the hot ones compiled by Numba with explicit vectors.
+
+Here it is decided what runs where. The kernels themselves:
+
+- ``conv``, ``_numba_conv_grad``: convolution, its gradients, and the block with ReLU and max pooling;
+- ``_numba_gemm``: matrix products; ``_numba_pool``: pooling; ``_numba_pointwise``: ReLU, loss, optimizers;
+  ``_numba_images``: batches of inputs.
+
+And what they stand on: ``simd``, the vectors; ``_numba_compile``, the compiler and its cache; ``_numba_threads``;
+``_numba_memory``, arrays whose memory is used again.
+
+**Which convolution runs.**
+
+- With fewer than :data:`COMPILE_FROM` multiply-adds: NumPy's, which has the result long before a kernel is compiled.
+- Otherwise what ``gpuconv tune`` found to be the fastest here, if it was asked. The variants are ``by_columns`` and
+  ``by_filters``, for the weight's gradient ``dense``, and ``im2col``: windows that NumPy gathers, times the filters.
+- Otherwise, by rule, a direct kernel, lanes over columns or over filters, whichever takes fewer vector operations
+  (:attr:`~gpuconv.backends.cpu.conv.Forward.costs`). Gathered windows and BLAS win at no size: on the 3x3 layers of
+  ResNet (batch 8, two cores with AVX-512) the direct kernels do forward and the input's gradient at 410 to 510 GF/s,
+  the NumPy backend at 130 to 220; the weight's gradient at 190 to 420 and 170 to 200. They come close, by 10 % either
+  way, only for the weight of 512 filters on 7x7 maps and for the input behind a stride of 2. ``im2col``, whose product
+  is compiled, does win where a map has few positions and many channels, which is what tuning finds: with 512 filters
+  of 3x3 on 7x7 maps it takes 0.7 of the time of ``dense``, and forward of a single image 0.8 of ``by_filters``.
+- Convolution, ReLU and a max pooling whose windows tile the map are one kernel, and their gradient visits only the
+  winners. Other poolings take the composition of :class:`~gpuconv.backends.base.Backend`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import operator
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from gpuconv.backends.base import Candidate
+from gpuconv.backends.numpy_backend import NumpyBackend, check_index
+from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.tuning import store
+
+try:
+    import numba
+
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError("NUMBA_DISABLE_JIT is set, so that Numba compiles nothing; unset it")
+
+    from gpuconv.backends.cpu import conv, conv_grad, pointwise, simd
+    from gpuconv.backends.cpu import images as pictures
+    from gpuconv.backends.cpu import pool as pooling
+    from gpuconv.backends.cpu.compile import Elements, Kernel, sources
+    from gpuconv.backends.cpu.gemm import product
+    from gpuconv.backends.cpu.memory import empty
+    from gpuconv.backends.cpu.threads import launch, threads
+except ImportError as error:  # numba, or the llvmlite that belongs to it
+    _MISSING: str | None = f"{error}; pip install numba"
+except RuntimeError as error:
+    _MISSING = str(error)
+else:
+    _MISSING = None
+
+#: Multiply-adds (of a pooling: elements read) from which a kernel is compiled. Compiling takes half a second, in which
+#: NumPy does a thousand times as much.
+COMPILE_FROM = 100_000
+
+#: Multiply-adds of a product below which NumPy's takes no longer. Such products take one thread, too: from 9,216 on
+#: OpenBLAS shares a matrix times a vector among its threads, and results would depend on their number.
+_SMALL_PRODUCT = 9_000
+
+#: Room for the partial sums of a gradient over parts of the batch.
+_PARTIAL_BYTES = 8 << 20
+
+
+class NumbaBackend(NumpyBackend):
+    """NumPy arrays; loops compiled for this CPU."""
+
+    name: ClassVar[str] = "numba"
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return _MISSING
+
+    def describe(self) -> str:
+        bits = 8 * simd.registers()[0]
+        return f"numba {numba.__version__}, {threads()} threads, vectors of {bits} bits; {super().describe()}"
+
+    def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
+        if geometry is None:
+            return ["a compiled loop"]
+        block = geometry if isinstance(geometry, BlockGeometry) else None
+        if block is not None:
+            geometry = block.conv
+        pooled = isinstance(geometry, Pool2dGeometry)
+        work = _elements_read(geometry) if pooled else geometry.macs
+        if work < COMPILE_FROM:
+            return [f"numpy: of {work:,} {'elements' if pooled else 'multiply-adds'}, less than {COMPILE_FROM:,}"]
+        if primitive == "conv2d_relu_max_pool2d_grad":
+            return ["grad_sparse: visits the positive maxima only"]
+        if pooled:
+            return ["a compiled loop: one pass over the planes"]
+        lines = []
+        window = (1, 1)
+        if block is not None and _tiles(block.pool):
+            lines = ["one kernel: writes the pooled maps, and a byte for each that says where the maximum was"]
+            window = (block.pool.r, block.pool.s)
+        operation = primitive if primitive in ("conv2d_grad_input", "conv2d_grad_weight") else "conv2d"
+        taken, source = _variant(operation, geometry, dtype, window)
+        about = _about(operation, geometry, dtype, window)
+        for variant in sorted(about, key=lambda variant: variant != taken):
+            lines.append(f"{variant}: {about[variant]}" + (f"; taken, {source}" if variant == taken else ""))
+        return lines
+
+    # -- tuning ------------------------------------------------------------------------------------------------------
+
+    def tuning_platform(self) -> store.Platform:
+        return _platform()
+
+    def candidates(
+        self, operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair = (1, 1)
+    ) -> list[Candidate]:
+        if geometry.macs < COMPILE_FROM:
+            raise ValueError(
+                f"{operation}: NumPy computes it, of {geometry.macs:,} multiply-adds, less than {COMPILE_FROM:,}; "
+                "there is nothing to choose"
+            )
+        variants = _about(operation, geometry, dtype, window)
+        return [Candidate(variant, None, _way(operation, variant, geometry, dtype, window)) for variant in variants]
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def image_batch(
+        self,
+        table: np.ndarray,
+        images: np.ndarray,
+        labels: np.ndarray,
+        index: np.ndarray,
+        transforms: np.ndarray | None,
+        size: Pair,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        check_index(index, len(images))
+        warps, n = transforms is not None, len(index)
+        x = empty((n, 1, *size), table.dtype)
+        work = (40 if warps else 4) * x.size
+        chunks = _chunks(work, n)
+        # Of no transforms, none are read.
+        moved = table if transforms is None else transforms.take(index, 0)
+        arrays = (_ready(table), images.take(index, 0), moved, x)
+        launch(_images(table.dtype, images.shape[1:], size, warps), chunks, *arrays, n, chunks, work=work)
+        return x, labels[index]
+
+    # -- convolution -------------------------------------------------------------------------------------------------
+
+    def conv2d(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, geometry: Conv2dGeometry
+    ) -> np.ndarray:
+        if geometry.macs < COMPILE_FROM:
+            return super().conv2d(x, weight, bias, geometry)
+        run = _forward(x.dtype, geometry)
+        return _GATHERED.conv2d(x, weight, bias, geometry) if run is None else _convolve(run, x, weight, bias)[0]
+
+    def conv2d_relu(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, geometry: Conv2dGeometry
+    ) -> np.ndarray:
+        if geometry.macs < COMPILE_FROM:
+            return super().conv2d_relu(x, weight, bias, geometry)
+        run = _forward(x.dtype, geometry, relu=True)
+        return _GATHERED.conv2d_relu(x, weight, bias, geometry) if run is None else _convolve(run, x, weight, bias)[0]
+
+    def conv2d_grad_input(self, grad: np.ndarray, weight: np.ndarray, geometry: Conv2dGeometry) -> np.ndarray:
+        if geometry.macs < COMPILE_FROM:
+            return super().conv2d_grad_input(grad, weight, geometry)
+        run = _grad_input(grad.dtype, geometry)
+        return _GATHERED.conv2d_grad_input(grad, weight, geometry) if run is None else _convolve(run, grad, weight)[0]
+
+    def conv2d_grad_weight(self, grad: np.ndarray, x: np.ndarray, geometry: Conv2dGeometry) -> np.ndarray:
+        g = geometry
+        if g.macs < COMPILE_FROM:
+            return super().conv2d_grad_weight(grad, x, g)
+        run = _grad_weight(x.dtype, g)
+        return _GATHERED.conv2d_grad_weight(grad, x, g) if run is None else _correlate(run, grad, x, g)
+
+    # -- the fused block ---------------------------------------------------------------------------------------------
+
+    def conv2d_relu_max_pool2d(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        geometry: Conv2dGeometry,
+        pool: Pool2dGeometry,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if geometry.macs < COMPILE_FROM or not _tiles(pool):
+            return super().conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
+        run = _forward(x.dtype, geometry, (pool.r, pool.s), relu=True)
+        assert run is not None  # im2col is no candidate for it
+        return _convolve(run, x, weight, bias)
+
+    def conv2d_relu_max_pool2d_grad(
+        self,
+        grad: np.ndarray,
+        x: np.ndarray,
+        weight: np.ndarray,
+        y: np.ndarray,
+        winners: np.ndarray,
+        geometry: Conv2dGeometry,
+        pool: Pool2dGeometry,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """As the base class says; what did not win counts as exactly zero, even times an infinite input."""
+        g = geometry
+        if g.macs < COMPILE_FROM or not _tiles(pool):
+            return super().conv2d_relu_max_pool2d_grad(grad, x, weight, y, winners, g, pool, needs)
+        run = _grad_block(x.dtype, g, (pool.r, pool.s), needs[0])
+        # Without the input's gradient the weight is not looked at.
+        packed = conv_grad.packed_patches(run.plan, _ready(weight)) if needs[0] else weight
+        partial, partial_bias = empty(run.partial_shape, x.dtype), np.empty((run.chunks, g.k), x.dtype)
+        input_grad = empty(g.input_shape if needs[0] else (0, 0, 0, 0), x.dtype)
+        upstream = (_ready(grad), _ready(y), _ready(winners))
+        sums = (input_grad, partial, partial_bias)
+        launch(run.kernel, run.chunks, _ready(x), packed, *upstream, *sums, g.n, run.chunks, work=g.macs)
+        return (
+            input_grad if needs[0] else None,
+            conv_grad.weight_gradient(partial, g.weight_shape) if needs[1] else None,
+            partial_bias.sum(axis=0) if needs[2] else None,
+        )
+
+    # -- fully connected layers --------------------------------------------------------------------------------------
+
+    def linear(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        if _is_small_product(x, weight):
+            return super().linear(x, weight, bias)
+        return _linear(x, weight, bias, rectified=False)
+
+    def linear_relu(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        if _is_small_product(x, weight):
+            return super().linear_relu(x, weight, bias)
+        return _linear(x, weight, bias, rectified=True)
+
+    def linear_grad_input(self, grad: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        if _is_small_product(grad, weight):
+            return super().linear_grad_input(grad, weight)
+        return product(_rows(grad), _ready(weight)).reshape(*grad.shape[:-1], weight.shape[1])
+
+    def linear_grad_weight(self, grad: np.ndarray, x: np.ndarray) -> np.ndarray:
+        if grad.size * x.shape[-1] < _SMALL_PRODUCT:
+            return super().linear_grad_weight(grad, x)
+        # Memory of its own: a parameter's gradient outlives the step, and autograd copies what lies in other memory.
+        weight_grad = np.empty((grad.shape[-1], x.shape[-1]), grad.dtype)
+        return product(_rows(grad), _rows(x), a_transposed=True, out=weight_grad)
+
+    def linear_grad_bias(self, grad: np.ndarray) -> np.ndarray:
+        return np.add.reduce(_rows(grad), axis=0)
+
+    # -- activation and pooling --------------------------------------------------------------------------------------
+
+    def relu(self, x: np.ndarray) -> np.ndarray:
+        if x.dtype.kind != "f":
+            return super().relu(x)
+        y = empty(x.shape, x.dtype)
+        chunks = _chunks(work := 4 * x.size)
+        launch(
+            _kernel(pointwise.relu, x.dtype), chunks, _ready(x).reshape(-1), y.reshape(-1), x.size, chunks, work=work
+        )
+        return y
+
+    def relu_grad(self, grad: np.ndarray, y: np.ndarray) -> np.ndarray:
+        dx = empty(y.shape, y.dtype)
+        chunks = _chunks(work := 4 * y.size)
+        kernel = _kernel(pointwise.relu_grad, y.dtype)
+        launch(kernel, chunks, *(a.reshape(-1) for a in (_ready(grad), _ready(y), dx)), y.size, chunks, work=work)
+        return dx
+
+    def max_pool2d(self, x: np.ndarray, geometry: Pool2dGeometry) -> tuple[np.ndarray, np.ndarray]:
+        if not _worth_compiling(geometry) or geometry.r * geometry.s > 256 or x.dtype.kind != "f":
+            return super().max_pool2d(x, geometry)
+        y = empty(geometry.output_shape, x.dtype)
+        winners = empty(geometry.output_shape, np.dtype(np.uint8))
+        _pool(pooling.max_pool, x.dtype, geometry, _ready(x), y, winners)
+        return y, winners
+
+    def max_pool2d_grad(self, grad: np.ndarray, winners: np.ndarray, geometry: Pool2dGeometry) -> np.ndarray:
+        if not _worth_compiling(geometry) or winners.dtype != np.uint8:
+            return super().max_pool2d_grad(grad, winners, geometry)
+        dx = empty(geometry.input_shape, grad.dtype)
+        _pool(pooling.max_pool_grad, grad.dtype, geometry, _ready(grad), _ready(winners), dx)
+        return dx
+
+    def avg_pool2d(
+        self,
+        x: np.ndarray,
+        geometry: Pool2dGeometry,
+        *,
+        count_include_pad: bool,
+        divisor_override: int | None,
+    ) -> np.ndarray:
+        options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+        if not _worth_compiling(geometry) or x.dtype.kind != "f":
+            return super().avg_pool2d(x, geometry, **options)
+        y = empty(geometry.output_shape, x.dtype)
+        _pool(pooling.avg_pool, x.dtype, geometry, _ready(x), *_counts(geometry, **options), y)
+        return y
+
+    def avg_pool2d_grad(
+        self,
+        grad: np.ndarray,
+        geometry: Pool2dGeometry,
+        *,
+        count_include_pad: bool,
+        divisor_override: int | None,
+    ) -> np.ndarray:
+        options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+        if not _worth_compiling(geometry):
+            return super().avg_pool2d_grad(grad, geometry, **options)
+        dx = empty(geometry.input_shape, grad.dtype)
+        _pool(pooling.avg_pool_grad, grad.dtype, geometry, _ready(grad), *_counts(geometry, **options), dx)
+        return dx
+
+    # -- loss --------------------------------------------------------------------------------------------------------
+
+    def softmax_cross_entropy(
+        self,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        *,
+        weight: np.ndarray | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rows, classes = logits.shape
+        losses, probabilities = np.empty(rows, logits.dtype), np.empty(logits.shape, logits.dtype)
+        chunks = _chunks(work := 40 * logits.size)
+        wrong = np.empty(chunks, np.int64)
+        launch(
+            _kernel(pointwise.softmax_cross_entropy, logits.dtype),
+            chunks,
+            _ready(logits),
+            _ready(labels, np.int64),
+            np.ones(classes, logits.dtype) if weight is None else _ready(weight, logits.dtype),
+            losses,
+            probabilities,
+            wrong,
+            int(ignore_index),
+            float(label_smoothing),
+            rows,
+            classes,
+            chunks,
+            work=work,
+        )
+        if wrong.any():  # the NumPy backend says which, and raises
+            super().softmax_cross_entropy(
+                logits, labels, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing
+            )
+        return losses, probabilities
+
+    def softmax_cross_entropy_grad(
+        self,
+        grad: np.ndarray,
+        probabilities: np.ndarray,
+        labels: np.ndarray,
+        *,
+        weight: np.ndarray | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> np.ndarray:
+        rows, classes = probabilities.shape
+        dtype = probabilities.dtype
+        dlogits = np.empty(probabilities.shape, dtype)
+        chunks = _chunks(work := 4 * probabilities.size)
+        launch(
+            _kernel(pointwise.softmax_cross_entropy_grad, dtype),
+            chunks,
+            _ready(grad, dtype),
+            _ready(probabilities),
+            _ready(labels, np.int64),
+            np.ones(classes, dtype) if weight is None else _ready(weight, dtype),
+            dlogits,
+            int(ignore_index),
+            float(label_smoothing),
+            rows,
+            classes,
+            chunks,
+            work=work,
+        )
+        return dlogits
+
+    # -- optimizer updates -------------------------------------------------------------------------------------------
+
+    def sgd_update(
+        self,
+        param: np.ndarray,
+        grad: np.ndarray,
+        velocity: np.ndarray | None,
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        self.sgd_update_all(
+            [param],
+            [grad],
+            [velocity],
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
+
+    def sgd_update_all(
+        self,
+        params: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        velocities: Sequence[np.ndarray | None],
+        *,
+        together: Any = None,
+        **options: Any,
+    ) -> None:
+        slots = [] if velocities[0] is None else [velocities]
+        table = _update_table(params, grads, slots, together)
+        if table is not None:
+            decay = float(options["weight_decay"])
+            kernel = _sgd(params[0].dtype, bool(slots), bool(options["nesterov"]), bool(decay))
+            table.run(kernel, 8, float(options["lr"]), float(options["momentum"]), 1.0 - options["dampening"], decay)
+        elif len(params) == 1:
+            super().sgd_update(params[0], grads[0], velocities[0], **options)
+        else:
+            super().sgd_update_all(params, grads, velocities, **options)
+
+    def adam_update(
+        self,
+        param: np.ndarray,
+        grad: np.ndarray,
+        mean: np.ndarray,
+        square: np.ndarray,
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        self.adam_update_all(
+            [param],
+            [grad],
+            [mean],
+            [square],
+            step=step,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
+        )
+
+    def adam_update_all(
+        self,
+        params: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        means: Sequence[np.ndarray],
+        squares: Sequence[np.ndarray],
+        *,
+        together: Any = None,
+        **options: Any,
+    ) -> None:
+        table = _update_table(params, grads, [means, squares], together)
+        if table is not None:
+            step, lr, beta1, beta2 = (options[name] for name in ("step", "lr", "beta1", "beta2"))
+            decay, decoupled = float(options["weight_decay"]), bool(options["decoupled"])
+            table.run(
+                _adam(params[0].dtype, bool(decay), decoupled),
+                16,
+                lr / (1 - beta1**step),
+                float(beta1),
+                1.0 - beta1,
+                float(beta2),
+                1.0 - beta2,
+                (1 - beta2**step) ** 0.5,
+                float(options["eps"]),
+                1 - lr * decay if decoupled else decay,
+            )
+        elif len(params) == 1:
+            super().adam_update(params[0], grads[0], means[0], squares[0], **options)
+        else:
+            super().adam_update_all(params, grads, means, squares, **options)
+
+
+# -- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def _ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """The array as kernels need it: C-contiguous, aligned, of the element type; copied if it is not."""
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned and (dtype is None or array.dtype == dtype):
+        return array
+    return np.require(array, dtype, ("C", "A"))
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """The array as a matrix, of as many rows as its leading dimensions have elements together."""
+    return _ready(array if array.ndim == 2 else array.reshape(-1, array.shape[-1]))
+
+
+def _is_small_product(rows: np.ndarray, weight: np.ndarray) -> bool:
+    return weight.size * math.prod(rows.shape[:-1]) < _SMALL_PRODUCT
+
+
+def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *, rectified: bool) -> np.ndarray:
+    bias = None if bias is None else _ready(bias)
+    y = product(_rows(x), _ready(weight), bias, b_transposed=True, rectified=rectified)
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], len(weight))
+
+
+class _UpdateTable:
+    """Where the arrays of several parameters are, as an optimizer's kernel reads it.
+
+    Args:
+        written: of each parameter its array and those that go with it, all of them such as a kernel may write to.
+
+    Attributes:
+        arrays: all of these, one after the other.
+    """
+
+    def __init__(self, written: list[tuple[np.ndarray, ...]]):
+        self.arrays = [array for arrays in written for array in arrays]
+        self._rows = np.zeros((len(written) + 1, 4 if len(written[0]) < 3 else 5), np.int64)
+        self._grads: list[np.ndarray] = []  # kept while the kernel reads them
+        self._size = sum(arrays[0].size for arrays in written)
+        self._rows[1:, 0] = np.cumsum([arrays[0].size for arrays in written])
+        for row, arrays in zip(self._rows, written, strict=False):
+            row[[1, *range(3, 2 + len(arrays))]] = [array.ctypes.data for array in arrays]
+
+    def has(self, *groups: Sequence[np.ndarray]) -> bool:
+        """Whether it is the table of these arrays."""
+        arrays = [array for of_one in zip(*groups, strict=True) for array in of_one]
+        return len(arrays) == len(self.arrays) and all(map(operator.is_, arrays, self.arrays))
+
+    def take(self, grads: Sequence[np.ndarray], dtype: np.dtype) -> None:
+        """The gradients of the step that is run next."""
+        self._grads = [_ready(grad, dtype) for grad in grads]
+        self._rows[:-1, 2] = [grad.__array_interface__["data"][0] for grad in self._grads]
+
+    def run(self, kernel: Kernel, work_an_element: int, *numbers: float) -> None:
+        """Run an optimizer's kernel over all elements of all parameters."""
+        work = work_an_element * self._size
+        chunks = _chunks(work)
+        launch(kernel, chunks, self._rows.reshape(-1), len(self._rows) - 1, *numbers, self._size, chunks, work=work)
+        self._grads = []
+
+
+def _update_table(
+    params: Sequence[np.ndarray], grads: Sequence[np.ndarray], slots: Sequence[Sequence[Any]], together: Any
+) -> _UpdateTable | None:
+    """The table of an update's arrays; None if a kernel may not write to one where it is, or their types differ."""
+    key = None if together is None else ("numba", together.members[0])
+    table: _UpdateTable | None = None if key is None else together.prepared.get(key)
+    if table is None or not table.has(params, *slots):
+        dtype, arrays = params[0].dtype, itertools.chain(params, *slots)
+        if not dtype.isnative or not all([array.flags.carray and array.dtype == dtype for array in arrays]):
+            return None
+        table = _UpdateTable(list(zip(params, *slots, strict=True)))
+        if key is not None:
+            together.prepared[key] = table
+    table.take(grads, params[0].dtype)
+    return table
+
+
+# -- which variant runs a convolution --------------------------------------------------------------------------------
+
+
+class _Gathered(NumpyBackend):
+    """``im2col``: windows gathered by NumPy; products compiled, because BLAS rounds differently on other threads."""
+
+    def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        transposed = not b[0].flags.c_contiguous
+        factors = b.swapaxes(1, 2) if transposed else b
+        results = [
+            product(_ready(one), _ready(other), b_transposed=transposed) for one, other in zip(a, factors, strict=True)
+        ]
+        return results[0][None] if len(results) == 1 else np.stack(results)
+
+
+_GATHERED = _Gathered()
+
+
+@functools.cache
+def _platform() -> store.Platform:
+    from gpuconv import __version__
+
+    device = f"{simd.cpu_name()}, vectors of {8 * simd.registers()[0]} bits, {platform.system()} {platform.machine()}"
+    driver = f"numba {numba.__version__}, numpy {np.__version__}"
+    return store.Platform("numba", device, driver, __version__, store.digest(sources()))
+
+
+def _plan(operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair) -> conv.Forward:
+    if operation == "conv2d_grad_input":
+        return conv.Forward.of_grad_input(dtype, geometry)
+    return conv.Forward.of(dtype, geometry, window=window, relu=window != (1, 1))
+
+
+def _about(operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair) -> dict[str, str]:
+    """The variants that can run an operation, that of the rule first, and what there is to say of each."""
+    if operation == "conv2d_grad_weight":
+        return {"dense": "lanes over the rows of patches", "im2col": "gathered windows, one product"}
+    plan = _plan(operation, geometry, dtype, window)
+    costs = sorted(plan.costs.items(), key=lambda item: (item[0] != plan.choice, item[1]))
+    about = {name: f"{cost} vector multiply-adds a tap and row" for name, cost in costs}
+    if window == (1, 1):
+        about["im2col"] = "gathered windows, one product"
+    return about
+
+
+def _variant(operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair = (1, 1)) -> tuple[str, str]:
+    """The variant that runs an operation, and who decided: 'by store' or 'by rule'."""
+    variants = _about(operation, geometry, dtype, window)
+    winner = store.find(store.Key(_platform(), operation, geometry, dtype, window))
+    if winner is None:
+        return next(iter(variants)), "by rule"
+    if winner.variant not in variants:
+        store.unusable(f"{operation}: the tuning store names the variant {winner.variant!r}, which there is not")
+        return next(iter(variants)), "by rule"
+    return winner.variant, "by store"
+
+
+def _way(operation: str, variant: str, geometry: Conv2dGeometry, dtype: str, window: Pair) -> Any:
+    """A function that runs a variant on the operation's arrays; it compiles when it is first called."""
+
+    @functools.cache
+    def kernel() -> Any:
+        if variant == "dense":
+            return _dense_weight_gradient(np.dtype(dtype), geometry)
+        return _convolution(_plan(operation, geometry, dtype, window), geometry, variant)
+
+    def run(*arrays: Any) -> np.ndarray:
+        if variant == "im2col":
+            gathered: np.ndarray = getattr(_GATHERED, operation)(*arrays, geometry)
+            return gathered
+        if variant == "dense":
+            grad, x = arrays
+            return _correlate(kernel(), grad, x, geometry)
+        return _convolve(kernel(), *arrays)[0]
+
+    return run
+
+
+# -- what is compiled, and how it is cut into chunks ------------------------------------------------------------------
+
+
+class _Convolution(NamedTuple):
+    """How a forward kernel is run."""
+
+    kernel: Kernel
+    plan: conv.Forward
+    by_columns: bool
+    output_shape: tuple[int, ...]
+    winners_shape: tuple[int, ...]  # empty without a pooling
+    bands: int
+    chunks: int
+    work: int
+
+
+def _convolution(plan: conv.Forward, geometry: Conv2dGeometry, variant: str) -> _Convolution | None:
+    """How a variant is run; None for ``im2col``, which is no kernel."""
+    if variant == "im2col":
+        return None
+    bands = plan.bands(geometry.n)
+    shape = (geometry.n, plan.k, plan.p, plan.q)
+    by_columns = variant == "by_columns"
+    return _Convolution(
+        kernel=(conv.forward_by_columns if by_columns else conv.forward_by_filters)(plan),
+        plan=plan,
+        by_columns=by_columns,
+        output_shape=shape,
+        winners_shape=shape if plan.window != (1, 1) else (0, 0, 0, 0),
+        bands=bands,
+        chunks=_chunks(geometry.macs, geometry.n * bands),
+        work=geometry.macs,
+    )
+
+
+@store.cached
+def _forward(
+    dtype: np.dtype, geometry: Conv2dGeometry, window: Pair = (1, 1), relu: bool = False
+) -> _Convolution | None:
+    plan = conv.Forward.of(dtype.name, geometry, window=window, relu=relu)
+    return _convolution(plan, geometry, _variant("conv2d", geometry, dtype.name, window)[0])
+
+
+@store.cached
+def _grad_input(dtype: np.dtype, geometry: Conv2dGeometry) -> _Convolution | None:
+    plan = conv.Forward.of_grad_input(dtype.name, geometry)
+    return _convolution(plan, geometry, _variant("conv2d_grad_input", geometry, dtype.name)[0])
+
+
+class _WeightGradient(NamedTuple):
+    """How a kernel for the gradient of a weight is run."""
+
+    kernel: Kernel
+    plan: conv_grad.Patches
+    partial_shape: tuple[int, ...]  # begins with the number of partial sums
+    filter_parts: int
+    chunks: int
+
+
+@store.cached
+def _grad_weight(dtype: np.dtype, geometry: Conv2dGeometry) -> _WeightGradient | None:
+    variant = _variant("conv2d_grad_weight", geometry, dtype.name)[0]
+    return None if variant == "im2col" else _dense_weight_gradient(dtype, geometry)
+
+
+def _dense_weight_gradient(dtype: np.dtype, geometry: Conv2dGeometry) -> _WeightGradient:
+    g = geometry
+    plan = conv_grad.Patches(dtype.name, replace(g, n=1))
+    shape = (g.k, *plan.runs)
+    image_parts = _partial_sums(g, shape, dtype)
+    # Where there is room for few partial sums, threads share out the filters too.
+    filter_parts = min(-(-16 // image_parts), -(-g.k // g.groups // plan.dense_tile[0]))
+    kernel = conv_grad.grad_weight_dense(plan)
+    return _WeightGradient(kernel, plan, (image_parts, *shape), filter_parts, image_parts * filter_parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _grad_block(
+    dtype: np.dtype, geometry: Conv2dGeometry, window: tuple[int, int], needs_input: bool
+) -> _WeightGradient:
+    plan = conv_grad.Patches(dtype.name, replace(geometry, n=1), window, needs_input)
+    chunks = _partial_sums(geometry, plan.packed_shape, dtype)
+    return _WeightGradient(conv_grad.grad_sparse(plan), plan, (chunks, *plan.packed_shape), 1, chunks)
+
+
+def _partial_sums(geometry: Conv2dGeometry, shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """How many partial sums of a shape to make over a batch."""
+    return _chunks(geometry.macs, min(geometry.n, _PARTIAL_BYTES // (math.prod(shape) * dtype.itemsize)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _pooling(build: Any, dtype: np.dtype, geometry: Pool2dGeometry) -> Kernel:
+    return build(pooling.Pooling(dtype.name, replace(geometry, n=1, c=1)))
+
+
+@functools.cache
+def _kernel(build: Any, dtype: np.dtype) -> Kernel:
+    return build(Elements(dtype.name))
+
+
+@functools.cache
+def _images(dtype: np.dtype, size: Pair, padded: Pair, warps: bool) -> Kernel:
+    return pictures.image_batch(pictures.Images(dtype.name, *size, *padded, warps))
+
+
+@functools.cache
+def _sgd(dtype: np.dtype, momentum: bool, nesterov: bool, decay: bool) -> Kernel:
+    return pointwise.sgd(pointwise.Update(dtype.name, momentum=momentum, nesterov=nesterov, decay=decay))
+
+
+@functools.cache
+def _adam(dtype: np.dtype, decay: bool, decoupled: bool) -> Kernel:
+    return pointwise.adam(pointwise.Update(dtype.name, decay=decay, decoupled=decay and decoupled))
+
+
+@functools.lru_cache(maxsize=1024)
+def _tiles(pool: Pool2dGeometry) -> bool:
+    """Whether the windows lie side by side inside the map, so that each of its elements belongs to one or to none.
+
+    Windows of one element do not count: the kernel without a pooling leaves no winners.
+    """
+    return (
+        pool.stride == (pool.r, pool.s)
+        and pool.dilation == (1, 1)
+        and pool.padding == ((0, 0), (0, 0))
+        and pool.overhang == (0, 0)
+        and 1 < pool.r * pool.s <= 256
+    )
+
+
+def _elements_read(pool: Pool2dGeometry) -> int:
+    return pool.n * pool.c * pool.p * pool.q * pool.r * pool.s
+
+
+def _worth_compiling(pool: Pool2dGeometry) -> bool:
+    return _elements_read(pool) >= COMPILE_FROM
+
+
+def _chunks(work: int, most: int = 64) -> int:
+    """Into how many chunks to cut work, in multiply-adds; never depends on the number of threads.
+
+    Beginning a chunk takes c ≈ 0.25 µs, and the last thread to finish keeps the others waiting for half a chunk, so
+    that of t µs ``chunks · c + t / (2 · chunks)`` is lost: least for ``sqrt(t / 2c)``, at some 100,000 multiply-adds
+    a µs.
+    """
+    return max(1, min(most, math.isqrt(work // 50_000)))
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+def _convolve(
+    run: _Convolution, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The result of a forward kernel, and its winners."""
+    y = empty(run.output_shape, x.dtype)
+    winners = empty(run.winners_shape, np.dtype(np.uint8))
+    weight = _ready(weight)
+    bias = np.zeros(run.plan.k, x.dtype) if bias is None else _ready(bias)
+    filters = (weight, bias) if run.by_columns else (conv.packed_filters(run.plan, weight, bias),)
+    batch = (run.output_shape[0], run.bands, run.chunks)
+    launch(run.kernel, run.chunks, _ready(x), *filters, y, winners, *batch, work=run.work)
+    return y, winners
+
+
+def _correlate(run: _WeightGradient, grad: np.ndarray, x: np.ndarray, geometry: Conv2dGeometry) -> np.ndarray:
+    """The gradient of a weight by the dense kernel."""
+    partial = empty(run.partial_shape, x.dtype)
+    batch = (geometry.n, run.partial_shape[0], run.filter_parts, run.plan.bands)
+    launch(run.kernel, run.chunks, _ready(x), _ready(grad), partial, *batch, work=geometry.macs)
+    return conv_grad.weight_gradient(partial, geometry.weight_shape)
+
+
+def _pool(build: Any, dtype: np.dtype, geometry: Pool2dGeometry, *arrays: np.ndarray) -> None:
+    """Run a pooling kernel over all planes."""
+    planes = geometry.n * geometry.c
+    work = 4 * _elements_read(geometry)
+    chunks = _chunks(work, planes)
+    launch(_pooling(build, dtype, geometry), chunks, *arrays, planes, chunks, work=work)
+
+
+@functools.lru_cache(maxsize=1024)
+def _counts(
+    geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What sums of windows are divided by: a factor for each row and one for each column of the result."""
+    if divisor_override is not None:
+        return np.full(geometry.p, divisor_override, np.int64), np.ones(geometry.q, np.int64)
+    rows, columns = geometry.window_counts(include_padding=count_include_pad)
+    return np.array(rows, np.int64), np.array(columns, np.int64)

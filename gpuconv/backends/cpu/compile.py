@@ -1,0 +1,172 @@
+"""Compiling kernels for the CPU, and keeping them on disk.
+
+A kernel is a function of a chunk's number, then pointers and numbers. It does one chunk of the work, and which part
+of the work a chunk is does not depend on the number of threads: so neither do the results, to the last bit. What runs
+the chunks, on several threads or one, is :func:`gpuconv.backends.cpu.threads.launch`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numba import types
+from numba.core.caching import FunctionCache
+from numba.extending import register_jitable
+
+logger = logging.getLogger("gpuconv.backends")
+_Plan = TypeVar("_Plan")
+
+
+class Kernel:
+    """A kernel in machine code.
+
+    Args:
+        function: the kernel in Python, under a name that no other has.
+        signature: Numba types of its arguments.
+        cached: whether to look for it on disk, and to leave it there.
+
+    Attributes:
+        address: where its code is.
+    """
+
+    def __init__(self, function: Callable[..., None], signature: Any, *, cached: bool):
+        # The error model is that of NumPy: no Python exception for a division by zero.
+        with _no_garbage_collection():
+            self._compiled = numba.cfunc(signature, cache=cached, error_model="numpy")(function)
+        self.address: int = self._compiled.address
+
+    def assembly(self) -> str:
+        """The machine code as text. RuntimeError if it was loaded from disk, where only the code itself is kept."""
+        return self._compiled._library.get_asm_str()
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """The compiler makes so many objects that looking for cycles among them takes a tenth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@dataclass(frozen=True)
+class Elements:
+    """The plan of a kernel that is the same for all sizes.
+
+    Attributes:
+        dtype: name of the element type.
+    """
+
+    dtype: str
+
+
+def kernel(*argument_types: Any) -> Callable[[Callable[[_Plan], Callable[..., None]]], Callable[[_Plan], Kernel]]:
+    """Decorator: of a function that returns a kernel for a plan make one that returns it compiled.
+
+    A plan is a frozen dataclass. What the kernel reads of it as closure variables are constants to LLVM: loops unroll
+    and divisions vanish. Each plan is compiled once in a process, and once on a machine.
+
+    Args:
+        argument_types: Numba types of the arguments after the chunk's number. A function of the plan's ``dtype``
+            stands for a pointer to it: :data:`ELEMENTS`.
+    """
+
+    def decorate(build: Callable[[_Plan], Callable[..., None]]) -> Callable[[_Plan], Kernel]:
+        @functools.cache
+        def compiled(plan: _Plan) -> Kernel:
+            dtype = numba.from_dtype(np.dtype(plan.dtype))  # type: ignore[attr-defined]
+            arguments = [a(dtype) if a is ELEMENTS else a for a in argument_types]
+            return _compile(build(plan), types.void(types.int64, *arguments), plan)
+
+        return functools.wraps(build)(compiled)
+
+    return decorate
+
+
+#: Stands for a pointer to elements of the plan's type.
+ELEMENTS = types.CPointer
+#: Pointer to the offsets at which maxima were found in their windows.
+WINNERS = types.CPointer(types.uint8)
+INTEGERS = types.CPointer(types.int64)
+SIZE = types.int64
+
+
+def _compile(function: Callable[..., None], signature: Any, plan: Any) -> Kernel:
+    kind = function.__qualname__.partition(".")[0]
+    # Numba files what it compiles under the function's name. With the plan in the name each kernel has files of its
+    # own: processes that compile different plans at the same time cannot take each other's code for theirs.
+    digest = hashlib.sha256(f"{plan!r} {signature} {_helpers_digest()}".encode()).hexdigest()[:16]
+    function.__qualname__ = f"{kind}_{digest}"
+    try:
+        if not any(Path(FunctionCache(function).cache_path).glob(f"*{digest}*.nbc")):
+            logger.info("compiling %s for %s", kind, plan)
+        return Kernel(function, signature, cached=True)
+    except (RuntimeError, OSError) as error:  # no directory can be written to, or the disk is full
+        logger.info("compiling %s for %s, for this process only: %s", kind, plan, error)
+        return Kernel(function, signature, cached=False)
+    except Exception as error:  # the file is damaged: what unpickling it may raise is not to be listed
+        logger.info("compiling %s for %s again: its file cannot be read (%s)", kind, plan, error)
+        FunctionCache(function).flush()
+        return Kernel(function, signature, cached=True)
+
+
+def sources() -> list[Path]:
+    """The files that compiled code is made from."""
+    return sorted(file for file in Path(__file__).parent.glob("*.py") if file.name != "backend.py")
+
+
+@functools.cache
+def _helpers_digest() -> str:
+    # Numba sees when the file of a kernel changes, not when a module that it uses does.
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sources())).hexdigest()
+
+
+def jit() -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: ``numba.njit``, without Python's lock, cached on disk if there is a place for it."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            compiled = numba.njit(cache=True, nogil=True)(function)
+        except RuntimeError:  # no directory can be written to
+            return numba.njit(nogil=True)(function)
+        cache = compiled._cache
+        cache.save_overload = functools.partial(_save_if_possible, cache.save_overload)
+        cache.load_overload = functools.partial(_load_if_possible, cache.load_overload, cache.flush)
+        return compiled
+
+    return decorate
+
+
+def _save_if_possible(save: Callable[..., None], *arguments: Any) -> None:
+    try:
+        save(*arguments)
+    except OSError as error:  # the disk is full
+        logger.info("compiled code is kept for this process only: %s", error)
+
+
+def _load_if_possible(load: Callable[..., Any], flush: Callable[[], None], *arguments: Any) -> Any:
+    try:
+        return load(*arguments)
+    except Exception as error:  # a damaged file, as above
+        logger.info("compiled code cannot be read and is made again: %s", error)
+        flush()
+        return None
+
+
+@register_jitable
+def split(total: int, chunks: int, chunk: int) -> tuple[int, int]:
+    """Begin and end of a chunk's items, when ``total`` items are dealt to the chunks as evenly as can be."""
+    return chunk * total // chunks, (chunk + 1) * total // chunks

@@ -1,0 +1,352 @@
+"""Threads for kernels: they share out the chunks of one job at a time, and whoever is late is not waited for.
+
+Why not the threads of ``@njit(parallel=True)``: the kernels of a small network take 10 to 500 µs, and there
+
+- the layer that Numba takes by default, GNU OpenMP, lets idle threads spin for milliseconds, at the cost of whoever
+  needs the core (two matrix products of NumPy between two kernels took 55 ms instead of 0.4), waits for every thread
+  of the team even if the work is done, and aborts a forked child;
+- the layer that is always there takes 40 µs for a job and aborts the process if two threads begin one together.
+
+Here the thread that calls works too, takes chunks as they come, and at the end waits only for chunks that somebody
+has begun: on a busy machine it simply does more of them itself. Idle threads spin for some µs, to catch the next
+kernel of a network, then sleep. A forked child gets threads of its own. A second caller computes alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from gpuconv.backends.cpu.compile import Kernel, jit
+
+#: Variable that sets the number of threads. Without it, that of Numba: ``NUMBA_NUM_THREADS``, or the number of cores.
+ENVIRONMENT_VARIABLE = "GPUCONV_NUM_THREADS"
+
+#: Multiply-adds (or as much other work) for which it pays to wake one more thread: some 10 µs.
+_WORK_A_THREAD = 1_000_000
+#: And from which it pays to share the work with threads that are awake.
+_WORK_TO_SHARE = 200_000
+
+#: How often an idle thread looks for work before it sleeps: some 200 µs, more than passes between two kernels of a
+#: network.
+_PATIENCE = 10000
+
+# What the threads share: 64-bit integers, each in a cache line of its own (8 of them), so that no write disturbs
+# another.
+_JOB = 0  # number of the latest job
+_FUNCTION = 8  # of the latest job: what to call with a chunk's number and ...
+_ARGUMENTS = 16  # ... where its arguments are
+_CHUNKS = 24
+_NEXT = 32  # chunk to be taken next
+_OPEN = 40  # 1 while a job's chunks may be taken
+_INSIDE = 48  # how many threads look at the job
+_ASLEEP = 56  # from here on: 1 for each thread that sleeps
+
+_INT64 = ir.IntType(64)
+
+# -- memory that several threads write -------------------------------------------------------------------------------
+
+
+def _element(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    return builder.gep(context.make_array(signature.args[0])(context, builder, value=values[0]).data, [values[1]])
+
+
+@intrinsic
+def _read(typing: Any, shared: Any, index: Any) -> Any:
+    """``shared[index]``, as last written by any thread."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        return builder.load_atomic(_element(context, builder, signature, values), "seq_cst", 8)
+
+    return types.int64(shared, types.int64), generate
+
+
+@intrinsic
+def _write(typing: Any, shared: Any, index: Any, value: Any) -> Any:
+    """``shared[index] = value``, for all threads to see, after all that was written before."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        builder.store_atomic(values[2], _element(context, builder, signature, values), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(shared, types.int64, types.int64), generate
+
+
+@intrinsic
+def _add(typing: Any, shared: Any, index: Any, value: Any) -> Any:
+    """``shared[index] += value``; returns what was there before."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        address = _element(context, builder, signature, values)
+        return builder.atomic_rmw("add", address, values[2], "seq_cst")
+
+    return types.int64(shared, types.int64, types.int64), generate
+
+
+@intrinsic
+def _pause(typing: Any) -> Any:
+    """Tell the CPU that this is a loop that waits."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        if builder.module.triple.startswith(("x86", "i686")):
+            function = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, function, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def _yield_core(typing: Any) -> Any:
+    """Let another thread have the core, if one waits for it."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        if sys.platform != "win32":  # POSIX
+            function = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, function, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+# -- calling a kernel ------------------------------------------------------------------------------------------------
+
+
+def _call_kernel(builder: ir.IRBuilder, address: ir.Value, chunk: ir.Value, arguments: list[ir.Value]) -> None:
+    function = ir.FunctionType(ir.VoidType(), [_INT64, *(argument.type for argument in arguments)])
+    builder.call(builder.inttoptr(address, function.as_pointer()), [chunk, *arguments])
+
+
+def _plain(context: Any, builder: ir.IRBuilder, kinds: Any, values: ir.Value) -> list[ir.Value]:
+    """The arguments as a kernel takes them: of an array the pointer."""
+    plain = []
+    for index, kind in enumerate(kinds):
+        value = builder.extract_value(values, index)
+        if isinstance(kind, types.Array):
+            value = context.make_array(kind)(context, builder, value=value).data
+        plain.append(value)
+    return plain
+
+
+@intrinsic
+def _call(typing: Any, address: Any, chunk: Any, arguments: Any) -> Any:
+    """Call the kernel at an address."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        _call_kernel(builder, values[0], values[1], _plain(context, builder, arguments, values[2]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, arguments), generate
+
+
+@intrinsic
+def _write_job(typing: Any, shared: Any, address: Any, arguments: Any) -> Any:
+    """Put a kernel and its arguments where other threads find them: a record on the stack, and who can read it."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        fields = [values[1], *_plain(context, builder, arguments, values[2])]
+        record = cgutils.alloca_once(builder, ir.LiteralStructType([field.type for field in fields]))
+        for index, field in enumerate(fields):
+            builder.store(field, cgutils.gep_inbounds(builder, record, 0, index))
+
+        kind = ir.FunctionType(ir.VoidType(), [_INT64, _INT64])
+        function = ir.Function(builder.module, kind, builder.module.get_unique_name(f"{builder.function.name}.chunk"))
+        function.linkage = "internal"
+        inner = ir.IRBuilder(function.append_basic_block())
+        fields_there = inner.inttoptr(function.args[1], record.type)
+        address, *plain = (
+            inner.load(cgutils.gep_inbounds(inner, fields_there, 0, index)) for index in range(len(fields))
+        )
+        _call_kernel(inner, address, function.args[0], plain)
+        inner.ret_void()
+
+        array = context.make_array(shared)(context, builder, value=values[0]).data
+        for slot, pointer in ((_FUNCTION, function), (_ARGUMENTS, record)):
+            builder.store(builder.ptrtoint(pointer, _INT64), builder.gep(array, [_INT64(slot)]))
+        return context.get_dummy_value()
+
+    return types.void(shared, types.int64, arguments), generate
+
+
+@intrinsic
+def _call_chunk(typing: Any, function: Any, chunk: Any, arguments: Any) -> Any:
+    """Call what :func:`_write_job` left."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        _call_kernel(builder, values[0], values[1], [values[2]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+# -- sharing out the chunks ------------------------------------------------------------------------------------------
+
+
+@jit()
+def _run_alone(address, chunks, *arguments):
+    """Run all chunks of a kernel on this thread."""
+    for chunk in range(chunks):
+        _call(address, chunk, arguments)
+
+
+@jit()
+def _run_together(shared, address, chunks, *arguments):
+    """Run all chunks of a kernel on this thread and those that are awake."""
+    _write_job(shared, address, arguments)
+    _write(shared, _CHUNKS, chunks)
+    _write(shared, _NEXT, 0)
+    _write(shared, _OPEN, 1)
+    _add(shared, _JOB, 1)
+    _take_chunks(shared)
+    # A thread first says that it is inside, then looks whether the job is open. So either it finds it closed, or is
+    # seen here.
+    _write(shared, _OPEN, 0)
+    waited = 0
+    while _read(shared, _INSIDE) != 0:
+        _pause()
+        waited += 1
+        if waited % 256 == 0:  # with more threads than cores it may wait for this one
+            _yield_core()
+
+
+@jit()
+def _take_chunks(shared):
+    function, arguments, chunks = shared[_FUNCTION], shared[_ARGUMENTS], shared[_CHUNKS]
+    chunk = _add(shared, _NEXT, 1)
+    while chunk < chunks:
+        _call_chunk(function, chunk, arguments)
+        chunk = _add(shared, _NEXT, 1)
+
+
+@jit()
+def _attend(shared, number, seen, patience):
+    """Help with jobs until there has been none for a while; returns the number of the last one seen."""
+    _write(shared, _ASLEEP + 8 * number, 0)
+    looks = 0
+    while looks < patience:
+        job = _read(shared, _JOB)
+        if job == seen:
+            looks += 1
+            _pause()
+            continue
+        seen = job
+        looks = 0
+        _add(shared, _INSIDE, 1)
+        if _read(shared, _OPEN) == 1:
+            _take_chunks(shared)
+        _add(shared, _INSIDE, -1)
+    _write(shared, _ASLEEP + 8 * number, 1)
+    return seen
+
+
+class Team:
+    """Threads that help the one that calls :meth:`run`.
+
+    Args:
+        size: threads in all, the caller included.
+
+    Attributes:
+        size: threads in all; fewer than asked for if the system gave no more.
+    """
+
+    def __init__(self, size: int):
+        self._shared = np.zeros(_ASLEEP + 8 * size, np.int64)
+        self._busy = threading.Lock()
+        self._alarms: list[threading.Lock] = []
+        for number in range(size - 1):
+            # Compiles at the first time, on this thread: a child forked meanwhile would inherit the compiler's lock.
+            _attend(self._shared, number, 0, 0)
+            alarm = threading.Lock()
+            alarm.acquire()
+            helper = threading.Thread(target=self._help, args=(number, alarm), name=f"gpuconv-{number}", daemon=True)
+            try:
+                helper.start()
+            except RuntimeError:  # too many threads, or the interpreter is on its way out
+                break
+            self._alarms.append(alarm)
+        self.size = len(self._alarms) + 1
+
+    def _help(self, number: int, alarm: threading.Lock) -> None:
+        seen = 0
+        while True:
+            alarm.acquire()
+            seen = _attend(self._shared, number, seen, _PATIENCE)
+
+    def run(self, kernel: Kernel, chunks: int, *arguments: Any, helpers: int) -> None:
+        """Run all chunks of a kernel with the threads that are awake, up to so many of the others woken for it; alone,
+        if another caller keeps the team busy.
+        """
+        if not self._busy.acquire(blocking=False):
+            _run_alone(kernel.address, chunks, *arguments)
+            return
+        try:
+            # A thread that falls asleep after this look misses the job, which does no harm.
+            for number, alarm in enumerate(self._alarms[:helpers]):
+                if self._shared[_ASLEEP + 8 * number] and alarm.locked():
+                    alarm.release()
+            _run_together(self._shared, kernel.address, chunks, *arguments)
+        finally:
+            self._busy.release()
+
+
+def threads() -> int:
+    """Number of threads that :func:`launch` uses.
+
+    Raises:
+        ValueError: ``GPUCONV_NUM_THREADS`` is not a positive integer.
+    """
+    given = os.environ.get(ENVIRONMENT_VARIABLE)
+    if not given:
+        return int(numba.config.NUMBA_NUM_THREADS)
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be a positive integer, got {given!r}")
+    return int(given)
+
+
+_team: Team | None = None
+_founding = threading.Lock()
+
+
+def _the_team() -> Team:
+    """The team of this process, which begins when it is first needed."""
+    global _team
+    if _team is None:
+        with _founding:
+            if _team is None:
+                _team = Team(threads())
+    return _team
+
+
+def _after_fork() -> None:
+    # Threads stay behind in the parent: a child that needs some starts its own.
+    global _team, _founding
+    _team, _founding = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def launch(kernel: Kernel, chunks: int, *arguments: Any, work: int) -> None:
+    """Run all chunks of a kernel and return when they are done. Several threads may call this at the same time.
+
+    Args:
+        kernel: what to run.
+        chunks: how many chunks there are.
+        arguments: C-contiguous arrays and numbers, of the types that the kernel was compiled for: nothing checks that.
+        work: multiply-adds in all, which decide how many threads pay.
+    """
+    if chunks > 1 and work >= _WORK_TO_SHARE and (team := _the_team()).size > 1:
+        helpers = max(0, min(chunks - 1, work // _WORK_A_THREAD - 1))
+        team.run(kernel, chunks, *arguments, helpers=helpers)
+    else:
+        _run_alone(kernel.address, chunks, *arguments)

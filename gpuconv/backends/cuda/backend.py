@@ -1,0 +1,906 @@
+"""The CUDA backend: CuPy arrays as storage, the kernels of ``gpuconv.kernels``, and cuBLAS through CuPy for products.
+
+The gate is :meth:`CudaBackend.asarray`: behind it arrays are contiguous, float32 or float64, and on one device. Work is
+queued on the caller's current CuPy stream. Which variant and tiling of a kernel runs is ``gpuconv.tuning``'s choice.
+
+With ``NUMBA_ENABLE_CUDASIM=1`` the kernels run in ``gpuconv.lab.simulator`` on NumPy arrays: slowly, but watched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gpuconv import files, kernels, tuning
+from gpuconv.arrays import adopted, on_device
+from gpuconv.backends import capturing
+from gpuconv.backends.base import Array, Backend, Candidate
+from gpuconv.backends.cuda.plan import Plan, flattened, is_array
+from gpuconv.geometry import (
+    BlockGeometry,
+    ChainGeometry,
+    Conv2dGeometry,
+    ImageBatchGeometry,
+    NetGeometry,
+    Pair,
+    Pool2dGeometry,
+)
+from gpuconv.lab import simulated_memory
+from gpuconv.tuning import store
+
+_INSTALL = "pip install 'gpuconv[cuda12]', or 'gpuconv[cuda13]' for a driver of CUDA 13"
+
+
+#: What the kernels of losses are given, and leave where every label is a class.
+_NONE_WRONG = np.iinfo(np.int32).max
+
+
+def _simulating() -> bool:
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+#: Element types of arrays that operations take as they are.
+_COMPUTED = frozenset(np.dtype(name) for name in ("float32", "float64", "int64", "int32", "uint8", "bool"))
+
+#: Plans are kept up to so many: batches of all sizes would otherwise add up.
+_MOST_PLANS = 4096
+
+#: What cuInit answers, where that tells what to do.
+_DRIVER_ERRORS = {
+    100: "the NVIDIA driver sees no GPU; is it hidden (CUDA_VISIBLE_DEVICES, a container started without GPUs)?",
+    803: "the NVIDIA driver and its library libcuda.so.1 are of different versions: restart, or install it again",
+}
+
+
+@functools.cache
+def _driver() -> tuple[int, int] | str:
+    """Version of CUDA that the driver supports and number of devices, or why there is no driver to work with."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        with contextlib.suppress(OSError):
+            library = ctypes.CDLL(name)
+            break
+    else:
+        return "no NVIDIA driver was found (libcuda.so.1); install one, or use another backend"
+    version, count = ctypes.c_int(), ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(version))
+    if status := library.cuInit(0):
+        other = f"the NVIDIA driver does not answer (cuInit: error {status}); is a GPU visible to this process?"
+        return _DRIVER_ERRORS.get(status, other)
+    if library.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return _DRIVER_ERRORS[100]
+    return version.value, count.value
+
+
+def _compiler() -> tuple[int, int] | str:
+    """Version of CUDA that numba-cuda compiles with, or why it cannot compile."""
+    try:
+        if not hasattr(importlib.import_module("numba.cuda.extending"), "register_jitable"):
+            return (
+                "numba.cuda is Numba's own, not numba-cuda's, which takes its place only where pip installed it into "
+                f"the environment itself: {_INSTALL}"
+            )
+        importlib.import_module("numba.cuda.cudadrv.nvvm").NVVM()
+        version: tuple[int, int] = importlib.import_module("numba.cuda.cudadrv.runtime").runtime.get_version()
+    except Exception as error:  # of many kinds: each library has its own for not being found
+        reason = str(error).partition("\n")[0]
+        return _numpy_is_to_blame(error) or (
+            f"numba-cuda finds no CUDA compiler ({reason}): {_INSTALL}, or let CUDA_HOME name a CUDA toolkit"
+        )
+    return _trial(version) or version
+
+
+def _numpy_is_to_blame(error: BaseException | None) -> str | None:
+    """One line, if NumPy is newer than numba-cuda knows it, and an error, or one that led to it, is about NumPy."""
+    if tuple(map(int, np.__version__.split(".")[:2])) < (2, 5):
+        return None
+    while error is not None:
+        if isinstance(error, (AttributeError, ImportError)) and re.search("numpy", str(error), re.IGNORECASE):
+            return (
+                f"numba-cuda {version_of('numba-cuda')} cannot compile with NumPy {np.__version__} "
+                f"({str(error).partition(chr(10))[0]}): pip install 'numpy<2.5'"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@functools.cache
+def _trial(cuda: tuple[int, int]) -> str | None:
+    """Why the smallest kernel does not compile, one line; None if it does.
+
+    That takes half a second. Success is kept beside the compiled kernels, under all versions that it depends on, and
+    later processes read it. A failure is tried again by the next one: somebody may have mended it.
+    """
+    try:
+        versions = [f"{name} {version_of(name)}" for name in ("numba-cuda", "numba", "llvmlite")]
+        others = f"numpy {np.__version__}", f"Python {sys.version}", f"CUDA {cuda}", f"driver {_driver()}"
+        proof = json.dumps([*versions, *others]).encode()
+        folder = importlib.import_module("gpuconv.kernels.compiled").folder()
+        kept = folder / f"compiles-{hashlib.sha256(proof).hexdigest()[:16]}.json"
+        with contextlib.suppress(OSError):
+            if kept.read_bytes() == proof:
+                return None
+        numba = importlib.import_module("numba")
+        # For compute capability 8.0, which every toolkit from 12 on compiles for, and without asking the device.
+        numba.cuda.compile_ptx(_first_element_is_one, (numba.float32[::1],), cc=(8, 0))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        return _numpy_is_to_blame(error) or f"numba-cuda cannot compile ({type(error).__name__}: {reason}): {_INSTALL}"
+    with contextlib.suppress(OSError):  # then the next process tries again
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.write_atomically(kept, proof)
+    return None
+
+
+def _first_element_is_one(x: Any) -> None:
+    x[0] = 1
+
+
+def _arrays() -> int | str:
+    """Version of CUDA that CuPy was built for, as the driver counts, or why it cannot be used."""
+    if importlib.util.find_spec("cupy") is None:
+        return f"CuPy is not installed: {_INSTALL}"
+    try:
+        version: int = importlib.import_module("cupy").cuda.runtime.runtimeGetVersion()
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        return f"CuPy cannot be used ({type(error).__name__}: {reason}): {_INSTALL}"
+    return version
+
+
+class _SimulatedArrays:
+    """NumPy, but that new arrays come from memory that is reused as a device's is."""
+
+    empty = staticmethod(simulated_memory.empty)
+
+    def full(self, shape: Any, value: Any, dtype: Any) -> np.ndarray:
+        """As NumPy's."""
+        array = self.empty(shape, dtype)
+        array[...] = value
+        return array
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+class _MemoryErrors:
+    """What each forward and backward on a GPU runs inside: memory that runs out is told in words of this library.
+
+    It has no state, and serves all at once: it is entered several times in each operation.
+    """
+
+    def __init__(self, cupy: Any):
+        self._cupy = cupy
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is None or not isinstance(error, self._cupy.cuda.memory.OutOfMemoryError):
+            return
+        self._cupy.get_default_memory_pool().free_all_blocks()
+        free, total = self._cupy.cuda.runtime.memGetInfo()
+        raise MemoryError(  # the error says how much was asked for
+            f"the GPU is out of memory: {error} {free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free; "
+            "smaller batches need less"
+        ) from None
+
+
+class CudaBackend(Backend):
+    """Hand-written kernels on an NVIDIA GPU, or in the simulator."""
+
+    name: ClassVar[str] = "cuda"
+
+    def __init__(self) -> None:
+        self.simulated = _simulating()
+        if self.simulated:
+            importlib.import_module("gpuconv.lab.simulator").activate()
+        self.xp: Any = _SimulatedArrays() if self.simulated else importlib.import_module("cupy")
+        #: How operations run, by operation, geometry, element type, device, and what the user asked for.
+        self._plans: dict[Any, Plan] = {}
+        self._memory_errors = _MemoryErrors(self.xp)
+        store.when_changed(self._plans.clear)
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        if importlib.util.find_spec("numba_cuda") is None:
+            return f"numba-cuda is not installed: {_INSTALL}"
+        if _simulating():
+            if importlib.util.find_spec("greenlet") is None:
+                return "the simulator (NUMBA_ENABLE_CUDASIM=1) needs greenlet: pip install 'gpuconv[test]'"
+            return None
+        driver = _driver()
+        if isinstance(driver, str):
+            return driver
+        arrays = _arrays()
+        if isinstance(arrays, str):
+            return arrays
+        compiler = _compiler()
+        if isinstance(compiler, str):
+            return compiler
+        supported = driver[0] // 1000
+        for library, needed in (("CuPy was built for", arrays // 1000), ("numba-cuda compiles for", compiler[0])):
+            if needed > supported:
+                return (
+                    f"the driver supports CUDA {supported}.{driver[0] % 1000 // 10}, but {library} CUDA {needed}: "
+                    f"update the driver, or pip install 'gpuconv[cuda{supported}]' instead"
+                )
+        return None
+
+    @classmethod
+    def automatic(cls) -> bool:
+        return not _simulating()
+
+    def describe(self) -> str:
+        numba_cuda = importlib.import_module("numba_cuda").__version__
+        if self.simulated:
+            return f"simulator, numba-cuda {numba_cuda}: no GPU is used"
+        runtime = self.xp.cuda.runtime
+        properties, driver = runtime.getDeviceProperties(runtime.getDevice()), runtime.driverGetVersion()
+        return (
+            f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB, "
+            f"compute capability {properties['major']}.{properties['minor']}, "
+            f"driver for CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy {self.xp.__version__}, "
+            f"numba-cuda {numba_cuda}"
+        )
+
+    def free_memory(self) -> int | None:
+        return None if self.simulated else int(self.xp.cuda.runtime.memGetInfo()[0])
+
+    # -- captured steps ----------------------------------------------------------------------------------------------
+
+    def new_graph(self) -> Any:
+        cuda_graph = importlib.import_module("gpuconv.backends.cuda.graph")
+        return cuda_graph.SimulatedGraph() if self.simulated else cuda_graph.CudaGraph(self.xp)
+
+    def new_input(self, array: Array) -> Any:
+        """Where a captured step finds an input like this one."""
+        cuda_graph = importlib.import_module("gpuconv.backends.cuda.graph")
+        return (cuda_graph.SimulatedInput if self.simulated else cuda_graph.CudaInput)(self.xp, array)
+
+    def write(self, target: Array, values: np.ndarray) -> None:
+        """Copy an array of the host to the beginning of a flat one, behind what is queued on the current stream."""
+        if self.simulated:
+            target[: values.size] = values
+        else:
+            target[: values.size].set(values, stream=self.xp.cuda.get_current_stream())
+
+    # -- storage -----------------------------------------------------------------------------------------------------
+
+    def asarray(self, array: Any, name: str = "array") -> Array:
+        """As the base says; a host array is copied to the current device, one on another device is refused.
+
+        One of another library on the device is taken as it is, by DLPack or ``__cuda_array_interface__``.
+
+        Raises:
+            TypeError: an element type with which the kernels cannot compute.
+            ValueError: the array lives on another device than the current one.
+            MemoryError: the device is full; the message says how much was asked for and what is free.
+        """
+        capture = capturing.current()
+        if isinstance(array, self.xp.ndarray):
+            if capture is not None:
+                capture.touches(array)
+            # Most arrays are what is needed: nothing is left to do but to look.
+            if not self.simulated and array.dtype in _COMPUTED and array.flags.c_contiguous:
+                if array.data.device_id != self._device():
+                    self._check_device(name, array)
+                return array
+        if isinstance(array, np.ndarray):
+            if not array.dtype.isnative:
+                array = array.astype(array.dtype.newbyteorder("="))
+        elif not self.simulated and on_device(array):
+            array = adopted(array, self.xp)
+        if array.dtype.kind == "f" and array.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{name} has element type {array.dtype}; the cuda backend computes in float32 and float64")
+        if self.simulated:
+            return self._contiguous(np.asarray(array))
+        with self.computing():
+            if not isinstance(array, self.xp.ndarray):
+                if capture is not None and not array.shape:
+                    with capturing.outside():  # a number in the step's code, which stays what it is
+                        array = self.xp.asarray(array)
+                    capture.keeps(array)
+                    return array
+                if capture is not None:
+                    raise TypeError(
+                        f"{name}, of shape {array.shape}, is on the host, from where every repetition takes it anew"
+                    )
+                array = self.xp.asarray(array)
+            self._check_device(name, array)
+            return self._contiguous(array)
+
+    def _check_device(self, name: str, array: Any) -> None:
+        if not isinstance(array, self.xp.ndarray):
+            raise TypeError(
+                f"{name}: got an array on the host, where one on the GPU is needed; cupy.asarray(array) copies it, and "
+                "model.to('cuda') the parameters of a model"
+            )
+        current = self.xp.cuda.runtime.getDevice()
+        if array.data.device_id != current:
+            raise ValueError(
+                f"{name}: an array of shape {tuple(array.shape)} is on device {array.data.device_id}, but the current "
+                f"device is {current}; copy it, or compute inside `with cupy.cuda.Device({array.data.device_id})`"
+            )
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        return array if self.simulated else self.xp.asnumpy(array)
+
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        return super().computing() if self.simulated else self._memory_errors
+
+    def current_stream(self) -> int:
+        """The handle of the caller's current stream; 0 is the default one."""
+        return 0 if self.simulated else int(self.xp.cuda.get_current_stream().ptr)
+
+    def plan(self, operation: str, geometry: Any, dtype: Any) -> Plan:
+        """How an operation runs: made once, unless the user asks for something else, or tunes.
+
+        Raises:
+            ValueError: no variant supports it, or not the one that was asked for.
+        """
+        key = operation, geometry, dtype, self._device(), tuning.wish(operation)
+        plan = self._plans.get(key)
+        if plan is None:
+            choice = tuning.choose(operation, geometry, np.dtype(dtype).name, platform=self.tuning_platform())
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = Plan(choice, geometry)
+        return plan
+
+    def _device(self) -> int:
+        return 0 if self.simulated else int(self.xp.cuda.runtime.getDevice())
+
+    def _run(self, operation: str, geometry: Any, *arrays: Any, **options: Any) -> None:
+        """Queue an operation by its plan."""
+        self._queue(self.plan(operation, geometry, arrays[0].dtype), *arrays, **options)
+
+    def _queue(self, plan: Plan, *arrays: Any, **options: Any) -> None:
+        """Queue what a plan is for; a workspace is added where it needs one."""
+        if plan.workspace:
+            first = arrays[0]
+            dtype = (first[0] if isinstance(first, (list, tuple)) else first).dtype
+            options["workspace"] = self.xp.empty((plan.workspace,), dtype)
+        if (capture := capturing.current()) is not None:
+            for array in flattened((*arrays, *(value for value in options.values() if is_array(value))))[0]:
+                capture.touches(array)
+        if self.simulated:
+            plan.run(arrays, options)
+        else:
+            plan.queue(arrays, options, self.current_stream(), self._device(), self._check_device)
+
+    def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
+        platform = self.tuning_platform()
+        if primitive in ("conv2d_relu_max_pool2d_grad", "linear_chain_grad"):
+            parts = ((part, f"{primitive}_{part}") for part in ("input", "weight"))
+            rows = ((part, row) for part, name in parts for row in tuning.candidates(name, geometry, dtype, platform))
+            return [f"{part}, {variant}: {why}" for part, (variant, why) in rows]
+        if geometry is None or primitive not in kernels.VARIANTS:
+            return super().explain(primitive, geometry, dtype)
+        return [f"{variant}: {why}" for variant, why in tuning.candidates(primitive, geometry, dtype, platform)]
+
+    # -- tuning ------------------------------------------------------------------------------------------------------
+
+    def tuning_platform(self) -> store.Platform | None:
+        return None if self.simulated else _platform(self.xp.cuda.runtime.getDevice())
+
+    def candidates(
+        self, operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair = (1, 1)
+    ) -> list[Candidate]:
+        what: Any = geometry
+        if window != (1, 1):
+            what = BlockGeometry(geometry, Pool2dGeometry.of(geometry.output_shape, window))
+            operation = "conv2d_relu_max_pool2d"
+        rule = tuning.choose(operation, what, dtype)
+        if rule.variant == tuning.COMPOSED:
+            raise ValueError(
+                f"{operation}: its parts run one after the other; --geometry tunes the convolution by itself"
+            )
+        found = []
+        for variant in kernels.VARIANTS[operation]:
+            module = kernels.load(operation, variant)
+            for tiling in module.tilings(what) if module.supports(what) else ():
+                run = functools.partial(self._candidate, operation, variant, tiling, what)
+                found.append(Candidate(variant, tiling, run))
+        return sorted(found, key=lambda one: (one.variant, one.tiling) != (rule.variant, rule.tiling))
+
+    def _candidate(self, operation: str, variant: str, tiling: Any, geometry: Any, *arrays: Array) -> Array:
+        """Run a variant; gives its first result."""
+        dtype, key = arrays[0].dtype, (operation, variant, tiling, geometry, arrays[0].dtype, self._device())
+        if key not in self._plans:
+            self._plans[key] = Plan(tuning.Choice(operation, variant, tiling, "argument", "a candidate"), geometry)
+        if isinstance(geometry, BlockGeometry):
+            shape = geometry.pool.output_shape
+            results = [self.xp.empty(shape, dtype), self.xp.empty(shape, np.uint8)]
+        else:
+            shapes = {"conv2d": geometry.output_shape, "conv2d_grad_input": geometry.input_shape}
+            results = [self.xp.empty(shapes.get(operation, geometry.weight_shape), dtype)]
+        self._queue(self._plans[key], *arrays, *results)
+        return results[0]
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def image_batch(
+        self, table: Array, images: Array, labels: Array, index: Array, transforms: Array | None, size: Pair
+    ) -> tuple[Array, Array]:
+        return self._image_batch(table, images, labels, index, transforms, size, len(index))
+
+    def next_image_batch(
+        self,
+        table: Array,
+        images: Array,
+        labels: Array,
+        order: Array,
+        transforms: Array | None,
+        size: Pair,
+        step: Array,
+        batch: int,
+    ) -> tuple[Array, Array]:
+        return self._image_batch(table, images, labels, order, transforms, size, batch, step=step)
+
+    def _image_batch(
+        self,
+        table: Array,
+        images: Array,
+        labels: Array,
+        index: Array,
+        transforms: Array | None,
+        size: Pair,
+        n: int,
+        **step: Array,
+    ) -> tuple[Array, Array]:
+        (total, h, w), (p, q) = images.shape, size
+        geometry = ImageBatchGeometry(n, total, h, w, p, q, warps=transforms is not None)
+        x, found = self.xp.empty((n, 1, *size), table.dtype), self.xp.empty((n,), np.int64)
+        self._run("image_batch", geometry, table, images, labels, index, transforms, x, found, **step)
+        return x, found
+
+    def count_correct(self, logits: Array, labels: Array) -> Array:
+        count = self.xp.empty((1,), np.int32)
+        self._run("count_correct", logits.shape, self._contiguous(logits), self._contiguous(labels), count)
+        return count.reshape(())
+
+    def log_step(self, logits: Array, labels: Array, loss: Array, losses: Array, counts: Array, step: Array) -> None:
+        arrays = self._contiguous(logits), self._contiguous(labels), counts
+        self._run("count_correct", logits.shape, *arrays, loss=loss, losses=losses, step=step)
+
+    # -- convolution -------------------------------------------------------------------------------------------------
+
+    def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry) -> Array:
+        y = self.xp.empty(geometry.output_shape, x.dtype)
+        self._run("conv2d", geometry, x, weight, bias, y)
+        return y
+
+    def conv2d_grad_input(self, grad: Array, weight: Array, geometry: Conv2dGeometry) -> Array:
+        dx = self.xp.empty(geometry.input_shape, grad.dtype)
+        self._run("conv2d_grad_input", geometry, self._contiguous(grad), weight, dx)
+        return dx
+
+    def conv2d_grad_weight(self, grad: Array, x: Array, geometry: Conv2dGeometry) -> Array:
+        dw = self.xp.empty(geometry.weight_shape, grad.dtype)
+        self._run("conv2d_grad_weight", geometry, self._contiguous(grad), x, dw)
+        return dw
+
+    def conv2d_grad_bias(self, grad: Array) -> Array:
+        db = self.xp.empty(grad.shape[1:2], grad.dtype)
+        self._run("conv2d_grad_bias", grad.shape, self._contiguous(grad), db)
+        return db
+
+    # -- activation and pooling --------------------------------------------------------------------------------------
+
+    def relu(self, x: Array) -> Array:
+        y = self.xp.empty(x.shape, x.dtype)
+        self._run("relu", x.shape, x, y)
+        return y
+
+    def relu_grad(self, grad: Array, y: Array) -> Array:
+        dx = self.xp.empty(y.shape, y.dtype)
+        self._run("relu_grad", y.shape, self._contiguous(grad), y, dx)
+        return dx
+
+    def max_pool2d(self, x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
+        y = self.xp.empty(geometry.output_shape, x.dtype)
+        winners = self.xp.empty(geometry.output_shape, np.uint8 if geometry.r * geometry.s <= 256 else np.int32)
+        self._run("max_pool2d", geometry, x, y, winners)
+        return y, winners
+
+    def max_pool2d_grad(self, grad: Array, winners: Array, geometry: Pool2dGeometry) -> Array:
+        dx = self.xp.empty(geometry.input_shape, grad.dtype)
+        self._run("max_pool2d_grad", geometry, self._contiguous(grad), winners, dx)
+        return dx
+
+    def avg_pool2d(
+        self, x: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
+    ) -> Array:
+        y = self.xp.empty(geometry.output_shape, x.dtype)
+        self._run("avg_pool2d", geometry, x, y, count_include_pad=count_include_pad, divisor_override=divisor_override)
+        return y
+
+    def avg_pool2d_grad(
+        self, grad: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
+    ) -> Array:
+        dx = self.xp.empty(geometry.input_shape, grad.dtype)
+        grad = self._contiguous(grad)
+        self._run(
+            "avg_pool2d_grad",
+            geometry,
+            grad,
+            dx,
+            count_include_pad=count_include_pad,
+            divisor_override=divisor_override,
+        )
+        return dx
+
+    # -- the fused block ---------------------------------------------------------------------------------------------
+
+    def conv2d_relu_max_pool2d(
+        self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry, pool: Pool2dGeometry
+    ) -> tuple[Array, Array]:
+        operation, block = "conv2d_relu_max_pool2d", BlockGeometry(geometry, pool)
+        plan = self.plan(operation, block, x.dtype)
+        if plan.module is None:
+            return super().conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
+        y, winners = self.xp.empty(pool.output_shape, x.dtype), self.xp.empty(pool.output_shape, np.uint8)
+        self._queue(plan, x, weight, bias, y, winners)
+        return y, winners
+
+    def conv2d_relu_max_pool2d_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weight: Array,
+        y: Array,
+        winners: Array,
+        geometry: Conv2dGeometry,
+        pool: Pool2dGeometry,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        operation, block = "conv2d_relu_max_pool2d_grad", BlockGeometry(geometry, pool)
+        grad, (need_input, need_weight, need_bias) = self._contiguous(grad), needs
+        dx = dw = db = None
+        if need_input and (plan := self.plan(f"{operation}_input", block, grad.dtype)).module is not None:
+            dx = self.xp.empty(geometry.input_shape, grad.dtype)
+            self._queue(plan, grad, weight, y, winners, dx)
+        if need_weight or need_bias:
+            plan = self.plan(f"{operation}_weight", block, grad.dtype)
+            if plan.module is not None:
+                dw, db = self.xp.empty(geometry.weight_shape, grad.dtype), self.xp.empty((geometry.k,), grad.dtype)
+                self._queue(plan, grad, x, y, winners, dw, db)
+        # The composition goes through the gradient of the unpooled maps; once, if at all.
+        rest = (need_input and dx is None, need_weight and dw is None, need_bias and db is None)
+        if any(rest):
+            composed = super().conv2d_relu_max_pool2d_grad(grad, x, weight, y, winners, geometry, pool, rest)
+            dx, dw, db = (new if old is None else old for old, new in zip((dx, dw, db), composed, strict=True))
+        return dx if need_input else None, dw if need_weight else None, db if need_bias else None
+
+    # -- fully connected layers --------------------------------------------------------------------------------------
+
+    def linear_chain(
+        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: ChainGeometry
+    ) -> list[Array]:
+        plan = self.plan("linear_chain", geometry, x.dtype)
+        if plan.module is None:
+            return super().linear_chain(x, weights, biases, geometry)
+        ys = [self.xp.empty((geometry.n, size), x.dtype) for size in geometry.sizes[1:]]
+        self._queue(plan, x, weights, biases, ys)
+        return ys
+
+    def linear_chain_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weights: Sequence[Array],
+        ys: Sequence[Array],
+        geometry: ChainGeometry,
+        needs: tuple[bool, ...],
+    ) -> tuple[Array | None, ...]:
+        first, second = (self.plan(f"linear_chain_grad_{part}", geometry, grad.dtype) for part in ("input", "weight"))
+        if first.module is None or second.module is None:
+            return super().linear_chain_grad(grad, x, weights, ys, geometry, needs)
+        grad = self._contiguous(grad)
+        grads = [self.xp.empty(y.shape, grad.dtype) for y in ys]
+        if not geometry.relu[-1]:
+            grads[-1] = grad
+        dx = self.xp.empty(x.shape, grad.dtype) if needs[0] else None
+        self._queue(first, grad, weights, ys, grads, dx)
+        dweights, dbiases = [None] * len(weights), [None] * len(weights)
+        if any(needs[1:]):
+            dweights = [self.xp.empty(weight.shape, grad.dtype) for weight in weights]
+            dbiases = [self.xp.empty(weight.shape[:1], grad.dtype) for weight in weights]
+            self._queue(second, (x, *ys[:-1]), grads, dweights, dbiases)
+        parameters = (gradient for pair in zip(dweights, dbiases, strict=True) for gradient in pair)
+        return dx, *(gradient if need else None for gradient, need in zip(parameters, needs[1:], strict=True))
+
+    # -- a whole network, for inference --------------------------------------------------------------------------------
+
+    def conv_net(
+        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: NetGeometry
+    ) -> Array:
+        plan = self.plan("conv_net", geometry, x.dtype)
+        if plan.module is None:
+            return super().conv_net(x, weights, biases, geometry)
+        y = self.xp.empty((geometry.chain.n, geometry.chain.sizes[-1]), x.dtype)
+        self._queue(plan, x, weights, biases, y)
+        return y
+
+    # -- loss --------------------------------------------------------------------------------------------------------
+
+    def softmax_cross_entropy(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[Array, Array]:
+        labels = self._contiguous(labels.astype(np.int64, copy=False))
+        losses, probabilities = self.xp.empty(logits.shape[:1], logits.dtype), self.xp.empty(logits.shape, logits.dtype)
+        first_wrong = self.xp.full(1, _NONE_WRONG, np.int32)
+        arrays = (self._contiguous(logits), labels, weight, losses, probabilities, first_wrong)
+        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        self._run("softmax_cross_entropy", logits.shape, *arrays, **options)
+        self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
+        return losses, probabilities
+
+    def softmax_cross_entropy_mean(
+        self,
+        logits: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> tuple[Array, Array] | None:
+        plan = self.plan("softmax_cross_entropy_mean", logits.shape, logits.dtype)
+        if plan.module is None:
+            return None
+        labels = self._contiguous(labels.astype(np.int64, copy=False))
+        loss, dlogits = self.xp.empty((1,), logits.dtype), self.xp.empty(logits.shape, logits.dtype)
+        first_wrong = self.xp.empty((1,), np.int32)
+        arrays = (self._contiguous(logits), labels, weight, loss, dlogits, first_wrong)
+        self._queue(plan, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing)
+        self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
+        return loss.reshape(()), dlogits
+
+    def _check_labels(self, first_wrong: Array, labels: Array, classes: int, ignore_index: int) -> None:
+        if capturing.current() is not None:
+            return
+        # Reading it waits for the device: the price of an error where it was made, and not some steps later.
+        row = int(first_wrong[0])
+        if row != _NONE_WRONG:
+            raise ValueError(
+                f"cross_entropy: target[{row}] is {int(labels[row])}, but input has {classes} classes "
+                f"(0 to {classes - 1}) and ignore_index is {ignore_index}"
+            )
+
+    def softmax_cross_entropy_grad(
+        self,
+        grad: Array,
+        probabilities: Array,
+        labels: Array,
+        *,
+        weight: Array | None,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> Array:
+        labels = self._contiguous(labels.astype(np.int64, copy=False))
+        dlogits = self.xp.empty(probabilities.shape, probabilities.dtype)
+        arrays = (self._contiguous(grad), probabilities, labels, weight, dlogits)
+        self._run(
+            "softmax_cross_entropy_grad",
+            probabilities.shape,
+            *arrays,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        )
+        return dlogits
+
+    # -- optimizer updates -------------------------------------------------------------------------------------------
+
+    def sgd_update(
+        self,
+        param: Array,
+        grad: Array,
+        velocity: Array | None,
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        with self._in_place(param, velocity) as (param, velocity):
+            self._run(
+                "sgd_update",
+                param.shape,
+                param,
+                self._contiguous(grad),
+                velocity,
+                lr=lr,
+                momentum=momentum,
+                dampening=dampening,
+                weight_decay=weight_decay,
+                nesterov=nesterov,
+            )
+
+    def adam_update(
+        self,
+        param: Array,
+        grad: Array,
+        mean: Array,
+        square: Array,
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        with self._in_place(param, mean, square) as (param, mean, square):
+            self._run(
+                "adam_update",
+                param.shape,
+                param,
+                self._contiguous(grad),
+                mean,
+                square,
+                step=step,
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                weight_decay=weight_decay,
+                decoupled=decoupled,
+            )
+
+    @contextlib.contextmanager
+    def _in_place(self, *arrays: Array | None) -> Iterator[list[Any]]:
+        """The arrays as kernels can write them: what is on the host or has other strides is copied there and back."""
+        used = [
+            array
+            if array is None or (isinstance(array, self.xp.ndarray) and array.flags.c_contiguous)
+            else self.asarray(array)
+            for array in arrays
+        ]
+        yield used
+        for array, own in zip(arrays, used, strict=True):
+            if array is not None and array is not own:
+                array[...] = self.to_numpy(own) if isinstance(array, np.ndarray) else own
+
+    def sgd_update_all(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        velocities: Sequence[Array | None],
+        *,
+        together: Any = None,
+        **options: Any,
+    ) -> None:
+        terms = ("weight_decay", "nesterov")
+        if not self._update_all("sgd_update_all", (params, grads, velocities), options, terms, together):
+            super().sgd_update_all(params, grads, velocities, **options)
+
+    def adam_update_all(
+        self,
+        params: Sequence[Array],
+        grads: Sequence[Array],
+        means: Sequence[Array],
+        squares: Sequence[Array],
+        *,
+        together: Any = None,
+        **options: Any,
+    ) -> None:
+        terms = ("weight_decay", "decoupled")
+        if not self._update_all("adam_update_all", (params, grads, means, squares), options, terms, together):
+            super().adam_update_all(params, grads, means, squares, **options)
+
+    def _update_all(
+        self,
+        operation: str,
+        groups: tuple[Sequence[Any], ...],
+        options: dict[str, Any],
+        terms: tuple[str, ...],
+        together: Any,
+    ) -> bool:
+        """Update all parameters in one launch; False if nothing was done, because their types differ or by choice."""
+        params, grads, *states = groups
+        # What is written in place has to be on the device, in one piece, as the kernels see it.
+        written = [array for group in (params, *states) for array in group if array is not None]
+        whole = all([isinstance(array, self.xp.ndarray) and array.flags.c_contiguous for array in written])
+        dtype, sizes, capture = params[0].dtype, tuple([param.size for param in params]), capturing.current()
+        plan = self.plan(operation, sizes, dtype)
+        if not whole or plan.module is None or not all([array.dtype == dtype for array in (*written, *grads)]):
+            if capture is not None:
+                raise RuntimeError(
+                    f"{operation}: a captured step updates all parameters in one launch, which takes contiguous arrays "
+                    "of one element type"
+                )
+            return False
+        grads = [self._contiguous(grad) for grad in grads]
+        found = {name: options[name] for name in terms}
+        numbers = self._numbers(plan, sizes, dtype, options, found, together, _narrow(written, grads))
+        if capture is not None:
+            capture.updates[-1].launches.append((together, numbers))
+        elif together is not None:
+            numbers.prepare(together)
+        array = numbers if together is None else numbers.array
+        # The formula's terms alone: what varies from step to step is in the numbers.
+        found["weight_decay"] = float(found["weight_decay"] != 0)
+        self._queue(plan, params, grads, *states, array, **found)
+        return True
+
+    def _numbers(
+        self,
+        plan: Plan,
+        sizes: tuple[int, ...],
+        dtype: Any,
+        options: dict[str, Any],
+        terms: dict[str, Any],
+        together: Any,
+        narrow: bool,
+    ) -> Any:
+        """Where the kernel finds the numbers of its formula: kept with the optimizer, or for a single step an array."""
+        module, tiling = plan.module, plan.choice.tiling
+        if together is None:
+            if capturing.current() is not None:
+                raise RuntimeError(f"{plan.choice.operation}: a captured step has to be an optimizer's")
+            names = inspect.signature(module.numbers_of).parameters
+            row = module.numbers_of(**{name: options[name] for name in names})
+            return self.xp.asarray(module.numbers_array([row], sizes, dtype))
+        on = tuple([(name, bool(value)) for name, value in terms.items()])
+        # Blocks count their steps: another number of blocks, as arrays at odd addresses need, counts by itself. So do
+        # parameters that are updated apart from others of the same sizes.
+        key = plan.choice.operation, sizes, tiling, dtype, self._device(), on, narrow, together.members[0]
+        if key not in together.prepared:
+            numbers = importlib.import_module("gpuconv.backends.cuda.numbers")
+            together.prepared[key] = numbers.UpdateNumbers(self, module, sizes, dtype, on)
+        return together.prepared[key]
+
+    def _contiguous(self, array: Array) -> Array:
+        # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy
+        # would give an array without dimensions one.
+        if isinstance(array, self.xp.ndarray) and array.flags.c_contiguous:
+            return array
+        return self.xp.ascontiguousarray(array).reshape(array.shape)
+
+
+@functools.cache
+def _platform(device: int) -> store.Platform:
+    """What a measurement on a device depends on."""
+    from gpuconv import __version__
+
+    runtime = importlib.import_module("cupy").cuda.runtime
+    properties = runtime.getDeviceProperties(device)
+    return store.Platform(
+        backend="cuda",
+        device=f"{properties['name'].decode()}, compute capability {properties['major']}.{properties['minor']}",
+        driver=f"driver for CUDA {runtime.driverGetVersion()}, compiler of CUDA {_compiler()}, "
+        f"numba-cuda {importlib.import_module('numba_cuda').__version__}",
+        library=__version__,
+        sources=store.digest(Path(kernels.__file__).parent.rglob("*.py")),
+    )
+
+
+def _narrow(*groups: Sequence[Any]) -> bool:
+    """Whether an array does not begin at a multiple of 16 bytes."""
+    return any([_address(array) % 16 for group in groups for array in group])
+
+
+def _address(array: Any) -> int:
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)

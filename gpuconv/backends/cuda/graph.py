@@ -1,0 +1,227 @@
+"""What a captured step becomes: a CUDA graph, or in the simulator a list of launches; by ``CudaBackend.new_graph``.
+
+Both do the same: record a step, in memory of their own; tell what lies in that memory; and queue what was recorded on
+the caller's current stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gpuconv.lab import simulated_memory
+
+
+class CudaGraph:
+    """A graph of CuPy's.
+
+    **Its memory** is a pool that nobody else takes from. What the step frees while it is captured may be used by the
+    step again, as each repetition writes there in the same order; it may not be used by others, nor may what others
+    write lie there. So whatever is to outlive the step, or is written between two repetitions, is made in
+    :meth:`outside`.
+    """
+
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+        self._graph: Any = None
+        self._addresses: set[int] = set()
+        self._blocks: list[Any] = []
+        self._done = cupy.cuda.Event(disable_timing=True)
+        self._stream: Any = None
+        self._pool: Any = None
+        self._caller: Any = None
+        self._last: Any = None
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """What is queued inside of the ``with`` block becomes the graph, and does not run."""
+        cuda = self._cupy.cuda
+        # A pool and a stream a try: what a failed one has left there is gone with them.
+        self._stream, self._addresses, self._blocks = cuda.Stream(non_blocking=True), set(), []
+        self._pool = cuda.MemoryPool(_keeping(cuda, self._blocks))
+        self._caller = cuda.get_current_stream(), cuda.get_allocator()
+        try:
+            with self._stream, cuda.using_allocator(self._allocate):
+                # Relaxed: cudaMalloc is allowed, and to wait for the captured stream is not, in any mode.
+                self._stream.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
+                try:
+                    yield
+                except BaseException:
+                    with contextlib.suppress(Exception):  # a capture that has gone wrong has to be ended all the same
+                        self._stream.end_capture()
+                    raise
+                self._graph = self._stream.end_capture()
+        finally:
+            self._caller = None
+
+    def _allocate(self, size: int) -> Any:
+        memory = self._pool.malloc(size)
+        self._addresses.add(memory.ptr)
+        return memory
+
+    @contextlib.contextmanager
+    def outside(self) -> Iterator[None]:
+        """Inside of :meth:`recording`: what is queued runs now, on the caller's stream, in the caller's memory."""
+        stream, allocator = self._caller
+        with stream, self._cupy.cuda.using_allocator(allocator):
+            yield
+
+    def computes(self, array: Any) -> bool:
+        """Whether its launches compute an array: all that is on the device is computed by some."""
+        return True
+
+    def owns(self, array: Any) -> bool:
+        """Whether an array lies in the graph's memory."""
+        return array.data.mem.ptr in self._addresses
+
+    def borrowed(self, array: Any) -> bool:
+        """Whether an array's memory is another library's, which is kept by keeping the array."""
+        return not isinstance(array.data.mem, self._cupy.cuda.memory.PooledMemory)
+
+    def take_turn(self) -> None:
+        """Before the inputs are written: have the current stream wait for a launch on another one."""
+        stream = self._cupy.cuda.get_current_stream()
+        # By its handle a stream is known on its device, and the per-thread default one in its thread.
+        turn = stream.ptr, self._cupy.cuda.runtime.getDevice(), threading.get_ident() if 0 < stream.ptr < 3 else 0
+        if self._last is not None and turn != self._last:
+            stream.wait_event(self._done)
+        self._last = turn
+
+    def launch(self) -> None:
+        """Queue the graph on the current stream."""
+        stream = self._cupy.cuda.get_current_stream()
+        self._graph.launch(stream)
+        # Now, as the stream may be gone when another one has to wait for it.
+        self._done.record(stream)
+
+
+def _keeping(cuda: Any, blocks: list[Any]) -> Callable[[int], Any]:
+    """An allocator of a pool, which keeps all blocks of the system's memory in a list.
+
+    When memory runs out, a pool gives back the blocks that are free, and a graph writes there all the same.
+    """
+
+    def allocate(size: int) -> Any:
+        blocks.append(cuda.MemoryPointer(cuda.Memory(size), 0))
+        return blocks[-1]
+
+    return allocate
+
+
+class CudaInput:
+    """Where a captured step reads an input; from the host it goes through page-locked memory.
+
+    Attributes:
+        array: on the device.
+    """
+
+    #: Copies that may be under way while the next one is written.
+    _SLOTS = 2
+
+    def __init__(self, cupy: Any, like: Any):
+        self._cupy = cupy
+        self.array = cupy.empty(like.shape, like.dtype)
+        self._slots: list[tuple[Any, np.ndarray, Any]] = []
+        self._turn = 0
+
+    def fill(self, source: Any) -> None:
+        """Copy an array, on the device or of the host, behind what is queued on the current stream."""
+        if not isinstance(source, np.ndarray):
+            self._cupy.copyto(self.array, source)
+        elif source.size:
+            pinned, view, event = self._slot()
+            view[...] = source
+            stream = self._cupy.cuda.get_current_stream()
+            self.array.data.copy_from_host_async(pinned.ptr, self.array.nbytes, stream)
+            event.record(stream)
+
+    def _slot(self) -> tuple[Any, np.ndarray, Any]:
+        cuda = self._cupy.cuda
+        if len(self._slots) < self._SLOTS:
+            pinned = cuda.alloc_pinned_memory(self.array.nbytes)
+            view = np.frombuffer(pinned, self.array.dtype, self.array.size).reshape(self.array.shape)
+            self._slots.append((pinned, view, cuda.Event(disable_timing=True)))
+            return self._slots[-1]
+        self._turn = (self._turn + 1) % self._SLOTS
+        slot = self._slots[self._turn]
+        slot[2].synchronize()  # its last copy has been read
+        return slot
+
+
+class SimulatedGraph:
+    """A list of launches. What the step computes by NumPy, between its launches, is not in it, and not repeated.
+
+    As a graph it knows addresses: no array is kept alive by it. Its memory is a pool of its own, as of
+    :class:`CudaGraph`.
+    """
+
+    def __init__(self) -> None:
+        self._device: Any = importlib.import_module("gpuconv.kernels.device")
+        self._pool = simulated_memory.Pool()
+        #: Each launch with its arguments, of which arrays are views that own nothing.
+        self.launches: list[tuple[Any, tuple[Any, ...]]] = []
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """As of :class:`CudaGraph`."""
+        with simulated_memory.allocating(self._pool), self._device.recording(_without_owner) as self.launches:
+            yield
+
+    def outside(self) -> contextlib.AbstractContextManager[None]:
+        """As of :class:`CudaGraph`."""
+        return simulated_memory.allocating(simulated_memory.default_pool())
+
+    def owns(self, array: Any) -> bool:
+        """As of :class:`CudaGraph`."""
+        return self._pool.owns(array.ctypes.data)
+
+    def borrowed(self, array: Any) -> bool:
+        """As of :class:`CudaGraph`."""
+        return not simulated_memory.default_pool().owns(array.ctypes.data)
+
+    def take_turn(self) -> None:
+        """As of :class:`CudaGraph`."""
+
+    def computes(self, array: Any) -> bool:
+        """Whether a launch is given an array's memory: what NumPy has computed is not repeated."""
+        places = [one for _, arguments in self.launches for one in _arrays(arguments)]
+        start = array.ctypes.data
+        return not array.size or any(one.ctypes.data <= start < one.ctypes.data + one.nbytes for one in places)
+
+    def launch(self) -> None:
+        """As of :class:`CudaGraph`."""
+        for launch, arguments in self.launches:
+            launch(None, *arguments)
+
+
+class SimulatedInput:
+    """As :class:`CudaInput`."""
+
+    def __init__(self, xp: Any, like: np.ndarray):
+        self.array = xp.empty(like.shape, like.dtype)
+
+    def fill(self, source: np.ndarray) -> None:
+        """As of :class:`CudaInput`."""
+        self.array[...] = source
+
+
+def _arrays(arguments: Any) -> Iterator[np.ndarray]:
+    for one in arguments:
+        if isinstance(one, tuple):
+            yield from _arrays(one)
+        elif isinstance(one, np.ndarray):
+            yield one
+
+
+def _without_owner(argument: Any) -> Any:
+    """An argument of a launch as the driver gets it: of an array the address."""
+    if isinstance(argument, tuple):
+        return tuple(map(_without_owner, argument))
+    if not isinstance(argument, np.ndarray):
+        return argument
+    return simulated_memory.array_at(argument.ctypes.data, argument.size, argument.dtype)

@@ -1,0 +1,85 @@
+"""The numbers of an optimizer's updates on a device: learning rate, momentum, what depends on the number of the step.
+
+The kernel reads them there, and itself moves on from the numbers of one step to those of the next
+(``kernels/update/all_at_once.py``): neither an eager step nor the repetition of a captured one has to copy anything,
+until a setting is changed or the steps that are known are done.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+from gpuconv.backends import capturing
+
+__all__ = ["UpdateNumbers"]
+
+#: Steps whose numbers are uploaded at once, at most.
+ROWS = 512
+
+
+class UpdateNumbers:
+    """The coming steps' numbers for one kernel.
+
+    Args:
+        backend: the CUDA backend.
+        module: the kernel's.
+        sizes, dtype: elements of each parameter, and their type.
+        terms: the update's options that decide which terms its formula has.
+
+    Attributes:
+        array: what the kernel reads, and writes.
+    """
+
+    def __init__(self, backend: Any, module: Any, sizes: tuple[int, ...], dtype: Any, terms: Any):
+        self._backend, self._module, self._layout, self._terms = backend, module, (sizes, dtype), terms
+        self._taken = inspect.signature(module.numbers_of).parameters
+        # Its memory may not be that of a step which is being captured: this is written between two repetitions.
+        with capturing.outside():
+            self.array = backend.xp.empty((module.numbers_size(sizes, module.WIDTH, ROWS),), dtype)
+        self._settings: Any = None
+        self._step, self._rows, self._left = -1, 0, 0.0
+
+    def prepare(self, together: Any, count: int = 1) -> None:
+        """Have the kernel find the numbers of the steps from ``together.steps`` on; see ``gpuconv.optim.Together``.
+
+        So many are about to be launched, and nothing can be uploaded between them.
+
+        Raises:
+            RuntimeError: its formula has other terms now.
+        """
+        settings, step = together.settings(), together.steps
+        known = settings == self._settings and step == self._step
+        self._step = -1  # of nothing, if anything fails from here on
+        if not known:
+            self._upload(together, count if together.optimizer.schedule is None else ROWS, count)
+            self._settings = settings
+        elif self._left < count:
+            # Who changes the settings at each step pays for one row, and who never does for few uploads.
+            self._upload(together, min(ROWS, max(count, 2 * self._rows)), count)
+        self._step = step + count
+        self._left -= count
+
+    def forget(self) -> None:
+        """What was prepared has not been launched."""
+        self._step = -1
+
+    def _upload(self, together: Any, count: int, needed: int) -> None:
+        coming = together.coming(count, needed)
+        if (terms := terms_of(coming[0], self._terms)) != self._terms:
+            now, then = (
+                ", ".join(f"{name} {'on' if on else 'off'}" for name, on in one) for one in (terms, self._terms)
+            )
+            raise RuntimeError(
+                f"capture: the captured update has {then}, and the optimizer now {now}: capture the step again"
+            )
+        rows = [self._module.numbers_of(**{name: one[name] for name in self._taken}) for one in coming]
+        self._backend.write(self.array, self._module.numbers_array(rows, *self._layout))
+        self._rows = len(rows)
+        self._left = math.inf if len(rows) == 1 and together.stays() else float(len(rows))
+
+
+def terms_of(options: dict[str, Any], names: Any) -> tuple[tuple[str, bool], ...]:
+    """Which terms the formula of an update has: options by name, and whether they are on."""
+    return tuple((name, bool(options[name])) for name, *_ in names)

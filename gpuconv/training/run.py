@@ -1,0 +1,409 @@
+"""The loop: a run between two steps, and what it does from one to the next."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpuconv import backends, storage
+from gpuconv.autograd import Tensor
+from gpuconv.captured_step import CapturedStep, capture
+from gpuconv.data import DATASETS, Dataset, ImageForm, InputTransform, batch_count, split
+from gpuconv.models import Classifier, build
+from gpuconv.random import default_generator, manual_seed
+from gpuconv.storage import FileError
+from gpuconv.training.checkpoint import CHECKPOINT, KIND, METRICS, MODEL, Checkpoint, fingerprint
+from gpuconv.training.config import LOSSES, OPTIMIZERS, SCHEDULES, Setting, SettingValueError, TrainConfig
+from gpuconv.training.evaluation import evaluate
+from gpuconv.training.events import (
+    BatchEnd,
+    CheckpointSaved,
+    EarlyStop,
+    EpochEnd,
+    Event,
+    Finished,
+    Interrupted,
+    Result,
+    Started,
+    TrainingDiverged,
+)
+from gpuconv.training.feed import Feed
+from gpuconv.training.signals import Signals
+
+#: Seconds between two times that captured steps are waited for and their losses read back.
+_READ_EVERY = 0.1
+_logger = logging.getLogger("gpuconv.training")
+
+
+class Run:
+    """A training run, between two steps: all of its state that changes is what :meth:`save` saves."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        dataset: Dataset,
+        backend: backends.Backend,
+        signals: Signals,
+        report: Callable[[Event], None],
+    ):
+        self.config, self.out, self.dataset = config, out, dataset
+        self.backend, self.signals, self.report = backend, signals, report
+        self.fingerprint = fingerprint(dataset)
+
+        manual_seed(config.seed)
+        self.model = _build(config, dataset).to(backend)
+        self.optimizer = OPTIMIZERS[config.optimizer](config, self.model)
+        self.optimizer.schedule = self._lr
+
+        training, validation = split(len(dataset.train_images), config.validation_fraction, config.seed)
+        transform = InputTransform.fit(dataset.train_images[training], self.model.input_shape[1:])
+        self.model.input_transform = transform
+        self.form = self.model.form = ImageForm.of(dataset, _lasting(config.data))
+        self.feed = Feed(
+            dataset.train_images[training],
+            dataset.train_labels[training],
+            transform,
+            backend,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            augment=config.augment,
+        )
+        self.validation_images = transform(dataset.train_images[validation])
+        self.validation_labels = dataset.train_labels[validation]
+        self.steps = batch_count(len(training), config.batch_size)
+
+        self.step = 0  # steps done in the current epoch; all of them, while it has not been validated
+        self.loss_sum, self.correct = 0.0, 0  # over the images of those steps
+        self.seconds = 0.0  # spent on them
+        self.history: list[EpochEnd] = []
+        # Weights of the best epoch. Without patience, too, which may be set when the run goes on.
+        self.best: dict[str, np.ndarray] | None = None
+        self.resumed = False
+        self.changed = True  # whether the settings are others than those of the checkpoint
+
+        #: On a GPU, what a full batch takes instead of _train_step; elsewhere, and if it cannot be captured, None.
+        captured = capture(self._whole_step) if config.loss == "cross_entropy" else None
+        self.captured = captured if isinstance(captured, CapturedStep) else None
+        self.unread = 0  # captured steps whose loss and right answers have not been read back
+        self.next_read = 0.0
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        weights = self.model.state_dict()
+        optimizer = self.optimizer.state_dict()
+        scalars = {name: optimizer.pop(name) for name in ("steps", "groups")}
+        parts = {"model.": weights, "optimizer.": optimizer, "best.": self.best or {}}
+        storage.save_tensors(
+            self.out / CHECKPOINT,
+            {prefix + name: array for prefix, part in parts.items() for name, array in part.items()},
+            KIND,
+            {
+                "config": asdict(self.config),
+                "data": self.fingerprint,
+                "form": self.form.to_dict(),
+                "backend": self.backend.name,
+                "optimizer": scalars,
+                "generator": default_generator().bit_generator.state,
+                "step": self.step,
+                "loss_sum": self.loss_sum,
+                "correct": self.correct,
+                "seconds": self.seconds,
+                "history": [asdict(epoch) for epoch in self.history],
+            },
+        )
+        self.report(CheckpointSaved(self.out / CHECKPOINT, len(self.history), self.step))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over what :meth:`save` has saved."""
+        content = checkpoint.content
+        try:
+            self._restore_source(content.get("form"))
+            self.model.load_state_dict(checkpoint.part("model."))
+            self.optimizer.load_state_dict({**checkpoint.part("optimizer."), **content["optimizer"]})
+            default_generator().bit_generator.state = content["generator"]
+            self.best = checkpoint.part("best.") or None
+            self.step, self.correct = int(content["step"]), int(content["correct"])
+            self.loss_sum, self.seconds = float(content["loss_sum"]), float(content["seconds"])
+            self.history = [EpochEnd(**epoch) for epoch in content["history"]]
+            self.changed = (content["config"], content["backend"]) != (asdict(self.config), self.backend.name)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{checkpoint.path}: not the checkpoint of such a run ({error})") from None
+        self.resumed = True
+
+    def _restore_source(self, form: Mapping[str, Any] | None) -> None:
+        """The model's bytes are those of an uninterrupted run, unless the data are no longer where it began."""
+        if form is None:
+            return  # a checkpoint from before models had a form
+        source = ImageForm.from_dict(form).source
+        if source is not None and (source in DATASETS or os.path.isdir(source)):
+            self.form = self.model.form = replace(self.form, source=source)
+
+    def _write_metrics(self) -> None:
+        # As a whole, so that no line is ever missing, cut short or there twice; an epoch's line is a few dozen bytes.
+        lines = [json.dumps(asdict(epoch), allow_nan=False) + "\n" for epoch in self.history]
+        storage.write_atomically(self.out / METRICS, "".join(lines).encode())
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The one with the lowest validation loss so far."""
+        losses = [epoch.validation_loss for epoch in self.history if epoch.validation_loss is not None]
+        return 1 + losses.index(min(losses)) if losses else None
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether ``patience`` has run out."""
+        if self.config.patience is None or self.best_epoch is None:
+            return False
+        return len(self.history) - self.best_epoch >= self.config.patience
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left."""
+        return len(self.history) == self.config.epochs or self.stopped_early
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def train(self) -> Result:
+        """Go to the end of the run."""
+        was_finished = self.finished
+        self.report(
+            Started(
+                model=self.config.model,
+                parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+                backend=self.backend.name,
+                train_images=len(self.feed),
+                validation_images=len(self.validation_images),
+                test_images=len(self.dataset.test_images),
+                epochs=self.config.epochs,
+                steps=self.steps,
+                resumed=self.resumed,
+                epochs_done=len(self.history),
+                steps_done=self.step,
+                finished=was_finished,
+            )
+        )
+        if self.changed:
+            # A folder that cannot be written, or a full disk, shows before hours of training; and whoever resumes a run
+            # that goes on longer need not say so again.
+            self.save()
+        self._write_metrics()
+        while not self.finished:
+            self._train_epoch()
+            self._end_epoch()
+            self._stop_if_asked()
+        if self.stopped_early:
+            assert self.best_epoch is not None
+            assert self.config.patience is not None
+            self.report(EarlyStop(len(self.history), self.best_epoch, self.config.patience))
+        return self._finish(was_finished)
+
+    def _train_epoch(self) -> None:
+        before, started, images = self.seconds, time.perf_counter(), 0
+        self.feed.begin(len(self.history), self.step)
+        for step in range(self.step, self.steps):
+            size = min(self.config.batch_size, len(self.feed) - step * self.config.batch_size)
+            if self.captured is None or size < self.config.batch_size or not self._captured_step(step):
+                self._train_step(self.feed.inputs(step), size)
+            images += size
+            # At the end of the epoch there will be another one at once.
+            due = self.optimizer.steps % self.config.checkpoint_every == 0 and self.step < self.steps
+            if self.unread:
+                last, now = self.step == self.steps, time.perf_counter()
+                if not (due or last or self.signals.received is not None or now >= self.next_read):
+                    continue
+                self._read_back()
+                self.next_read = now + _READ_EVERY
+            spent = time.perf_counter() - started
+            self.seconds = before + spent
+            seen = min(self.step * self.config.batch_size, len(self.feed))
+            self.report(
+                BatchEnd(
+                    epoch=len(self.history) + 1,
+                    step=self.step,
+                    steps=self.steps,
+                    loss=self.loss_sum / seen,
+                    accuracy=self.correct / seen,
+                    images_per_second=images / max(spent, 1e-9),
+                )
+            )
+            if due or self.signals.received is not None:
+                self._check_weights()
+                self.save()
+                self._stop_if_asked()
+
+    def _train_step(self, inputs: tuple[Any, ...], size: int) -> None:
+        self._read_back()
+        images, labels = self.feed.batch(*inputs)
+        logits = self.model(Tensor(images))
+        loss = LOSSES[self.config.loss](logits, labels)
+        value = float(loss)
+        if not math.isfinite(value):
+            if all(parameter.grad is None for parameter in self.model.parameters()):
+                loss.backward()
+            raise self._diverged(self.step + 1, f"the loss is {value}")
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self.loss_sum += value * size
+        self.correct += int(self.backend.count_correct(logits.data, labels))
+
+    def _whole_step(self, *inputs: Any) -> None:
+        """What is captured: nothing in it waits for the device."""
+        images, labels = self.feed.next_batch(*inputs)
+        logits = self.model(Tensor(images))
+        loss = LOSSES[self.config.loss](logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.feed.log(logits.data, labels, loss.data)
+
+    def _captured_step(self, step: int) -> bool:
+        """A step whose loss is read back later; False if nothing was done, because it cannot be captured."""
+        assert self.captured is not None
+        try:
+            self.captured(*self.feed.next_inputs(step))
+        except RuntimeError as error:
+            if self.captured.captured:
+                raise
+            self.captured = None
+            _logger.warning("training goes on without a CUDA graph, step by step: %s", error)
+            return False
+        self.unread += 1
+        self.step += 1
+        return True
+
+    def _read_back(self) -> None:
+        """Add up what captured steps have left on the device, in their order, as a step on the host does."""
+        unread, self.unread = self.unread, 0
+        if not unread:
+            return
+        losses, correct = self.feed.logged(self.step - unread, self.step)
+        for number, value in enumerate(losses.tolist()):
+            if not math.isfinite(value):
+                raise self._diverged(self.step - unread + number + 1, f"the loss is {value}")
+            self.loss_sum += value * self.config.batch_size
+        self.correct += int(correct.sum())
+
+    def _lr(self, done: int) -> float:
+        """Learning rate of the step behind ``done`` others."""
+        assert self.config.lr is not None
+        return self.config.lr * SCHEDULES[self.config.schedule](done / (self.steps * self.config.epochs))
+
+    def _end_epoch(self) -> None:
+        self._check_weights()
+        started = time.perf_counter()
+        loss = accuracy = None
+        if len(self.validation_labels):
+            validation = evaluate(self.model, self.validation_images, self.validation_labels, loss=self.config.loss)
+            loss, accuracy = validation.loss, validation.accuracy
+            if not math.isfinite(loss):
+                raise self._diverged(self.step, f"the validation loss is {loss}")
+        epoch = EpochEnd(
+            epoch=len(self.history) + 1,
+            train_loss=self.loss_sum / len(self.feed),
+            train_accuracy=self.correct / len(self.feed),
+            validation_loss=loss,
+            validation_accuracy=accuracy,
+            lr=self.optimizer.lr,
+            seconds=round(self.seconds + time.perf_counter() - started, 3),
+        )
+        self.history.append(epoch)
+        if self.best_epoch == epoch.epoch:
+            self.best = self.model.state_dict()
+        self.step, self.loss_sum, self.correct, self.seconds = 0, 0.0, 0, 0.0
+        self.save()
+        # After the checkpoint, which has the lines too: a run that is resumed writes what is missing here.
+        self._write_metrics()
+        self.report(epoch)
+
+    def _finish(self, was_finished: bool) -> Result:
+        kept_epoch = len(self.history)
+        if self.config.patience is not None and self.best is not None and self.best_epoch is not None:
+            self.model.load_state_dict(self.best)
+            kept_epoch = self.best_epoch
+        self.model.eval()
+        test = evaluate(self.model, self.dataset.test_images, self.dataset.test_labels, loss=self.config.loss)
+        path = self.out / MODEL
+        storage.save(self.model, path)
+        seconds = sum(epoch.seconds for epoch in self.history)
+        self.report(Finished(test.loss, test.accuracy, seconds, self.best_epoch, kept_epoch, path))
+        self._stop_if_asked()
+        return Result(
+            model=self.model,
+            model_path=path,
+            backend=self.backend.name,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            confusion=test.confusion,
+            history=list(self.history),
+            best_epoch=self.best_epoch,
+            kept_epoch=kept_epoch,
+            stopped_early=self.stopped_early,
+            was_finished=was_finished,
+            seconds=seconds,
+        )
+
+    def _stop_if_asked(self) -> None:
+        number = self.signals.received
+        if number is None:
+            return
+        where = f"after epoch {len(self.history)} of {self.config.epochs}"
+        if self.step:
+            where = f"in epoch {len(self.history) + 1} of {self.config.epochs}, after step {self.step} of {self.steps}"
+        raise Interrupted(f"interrupted {where}; saved in {self.out / CHECKPOINT}", number, self.out / CHECKPOINT)
+
+    def _check_weights(self) -> None:
+        """Before they are saved: the loss only shows at the next step that the last one has spoiled them."""
+        for name, parameter in self.model.named_parameters():
+            if not np.isfinite(parameter.numpy()).all():
+                raise self._diverged(self.step, f"{name} holds values that are not finite")
+
+    def _diverged(self, step: int, what: str) -> TrainingDiverged:
+        largest = {
+            name: float(abs(parameter.grad.data).max())
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None
+        }
+        gradient = "no gradient has been computed yet"
+        if largest:
+            # NaN is the largest of all: it is where the trouble shows.
+            name, value = max(largest.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+            gradient = f"the largest of the last gradients is that of {name}, {value:.3g}"
+        return TrainingDiverged(
+            f"training diverged in epoch {len(self.history) + 1}, step {step} of {self.steps}: {what}; {gradient}. A "
+            "lower ",
+            Setting("lr"),
+            f" may help (it was {self.optimizer.lr:.3g}). The last good checkpoint is kept in {self.out}",
+        )
+
+
+def _lasting(data: str) -> str:
+    """The data set's name, or the path of its folder, as any process finds it again."""
+    return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
+
+
+def _build(config: TrainConfig, dataset: Dataset) -> Classifier:
+    classes = len(dataset.classes)
+    if config.model_arguments.get("num_classes", classes) != classes:
+        raise SettingValueError(
+            Setting("model_arguments"),
+            f": num_classes is {config.model_arguments['num_classes']}, but ",
+            Setting("data"),
+            f" {config.data!r} have {classes} classes",
+        )
+    model = build(config.model, **{**config.model_arguments, "num_classes": classes})
+    model.classes = dataset.classes
+    return model

@@ -1,0 +1,27 @@
+"""Which kernel variant and tiling runs an operation, and what ``gpuconv tune`` has measured of it."""
+
+from gpuconv.tuning.choice import (
+    COMPOSED,
+    ENVIRONMENT_VARIABLE,
+    RULES,
+    Choice,
+    Rule,
+    candidates,
+    choose,
+    place_of,
+    use_variant,
+    wish,
+)
+
+__all__ = [
+    "COMPOSED",
+    "ENVIRONMENT_VARIABLE",
+    "RULES",
+    "Choice",
+    "Rule",
+    "candidates",
+    "choose",
+    "place_of",
+    "use_variant",
+    "wish",
+]

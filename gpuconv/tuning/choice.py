@@ -1,0 +1,392 @@
+"""Which kernel variant and tiling runs an operation: by the user's word, else as measured, else by a written rule.
+
+The user's word is, in this order, an argument, :func:`use_variant`, or the environment variable ``GPUCONV_VARIANTS``
+(``conv2d=direct,conv2d_grad_input=tiled``). What ``gpuconv tune`` has measured comes from
+:mod:`gpuconv.tuning.store`, and holds for one geometry on one model of GPU. What was measured before on another GPU of
+the same compute capability ships with the package, where it is faster than the rule. The rule is :data:`RULES`: for
+each operation the variants in the order in which they are tried, each with its condition and the reason for it; the
+first whose condition holds and which supports the geometry is taken, with its first tiling. The rule says why, so that
+a measurement can correct it; ``python -m bench.rules`` tells how far it is from the best that was measured.
+
+Of a fused operation the last variant is :data:`COMPOSED`: no kernel of its own, but those of its parts one after the
+other. It can be asked for like any other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+from gpuconv import kernels
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.tuning import store
+from gpuconv.tuning.store import Platform
+
+__all__ = [
+    "COMPOSED",
+    "ENVIRONMENT_VARIABLE",
+    "RULES",
+    "Choice",
+    "Rule",
+    "candidates",
+    "choose",
+    "place_of",
+    "use_variant",
+    "wish",
+]
+
+ENVIRONMENT_VARIABLE = "GPUCONV_VARIANTS"
+#: The variant of a fused operation that runs its parts one after the other.
+COMPOSED = "composed"
+
+_NOTHING: Mapping[str, tuple[str, Any]] = {}
+_chosen: ContextVar[Mapping[str, tuple[str, Any]]] = ContextVar("gpuconv_variants")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a variant is to be taken.
+
+    Attributes:
+        variant: its name in ``kernels.VARIANTS``, or ``COMPOSED``.
+        when: whether it suits a geometry and an element type ('float32', 'float64').
+        reason: the condition in words, and why.
+    """
+
+    variant: str
+    when: Callable[[Any, str], bool]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What will run.
+
+    Attributes:
+        operation, variant, tiling: what.
+        source: 'argument', 'use_variant', 'environment', 'store', 'default' (it ships with the package) or 'rule'.
+        reason: why.
+    """
+
+    operation: str
+    variant: str
+    tiling: Any
+    source: str
+    reason: str
+
+
+def _always(geometry: Any, dtype: str) -> bool:
+    return True
+
+
+def _reduction(g: Conv2dGeometry) -> int:
+    return g.c // g.groups * g.r * g.s
+
+
+def _one_channel_a_filter(g: Conv2dGeometry, dtype: str) -> bool:
+    return g.groups == g.c > 1
+
+
+def _fills_a_gemm(g: Conv2dGeometry, dtype: str) -> bool:
+    return dtype == "float32" and g.groups == 1 and g.k >= 32 and _reduction(g) >= 64 and g.n * g.p * g.q >= 1024
+
+
+def _fills_a_weight_gemm(g: Conv2dGeometry, dtype: str) -> bool:
+    return g.k // g.groups >= 16 and _reduction(g) >= 64
+
+
+def _reuses_a_halo(g: Conv2dGeometry, dtype: str) -> bool:
+    return g.r * g.s > 1 and g.p * g.q >= 16
+
+
+def _serves_several_channels(g: Conv2dGeometry, dtype: str) -> bool:
+    channels = g.c // g.groups
+    return g.p * g.q >= 16 and channels > 1 and (g.r * g.s > 1 or (channels >= 32 and g.stride == (1, 1)))
+
+
+def _is_small(g: BlockGeometry, dtype: str) -> bool:
+    return not _fills_a_gemm(g.conv, dtype)
+
+
+def _few_rows(g: ChainGeometry, dtype: str) -> bool:
+    return g.n <= 512 and sum(first * second for first, second in pairwise(g.sizes)) <= 2**17
+
+
+_FEW_ROWS = (
+    "at most 512 rows, and 131,072 weights, which each block reads: one launch instead of one or two for each layer; "
+    "for more, cuBLAS reads them less often"
+)
+_COMPOSED = Rule(COMPOSED, _always, "one kernel for each part: they support everything")
+
+#: operation -> what is tried, in this order. What is not listed has one variant, or takes the first of the table.
+RULES: dict[str, tuple[Rule, ...]] = {
+    "conv2d": (
+        Rule("depthwise", _one_channel_a_filter, "each filter sees one channel: bound by memory, nothing to share"),
+        Rule(
+            "implicit_gemm",
+            _fills_a_gemm,
+            "float32, at least 32 filters, 64 products a sum and 1,024 positions: fills the tiles of a matrix product",
+        ),
+        Rule("tiled", _reuses_a_halo, "windows of neighbouring outputs overlap: read once into shared memory"),
+        Rule("direct", _always, "supports everything"),
+    ),
+    "conv2d_grad_input": (
+        Rule(
+            "tiled",
+            _serves_several_channels,
+            "a gradient that is read once into shared memory serves several channels, and the windows that overlap; "
+            "by a 1x1 window, at least 32 channels",
+        ),
+        Rule("direct", _always, "supports everything"),
+    ),
+    "conv2d_grad_weight": (
+        Rule(
+            "implicit_gemm",
+            _fills_a_weight_gemm,
+            "at least 16 filters, and 64 weights in each: fills the tiles of a matrix product",
+        ),
+        Rule("direct", _always, "supports everything"),
+    ),
+    "conv2d_relu_max_pool2d": (
+        Rule("fused", _is_small, "too small for a matrix product's tiles: saves writing and reading the unpooled maps"),
+        _COMPOSED,
+    ),
+    "conv2d_relu_max_pool2d_grad_input": (
+        Rule("gathered", _is_small, "as forward: saves writing and reading the gradient of the unpooled maps"),
+        _COMPOSED,
+    ),
+    "conv2d_relu_max_pool2d_grad_weight": (
+        Rule("sparse", _is_small, "as forward; visits the winners alone, and sums weight and bias in one pass"),
+        _COMPOSED,
+    ),
+    "linear_chain": (Rule("rows", _few_rows, _FEW_ROWS), _COMPOSED),
+    "linear_chain_grad_input": (Rule("rows", _few_rows, _FEW_ROWS), _COMPOSED),
+    "linear_chain_grad_weight": (Rule("tiled", _few_rows, _FEW_ROWS), _COMPOSED),
+    "conv_net": (Rule(COMPOSED, _always, "one kernel for the whole network is an experiment: on request"),),
+    "softmax_cross_entropy_mean": (
+        Rule("one_block", _always, "few logits: losses, their mean and its gradient in one launch instead of several"),
+        _COMPOSED,
+    ),
+    "sgd_update_all": (
+        Rule("one_launch", _always, "a launch for each parameter costs more than the update of a small one"),
+        _COMPOSED,
+    ),
+    "adam_update_all": (
+        Rule("one_launch", _always, "a launch for each parameter costs more than the update of a small one"),
+        _COMPOSED,
+    ),
+}
+
+
+def _names(operation: str) -> tuple[str, ...]:
+    """What may be asked for."""
+    composed = (COMPOSED,) if any(rule.variant == COMPOSED for rule in RULES.get(operation, ())) else ()
+    return (*kernels.VARIANTS.get(operation, ()), *composed)
+
+
+def _supports(operation: str, variant: str, geometry: Any) -> Any:
+    """True, or a Refusal."""
+    return variant == COMPOSED or kernels.load(operation, variant).supports(geometry)
+
+
+def _first_tiling(operation: str, variant: str, geometry: Any) -> Any:
+    return None if variant == COMPOSED else kernels.load(operation, variant).tilings(geometry)[0]
+
+
+def _rules(operation: str) -> tuple[Rule, ...]:
+    listed = RULES.get(operation, ())
+    rest = [variant for variant in kernels.VARIANTS[operation] if variant not in {rule.variant for rule in listed}]
+    # A variant that no rule speaks of comes last: it is taken on request, or if nothing else supports the geometry.
+    reason = "no rule speaks of it" if listed else "the only one" if len(rest) == 1 else "the first of the table"
+    return (*listed, *(Rule(variant, _always, reason) for variant in rest))
+
+
+def _checked(operation: str, variant: str, source: str) -> str:
+    """The variant, if the table has it, or if it is the composition of a fused operation.
+
+    Raises:
+        ValueError: it does not; the nearest name is suggested.
+    """
+    for value, known, what in (
+        (operation, tuple(kernels.VARIANTS), "operation"),
+        (variant, _names(operation), f"variant of {operation}"),
+    ):
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{source}: unknown {what} {value!r}; there are {', '.join(known)}{hint}")
+    return variant
+
+
+@contextmanager
+def use_variant(operation: str, variant: str, tiling: Any = None) -> Iterator[None]:
+    """Run ``operation`` by ``variant`` (and ``tiling``) inside a ``with`` block; for this thread or task only.
+
+    Raises:
+        ValueError: no such operation or variant; at the launch, if it does not support the geometry.
+    """
+    _checked(operation, variant, "use_variant")
+    token = _chosen.set({**_chosen.get({}), operation: (variant, tiling)})
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _from_environment(operation: str) -> str | None:
+    wish = None
+    for part in filter(None, os.environ.get(ENVIRONMENT_VARIABLE, "").replace(" ", "").split(",")):
+        name, equals, variant = part.partition("=")
+        if not equals:
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}: {part!r} is not operation=variant")
+        _checked(name, variant, ENVIRONMENT_VARIABLE)
+        if name == operation:
+            wish = variant
+    return wish
+
+
+def wish(operation: str) -> tuple[Any, str | None]:
+    """What the user asks for at present, of which :func:`choose` makes a choice: cheap, and may be a key."""
+    chosen = _chosen.get(_NOTHING)
+    return chosen.get(operation) if chosen else None, os.environ.get(ENVIRONMENT_VARIABLE)
+
+
+def place_of(operation: str, geometry: Any) -> tuple[str, Conv2dGeometry, Pair] | None:
+    """Under which operation, geometry and window something is tuned; None for what is not.
+
+    Args:
+        operation: a name of ``kernels.VARIANTS``.
+        geometry: what the operation's variants take.
+    """
+    if isinstance(geometry, BlockGeometry) and operation == "conv2d_relu_max_pool2d":
+        window = (geometry.pool.r, geometry.pool.s)
+        if geometry.pool != Pool2dGeometry.of(geometry.conv.output_shape, window):
+            return None  # only windows that lie side by side are tuned
+        return "conv2d", geometry.conv, window
+    if isinstance(geometry, Conv2dGeometry):
+        return operation, geometry, (1, 1)
+    return None
+
+
+def _tiling_of(operation: str, geometry: Any, variant: str, fields: Mapping[str, Any] | None) -> Any:
+    """The tiling with these fields, if there still is such a variant and tiling; else None."""
+    if variant in kernels.VARIANTS[operation]:
+        module = kernels.load(operation, variant)
+        for tiling in module.tilings(geometry) if module.supports(geometry) else ():
+            if asdict(tiling) == fields:
+                return tiling
+    return None
+
+
+@store.cached
+def _from_store(operation: str, geometry: Any, dtype: str, platform: Platform) -> Choice | None:
+    """What was measured to be the fastest, if there still is such a variant and tiling."""
+    if (place := place_of(operation, geometry)) is None:
+        return None
+    tuned, convolution, window = place
+    winner = store.find(store.Key(platform, tuned, convolution, dtype, window))
+    if winner is None:
+        return None
+    if (tiling := _tiling_of(operation, geometry, winner.variant, winner.tiling)) is not None:
+        return Choice(operation, winner.variant, tiling, "store", "the fastest when it was measured here")
+    store.unusable(
+        f"{operation}: the tuning store names {winner.variant!r} in the tiling {winner.tiling}, which there is not"
+    )
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _from_defaults(operation: str, geometry: Any, dtype: str, capability: str | None) -> Choice | None:
+    """What ships with the package, if there still is such a variant and tiling; the user could not mend it."""
+    if capability is None or (place := place_of(operation, geometry)) is None:
+        return None
+    tuned, convolution, window = place
+    default = store.defaults().get((capability, tuned, convolution, dtype, window))
+    if default is None or (tiling := _tiling_of(operation, geometry, default.variant, default.tiling)) is None:
+        return None
+    return Choice(operation, default.variant, tiling, "default", f"measured on {default.device}, {default.date}")
+
+
+def choose(
+    operation: str,
+    geometry: Any,
+    dtype: str = "float32",
+    *,
+    variant: str | None = None,
+    tiling: Any = None,
+    platform: Platform | None = None,
+) -> Choice:
+    """The variant and tiling that run an operation; the order is that at the top of this module.
+
+    Args:
+        operation: a name of ``kernels.VARIANTS``.
+        geometry: what the operation's variants take.
+        dtype: 'float32' or 'float64'.
+        variant, tiling: the caller's wish.
+        platform: the device that it will run on; None, as in the simulator, leaves out what was measured.
+
+    Raises:
+        ValueError: an unknown name, a variant asked for that does not support the geometry, or none that does.
+    """
+    wishes = [
+        ("argument", None if variant is None else (variant, tiling)),
+        ("use_variant", _chosen.get({}).get(operation)),
+        ("environment", None if (name := _from_environment(operation)) is None else (name, None)),
+    ]
+    for source, wish in wishes:
+        if wish is not None:
+            wished, how = wish
+            if not (answer := _supports(operation, _checked(operation, wished, source), geometry)):
+                raise ValueError(f"{operation}: the variant {wished}, asked for by {source}, refuses: {answer}")
+            return Choice(operation, wished, how or _first_tiling(operation, wished, geometry), source, "asked for")
+    if platform is not None:
+        measured = _from_store(operation, geometry, dtype, platform)
+        measured = measured or _from_defaults(operation, geometry, dtype, platform.compute_capability)
+        if measured is not None:
+            return measured
+    refusals = []
+    for rule in _rules(operation):
+        if not rule.when(geometry, dtype) or rule.variant not in _names(operation):
+            continue
+        if answer := _supports(operation, rule.variant, geometry):
+            return Choice(
+                operation, rule.variant, _first_tiling(operation, rule.variant, geometry), "rule", rule.reason
+            )
+        refusals.append(f"{rule.variant}: {answer}")
+    raise ValueError(f"{operation}: no kernel supports {geometry}: {'; '.join(refusals)}")
+
+
+def candidates(
+    operation: str, geometry: Any, dtype: str = "float32", platform: Platform | None = None
+) -> list[tuple[str, str]]:
+    """Every variant of an operation, and why it was taken or not: what ``explain`` shows."""
+    choice = choose(operation, geometry, dtype, platform=platform)
+    rows = []
+    for rule in _rules(operation):
+        if rule.variant not in _names(operation):
+            continue
+        answer = _supports(operation, rule.variant, geometry)
+        if rule.variant == choice.variant:
+            how = "" if choice.tiling is None else f"; {choice.tiling}"
+            who = "taken: default" if choice.source == "default" else f"taken, by {choice.source}:"
+            rows.append((rule.variant, f"{who} {choice.reason}{how}"))
+        elif not answer:
+            rows.append((rule.variant, f"does not support it: {answer}"))
+        elif choice.source == "store":
+            rows.append((rule.variant, "was slower when it was measured here"))
+        elif choice.source == "default":
+            rows.append((rule.variant, f"was slower when it was {choice.reason}"))
+        elif choice.source != "rule":
+            rows.append((rule.variant, f"another one was asked for by {choice.source}"))
+        elif not rule.when(geometry, dtype):
+            rows.append((rule.variant, f"does not suit it; it is for: {rule.reason}"))
+        else:
+            rows.append((rule.variant, f"comes after {choice.variant} in the rule"))
+    return rows

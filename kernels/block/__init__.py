@@ -1,0 +1,1 @@
+"""Convolution, ReLU and max pooling in one kernel, and its gradients."""

@@ -1,0 +1,1 @@
+"""Fully connected layers with what stands between them in one kernel, and their gradients."""

@@ -1,0 +1,1 @@
+"""Softmax cross-entropy, its gradient, and the count of correct predictions."""

@@ -1,0 +1,113 @@
+"""Gradient of average pooling: one thread computes one element of the input's gradient. Every geometry.
+
+A thread goes through the windows that cover its element, at most ``ceil(r / stride) · ceil(s / stride)`` of them, top
+to bottom and left to right, and adds up their gradients, each divided by what its window was divided by (once, at the
+end, where that is the same for all). A scatter would need atomics, and a different order of summation in each run.
+
+Shared memory: none. Registers aimed at: at most 32, for full occupancy. Expected bottleneck: memory bandwidth; the
+caches serve a gradient to the elements that share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import Pool2dGeometry
+from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.device import Launch, array_type, i32, jit, ldg_if, st, u32
+from gpuconv.kernels.pool.pooling import Tiling, divisor, supports, tilings, uniform
+
+__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
+
+
+@specialised
+def _kernel(
+    geometry: Pool2dGeometry, threads: int, dtype: str, include_padding: bool, override: int | None
+) -> Callable[..., None]:
+    """The kernel for images of a geometry, whatever their number: ``geometry.n`` and ``c`` are not looked at."""
+    real = getattr(types, dtype)
+    h, w, r, s, p, q = (getattr(geometry, name) for name in "hwrspq")
+    stride_h, stride_w = geometry.stride
+    top, left = geometry.padding[0][0], geometry.padding[1][0]
+    # Windows that cover an element, along each axis.
+    down, across = -(-r // stride_h), -(-s // stride_w)
+    divide = divisor(geometry, dtype, include_padding, override)
+    divide_once = uniform(geometry, include_padding, override)
+
+    @jit(launch_bounds=threads)
+    def avg_pool2d_grad(grad: Any, out: Any, elements: Any) -> None:
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
+        if i < elements:
+            rest = i // w
+            column = i % w + left
+            plane = rest // h
+            row = rest % h + top
+            first_row = row // stride_h - (down - 1)
+            first_column = column // stride_w - (across - 1)
+            total = real(0)
+            for a in range(down):
+                # Unsigned: a window above the first one has a huge number.
+                window_row = first_row + a
+                covers_row = (window_row < p) & (row - window_row * stride_h < r)
+                for b in range(across):
+                    window_column = first_column + b
+                    covers = covers_row & (window_column < q) & (column - window_column * stride_w < s)
+                    window = (plane * p + window_row) * q + window_column
+                    value = ldg_if(grad, window, covers)
+                    if not divide_once:
+                        # A window that does not cover the element may not exist, and have any count.
+                        value = value / divide(i32(window_row), i32(window_column)) if covers else real(0)
+                    total += value
+            st(out, i, total / divide(i32(0), i32(0)) if divide_once else total)
+
+    return avg_pool2d_grad
+
+
+def launches(
+    geometry: Pool2dGeometry,
+    tiling: Tiling,
+    dtype: Any,
+    *,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> tuple[Launch, ...]:
+    """The one launch of :func:`launch`, or none for an empty batch.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets.
+    """
+    if not (answer := supports(geometry)):
+        raise ValueError(f"avg_pool2d_grad: {answer}")
+    elements = geometry.n * geometry.c * geometry.h * geometry.w
+    if not elements:
+        return ()
+    name = np.dtype(dtype).name
+    single = dataclasses.replace(geometry, n=1, c=1)
+    kernel = _kernel(single, tiling.threads, name, count_include_pad, divisor_override)
+    signature = (array_type(name),) * 2 + (types.int64,)
+    return (Launch(kernel, signature, (-(-elements // tiling.threads), 1, 1), (tiling.threads, 1, 1)),)
+
+
+def launch(
+    grad: Any,
+    out: Any,
+    geometry: Pool2dGeometry,
+    tiling: Tiling,
+    stream: Any = None,
+    *,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> None:
+    """``out``, (n, c, h, w), is the gradient for the input, given ``grad`` (n, c, p, q); options as for the forward.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets.
+    """
+    options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+    for one in launches(geometry, tiling, grad.dtype, **options):
+        one(stream, grad.reshape(-1), out.reshape(-1), out.size)

@@ -1,0 +1,103 @@
+"""Maximum of each window, and which of its elements it was: one thread computes one window. Every geometry.
+
+A thread goes through its window row by row, keeps the largest value and its offset inside the window, and writes both:
+the offset as one byte if the window has at most 256 elements. Where rows of windows are aligned, neither overlapping
+nor padded, as with 2x2 windows and stride 2 on an even width, a row is one access.
+
+Shared memory: none. Registers aimed at: at most 32, for full occupancy. Expected bottleneck: memory bandwidth, if
+windows do not overlap much; the caches serve an input the second time. Large windows on small outputs, as in global
+pooling, leave most of the threads without work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+
+from gpuconv.geometry import Pool2dGeometry
+from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.device import Launch, aligned, array_type, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
+from gpuconv.kernels.pool.pooling import Tiling, keeping_larger, padded, row_vector, supports, tilings
+
+__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
+
+
+def _offset_type(geometry: Pool2dGeometry) -> str:
+    return "uint8" if geometry.r * geometry.s <= 256 else "int32"
+
+
+@specialised
+def _kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int) -> Callable[..., None]:
+    """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at."""
+    real, offset_type = getattr(types, dtype), getattr(types, _offset_type(geometry))
+    load = {1: ldg_if, 2: ldg2_if, 4: ldg4_if}[vector]
+    h, w, r, s, p, q = (getattr(geometry, name) for name in "hwrspq")
+    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
+    top, left = geometry.padding[0][0], geometry.padding[1][0]
+    guarded, lowest = padded(geometry), float("-inf")
+    keep_larger = keeping_larger(guarded=guarded)
+
+    @jit(launch_bounds=threads)
+    def max_pool2d(x: Any, out: Any, winners: Any, windows: Any) -> None:
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
+        if i < windows:
+            rest = i // q
+            column = i32(i % q) * stride_w - left
+            plane = rest // p
+            row = i32(rest % p) * stride_h - top
+            first = (i32(plane) * h + row) * w + column
+            best, winner = real(lowest), i32(-1 if guarded else 0)
+            for dr in range(r):
+                inside_row = (u32(row + dr * dilation_h) < h) | (not guarded)
+                if vector > 1:
+                    values = load(x, first + dr * dilation_h * w, inside_row)
+                    for ds in range(s):
+                        best, winner = keep_larger(best, winner, values[ds], i32(dr * s + ds), inside_row)
+                else:
+                    for ds in range(s):
+                        inside = (inside_row & (u32(column + ds * dilation_w) < w)) | (not guarded)
+                        value = load(x, first + (dr * dilation_h * w + ds * dilation_w), inside)
+                        best, winner = keep_larger(best, winner, value, i32(dr * s + ds), inside)
+            st(out, i, best)
+            st(winners, i, offset_type(winner))
+
+    return max_pool2d
+
+
+def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
+    """The one launch of :func:`launch`, or none for an empty batch.
+
+    Args:
+        geometry, tiling, dtype: see :func:`launch`.
+        aligned16: the input begins at a multiple of 16 bytes.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets.
+    """
+    if not (answer := supports(geometry)):
+        raise ValueError(f"max_pool2d: {answer}")
+    windows = geometry.n * geometry.c * geometry.p * geometry.q
+    if not windows:
+        return ()
+    name = np.dtype(dtype).name
+    single = dataclasses.replace(geometry, n=1, c=1)
+    kernel = _kernel(single, tiling.threads, name, row_vector(geometry, name, aligned16))
+    signature = (array_type(name),) * 2 + (array_type(_offset_type(geometry)), types.int64)
+    return (Launch(kernel, signature, (-(-windows // tiling.threads), 1, 1), (tiling.threads, 1, 1)),)
+
+
+def launch(x: Any, out: Any, winners: Any, geometry: Pool2dGeometry, tiling: Tiling, stream: Any = None) -> None:
+    """``out``, the maxima (n, c, p, q) of ``x`` (n, c, h, w), and ``winners``, their offsets ``i · s + j``.
+
+    The first maximum wins; a NaN beats every number, and of several NaNs the last one wins. ``winners``, of the shape
+    of ``out``, is uint8 where a window has at most 256 elements and int32 otherwise.
+
+    Raises:
+        ValueError: an array is too large for 32-bit offsets.
+    """
+    for one in launches(geometry, tiling, x.dtype, aligned16=aligned(x)):
+        one(stream, x.reshape(-1), out.reshape(-1), winners.reshape(-1), out.size)

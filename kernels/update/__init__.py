@@ -1,0 +1,1 @@
+"""The optimizers' updates of parameters."""

@@ -1,0 +1,1108 @@
+"""The CUDA backend as on a machine with a GPU, all but GPU and kernels: the gate, streams, memory, libraries, training.
+
+`fake_cupy.py` takes CuPy's place, and the NumPy backend's primitives that of the kernels, behind the same `launch`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib.util
+import sys
+import types
+
+import numpy as np
+import pytest
+from support import captured_steps, device_functions, fake_cupy, lenet_training
+from support.operation_cases import FAMILIES
+
+import gpuconv
+from gpuconv import Tensor, backends, kernels, models, nn, optim, training, tuner, tuning
+from gpuconv import functional as F
+from gpuconv.backends.cuda import backend as cuda_backend
+from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
+from gpuconv.tuning import store
+
+pytest.importorskip("numba_cuda", reason="the variants are chosen among kernels for numba-cuda")
+if backends.available()["cuda"] is not None or backends.get("cuda").automatic():
+    pytest.skip(f"needs the simulator: {backends.available()['cuda']}", allow_module_level=True)
+from gpuconv.kernels import device, driver
+from gpuconv.kernels.update import all_at_once
+
+#: Streams that launches came in on, by operation.
+launched: list[tuple[str, object]] = []
+
+
+def inputs_of(operation, arrays, geometry):
+    """A variant's arrays, in its order, as the primitive's arguments, and those that it writes."""
+    if operation.endswith("_update"):
+        return arrays, ()
+    if operation == "softmax_cross_entropy":
+        return arrays[:3], arrays[3:5]
+    if operation == "softmax_cross_entropy_grad":
+        return arrays[:3], arrays[4:]
+    count = {"conv2d": 3, "max_pool2d": 1}.get(operation, len(arrays) - 1)
+    shape_alone = operation in ("relu", "relu_grad", "conv2d_grad_bias")
+    return arrays[:count] if shape_alone else [*arrays[:count], geometry], arrays[count:]
+
+
+def block(numpy, x, w, b, y, winners, geometry):
+    y[...], winners[...] = numpy.conv2d_relu_max_pool2d(x, w, b, *geometry)
+
+
+def block_grad_input(numpy, grad, w, y, winners, out, geometry):
+    needs = (True, False, False)
+    out[...] = numpy.conv2d_relu_max_pool2d_grad(grad, None, w, y, winners, *geometry, needs)[0]
+
+
+def block_grad_weight(numpy, grad, x, y, winners, dw, db, geometry):
+    needs = (False, True, True)
+    dw[...], db[...] = numpy.conv2d_relu_max_pool2d_grad(grad, x, None, y, winners, *geometry, needs)[1:]
+
+
+def chain(numpy, x, weights, biases, outs, geometry):
+    for out, y in zip(outs, numpy.linear_chain(x, weights, biases, geometry), strict=True):
+        out[...] = y
+
+
+def network(numpy, x, weights, biases, out, geometry):
+    out[...] = numpy.conv_net(x, weights, biases, geometry)
+
+
+def chain_grad_input(numpy, grad, weights, ys, grads, out, geometry):
+    for weight, y, before, active in reversed(list(zip(weights, ys, grads, geometry.relu, strict=True))):
+        before[...] = numpy.relu_grad(grad, y) if active else grad
+        grad = numpy.linear_grad_input(before, weight)
+    if out is not None:
+        out[...] = grad
+
+
+def chain_grad_weight(numpy, xs, grads, dweights, dbiases, geometry):
+    for x, grad, dw, db in zip(xs, grads, dweights, dbiases, strict=True):
+        dw[...], db[...] = numpy.linear_grad_weight(grad, x), numpy.linear_grad_bias(grad)
+
+
+def mean_loss(numpy, logits, labels, weight, loss, dlogits, wrong, shape, **options):
+    losses, probabilities = numpy.softmax_cross_entropy(logits, labels, weight=weight, **options)
+    grad = np.full(len(losses), 1 / len(losses), losses.dtype)
+    loss[0], wrong[0] = losses.mean(), np.iinfo(np.int32).max
+    dlogits[...] = numpy.softmax_cross_entropy_grad(grad, probabilities, labels, weight=weight, **options)
+
+
+def image_batch(numpy, table, images, labels, index, transforms, x, found, geometry, step=None):
+    if step is not None:
+        index = index[step[0] * geometry.n :][: geometry.n]
+    x[...], found[...] = numpy.image_batch(table, images, labels, index, transforms, (geometry.p, geometry.q))
+
+
+def count_correct(numpy, logits, labels, out, shape, loss=None, losses=None, step=None):
+    if step is None:
+        out[0] = numpy.count_correct(logits, labels)
+    else:
+        numpy.log_step(logits, labels, loss, losses, out, step)
+
+
+def row_of(numbers, sizes, width):
+    """The numbers of this step, and on to those of the next."""
+    rows_at = all_at_once.numbers_size(sizes, width, 0)
+    row, last = int(numbers[1]), int(numbers[0])
+    numbers[1:rows_at] = min(row + 1, last)
+    return [float(number) for number in numbers[rows_at + row * width :][:width]]
+
+
+def sgd_all(numpy, params, grads, velocities, numbers, sizes, *, weight_decay, nesterov):
+    lr, momentum, share, decay = row_of(numbers, sizes, 4)
+    for one in zip(params, grads, velocities, strict=True):
+        numpy.sgd_update(
+            *one, lr=lr, momentum=momentum, dampening=1 - share, weight_decay=decay if weight_decay else 0.0,
+            nesterov=nesterov,
+        )  # fmt: skip
+
+
+def adam_all(numpy, params, grads, means, squares, numbers, sizes, *, weight_decay, decoupled):
+    rate, beta1, beta2, share1, share2, correction, eps, decay = row_of(numbers, sizes, 8)
+    for param, grad, mean, square in zip(params, grads, means, squares, strict=True):
+        if weight_decay:
+            grad, param[...] = (grad, decay * param) if decoupled else (grad + decay * param, param)
+        mean[...] = beta1 * mean + share1 * grad
+        square[...] = beta2 * square + share2 * grad * grad
+        param -= rate * mean / (np.sqrt(square) / correction + eps)
+
+
+#: Operations that are no primitives, or take several arrays as one: the same on hosts.
+FUSED = {
+    "conv2d_relu_max_pool2d": block,
+    "conv2d_relu_max_pool2d_grad_input": block_grad_input,
+    "conv2d_relu_max_pool2d_grad_weight": block_grad_weight,
+    "linear_chain": chain,
+    "conv_net": network,
+    "linear_chain_grad_input": chain_grad_input,
+    "linear_chain_grad_weight": chain_grad_weight,
+    "softmax_cross_entropy_mean": mean_loss,
+    "sgd_update_all": sgd_all,
+    "adam_update_all": adam_all,
+    "image_batch": image_batch,
+    "count_correct": count_correct,
+}
+
+
+class NumpyKernel:
+    """What a variant of `computing` launches in place of a kernel."""
+
+    def __init__(self, operation, shapes, geometry, options, named):
+        self.operation, self.shapes, self.geometry = operation, shapes, geometry
+        self.options, self.named = options, named
+
+    def run(self, flat):
+        flat = iter(flat)
+
+        def shaped(shape):
+            if isinstance(shape, list):
+                return [shaped(one) for one in shape]
+            return None if shape is None else next(flat).reshape(shape)
+
+        arrays = [shaped(shape) for shape in self.shapes]
+        options = {**self.options, **{name: shaped(shape) for name, shape in self.named.items()}}
+        numpy, operation = backends.get("numpy"), self.operation
+        if operation in FUSED:
+            FUSED[operation](numpy, *arrays, self.geometry, **options)
+            return
+        given, results = inputs_of(operation, arrays, self.geometry)
+        if operation.startswith("softmax"):
+            options["weight"] = arrays[2 if operation == "softmax_cross_entropy" else 3]
+            given = given[:-1] if operation == "softmax_cross_entropy" else given
+        computed = getattr(numpy, operation)(*given, **options)
+        for result, value in zip(results, computed if isinstance(computed, tuple) else (computed,), strict=False):
+            result[...] = value
+
+
+def computing(operation, real):
+    """A variant whose kernel computes with NumPy."""
+
+    def launch(*arguments, workspace=None, **options):
+        *arrays, geometry, tiling, stream = arguments
+        assert tiling in real.tilings(geometry)
+        named = {name: value for name, value in options.items() if hasattr(value, "dtype")}
+        numbers = {name: value for name, value in options.items() if name not in named}
+        flat = []
+
+        def shape_of(array):
+            if isinstance(array, (list, tuple)):
+                return [shape_of(one) for one in array]
+            if array is None:
+                return None
+            flat.append(array.reshape(-1))
+            return array.shape
+
+        shapes = [shape_of(array) for array in arrays]
+        named = {name: shape_of(value) for name, value in named.items()}
+        kernel = NumpyKernel(operation, shapes, geometry, numbers, named)
+        signature = tuple(device.array_type(array.dtype.name) for array in flat)
+        device.Launch(kernel, signature, (1, 1, 1), (1, 1, 1))(stream, *flat)
+
+    names = ("WIDTH", "supports", "tilings", "workspace_size", "numbers_array", "numbers_of", "numbers_size")
+    return types.SimpleNamespace(launch=launch, **{name: getattr(real, name) for name in names if hasattr(real, name)})
+
+
+def run(launch, arguments, stream):
+    """What the stand-in for the driver does with a launch."""
+    if isinstance(launch.kernel, NumpyKernel):
+        launched.append((launch.kernel.operation, stream))
+        launch.kernel.run(arguments)
+    else:
+        device.launch._simulate(launch, arguments)
+
+
+def forget():
+    for function in (backends._load, backends._instance, backends._automatic, cuda_backend._driver):
+        getattr(function, "cache_clear", lambda: None)()
+
+
+@pytest.fixture
+def real_kernels(monkeypatch):
+    """A machine on which `auto` finds a GPU with two devices; kernels run in the simulator."""
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "cupy" or find_spec(name))
+    monkeypatch.setattr(cuda_backend, "_simulating", lambda: False)
+    monkeypatch.setattr(cuda_backend, "_driver", lambda: (13000, 2))
+    monkeypatch.setattr(cuda_backend, "_compiler", lambda: (13, 0))
+    monkeypatch.setattr(device.launch, "_on_host", None)  # launches go to the driver
+    before = driver.use(fake_cupy.Driver(run))
+    monkeypatch.delenv("GPUCONV_BACKEND", raising=False)
+    launched.clear()
+    fake_cupy.Stream.log.clear()
+    fake_cupy.Graph.launches = 0
+    forget()
+    yield fake_cupy
+    driver.use(before)
+    fake_cupy.Memory.free = fake_cupy.Memory.total
+    forget()
+
+
+@pytest.fixture
+def machine(real_kernels, monkeypatch):
+    """The same machine; NumPy computes in place of the kernels, which takes a moment and not minutes."""
+    load = kernels.load
+    monkeypatch.setattr(kernels, "load", lambda operation, variant: computing(operation, load(operation, variant)))
+    # Their launches take numbers that are rounded already: these would not be the NumPy backend's to the last bit.
+    rounded = ("sgd_update_all", "adam_update_all", "softmax_cross_entropy_mean")
+    monkeypatch.setenv("GPUCONV_VARIANTS", ",".join(f"{operation}=composed" for operation in rounded))
+    return real_kernels
+
+
+def random(*shape, dtype=np.float32):
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+# -- the gate --------------------------------------------------------------------------------------------------------
+
+
+def test_device_arrays_run_on_the_device_and_stay_there(machine):
+    """CuPy in, CuPy out, the same memory; a host array in, a host array out, whatever the other operands are."""
+    x, w = machine.asarray(random(2, 3, 5, 5)), machine.asarray(random(4, 3, 3, 3))
+    with gpuconv.use_backend("numpy"):  # the arrays decide first
+        y = F.conv2d(x, w)
+    assert type(y) is machine.ndarray
+    assert Tensor(x).data is x
+    host = F.conv2d(x.get(), w)
+    assert type(host) is np.ndarray
+    np.testing.assert_array_equal(host, y.get())
+    assert type(F.conv2d([[[[1.0]]]], np.ones((1, 1, 1, 1), np.float32))) is np.ndarray
+
+
+def test_the_callers_stream_is_used(machine):
+    """Each launch of forward, backward and update goes to the stream that is current then."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)).to("cuda")
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    with machine.Stream(7):
+        F.cross_entropy(model(random(2, 1, 6, 6)), np.array([0, 2])).backward()
+        optimizer.step()
+    expected = {"conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad_weight", "sgd_update"}
+    assert expected <= {name for name, _ in launched}
+    assert {stream for _, stream in launched} == {(0, 7)}
+
+
+def test_strides_byte_order_and_write_protection(machine):
+    """Transposed, stepped, broadcast, read-only and big-endian arrays give what a plain copy gives."""
+    x, w = random(4, 2, 5, 6), np.ones((1, 2, 3, 3), np.float32)
+    expected = F.conv2d(x, w)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    stepped = machine.ndarray(np.repeat(x, 2, axis=3)[..., ::2])
+    for same in (frozen, x.astype(">f4"), np.asfortranarray(x), stepped, machine.ndarray(np.asfortranarray(x))):
+        result = F.conv2d(same, w)
+        np.testing.assert_array_equal(result if isinstance(result, np.ndarray) else result.get(), expected)
+    spread = np.broadcast_to(x[:1], x.shape)
+    np.testing.assert_array_equal(F.conv2d(spread, w), F.conv2d(spread.copy(), w))
+
+
+def test_a_parameter_with_other_strides_is_updated(machine):
+    """A kernel needs contiguous memory; the update arrives in the user's array all the same."""
+    param = Tensor(machine.ndarray(np.asfortranarray(np.ones((3, 4), np.float32))), requires_grad=True)
+    array = param.data
+    param.grad = Tensor(np.full((3, 4), 2, np.float32))
+    optim.SGD([param], lr=0.25).step()
+    assert param.data is array
+    np.testing.assert_array_equal(array.get(), np.full((3, 4), 0.5, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.ones((1, 1, 3, 3), np.float16), "input must hold float32 or float64, got float16"),
+        (np.ones((1, 1, 3, 3), np.int32), "input must hold float32 or float64, got int32"),
+        (np.ones((1, 1, 3, 3), complex), "elements must be numbers, got type complex128"),
+    ],
+)
+def test_wrong_element_types_are_refused(machine, array, words):
+    """One line, the same as for a host array, before anything is copied or launched."""
+    for given in (array, machine.ndarray(array)):
+        with pytest.raises(TypeError, match=words):
+            F.conv2d(given, np.ones((1, 1, 2, 2), np.float32))
+    assert not launched
+
+
+def test_a_variant_that_looks_at_its_arrays(machine, monkeypatch):
+    """Its `launch` asks for what a stand-in does not have: it is called each time, with the arrays themselves."""
+    load, seen = kernels.load, []
+
+    def looking(operation, variant):
+        module = load(operation, variant)
+
+        def launch(x, out, *rest):
+            seen.append(x.device.id)
+            module.launch(x, out, *rest)
+
+        return types.SimpleNamespace(**{**vars(module), "launch": launch}) if operation == "relu" else module
+
+    monkeypatch.setattr(kernels, "load", looking)
+    for number in range(3):
+        x = random(2, 3) + number
+        np.testing.assert_array_equal(F.relu(machine.asarray(x)).get(), np.maximum(x, 0))
+    assert seen == [0, 0, 0]
+
+
+def test_two_devices_are_refused(machine):
+    """An array on another device than the current one: which, where, and what to do; inside `with Device` it runs."""
+    with machine.Device(1):
+        x, w = machine.asarray(random(1, 1, 4, 4)), machine.asarray(random(1, 1, 2, 2))
+        y = F.conv2d(Tensor(x, requires_grad=True), w)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 4, 4\) is on device 1, but the current device is 0; copy it"):
+        F.conv2d(x, w.get())
+    with pytest.raises(ValueError, match="on device 1"):
+        y.sum().backward()
+    assert {stream[0] for _, stream in launched} == {1}
+
+
+def test_a_model_on_the_host_trains_all_the_same(machine):
+    """The plain loop of the README, on a machine where `auto` is the GPU: arrays travel, and stay the user's."""
+    param = Tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    array, optimizer = param.data, optim.SGD([param], 0.5, momentum=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (param * 2).sum().backward()
+        optimizer.step()
+    assert param.data is array
+    np.testing.assert_array_equal(array, np.float32(1 - 0.5 * 2 - 0.5 * 3))
+    assert {name for name, _ in launched} == {"sgd_update"}
+
+
+def test_a_host_array_for_a_primitive_is_refused(machine):
+    """Behind the gate arrays are on the device; who calls a primitive himself is told so in one line."""
+    with pytest.raises(TypeError, match="relu: got an array on the host, where one on the GPU is needed"):
+        backends.get("cuda").relu(np.ones(3, np.float32))
+
+
+def test_nan_and_infinity_go_through(machine):
+    """As on the CPU, and without a warning."""
+    x = random(1, 1, 4, 4)
+    x[0, 0, 1, 1], x[0, 0, 3, 3] = np.nan, np.inf
+    with gpuconv.use_backend("numpy"):
+        expected = F.softmax(F.max_pool2d(x, 2), -1)
+    np.testing.assert_array_equal(F.softmax(F.max_pool2d(machine.asarray(x), 2), -1).get(), expected)
+
+
+def test_out_of_memory_says_how_much_and_the_process_goes_on(machine):
+    """In a copy to the device, a kernel's result, and what the array library computes; then a smaller one runs."""
+    x, w = random(64, 1, 32, 32), random(8, 1, 3, 3)
+    on_device = Tensor(machine.asarray(x), requires_grad=True)
+    y = on_device * 2
+    machine.Memory.free = 100_000
+    for function in (
+        lambda: F.conv2d(x, w),
+        lambda: F.conv2d(on_device, w),
+        lambda: on_device + 1,
+        lambda: y.backward(np.ones(y.shape, np.float32)),
+    ):
+        with pytest.raises(
+            MemoryError, match=r"GPU is out of memory: Out of memory allocating [\d,]+ bytes .* 0 of 1,024 MiB"
+        ):
+            function()
+    assert machine.Memory.freed_blocks >= 4
+    assert F.conv2d(x[:1], w).shape == (1, 8, 30, 30)
+
+
+# -- other libraries -------------------------------------------------------------------------------------------------
+
+
+class OnTheDevice:
+    """An array of a library that is neither NumPy nor CuPy, on the device."""
+
+    def __init__(self, host):
+        self.host, self.dtype, self.shape = host, host.dtype, host.shape
+        self.__cuda_array_interface__ = host.__array_interface__
+
+
+def test_the_cuda_array_interface_is_taken_without_a_copy(machine):
+    """What JAX, PyCUDA and Numba offer is read in place."""
+    host = np.array([-1.0, 2.0], np.float32)
+    tensor = Tensor(OnTheDevice(host))
+    assert type(tensor.data) is machine.ndarray
+    host[1] = 5
+    np.testing.assert_array_equal(F.relu(tensor).numpy(), [0, 5])
+
+
+def test_torch_goes_in_and_comes_out_by_dlpack(machine):
+    """A torch tensor on the device: DLPack, which orders the streams of both libraries, in and out; no copy."""
+    torch = pytest.importorskip("torch", reason="compares with torch")
+    taken = []
+
+    class Cuda:
+        requires_grad, is_cuda, dtype, shape = False, True, "torch.float32", (2,)
+        __cuda_array_interface__ = "names no stream"
+
+        def __init__(self):
+            self.tensor = torch.tensor([-1.0, 2.0])
+
+        def __dlpack__(self, **options):
+            taken.append("in")
+            return self.tensor.__dlpack__()
+
+        def __dlpack_device__(self):
+            return self.tensor.__dlpack_device__()
+
+    Cuda.__module__ = "torch"
+    given = Cuda()
+    shared = Tensor(given)
+    assert type(shared.data) is machine.ndarray
+    given.tensor[0] = 3
+    np.testing.assert_array_equal(shared.numpy(), [3, 2])
+    assert taken == ["in"]
+
+
+def test_tensors_are_taken_by_other_libraries(machine):
+    """torch.from_dlpack, numpy.from_dlpack and cupy.asarray share a Tensor's memory, wherever that is."""
+    torch = pytest.importorskip("torch", reason="torch takes a Tensor")
+    on_device, on_host = Tensor(machine.asarray([1.0, 2.0], np.float32)), Tensor(np.array([1.0, 2.0], np.float32))
+    for tensor, host in ((on_device, on_device.data.host), (on_host, on_host.data)):
+        theirs = torch.from_dlpack(tensor)
+        host[0] = 9
+        assert theirs[0] == 9
+    np.testing.assert_array_equal(np.from_dlpack(on_host), [9, 2])
+    assert machine.asarray(on_device).host.ctypes.data == on_device.data.host.ctypes.data
+    assert not hasattr(on_host, "__cuda_array_interface__")
+
+
+# -- around the kernels ----------------------------------------------------------------------------------------------
+
+
+def test_moving_a_model(machine):
+    """`to` moves parameters and gradients there and back; an optimizer made before goes on with its state."""
+    model = nn.Linear(3, 2)
+    weight = model.weight
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for backend, kind in (
+        ("cpu", np.ndarray),
+        ("cuda", machine.ndarray),
+        ("cpu", np.ndarray),
+        ("cuda", machine.ndarray),
+    ):
+        assert model.to(backend) is model
+        assert model.weight is weight
+        assert type(weight.data) is kind
+        assert weight.grad is None or type(weight.grad.data) is kind
+        with gpuconv.use_backend("numpy" if backend == "cpu" else "cuda"):
+            model(np.ones((1, 3), np.float32)).sum().backward()
+            optimizer.step()
+        # Left behind, it would be copied in every step.
+        assert type(optimizer._arrays[0]["velocity"]) is kind
+    with pytest.raises(ValueError, match=r"unknown backend 'cuda:0'.*did you mean 'cuda'"):
+        model.to("cuda:0")
+
+
+def test_gradients_are_where_their_leaves_are(machine):
+    """A host leaf of a graph that ran on the device gets a host gradient; several backwards add up in either."""
+    host, device = Tensor(np.ones((2, 3), np.float32), True), Tensor(machine.asarray(np.ones((2, 3), np.float32)), True)
+    for _ in range(2):
+        (host * device).backward(np.full((2, 3), 2, np.float32))
+    assert type(host.grad.data) is np.ndarray
+    assert type(device.grad.data) is machine.ndarray
+    np.testing.assert_array_equal(host.grad.numpy(), 4)
+    np.testing.assert_array_equal(device.grad.numpy(), 4)
+
+
+def test_every_operation_works_on_device_arrays(machine):
+    """Values and gradients equal the NumPy backend's; nothing on the way calls NumPy on a device array."""
+    device_functions.compare(machine)
+
+
+@pytest.mark.slow
+def test_every_operation_by_its_kernels(real_kernels):
+    """The same, and each launch computes on the memory of the arrays that it was given, vectors and workspaces too."""
+    device_functions.compare(real_kernels)
+    for geometry in (
+        Conv2dGeometry.of((2, 3, 9, 8), (40, 3, 5, 5), padding=2),
+        Conv2dGeometry.of((1, 4, 7, 7), (2, 4, 3, 3)),
+    ):
+        x, w = random(*geometry.input_shape), random(*geometry.weight_shape)
+        grad = random(*geometry.output_shape)
+        arrays = [fake_cupy.asarray(array) for array in (x, w, grad)]
+        ours, theirs = backends.get("cuda"), backends.get("numpy")
+        for variant in kernels.VARIANTS["conv2d_grad_weight"]:
+            with tuning.use_variant("conv2d_grad_weight", variant):
+                got = ours.conv2d_grad_weight(arrays[2], arrays[0], geometry).get()
+            wanted = theirs.conv2d_grad_weight(grad, x, geometry)
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+        got = ours.conv2d_grad_input(arrays[2], arrays[1], geometry).get()
+        np.testing.assert_allclose(got, theirs.conv2d_grad_input(grad, w, geometry), rtol=1e-4, atol=1e-4)
+
+
+def test_initialisation_writes_into_device_arrays(machine):
+    """The same numbers as on the host, from one generator."""
+    for fill in (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.zeros_):
+        both = [Tensor(np.ones((3, 4), np.float32)), Tensor(machine.asarray(np.ones((3, 4), np.float32)))]
+        for tensor in both:
+            gpuconv.manual_seed(3)
+            fill(tensor)
+        np.testing.assert_array_equal(both[0].numpy(), both[1].numpy())
+
+
+def test_gradcheck_on_the_device(machine):
+    """Finite differences move elements of device arrays."""
+    x = Tensor(machine.asarray(random(2, 3, dtype=np.float64)), requires_grad=True)
+    assert gpuconv.gradcheck(lambda x: F.tanh(x) * x, [x])
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """The bundled digits, few of them."""
+    data = gpuconv.data.load_dataset("mnist-sample")
+    few = type(data)(
+        "few",
+        data.train_images[:90],
+        data.train_labels[:90],
+        data.test_images[:20],
+        data.test_labels[:20],
+        data.classes,
+    )
+    monkeypatch.setattr(training.fitting, "load_dataset", lambda *_, **__: few)
+    return few
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"loss": "half_squared_error", "patience": 2}], ids=str)
+def test_training_on_the_device(machine, digits, tmp_path, settings, monkeypatch, caplog):
+    """fit, stop, resume, evaluate, save, load, predict: the losses are the NumPy backend's, and so is the model.
+
+    Updates are composed here, which cannot be captured: each run of the loss that is captured says so, once.
+    """
+    monkeypatch.setattr(training.run, "_READ_EVERY", 0)
+    config = training.TrainConfig(epochs=2, batch_size=16, checkpoint_every=2, **settings)
+    assert backends.current().name == "cuda"  # auto takes it
+    stopped = tmp_path / "stopped"
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if isinstance(event, training.BatchEnd) and (event.epoch, event.step) == (2, 4):
+            raise Stop
+
+    with pytest.raises(Stop):
+        training.fit(config, stopped, on_event=stop)
+    gc.collect()
+    resumed = training.fit(config, stopped, resume=True)
+    straight = training.fit(config, tmp_path / "straight")
+    assert type(resumed.model.conv1.weight.data) is machine.ndarray
+    said = [record.getMessage() for record in caplog.records if record.name == "gpuconv.training"]
+    assert len(said) == (0 if "loss" in settings else 3)
+    assert all(line.startswith("training goes on without a CUDA graph, step by step: capture: ") for line in said)
+    with gpuconv.use_backend("numpy"):
+        host = training.fit(training.TrainConfig(**{**vars(config), "backend": "numpy"}), tmp_path / "host")
+    for other in (straight, host):
+        assert [epoch.train_loss for epoch in resumed.history] == [epoch.train_loss for epoch in other.history]
+        for ours, theirs in zip(resumed.model.get_weights(), other.model.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    loaded = gpuconv.load(stopped).to("cuda")
+    expected = host.model.predict(digits.test_images)
+    np.testing.assert_allclose(loaded.predict(digits.test_images), expected, rtol=1e-6)
+    on_device = machine.asarray(digits.test_images)
+    np.testing.assert_allclose(loaded.predict(on_device), expected, rtol=1e-6)
+    result = training.evaluate(loaded, on_device, machine.asarray(digits.test_labels))
+    assert result.accuracy == host.test_accuracy
+    loaded.set_weights(host.model.get_weights())
+    assert type(loaded.conv1.weight.data) is machine.ndarray
+
+
+def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
+    """Each variant and tiling is timed, on arrays of the device; the winner runs from then on, and explain says so."""
+    times = {"direct": 1.0, "tiled": 2.0, "implicit_gemm": 3.0}
+
+    class Clock:
+        def __init__(self, xp):
+            assert xp is machine
+
+        def seconds(self, run, arrays):
+            assert all(type(array) is machine.ndarray for array in arrays)
+            run(*arrays)
+            operation, variant, tiling, geometry = run.args
+            if operation == "conv2d_relu_max_pool2d":  # its last tiling is the fastest
+                every = kernels.load(operation, variant).tilings(geometry)
+                return len(every) - every.index(tiling)
+            return times[variant]
+
+    monkeypatch.setenv("GPUCONV_TUNING", str(tmp_path))
+    monkeypatch.setattr(tuner, "_DeviceClock", Clock)
+    store.forget()
+    cuda_backend._platform.cache_clear()
+    backend, model = backends.get("cuda"), nn.Conv2d(4, 16, 3).to("cuda")
+    fused = list(tuner.tune(tuner.tasks_of("lenet5", 2, backend), backend))
+    assert [outcome.task.window for outcome in fused] == [(2, 2), (2, 2)]
+    for outcome in fused:
+        block = BlockGeometry(outcome.task.geometry, Pool2dGeometry.of(outcome.task.geometry.output_shape, 2))
+        every = kernels.load("conv2d_relu_max_pool2d", "fused").tilings(block)
+        choice = tuning.choose("conv2d_relu_max_pool2d", block, platform=backend.tuning_platform())
+        assert (choice.source, choice.tiling) == ("store", every[-1])
+        assert not outcome.wrong
+        overlapping = BlockGeometry(block.conv, Pool2dGeometry.of(block.conv.output_shape, 2, stride=1))
+        assert tuning.choose("conv2d_relu_max_pool2d", overlapping, platform=backend.tuning_platform()).source == "rule"
+    geometry = Conv2dGeometry.of((2, 4, 9, 9), (16, 4, 3, 3))
+    assert "tiled: taken, by rule" in str(gpuconv.explain(model, (2, 4, 9, 9)))
+    for outcome in tuner.tune([tuner.Task(name, geometry) for name in tuner.OPERATIONS], backend):
+        assert outcome.winner.startswith("direct "), outcome
+        assert not outcome.wrong
+        modules = [kernels.load(outcome.task.operation, name) for name in kernels.VARIANTS[outcome.task.operation]]
+        tilings = [tiling for module in modules if module.supports(geometry) for tiling in module.tilings(geometry)]
+        assert len(outcome.microseconds) == len(tilings)
+    choice = tuning.choose("conv2d", geometry, platform=backend.tuning_platform())
+    assert (choice.source, choice.variant) == ("store", "direct")
+    assert "direct: taken, by store" in str(gpuconv.explain(model, (2, 4, 9, 9)))
+    queue, variants = cuda_backend.CudaBackend._queue, []
+
+    def noting(self, plan, *arrays, **options):
+        variants.append(plan.choice.variant)
+        queue(self, plan, *arrays, **options)
+
+    monkeypatch.setattr(cuda_backend.CudaBackend, "_queue", noting)
+    model(random(2, 4, 9, 9))
+    assert variants == ["direct"]
+    with machine.Device(1):
+        assert backend.tuning_platform() == store.entries()[0][0].key.platform  # the same model of GPU
+    store.forget()
+
+
+@pytest.fixture
+def capturing(machine, digits, monkeypatch):
+    """The machine with all operations fused, so that a step can be captured."""
+    monkeypatch.delenv("GPUCONV_VARIANTS")
+    return machine
+
+
+def plainly(monkeypatch):
+    monkeypatch.setattr(cuda_backend.CudaBackend, "new_graph", lambda self: None)
+
+
+def same(one, other):
+    assert [epoch.train_loss for epoch in one.history] == [epoch.train_loss for epoch in other.history]
+    assert [epoch.train_accuracy for epoch in one.history] == [epoch.train_accuracy for epoch in other.history]
+    for ours, theirs in zip(one.model.get_weights(), other.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_training_by_a_graph(capturing, tmp_path, monkeypatch, augment):
+    """Full batches by a graph, the shorter last one by itself: as without a graph, bit for bit, also when resumed.
+
+    The stopped run goes on in the middle of an epoch, with the order and the transforms of that epoch.
+    """
+    config = training.TrainConfig(epochs=3, batch_size=16, checkpoint_every=4, backend="cuda", augment=augment)
+    events = []
+    straight = training.fit(config, tmp_path / "straight", on_event=events.append)
+    # 81 images are 5 full batches: of 15, two are the warm-up.
+    assert fake_cupy.Graph.launches == 13
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if isinstance(event, training.CheckpointSaved) and (event.epochs_done, event.steps_done) == (1, 2):
+            raise Stop
+
+    with pytest.raises(Stop):
+        training.fit(config, tmp_path / "stopped", on_event=stop)
+    resumed = training.fit(config, tmp_path / "stopped", resume=True)
+    plainly(monkeypatch)
+    every = []
+    plain = training.fit(config, tmp_path / "plain", on_event=every.append)
+    same(straight, plain)
+    same(resumed, plain)
+    # What is told of a step is right whenever it is told, and the last step of an epoch always is.
+    shown, all_steps = (
+        {(e.epoch, e.step): (e.loss, e.accuracy) for e in told if isinstance(e, training.BatchEnd)}
+        for told in (events, every)
+    )
+    assert len(all_steps) == 18
+    assert {(1, 6), (2, 6), (3, 6)} <= shown.keys()
+    assert all(all_steps[step] == values for step, values in shown.items())
+
+
+@pytest.mark.parametrize("batch", [32, 64, pytest.param(512, marks=pytest.mark.slow)])
+def test_captured_lenet_has_the_losses_of_the_host(capturing, batch):
+    """100 steps in float64, the memory that a step frees being reused: losses as on the NumPy backend to 1e-10."""
+    steps = 100
+    ours, _, _, _ = lenet_training.trained("cuda", steps, "float64", batch)
+    theirs, _, _, _ = lenet_training.trained("numpy", steps, "float64", batch)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10)
+    assert fake_cupy.Graph.launches == steps - 2
+
+
+def test_what_the_host_does_in_a_captured_step(capturing, tmp_path, monkeypatch):
+    """It launches the graph. At the beginning of an epoch: order, transforms, and the number of the step."""
+    monkeypatch.setattr(training.run, "_READ_EVERY", 1e9)
+    before = []
+
+    def note(event):
+        if isinstance(event, training.CheckpointSaved) and (event.epochs_done, event.steps_done) == (1, 0):
+            fake_cupy.Stream.log.clear()
+        elif isinstance(event, training.CheckpointSaved) and event.steps_done:
+            before.append(list(fake_cupy.Stream.log))
+
+    config = training.TrainConfig(epochs=2, batch_size=10, checkpoint_every=12, backend="cuda", augment=True)
+    training.fit(config, tmp_path, on_event=note)
+    # 81 images are 9 steps, the last one of one image: the second epoch's order and transforms, and its first three.
+    assert before[0] == [("upload", (81,)), ("upload", (81, 2, 3)), ("upload", (1,)), *3 * [("graph", 0)]]
+
+
+@pytest.mark.parametrize(("batch_size", "lr"), [(8, 1e4), (40, 1e30)])
+def test_losses_are_read_back_when_they_are_shown(capturing, tmp_path, monkeypatch, batch_size, lr):
+    """Between two checkpoints nothing waits for the device; the step that diverged is found all the same.
+
+    Of batches of 40 it is the second one, before the shorter last one, which is no part of a graph.
+    """
+    monkeypatch.setattr(training.run, "_READ_EVERY", 1e9)
+    config = training.TrainConfig(epochs=1, batch_size=batch_size, checkpoint_every=7, lr=lr, backend="cuda")
+    shown = []
+
+    def note(event):
+        if isinstance(event, training.BatchEnd):
+            shown.append(event.step)
+
+    with pytest.raises(training.TrainingDiverged) as captured:
+        training.fit(config, tmp_path / "captured", on_event=note)
+    plainly(monkeypatch)
+    with pytest.raises(training.TrainingDiverged) as plain:
+        training.fit(config, tmp_path / "plain")
+    # The step that is named is the same; the gradients are those of a later one.
+    assert str(captured.value).partition(";")[0] == str(plain.value).partition(";")[0]
+    assert shown == [1]
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path, monkeypatch, augment):
+    """Half of the memory is left for training, to the byte; by a graph all the same, and the result is the same."""
+    config = training.TrainConfig(epochs=2, batch_size=16, backend="cuda", augment=augment)
+    runs, real = [], training.run.Run.train
+    monkeypatch.setattr(training.run.Run, "train", lambda run: runs.append(run) or real(run))
+    results = []
+    # Pixels, a label, a place in the order, and a transform.
+    needed = 2 * 81 * (28 * 28 + 8 + 8 + (24 if augment else 0))
+    for free in (needed, needed - 1):
+        monkeypatch.setattr(cuda_backend.CudaBackend, "free_memory", lambda self, free=free: free)
+        fake_cupy.Graph.launches = 0
+        results.append(training.fit(config, tmp_path / str(free)))
+        assert fake_cupy.Graph.launches == 8
+    assert [run.feed.resident for run in runs] == [True, False]
+    same(*results)
+
+
+# -- captured steps, and what is done to them ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", captured_steps.CHECKS, ids=lambda check: check.__name__)
+def test_captured_steps(capturing, check):
+    """See each check. The same run on a GPU."""
+    check(capturing)
+
+
+def test_the_current_stream_waits_for_the_last_launch_on_another(capturing):
+    """And for nothing else."""
+    first, second = capturing.Stream(non_blocking=True), capturing.Stream(non_blocking=True)
+    captured_steps.on_several_streams(capturing, first, second)
+    log = [entry for entry in capturing.Stream.log if entry[0] in ("wait", "graph")]
+    a, b = first.ptr, second.ptr
+    assert log == [
+        *[("graph", a), ("wait", b, a), ("graph", b), ("graph", b), ("wait", a, b), ("graph", a), ("graph", a)]
+    ]
+
+
+def test_a_schedule_is_uploaded_for_many_steps_at_once(capturing):
+    """Of 600 steps, two uploads of numbers."""
+    captured_steps.schedule_of_many_steps(capturing)
+    assert sum(entry[0] == "upload" for entry in capturing.Stream.log) == 2
+
+
+def test_memory_runs_out_in_a_capture(capturing):
+    """As for other errors: told, and the next call captures."""
+
+    def run_out():
+        capturing.Memory.free = 0
+        capturing.empty(1)
+
+    def have_again():
+        capturing.Memory.free = capturing.Memory.total
+
+    captured_steps.failed_capture(capturing, run_out, RuntimeError, "Out of memory", have_again)
+
+
+def test_explain_and_summary_of_a_model_on_the_device(machine):
+    """explain names the device and the kernels; summary counts."""
+    model = models.LeNet5().to("cuda")
+    text = str(gpuconv.explain(model, (1, 1, 32, 32), training=True))
+    assert "stand-in, 1 GiB, compute capability 9.0, driver for CUDA 13.0" in text
+    assert "weight, sparse: taken, by rule" in text
+    assert "61,706" in str(model.summary((1, 32, 32)))
+
+
+# -- what is missing -------------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """libcuda, which answers what it is told to."""
+
+    def __init__(self, version=13000, init=0, count=1):
+        self.version, self.init, self.count = version, init, count
+
+    def cuDriverGetVersion(self, pointer):
+        pointer._obj.value = self.version
+        return 0
+
+    def cuInit(self, flags):
+        return self.init
+
+    def cuDeviceGetCount(self, pointer):
+        pointer._obj.value = self.count
+        return 0
+
+
+def no_library(name):
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [
+        (no_library, r"no NVIDIA driver was found \(libcuda.so.1\); install one"),
+        (lambda name: Driver(init=100), r"the NVIDIA driver sees no GPU.*CUDA_VISIBLE_DEVICES"),
+        (lambda name: Driver(init=803), r"of different versions: restart"),
+        (lambda name: Driver(init=999), r"does not answer \(cuInit: error 999\)"),
+        (lambda name: Driver(count=0), r"the NVIDIA driver sees no GPU"),
+        (lambda name: Driver(12080), r"supports CUDA 12.8, but CuPy was built for CUDA 13: .*gpuconv\[cuda12\]"),
+    ],
+)
+def test_what_is_wrong_with_the_driver_is_said(machine, monkeypatch, library, words):
+    """`available`, which `gpuconv info` prints, and the error for a backend asked for by name say the same."""
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "cupy" or find_spec(name))
+    monkeypatch.setattr(cuda_backend, "_simulating", lambda: False)
+    monkeypatch.setattr(cuda_backend, "_compiler", lambda: (13, 0))
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    forget()
+    assert_unavailable(words)
+
+
+def assert_unavailable(words):
+    with pytest.raises(backends.BackendUnavailable, match=words), gpuconv.use_backend("cuda"):
+        pass
+    reason = backends.available()["cuda"]
+    assert reason is not None
+    assert "\n" not in reason
+    assert backends.current().name != "cuda"  # auto goes on without it
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "words"),
+    [
+        ("_arrays", lambda: 12090, None),
+        ("_compiler", lambda: (14, 1), r"supports CUDA 13.0, but numba-cuda compiles for CUDA 14: .*gpuconv\[cuda13\]"),
+        ("_compiler", lambda: "numba-cuda finds no CUDA compiler", "no CUDA compiler"),
+    ],
+)
+def test_toolkits_that_do_not_fit_are_named(machine, monkeypatch, name, fault, words):
+    """A toolkit newer than the driver is refused by name; an older one runs."""
+    monkeypatch.setattr(cuda_backend, name, fault)
+    forget()
+    if words is None:
+        assert backends.available()["cuda"] is None
+    else:
+        assert_unavailable(words)
+
+
+def test_missing_or_broken_packages_are_named(machine, monkeypatch):
+    """CuPy or numba-cuda not installed, CuPy that cannot load its libraries: which, and what installs it."""
+    find_spec = importlib.util.find_spec
+    broken = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=types.SimpleNamespace()))
+    monkeypatch.setitem(sys.modules, "cupy", broken)
+    forget()
+    assert_unavailable(r"CuPy cannot be used \(AttributeError: .*\): pip install 'gpuconv\[cuda12\]'")
+    for package, words in (("cupy", "CuPy is not installed: pip"), ("numba_cuda", "numba-cuda is not installed: pip")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, p=package: None if name == p else find_spec(name))
+        forget()
+        assert_unavailable(words)
+
+
+def test_without_a_compiler_the_reason_is_said():
+    """Here numba.cuda is the simulator's, which has no compiler: the reason is a line that ends in what would help."""
+    found = cuda_backend._compiler()
+    assert isinstance(found, str)
+    assert "pip install" in found
+
+
+# -- DLPack and streams of any library -------------------------------------------------------------------------------
+
+
+class Producer:
+    """An array of a library that has DLPack and no more, on a device of one of DLPack's kinds."""
+
+    def __init__(self, host, kind=2):
+        self.host, self.kind = host, kind
+
+    def __dlpack__(self, **options):
+        return self.host.__dlpack__()
+
+    def __dlpack_device__(self):
+        return self.kind, 0
+
+
+@pytest.mark.parametrize("kind", [2, 13], ids=["device", "managed"])
+def test_dlpack_of_any_library_is_taken_without_a_copy(machine, kind):
+    """What has neither ``__cuda_array_interface__`` nor dtype nor shape: in, computed there, and the result stays."""
+    host = np.array([-1.0, 2.0], np.float32)
+    given = Producer(host, kind)
+    tensor = Tensor(given)
+    assert type(tensor.data) is machine.ndarray
+    taken = backends.get("cuda").asarray(given)
+    assert type(taken) is machine.ndarray
+    host[1] = 5
+    np.testing.assert_array_equal(F.relu(tensor).numpy(), [0, 5])
+    np.testing.assert_array_equal(taken.get(), [-1, 5])
+    assert type(F.relu(given)) is machine.ndarray
+    assert {name for name, _ in launched} == {"relu"}
+
+
+def test_dlpack_on_the_host_is_taken_without_a_device():
+    """It becomes a NumPy array, on the same memory."""
+    host = np.array([-1.0, 2.0], np.float32)
+    tensor = Tensor(Producer(host, 1))
+    host[1] = 5
+    assert type(tensor.data) is np.ndarray
+    np.testing.assert_array_equal(tensor.data, [-1, 5])
+
+
+def test_dlpack_is_asked_before_the_cuda_array_interface(machine):
+    """It orders the streams of both libraries. Where it is refused, the other one does; where there is none, a line."""
+
+    class Both(Producer):
+        asked = 0
+
+        def __dlpack__(self, **options):
+            Both.asked += 1
+            return super().__dlpack__()
+
+    class Refusing(Producer):
+        def __dlpack__(self, **options):
+            raise BufferError("read-only")
+
+    host = np.array([-1.0, 2.0], np.float32)
+    for kind in (Both, Refusing):
+        given = kind(host)
+        given.__cuda_array_interface__ = host.__array_interface__
+        tensor = Tensor(given)
+        assert tensor.data.host.ctypes.data == host.ctypes.data
+    assert Both.asked == 1
+    with pytest.raises(TypeError, match=r"an array of test_device_arrays that DLPack does not hand over \(read-only\)"):
+        Tensor(Refusing(host))
+
+
+def test_without_a_gpu_an_array_on_one_says_why(monkeypatch):
+    """The reason of the backend, whichever way the array is offered."""
+    monkeypatch.setattr(cuda_backend, "_simulating", lambda: False)
+    monkeypatch.setattr(cuda_backend, "_driver", lambda: "no NVIDIA driver was found")
+    forget()
+    host = np.ones(2, np.float32)
+    for given in (Producer(host), OnTheDevice(host)):
+        with pytest.raises(backends.BackendUnavailable, match="no NVIDIA driver was found"):
+            Tensor(given)
+    with pytest.raises(backends.BackendUnavailable, match="no NVIDIA driver was found"), gpuconv.use_stream(7):
+        pass
+    with pytest.raises(backends.BackendUnavailable, match="no NVIDIA driver was found"):
+        gpuconv.current_stream()
+    monkeypatch.undo()
+    forget()
+
+
+class HasStream:
+    """A stream of a library with the protocol."""
+
+    def __init__(self, handle, version=0):
+        self.answer = version, handle
+
+    def __cuda_stream__(self):
+        return self.answer
+
+
+@pytest.fixture
+def streams(machine, monkeypatch):
+    """The same machine, whose CuPy wraps streams of others."""
+    wrapped = []
+
+    def external(handle, device):
+        wrapped.append((handle, device))
+        return machine.Stream(handle)
+
+    monkeypatch.setattr(machine.cuda, "ExternalStream", external, raising=False)
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [HasStream(9), 9, types.SimpleNamespace(ptr=9), types.SimpleNamespace(cuda_stream=9)],
+    ids=["protocol", "address", "older CuPy", "older torch"],
+)
+def test_work_is_queued_on_the_stream_that_is_given(machine, streams, stream):
+    """Launches inside of the block go to it, on the current device; afterwards to the one before, also after errors."""
+    x = machine.asarray(random(2, 3))
+    with machine.Device(1):
+        on_second = machine.asarray(random(2, 3))
+        with gpuconv.use_stream(stream):
+            F.relu(on_second)
+    with machine.Stream(7):
+        with gpuconv.use_stream(stream) as current:
+            F.relu(x)
+            assert current == gpuconv.current_stream()
+            assert current.__cuda_stream__() == (0, 9)
+        F.relu(x)
+        with pytest.raises(KeyError), gpuconv.use_stream(current):
+            raise KeyError
+        assert gpuconv.current_stream().__cuda_stream__() == (0, 7)
+    assert [stream for _, stream in launched] == [(1, 9), (0, 9), (0, 7)]
+    assert streams == [(9, 1), (9, 0), (9, 0)]
+
+
+@pytest.mark.parametrize(
+    ("stream", "error", "words"),
+    [
+        (HasStream(9, version=1), ValueError, "version 1 of __cuda_stream__, where 0 is known"),
+        (HasStream("9"), TypeError, "the address of a stream is an integer, got str"),
+        (True, TypeError, "the address of a stream is an integer, got bool"),
+        (-1, ValueError, "-1 is not the address of a stream"),
+        (2**64, ValueError, "is not the address of a stream"),
+        (None, TypeError, "got NoneType, where a stream is needed"),
+        ("9", TypeError, "got str, where a stream is needed"),
+    ],
+)
+def test_what_is_no_stream_is_refused(machine, streams, stream, error, words):
+    """In one line, before anything is queued."""
+    with pytest.raises(error, match=words), gpuconv.use_stream(stream):
+        pass
+    assert not streams
+
+
+def test_streams_that_other_libraries_make_have_the_protocol():
+    """The protocol as cuda.core and PyTorch implement it: a method, and an integer address beside the version."""
+    core = pytest.importorskip("cuda.core", reason="a dependency of numba-cuda")
+    for stream, address in ((core.LEGACY_DEFAULT_STREAM, 1), (core.PER_THREAD_DEFAULT_STREAM, 2)):
+        with gpuconv.use_stream(stream) as taken:  # in the simulator, where nothing is queued
+            assert taken.handle == address
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_compute_on_the_device(machine, family):
+    """Results and gradients lie on the device, with the values of the host; nothing makes a detour over it."""
+    for case in FAMILIES[family]:
+        arrays = case.draw(case.samples[0], np.float32)
+        wanted = [one.grad and array.dtype.kind == "f" for one, array in zip(case.samples[0], arrays, strict=True)]
+        found = []
+        for place in (np.asarray, machine.asarray):
+            inputs = [Tensor(place(array), requires_grad=grad) for array, grad in zip(arrays, wanted, strict=True)]
+            with backends.use_backend("numpy") if place is np.asarray else contextlib.nullcontext():
+                results = case.call(gpuconv, *inputs)
+                results = list(results) if isinstance(results, (tuple, list)) else [results]
+                if results[0].requires_grad:
+                    results[0].backward(place(np.ones(results[0].shape, results[0].dtype)))
+            found.append([*results, *[x.grad for x in inputs if x.grad is not None]])
+        for host, there in zip(*found, strict=True):
+            assert isinstance(there.data, machine.ndarray), case
+            np.testing.assert_allclose(there.numpy(), host.numpy(), rtol=1e-5, atol=1e-6, err_msg=str(case))

@@ -1,0 +1,192 @@
+"""The kernels for gradients of convolutions: right in every tiling and on every geometry, and clean under the trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import cases
+import numpy as np
+import pytest
+import reference
+from support.simulation import TOLERANCE, run
+
+from gpuconv.backends.numpy_backend import NumpyBackend
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels import VARIANTS, device, load
+
+numpy_backend = NumpyBackend()
+
+
+def grad_input(case, dtype):
+    """Geometry, inputs and the right result."""
+    x, w, _, grad = case.arrays(dtype)
+    geometry = Conv2dGeometry.of(case.input, case.weight, **case.keywords)
+    return geometry, (grad, w), reference.conv2d_grad(grad, x, w, **case.keywords)[0]
+
+
+def grad_weight(case, dtype):
+    """Geometry, inputs and the right result."""
+    x, w, _, grad = case.arrays(dtype)
+    geometry = Conv2dGeometry.of(case.input, case.weight, **case.keywords)
+    return geometry, (grad, x), reference.conv2d_grad(grad, x, w, **case.keywords)[1]
+
+
+def grad_bias(case, dtype):
+    """Shape, input and the right result."""
+    grad = case.arrays(dtype)[3]
+    return grad.shape, (grad,), grad.astype(np.float64).sum(axis=(0, 2, 3))
+
+
+OPERATIONS = {"conv2d_grad_input": grad_input, "conv2d_grad_weight": grad_weight, "conv2d_grad_bias": grad_bias}
+TABLE = [(operation, variant) for operation in OPERATIONS for variant in VARIANTS[operation]]
+
+
+@pytest.mark.parametrize("case", [case for case in cases.CONV_CASES if case.tiny], ids=str)
+@pytest.mark.parametrize(("operation", "variant"), TABLE)
+def test_kernel(operation, variant, case):
+    """The result is the reference's, in every tiling; for an empty batch too, whose sums are zero."""
+    module = load(operation, variant)
+    for dtype in TOLERANCE:
+        geometry, inputs, expected = OPERATIONS[operation](case, dtype)
+        if not module.supports(geometry):
+            assert variant != "direct"
+            return
+        tilings = module.tilings(geometry)
+        # The element type changes no index: one tiling shows that it is carried through.
+        for tiling in tilings if dtype == "float32" else tilings[-1:]:
+            out = np.full(expected.shape, np.nan, dtype)
+            run(module, inputs, (out,), geometry, tiling)
+            np.testing.assert_allclose(out, expected, **TOLERANCE[dtype], err_msg=str(tiling))
+
+
+#: A layer for which the large tiles are worth their size, and for each kernel that has such a small one that leaves
+#: blocks partly empty in each direction.
+LARGE = Conv2dGeometry.of((32, 256, 28, 28), (256, 256, 3, 3), padding=1)
+RAGGED = {
+    ("conv2d_grad_input", "tiled"): cases.ConvCase("ragged-map", (1, 66, 9, 35), (2, 66, 3, 2)),
+    ("conv2d_grad_weight", "implicit_gemm"): cases.ConvCase("ragged-matrix", (1, 15, 3, 5), (130, 15, 3, 3), padding=1),
+}
+
+
+@pytest.mark.parametrize(("operation", "variant"), RAGGED)
+def test_tiles_for_large_layers(operation, variant):
+    """Tilings of a layer of ResNet, on a few ragged blocks; a sum is cut into three parts, of which one is empty.
+
+    Shared memory is read without bank conflicts where eight threads in a row always work on neighbouring segments.
+    """
+    module = load(operation, variant)
+    geometry, inputs, _ = OPERATIONS[operation](RAGGED[operation, variant], np.float32)
+    expected = getattr(numpy_backend, operation)(*(array.astype(np.float64) for array in inputs), geometry)
+    # The smaller ones are taken for the small cases above.
+    for tiling in module.tilings(LARGE)[:5]:
+        if hasattr(tiling, "parts"):
+            tiling = dataclasses.replace(tiling, parts=3)
+        out = np.full(expected.shape, np.nan, np.float32)
+        report = run(module, inputs, (out,), geometry, tiling)
+        np.testing.assert_allclose(out, expected, **TOLERANCE["float32"], err_msg=str(tiling))
+        wraps = operation == "conv2d_grad_input" and tiling.rows * tiling.columns // tiling.thread_columns % 8 > 0
+        for conflicts in report.bank_conflicts if report else ():
+            if conflicts.access == "read":
+                assert conflicts.degree <= (1.5 if wraps else 1), f"{tiling}: {conflicts}"
+
+
+@pytest.mark.parametrize(("operation", "variant"), TABLE)
+def test_the_order_of_summation_is_fixed(operation, variant):
+    """The same bits whatever the order in which threads and blocks run."""
+    module = load(operation, variant)
+    case = cases.ConvCase("sum", (5, 4, 9, 8), (6, 4, 3, 3), padding=1)
+    geometry, inputs, expected = OPERATIONS[operation](case, np.float32)
+    tiling = module.tilings(geometry)[0]
+    if hasattr(tiling, "parts"):
+        tiling = dataclasses.replace(tiling, parts=4)
+    results = []
+    for _ in range(3):
+        results.append(np.full(expected.shape, np.nan, np.float32))
+        run(module, inputs, results[-1:], geometry, tiling)
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])
+
+
+@pytest.mark.parametrize(("operation", "variant"), TABLE)
+def test_what_is_not_finite_spreads_as_on_numpy(operation, variant):
+    """A NaN or an infinity in the gradient or the input reaches what its products enter, and nothing else."""
+    module = load(operation, variant)
+    case = cases.ConvCase("not-finite", (2, 3, 7, 9), (4, 3, 3, 2), stride=(1, 2), padding=1)
+    geometry, inputs, expected = OPERATIONS[operation](case, np.float32)
+    inputs[0][0, 1, 2, 3], inputs[0][1, 2, 0, 0] = np.nan, np.inf
+    if operation == "conv2d_grad_weight":
+        inputs[1][1, 0, 6, 8], inputs[1][0, 2, 3, 1] = -np.inf, np.nan
+    arguments = inputs if operation == "conv2d_grad_bias" else (*inputs, geometry)
+    with np.errstate(invalid="ignore"):
+        expected = getattr(numpy_backend, operation)(*arguments)
+    assert not np.isfinite(expected).all()
+    for tiling in module.tilings(geometry):
+        out = np.zeros(expected.shape, np.float32)
+        run(module, inputs, (out,), geometry, tiling)
+        np.testing.assert_allclose(out, expected, **TOLERANCE["float32"], err_msg=str(tiling))
+
+
+@pytest.mark.parametrize(("operation", "variant"), TABLE)
+def test_batches_larger_than_a_grid_is_high(operation, variant):
+    """A grid is at most 65,535 blocks high and deep: a million images fit nonetheless."""
+    module = load(operation, variant)
+    geometry = Conv2dGeometry.of((1_000_000, 1, 5, 5), (2, 1, 3, 3), stride=2)
+    if operation == "conv2d_grad_bias":
+        geometry = geometry.output_shape
+    for tiling in module.tilings(geometry):
+        for launch in module.launches(geometry, tiling, np.float32):
+            assert max(launch.grid[1:]) <= 65_535
+            assert launch.grid[0] < 2**31
+
+
+@pytest.mark.parametrize(("operation", "variant"), TABLE)
+def test_sizes_that_need_64_bit_offsets_are_refused(operation, variant):
+    """A clear error instead of wrapped indices: which array, how large, and what to do."""
+    module = load(operation, variant)
+    geometry = Conv2dGeometry.of((2**21, 1, 1, 1), (1025, 1, 1, 1))
+    if operation == "conv2d_grad_bias":
+        geometry = geometry.output_shape
+    assert not module.supports(geometry)
+    with pytest.raises(ValueError, match=f"{operation}: output has .* needs 64-bit offsets.* Split the batch"):
+        module.launches(geometry, module.tilings(geometry)[0], np.float32)
+
+
+def test_windows_too_large_for_a_tile_are_refused():
+    """The tiled kernel says which limit it has, and leaves such geometries to the direct one."""
+    module = load("conv2d_grad_input", "tiled")
+    for shape, options, reason in (
+        ((2, 2, 3, 40), {"padding": (0, 39)}, "too long for the registers"),
+        ((2, 2, 80, 9), {"padding": (79, 0)}, "too large for shared memory"),
+        ((2, 2, 3, 3), {"stride": 5}, "more than 16 launches"),
+    ):
+        answer = module.supports(Conv2dGeometry.of((1, 2, 100, 100), shape, **options))
+        assert not answer
+        assert reason in answer
+
+
+@pytest.mark.parametrize(("operation", "variant"), [one for one in TABLE if one[0] != "conv2d_grad_input"])
+def test_a_workspace_is_asked_for(operation, variant):
+    """Without one, or with one of another size, nothing is launched."""
+    module = load(operation, variant)
+    geometry, inputs, expected = OPERATIONS[operation](cases.ConvCase("c", (4, 2, 6, 6), (3, 2, 3, 3)), np.float32)
+    tiling, out = dataclasses.replace(module.tilings(geometry)[0], parts=2), np.zeros(expected.shape, np.float32)
+    size = module.workspace_size(geometry, tiling)
+    assert size == 2 * expected.size
+    for workspace, given in ((None, "none"), (np.zeros(7, np.float32), "one of 7")):
+        with pytest.raises(ValueError, match=f"{operation}: .* workspace of {size} elements, got {given}"):
+            module.launch(*inputs, out, geometry, tiling, None, workspace=workspace)
+
+
+def test_outer_products_equal_their_twin():
+    """`add_outer` as it is compiled, here for the processor of this machine, against what the simulator runs."""
+    import numba
+
+    fma = numba.extending.intrinsic(device.BODIES["fma"])
+    code = types.FunctionType(device.registers._add_outer.__code__, {**vars(device), "fma": fma})
+    rng = np.random.default_rng(0)
+    a, b, total = rng.standard_normal(4), rng.standard_normal(9), rng.standard_normal((4, 5))
+    expected = total.copy()
+    device.registers._add_outer_twin(expected, a, b, 3)
+    numba.njit(code)(total, a, b, 3)
+    np.testing.assert_allclose(total, expected, rtol=1e-15)

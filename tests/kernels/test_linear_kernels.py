@@ -1,0 +1,160 @@
+"""The kernels for chains of fully connected layers: right in every tiling, and clean under the simulator's trace."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import cases
+import numpy as np
+import pytest
+from support.simulation import TOLERANCE, run
+
+from gpuconv.geometry import ChainGeometry
+from gpuconv.kernels import VARIANTS, load
+
+OPERATIONS = FORWARD, GRAD_INPUT, GRAD_WEIGHT = (
+    "linear_chain",
+    "linear_chain_grad_input",
+    "linear_chain_grad_weight",
+)
+
+
+#: Sizes that 4, 16 and 32 divide and that they do not; one layer and several, with and without a ReLU behind the last.
+CHAINS = [
+    ChainGeometry(3, (20, 12, 8), (True, False)),
+    ChainGeometry(9, (33, 37, 5, 3), (True, True, True)),
+    ChainGeometry(5, (7, 70), (False,)),
+    ChainGeometry(2, (130, 1, 6), (False, True)),
+    ChainGeometry(1, (1, 1), (True,)),
+    ChainGeometry(35, (4, 2), (True,)),
+]
+LENET = ChainGeometry(2, (400, 120, 84, 10), (True, True, False))
+
+
+def expected(geometry, x, weights, biases, grad):
+    """Results of each layer, gradients before each ReLU and for the input, and for weights and biases, in float64."""
+    xs, ys = [x.astype(np.float64)], []
+    for weight, bias, active in zip(weights, biases, geometry.relu, strict=True):
+        y = xs[-1] @ weight.astype(np.float64).T + (0 if bias is None else bias)
+        ys.append(np.where(y <= 0, 0, y) if active else y)
+        xs.append(ys[-1])
+    grads, grad = [], grad.astype(np.float64)
+    for weight, y, active in reversed(list(zip(weights, ys, geometry.relu, strict=True))):
+        grads.insert(0, np.where(y <= 0, 0, grad) if active else grad)
+        grad = grads[0] @ weight
+    return ys, grads, grad, [one.T @ x for one, x in zip(grads, xs, strict=False)], [one.sum(axis=0) for one in grads]
+
+
+def arrays_of(geometry, dtype):
+    rng = cases.generator(str(geometry))
+    n, sizes, _ = geometry
+    x, grad = (rng.standard_normal((n, size)).astype(dtype) for size in (sizes[0], sizes[-1]))
+    weights = [rng.standard_normal((b, a)).astype(dtype) for a, b in pairwise(sizes)]
+    biases = [None if number == 1 else rng.standard_normal(size).astype(dtype) for number, size in enumerate(sizes[1:])]
+    return x, weights, biases, grad
+
+
+def blanks(arrays, dtype):
+    return [np.full(array.shape, np.nan, dtype) for array in arrays]
+
+
+def compare(ours, theirs, dtype, tiling):
+    for one, other in zip(ours, theirs, strict=True):
+        scale = max(1, np.abs(other).max(initial=0))
+        np.testing.assert_allclose(one / scale, other / scale, **TOLERANCE[dtype], err_msg=str(tiling))
+
+
+def check(operation, geometry, dtype, tilings):
+    x, weights, biases, grad = arrays_of(geometry, dtype)
+    ys, grads, dx, dweights, dbiases = expected(geometry, x, weights, biases, grad)
+    ys, grads = ([array.astype(dtype) for array in arrays] for arrays in (ys, grads))
+    for module in (load(operation, variant) for variant in VARIANTS[operation]):
+        for tiling in module.tilings(geometry)[tilings]:
+            if operation == FORWARD:
+                ours = blanks(ys, dtype)
+                run(module, (x, weights, biases), (ours,), geometry, tiling)
+                compare(ours, ys, dtype, tiling)
+            elif operation == GRAD_INPUT:
+                ours, out = blanks(grads, dtype), np.full(x.shape, np.nan, dtype)
+                report = run(module, (grad, weights, ys, ours), (out,), geometry, tiling)
+                # Without a ReLU behind it, the last layer's gradient is the one given.
+                written = ours if geometry.relu[-1] else ours[:-1]
+                for array in written if report else ():
+                    np.testing.assert_array_equal(report.writes(array), 1)
+                compare([*written, out], [*grads[: len(written)], dx], dtype, tiling)
+                ours = blanks(grads, dtype)
+                run(module, (grad, weights, ys, ours, None), (), geometry, tiling)
+                compare(ours[: len(written)], grads[: len(written)], dtype, tiling)
+            else:
+                ours = blanks(dweights, dtype), blanks(dbiases, dtype)
+                run(module, ([x, *ys[:-1]], grads), ours, geometry, tiling)
+                compare([*ours[0], *ours[1]], [*dweights, *dbiases], dtype, tiling)
+
+
+@pytest.mark.parametrize("geometry", CHAINS, ids=str)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_kernel(operation, geometry):
+    """Results and gradients of every layer are those of matrix products in float64."""
+    check(operation, geometry, "float32", slice(None))
+    check(operation, geometry, "float64", slice(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_classifier_of_lenet(operation):
+    """The layers that these kernels are for."""
+    check(operation, LENET, "float32", slice(1))
+
+
+def test_what_is_not_finite():
+    """A NaN reaches the results of its row, and no other; it passes the gradient on through a ReLU."""
+    geometry = ChainGeometry(4, (9, 6, 3), (True, True))
+    x, weights, biases, grad = arrays_of(geometry, "float32")
+    x[2, 3] = np.nan
+    ys, grads, dx, *_ = expected(geometry, x, weights, biases, grad)
+    ys, grads = ([array.astype(np.float32) for array in arrays] for arrays in (ys, grads))
+    for module in (load(FORWARD, variant) for variant in VARIANTS[FORWARD]):
+        for tiling in module.tilings(geometry):
+            ours = blanks(ys, "float32")
+            run(module, (x, weights, biases), (ours,), geometry, tiling)
+            for one, other in zip(ours, ys, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+                assert np.isnan(one).any(axis=1).tolist() == [False, False, True, False]
+    for module in (load(GRAD_INPUT, variant) for variant in VARIANTS[GRAD_INPUT]):
+        ours, out = blanks(grads, "float32"), np.full(x.shape, np.nan, np.float32)
+        run(module, (grad, weights, ys), (ours, out), geometry, module.tilings(geometry)[0])
+        for one, other in zip([*ours, out], [*grads, dx], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_are_not_aligned():
+    """Weights are read 128 bits at a time only where they all begin at a multiple of 16 bytes."""
+    geometry = ChainGeometry(3, (8, 4), (True,))
+    x, (weight,), biases, grad = arrays_of(geometry, "float32")
+    moved = np.empty(weight.size + 1, np.float32)[1:].reshape(weight.shape)
+    moved[...] = weight
+    (y,), *_ = expected(geometry, x, [weight], biases, grad)
+    for module in (load(FORWARD, variant) for variant in VARIANTS[FORWARD]):
+        ours = np.full(y.shape, np.nan, np.float32)
+        run(module, (x, [moved], biases), ([ours],), geometry, module.tilings(geometry)[0])
+        np.testing.assert_allclose(ours, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_empty_and_too_large(operation):
+    """No rows: nothing is launched, but for sums, which are zero. What does not fit is refused, with the reason."""
+    for module in (load(operation, variant) for variant in VARIANTS[operation]):
+        empty = ChainGeometry(0, (5, 3), (True,))
+        made = module.launches(empty, module.tilings(empty)[0], np.float32)
+        assert len(made) == (operation == GRAD_WEIGHT)
+        cases_refused = [
+            (ChainGeometry(1, (2,) * 10, (True,) * 9), "9 layers"),
+            (ChainGeometry(2**20, (2**12, 3), (True,)), "64-bit offsets"),
+            (ChainGeometry(1, (3, 0), (True,)), "without features"),
+        ]
+        if operation != GRAD_WEIGHT:
+            cases_refused.append((ChainGeometry(1, (9000, 3), (True,)), "shared memory"))
+        for geometry, reason in cases_refused:
+            assert reason in module.supports(geometry)
+            with pytest.raises(ValueError, match=f"{operation}: .*{reason}"):
+                module.launches(geometry, None, np.float32)
