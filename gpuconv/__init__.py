@@ -120,7 +120,7 @@ if TYPE_CHECKING:
     from gpuconv.explanation import explain
     from gpuconv.storage import load, save
 
-__version__ = "0.1.0"
+from gpuconv.version import __version__ as __version__
 
 __all__ = [
     "BackendUnavailable",

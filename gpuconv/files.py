@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import secrets
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,12 +14,10 @@ _TEMPORARY = ".tmp"
 
 
 def cache_folder() -> Path:
-    """Where programs of this system keep what can be made again; that of ``platformdirs`` for "gpuconv"."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "gpuconv" / "gpuconv" / "Cache"
-    if sys.platform == "darwin":
-        return Path("~/Library/Caches/gpuconv").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "").strip() or "~/.cache").expanduser() / "gpuconv"
+    """Where programs of this system keep what can be made again."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("gpuconv")
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -10,13 +10,14 @@ networks from other frameworks, pad the two sides differently.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from gpuconv.names import did_you_mean
 
 Pair: TypeAlias = tuple[int, int]
 Padding2d: TypeAlias = tuple[Pair, Pair]
@@ -79,8 +80,7 @@ def one_of(value: Any, name: str, choices: Sequence[str], *, op: str, otherwise:
     """
     if isinstance(value, str) and value in choices:
         return value
-    near = difflib.get_close_matches(value.lower(), choices, n=1) if isinstance(value, str) else []
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
     what = f"{', '.join(map(repr, choices))}{otherwise}"
     raise ValueError(f"{op}: {name} must be {'' if otherwise else 'one of '}{what}, got {_shown(value)}{hint}")
 

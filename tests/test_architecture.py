@@ -16,15 +16,17 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "arrays": set(),
     "files": set(),
-    "geometry": set(),
+    "names": set(),
+    "geometry": {"names"},
     "random": set(),
     "terminal": set(),
+    "version": set(),
     "versions": set(),
-    "data": set(),
+    "data": {"files", "names"},
     "kernels": {"geometry"},
     "lab": {"kernels"},
-    "tuning": {"files", "geometry", "kernels"},
-    "backends": {"arrays", "files", "geometry", "kernels", "lab", "tuning"},
+    "tuning": {"files", "geometry", "kernels", "names"},
+    "backends": {"arrays", "files", "geometry", "kernels", "lab", "names", "tuning", "version"},
     "autograd": {"arrays", "backends", "versions"},
     "ops": {"autograd", "backends", "geometry", "random"},
     "functional": {"autograd", "backends", "geometry", "ops", "random"},
@@ -33,7 +35,7 @@ ALLOWED = {
     "captured_step": {"autograd", "backends", "geometry", "versions"},
     "explanation": {"autograd", "backends", "geometry"},
     "nn": {"autograd", "functional", "geometry", "random"},
-    "models": {"autograd", "data", "functional", "geometry", "nn"},
+    "models": {"autograd", "data", "functional", "geometry", "names", "nn"},
     "tuner": {"autograd", "backends", "explanation", "geometry", "models", "tuning"},
     "storage": {"data", "files", "models"},
     "plots": {"autograd", "data", "functional", "models", "nn", "storage"},
@@ -44,6 +46,7 @@ ALLOWED = {
         "data",
         "functional",
         "models",
+        "names",
         "nn",
         "optim",
         "random",
@@ -53,8 +56,10 @@ ALLOWED = {
         "autograd",
         "backends",
         "data",
+        "files",
         "geometry",
         "models",
+        "names",
         "nn",
         "plots",
         "random",
@@ -85,7 +90,7 @@ def imported_rooms(path: Path) -> set[str]:
         else:
             continue
         rooms |= {name.split(".")[1] for name in names if name.startswith("gpuconv.")}
-    return rooms - {"__version__"}
+    return rooms
 
 
 SOURCES = sorted(p for folder in ("gpuconv", "kernels") for p in (ROOT / folder).rglob("*.py"))

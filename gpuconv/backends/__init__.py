@@ -7,7 +7,6 @@ numpy. A backend asked for by name is that backend or an error that says why not
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -21,6 +20,7 @@ import numpy as np
 
 from gpuconv.arrays import Stream, on_device, stream_handle
 from gpuconv.backends.base import Array, Backend, BackendUnavailable
+from gpuconv.names import did_you_mean
 
 __all__ = [
     "Array",
@@ -55,9 +55,9 @@ def names() -> tuple[str, ...]:
 
 def _checked(name: str, source: str) -> str:
     if name not in _TABLE and name != AUTO:
-        near = difflib.get_close_matches(str(name), [*_TABLE, AUTO], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{source}: unknown backend {name!r}; there are {', '.join([*_TABLE, AUTO])}{hint}")
+        known = [*_TABLE, AUTO]
+        there_are = f"there are {', '.join(known)}{did_you_mean(name, known)}"
+        raise ValueError(f"{source}: unknown backend {name!r}; {there_are}")
     return name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -14,6 +15,7 @@ import gpuconv
 from gpuconv import backends
 from gpuconv.cli.common import new_console, say
 from gpuconv.data.errors import missing_extra
+from gpuconv.files import cache_folder
 
 
 def info() -> None:
@@ -63,9 +65,7 @@ def _state_of_extra(extra: str) -> str:
 
 
 def _state_of_mnist() -> str:
-    try:
-        import pooch
-    except ImportError as error:
-        return str(missing_extra("downloading", error.name or "pooch"))
-    folder = Path(os.environ.get("GPUCONV_DATA") or pooch.os_cache("gpuconv")).expanduser() / "mnist"
+    if importlib.util.find_spec("pooch") is None:
+        return str(missing_extra("downloading", "pooch"))
+    folder = Path(os.environ.get("GPUCONV_DATA") or cache_folder()).expanduser() / "mnist"
     return f"in {folder}" if folder.is_dir() else f"not downloaded yet; will be kept in {folder}"

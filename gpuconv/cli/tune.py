@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -24,6 +23,7 @@ from gpuconv.cli.common import (
 )
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.models import MODELS
+from gpuconv.names import did_you_mean
 from gpuconv.training import TrainConfig
 from gpuconv.tuning import store
 
@@ -78,8 +78,7 @@ def tune(
     if geometry is None and (op is not None or dtype != "float32"):
         raise Failure("--op and --dtype go with --geometry")
     if op is not None and op not in tuner.OPERATIONS:
-        near = difflib.get_close_matches(op, tuner.OPERATIONS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(op, tuner.OPERATIONS)
         raise Failure(f"--op must be one of {', '.join(tuner.OPERATIONS)}, got {op!r}{hint}")
     if dtype not in ("float32", "float64"):
         raise Failure(f"--dtype must be float32 or float64, got {dtype!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import os
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from gpuconv.data.download import download_mnist
 from gpuconv.data.errors import DataError
 from gpuconv.data.idx import read_idx
+from gpuconv.names import nearest
 
 __all__ = ["DATASETS", "Dataset", "load_dataset"]
 
@@ -109,8 +109,8 @@ def load_dataset(name_or_path: str | os.PathLike[str], *, cache_dir: str | os.Pa
         raise ValueError(f"data set {given!r} is a file; give the folder that holds the IDX files")
     if given and (isinstance(name_or_path, os.PathLike) or given != path.name):
         raise ValueError(f"data set {given!r} is no folder; give one with IDX files, or a name: {known}")
-    near = difflib.get_close_matches(given.lower(), DATASETS, n=1, cutoff=0.5)
-    suggestion = f"did you mean {near[0]!r}? Otherwise " if near else ""
+    near = nearest(given, DATASETS, cutoff=0.5)
+    suggestion = f"did you mean {near!r}? Otherwise " if near else ""
     raise ValueError(f"unknown data set {given!r}; {suggestion}give {known}, or a folder of IDX files")
 
 

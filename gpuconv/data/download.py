@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gpuconv.data.errors import missing_extra
+from gpuconv.files import cache_folder
 
 __all__ = ["download_mnist"]
 
@@ -54,7 +55,7 @@ def download_mnist(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     except ImportError:
         raise missing_extra("downloading MNIST", "pooch") from None
 
-    folder = Path(cache_dir or os.environ.get("GPUCONV_DATA") or pooch.os_cache("gpuconv")).expanduser() / "mnist"
+    folder = Path(cache_dir or os.environ.get("GPUCONV_DATA") or cache_folder()).expanduser() / "mnist"
     mirrors = list(_MIRRORS)
     for name, sha256 in _SHA256.items():
         answers = {}

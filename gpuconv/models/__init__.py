@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from gpuconv.models.classifier import Classifier
 from gpuconv.models.lenet import LeNet5
+from gpuconv.names import did_you_mean
 
 __all__ = ["MODELS", "Classifier", "LeNet5", "build"]
 
@@ -21,7 +21,5 @@ def build(name: str, **arguments: Any) -> Classifier:
         ValueError: no such model; the nearest name is suggested.
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name.lower(), MODELS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}{hint}")
+        raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}{did_you_mean(name, MODELS)}")
     return MODELS[name](**arguments)

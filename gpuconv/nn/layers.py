@@ -33,7 +33,17 @@ from gpuconv.nn import init
 from gpuconv.nn.module import Module, Parameter
 
 
-def _default_parameters(layer: _ConvNd | Linear, shape: tuple[int, ...], bias: Any, dtype: Any) -> None:
+class _Weighted(Module):
+    """A layer each of whose outputs is a sum over weights of its own filter or row, and a bias."""
+
+    weight: Parameter
+    bias: Parameter | None
+
+    def connections_of_an_output(self) -> int:
+        return math.prod(self.weight.shape[1:]) + (self.bias is not None)
+
+
+def _default_parameters(layer: _Weighted, shape: tuple[int, ...], bias: Any, dtype: Any) -> None:
     """Give a layer weight and bias, both uniform in ``± 1 / sqrt(fan_in)``, which is PyTorch's default."""
     op = type(layer).__name__
     bias = bias is not None and flag(bias, "bias", op=op)  # PyTorch takes None, too
@@ -51,10 +61,7 @@ def _default_parameters(layer: _ConvNd | Linear, shape: tuple[int, ...], bias: A
         init.uniform_(layer.bias, -bound, bound)
 
 
-class _ConvNd(Module):
-    weight: Parameter
-    bias: Parameter | None
-
+class _ConvNd(_Weighted):
     def __init__(
         self, in_channels: int, out_channels: int, kernel: tuple[int, ...], groups: int, bias: bool, dtype: Any
     ):
@@ -140,16 +147,13 @@ class Conv1d(_ConvNd):
         return F.conv1d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-class Linear(Module):
+class Linear(_Weighted):
     """Fully connected layer, ``input · weightᵀ + bias``.
 
     Attributes:
         weight: (out_features, in_features).
         bias: (out_features,) or None.
     """
-
-    weight: Parameter
-    bias: Parameter | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, dtype: Any = np.float32):
         super().__init__()

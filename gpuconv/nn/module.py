@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gpuconv.autograd import Tensor, moved, no_grad, overwrite, to_array
-
-if TYPE_CHECKING:
-    from gpuconv.nn.summary import Summary
+from gpuconv.nn.summary import Summary, summarize
 
 _M = TypeVar("_M", bound="Module")
 
@@ -394,9 +392,12 @@ class Module:
 
     def summary(self, input_shape: Sequence[int]) -> Summary:
         """Layers, output shapes, parameters and connections for an input of ``input_shape``, batch left out."""
-        from gpuconv.nn.summary import summarize
+        with evaluating(self):
+            return summarize(self, input_shape)
 
-        return summarize(self, input_shape)
+    def connections_of_an_output(self) -> int:
+        """Connections of each element of the layer's output: uses of a weight or a bias. 0 where there are none."""
+        return 0
 
 
 def _values(name: str, value: Any) -> Any:

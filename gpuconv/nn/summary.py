@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import Tensor, no_grad
-from gpuconv.nn.layers import Conv1d, Conv2d, Linear
-from gpuconv.nn.module import Module, evaluating
 
 
 @dataclass(frozen=True)
@@ -77,32 +75,30 @@ class Summary:
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def summarize(module: Module, input_shape: Sequence[int]) -> Summary:
+def summarize(module: Any, input_shape: Sequence[int]) -> Summary:
     """Run one input of zeros through ``module`` and count every layer on its way.
 
     Args:
-        module: a network.
+        module: a network, in evaluation mode.
         input_shape: shape of one sample, without the batch.
 
     Raises:
         ValueError: the input does not fit the network.
     """
     layers: list[LayerSummary] = []
-    with evaluating(module), no_grad(), _layer_by_layer(module, layers):
+    with no_grad(), _layer_by_layer(module, layers):
         module(Tensor(np.zeros((1, *input_shape), np.float32)))
     return Summary(tuple(layers))
 
 
 @contextmanager
-def _layer_by_layer(module: Module, layers: list[LayerSummary]) -> Iterator[None]:
+def _layer_by_layer(module: Any, layers: list[LayerSummary]) -> Iterator[None]:
     """Have each layer (a module with no others inside) note what it did, and run unfused so that each one does run."""
-    from gpuconv.nn.sequential import Sequential
-
-    touched: list[Module] = []
+    touched: list[Any] = []
     for name, inside in module.named_modules():
         if not any(True for _ in inside.children()):
             inside.__dict__["forward"] = _noting(inside, name or type(inside).__name__, layers)
-        elif isinstance(inside, Sequential):
+        elif hasattr(inside, "_fusing"):
             inside.__dict__["_fusing"] = False
         else:
             continue
@@ -115,20 +111,14 @@ def _layer_by_layer(module: Module, layers: list[LayerSummary]) -> Iterator[None
             inside.__dict__.pop("_fusing", None)
 
 
-def _noting(layer: Module, name: str, layers: list[LayerSummary]) -> Any:
+def _noting(layer: Any, name: str, layers: list[LayerSummary]) -> Any:
     def forward(*inputs: Any, **options: Any) -> Any:
         output = type(layer).forward(layer, *inputs, **options)
         first = output[0] if isinstance(output, tuple) else output
         shape = tuple(first.shape[1:])
         parameters = sum(parameter.numel() for parameter in layer.parameters())
-        layers.append(LayerSummary(name, type(layer).__name__, shape, parameters, _connections(layer, shape)))
+        connections = math.prod(shape) * layer.connections_of_an_output()
+        layers.append(LayerSummary(name, type(layer).__name__, shape, parameters, connections))
         return output
 
     return forward
-
-
-def _connections(layer: Module, output_shape: tuple[int, ...]) -> int:
-    if not isinstance(layer, (Conv1d, Conv2d, Linear)):
-        return 0
-    per_output = math.prod(layer.weight.shape[1:]) + (layer.bias is not None)
-    return math.prod(output_shape) * per_output

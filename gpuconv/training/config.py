@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import math
@@ -17,6 +16,7 @@ from gpuconv import backends, optim
 from gpuconv import functional as F
 from gpuconv.autograd import Tensor
 from gpuconv.models import MODELS, Classifier
+from gpuconv.names import did_you_mean
 
 #: Fields of :class:`TrainConfig` that may be others when a run goes on.
 MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "backend")
@@ -177,8 +177,7 @@ class TrainConfig:
         if not isinstance(value, str):
             raise SettingTypeError(Setting(name), f" must be one of {', '.join(choices)}, got {value!r}")
         if value not in choices:
-            near = difflib.get_close_matches(value.lower(), choices, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(value, choices)
             raise SettingValueError(Setting(name), f" must be one of {', '.join(choices)}, got {value!r}{hint}")
 
     def _integer(self, name: str, minimum: int) -> None:

@@ -14,7 +14,6 @@ other. It can be asked for like any other.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -26,21 +25,9 @@ from typing import Any
 
 from gpuconv import kernels
 from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.names import did_you_mean
 from gpuconv.tuning import store
 from gpuconv.tuning.store import Platform
-
-__all__ = [
-    "COMPOSED",
-    "ENVIRONMENT_VARIABLE",
-    "RULES",
-    "Choice",
-    "Rule",
-    "candidates",
-    "choose",
-    "place_of",
-    "use_variant",
-    "wish",
-]
 
 ENVIRONMENT_VARIABLE = "GPUCONV_VARIANTS"
 #: The variant of a fused operation that runs its parts one after the other.
@@ -219,9 +206,8 @@ def _checked(operation: str, variant: str, source: str) -> str:
         (variant, _names(operation), f"variant of {operation}"),
     ):
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{source}: unknown {what} {value!r}; there are {', '.join(known)}{hint}")
+            there_are = f"there are {', '.join(known)}{did_you_mean(value, known)}"
+            raise ValueError(f"{source}: unknown {what} {value!r}; {there_are}")
     return variant
 
 

@@ -593,7 +593,7 @@ _GATHERED = _Gathered()
 
 @functools.cache
 def _platform() -> store.Platform:
-    from gpuconv import __version__
+    from gpuconv.version import __version__
 
     device = f"{simd.cpu_name()}, vectors of {8 * simd.registers()[0]} bits, {platform.system()} {platform.machine()}"
     driver = f"numba {numba.__version__}, numpy {np.__version__}"

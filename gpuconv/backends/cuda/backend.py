@@ -883,7 +883,7 @@ class CudaBackend(Backend):
 @functools.cache
 def _platform(device: int) -> store.Platform:
     """What a measurement on a device depends on."""
-    from gpuconv import __version__
+    from gpuconv.version import __version__
 
     runtime = importlib.import_module("cupy").cuda.runtime
     properties = runtime.getDeviceProperties(device)
