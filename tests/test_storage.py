@@ -109,24 +109,40 @@ def zip_of(name):
 
 
 WHOLE = safetensors_of("F32", bytes(8), [2])
-TAKE = "take the weights with model.load_state_dict("
+TAKE = "build its network and take the weights with model.load_state_dict(gpuconv.load("
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (safetensors_of("BF16", bytes(4), [2]), "in which conv1.weight holds bfloat16; build its network and " + TAKE),
-        (safetensors_of("F8_E4M3", bytes(2), [2]), "in which conv1.weight holds float8_e4m3"),
-        (safetensors_of("C64", bytes(16), [2]), "in which conv1.weight holds complex64"),
-        (WHOLE, f"some other safetensors file; build its network and {TAKE}safetensors.numpy.load_file("),
+        (safetensors_of("BF16", bytes(4), [2]), f"in which conv1.weight holds bfloat16; {TAKE}"),
+        (WHOLE, f"not a gpuconv-model file but some other safetensors file; {TAKE}"),
+        (zip_of("archive/data.pkl"), f"it is a pickle, as torch.save writes it; {TAKE}"),
+        (pickle.dumps({}, protocol=2), f"it is a pickle, as torch.save writes it; {TAKE}"),
+    ],
+)
+def test_where_a_model_is_needed_weights_are_refused(tmp_path, content, says):
+    """What was taken for a model is named, and how its weights are taken; in one line."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    for read in (storage.load_model, lambda path: storage.load_tensors(path, "gpuconv-model")):
+        with pytest.raises(storage.FileError) as caught:
+            read(path)
+        assert one_line(caught.value).startswith(f"{path}: ")
+        assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (safetensors_of("F8_E4M3", bytes(2), [2]), "conv1.weight holds float8_e4m3; convert it"),
         (
             safetensors_of("BF16", bytes(4), [2], {"gpuconv": "{}"}),
             "conv1.weight holds bfloat16, which gpuconv does not",
         ),
-        (zip_of("archive/data.pkl"), f"it is a pickle, as torch.save writes it, .*{TAKE}torch.load("),
-        (pickle.dumps({"a": np.ones(2)}), "it is a pickle"),
-        (pickle.dumps({}, protocol=2), "it is a pickle"),
         (zip_of("a.npy"), "it is a zip archive"),
+        (pickle.dumps({"a": np.ones(2)}), "it holds numpy"),
+        (pickle.dumps({}, protocol=2), "it is a pickle, but not of torch.save"),
         (b"", "it is empty"),
         (b"\n  <!DOCTYPE html>\n<html>", "it is a web page; download the file that the page is about"),
         (b"<html><head>", "it is a web page"),
@@ -140,16 +156,13 @@ TAKE = "take the weights with model.load_state_dict("
     ],
 )
 def test_other_files_are_told_by_what_they_are(tmp_path, content, says):
-    """What was taken for a model, which parameter of what type it holds, and what would do; in one line."""
+    """What was found instead of weights, and what would do; in one line."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    for read in (gpuconv.load, lambda path: storage.load_tensors(path, "gpuconv-model")):
-        with pytest.raises(storage.FileError) as caught:
-            read(path)
-        assert one_line(caught.value).startswith(f"{path}: ")
-        first, _, second = says.partition(".*")
-        assert first in str(caught.value)
-        assert second in str(caught.value)
+    with pytest.raises(storage.FileError) as caught:
+        gpuconv.load(path)
+    assert one_line(caught.value).startswith(f"{path}: ")
+    assert says in str(caught.value)
 
 
 def test_a_folder_is_no_file(tmp_path):
@@ -158,19 +171,43 @@ def test_a_folder_is_no_file(tmp_path):
         storage.load_tensors(tmp_path, "gpuconv-model")
 
 
-def test_the_suggested_command_takes_the_weights(tmp_path):
-    """A network's weights that torch has saved in bfloat16 come into a network of the same names here."""
-    torch = pytest.importorskip("torch", reason="reads PyTorch's file")
-    from safetensors.torch import load_file, save_file
+def test_weights_of_another_library_come_back(tmp_path):
+    """A state is written as any library reads it, and safetensors of any library are read, bfloat16 as float32."""
+    from safetensors.numpy import load_file
 
-    weights = {name: torch.from_numpy(array).to(torch.bfloat16) for name, array in nn.Linear(3, 2).state_dict().items()}
-    save_file(weights, tmp_path / "model.safetensors")
-    torch.save(weights, tmp_path / "model.pt")
-    for state in (load_file(tmp_path / "model.safetensors"), torch.load(tmp_path / "model.pt", weights_only=True)):
-        layer = nn.Linear(3, 2)
-        layer.load_state_dict(state)
+    layer, path = nn.Linear(3, 2), tmp_path / "state.safetensors"
+    gpuconv.save(layer.state_dict(), path)
+    for state in (load_file(path), gpuconv.load(path)):
+        assert state.keys() == {"weight", "bias"}
         for name, array in layer.state_dict().items():
-            np.testing.assert_array_equal(array, weights[name].float().numpy(), strict=True)
+            np.testing.assert_array_equal(state[name], array, strict=True)
+    path.write_bytes(safetensors_of("BF16", np.array([0x3F80, 0xC040, 0x7F80], "<u2").tobytes(), [1, 3]))
+    widened = np.array([[1, -3, np.inf]], np.float32)
+    np.testing.assert_array_equal(gpuconv.load(path)["conv1.weight"], widened, strict=True)
+    for kind in (np.float64, np.float16, np.int64, np.uint8, np.bool_, np.complex64):
+        path.write_bytes(to_safetensors({"a": np.array([[0, 1, 1]], kind)}))
+        np.testing.assert_array_equal(gpuconv.load(path)["a"], np.array([[0, 1, 1]], kind), strict=True)
+    for state, says in (({1: np.ones(2)}, "names of a state are strings, got 1"), ({"a": "b"}, "a is no array")):
+        with pytest.raises(TypeError, match=says):
+            gpuconv.save(state, path)
+
+
+def test_weights_of_a_parallel_network_come_into_one():
+    """Names that all begin with "module." are taken without it, unless the network has such a module itself."""
+    layer, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    other.load_state_dict({f"module.{name}": array for name, array in layer.state_dict().items()})
+    np.testing.assert_array_equal(other.weight.numpy(), layer.weight.numpy())
+    with pytest.raises(ValueError, match=r"unexpected module\.bias"):
+        other.load_state_dict({"weight": layer.weight, "module.bias": layer.bias})
+
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(3, 2)
+
+    network = Inside()
+    network.load_state_dict({f"module.{name}": array for name, array in layer.state_dict().items()})
+    np.testing.assert_array_equal(network.module.weight.numpy(), layer.weight.numpy())
 
 
 def trained_model():

@@ -160,7 +160,7 @@ def load_model(path: Path | None) -> tuple[Classifier, Path]:
     if (path / CHECKPOINT).exists() and not (path / MODEL).exists():
         command = shlex.join(["gpuconv", "train", "--resume", "--out", str(path)])
         raise Failure(f"{path}: the training has not come to its end; go on with: {command}")
-    return storage.load(path), path
+    return storage.load_model(path), path
 
 
 def on_backend(name: str) -> AbstractContextManager[object]:

@@ -27,7 +27,7 @@ def summary(
         except ValueError as error:
             raise Failure(f"{model}: no such file, and {error}") from error
     else:
-        network = storage.load(model)
+        network = storage.load_model(model)
     header, *rows = network.summary(network.input_shape).rows()
     console = new_console()
     size = "x".join(map(str, network.input_shape))

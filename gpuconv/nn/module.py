@@ -13,6 +13,8 @@ from gpuconv.autograd import Tensor, moved, no_grad, overwrite, to_array
 from gpuconv.nn.summary import Summary, summarize
 
 _M = TypeVar("_M", bound="Module")
+#: What torch.nn.DataParallel and DistributedDataParallel put before the names of the network inside.
+_PARALLEL = "module."
 
 
 class Parameter(Tensor):
@@ -316,7 +318,8 @@ class Module:
 
         Of one that is shared, one of its names is enough. Without ``strict``, names may be missing or too many.
 
-        bfloat16 and the floats of a byte, which NumPy lacks, are widened: their values are all float32's, too.
+        bfloat16 and the floats of a byte, which NumPy lacks, are widened: their values are all float32's, too. Names
+        that all begin with ``module.``, as those of a network inside torch's DataParallel, are taken without it.
 
         Raises:
             ValueError: names that are missing or too many, or a shape that does not fit; the message lists them.
@@ -327,6 +330,9 @@ class Module:
             hint = "; pass its state_dict()" if hasattr(state, "state_dict") else ""
             raise TypeError(f"load_state_dict: state must map names to arrays, got {type(state).__name__}{hint}")
         own = dict(self._state())
+        parallel = state and all(isinstance(name, str) and name.startswith(_PARALLEL) for name in state)
+        if parallel and not any(name.startswith(_PARALLEL) for name in own):
+            state = {name.removeprefix(_PARALLEL): value for name, value in state.items()}
         given = {id(own[name]) for name in own if name in state}
         faults: list[str] = []
         named: set[int] = set()

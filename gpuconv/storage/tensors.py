@@ -1,4 +1,4 @@
-"""Files: written so that a crash loses nothing that was there, and models that can be rebuilt from them.
+"""Arrays and JSON in a safetensors file of this library's kinds, and weights in files of any library.
 
 The format is safetensors (named arrays and a JSON header), which other tools read and which, unlike pickle, cannot run
 code.
@@ -11,18 +11,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from gpuconv.files import remove_leftovers, write_atomically
+from gpuconv.files import write_atomically
+from gpuconv.storage import pytorch
 
-if TYPE_CHECKING:
-    from gpuconv.models import Classifier
+__all__ = ["FileError", "is_ours", "load_any", "load_tensors", "save_state", "save_tensors"]
 
-__all__ = ["FileError", "load", "load_tensors", "remove_leftovers", "save", "save_tensors", "write_atomically"]
-
-_MODEL = "gpuconv-model"
 _HEADER = "gpuconv"  # the entry of the safetensors header that holds ours
 _VERSION = "1"
 
@@ -72,10 +69,7 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.
         raise FileError(f"{path}: not a readable safetensors file: {_what_it_is(Path(path)) or error}") from None
     if _HEADER not in entries:
         also = f", in which {strange[0]}" if strange else ""
-        raise FileError(
-            f"{path}: not a {kind} file but some other safetensors file{also}; build its network and take the weights "
-            f"with model.load_state_dict(safetensors.{'torch' if strange else 'numpy'}.load_file({os.fspath(path)!r}))"
-        )
+        raise FileError(f"{path}: not a {kind} file but some other safetensors file{also}; {_take(path)}")
     if strange:
         raise FileError(f"{path}: {strange[0]}, which gpuconv does not write: another program has changed it")
     try:
@@ -96,6 +90,10 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.
         raise FileError(f"{path}: its header is damaged") from None
 
 
+def _take(path: str | os.PathLike[str]) -> str:
+    return f"build its network and take the weights with model.load_state_dict(gpuconv.load({os.fspath(path)!r}))"
+
+
 #: The element types that a file of ours may have, as safetensors calls them; and what others are called elsewhere.
 _READABLE = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 _TYPES = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3", "F8_E5M2": "float8_e5m2", "C64": "complex64"}
@@ -113,12 +111,8 @@ def _what_it_is(path: Path) -> str:
         return ""
     if not start:
         return "it is empty"
-    pickle = start.startswith(b"PK\x03\x04") and b"data.pkl" in start
-    if pickle or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and start[2:3] in b"}c\x8a\x95"):
-        return (
-            "it is a pickle, as torch.save writes it, which could run code and is not read here; build its network and "
-            f"take the weights with model.load_state_dict(torch.load({str(path)!r}, weights_only=True))"
-        )
+    if pytorch.is_torch_zip(start) or pytorch.is_pickle(start):
+        return f"it is a pickle, as torch.save writes it; {_take(path)}"
     for begins, what in _MAGIC:
         if start.lstrip().lower().startswith(begins):
             return what
@@ -156,66 +150,85 @@ def _digest(arrays: Mapping[str, np.ndarray], content: str) -> str:
     return digest.hexdigest()
 
 
-def save(model: Classifier, path: str | os.PathLike[str]) -> None:
-    """Write a model of ``gpuconv.models`` to a safetensors file, with all that :func:`load` needs to rebuild it.
+def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write named arrays, as ``model.state_dict()`` gives them, to a safetensors file that other libraries read.
 
     Raises:
-        TypeError: not a model of ``gpuconv.models``.
-        OSError: the file cannot be written; what was there before is still there.
+        TypeError: a name that is no string, or a value that is no array of a type that safetensors has.
+        OSError: it cannot be written; what was there before is still there.
     """
-    from gpuconv.models import MODELS
+    from safetensors.numpy import save as to_bytes
 
-    names = {cls: name for name, cls in MODELS.items()}
-    if type(model) not in names:
-        raise TypeError(
-            f"save: model must be one of gpuconv.models ({', '.join(cls.__name__ for cls in names)}), got "
-            f"{type(model).__name__}; for others write model.state_dict() with safetensors"
-        )
-    transform, form = model.input_transform, model.form
-    save_tensors(
-        path,
-        model.state_dict(),
-        _MODEL,
-        {
-            "model": names[type(model)],
-            "config": model.config,
-            "classes": model.classes,
-            "input_transform": None if transform is None else transform.to_dict(),
-            "form": None if form is None else form.to_dict(),
-        },
-    )
+    arrays = {}
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise TypeError(f"save: the names of a state are strings, got {name!r}")
+        array = np.asarray(value.detach().numpy() if hasattr(value, "detach") else value, order="C")
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"save: {name} is no array of numbers, but of {type(value).__name__}")
+        arrays[name] = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    write_atomically(path, to_bytes(arrays))
 
 
-def load(path: str | os.PathLike[str]) -> Classifier:
-    """Rebuild a model from what :func:`save` wrote, in evaluation mode; ``predict`` takes raw images.
+def load_any(path: Path) -> Any:
+    """What a file of weights of another library holds.
 
     Args:
-        path: the file, or a run directory of ``gpuconv train``, which holds ``model.safetensors``.
+        path: a safetensors file, or one of ``torch.save``.
+
+    Returns:
+        Of safetensors, arrays by their names; of PyTorch, what was saved, with arrays for tensors. bfloat16 is widened
+        to float32.
 
     Raises:
-        FileError: the file is missing, broken, or not a model.
+        FileError: it is missing, broken, or holds what is neither array nor plain container; the message says which.
     """
-    from gpuconv.data.form import MNIST_FORM, ImageForm
-    from gpuconv.data.preprocess import InputTransform
-    from gpuconv.models import build
-
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
-        if not path.exists() and (path.parent / "checkpoint.safetensors").exists():
-            raise FileError(f"{path}: not there yet, the training has not ended; resume it")
-    tensors, content = load_tensors(path, _MODEL)
     try:
-        model = build(content["model"], **content["config"])
-        model.classes = tuple(content["classes"])
-        transform = content["input_transform"]
-        model.input_transform = None if transform is None else InputTransform.from_dict(transform)
-        if "form" in content:
-            model.form = None if content["form"] is None else ImageForm.from_dict(content["form"])
-        elif model.input_transform is not None and model.input_transform.size == (32, 32):
-            model.form = MNIST_FORM  # the file is from before models had a form, and pictures were read in MNIST's
-        model.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{path}: does not describe a model that this version knows ({error})") from None
-    model.eval()
-    return model
+        with open(path, "rb") as file:
+            start = file.read(512)
+        if pytorch.is_torch_zip(start) or pytorch.is_pickle(start):
+            return pytorch.read(path)
+        return _foreign_tensors(path)
+    except FileNotFoundError:
+        raise FileError(f"{path}: no such file") from None
+    except pytorch.Unreadable as error:
+        raise FileError(f"{path}: it {error}") from None
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from None
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is one of :func:`save_tensors`, of whatever kind, and whole enough to tell."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            return _HEADER in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, TypeError):
+        return False
+
+
+def _foreign_tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        entries = deserialize(path.read_bytes())
+    except (SafetensorError, ValueError) as error:
+        raise FileError(f"{path}: not a readable safetensors file: {_what_it_is(path) or error}") from None
+    tensors = {}
+    for name, entry in entries:
+        kind, data = entry["dtype"], np.frombuffer(entry["data"], np.uint8)
+        if kind == "BF16":
+            array = pytorch.widened(data)
+        elif kind in _READABLE or kind == "C64":
+            array = data.view(_numpy_type(kind))
+        else:
+            raise FileError(f"{path}: {name} holds {_TYPES.get(kind, kind)}; convert it to float32 first")
+        tensors[name] = array.reshape(entry["shape"])
+    return tensors
+
+
+def _numpy_type(kind: str) -> np.dtype[Any]:
+    if kind == "BOOL":
+        return np.dtype(np.bool_)
+    return np.dtype(f"<{kind[0].lower()}{int(kind[1:]) // 8}")
