@@ -92,6 +92,7 @@ from gpuconv.ops.nonlinear import (
 )
 from gpuconv.ops.normalization import (
     batch_norm,
+    batch_norm_relu,
     group_norm,
     instance_norm,
     layer_norm,
@@ -112,6 +113,7 @@ __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "batch_norm",
+    "batch_norm_relu",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "celu",

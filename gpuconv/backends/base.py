@@ -425,6 +425,83 @@ class Backend(ABC):
         """
         return None
 
+    # -- batch normalisation -----------------------------------------------------------------------------------------
+
+    def batch_norm(
+        self,
+        x: Array,
+        mean: Array | None,
+        var: Array | None,
+        weight: Array | None,
+        bias: Array | None,
+        residual: Array | None,
+        *,
+        eps: float,
+        relu: bool,
+    ) -> tuple[Array, Array, Array]:
+        """``(x - mean) / sqrt(var + eps) · weight + bias + residual``, and a ReLU behind it, channel by channel.
+
+        Args:
+            x: (N, C, L).
+            mean, var: (C,), or None: those of x itself, the biased variance.
+            weight, bias: (C,), or None for ones and zeros.
+            residual: of x's shape, or None for zeros.
+            eps: added to the variance.
+            relu: whether there is a ReLU.
+
+        Returns:
+            The result, and mean and variance.
+        """
+        xp, dtype = self.xp, x.dtype.type
+        if mean is None:
+            count = dtype(x.shape[0] * x.shape[2])
+            mean = x.sum(axis=(0, 2)) / count
+            unit = x - mean[:, None]
+            var = xp.square(unit).sum(axis=(0, 2)) / count
+        else:
+            unit = x - mean[:, None]
+        scale = 1 / xp.sqrt(var + dtype(eps))
+        y = unit * (scale if weight is None else scale * weight)[:, None]
+        if bias is not None:
+            y += bias[:, None]
+        if residual is not None:
+            y += residual
+        return (self.relu(y) if relu else y), mean, var
+
+    def batch_norm_grad(
+        self,
+        grad: Array,
+        x: Array,
+        y: Array | None,
+        mean: Array,
+        var: Array,
+        weight: Array | None,
+        *,
+        eps: float,
+        own: bool,
+        needs: tuple[bool, ...],
+    ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
+        """Gradients of :meth:`batch_norm` for x, weight, bias and residual, of which some are needed.
+
+        ``y`` is the result if a ReLU was behind, else None; ``own``: mean and variance were those of x.
+        """
+        xp, dtype = self.xp, x.dtype.type
+        if y is not None:
+            grad = self.relu_grad(grad, y)
+        need_x, need_weight, need_bias, need_residual = needs
+        rate = 1 / xp.sqrt(var + dtype(eps))
+        unit = (x - mean[:, None]) * rate[:, None]
+        db = grad.sum(axis=(0, 2)) if need_bias or own else None
+        dw = (grad * unit).sum(axis=(0, 2)) if need_weight or own else None
+        dx = None
+        if need_x:
+            dx = grad
+            if own:
+                count = dtype(max(1, x.shape[0] * x.shape[2]))
+                dx = dx - (db / count)[:, None] - unit * (dw / count)[:, None]
+            dx = dx * (rate if weight is None else rate * weight)[:, None]
+        return dx, dw if need_weight else None, db if need_bias else None, grad if need_residual else None
+
     # -- optimizer updates: in place ---------------------------------------------------------------------------------
 
     @abstractmethod

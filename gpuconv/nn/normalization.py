@@ -95,6 +95,14 @@ class _BatchNorm(_RunningNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, dtype)
 
     def forward(self, input: Any) -> Any:
+        return F.batch_norm(input, **self._arguments(input))
+
+    def with_relu(self, input: Any, residual: Any = None) -> Any:
+        """``relu(self(input) + residual)`` in one pass over memory; see :func:`gpuconv.functional.batch_norm_relu`."""
+        return F.batch_norm_relu(input, residual=residual, **self._arguments(input))
+
+    def _arguments(self, input: Any) -> dict[str, Any]:
+        """What the functions take beside the input; a batch is counted."""
         self._check(input)
         # Without running statistics, the batch's are used in evaluation, too.
         own = self.training or self.running_mean is None
@@ -103,7 +111,15 @@ class _BatchNorm(_RunningNorm):
             self.num_batches_tracked.data += 1
             if self.momentum is None:  # the mean over all batches
                 momentum = 1 / self.num_batches_tracked.item()
-        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, own, momentum, self.eps)
+        return {
+            "running_mean": self.running_mean,
+            "running_var": self.running_var,
+            "weight": self.weight,
+            "bias": self.bias,
+            "training": own,
+            "momentum": momentum,
+            "eps": self.eps,
+        }
 
 
 class BatchNorm1d(_BatchNorm):

@@ -10,14 +10,16 @@ from gpuconv import functional as F
 from gpuconv.autograd import is_grad_enabled
 from gpuconv.nn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU
 from gpuconv.nn.module import Module
+from gpuconv.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 
 class Sequential(Module):
     """Run modules one after the other.
 
-    ``Conv2d → ReLU → MaxPool2d``, ``Conv2d → ReLU`` and several ``Linear``, with or without ReLU behind each, run as
-    one primitive, with the same results and gradients; see :meth:`blocks`. Inside of ``no_grad()``, such blocks and
-    layers with a ``Flatten`` between them go to :func:`gpuconv.functional.conv_net` as a whole.
+    ``Conv2d → ReLU → MaxPool2d``, ``Conv2d → ReLU``, ``BatchNorm2d → ReLU`` and several ``Linear``, with or without
+    ReLU behind each, run as one primitive, with the same results and gradients; see :meth:`blocks`. Inside of
+    ``no_grad()``, blocks with pooling and layers with a ``Flatten`` between them go to
+    :func:`gpuconv.functional.conv_net` as a whole.
 
     Args:
         modules: the modules; or one dict of names and modules, which then name the parameters.
@@ -117,11 +119,14 @@ class Sequential(Module):
 
 
 _Kinds = Sequence[Any]
+_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
 def _fusible(modules: list[Module], kinds: _Kinds, position: int) -> int:
     """How many modules run as one from a position on."""
     types = kinds[position : position + 3]
+    if types[0] in _NORMS and types[1:2] == [ReLU]:
+        return 2
     if types[0] is Linear:
         return _linear_run(kinds, position)
     if types[:2] != [Conv2d, ReLU]:
@@ -171,6 +176,8 @@ def _options(pool: Any) -> dict[str, Any]:
 
 
 def _run_fused(input: Any, layer: Any, second: Any, *rest: Any) -> Any:
+    if isinstance(layer, _NORMS):
+        return layer.with_relu(input)
     if type(layer) is Linear:
         if type(second) is ReLU and not rest:
             return F.linear_relu(input, layer.weight, layer.bias)

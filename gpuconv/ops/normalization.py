@@ -20,6 +20,7 @@ from gpuconv.ops.shape import dimension, reshape
 
 __all__ = [
     "batch_norm",
+    "batch_norm_relu",
     "group_norm",
     "instance_norm",
     "layer_norm",
@@ -84,32 +85,46 @@ class Normalize(Function):
         )
 
 
-class NormalizeBy(Function):
-    """``(x - mean) / sqrt(var + eps) · weight + bias`` with given mean and variance; all broadcast to x."""
+class BatchNorm(Function):
+    """Batch normalisation, the addition of ``residual`` and a ReLU behind it; also gives mean and variance.
+
+    x is (N, C, ...). ``mean`` and ``var``, (C,), are constants; None stands for those of x.
+    """
 
     @staticmethod
     def forward(
-        ctx: Context, x: Array, mean: Array, var: Array, weight: Array | None, bias: Array | None, *, eps: float
-    ) -> Array:
-        rate = 1 / ctx.backend.xp.sqrt(var + x.dtype.type(eps))
-        scale = rate if weight is None else rate * weight
-        need_weight = ctx.needs_input_grad[3]
-        shapes = tuple(None if part is None else part.shape for part in (weight, bias))
-        ctx.save(x if need_weight else None, mean, rate, scale, shapes)
-        y = (x - mean) * scale
-        return y if bias is None else y + bias
+        ctx: Context,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        residual: Array | None,
+        mean: Array | None,
+        var: Array | None,
+        *,
+        eps: float,
+        relu: bool,
+    ) -> tuple[Array, Array, Array]:
+        planes, own = (*x.shape[:2], math.prod(x.shape[2:])), mean is None
+        added = None if residual is None else residual.reshape(planes)
+        y, mean, var = ctx.backend.batch_norm(x.reshape(planes), mean, var, weight, bias, added, eps=eps, relu=relu)
+        need_x, need_weight, *_ = ctx.needs_input_grad
+        result = y.reshape(x.shape)
+        # Of given statistics, only the weight's gradient looks at x; but the sums want its shape.
+        ctx.save(x if need_x or need_weight else None, result if relu else None, mean, var, weight, eps, own)
+        return result, mean, var
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
-        x, mean, rate, scale, (weight_shape, bias_shape) = ctx.saved
-        need_x, _, _, need_weight, need_bias = ctx.needs_input_grad
-        return (
-            grad * scale if need_x else None,
-            None,
-            None,
-            sum_to(grad * ((x - mean) * rate), weight_shape) if need_weight else None,
-            sum_to(grad, bias_shape) if need_bias else None,
-        )
+        x, y, mean, var, weight, eps, own = ctx.saved
+        planes = (*grad.shape[:2], math.prod(grad.shape[2:]))
+        x = grad if x is None else x
+        dx, dw, db, dresidual = ctx.backend.batch_norm_grad(
+            grad.reshape(planes), x.reshape(planes), None if y is None else y.reshape(planes), mean, var, weight,
+            eps=eps, own=own, needs=ctx.needs_input_grad[:4],
+        )  # fmt: skip
+        whole = (None if part is None else part.reshape(grad.shape) for part in (dx, dresidual))
+        dx, dresidual = whole
+        return dx, dw, db, dresidual, None, None
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------
@@ -184,24 +199,69 @@ def batch_norm(
         ValueError: a shape that does not fit; one value a channel while training; no running statistics otherwise.
         TypeError: no floats, or types that differ.
     """
-    op = "batch_norm"
-    input, weight, bias = _operands(op, input, weight, bias)
+    options: dict[str, Any] = {"training": training, "momentum": momentum, "eps": eps}
+    return _batch_norm("batch_norm", input, running_mean, running_var, weight, bias, None, relu=False, **options)
+
+
+def batch_norm_relu(
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    residual: Any = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """``relu(batch_norm(input, ...) + residual)`` in one pass over memory: what ends a block of ResNet.
+
+    Args:
+        residual: of the input's shape and type, or None for nothing.
+        input, running_mean, running_var, weight, bias, training, momentum, eps: as :func:`batch_norm` takes them.
+
+    Raises:
+        ValueError, TypeError: as :func:`batch_norm`, and for a residual of another shape or type.
+    """
+    options: dict[str, Any] = {"training": training, "momentum": momentum, "eps": eps}
+    op = "batch_norm_relu"
+    return _batch_norm(op, input, running_mean, running_var, weight, bias, residual, relu=True, **options)
+
+
+def _batch_norm(
+    op: str,
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any,
+    bias: Any,
+    residual: Any,
+    *,
+    relu: bool,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Any:
+    given = {"weight": weight, "bias": bias, "residual": residual}
+    operands = floats(op, input=input, **{name: value for name, value in given.items() if value is not None})
+    input, rest = operands[0], iter(operands[1:])
+    weight, bias, residual = (None if value is None else next(rest) for value in given.values())
     shape, eps, momentum = shape_of(input), _eps(op, eps), number(op, "momentum", momentum)
     if len(shape) < 2:
         raise ValueError(f"{op}: input must have at least 2 dimensions (N, C, ...), got shape {shape}")
     _of_shape(op, shape[1:2], weight=weight, bias=bias)
+    _of_shape(op, shape, residual=residual)
     _running(op, shape[1], element_type(input), running_mean, running_var)
-    weight, bias = (_per_channel(value, len(shape)) for value in (weight, bias))
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError(f"{op}: running_mean and running_var must be given unless training is True")
-        mean, var = (_per_channel(value, len(shape)) for value in (running_mean, running_var))
-        return NormalizeBy.apply(input, _constant(mean), _constant(var), weight, bias, eps=eps)
+        statistics = _constant(running_mean), _constant(running_var)
+        return BatchNorm.apply(input, weight, bias, residual, *statistics, eps=eps, relu=relu)[0]
     count = math.prod(shape) // max(1, shape[1])
     if count == 1:
         raise ValueError(f"{op}: input must have more than 1 value a channel while training, got shape {shape}")
-    axes = (0, *range(2, len(shape)))
-    y, mean, var = Normalize.apply(input, weight, bias, inside=shape, axes=axes, eps=eps, centered=True)
+    y, mean, var = BatchNorm.apply(input, weight, bias, residual, None, None, eps=eps, relu=relu)
     if count:
         if running_mean is not None:
             _move(running_mean, mean, momentum)

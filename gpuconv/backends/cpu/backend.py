@@ -2,12 +2,12 @@
 
 Here it is decided what runs where. The kernels themselves:
 
-- ``conv``, ``_numba_conv_grad``: convolution, its gradients, and the block with ReLU and max pooling;
-- ``_numba_gemm``: matrix products; ``_numba_pool``: pooling; ``_numba_pointwise``: ReLU, loss, optimizers;
-  ``_numba_images``: batches of inputs.
+- ``conv``, ``conv_grad``: convolution, its gradients, and the block with ReLU and max pooling;
+- ``gemm``: matrix products; ``pool``: pooling; ``norm``: batch normalisation; ``pointwise``: ReLU, loss, optimizers;
+  ``images``: batches of inputs.
 
-And what they stand on: ``simd``, the vectors; ``_numba_compile``, the compiler and its cache; ``_numba_threads``;
-``_numba_memory``, arrays whose memory is used again.
+And what they stand on: ``simd``, the vectors; ``compile``, the compiler and its cache; ``threads``; ``memory``, arrays
+whose memory is used again.
 
 **Which convolution runs.**
 
@@ -49,7 +49,7 @@ try:
     if numba.config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT is set, so that Numba compiles nothing; unset it")
 
-    from gpuconv.backends.cpu import conv, conv_grad, pointwise, simd
+    from gpuconv.backends.cpu import conv, conv_grad, norm, pointwise, simd
     from gpuconv.backends.cpu import images as pictures
     from gpuconv.backends.cpu import pool as pooling
     from gpuconv.backends.cpu.compile import Elements, Kernel, sources
@@ -66,6 +66,9 @@ else:
 #: Multiply-adds (of a pooling: elements read) from which a kernel is compiled. Compiling takes half a second, in which
 #: NumPy does a thousand times as much.
 COMPILE_FROM = 100_000
+
+#: Elements from which batch normalisation is compiled.
+_COMPILED_NORM = 20_000
 
 #: Multiply-adds of a product below which NumPy's takes no longer. Such products take one thread, too: from 9,216 on
 #: OpenBLAS shares a matrix times a vector among its threads, and results would depend on their number.
@@ -318,6 +321,92 @@ class NumbaBackend(NumpyBackend):
         dx = empty(geometry.input_shape, grad.dtype)
         _pool(pooling.avg_pool_grad, grad.dtype, geometry, _ready(grad), *_counts(geometry, **options), dx)
         return dx
+
+    # -- batch normalisation -----------------------------------------------------------------------------------------
+
+    def batch_norm(
+        self,
+        x: np.ndarray,
+        mean: np.ndarray | None,
+        var: np.ndarray | None,
+        weight: np.ndarray | None,
+        bias: np.ndarray | None,
+        residual: np.ndarray | None,
+        *,
+        eps: float,
+        relu: bool,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if x.size < _COMPILED_NORM:
+            return super().batch_norm(x, mean, var, weight, bias, residual, eps=eps, relu=relu)
+        (n, channels, length), dtype = x.shape, x.dtype
+        planes, chunks, x = n * channels, _chunks(work := 4 * x.size, n * channels), _ready(x)
+        if mean is None or var is None:
+            middles, squares = np.empty((2, n, channels))
+            kernel = _kernel(norm.moments, dtype)
+            launch(kernel, chunks, x, middles, squares, planes, length, chunks, work=work)
+            exact = middles.mean(axis=0)
+            deviations = squares.sum(axis=0) + length * np.square(middles - exact).sum(axis=0)
+            mean, var = exact.astype(dtype), (deviations / (n * length)).astype(dtype)
+        scale = 1 / np.sqrt(var + dtype.type(eps))
+        scale = scale if weight is None else scale * weight
+        plan = norm.Normalisation(dtype.name, residual is not None, relu)
+        arrays = mean, scale, np.zeros(channels, dtype) if bias is None else bias
+        others = x if residual is None else residual
+        y = empty(x.shape, dtype)
+        launch(
+            norm.normalise(plan), chunks, x, *map(_ready, (*arrays, others)), y, planes, channels, length, chunks,
+            work=work,
+        )  # fmt: skip
+        return y, mean, var
+
+    def batch_norm_grad(
+        self,
+        grad: np.ndarray,
+        x: np.ndarray,
+        y: np.ndarray | None,
+        mean: np.ndarray,
+        var: np.ndarray,
+        weight: np.ndarray | None,
+        *,
+        eps: float,
+        own: bool,
+        needs: tuple[bool, ...],
+    ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        if x.size < _COMPILED_NORM:
+            return super().batch_norm_grad(grad, x, y, mean, var, weight, eps=eps, own=own, needs=needs)
+        (n, channels, length), dtype = x.shape, x.dtype
+        need_x, need_weight, need_bias, need_residual = needs
+        planes, chunks = n * channels, _chunks(work := 4 * x.size, n * channels)
+        grad, x, mean, relu = _ready(grad), _ready(x), _ready(mean), y is not None
+        above = grad if y is None else _ready(y)
+        rate = 1 / np.sqrt(var.astype(np.float64) + dtype.type(eps))
+        db: Any = None
+        dw: Any = None
+        if own or need_weight or need_bias:
+            sums, products = np.empty((2, n, channels))
+            kernel = norm.grad_sums(norm.Normalisation(dtype.name, relu=relu))
+            launch(kernel, chunks, grad, x, above, mean, sums, products, planes, channels, length, chunks, work=work)
+            db, dw = sums.sum(axis=0), products.sum(axis=0) * rate
+        dx = dresidual = None
+        if need_x or (need_residual and relu):
+            scale = rate if weight is None else rate * weight
+            slope = shift = np.zeros(channels)
+            if own:
+                slope, shift = -scale * rate * dw / (n * length), -scale * db / (n * length)
+            plan = norm.Normalisation(dtype.name, need_residual and relu, relu)
+            dx = empty(x.shape, dtype)
+            dresidual = empty(x.shape, dtype) if plan.residual else dx
+            numbers = (array.astype(dtype) for array in (scale, slope, shift))
+            launch(
+                norm.grad_input(plan), chunks, grad, x, above, mean, *numbers, dx, dresidual, planes, channels, length,
+                chunks, work=work,
+            )  # fmt: skip
+        return (
+            dx if need_x else None,
+            dw.astype(dtype) if need_weight else None,
+            db.astype(dtype) if need_bias else None,
+            (dresidual if relu else grad) if need_residual else None,
+        )
 
     # -- loss --------------------------------------------------------------------------------------------------------
 

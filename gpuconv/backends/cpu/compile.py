@@ -34,15 +34,17 @@ class Kernel:
         function: the kernel in Python, under a name that no other has.
         signature: Numba types of its arguments.
         cached: whether to look for it on disk, and to leave it there.
+        reassociate: whether sums may be cut into the parts that a vector adds up.
 
     Attributes:
         address: where its code is.
     """
 
-    def __init__(self, function: Callable[..., None], signature: Any, *, cached: bool):
+    def __init__(self, function: Callable[..., None], signature: Any, *, cached: bool, reassociate: bool = False):
         # The error model is that of NumPy: no Python exception for a division by zero.
         with _no_garbage_collection():
-            self._compiled = numba.cfunc(signature, cache=cached, error_model="numpy")(function)
+            options = {"fastmath": {"reassoc"}} if reassociate else {}
+            self._compiled = numba.cfunc(signature, cache=cached, error_model="numpy", **options)(function)
         self.address: int = self._compiled.address
 
     def assembly(self) -> str:
@@ -73,7 +75,9 @@ class Elements:
     dtype: str
 
 
-def kernel(*argument_types: Any) -> Callable[[Callable[[_Plan], Callable[..., None]]], Callable[[_Plan], Kernel]]:
+def kernel(
+    *argument_types: Any, reassociate: bool = False
+) -> Callable[[Callable[[_Plan], Callable[..., None]]], Callable[[_Plan], Kernel]]:
     """Decorator: of a function that returns a kernel for a plan make one that returns it compiled.
 
     A plan is a frozen dataclass. What the kernel reads of it as closure variables are constants to LLVM: loops unroll
@@ -82,6 +86,8 @@ def kernel(*argument_types: Any) -> Callable[[Callable[[_Plan], Callable[..., No
     Args:
         argument_types: Numba types of the arguments after the chunk's number. A function of the plan's ``dtype``
             stands for a pointer to it: :data:`ELEMENTS`.
+        reassociate: whether LLVM may add up a loop's sum in the lanes of a vector, in an order that is fixed when the
+            kernel is compiled. Otherwise it keeps the order of the loop, one element after the other.
     """
 
     def decorate(build: Callable[[_Plan], Callable[..., None]]) -> Callable[[_Plan], Kernel]:
@@ -89,7 +95,7 @@ def kernel(*argument_types: Any) -> Callable[[Callable[[_Plan], Callable[..., No
         def compiled(plan: _Plan) -> Kernel:
             dtype = numba.from_dtype(np.dtype(plan.dtype))  # type: ignore[attr-defined]
             arguments = [a(dtype) if a is ELEMENTS else a for a in argument_types]
-            return _compile(build(plan), types.void(types.int64, *arguments), plan)
+            return _compile(build(plan), types.void(types.int64, *arguments), plan, reassociate=reassociate)
 
         return functools.wraps(build)(compiled)
 
@@ -104,7 +110,7 @@ INTEGERS = types.CPointer(types.int64)
 SIZE = types.int64
 
 
-def _compile(function: Callable[..., None], signature: Any, plan: Any) -> Kernel:
+def _compile(function: Callable[..., None], signature: Any, plan: Any, **options: bool) -> Kernel:
     kind = function.__qualname__.partition(".")[0]
     # Numba files what it compiles under the function's name. With the plan in the name each kernel has files of its
     # own: processes that compile different plans at the same time cannot take each other's code for theirs.
@@ -113,14 +119,14 @@ def _compile(function: Callable[..., None], signature: Any, plan: Any) -> Kernel
     try:
         if not any(Path(FunctionCache(function).cache_path).glob(f"*{digest}*.nbc")):
             logger.info("compiling %s for %s", kind, plan)
-        return Kernel(function, signature, cached=True)
+        return Kernel(function, signature, cached=True, **options)
     except (RuntimeError, OSError) as error:  # no directory can be written to, or the disk is full
         logger.info("compiling %s for %s, for this process only: %s", kind, plan, error)
-        return Kernel(function, signature, cached=False)
+        return Kernel(function, signature, cached=False, **options)
     except Exception as error:  # the file is damaged: what unpickling it may raise is not to be listed
         logger.info("compiling %s for %s again: its file cannot be read (%s)", kind, plan, error)
         FunctionCache(function).flush()
-        return Kernel(function, signature, cached=True)
+        return Kernel(function, signature, cached=True, **options)
 
 
 def sources() -> list[Path]:
