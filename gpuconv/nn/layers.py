@@ -16,7 +16,6 @@ from gpuconv.autograd import to_array
 from gpuconv.geometry import (
     IntOrPair,
     PaddingLike,
-    adaptive_sizes,
     conv_padding,
     effective,
     flag,
@@ -33,7 +32,7 @@ from gpuconv.nn import init
 from gpuconv.nn.module import Module, Parameter
 
 
-def _default_parameters(layer: _ConvNd | Linear, shape: tuple[int, ...], bias: Any, dtype: Any) -> None:
+def _default_parameters(layer: _ConvNd | Linear, shape: tuple[int, ...], outputs: int, bias: Any, dtype: Any) -> None:
     """Give a layer weight and bias, both uniform in ``± 1 / sqrt(fan_in)``, which is PyTorch's default."""
     op = type(layer).__name__
     bias = bias is not None and flag(bias, "bias", op=op)  # PyTorch takes None, too
@@ -46,7 +45,7 @@ def _default_parameters(layer: _ConvNd | Linear, shape: tuple[int, ...], bias: A
     layer.weight = Parameter(np.empty(shape, dtype))
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     init.uniform_(layer.weight, -bound, bound)
-    layer.bias = Parameter(np.empty(shape[0], dtype)) if bias else None
+    layer.bias = Parameter(np.empty(outputs, dtype)) if bias else None
     if layer.bias is not None:
         init.uniform_(layer.bias, -bound, bound)
 
@@ -54,6 +53,8 @@ def _default_parameters(layer: _ConvNd | Linear, shape: tuple[int, ...], bias: A
 class _ConvNd(Module):
     weight: Parameter
     bias: Parameter | None
+    #: Whether the weight's first dimension are the input's channels.
+    transposed = False
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: tuple[int, ...], groups: int, bias: bool, dtype: Any
@@ -67,7 +68,9 @@ class _ConvNd(Module):
             if getattr(self, name) % self.groups:
                 raise ValueError(f"{op}: groups={self.groups} does not divide {name}={getattr(self, name)}")
         self.kernel_size = kernel
-        _default_parameters(self, (self.out_channels, self.in_channels // self.groups, *kernel), bias, dtype)
+        first, second = self.out_channels, self.in_channels
+        first, second = (second, first) if self.transposed else (first, second)
+        _default_parameters(self, (first, second // self.groups, *kernel), self.out_channels, bias, dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
@@ -155,7 +158,7 @@ class Linear(Module):
         super().__init__()
         self.in_features = integer(in_features, "in_features", minimum=1, op="Linear")
         self.out_features = integer(out_features, "out_features", minimum=1, op="Linear")
-        _default_parameters(self, (self.out_features, self.in_features), bias, dtype)
+        _default_parameters(self, (self.out_features, self.in_features), self.out_features, bias, dtype)
 
     def forward(self, input: Any) -> Any:
         return F.linear(input, self.weight, self.bias)
@@ -268,21 +271,6 @@ class SumPool2d(_Pool):
 
     def forward(self, input: Any) -> Any:
         return F.sum_pool2d(input, self.kernel_size, self.stride, self.padding, **self.options)
-
-
-class AdaptiveAvgPool2d(Module):
-    """Average pooling to a given output size; (1, 1) is global average pooling."""
-
-    def __init__(self, output_size: Any):
-        super().__init__()
-        adaptive_sizes(output_size, op="AdaptiveAvgPool2d")
-        self.output_size = immutable(output_size)
-
-    def forward(self, input: Any) -> Any:
-        return F.adaptive_avg_pool2d(input, self.output_size)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
 
 
 def _dimension(dim: Any, name: str, op: str) -> int:
