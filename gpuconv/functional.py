@@ -26,7 +26,6 @@ from gpuconv.geometry import (
     NetGeometry,
     PaddingLike,
     Pool2dGeometry,
-    adaptive_sizes,
     flag,
     integer,
     one_of,
@@ -41,6 +40,14 @@ from gpuconv.ops import loss as _loss
 from gpuconv.ops import net as _net
 from gpuconv.ops import pool as _pool
 from gpuconv.ops import shape as _shape_ops
+from gpuconv.ops.adaptive import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+)
 from gpuconv.ops.arithmetic import add, cast, mul, sum
 from gpuconv.ops.checks import FLOATS as _FLOATS
 from gpuconv.ops.checks import REDUCTIONS, share
@@ -67,6 +74,10 @@ from gpuconv.ops.criteria import (
     triplet_margin_loss,
 )
 from gpuconv.ops.dropout import alpha_dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
+from gpuconv.ops.layout import batched as _batched
+from gpuconv.ops.layout import unbatched as _unbatched
+from gpuconv.ops.layout import with_height as _with_height
+from gpuconv.ops.layout import without_height as _without_height
 from gpuconv.ops.nonlinear import (
     celu,
     elu,
@@ -103,12 +114,18 @@ from gpuconv.ops.normalization import (
 from gpuconv.ops.padding import pad
 from gpuconv.ops.rearrange import one_hot
 from gpuconv.ops.shape import dimension, permute, reshape
+from gpuconv.ops.transposed import conv_transpose1d, conv_transpose2d
+from gpuconv.ops.unpooling import lp_pool1d, lp_pool2d, max_unpool1d, max_unpool2d, power_of
 from gpuconv.ops.windows import channel_shuffle, fold, interpolate, pixel_shuffle, pixel_unshuffle, unfold, upsample
 from gpuconv.random import default_generator
 
 __all__ = [
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
     "alpha_dropout",
     "avg_pool1d",
     "avg_pool2d",
@@ -123,6 +140,8 @@ __all__ = [
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
     "conv_net",
+    "conv_transpose1d",
+    "conv_transpose2d",
     "cosine_embedding_loss",
     "cosine_similarity",
     "cross_entropy",
@@ -157,9 +176,13 @@ __all__ = [
     "local_response_norm",
     "log_softmax",
     "logsigmoid",
+    "lp_pool1d",
+    "lp_pool2d",
     "margin_ranking_loss",
     "max_pool1d",
     "max_pool2d",
+    "max_unpool1d",
+    "max_unpool2d",
     "mish",
     "mse_loss",
     "nll_loss",
@@ -192,43 +215,6 @@ __all__ = [
     "unfold",
     "upsample",
 ]
-
-
-# -- arguments -------------------------------------------------------------------------------------------------------
-
-
-def _batched(op: str, input: Any, letters: str) -> tuple[Any, bool]:
-    """Give an input of one image a batch dimension: returns it and whether the result has to lose it again."""
-    ndim = len(_shape(input))
-    if ndim == len(letters) - 1:
-        return reshape(input, (1, *_shape(input))), True
-    if ndim != len(letters):
-        raise ValueError(
-            f"{op}: input must have {len(letters)} dimensions ({', '.join(letters)}), or {len(letters) - 1} without "
-            f"the batch, got shape {_shape(input)}"
-        )
-    return input, False
-
-
-def _unbatched(output: Any, alone: bool) -> Any:
-    if not alone:
-        return output
-    if isinstance(output, tuple):
-        return tuple(_unbatched(part, True) for part in output)
-    return reshape(output, _shape(output)[1:])
-
-
-def _with_height(input: Any) -> Any:
-    """(N, C, W) as (N, C, 1, W): a 1-D operation is the 2-D one on images one row high."""
-    *leading, width = _shape(input)
-    return reshape(input, (*leading, 1, width))
-
-
-def _without_height(output: Any) -> Any:
-    if isinstance(output, tuple):
-        return tuple(_without_height(part) for part in output)
-    *leading, _, width = _shape(output)
-    return reshape(output, (*leading, width))
 
 
 # -- convolution -----------------------------------------------------------------------------------------------------
@@ -572,40 +558,6 @@ def _pool_1d(op: str, input: Any, kernel_size: Any, stride: Any, padding: Any) -
             f"{op}: input must have 3 dimensions (N, C, L), or 2 without the batch, got shape {_shape(input)}"
         )
     return _with_height(input), *pool_window_1d(kernel_size, stride, padding, op=op)
-
-
-def adaptive_avg_pool2d(input: Any, output_size: int | Sequence[int | None] | None) -> Any:
-    """Average over windows that adapt, so that the result has ``output_size``; (1, 1) is global average pooling.
-
-    Window i along an axis runs from ``floor(i · H / P)`` to ``ceil((i + 1) · H / P)``.
-
-    Args:
-        input: (N, C, H, W) or (C, H, W), floats.
-        output_size: int, or (height, width); None keeps the input's size.
-
-    Returns:
-        (N, C, *output_size).
-
-    Raises:
-        ValueError: a shape or value does not fit.
-        TypeError: an argument of the wrong kind.
-    """
-    op = "adaptive_avg_pool2d"
-    (input,) = _floats(op, input=input)
-    input, alone = _batched(op, input, "NCHW")
-    sizes = adaptive_sizes(output_size, op=op)
-    # A window of nothing has no average; Pool2dGeometry refuses inputs without elements.
-    Pool2dGeometry.of(_shape(input), 1, op=op)
-    height, width = (have if want is None else want for want, have in zip(sizes, _shape(input)[2:], strict=True))
-    return _unbatched(_pool.AdaptiveAvgPool2d.apply(input, output_size=(height, width)), alone)
-
-
-def adaptive_avg_pool1d(input: Any, output_size: int | Sequence[int]) -> Any:
-    """Average of (N, C, L) or (C, L) over windows that adapt; otherwise as :func:`adaptive_avg_pool2d`."""
-    op = "adaptive_avg_pool1d"
-    input, *_ = _pool_1d(op, input, 1, None, 0)
-    size = single(output_size, "output_size", minimum=1, op=op)
-    return _without_height(adaptive_avg_pool2d(input, (1, size)))
 
 
 # -- activations -----------------------------------------------------------------------------------------------------

@@ -98,6 +98,24 @@ def pair(value: Any, name: str, *, minimum: int, op: str) -> Pair:
     return size, size
 
 
+def triple(value: Any, name: str, *, minimum: int, op: str) -> tuple[int, int, int]:
+    """Return an int, or one or three ints, as ``(depth, height, width)``; errors as for :func:`integer`."""
+    several = tuple(value) if _is_sequence(value) else (value,)
+    if len(several) not in (1, 3):
+        raise ValueError(
+            f"{op}: {name} must be one integer or three (depth, height, width), got {len(several)} values: {value!r}"
+        )
+    depth, height, width = (integer(v, name, minimum=minimum, op=op) for v in several * (3 // len(several)))
+    return depth, height, width
+
+
+def sizes_of(value: Any, name: str, rank: int, *, minimum: int, op: str) -> tuple[int, ...]:
+    """Return sizes for as many dimensions as ``rank``, 1 to 3, as the functions above and below do."""
+    if rank == 1:
+        return (single(value, name, minimum=minimum, op=op),)
+    return (pair if rank == 2 else triple)(value, name, minimum=minimum, op=op)
+
+
 def single(value: Any, name: str, *, minimum: int, op: str) -> int:
     """Return an int, or a sequence of one int, as an int: what the 1-D operations take."""
     if _is_sequence(value):
@@ -270,6 +288,75 @@ class Conv2dGeometry:
             )
         return cls(n, c, h, w, k, r, s, stride, sides, dilation, groups)
 
+    @classmethod
+    def of_transposed(
+        cls,
+        input_shape: Sequence[int],
+        weight_shape: Sequence[int],
+        *,
+        bias_shape: Sequence[int] | None = None,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 0,
+        output_padding: IntOrPair = 0,
+        groups: int = 1,
+        dilation: IntOrPair = 1,
+        op: str = "conv_transpose2d",
+    ) -> Conv2dGeometry:
+        """Normalise and check the arguments of a transposed convolution.
+
+        Returns the geometry of the convolution whose input's gradient it is: what is transposed has the shape of its
+        result, and gives the shape of its input. ``p`` and ``q`` are larger than the height and width of what is
+        transposed where ``output_padding`` holds a whole stride: zeros fill that up.
+
+        Args:
+            input_shape: ``(n, c, h, w)`` of what is transposed.
+            weight_shape: ``(c, k / groups, r, s)``.
+            bias_shape: ``(k,)``, or None for no bias.
+            stride, padding, dilation: int or pair, those of the convolution.
+            output_padding: int or pair, less than stride or dilation: so many more rows and columns at the end.
+            groups: int.
+            op: name that error messages begin with.
+
+        Raises:
+            ValueError: a value or a shape does not fit; the message names the argument.
+            TypeError: an argument is of the wrong kind.
+        """
+        n, c, h, w = _shape(input_shape, "NCHW", "input", op=op)
+        filters, of_group, r, s = _shape(weight_shape, "CKRS", "weight", op=op)
+        strides = pair(stride, "stride", minimum=1, op=op)
+        dilations = pair(dilation, "dilation", minimum=1, op=op)
+        groups = integer(groups, "groups", minimum=1, op=op)
+        if isinstance(padding, str):
+            raise TypeError(f"{op}: padding must be given in numbers, got {padding!r}")
+        pads = pair(padding, "padding", minimum=0, op=op)
+        more = pair(output_padding, "output_padding", minimum=0, op=op)
+        if filters != c:
+            raise ValueError(f"{op}: weight has {filters} input channels, but input has {c} channels")
+        if c % groups:
+            raise ValueError(f"{op}: input has {c} channels, which groups={groups} does not divide")
+        if bias_shape is not None and tuple(bias_shape) != (of_group * groups,):
+            raise ValueError(
+                f"{op}: bias must have shape ({of_group * groups},), one value a channel of the result, got "
+                f"{tuple(bias_shape)}"
+            )
+        sizes = []
+        for length, kernel, step, spread, pad, extra in zip(
+            (h, w), (r, s), strides, dilations, pads, more, strict=True
+        ):
+            if extra >= max(step, spread):
+                raise ValueError(
+                    f"{op}: output_padding must be less than stride or dilation, got output_padding={more}, "
+                    f"stride={strides}, dilation={dilations}"
+                )
+            sizes.append((length - 1) * step - 2 * pad + effective(kernel, spread) + extra)
+        if min(sizes) < 1:
+            raise ValueError(
+                f"{op}: padding {pads} leaves nothing of the result: an input of {h}x{w} gives {sizes[0]}x{sizes[1]}"
+            )
+        (top, left), (height, width) = pads, sizes
+        sides = (top, top), (left, left)
+        return cls(n, of_group * groups, height, width, c, r, s, strides, sides, dilations, groups)
+
     @cached_property
     def p(self) -> int:
         """Output height: ``floor((h + top + bottom - dilation · (r - 1) - 1) / stride) + 1``."""
@@ -347,13 +434,13 @@ def pool_window_1d(kernel_size: Any, stride: Any, padding: Any, *, op: str) -> t
     return kernel, (1, single(stride, "stride", minimum=1, op=op)), sides_1d(padding, op=op)
 
 
-def adaptive_sizes(output_size: Any, *, op: str) -> tuple[int | None, int | None]:
-    """Height and width of an adaptive pooling's result; None is the input's."""
-    sizes = output_size if _is_sequence(output_size) else (output_size, output_size)
-    if len(sizes) != 2:
-        raise ValueError(f"{op}: output_size must be one size or a pair (height, width), got {output_size!r}")
-    height, width = (None if size is None else integer(size, "output_size", minimum=1, op=op) for size in sizes)
-    return height, width
+def adaptive_sizes(output_size: Any, *, op: str, rank: int = 2) -> tuple[int | None, ...]:
+    """Sizes of an adaptive pooling's result, one a dimension; None is the input's."""
+    sizes = output_size if _is_sequence(output_size) else (output_size,) * rank
+    if len(sizes) != rank:
+        shown = {1: "integer", 2: "size or a pair (height, width)", 3: "size or three (depth, height, width)"}[rank]
+        raise ValueError(f"{op}: output_size must be one {shown}, got {output_size!r}")
+    return tuple(None if size is None else integer(size, "output_size", minimum=1, op=op) for size in sizes)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from gpuconv.nn.activations import (
 )
 from gpuconv.nn.containers import Identity, ModuleDict, ModuleList, ParameterDict, ParameterList
 from gpuconv.nn.layers import (
-    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv1d,
     Conv2d,
@@ -81,6 +80,17 @@ from gpuconv.nn.normalization import (
     LocalResponseNorm,
     RMSNorm,
 )
+from gpuconv.nn.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AvgPool1d,
+    LPPool1d,
+    LPPool2d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+)
 from gpuconv.nn.rearranging import (
     ChannelShuffle,
     CircularPad1d,
@@ -109,6 +119,7 @@ from gpuconv.nn.rearranging import (
 )
 from gpuconv.nn.sequential import Sequential
 from gpuconv.nn.summary import Summary
+from gpuconv.nn.transposed import ConvTranspose1d, ConvTranspose2d
 
 __all__ = [
     "CELU",
@@ -116,8 +127,12 @@ __all__ = [
     "GELU",
     "GLU",
     "SELU",
+    "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
     "AlphaDropout",
+    "AvgPool1d",
     "AvgPool2d",
     "BCELoss",
     "BCEWithLogitsLoss",
@@ -133,6 +148,8 @@ __all__ = [
     "ConstantPad3d",
     "Conv1d",
     "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
     "CosineEmbeddingLoss",
     "CosineSimilarity",
     "CrossEntropyLoss",
@@ -157,6 +174,8 @@ __all__ = [
     "InstanceNorm3d",
     "KLDivLoss",
     "L1Loss",
+    "LPPool1d",
+    "LPPool2d",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -167,6 +186,8 @@ __all__ = [
     "MarginRankingLoss",
     "MaxPool1d",
     "MaxPool2d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
     "Mish",
     "Module",
     "ModuleDict",

@@ -16,7 +16,6 @@ from gpuconv.autograd import to_array
 from gpuconv.geometry import (
     IntOrPair,
     PaddingLike,
-    adaptive_sizes,
     conv_padding,
     effective,
     flag,
@@ -43,7 +42,7 @@ class _Weighted(Module):
         return math.prod(self.weight.shape[1:]) + (self.bias is not None)
 
 
-def _default_parameters(layer: _Weighted, shape: tuple[int, ...], bias: Any, dtype: Any) -> None:
+def _default_parameters(layer: _Weighted, shape: tuple[int, ...], outputs: int, bias: Any, dtype: Any) -> None:
     """Give a layer weight and bias, both uniform in ``± 1 / sqrt(fan_in)``, which is PyTorch's default."""
     op = type(layer).__name__
     bias = bias is not None and flag(bias, "bias", op=op)  # PyTorch takes None, too
@@ -56,12 +55,16 @@ def _default_parameters(layer: _Weighted, shape: tuple[int, ...], bias: Any, dty
     layer.weight = Parameter(np.empty(shape, dtype))
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     init.uniform_(layer.weight, -bound, bound)
-    layer.bias = Parameter(np.empty(shape[0], dtype)) if bias else None
+    layer.bias = Parameter(np.empty(outputs, dtype)) if bias else None
     if layer.bias is not None:
         init.uniform_(layer.bias, -bound, bound)
 
 
 class _ConvNd(_Weighted):
+    #: Whether the weight's first dimension are the input's channels.
+    transposed = False
+    stride: Any
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel: tuple[int, ...], groups: int, bias: bool, dtype: Any
     ):
@@ -74,7 +77,16 @@ class _ConvNd(_Weighted):
             if getattr(self, name) % self.groups:
                 raise ValueError(f"{op}: groups={self.groups} does not divide {name}={getattr(self, name)}")
         self.kernel_size = kernel
-        _default_parameters(self, (self.out_channels, self.in_channels // self.groups, *kernel), bias, dtype)
+        first, second = self.out_channels, self.in_channels
+        first, second = (second, first) if self.transposed else (first, second)
+        _default_parameters(self, (first, second // self.groups, *kernel), self.out_channels, bias, dtype)
+
+    def connections_of_an_output(self) -> int:
+        if not self.transposed:
+            return super().connections_of_an_output()
+        # Each input element reaches a window of outputs, and the windows are a stride apart: the mean, borders aside.
+        uses = self.in_channels // self.groups * math.prod(self.kernel_size)
+        return uses // int(np.prod(self.stride)) + (self.bias is not None)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
@@ -159,7 +171,7 @@ class Linear(_Weighted):
         super().__init__()
         self.in_features = integer(in_features, "in_features", minimum=1, op="Linear")
         self.out_features = integer(out_features, "out_features", minimum=1, op="Linear")
-        _default_parameters(self, (self.out_features, self.in_features), bias, dtype)
+        _default_parameters(self, (self.out_features, self.in_features), self.out_features, bias, dtype)
 
     def forward(self, input: Any) -> Any:
         return F.linear(input, self.weight, self.bias)
@@ -272,21 +284,6 @@ class SumPool2d(_Pool):
 
     def forward(self, input: Any) -> Any:
         return F.sum_pool2d(input, self.kernel_size, self.stride, self.padding, **self.options)
-
-
-class AdaptiveAvgPool2d(Module):
-    """Average pooling to a given output size; (1, 1) is global average pooling."""
-
-    def __init__(self, output_size: Any):
-        super().__init__()
-        adaptive_sizes(output_size, op="AdaptiveAvgPool2d")
-        self.output_size = immutable(output_size)
-
-    def forward(self, input: Any) -> Any:
-        return F.adaptive_avg_pool2d(input, self.output_size)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
 
 
 def _dimension(dim: Any, name: str, op: str) -> int:

@@ -11,8 +11,8 @@ import numpy as np
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
 from gpuconv.geometry import integer, pair
+from gpuconv.ops.adaptive import AdaptiveAvgPool
 from gpuconv.ops.checks import element_type, floats, number, one_of, operand, shape_of
-from gpuconv.ops.pool import AdaptiveAvgPool2d
 from gpuconv.ops.shape import permute, reshape
 
 __all__ = ["channel_shuffle", "fold", "interpolate", "pixel_shuffle", "pixel_unshuffle", "unfold", "upsample"]
@@ -251,7 +251,7 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Any:
-    """Images of another size: (N, C, W) or (N, C, H, W), for 'nearest' also (N, C, D, H, W).
+    """Images of another size: (N, C, W) or (N, C, H, W), for 'nearest' and 'area' also (N, C, D, H, W).
 
     Args:
         input: floats.
@@ -278,7 +278,7 @@ def interpolate(
         raise ValueError(f"{op}: antialias is not available; average first, with avg_pool2d or mode='area'")
     shape = shape_of(input)
     spatial = len(shape) - 2
-    ranks = {"linear": (1,), "bilinear": (2,), "area": (1, 2)}.get(mode, (1, 2, 3))
+    ranks = {"linear": (1,), "bilinear": (2,)}.get(mode, (1, 2, 3))
     if spatial not in ranks:
         raise ValueError(
             f"{op}: input for mode {mode!r} must have {' or '.join(str(r + 2) for r in ranks)} dimensions, got {shape}"
@@ -289,10 +289,7 @@ def interpolate(
         raise ValueError(f"{op}: input must have channels and pixels, got shape {shape}")
     sizes, scales = _target(op, shape[2:], size, scale_factor, bool(recompute_scale_factor))
     if mode == "area":
-        if spatial == 2:
-            return AdaptiveAvgPool2d.apply(input, output_size=sizes)
-        flat = AdaptiveAvgPool2d.apply(reshape(input, (*shape[:2], 1, shape[2])), output_size=(1, *sizes))
-        return reshape(flat, (*shape[:2], *sizes))
+        return AdaptiveAvgPool.apply(input, output_size=sizes)
     for axis, (have, want, scale) in enumerate(zip(shape[2:], sizes, scales, strict=True), start=2):
         if have == want and "linear" in mode:
             continue  # whatever scale_factor says, as in PyTorch

@@ -248,6 +248,16 @@ MODULES: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("UpsamplingBilinear2d", (5,), {}, (1, 2, 3, 2)),
     ("Unflatten", (1, (2, -1)), {}, (2, 6)),
     ("Unflatten", (-1, (3, 2)), {}, (2, 6)),
+    ("ConvTranspose1d", (2, 3, 3, 2), {"output_padding": 1}, (2, 2, 4)),
+    ("ConvTranspose2d", (2, 4, 3), {"stride": (2, 1), "padding": 1, "groups": 2}, (1, 2, 3, 4)),
+    ("ConvTranspose2d", (2, 3, 2), {"bias": False, "dilation": 2}, (2, 3, 4)),
+    ("AvgPool1d", (3,), {"stride": 1, "padding": 1}, (2, 2, 5)),
+    ("AdaptiveAvgPool1d", (3,), {}, (2, 2, 5)),
+    ("AdaptiveAvgPool2d", ((2, None),), {}, (2, 2, 5, 3)),
+    ("AdaptiveMaxPool1d", (3,), {}, (2, 2, 5)),
+    ("AdaptiveMaxPool2d", ((2, 3),), {}, (2, 2, 5, 4)),
+    ("LPPool1d", (2, 3), {}, (2, 2, 6)),
+    ("LPPool2d", (2, (2, 3)), {"stride": 2}, (2, 2, 5, 6)),
 ]
 
 
@@ -955,7 +965,118 @@ NORMALIZATION = [
         for options in ({}, {"p": 1.0}, {"dim": 0}, {"dim": (0, 1), "eps": 4.0})
     ],
 ]
+
+
+def _transposed(name: str, rank: int, options: dict[str, Any], cin: int, cout: int, kernel: int, size: int) -> Case:
+    """A transposed convolution of a batch, of one image, and of no image; with bias."""
+    groups = options.get("groups", 1)
+    weight, bias = In((cin, cout // groups, *(kernel,) * rank)), In((cout,))
+    shapes = [(*lead, cin, *range(size, size + rank)) for lead in ((1,), (2,), (), (0,))]
+    return Case(
+        f"{name}({options}, {kernel})",
+        lambda L, x, w, b: getattr(L.nn.functional, name)(x, w, b, **options),
+        tuple((In(shape), weight, bias) for shape in shapes),
+    )
+
+
+def _pooled(name: str, shapes: Any, *arguments: Any, **options: Any) -> Case:
+    return Case(
+        f"{name}({arguments}, {options})",
+        lambda L, x: getattr(L.nn.functional, name)(x, *arguments, **options),
+        on(*shapes),
+    )
+
+
+def _unpooled(name: str, pool: str, shapes: Any, arguments: Any, **options: Any) -> Case:
+    """Pooled, doubled and put back."""
+
+    def call(L: Any, x: Any) -> Any:
+        y, where = getattr(L.nn.functional, pool)(x, *arguments, return_indices=True)
+        return getattr(L.nn.functional, name)(y * 2, where, *arguments, **options)
+
+    return Case(f"{name}({arguments}, {options})", call, on(*shapes))
+
+
+WINDOWS = [
+    *[
+        _transposed(f"conv_transpose{rank}d", rank, options, *sizes)
+        for rank in (1, 2)
+        for options, sizes in [
+            ({}, (2, 3, 2, 3)),
+            ({"stride": 2, "padding": 1, "output_padding": 1}, (2, 2, 3, 2)),
+            ({"stride": 3, "padding": 0, "output_padding": 2, "groups": 2}, (4, 2, 2, 2)),
+            ({"dilation": 3, "output_padding": 2, "stride": 2}, (2, 1, 2, 2)),
+            ({"dilation": 3, "output_padding": 2, "padding": 1}, (1, 2, 3, 2)),
+            ({"padding": 2, "groups": 3}, (3, 3, 3, 4)),
+            ({"stride": 2}, (2, 2, 1, 2)),
+        ]
+    ],
+    Case(
+        "conv_transpose2d(pairs)",
+        lambda L, x, w: L.nn.functional.conv_transpose2d(x, w, None, (1, 2), (0, 1), (0, 1), 1, (2, 1)),
+        ((In((1, 2, 2, 3)), In((2, 2, 2, 3))),),
+    ),
+    # Large enough for compiled kernels.
+    Case(
+        "conv_transpose2d(large)",
+        lambda L, x, w, b: L.nn.functional.conv_transpose2d(x, w, b, 2, 1, 1),
+        ((In((2, 8, 9, 7)), In((8, 12, 3, 3)), In((12,))),),
+        smooth=False,
+    ),
+    *[
+        _pooled(f"adaptive_{kind}_pool1d", ((2, 2, 6), (3, 7), (1, 1, 2)), size)
+        for kind in ("avg", "max")
+        for size in (1, 2, 5)
+    ],
+    *[
+        _pooled(f"adaptive_{kind}_pool2d", ((1, 2, 4, 3), (2, 5, 7), (2, 1, 2, 6), (0, 2, 3, 4)), size)
+        for kind in ("avg", "max")
+        for size in (1, 2, (3, 1), (None, 2), 7)
+    ],
+    _pooled("adaptive_max_pool1d", ((2, 2, 6), (3, 7)), 4, return_indices=True),
+    _pooled("adaptive_max_pool2d", ((1, 2, 4, 3), (2, 5, 7)), (3, 2), return_indices=True),
+    *[
+        Case(
+            f"adaptive_max_pool2d of {what}",
+            lambda L, x: L.nn.functional.adaptive_max_pool2d(x, 2, return_indices=True),
+            ((In((1, 3, 3), values, grad=False),),),
+            smooth=False,
+        )
+        for what, values in [
+            ("ties", (((1, 1, 0), (1, 0, 1), (0, 1, 1)),)),
+            ("NaN", (((NAN, NAN, 0), (1, NAN, 1), (0, 1, NAN)),)),
+            ("infinities", (((-INF, -INF, -INF), (-INF, -INF, -INF), (0, INF, INF)),)),
+        ]
+    ],
+    _pooled("max_pool2d", ((1, 2, 4, 5), (2, 4, 5)), 2, 1, return_indices=True),
+    _pooled("max_pool1d", ((2, 2, 6), (3, 7)), 3, 2, 1, return_indices=True),
+    _pooled("avg_pool1d", ((2, 2, 6), (3, 7)), 3, 2, 1, count_include_pad=False),
+    _pooled("avg_pool1d", ((2, 2, 6), (3, 7)), 2, ceil_mode=True),
+    _unpooled("max_unpool2d", "max_pool2d", ((1, 2, 4, 6), (2, 4, 6)), (2,)),
+    _unpooled("max_unpool2d", "max_pool2d", ((1, 2, 4, 6), (2, 4, 6)), ((2, 3), (2, 3), (1, 0))),
+    _unpooled("max_unpool2d", "max_pool2d", ((1, 2, 5, 7), (2, 5, 7)), (2, 2), output_size=(5, 7)),
+    _unpooled("max_unpool2d", "max_pool2d", ((1, 2, 5, 7),), (2, 2), output_size=(1, 2, 5, 7)),
+    _unpooled("max_unpool1d", "max_pool1d", ((1, 2, 6), (2, 7)), (2,)),
+    *[
+        _pooled(name, shapes, p, *arguments, **options)
+        for name, shapes in [("lp_pool1d", ((1, 2, 6), (2, 7))), ("lp_pool2d", ((1, 2, 4, 6), (2, 5, 7)))]
+        for p, arguments, options in [
+            (2, (2,), {}),
+            (1, (3, 2), {}),
+            (2.0, (3, 1), {"ceil_mode": True}),
+            (4, (2,), {"ceil_mode": True}),
+            (INF, (2,), {}),
+        ]
+    ],
+    Case(
+        "lp_pool2d of zeros",
+        lambda L, x: L.nn.functional.lp_pool2d(x, 2, 2),
+        on((1, 2, 4), kind=(((0, 0, 0, 1), (0, 0, 0, 0)),)),
+        smooth=False,
+    ),
+]
 FAMILIES = {
+    "windows": WINDOWS,
     "activations": ACTIVATIONS,
     "elementwise": ELEMENTWISE,
     "reductions": REDUCTIONS,
@@ -968,10 +1089,43 @@ FAMILIES = {
 _X = np.ones((2, 3), np.float32)
 _I = np.ones((2, 3), np.int64)
 _B = np.ones((2, 3), bool)
+_IMAGE = np.ones((2, 2, 3), np.float32)
+_FILTERS = np.ones((2, 1, 2, 2), np.float32)
 
 
 #: Calls that are refused, the error, and how its message begins.
 REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: F.conv_transpose2d(_IMAGE, _X), ValueError, "conv_transpose2d: weight"),
+    (lambda: F.conv_transpose2d(_IMAGE, _FILTERS[:1]), ValueError, "conv_transpose2d: weight"),
+    (lambda: F.conv_transpose2d(_IMAGE, _FILTERS, np.ones(2, np.float32)), ValueError, "conv_transpose2d: bias"),
+    (lambda: F.conv_transpose2d(_IMAGE, _FILTERS, groups=3), ValueError, "conv_transpose2d: .*groups"),
+    (lambda: F.conv_transpose2d(_IMAGE, _FILTERS, output_padding=1), ValueError, "conv_transpose2d: output_padding"),
+    (lambda: F.conv_transpose2d(_IMAGE, _FILTERS, padding=5), ValueError, "conv_transpose2d: padding"),
+    (lambda: F.conv_transpose2d(_IMAGE, _FILTERS, padding="same"), TypeError, "conv_transpose2d: padding"),
+    (lambda: F.conv_transpose2d(_IMAGE, _FILTERS, stride=0), ValueError, "conv_transpose2d: stride"),
+    (lambda: F.conv_transpose1d(_X, _X), ValueError, "conv_transpose1d: weight"),
+    (lambda: F.conv_transpose1d(_IMAGE[None], _IMAGE), ValueError, "conv_transpose1d: input"),
+    (lambda: gpuconv.nn.ConvTranspose2d(2, 2, 3, 2, output_padding=2), ValueError, "ConvTranspose2d: output_padding"),
+    (lambda: gpuconv.nn.ConvTranspose2d(2, 3, 3, groups=2), ValueError, "ConvTranspose2d: groups"),
+    (lambda: gpuconv.nn.ConvTranspose2d(2, 2, 3, 2)(_IMAGE, (99, 99)), ValueError, "ConvTranspose2d: output_size"),
+    (lambda: F.adaptive_max_pool2d(_IMAGE, 0), ValueError, "adaptive_max_pool2d: output_size"),
+    (lambda: F.adaptive_max_pool2d(_IMAGE, (1, 2, 3)), ValueError, "adaptive_max_pool2d: output_size"),
+    (lambda: F.adaptive_avg_pool1d(_IMAGE[None], 1), ValueError, "adaptive_avg_pool1d: input"),
+    (lambda: F.adaptive_max_pool1d(_X[:, :0], 1), ValueError, "adaptive_max_pool1d: input"),
+    (lambda: F.adaptive_max_pool2d(_IMAGE, 1, "no"), TypeError, "adaptive_max_pool2d: return_indices"),
+    (lambda: F.max_unpool2d(_IMAGE, _IMAGE, 2), TypeError, "max_unpool2d: indices"),
+    (lambda: F.max_unpool2d(_IMAGE, _I, 2), ValueError, "max_unpool2d: indices"),
+    (lambda: F.max_unpool2d(_IMAGE, _IMAGE.astype(int) + 23, 2), IndexError, "max_unpool2d: indices"),
+    (lambda: F.max_unpool2d(_IMAGE, _IMAGE.astype(int) - 2, 2), IndexError, "max_unpool2d: indices"),
+    (lambda: F.max_unpool2d(_IMAGE, _IMAGE.astype(int), 2, output_size=(4, 8)), ValueError, "max_unpool2d: output_siz"),
+    (lambda: F.max_unpool2d(_IMAGE, _IMAGE.astype(int), 2, output_size=(4,)), ValueError, "max_unpool2d: output_size"),
+    (lambda: F.max_unpool2d(_IMAGE, _IMAGE.astype(int), 2, 2, 9), ValueError, "max_unpool2d: .*no elements"),
+    (lambda: gpuconv.nn.LPPool2d(2, 0), ValueError, "LPPool2d: kernel_size"),
+    (lambda: gpuconv.nn.MaxUnpool2d(2, 0), ValueError, "MaxUnpool2d: stride"),
+    (lambda: gpuconv.nn.MaxUnpool1d(2, padding="a"), TypeError, "MaxUnpool1d: padding"),
+    (lambda: F.lp_pool2d(_IMAGE, 0, 2), ValueError, "lp_pool2d: norm_type"),
+    (lambda: F.lp_pool2d(_IMAGE, "2", 2), TypeError, "lp_pool2d: norm_type"),
+    (lambda: F.lp_pool2d(_IMAGE, 2, 5), ValueError, "lp_pool2d: kernel_size"),
     (lambda: F.leaky_relu(_I), TypeError, "leaky_relu: input"),
     (lambda: F.leaky_relu(_X, "0.1"), TypeError, "leaky_relu: negative_slope"),
     (lambda: F.leaky_relu("text"), TypeError, "leaky_relu: input"),

@@ -1,0 +1,159 @@
+"""Pooling with windows that adapt, by power means, and undone, as modules. Names and defaults are PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from gpuconv import functional as F
+from gpuconv.geometry import adaptive_sizes, flag, immutable, sizes_of
+from gpuconv.nn.layers import _Pool
+from gpuconv.nn.module import Module
+
+__all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AvgPool1d",
+    "LPPool1d",
+    "LPPool2d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+]
+
+
+class AvgPool1d(_Pool):
+    """Average pooling over one dimension; see :func:`gpuconv.functional.avg_pool1d`."""
+
+    def __init__(
+        self,
+        kernel_size: int,
+        stride: int | None = None,
+        padding: int = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ):
+        super().__init__(kernel_size, stride, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
+
+    def forward(self, input: Any) -> Any:
+        return F.avg_pool1d(input, self.kernel_size, self.stride, self.padding, **self.options)
+
+
+class _Adaptive(Module):
+    function: ClassVar[Callable[..., Any]]
+
+    def __init__(self, output_size: Any):
+        super().__init__()
+        op = type(self).__name__
+        adaptive_sizes(output_size, op=op, rank=int(op[-2]))
+        self.output_size = immutable(output_size)
+
+    def forward(self, input: Any) -> Any:
+        return type(self).function(input, self.output_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+
+class AdaptiveAvgPool1d(_Adaptive):
+    """Average pooling of (N, C, L) to a given output size."""
+
+    function = staticmethod(F.adaptive_avg_pool1d)
+
+
+class AdaptiveAvgPool2d(_Adaptive):
+    """Average pooling to a given output size; (1, 1) is global average pooling."""
+
+    function = staticmethod(F.adaptive_avg_pool2d)
+
+
+class _AdaptiveMax(_Adaptive):
+    def __init__(self, output_size: Any, return_indices: bool = False):
+        super().__init__(output_size)
+        self.return_indices = flag(return_indices, "return_indices", op=type(self).__name__)
+
+    def forward(self, input: Any) -> Any:
+        return type(self).function(input, self.output_size, self.return_indices)
+
+
+class AdaptiveMaxPool1d(_AdaptiveMax):
+    """Max pooling of (N, C, L) to a given output size."""
+
+    function = staticmethod(F.adaptive_max_pool1d)
+
+
+class AdaptiveMaxPool2d(_AdaptiveMax):
+    """Max pooling to a given output size; (1, 1) is global max pooling."""
+
+    function = staticmethod(F.adaptive_max_pool2d)
+
+
+def _check_window(op: str, kernel_size: Any, stride: Any) -> None:
+    for name, value in (("kernel_size", kernel_size), ("stride", stride)):
+        if value is not None or name == "kernel_size":
+            sizes_of(value, name, int(op[-2]), minimum=1, op=op)
+
+
+class _LPPool(Module):
+    function: ClassVar[Callable[..., Any]]
+
+    def __init__(self, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False):
+        super().__init__()
+        op = type(self).__name__
+        self.norm_type = F.power_of(op, norm_type)
+        _check_window(op, kernel_size, stride)
+        self.kernel_size, self.stride = immutable(kernel_size), immutable(stride)
+        self.ceil_mode = flag(ceil_mode, "ceil_mode", op=op)
+
+    def forward(self, input: Any) -> Any:
+        return type(self).function(input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
+
+    def extra_repr(self) -> str:
+        return (
+            f"norm_type={self.norm_type}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"ceil_mode={self.ceil_mode}"
+        )
+
+
+class LPPool1d(_LPPool):
+    """See :func:`gpuconv.functional.lp_pool1d`."""
+
+    function = staticmethod(F.lp_pool1d)
+
+
+class LPPool2d(_LPPool):
+    """See :func:`gpuconv.functional.lp_pool2d`."""
+
+    function = staticmethod(F.lp_pool2d)
+
+
+class _MaxUnpool(Module):
+    function: ClassVar[Callable[..., Any]]
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0):
+        super().__init__()
+        op = type(self).__name__
+        _check_window(op, kernel_size, stride)
+        sizes_of(padding, "padding", int(op[-2]), minimum=0, op=op)
+        self.kernel_size = immutable(kernel_size)
+        self.stride = self.kernel_size if stride is None else immutable(stride)
+        self.padding = immutable(padding)
+
+    def forward(self, input: Any, indices: Any, output_size: Any = None) -> Any:
+        return type(self).function(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class MaxUnpool1d(_MaxUnpool):
+    """See :func:`gpuconv.functional.max_unpool1d`."""
+
+    function = staticmethod(F.max_unpool1d)
+
+
+class MaxUnpool2d(_MaxUnpool):
+    """See :func:`gpuconv.functional.max_unpool2d`."""
+
+    function = staticmethod(F.max_unpool2d)
