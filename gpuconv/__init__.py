@@ -1,7 +1,7 @@
 """gpuconv: hand-written convolution kernels, a backend dispatcher, and enough autograd to train LeNet.
 
 Importing it loads NumPy, but neither numba nor CuPy: a backend loads when it is first used, and what only some users
-need (``data``, ``models``, ``storage``, ``training``) when it is first named.
+need (``data``, ``models``, ``onnx``, ``storage``, ``training``) when it is first named.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ from gpuconv.ops.shape import flatten, permute, reshape
 from gpuconv.random import manual_seed
 
 if TYPE_CHECKING:
-    from gpuconv import data, models, storage, training
+    from gpuconv import data, models, onnx, storage, training
     from gpuconv.captured_step import capture
     from gpuconv.explanation import explain
     from gpuconv.storage import load, save
@@ -210,6 +210,7 @@ __all__ = [
     "norm",
     "ones",
     "ones_like",
+    "onnx",
     "optim",
     "permute",
     "pow",
@@ -265,6 +266,7 @@ _LAZY = {
     "capture": ("gpuconv.captured_step", "capture"),
     "data": ("gpuconv.data", None),
     "models": ("gpuconv.models", None),
+    "onnx": ("gpuconv.onnx", None),
     "storage": ("gpuconv.storage", None),
     "training": ("gpuconv.training", None),
     "explain": ("gpuconv.explanation", "explain"),

@@ -38,6 +38,7 @@ ALLOWED = {
     "models": {"autograd", "data", "functional", "geometry", "names", "nn"},
     "tuner": {"autograd", "backends", "explanation", "geometry", "models", "tuning"},
     "storage": {"data", "files", "models"},
+    "onnx": {"autograd", "backends", "files", "functional", "nn", "ops", "storage"},
     "plots": {"autograd", "data", "functional", "models", "nn", "storage"},
     "training": {
         "autograd",
@@ -148,7 +149,18 @@ def test_import_loads_no_heavy_library():
     """`import gpuconv` loads neither numba nor CuPy, nor what only the command line needs."""
     code = "import sys, gpuconv; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not set(loaded) & {"numba", "cupy", "torch", "typer", "rich", "matplotlib", "PIL", "pooch", "safetensors"}
+    assert not set(loaded) & {
+        "numba",
+        "cupy",
+        "torch",
+        "typer",
+        "rich",
+        "matplotlib",
+        "PIL",
+        "pooch",
+        "safetensors",
+        "onnx",
+    }
 
 
 def test_public_names_exist():

@@ -1,0 +1,218 @@
+"""A graph as a Module: its initializers as parameters, its nodes run one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpuconv.autograd import Tensor
+from gpuconv.backends import use_backend
+from gpuconv.nn.module import Module, Parameter
+from gpuconv.onnx.node import OPERATORS, Node
+
+__all__ = ["Graph", "OnnxModule", "Value"]
+
+
+class Value(NamedTuple):
+    """What a graph says of an input.
+
+    Attributes:
+        name: of the input.
+        dtype: its element type.
+        shape: for each dimension its size, a name for one that is the same elsewhere, or None; None if nothing is said.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a file says: nodes in the order in which they run, named values, inputs and outputs."""
+
+    nodes: list[Node]
+    initializers: dict[str, np.ndarray]
+    inputs: list[Value]
+    outputs: list[str]
+
+
+class _Step(NamedTuple):
+    """A node, and the values that nobody needs behind it."""
+
+    node: Node
+    done: tuple[str, ...]
+
+
+class _Scope(Module):
+    """What holds the parameters whose names begin alike."""
+
+
+class OnnxModule(Module):
+    """A network that was read from an ONNX file; :func:`gpuconv.onnx.load` makes it.
+
+    It takes the graph's inputs in their order, and returns its output, or a tuple of several, as Tensors. The first
+    dimension of an input may be of any size, whatever the file says: if the graph depends on it, a node will say so.
+    In training mode BatchNormalization takes the batch's statistics, and Dropout drops.
+
+    Attributes:
+        inputs: what the graph says of its inputs: names, element types, shapes.
+        outputs: the outputs' names.
+    """
+
+    def __init__(self, graph: Graph):
+        super().__init__()
+        self.inputs: list[Value] = graph.inputs
+        self.outputs: list[str] = graph.outputs
+        self._constants: dict[str, np.ndarray] = {}
+        self._places: dict[str, tuple[Module, str]] = {}
+        for name, array in graph.initializers.items():
+            kind = _kind(name, array, graph.nodes)
+            if kind == "constant":
+                self._constants[name] = array
+            else:
+                value = Parameter(array) if kind == "parameter" else Tensor(array)
+                self._places[name] = _placed(self, name, value)
+        self._steps = self._planned(graph)
+
+    def _planned(self, graph: Graph) -> list[_Step]:
+        """The nodes that have to run each time; what follows from constants alone is computed here, once."""
+        left = []
+        for node in graph.nodes:
+            if all([not name or name in self._constants for name in node.inputs]) and not OPERATORS[node.op].modal:
+                self._constants.update(_named(node, _computed(node, self._constants, False)))
+            else:
+                left.append(node)
+        needed = {name for node in left for name in node.inputs} | set(graph.outputs)
+        self._constants = {name: value for name, value in self._constants.items() if name in needed}
+        steps: list[_Step] = []
+        kept = {*graph.outputs, *self._constants, *self._places}
+        for node in reversed(left):
+            done = {name for name in (*node.inputs, *node.outputs) if name and name not in kept}
+            kept |= done
+            steps.append(_Step(node, tuple(sorted(done))))
+        return steps[::-1]
+
+    def forward(self, *inputs: Any) -> Any:
+        values: dict[str, Any] = dict(zip([value.name for value in self.inputs], self._checked(inputs), strict=True))
+        for _ in self._run(values):
+            pass
+        outputs = [v if isinstance(v := values[name], Tensor) else Tensor(v) for name in self.outputs]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _run(self, values: dict[str, Any]) -> Iterator[tuple[Node, dict[str, Any]]]:
+        """Run the nodes; after each one it and all values that there are then."""
+        values |= self._constants
+        values |= {name: getattr(scope, attribute) for name, (scope, attribute) in self._places.items()}
+        for node, done in self._steps:
+            values |= _named(node, _computed(node, values, self.training))
+            yield node, values
+            for name in done:
+                values.pop(name, None)
+
+    def _checked(self, inputs: tuple[Any, ...]) -> list[Tensor]:
+        """The inputs as Tensors.
+
+        Raises:
+            TypeError: another number of inputs, or a kind of element that the graph does not take.
+            ValueError: a shape that it does not take.
+        """
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(value.name for value in self.inputs)
+            raise TypeError(f"this graph takes {len(self.inputs)} inputs ({names}), got {len(inputs)}")
+        tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in inputs]
+        named: dict[str, tuple[int, str]] = {}
+        for value, tensor in zip(self.inputs, tensors, strict=True):
+            if _family(tensor.dtype) != _family(value.dtype):
+                raise TypeError(f"input {value.name} must hold {value.dtype}, got {tensor.dtype}")
+            if value.shape is None:
+                continue
+            wanted = f"({', '.join('?' if size is None else str(size) for size in value.shape)})"
+            for axis, size in enumerate(value.shape):
+                if tensor.ndim != len(value.shape) or (isinstance(size, int) and axis and size != tensor.shape[axis]):
+                    raise ValueError(f"input {value.name} must have shape {wanted}, got {tensor.shape}")
+                if isinstance(size, str):
+                    known, by = named.setdefault(size, (tensor.shape[axis], value.name))
+                    if known != tensor.shape[axis]:
+                        what = f"input {value.name} must have shape {wanted}, got {tensor.shape}"
+                        raise ValueError(f"{what}; {size} is {known} in {by}")
+            if tensor.ndim != len(value.shape):
+                raise ValueError(f"input {value.name} must be one number, got shape {tensor.shape}")
+        return tensors
+
+
+def _family(dtype: np.dtype) -> str:
+    return "i" if dtype.kind in "iu" else dtype.kind
+
+
+def _kind(name: str, array: np.ndarray, nodes: list[Node]) -> str:
+    """What an initializer is: a 'constant' on the host, a 'buffer', or a 'parameter'."""
+    uses = [
+        (OPERATORS[node.op], position) for node in nodes for position, used in enumerate(node.inputs) if used == name
+    ]
+    if array.dtype.kind != "f" or (uses and all([position in op.settings for op, position in uses])):
+        return "constant"
+    if array.ndim == 0 or any([position in op.buffers for op, position in uses]):
+        return "buffer"
+    return "parameter"
+
+
+def _placed(root: Module, name: str, value: Tensor) -> tuple[Module, str]:
+    """Put a parameter or buffer where its dotted name says; where that cannot be, dots become underscores."""
+    *path, last = name.split(".")
+    scope: Module = root
+    parts = [*path, last]
+    for part in path:
+        inside = scope._modules.get(part)
+        if inside is None and (not part or hasattr(scope, part)):
+            break
+        if inside is None:
+            scope.add_module(part, inside := _Scope())
+        scope = inside
+    else:
+        if last and not hasattr(scope, last):
+            return scope, _assigned(scope, last, value)
+    flat = "_".join(parts) or "_"
+    while hasattr(root, flat):
+        flat += "_"
+    return root, _assigned(root, flat, value)
+
+
+def _assigned(scope: Module, name: str, value: Tensor) -> str:
+    if isinstance(value, Parameter):
+        setattr(scope, name, value)
+    else:
+        scope.register_buffer(name, value)
+    return name
+
+
+def _computed(node: Node, values: dict[str, Any], training: bool) -> Any:
+    """A node's result.
+
+    Raises:
+        ValueError, TypeError, IndexError: as of the operation; the message names the node.
+    """
+    op = OPERATORS[node.op]
+    inputs = [values[name] if name else None for name in node.inputs]
+    options = {"training": training} if op.modal else {}
+    try:
+        if any([isinstance(x, Tensor) for x in inputs]):
+            return op.compute(node, *inputs, **options)
+        # What hangs on no input of the graph and on no parameter: integers, mostly.
+        with use_backend("numpy"), np.errstate(all="ignore"):
+            return op.compute(node, *inputs, **options)
+    except (ValueError, TypeError, IndexError) as error:
+        raise type(error)(f"{node.op} {node.name!r}: {error}") from error
+
+
+def _named(node: Node, result: Any) -> dict[str, Any]:
+    """A node's outputs by name."""
+    several = result if isinstance(result, tuple) else (result,)
+    return {
+        name: value if isinstance(value, Tensor) else np.asarray(value)
+        for name, value in zip(node.outputs, several, strict=False)
+        if name
+    }

@@ -1,0 +1,62 @@
+"""Every applicable test of the ONNX backend suite passes; which ones apply is counted, not chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="pip install onnx: its wheel carries the backend tests")
+
+import onnx
+from support import onnx_nodes
+from support.onnx_nodes import Case
+
+from gpuconv.backends import Backend
+from gpuconv.onnx.node import OPERATORS
+
+CASES = onnx_nodes.collect()
+APPLICABLE = [case for case in CASES if onnx_nodes.why_not(case) is None]
+
+#: How many apply, and how many do not for each reason, in the release they were counted in.
+COUNTED_IN = "1.23"
+COUNTS = {
+    "apply": 1354,
+    "operators that gpuconv does not have": 459,
+    "element types that gpuconv does not compute in": 201,
+    "the expected values are one generator's random numbers": 4,
+    "opset below 6": 3,
+    "values that are no tensors": 2,
+    "gpuconv folds two dimensions": 1,
+}
+
+#: Operators without a test of their own in the suite.
+WITHOUT = {"GlobalLpPool"}
+
+
+@pytest.mark.skipif(
+    not onnx.__version__.startswith(COUNTED_IN + "."),
+    reason=f"tests were counted in onnx {COUNTED_IN}; other releases have others (all that apply run anyway)",
+)
+def test_no_case_is_left_out_silently() -> None:
+    """The rule takes in and leaves out exactly those tests that were looked through by hand."""
+    counted = onnx_nodes.summary(CASES)
+    print(*[f"{count:>6}  {what}" for what, count in counted.most_common()], sep="\n")
+    assert counted == COUNTS
+
+
+def test_every_operator_has_cases_that_apply() -> None:
+    """In whatever release of onnx is installed, no operator goes without a test."""
+    assert set().union(*(case.operators for case in APPLICABLE)) >= set(OPERATORS) - WITHOUT
+
+
+@pytest.mark.parametrize("case", APPLICABLE, ids=str)
+def test_node(backend: Backend, case: Case) -> None:
+    """The result is the expected one: shape and element type exactly, values within the suite's tolerance."""
+    if (function := onnx_nodes.missing(case)) is not None:
+        pytest.skip(f"gpuconv.functional has no {function} yet")
+    results = onnx_nodes.run(case)
+    assert len(results) == len(case.outputs)
+    for result, expected in zip(results, case.outputs, strict=True):
+        assert result.shape == np.shape(expected)
+        assert result.dtype == np.asarray(expected).dtype
+        np.testing.assert_allclose(result, expected, rtol=case.rtol, atol=case.atol)
