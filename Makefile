@@ -13,7 +13,7 @@ EXTRA  ?= test
 WORKERS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help train test quick compiled-test gpu-test gpu-report lint bench clean
+.PHONY: help train test test-all quick compiled-test gpu-test gpu-report lint bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -37,12 +37,16 @@ $(VENV)/.$(EXTRA): pyproject.toml | $(BIN)/python
 train: $(VENV)/.cli  ## train LeNet-5 on the bundled digits into runs/lenet5 (a new run continues where one was stopped)
 	$(BIN)/gpuconv train --out $(OUT) --resume
 
-test: $(VENV)/.$(EXTRA)  ## all tests, then the built wheel in an environment of its own
-	$(BIN)/python -m pytest $(WORKERS)
+test: $(VENV)/.$(EXTRA)  ## every test, of grids of cases a sample, and the built wheel: 8 minutes on two cores
+	$(BIN)/python -m pytest $(WORKERS) --cases=sample
 	$(BIN)/python tests/check_wheel.py
 
-quick: $(VENV)/.$(EXTRA)  ## the tests that take seconds
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow" -x
+test-all: $(VENV)/.$(EXTRA)  ## every test in every case, and the built wheel: half an hour or more
+	$(BIN)/python -m pytest $(WORKERS) --cases=all
+	$(BIN)/python tests/check_wheel.py
+
+quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: a minute
+	$(BIN)/python -m pytest $(WORKERS) --cases=few -x
 
 # Arguments for pytest, as there: make compiled-test ARGS="-k depthwise"
 compiled-test: $(VENV)/.$(EXTRA)  ## all tests of CUDA kernels on what the compiler makes of them, interpreted: an hour or more

@@ -6,12 +6,12 @@ import importlib.metadata
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
 import pytest
+from support import sampling
 from threadpoolctl import threadpool_limits
 
 from gpuconv import backends
@@ -40,25 +40,44 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("gpuconv")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--cases`: which cases run, for this process and those that it starts."""
+    words = "; ".join(f"{name}: {what}" for name, what in sampling.CHOICES.items())
+    parser.addoption("--cases", choices=sampling.CHOICES, help=f"which cases of the tests run. {words}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests of this process, and processes that they start, read the choice from the environment."""
+    if chosen := config.getoption("cases"):
+        os.environ[sampling.VARIABLE] = chosen
+
+
 def pytest_report_header() -> list[str]:
     """Say what this run covers: a backend or an oracle that is missing takes its tests with it."""
     states = (f"{name} ({why})" if why else name for name, why in backends.available().items())
-    return ["backends: " + ", ".join(states), "oracles: " + ", ".join(map(_version, ORACLES))]
+    cases = sampling.wanted()
+    return [
+        "backends: " + ", ".join(states),
+        "oracles: " + ", ".join(map(_version, ORACLES)),
+        f"cases: {cases} ({sampling.CHOICES[cases]})",
+    ]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With GPUCONV_TEST_SHARE=n, of the cases of each test, one in n is left."""
-    share, left, of_test = int(os.environ.get("GPUCONV_TEST_SHARE", "1")), [], Counter[str]()
-    for item in items:
-        test = item.nodeid.partition("[")[0]
-        if of_test[test] % share == 0:
-            left.append(item)
-        of_test[test] += 1
-    if len(left) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if item not in left])
-        items[:] = left
+    """Leave the cases that are wanted. Beside other processes, what is slow comes first: none waits for it then."""
+    everything = len(items)
+    chosen = sampling.select(items, sampling.wanted())
+    if len(chosen) < everything:
+        kept = set(chosen)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    if hasattr(config, "workerinput"):
+        chosen.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items[:] = chosen
+    _counts[:] = len(chosen), everything
 
 
+#: Cases that run, and all that were collected: in this process, or in those that run the tests.
+_counts: list[int] = []
 #: The kernel, tiling and case of each simulated launch, as text: from this process, or from those that ran the tests.
 _triples: set[tuple[str, ...]] = set()
 
@@ -68,16 +87,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     _triples.update(tuple(map(str, triple)) for triple in getattr(sys.modules.get("support.simulation"), "triples", ()))
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["triples"] = [list(triple) for triple in _triples]
+        session.config.workeroutput["counts"] = _counts
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take them over."""
-    _triples.update(map(tuple, getattr(node, "workeroutput", {}).get("triples", ())))
+    output = getattr(node, "workeroutput", {})
+    _triples.update(map(tuple, output.get("triples", ())))
+    _counts[:] = output.get("counts", ()) or _counts
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many kernels were simulated, in tilings and on geometries of which no two are the same."""
+    """Say how many cases ran, and how many kernels were simulated, in tilings and on geometries that all differ."""
+    if _counts and _counts[0] < _counts[1]:
+        terminalreporter.write_line(f"{_counts[0]:,} of {_counts[1]:,} cases chosen; make test-all runs all")
     if _triples:
         kernels = len({module for module, _, _ in _triples})
         how = "compiled and interpreted" if os.environ["NUMBA_ENABLE_CUDASIM"] == "0" else "simulated and traced"

@@ -1,0 +1,94 @@
+"""Which cases of the tests run: `pytest --cases=all`, `sample` or `few`.
+
+A test of which the cases multiply says so, with `@pytest.mark.grid(n)`: of these `make test` runs one in n, spread over
+the values of all parameters, and `make test-all` each. A case that stands beside others of its test, and takes long,
+is marked `thorough`: it is `make test-all`'s alone. So each test runs in `make test` with one case or more.
+Loops in a test over what multiplies, such as tilings, go through `sampled`.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+CHOICES = {
+    "all": "each case: make test-all",
+    "sample": "one in n of the tests marked grid(n), no case marked thorough, all else: make test",
+    "few": "one in 16 of each test that is not marked slow: make quick",
+}
+#: Read here and by the processes that tests start.
+VARIABLE = "GPUCONV_TEST_CASES"
+
+
+def wanted() -> str:
+    """Which of `CHOICES` holds."""
+    return os.environ.get(VARIABLE, "all")
+
+
+def sampled(things: Iterable[T], count: int, key: object) -> list[T]:
+    """All of them; in a sample at most that many, evenly spaced. `key`, the case's, says from which on."""
+    things = list(things)
+    if wanted() == "all" or len(things) <= count:
+        return things
+    first = zlib.crc32(str(key).encode())
+    return [things[(first + number * len(things) // count) % len(things)] for number in range(count)]
+
+
+def select(items: Sequence[pytest.Item], choice: str) -> list[pytest.Item]:
+    """The items that run, in their order."""
+    if choice == "all":
+        return list(items)
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = {item.nodeid for cases in tests.values() for item in _of_one_test(cases, choice)}
+    return [item for item in items if item.nodeid in chosen]
+
+
+def _of_one_test(cases: list[pytest.Item], choice: str) -> list[pytest.Item]:
+    usual = [case for case in cases if not case.get_closest_marker("thorough")] or cases[:1]
+    if choice == "few":
+        usual = [case for case in usual if not case.get_closest_marker("slow")]
+        return _one_in(16, usual)
+    marker = cases[0].get_closest_marker("grid")
+    return _one_in(marker.args[0], usual) if marker else usual
+
+
+def _one_in(number: int, cases: list[pytest.Item]) -> list[pytest.Item]:
+    values = [case.callspec.params if hasattr(case, "callspec") else {} for case in cases]
+    return [cases[index] for index in spread([case.nodeid for case in cases], values, -(-len(cases) // number))]
+
+
+def spread(names: Sequence[str], values: Sequence[Mapping[str, object]], count: int) -> list[int]:
+    """Indices of so many cases, among them the first, in which the values of each parameter occur as evenly as can be.
+
+    No value occurs twice before one that could stand in its place has occurred. Which one of several is taken depends
+    on the names alone: in each process that runs tests it is the same one.
+    """
+    if count >= len(names):
+        return list(range(len(names)))
+    met: Counter[Hashable] = Counter()
+    keys = [[(name, value if _hashable(value) else id(value)) for name, value in case.items()] for case in values]
+    left = sorted(range(len(names)), key=lambda index: (index > 0, zlib.crc32(names[index].encode())))
+    taken = []
+    for _ in range(count):
+        best = min(left, key=lambda index: sum(met[key] for key in keys[index]))
+        left.remove(best)
+        taken.append(best)
+        met.update(keys[best])
+    return sorted(taken)
+
+
+def _hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
