@@ -1,8 +1,10 @@
 """The documentation is true: its code runs, its links lead somewhere, its make targets exist."""
 
 import functools
+import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -70,11 +72,35 @@ def test_the_tutorial_finds_float64_in_machine_code():
     assert re.fullmatch(r"literal [1-9]\d*\ntyped 0\n", said)
 
 
+def test_the_first_table_of_the_readme_is_what_was_measured():
+    """Its figures are those of bench/results: medians, and the speedup over the faster of PyTorch's layouts."""
+    results = {
+        name: json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+        for name in ("lenet", "lenet-gpu-h100-2026-11-27")
+    }
+    rows = []
+    cpu = {(one["task"], one["batch"]): one for one in results["lenet"]["results"]}
+    for name, key in ("training", ("training", 64)), ("inference", ("inference", 256)):
+        rate, speedup = cpu[key]["images_per_second"], cpu[key]["speedup"]["torch"]
+        ours, peer = rate["gpuconv"]["median"], rate[speedup["against"]]["median"]
+        figures = f"{ours:,.0f} images/s | {peer:,.0f} images/s | {speedup['median']:.1f} ×"
+        rows.append(f"| {name}, batch {key[1]} | AMD EPYC, 2 cores | {figures} |")
+    gpu = results["lenet-gpu-h100-2026-11-27"]
+    (step,) = (one for one in gpu["results"] if one["batch"] == 64)
+    for name, one in ("training step, batch 64", step), ("logits of one image", gpu["inference"]):
+        ours, peer = (statistics.median(one["seconds"][label]) * 1e6 for label in ("gpuconv", "torch graph"))
+        figures = f"{ours:.1f} µs | {peer:.1f} µs | {one['speedup']['torch graph']['median']:.1f} ×"
+        rows.append(f"| {name} | NVIDIA H100 | {figures} |")
+    readme = (ROOT / "README.md").read_text()
+    assert [row for row in rows if row not in readme] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_of_a_page_lead_somewhere(page):
     """Every relative link and picture of a page is a file of the repository."""
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)|<img src=\"([^\"]+)\"", prose):
+        target = "".join(target)
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), target
 

@@ -101,7 +101,7 @@ class _LPPool(Module):
     def __init__(self, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False):
         super().__init__()
         op = type(self).__name__
-        self.norm_type = power_of(op, norm_type)
+        self.norm_type = F.power_of(op, norm_type)
         _check_window(op, kernel_size, stride)
         self.kernel_size, self.stride = immutable(kernel_size), immutable(stride)
         self.ceil_mode = flag(ceil_mode, "ceil_mode", op=op)
