@@ -114,7 +114,7 @@ def recorded(kind: str, *arguments: Any) -> list[Any]:
     Args:
         kind: 'step', a training step; 'float64', one in double precision; 'decayed', one with weight decay; 'around',
             what ``gpuconv train`` captures besides; 'moved', that with augmentation; 'inference', logits.
-        arguments: of the function of ``bench/step.py``: the batch; for inference also a variant of ``conv_net``.
+        arguments: of the function of ``bench/step.py``: the batch.
     """
     from bench import step
 
@@ -151,11 +151,8 @@ def lenet_work(wanted: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 
 def step_work(batches: Iterable[int]) -> list[tuple[Any, ...]]:
-    """As :func:`lenet_work`: training steps, and the logits of one image in both variants."""
-    from gpuconv.tuning import COMPOSED
-
-    inference = [("inference", 1, COMPOSED), ("inference", 1, "one_image_a_block")]
-    return lenet_work([*(("step", batch) for batch in batches), *inference])
+    """As :func:`lenet_work`: training steps, and the logits of one image."""
+    return lenet_work([*(("step", batch) for batch in batches), ("inference", 1)])
 
 
 def call(function: Callable[..., int], *arguments: Any) -> int:

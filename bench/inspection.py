@@ -22,7 +22,7 @@ from typing import Any
 
 from bench import roofline, sass
 from bench.layers import OPERATIONS, Operand
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry, NetGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry
 
 #: Terms of a sum in the simulated layer; the next number where a tiling needs longer sums.
 TERMS = (32, 128, 512)
@@ -58,9 +58,6 @@ def geometry_text(geometry: Any) -> str:
     """A geometry as people write it: input * weight, and what is not usual."""
     if isinstance(geometry, BlockGeometry):
         return f"{geometry_text(geometry.conv)}, {geometry_text(geometry.pool)}"
-    if isinstance(geometry, NetGeometry):
-        first, chain = geometry.blocks[0].conv, " -> ".join(map(str, geometry.chain.sizes))
-        return f"{'x'.join(map(str, first.input_shape))}, {len(geometry.blocks)} blocks, {chain}"
     if isinstance(geometry, ChainGeometry):
         return f"{geometry.n} rows, {' -> '.join(map(str, geometry.sizes))}"
     if isinstance(geometry, ImageBatchGeometry):

@@ -19,7 +19,6 @@ from gpuconv.geometry import (
     ChainGeometry,
     Conv2dGeometry,
     ImageBatchGeometry,
-    NetGeometry,
     Pool2dGeometry,
     effective,
 )
@@ -43,10 +42,6 @@ def _bottleneck(stage: str, size: int, wide: int, narrow: int) -> dict[str, Conv
 
 def _depthwise(size: int, channels: int, stride: int = 1) -> Conv2dGeometry:
     return _conv(_LARGE, channels, size, channels, 3, stride=stride, padding=1, groups=channels)
-
-
-def _one_image(g: BlockGeometry) -> BlockGeometry:
-    return BlockGeometry(dataclasses.replace(g.conv, n=1), dataclasses.replace(g.pool, n=1))
 
 
 CONVOLUTIONS: dict[str, Conv2dGeometry] = {
@@ -93,13 +88,6 @@ BLOCKS: dict[str, BlockGeometry] = {
 #: The fully connected layers behind LeNet's maps.
 CLASSIFIERS: dict[str, ChainGeometry] = {
     "lenet5.classifier": ChainGeometry(_LENET, (400, 120, 84, 10), (True, True, False))
-}
-
-#: Networks as one operation, for one image.
-NETS: dict[str, NetGeometry] = {
-    "lenet5.network": NetGeometry(
-        tuple(map(_one_image, BLOCKS.values())), CLASSIFIERS["lenet5.classifier"]._replace(n=1)
-    )
 }
 
 AVERAGE_POOLINGS: dict[str, Pool2dGeometry] = {
@@ -314,17 +302,6 @@ def _chain_flop(g: ChainGeometry) -> int:
     return 2 * g.n * sum(first * second for first, second in pairwise(g.sizes))
 
 
-def _net(g: NetGeometry, dtype: str) -> tuple[Operands, ...]:
-    parts = [_block(block, dtype) for block in g.blocks]
-    weights, biases, _, ys = _chain_parts(g.chain, dtype)
-    conv_weights, conv_biases = (tuple(part[number] for part in parts) for number in (1, 2))
-    return parts[0][0], (*conv_weights, *weights), (*conv_biases, *biases), ys[-1]
-
-
-def _net_flop(g: NetGeometry) -> int:
-    return 2 * sum(block.conv.macs for block in g.blocks) + _chain_flop(g.chain)
-
-
 def _image_batch(g: ImageBatchGeometry, dtype: str) -> tuple[Operand, ...]:
     images, labels, index = (
         Operand((g.total, g.h, g.w), "uint8"),
@@ -404,7 +381,6 @@ OPERATIONS: dict[str, Operation] = {
         BLOCKS, _block_grad_weight, _block_flop, _small_block, multiply_adds=True
     ),
     # A smaller one takes no less: it would have other stages.
-    "conv_net": Operation(NETS, _net, _net_flop, lambda g, terms: g, multiply_adds=True),
     "linear_chain": Operation(CLASSIFIERS, _chain, _chain_flop, _small_chain, multiply_adds=True),
     "linear_chain_grad_input": Operation(CLASSIFIERS, _chain_grad_input, _chain_flop, _small_chain, multiply_adds=True),
     "linear_chain_grad_weight": Operation(

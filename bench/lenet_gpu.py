@@ -14,9 +14,8 @@
    momentum. PyTorch's first losses have to be ours; then all take turns (``bench/timing.py``). A sample repeats the
    step and then waits for the device: wall time, the host's part included.
 4. **Inference of one image**, likewise first checked, then timed: from the call until the device has the logits, the
-   host waiting for each. This library's captured as a graph of three kernels, as a graph of the one kernel that takes
-   an image through the whole network (``kernels/chain/conv_net.py``), and eager; PyTorch's eager and as a graph. The
-   image is on the device already.
+   host waiting for each. This library's captured, which is a graph of three kernels, and eager; PyTorch's eager and as
+   a graph. The image is on the device already.
 
 What was found is kept after each part, see :func:`run`.
 
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 BATCHES = (64, 128, 512, 4096)
 EAGER, PEERS = f"{OURS} eager", ("torch eager", "torch compile", "torch graph")
-ONE_KERNEL = f"{OURS} one kernel"
 #: Losses that must agree: two steps warm a captured one up, the others are replays of its graph.
 _CHECKED_STEPS = 8
 _WARMUP = 3
@@ -73,10 +71,9 @@ def _ours(weights: Weights, batches: Batches, captured: bool) -> timing.Step:
     return lambda: run(*next(turn))
 
 
-def ours_inference(weights: Weights, images: list[Any], variant: str, *, captured: bool) -> timing.Step:
-    """The logits of an image by this library; ``variant`` is that of ``conv_net``."""
+def ours_inference(weights: Weights, images: list[Any], *, captured: bool) -> timing.Step:
+    """The logits of an image by this library, eager or captured."""
     import gpuconv
-    from gpuconv import tuning
 
     backend = gpuconv.backends.current()
     model = gpuconv.models.LeNet5()
@@ -84,7 +81,7 @@ def ours_inference(weights: Weights, images: list[Any], variant: str, *, capture
     model.to(backend).eval()
 
     def forward(image: Any) -> Any:
-        with gpuconv.no_grad(), tuning.use_variant("conv_net", variant):
+        with gpuconv.no_grad():
             return model(image)
 
     run, turn = gpuconv.capture(forward) if captured else forward, cycle(map(backend.asarray, images))
@@ -346,7 +343,7 @@ def run(
     with _recorded_failure(result, "inference", keep):
         _inference(result, place, settings, weights, keep)
     results = [*document["results"], document["inference"]]
-    return not any({OURS, EAGER, ONE_KERNEL, _ENDED} & set(result["failed"]) for result in results)
+    return not any({OURS, EAGER, _ENDED} & set(result["failed"]) for result in results)
 
 
 @contextlib.contextmanager
@@ -416,17 +413,15 @@ def _inference(
 ) -> None:
     """Seconds until the logits of one image are there, by contender."""
     import gpuconv
-    from gpuconv.tuning import COMPOSED
 
     images = [images for images, _ in digit_batches(1)]
     # Both libraries' tensors; a copy, since a graph writes its next result to the same memory.
     contest = Contest(lambda logits: _on_host(logits).tolist(), "logits")
     result["failed"] = contest.failed
     with gpuconv.use_backend("numpy"):
-        contest.reference("numpy", ours_inference(weights, images, COMPOSED, captured=False))
-    contest.enter(EAGER, partial(ours_inference, weights, images, COMPOSED, captured=False), "numpy")
-    contest.enter(OURS, partial(ours_inference, weights, images, COMPOSED, captured=True), EAGER)
-    contest.enter(ONE_KERNEL, partial(ours_inference, weights, images, "one_image_a_block", captured=True), EAGER)
+        contest.reference("numpy", ours_inference(weights, images, captured=False))
+    contest.enter(EAGER, partial(ours_inference, weights, images, captured=False), "numpy")
+    contest.enter(OURS, partial(ours_inference, weights, images, captured=True), EAGER)
     keep()
     if OURS not in contest.steps:
         return
@@ -445,9 +440,7 @@ def _inference(
         waited, seconds=settings["seconds"], rounds=settings["rounds"], wait=lambda _: None
     )
     result["speedup"] = {
-        label: vars(timing.speedup(times[OURS], theirs))
-        for label, theirs in times.items()
-        if label in (ONE_KERNEL, *PEERS)
+        label: vars(timing.speedup(times[OURS], theirs)) for label, theirs in times.items() if label in PEERS
     }
     say(f"inference: {1e6 * timing.spread(times[OURS]).median:.1f} us an image")
 

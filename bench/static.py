@@ -42,7 +42,6 @@ _DEFAULT_LAYERS = (
     "lenet5.conv?",
     "lenet5.block?",
     "lenet5.classifier",
-    "lenet5.network",
     "lenet5.parameters",
     "lenet5.pool1",
     "lenet5.relu1",

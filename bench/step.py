@@ -128,12 +128,11 @@ def around_launches(batch: int, *, augment: bool = False) -> list[tuple[Any, tup
     return graph.launches
 
 
-def inference_launches(batch: int, variant: str) -> list[tuple[Any, tuple[Any, ...]]]:
+def inference_launches(batch: int) -> list[tuple[Any, tuple[Any, ...]]]:
     """The launches of LeNet's logits with their arguments; noted, not made.
 
     Args:
         batch: images.
-        variant: of ``conv_net``.
 
     Raises:
         BackendUnavailable: as :func:`launches`.
@@ -141,10 +140,10 @@ def inference_launches(batch: int, variant: str) -> list[tuple[Any, tuple[Any, .
     import numpy as np
 
     import gpuconv
-    from gpuconv import Tensor, backends, models, tuning
+    from gpuconv import Tensor, backends, models
 
     backend, graph = backends.get("cuda"), _noted()
-    with gpuconv.use_backend(backend), gpuconv.no_grad(), tuning.use_variant("conv_net", variant):
+    with gpuconv.use_backend(backend), gpuconv.no_grad():
         model = models.LeNet5().to(backend).eval()
         images = Tensor(backend.asarray(np.zeros((batch, 1, 32, 32), np.float32)))
         with graph.recording():

@@ -238,25 +238,6 @@ def _linear_chain(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
     return step
 
 
-def _conv_net(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
-    x, weights, biases = tensors
-    count, function = len(g.blocks), torch.nn.functional
-    windows = [(_window(pool), conv, _sides(conv)) for conv, pool in g.blocks]
-
-    def step() -> tuple[Any, ...]:
-        y = x
-        for (window, conv, padding), weight, bias in zip(windows, weights[:count], biases[:count], strict=True):
-            maps = torch.relu_(function.conv2d(y, weight, bias, conv.stride, padding, conv.dilation, conv.groups))
-            y = function.max_pool2d(maps, *window)
-        y = y.flatten(1)
-        for weight, bias, relu in zip(weights[count:], biases[count:], g.chain.relu, strict=True):
-            y = function.linear(y, weight, bias)
-            y = torch.relu_(y) if relu else y
-        return (y,)
-
-    return step
-
-
 def _linear_chain_grad_input(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
     last, weights, ys = tensors
     threshold_backward = torch.ops.aten.threshold_backward
@@ -357,7 +338,6 @@ OPERATIONS: Mapping[str, Callable[[Any, Any, Any, Any], Step]] = {
     "conv2d_relu_max_pool2d": _block,
     "conv2d_relu_max_pool2d_grad_input": _block_grad_input,
     "conv2d_relu_max_pool2d_grad_weight": _block_grad_weight,
-    "conv_net": _conv_net,
     "linear_chain": _linear_chain,
     "linear_chain_grad_input": _linear_chain_grad_input,
     "linear_chain_grad_weight": _linear_chain_grad_weight,

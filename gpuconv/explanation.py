@@ -11,7 +11,7 @@ import numpy as np
 from gpuconv import backends
 from gpuconv.autograd import Tensor
 from gpuconv.backends import Backend
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, NetGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
 
 __all__ = ["Explanation", "Step", "explain"]
 
@@ -22,13 +22,13 @@ class Step:
 
     Attributes:
         primitive: its name in ``gpuconv.backends.Backend``.
-        geometry: of its convolution, pooling or fully connected layers, or of the network; None for others.
+        geometry: of its convolution, pooling or fully connected layers; None for others.
         lines: how it ran, and what else there was.
         pool: of the pooling that ran with the convolution; None if there was none.
     """
 
     primitive: str
-    geometry: Conv2dGeometry | Pool2dGeometry | ChainGeometry | NetGeometry | None
+    geometry: Conv2dGeometry | Pool2dGeometry | ChainGeometry | None
     lines: tuple[str, ...]
     pool: Pool2dGeometry | None = None
 
@@ -48,11 +48,9 @@ class Explanation:
         return "\n".join(text)
 
 
-def _sizes(geometry: Conv2dGeometry | Pool2dGeometry | ChainGeometry | NetGeometry | None) -> str:
+def _sizes(geometry: Conv2dGeometry | Pool2dGeometry | ChainGeometry | None) -> str:
     if geometry is None:
         return ""
-    if isinstance(geometry, NetGeometry):
-        return f": {len(geometry.blocks)} convolutions, then {_sizes(geometry.chain)[2:]}"
     if isinstance(geometry, ChainGeometry):
         return f": {geometry.n} rows, {' -> '.join(map(str, geometry.sizes))}"
     n, channels, p, q = geometry.output_shape
@@ -100,23 +98,19 @@ def _observing(backend: Backend) -> Any:
     def noting(name: str) -> Callable[..., Any]:
         def primitive(self: Any, *arguments: Any, **options: Any) -> Any:
             geometries: list[Any] = [
-                a for a in arguments if isinstance(a, (Conv2dGeometry, Pool2dGeometry, ChainGeometry, NetGeometry))
+                a for a in arguments if isinstance(a, (Conv2dGeometry, Pool2dGeometry, ChainGeometry))
             ]
             geometry = geometries[0] if geometries else None
             dtype = next(np.dtype(a.dtype).name for a in arguments if hasattr(a, "dtype"))
             what = BlockGeometry(*geometries) if len(geometries) == 2 else geometry
             pool = what.pool if isinstance(what, BlockGeometry) else None
-            step, noted = Step(name, geometry, tuple(backend.explain(name, what, dtype)), pool), len(self.steps)
-            # A network that the backend composes is told by its parts.
-            done = getattr(super(type(self), self) if name == "conv_net" else backend, name)(*arguments, **options)
-            if len(self.steps) == noted:
-                self.steps.append(step)
-            return done
+            self.steps.append(Step(name, geometry, tuple(backend.explain(name, what, dtype)), pool))
+            return getattr(backend, name)(*arguments, **options)
 
         return primitive
 
     # A fused primitive that the backend does not define runs as the base composes it: the parts are noted, then.
-    blocks = "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad", "linear_chain", "linear_chain_grad", "conv_net"
+    blocks = "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad", "linear_chain", "linear_chain_grad"
     fused = ("conv2d_relu", "linear_relu", *blocks)
     defined = [name for name in fused if getattr(type(backend), name) is not getattr(Backend, name)]
     primitives = sorted(Backend.__abstractmethods__ - {"asarray", "to_numpy"}) + defined

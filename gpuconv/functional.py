@@ -12,18 +12,15 @@ What takes no more than a few lines is checked where it is computed, in ``gpucon
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gpuconv.autograd import Function, tensor_method
 from gpuconv.geometry import (
-    BlockGeometry,
-    ChainGeometry,
     Conv2dGeometry,
     IntOrPair,
-    NetGeometry,
     PaddingLike,
     Pool2dGeometry,
     flag,
@@ -37,7 +34,6 @@ from gpuconv.ops import activation as _activation
 from gpuconv.ops import conv as _conv
 from gpuconv.ops import linear as _linear
 from gpuconv.ops import loss as _loss
-from gpuconv.ops import net as _net
 from gpuconv.ops import pool as _pool
 from gpuconv.ops import shape as _shape_ops
 from gpuconv.ops.adaptive import (
@@ -140,7 +136,6 @@ __all__ = [
     "conv2d",
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
-    "conv_net",
     "conv_transpose1d",
     "conv_transpose2d",
     "cosine_embedding_loss",
@@ -337,73 +332,20 @@ def conv2d_relu_max_pool2d(
     The maps before pooling are not kept, which is most of the memory; ``nn.Sequential`` calls it by itself. Arguments
     and errors of :func:`conv2d` and :func:`max_pool2d`.
     """
-    pooling = {"stride": pool_stride, "padding": pool_padding, "dilation": pool_dilation, "ceil_mode": ceil_mode}
-    operands, geometry, alone = _block_operands(
-        input, weight, bias, (stride, padding, dilation, groups), kernel_size, pooling
-    )
-    conv, pool = geometry
-    return _unbatched(_conv.Conv2dReLUMaxPool2d.apply(*operands, geometry=conv, pool=pool), alone)
-
-
-def _block_operands(
-    input: Any, weight: Any, bias: Any, convolving: Sequence[Any], kernel_size: IntOrPair, pooling: Mapping[str, Any]
-) -> tuple[list[Any], BlockGeometry, bool]:
-    """Input (with a batch), weight and bias of a block, its geometry, and whether the batch has to be lost again."""
     op = "conv2d_relu_max_pool2d"
     input, weight, bias = _floats(op, input=input, weight=weight, bias=bias, optional=("bias",))
     input, alone = _batched(op, input, "NCHW")
-    conv = _conv2d_geometry(op, input, weight, bias, *convolving)
-    pool = Pool2dGeometry.of(conv.output_shape, kernel_size, **pooling, op=op)
-    return [input, weight, bias], BlockGeometry(conv, pool), alone
-
-
-def conv_net(
-    input: Any,
-    blocks: Sequence[tuple[Sequence[Any], IntOrPair, Mapping[str, Any]]],
-    weights: Sequence[Any],
-    biases: Sequence[Any],
-    relu: Sequence[bool],
-) -> Any:
-    """Blocks of convolution, ReLU and max pooling, then fully connected layers, in one step and without a gradient.
-
-    ``nn.Sequential`` calls it by itself inside of ``no_grad()``. It runs as :func:`conv2d_relu_max_pool2d` of each
-    block and :func:`linear_chain` do, unless the CUDA backend is asked for the variant ``one_image_a_block``, which is
-    one kernel for all of it (``gpuconv.tuning.use_variant``, or ``GPUCONV_VARIANTS=conv_net=one_image_a_block``).
-
-    Args:
-        input: (N, C, H, W) or (C, H, W).
-        blocks: for each block the arguments of :func:`conv2d` behind the input (weight, bias, stride, padding,
-            dilation, groups), the size of the pooling window, and the other keywords of :func:`max_pool2d`.
-        weights, biases, relu: of the fully connected layers, as :func:`linear_chain` takes them; the first one takes
-            the maps of an image flattened.
-
-    Returns:
-        (N, out of the last layer), or (out of the last layer,).
-
-    Raises:
-        ValueError: shapes that do not fit, or no blocks or layers.
-        TypeError: an argument of the wrong kind, or element types that differ.
-        RuntimeError: a gradient would be wanted.
-    """
-    if not len(blocks):
-        raise ValueError("conv_net: blocks must have at least one element")
-    operands: list[Any] = []
-    geometries, features, alone = [], input, False
-    for (weight, bias, *convolving), kernel_size, pooling in blocks:
-        checked, block, first_alone = _block_operands(features, weight, bias, convolving, kernel_size, pooling)
-        if not operands:
-            operands, alone = checked[:1], first_alone
-        operands += checked[1:]
-        geometries.append(block)
-        # What stands for this block's result where the next one is checked: its shape and element type.
-        features = np.broadcast_to(np.zeros((), _element_type(checked[1])), block.pool.output_shape)
-    n = len(features)
-    rows = np.broadcast_to(features[:1, 0, 0, :1], (n, math.prod(features.shape[1:])))
-    _, *parameters = _chain_operands(rows, weights, biases, relu)
-    sizes = rows.shape[1], *(_shape(weight)[0] for weight in parameters[::2])
-    chain = ChainGeometry(n, sizes, tuple(map(bool, relu)))
-    geometry = NetGeometry(tuple(geometries), chain)
-    return _unbatched(_net.ConvNet.apply(*operands, *parameters, geometry=geometry), alone)
+    conv = _conv2d_geometry(op, input, weight, bias, stride, padding, dilation, groups)
+    pool = Pool2dGeometry.of(
+        conv.output_shape,
+        kernel_size,
+        stride=pool_stride,
+        padding=pool_padding,
+        dilation=pool_dilation,
+        ceil_mode=ceil_mode,
+        op=op,
+    )
+    return _unbatched(_conv.Conv2dReLUMaxPool2d.apply(input, weight, bias, geometry=conv, pool=pool), alone)
 
 
 # -- pooling ---------------------------------------------------------------------------------------------------------

@@ -631,15 +631,3 @@ class ChainGeometry(NamedTuple):
     n: int
     sizes: tuple[int, ...]
     relu: tuple[bool, ...]
-
-
-class NetGeometry(NamedTuple):
-    """A network of blocks and the fully connected layers behind them; each part takes the results of the one before.
-
-    Attributes:
-        blocks: convolutions with bias, ReLU and max pooling.
-        chain: the layers; the first one takes the last block's maps, flattened.
-    """
-
-    blocks: tuple[BlockGeometry, ...]
-    chain: ChainGeometry

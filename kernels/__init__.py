@@ -33,7 +33,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     "conv2d_relu_max_pool2d": {"fused": "gpuconv.kernels.block.conv2d_relu_max_pool2d"},
     "conv2d_relu_max_pool2d_grad_input": {"gathered": "gpuconv.kernels.block.conv2d_relu_max_pool2d_grad_input"},
     "conv2d_relu_max_pool2d_grad_weight": {"sparse": "gpuconv.kernels.block.conv2d_relu_max_pool2d_grad_weight"},
-    "conv_net": {"one_image_a_block": "gpuconv.kernels.chain.conv_net"},
     "linear_chain": {"rows": "gpuconv.kernels.chain.linear_chain"},
     "linear_chain_grad_input": {"rows": "gpuconv.kernels.chain.linear_chain_grad_input"},
     "linear_chain_grad_weight": {"tiled": "gpuconv.kernels.chain.linear_chain_grad_weight"},

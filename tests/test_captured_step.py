@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv import Tensor, backends, models, nn, optim, tuning
+from gpuconv import Tensor, backends, models, nn, optim
 from gpuconv import functional as F
 
 simulated = pytest.mark.skipif(
@@ -107,39 +103,19 @@ def test_inference():
 
 
 @simulated
-@pytest.mark.parametrize(
-    ("variant", "kernels"),
-    [
-        ("composed", ["conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d", "linear_chain"]),
-        ("one_image_a_block", ["conv_net"]),
-    ],
-)
-def test_one_image_takes_three_launches_or_one(variant, kernels):
-    """LeNet's logits are those of the NumPy backend; by default a block is a kernel, and all layers are one."""
+def test_one_image_takes_three_launches():
+    """LeNet's logits are those of the NumPy backend; a block is a kernel, and all fully connected layers are one."""
     images = np.random.default_rng(0).standard_normal((3, 1, 1, 32, 32)).astype(np.float32)
     with gpuconv.no_grad():
-        with gpuconv.use_backend("cuda"), tuning.use_variant("conv_net", variant):
+        with gpuconv.use_backend("cuda"):
             model = lenet().eval()
             predict = gpuconv.capture(lambda image: model(image), warmup=1)
             ours = [predict(Tensor(image)).numpy().copy() for image in images]
         with gpuconv.use_backend("numpy"):
             theirs = [lenet().eval()(image) for image in images]
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
-    assert [launch.kernel.fn.__name__ for launch, _ in predict._graph.launches] == kernels
-
-
-@simulated
-def test_the_example_of_the_page():
-    """What docs/kernels.md shows for one image is one launch of one kernel, from the third call on."""
-    page = (Path(__file__).resolve().parent.parent / "docs" / "kernels.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(import gpuconv\n.*?)^```", page, re.MULTILINE | re.DOTALL)
-    names: dict[str, Any] = {}
-    with gpuconv.use_backend("cuda"):
-        exec(code, names)
-        for _ in range(3):
-            assert not names["predict"].captured
-            assert names["predict"](Tensor(np.zeros((1, 1, 32, 32), np.float32))).shape == (1, 10)
-    assert [launch.kernel.fn.__name__ for launch, _ in names["predict"]._graph.launches] == ["conv_net"]
+    names = [launch.kernel.fn.__name__ for launch, _ in predict._graph.launches]
+    assert names == ["conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d", "linear_chain"]
 
 
 @simulated

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from gpuconv.geometry import ChainGeometry, Conv2dGeometry, NetGeometry, Pair, Pool2dGeometry
+from gpuconv.geometry import ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 from gpuconv.tuning.store import Platform
 
 #: An array of the backend's kind: numpy.ndarray, cupy.ndarray.
@@ -354,22 +354,6 @@ class Backend(ABC):
         else:
             found[0] = grad
         return tuple(found)
-
-    # -- a whole network, for inference --------------------------------------------------------------------------------
-
-    def conv_net(
-        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: NetGeometry
-    ) -> Array:
-        """Last results (n, size) of a network; nothing is kept for a backward pass.
-
-        :meth:`conv2d_relu_max_pool2d` of each block, then :meth:`linear_chain`. Shapes: x (n, c, h, w); weights and
-        biases are those of the blocks, and then those of the layers.
-        """
-        blocks, chain = geometry
-        count = len(blocks)
-        for (conv, pool), weight, bias in zip(blocks, weights[:count], biases[:count], strict=True):
-            x, _ = self.conv2d_relu_max_pool2d(x, weight, bias, conv, pool)
-        return self.linear_chain(x.reshape(chain.n, chain.sizes[0]), weights[count:], biases[count:], chain)[-1]
 
     # -- loss --------------------------------------------------------------------------------------------------------
 

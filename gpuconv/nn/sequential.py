@@ -7,8 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from gpuconv import functional as F
-from gpuconv.autograd import is_grad_enabled
-from gpuconv.nn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU
+from gpuconv.nn.layers import Conv2d, Linear, MaxPool2d, ReLU
 from gpuconv.nn.module import Module
 from gpuconv.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
@@ -17,9 +16,7 @@ class Sequential(Module):
     """Run modules one after the other.
 
     ``Conv2d → ReLU → MaxPool2d``, ``Conv2d → ReLU``, ``BatchNorm2d → ReLU`` and several ``Linear``, with or without
-    ReLU behind each, run as one primitive, with the same results and gradients; see :meth:`blocks`. Inside of
-    ``no_grad()``, blocks with pooling and layers with a ``Flatten`` between them go to
-    :func:`gpuconv.functional.conv_net` as a whole.
+    ReLU behind each, run as one primitive, with the same results and gradients; see :meth:`blocks`.
 
     Args:
         modules: the modules; or one dict of names and modules, which then name the parameters.
@@ -90,29 +87,25 @@ class Sequential(Module):
                 raise TypeError(f"Sequential: module {number} is a {type(module).__name__}, not a Module")
 
     def blocks(self) -> list[tuple[str, ...]]:
-        """Names of the modules, grouped as they run with gradients: several names are one fused primitive."""
+        """Names of the modules, grouped as they run: several names are one fused primitive."""
         names = list(self._modules)
         return [tuple(names[span]) for span in self._spans(list(self._modules.values()))]
 
-    def _spans(self, modules: list[Module], *, networks: bool = False) -> Iterator[slice]:
-        """Which modules run as one, first to last; ``networks``: also blocks with the layers behind them."""
+    def _spans(self, modules: list[Module]) -> Iterator[slice]:
+        """Which modules run as one, first to last."""
         # Only those that run as their class says: not a subclass's, nor one that was given another `forward` or hooks.
         kinds = [
             None if "forward" in module.__dict__ or "_hooked" in module.__dict__ else type(module) for module in modules
         ]
         position = 0
         while position < len(modules):
-            length = 1
-            if self._fusing:
-                length = (networks and _network_run(modules, kinds, position)) or _fusible(modules, kinds, position)
+            length = _fusible(modules, kinds, position) if self._fusing else 1
             yield slice(position, position + length)
             position += length
 
     def forward(self, input: Any) -> Any:
         modules = list(self._modules.values())
-        # Of an image without a batch, Flatten leaves the channels apart.
-        networks = not is_grad_enabled() and len(getattr(input, "shape", ())) == 4
-        for span in self._spans(modules, networks=networks):
+        for span in self._spans(modules):
             first, *others = modules[span]
             input = _run_fused(input, first, *others) if others else first(input)
         return input
@@ -143,36 +136,11 @@ def _linear_run(kinds: _Kinds, position: int) -> int:
     return end - position
 
 
-def _network_run(modules: list[Module], kinds: _Kinds, position: int) -> int:
-    """How many modules from a position on are blocks with pooling, Flatten, and fully connected layers; 0 if not so."""
-    end = position
-    while end < len(modules) and kinds[end] is Conv2d and _fusible(modules, kinds, end) == 3:
-        end += 3
-    flatten: Any = modules[end] if position < end < len(modules) else None
-    if flatten is None or kinds[end] is not Flatten or (flatten.start_dim, flatten.end_dim) != (1, -1):
-        return 0
-    layers = _linear_run(kinds, end + 1)
-    return end + 1 + layers - position if layers else 0
-
-
 def _chain_arguments(modules: Sequence[Any]) -> tuple[list[Any], list[Any], list[bool]]:
     """Weights, biases, and whether a ReLU follows, of fully connected layers."""
     layers = [module for module in modules if type(module) is Linear]
     relu = [type(follower) is ReLU for one, follower in pairwise((*modules, None)) if type(one) is Linear]
     return [layer.weight for layer in layers], [layer.bias for layer in layers], relu
-
-
-def _run_network(input: Any, modules: Sequence[Any]) -> Any:
-    flatten = next(number for number, module in enumerate(modules) if type(module) is Flatten)
-    blocks = [
-        (conv.arguments(), pool.kernel_size, {"stride": pool.stride, "padding": pool.padding, **_options(pool)})
-        for conv, pool in zip(modules[:flatten:3], modules[2:flatten:3], strict=True)
-    ]
-    return F.conv_net(input, blocks, *_chain_arguments(modules[flatten + 1 :]))
-
-
-def _options(pool: Any) -> dict[str, Any]:
-    return {name: pool.options[name] for name in ("dilation", "ceil_mode")}
 
 
 def _run_fused(input: Any, layer: Any, second: Any, *rest: Any) -> Any:
@@ -182,8 +150,6 @@ def _run_fused(input: Any, layer: Any, second: Any, *rest: Any) -> Any:
         if type(second) is ReLU and not rest:
             return F.linear_relu(input, layer.weight, layer.bias)
         return F.linear_chain(input, *_chain_arguments((layer, second, *rest)))
-    if len(rest) > 1:
-        return _run_network(input, (layer, second, *rest))
     if not rest:
         return F.conv2d_relu(input, *layer.arguments())
     (pool,) = rest

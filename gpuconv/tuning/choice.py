@@ -156,7 +156,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "linear_chain": (Rule("rows", _few_rows, _FEW_ROWS), _COMPOSED),
     "linear_chain_grad_input": (Rule("rows", _few_rows, _FEW_ROWS), _COMPOSED),
     "linear_chain_grad_weight": (Rule("tiled", _few_rows, _FEW_ROWS), _COMPOSED),
-    "conv_net": (Rule(COMPOSED, _always, "one kernel for the whole network is an experiment: on request"),),
     "softmax_cross_entropy_mean": (
         Rule("one_block", _always, "few logits: losses, their mean and its gradient in one launch instead of several"),
         _COMPOSED,

@@ -248,26 +248,6 @@ def test_explain_names_the_kernels():
     assert "taken, by rule" in text
 
 
-def test_a_network_is_one_kernel_on_request():
-    """By default a network runs as its parts; one kernel if asked for; and an error where that refuses."""
-    nn = gpuconv.nn
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
-    x = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
-    expected = model(x)
-    with gpuconv.use_backend("cuda"), gpuconv.no_grad():
-        parts = gpuconv.explain(model, x.shape).steps
-        assert [step.primitive for step in parts] == ["conv2d_relu_max_pool2d", "linear_chain"]
-        with tuning.use_variant("conv_net", "one_image_a_block"):
-            explanation = gpuconv.explain(model, x.shape)
-            assert [step.primitive for step in explanation.steps] == ["conv_net"]
-            assert "conv_net: 1 convolutions, then 2 rows, 8 -> 3" in str(explanation)
-            assert "one_image_a_block: taken, by use_variant" in str(explanation)
-            np.testing.assert_allclose(model(x), expected, rtol=1e-5, atol=1e-6)
-            grouped = nn.Sequential(nn.Conv2d(2, 2, 3, groups=2), *model[1:])
-            with pytest.raises(ValueError, match="asked for by use_variant, refuses: convolution 1 has 2 groups"):
-                grouped(np.zeros((1, 2, 6, 6), np.float32))
-
-
 def test_without_a_gpu_the_reason_is_given():
     """Without the simulator and without a driver, the backend says what is missing, and auto takes another."""
     code = "import gpuconv.backends as b; print(b.available()['cuda']); print(b.current().name)"

@@ -66,10 +66,6 @@ def chain(numpy, x, weights, biases, outs, geometry):
         out[...] = y
 
 
-def network(numpy, x, weights, biases, out, geometry):
-    out[...] = numpy.conv_net(x, weights, biases, geometry)
-
-
 def chain_grad_input(numpy, grad, weights, ys, grads, out, geometry):
     for weight, y, before, active in reversed(list(zip(weights, ys, grads, geometry.relu, strict=True))):
         before[...] = numpy.relu_grad(grad, y) if active else grad
@@ -136,7 +132,6 @@ FUSED = {
     "conv2d_relu_max_pool2d_grad_input": block_grad_input,
     "conv2d_relu_max_pool2d_grad_weight": block_grad_weight,
     "linear_chain": chain,
-    "conv_net": network,
     "linear_chain_grad_input": chain_grad_input,
     "linear_chain_grad_weight": chain_grad_weight,
     "softmax_cross_entropy_mean": mean_loss,

@@ -213,11 +213,6 @@ def torch_names(offset: int = 0, wide: bool = False) -> dict[str, Any]:
             x = functional.relu(x) if rectified else x
         return x
 
-    def conv_net(x: Any, blocks: Any, weights: Any, biases: Any, relu: Any) -> Any:
-        for arguments, kernel_size, pooling in blocks:
-            x = functional.max_pool2d(conv2d_relu(x, *arguments), kernel_size, **pooling)
-        return linear_chain(x.flatten(1 if x.ndim == 4 else 0), weights, biases, relu)
-
     def half_squared_error(x: Any, target: Any, reduction: str = "sum") -> Any:
         return functional.mse_loss(x, target, reduction=reduction) * 0.5
 
@@ -243,7 +238,6 @@ def torch_names(offset: int = 0, wide: bool = False) -> dict[str, Any]:
         "sum_pool2d": sum_pool2d,
         "linear_relu": lambda *arguments: functional.relu(functional.linear(*arguments)),
         "linear_chain": linear_chain,
-        "conv_net": conv_net,
         "half_squared_error": half_squared_error,
         "mse_loss": mse_loss,
         "cross_entropy": cross_entropy,

@@ -36,7 +36,6 @@ from gpuconv.geometry import (
     ChainGeometry,
     Conv2dGeometry,
     ImageBatchGeometry,
-    NetGeometry,
     Pair,
     Pool2dGeometry,
 )
@@ -623,18 +622,6 @@ class CudaBackend(Backend):
             self._queue(second, (x, *ys[:-1]), grads, dweights, dbiases)
         parameters = (gradient for pair in zip(dweights, dbiases, strict=True) for gradient in pair)
         return dx, *(gradient if need else None for gradient, need in zip(parameters, needs[1:], strict=True))
-
-    # -- a whole network, for inference --------------------------------------------------------------------------------
-
-    def conv_net(
-        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: NetGeometry
-    ) -> Array:
-        plan = self.plan("conv_net", geometry, x.dtype)
-        if plan.module is None:
-            return super().conv_net(x, weights, biases, geometry)
-        y = self.xp.empty((geometry.chain.n, geometry.chain.sizes[-1]), x.dtype)
-        self._queue(plan, x, weights, biases, y)
-        return y
 
     # -- loss --------------------------------------------------------------------------------------------------------
 
