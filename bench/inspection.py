@@ -298,10 +298,7 @@ def result(job: Job, compilation: Any, simulation: Any) -> dict[str, Any]:
     }
     if isinstance(compilation, Failure):
         return found | {"error": compilation.message}
-    # Of a float64 multiply-add a scheduler begins one every other cycle, and other instructions between.
-    counted = operation.multiply_adds and job.dtype == "float32"
-    shares = [launch["main_loop"]["multiply_add_share"] for launch in compilation if counted]
-    found["h200_issue_floor_us"] = 1e6 * work.floor_seconds(gpu, max(shares, default=0.0) or 1.0)
+    found |= roofline.kernel_bound(work, compilation, counted=operation.multiply_adds)
     found["launches"] = compilation
     if isinstance(simulation, Failure):
         simulation = {"refused": simulation.message}

@@ -3,14 +3,17 @@
 Sources: NVIDIA, *CUDA C++ Programming Guide*, "Technical Specifications per Compute Capability", for the limits;
 ``cuda_occupancy.h`` of the CUDA toolkit for how registers and shared memory are allotted; NVIDIA, *H100 Tensor Core GPU
 Architecture* (128 float32 lanes and four schedulers, of one warp instruction a cycle each, a multiprocessor) and *H200
-Tensor Core GPU* data sheets for the peaks; Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009.
+Tensor Core GPU* data sheets for the peaks; Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009, of whose
+"ceilings" below the roof those of :func:`kernel_bound` are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ REGISTER_UNIT = 256
 SHARED_UNIT = 128
 SHARED_RESERVED = 1024
 WARP = 32
+#: Float32 multiply-adds that a multiprocessor begins a cycle: a warp's, in each part.
+LANES = PARTS * WARP
 
 ARCHITECTURES = {
     "sm_80": Architecture(threads=2048, blocks=32, shared_bytes=164 * 1024, block_shared_bytes=163 * 1024),
@@ -118,10 +123,11 @@ class Gpu:
 H200 = Gpu("H200", 132, {"float32": 67e12, "float64": 34e12}, bandwidth=4.8e12, copy_bandwidth=4.3e12)
 
 
-def issue_seconds(blocks: int, block: float, thread: int, gpu: Gpu = H200) -> float:
+def issue_seconds(blocks: int, block: float, thread: float, gpu: Gpu = H200) -> float:
     """How long a kernel takes at least for its instructions to begin.
 
-    A multiprocessor's four schedulers begin one each a cycle, and of a warp not more than one a cycle.
+    ``max(⌈blocks / multiprocessors⌉ · block / 4, thread) / clock``: the busiest multiprocessor has whole blocks, its
+    four schedulers begin an instruction of a warp each a cycle, and a warp not more than one a cycle.
 
     Args:
         blocks: of the grid.
@@ -129,8 +135,8 @@ def issue_seconds(blocks: int, block: float, thread: int, gpu: Gpu = H200) -> fl
         thread: instructions of the warp that executes most.
         gpu: whose clock is the one at which its float32 lanes reach their peak.
     """
-    clock = gpu.flops["float32"] / (2 * 128 * gpu.multiprocessors)
-    return max(-(-blocks // gpu.multiprocessors) * block / 4, thread) / clock
+    clock = gpu.flops["float32"] / (2 * LANES * gpu.multiprocessors)
+    return max(-(-blocks // gpu.multiprocessors) * block / PARTS, thread) / clock
 
 
 @dataclass(frozen=True)
@@ -153,22 +159,80 @@ class Work:
         """Arithmetic intensity: operations a byte."""
         return self.flop / self.traffic
 
-    def compute_seconds(self, gpu: Gpu, share: float = 1.0) -> float:
-        """The least time for the arithmetic, if ``share`` of a kernel's instructions are multiply-adds.
-
-        A scheduler begins one instruction a cycle, and a multiply-add of a warp keeps its 32 lanes busy for one cycle:
-        each other instruction costs the time of a multiply-add.
-        """
-        return self.flop / gpu.flops[self.dtype] / share
+    def compute_seconds(self, gpu: Gpu) -> float:
+        """The least time for the arithmetic."""
+        return self.flop / gpu.flops[self.dtype]
 
     def memory_seconds(self, gpu: Gpu, *, copy: bool = False) -> float:
         """The least time for the traffic, at the peak bandwidth or at that of a copy."""
         return self.traffic / (gpu.copy_bandwidth if copy else gpu.bandwidth)
 
-    def floor_seconds(self, gpu: Gpu, share: float = 1.0) -> float:
+    def floor_seconds(self, gpu: Gpu) -> float:
         """The roofline's bound: arithmetic and traffic at their peaks, at the same time."""
-        return max(self.compute_seconds(gpu, share), self.memory_seconds(gpu))
+        return max(self.compute_seconds(gpu), self.memory_seconds(gpu))
 
     def bound(self, gpu: Gpu) -> str:
         """Which of the two it is: "FLOP" or "bytes"."""
         return "FLOP" if self.compute_seconds(gpu) > self.memory_seconds(gpu) else "bytes"
+
+
+#: A loss by this factor, and not the arithmetic itself, is what bounds a kernel.
+_MUCH_LOST = 1.5
+
+
+def kernel_bound(work: Work, launches: Sequence[Mapping[str, Any]], *, counted: bool = True) -> dict[str, Any]:
+    """The least time of a variant on an H200, from its machine code, and what it comes from.
+
+    A launch of ``blocks`` blocks of ``threads`` threads, in ``warps = ⌈threads / 32⌉`` warps, of whose main loop a
+    ``share`` are multiply-adds, needs for ``m`` of them ::
+
+        thread = m / (blocks · threads) / share                                  instructions of a thread, and its warp
+        max(⌈blocks / multiprocessors⌉ · warps · thread / 4, thread) / clock      see :func:`issue_seconds`
+
+    at least: all threads do equal parts, each other instruction of the loop takes a multiply-add's time, and a warp
+    takes one cycle an instruction, be it full or not. Of several launches the one that does a multiply-add in the least
+    time is taken to do all. The result is that time, or the traffic's at the peak of the memory if that is longer.
+
+    Not in it: latencies, and so what a low occupancy costs; what a tile computes beyond the edge of the output;
+    instructions outside of the main loop. So no kernel can be faster, and most are slower.
+
+    Args:
+        work: what there is to do.
+        launches: of the variant, as ``bench.static.judged`` describes them; those for an H200's architecture count, if
+            there are any.
+        counted: whether ``work.flop`` are multiply-adds; the roofline alone bounds other work, and float64, of which a
+            scheduler begins a multiply-add every other cycle, and other instructions between.
+
+    Returns:
+        ``floor_us``; ``bound``: "bytes", "FLOP", or what more than anything else keeps a kernel from the peak ("issue":
+        other instructions; "blocks": they do not share out evenly; "warps": the last one is not full; "schedulers":
+        some have no warp); ``multiply_add_share``.
+    """
+    own = [launch for launch in launches if launch["architecture"].startswith("sm_90")] or launches
+    seconds, memory, bound, share = work.compute_seconds(H200), work.memory_seconds(H200), work.bound(H200), 0.0
+    arithmetic = [launch for launch in own if launch["main_loop"]["multiply_add_share"]]
+    if arithmetic and counted and work.dtype == "float32":
+        seconds, main = min(((_arithmetic_seconds(work, launch), launch) for launch in arithmetic), key=itemgetter(0))
+        share, losses = main["main_loop"]["multiply_add_share"], _losses(main)
+        worst = max(losses, key=losses.__getitem__)
+        bound = "bytes" if memory > seconds else worst if losses[worst] >= _MUCH_LOST else "FLOP"
+    return {"floor_us": 1e6 * max(seconds, memory), "bound": bound, "multiply_add_share": share}
+
+
+def _arithmetic_seconds(work: Work, launch: Mapping[str, Any]) -> float:
+    """The least time for all multiply-adds, if a launch does them."""
+    blocks, threads = math.prod(launch["grid"]), launch["threads"]
+    thread = work.flop / 2 / (blocks * threads) / launch["main_loop"]["multiply_add_share"]
+    return issue_seconds(blocks, math.ceil(threads / WARP) * thread, thread)
+
+
+def _losses(launch: Mapping[str, Any]) -> dict[str, float]:
+    """What keeps a launch from the peak, by factors whose product is the distance to it."""
+    blocks, threads = math.prod(launch["grid"]), launch["threads"]
+    most, warps = math.ceil(blocks / H200.multiprocessors), math.ceil(threads / WARP)
+    return {
+        "blocks": most * H200.multiprocessors / blocks,
+        "warps": warps * WARP / threads,
+        "schedulers": max(1.0, PARTS / (most * warps)),
+        "issue": 1 / launch["main_loop"]["multiply_add_share"],
+    }

@@ -155,7 +155,7 @@ def _kernel_rows(found: dict[str, Any], architecture: str) -> Iterator[list[str]
         yield [label, "failed"] + [""] * (len(_HEADER) - 2)
         return
     # What concerns all launches together stands beside the first one.
-    beside = [figure(found["h200_issue_floor_us"]), *access_cells(found["simulated"])]
+    beside = [figure(found["floor_us"]), *access_cells(found["simulated"])]
     for launch in found["launches"]:
         if launch["architecture"] != architecture:
             continue

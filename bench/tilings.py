@@ -35,8 +35,8 @@ _DIRECTIONS = {"forward": "conv2d", "grad_input": "conv2d_grad_input", "grad_wei
 _BACKENDS = ("cuda", "numba", "numpy")
 _ARCHITECTURE = "sm_90a"
 _GEOMETRY = "n,c,h,w,k,r,s,stride,pad"
-#: A loss by this factor, and not the arithmetic itself, is what bounds a kernel.
-_MUCH_LOST = 1.5
+#: Of a kernel without machine code.
+_UNKNOWN = {"floor_us": None, "bound": "", "multiply_add_share": 0.0}
 
 
 # -- what is asked for ---------------------------------------------------------------------------------------
@@ -205,32 +205,6 @@ def _jobs(task: _Task) -> list[Job]:
     return jobs
 
 
-def _bounds(work: roofline.Work, launches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The least time on an H200, and what it comes from.
-
-    The busiest multiprocessor has ``⌈blocks / multiprocessors⌉`` blocks of the launch that does the arithmetic, and
-    each instruction of the main loop takes the time of a multiply-add, of a warp that is not full too.
-    """
-    gpu = roofline.H200
-    main = max(launches, key=lambda launch: launch["main_loop"]["multiply_add_share"], default=None)
-    if main is None or not (share := main["main_loop"]["multiply_add_share"]):
-        return {"floor_us": None, "bound": "", "multiply_add_share": 0.0}
-    blocks = math.prod(main["grid"])
-    balance = math.ceil(blocks / gpu.multiprocessors) * gpu.multiprocessors / blocks
-    lanes = math.ceil(main["threads"] / roofline.WARP) * roofline.WARP / main["threads"]
-    arithmetic = work.compute_seconds(gpu, share) * balance * lanes
-    losses = {"blocks": balance, "warps": lanes, "issue": 1 / share}
-    worst = max(losses, key=lambda loss: losses[loss])
-    bound = worst if losses[worst] >= _MUCH_LOST else "FLOP"
-    if work.memory_seconds(gpu) > arithmetic:
-        bound = "bytes"
-    return {
-        "floor_us": 1e6 * max(arithmetic, work.memory_seconds(gpu)),
-        "bound": bound,
-        "multiply_add_share": share,
-    }
-
-
 def _gpu_missing() -> str | None:
     """Why there is no GPU to time kernels on; None if there is one."""
     from gpuconv import backends
@@ -322,7 +296,7 @@ class _CudaRun:
             "simulated": simulated,
             "launches": launches or [],
             "us": [],
-            **_bounds(self.task.work, launches or []),
+            **(roofline.kernel_bound(self.task.work, launches) if launches else _UNKNOWN),
         }
         self.results.append(found)
 

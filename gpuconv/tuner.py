@@ -1,18 +1,14 @@
 """Measuring which variant of a convolution is the fastest here: what ``gpuconv tune`` does.
 
-Every candidate has to agree with the rule's choice before it is timed. Candidates then take turns, so that a clock that
-changes or a neighbour who wakes up meets all of them; each is judged by its median. On a GPU, device events bound the
-time, the inputs are out of the cache, and the host is ahead of the device. On a CPU it is the real time of calls that
-follow each other, with as many threads as gpuconv uses.
+Every candidate has to agree with the rule's choice before it is timed; then they take turns, and each is judged by its
+median (``gpuconv/tuning/measure.py``). On a CPU they have as many threads as gpuconv uses.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,20 +17,15 @@ from gpuconv.backends.base import Backend, Candidate
 from gpuconv.explanation import explain
 from gpuconv.geometry import Conv2dGeometry, Pair, Pool2dGeometry
 from gpuconv.models import build
-from gpuconv.tuning import store
+from gpuconv.tuning import measure, store
 from gpuconv.tuning.store import Key, Platform, Winner
 
-__all__ = ["MARGIN", "OPERATIONS", "Outcome", "Task", "clearly_faster", "nothing_to_tune", "tasks_of", "tune"]
+__all__ = ["OPERATIONS", "Outcome", "Task", "nothing_to_tune", "tasks_of", "tune"]
 
 OPERATIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 
-#: By what share of its time another candidate has to beat the rule's choice to take its place. Two measurements of the
-#: same kernel differ by as much. Besides, three quarters of its samples have to be faster than three quarters of the
-#: rule's: on a busy machine medians alone are luck.
-MARGIN = 0.03
-
 _ROUNDS = 15
-#: Of each candidate in a round, on a CPU: so long that looking at the clock and one late wake-up do not count.
+#: Of each candidate in a round, on a CPU.
 _SAMPLE_S = 0.01
 
 
@@ -128,7 +119,7 @@ def tune(tasks: Sequence[Task], backend: Backend) -> Iterator[Outcome]:
     platform = backend.tuning_platform()
     if platform is None:
         raise ValueError(nothing_to_tune(backend))
-    clock = _DeviceClock(backend.xp) if backend.name == "cuda" else _HostClock()
+    clock = _device_clock(backend.xp) if backend.name == "cuda" else measure.HostClock(_SAMPLE_S)
     for task in tasks:
         try:
             candidates = backend.candidates(task.operation, task.geometry, task.dtype, task.window)
@@ -138,7 +129,7 @@ def tune(tasks: Sequence[Task], backend: Backend) -> Iterator[Outcome]:
         yield _tuned(task, candidates, backend, platform, clock)
 
 
-def _tuned(task: Task, candidates: list[Candidate], backend: Backend, platform: Platform, clock: Any) -> Outcome:
+def _tuned(task: Task, candidates: list[Candidate], backend: Backend, platform: Platform, clock: measure.Clock) -> Outcome:
     arrays = _arrays(task, backend)
     rule = candidates[0]
     expected = np.array(backend.to_numpy(rule.run(*arrays)))
@@ -150,14 +141,11 @@ def _tuned(task: Task, candidates: list[Candidate], backend: Backend, platform: 
             right.append(candidate)
     if rule not in right:
         return Outcome(task, rule=rule.label, wrong=tuple(wrong), skipped="what the rule takes is wrong itself")
-    samples: dict[str, list[float]] = {candidate.label: [] for candidate in right}
-    for number in range(_ROUNDS):
-        first = number % len(right)
-        for candidate in right[first:] + right[:first]:
-            samples[candidate.label].append(1e6 * clock.seconds(candidate.run, arrays))
-    times = {label: statistics.median(values) for label, values in samples.items()}
+    steps = {candidate.label: [partial(candidate.run, *arrays)] for candidate in right}
+    samples = measure.measure_us(steps, clock, _ROUNDS)
+    times = {label: measure.spread(values).median for label, values in samples.items()}
     fastest = min(right, key=lambda candidate: times[candidate.label])
-    winner = fastest if clearly_faster(samples[fastest.label], samples[rule.label]) else rule
+    winner = fastest if measure.clearly_faster(samples[fastest.label], samples[rule.label]) else rule
     ranked = tuple(sorted(times.items(), key=lambda item: item[1]))
     tiling = None if winner.tiling is None else asdict(winner.tiling)
     not_kept = ""
@@ -167,13 +155,6 @@ def _tuned(task: Task, candidates: list[Candidate], backend: Backend, platform: 
     except OSError as error:
         not_kept = f"{error.filename or store.folder()}: {error.strerror or error}"
     return Outcome(task, winner.label, rule.label, ranked, tuple(wrong), not_kept=not_kept)
-
-
-def clearly_faster(samples: Sequence[float], than: Sequence[float]) -> bool:
-    """Whether the samples pass the test of :data:`MARGIN`."""
-    _, median, high = statistics.quantiles(samples, n=4, method="inclusive")
-    low, other, _ = statistics.quantiles(than, n=4, method="inclusive")
-    return high < low and median < (1 - MARGIN) * other
 
 
 def _arrays(task: Task, backend: Backend) -> tuple[Any, ...]:
@@ -194,57 +175,14 @@ def _fault(candidate: Candidate, arrays: Any, expected: np.ndarray, task: Task, 
         result = np.array(backend.to_numpy(candidate.run(*arrays)))
     except (RuntimeError, ValueError, MemoryError) as error:
         return " ".join(f"{type(error).__name__}: {error}".split())
-    g = task.geometry
-    terms = g.n * g.p * g.q if task.operation == "conv2d_grad_weight" else g.c // g.groups * g.r * g.s
-    # Sums of n products of standard normal numbers have size sqrt(n), and so have the roundings of n of them at worst
-    # in the same direction n · eps times that; a wrong index is off by sqrt(n) itself.
-    allowed = 8 * np.finfo(task.dtype).eps * terms + 1e-6 * math.sqrt(terms)
     if not np.isfinite(result).all():
         return "gives values that are not finite"
-    off = float(np.max(np.abs(result - expected), initial=0))
-    return "" if off <= allowed else f"differs from the rule's result by {off:.3g}, where {allowed:.3g} is rounding"
+    fault = measure.compare(result.astype(np.float64), expected, task.dtype).fault
+    return "" if fault is None else f"{fault}, from the rule's result"
 
 
-class _HostClock:
-    """Real time of calls that follow each other."""
-
-    def seconds(self, run: Callable[..., Any], arrays: Sequence[Any]) -> float:
-        """Seconds a call, on average over a sample."""
-        run(*arrays)  # its code and arrays are in the cache again, after the others
-        calls, start = 0, time.perf_counter()
-        while (now := time.perf_counter() - start) < _SAMPLE_S:
-            run(*arrays)
-            calls += 1
-        return now / calls
-
-
-class _DeviceClock:
-    """Time between two events on the device, with what the call reads out of the cache."""
-
-    def __init__(self, xp: Any):
-        self._events = [xp.cuda.Event(), xp.cuda.Event()]
-        self._elapsed = xp.cuda.get_elapsed_time
-        self._filler = xp.zeros(4 * xp.cuda.Device().attributes["L2CacheSize"], np.uint8)
-        self._fill()
-        self._fill_s = min(self._between(self._fill) for _ in range(5))
-
-    def _fill(self) -> None:
-        self._filler.fill(0)
-
-    def _between(self, call: Callable[[], Any]) -> float:
-        start, end = self._events
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return 1e-3 * float(self._elapsed(start, end))
-
-    def seconds(self, run: Callable[..., Any], arrays: Sequence[Any]) -> float:
-        """Seconds a call."""
-        start = time.perf_counter()
-        run(*arrays)
-        host_s = time.perf_counter() - start
-        # The device fills its cache for as long as the host needs to queue the call: no gap is measured.
-        for _ in range(1 + math.ceil(1.5 * host_s / self._fill_s)):
-            self._fill()
-        return self._between(lambda: run(*arrays))
+def _device_clock(xp: Any) -> measure.Clock:
+    """Of CuPy's device, or what stands in for it."""
+    filler = xp.zeros(4 * xp.cuda.Device().attributes["L2CacheSize"], np.uint8)
+    events = [xp.cuda.Event(), xp.cuda.Event()]
+    return measure.DeviceClock(events, xp.cuda.get_elapsed_time, lambda: filler.fill(0))

@@ -22,6 +22,7 @@ from gpuconv.backends.cpu import backend as cpu_backend
 from gpuconv.backends.cpu import threads as cpu_threads
 from gpuconv.cli import main
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.tuning import measure
 from gpuconv.tuning import store as tuning_store
 from gpuconv.tuning.store import Key, Platform, Winner
 
@@ -315,10 +316,10 @@ def test_only_what_is_right_is_timed_and_only_what_is_clearly_faster_replaces_th
     """Wrong, non-finite and failing candidates never win; neither does one that leads by less than the margin."""
     task = tuner.Task("conv2d", GEOMETRY)
     right = COMPILED.candidates("conv2d", GEOMETRY, "float32")[0].run
-    seconds = {}
+    us = {}
 
     def candidate(name, microseconds, run):
-        seconds[run] = 1e-6 * microseconds
+        us[run] = microseconds
         return Candidate(name, None, run)
 
     def fails(*arrays):
@@ -326,7 +327,7 @@ def test_only_what_is_right_is_timed_and_only_what_is_clearly_faster_replaces_th
 
     def one_off(*arrays):
         result = right(*arrays).copy()
-        result.flat[-1] += 0.01
+        result.flat[-1] += 0.1
         return result
 
     def late(*arrays):
@@ -341,7 +342,7 @@ def test_only_what_is_right_is_timed_and_only_what_is_clearly_faster_replaces_th
         candidate("fails", 1, fails),
     ]
     monkeypatch.setattr(type(COMPILED), "candidates", lambda *task: list(candidates))
-    monkeypatch.setattr(tuner._HostClock, "seconds", lambda self, run, arrays: seconds[run])
+    monkeypatch.setattr(measure.HostClock, "sample_us", lambda self, step, host_us: us[step.func])
     (outcome,) = tuner.tune([task], COMPILED)
     assert outcome.winner == outcome.rule == "rule"
     assert [label for label, _ in outcome.microseconds] == ["hardly faster", "rule"]
@@ -357,9 +358,9 @@ def test_only_what_is_right_is_timed_and_only_what_is_clearly_faster_replaces_th
 
 def test_luck_on_a_busy_machine_does_not_win():
     """A candidate that is faster in the median, but not reliably, leaves the rule's choice in its place."""
-    assert tuner.clearly_faster([90, 91, 92, 93], [100, 101, 102, 200])
-    assert not tuner.clearly_faster([98, 98, 98, 98], [100, 100, 100, 100])
-    assert not tuner.clearly_faster([80, 90, 150, 160], [95, 140, 150, 160])
+    assert measure.clearly_faster([90, 91, 92, 93], [100, 101, 102, 200])
+    assert not measure.clearly_faster([98, 98, 98, 98], [100, 100, 100, 100])
+    assert not measure.clearly_faster([80, 90, 150, 160], [95, 140, 150, 160])
 
 
 def test_the_device_clock_leaves_no_gap():
@@ -375,14 +376,21 @@ def test_the_device_clock_leaves_no_gap():
         ),
         zeros=lambda size, dtype: log.append(size) or filler,
     )
-    clock = tuner._DeviceClock(xp)
+    clock = tuner._device_clock(xp)
     assert log[0] == 4000
     log.clear()
-    assert clock.seconds(lambda *arrays: log.append(arrays) or time.sleep(0.002), (1, 2)) == pytest.approx(0.0005)
-    before = log.index("fill")
-    last = len(log) - 1 - log[::-1].index("fill")
-    assert last - before + 1 >= 1 + 1.5 * 0.002 / 0.0005
-    assert log[last + 1 :] == ["event", (1, 2), "event", "wait"]
+
+    def call():
+        log.append("call")
+        time.sleep(0.002)
+
+    host_us = clock.host_us(call)
+    assert host_us >= 2000
+    log.clear()
+    assert clock.sample_us(call, host_us) == pytest.approx(500)
+    fills = log.count("fill")
+    assert fills >= 1 + 1.5 * 2000 / 500
+    assert log == ["fill"] * fills + ["event", "call", "event", "wait"]
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -443,12 +451,12 @@ def test_a_mistake_is_one_line(arguments, says, capsys, store):
 def test_ctrl_c_keeps_what_was_measured(capsys, monkeypatch, store):
     """Ctrl-C ends with 130; what was measured before is in the store."""
     monkeypatch.setattr(tuner, "_ROUNDS", 2)
-    measure = tuner._tuned
+    tuned = tuner._tuned
 
     def second_is_interrupted(task, *rest):
         if task.operation != "conv2d":
             raise KeyboardInterrupt
-        return measure(task, *rest)
+        return tuned(task, *rest)
 
     monkeypatch.setattr(tuner, "_tuned", second_is_interrupted)
     assert main(["tune", "--geometry", "4,6,14,14,16,5,5", "--backend", "numba"]) == 130

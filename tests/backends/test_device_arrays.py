@@ -608,17 +608,21 @@ def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
         def __init__(self, xp):
             assert xp is machine
 
-        def seconds(self, run, arrays):
+        def host_us(self, step):
+            return 1.0
+
+        def sample_us(self, step, host_us):
+            assert host_us == 1.0
+            operation, variant, tiling, geometry, *arrays = step.args
             assert all(type(array) is machine.ndarray for array in arrays)
-            run(*arrays)
-            operation, variant, tiling, geometry = run.args
+            step()
             if operation == "conv2d_relu_max_pool2d":  # its last tiling is the fastest
                 every = kernels.load(operation, variant).tilings(geometry)
                 return len(every) - every.index(tiling)
             return times[variant]
 
     monkeypatch.setenv("GPUCONV_TUNING", str(tmp_path))
-    monkeypatch.setattr(tuner, "_DeviceClock", Clock)
+    monkeypatch.setattr(tuner, "_device_clock", Clock)
     store.forget()
     cuda_backend._platform.cache_clear()
     backend, model = backends.get("cuda"), nn.Conv2d(4, 16, 3).to("cuda")
