@@ -18,10 +18,9 @@ import dataclasses
 import datetime
 import difflib
 import importlib
-import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
