@@ -1,7 +1,7 @@
-"""gpuconv: hand-written convolution kernels, a backend dispatcher, and enough autograd to train LeNet.
+"""gpuconv: hand-written convolution kernels, a choice of backends, and enough autograd to train LeNet.
 
-Importing it loads NumPy, but neither numba nor CuPy: a backend loads when it is first used, and what only some users
-need (``data``, ``models``, ``storage``, ``training``) when it is first named.
+Importing it loads NumPy, but neither numba nor CuPy: a backend is loaded when it is first used. ``data``, ``models``,
+``storage`` and ``training`` are loaded when they are first named.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What runs when a network runs: which primitives, on which backend, by which kernel, and why."""
+"""What runs when a network runs: which primitives, on which backend, with which kernel, and why."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Step:
 
     Attributes:
         primitive: its name in ``gpuconv.backends.Backend``.
-        geometry: of its convolution, pooling or fully connected layers, or of the network; None for others.
-        lines: how it ran, and what else there was.
-        pool: of the pooling that ran with the convolution; None if there was none.
+        geometry: of the convolution, pooling, fully connected layers or network; None for other primitives.
+        lines: how it ran, and what the alternatives were.
+        pool: geometry of a pooling that ran together with the convolution, or None.
     """
 
     primitive: str
@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ran; ``print`` shows it."""
+    """What ran; print it to read it."""
 
     backend: str
     steps: tuple[Step, ...]
@@ -71,18 +71,18 @@ def explain(
     backend: str | None = None,
     training: bool = False,
 ) -> Explanation:
-    """Run ``function``, a Module say, on zeros, and tell which primitives that took and how each one ran.
+    """Run ``function`` on zeros, and report which primitives ran and how.
 
-    Neighbouring layers that ran as one, ``Conv2d → ReLU → MaxPool2d`` say, show as one primitive.
+    Neighbouring layers that run as one operation, such as ``Conv2d → ReLU → MaxPool2d``, are one primitive.
 
     Args:
-        function: takes a Tensor and returns one.
-        input_shape: shape of the input, with the batch: choices may depend on it.
-        backend: name of a backend; None takes the current one.
+        function: takes a Tensor and returns one; for example a Module.
+        input_shape: shape of the input, with the batch size, on which choices may depend.
+        backend: name of a backend; None for the current one.
         training: run backward as well.
 
     Raises:
-        ValueError: the input does not fit, or an unknown backend.
+        ValueError: the input does not fit, or the backend is unknown.
         BackendUnavailable: the backend cannot run here.
     """
     chosen = backends.current() if backend is None else backends.get(backend)
@@ -95,7 +95,7 @@ def explain(
 
 
 def _observing(backend: Backend) -> Any:
-    """A copy of a backend that notes each call of a primitive, and passes it on to the original."""
+    """A copy of a backend that records each call of a primitive and passes it on to the original."""
 
     def noting(name: str) -> Callable[..., Any]:
         def primitive(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -107,7 +107,7 @@ def _observing(backend: Backend) -> Any:
             what = BlockGeometry(*geometries) if len(geometries) == 2 else geometry
             pool = what.pool if isinstance(what, BlockGeometry) else None
             step, noted = Step(name, geometry, tuple(backend.explain(name, what, dtype)), pool), len(self.steps)
-            # A network that the backend composes is told by its parts.
+            # A network that the backend composes of parts is reported as these parts.
             done = getattr(super(type(self), self) if name == "conv_net" else backend, name)(*arguments, **options)
             if len(self.steps) == noted:
                 self.steps.append(step)
@@ -115,7 +115,7 @@ def _observing(backend: Backend) -> Any:
 
         return primitive
 
-    # A fused primitive that the backend does not define runs as the base composes it: the parts are noted, then.
+    # A fused primitive that the backend does not define is composed by the base class: record the parts.
     blocks = "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad", "linear_chain", "linear_chain_grad", "conv_net"
     fused = ("conv2d_relu", "linear_relu", *blocks)
     defined = [name for name in fused if getattr(type(backend), name) is not getattr(Backend, name)]

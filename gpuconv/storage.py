@@ -1,6 +1,6 @@
-"""Files: written so that a crash loses nothing that was there, and models that can be rebuilt from them.
+"""Saving and loading models, in files that a crash cannot spoil.
 
-The format is safetensors (named arrays and a JSON header), which other tools read and which, unlike pickle, cannot run
+The format is safetensors: named arrays and a JSON header. Other tools can read it and, unlike pickle, it cannot run
 code.
 """
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["FileError", "load", "load_tensors", "remove_leftovers", "save", "save_tensors", "write_atomically"]
 
 _MODEL = "gpuconv-model"
-_HEADER = "gpuconv"  # the entry of the safetensors header that holds ours
+_HEADER = "gpuconv"  # the entry of the safetensors header that holds our metadata
 _VERSION = "1"
 
 
 class FileError(ValueError):
-    """A file is missing, broken, or not of the kind that was asked for; the message names it."""
+    """A file is missing, broken, or of another kind than expected; the message names it."""
 
 
 def save_tensors(
@@ -39,11 +39,11 @@ def save_tensors(
     The same arrays and metadata give the same bytes.
 
     Raises:
-        OSError: it cannot be written; what was there before is still there.
+        OSError: it cannot be written; the old content is still there.
     """
     from safetensors.numpy import save as to_bytes
 
-    # Not ascontiguousarray, which gives an array without dimensions one.
+    # Not ascontiguousarray, which adds a dimension to arrays that have none.
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     content = json.dumps(dict(metadata))
     header = {"kind": kind, "version": _VERSION, "sha256": _digest(arrays, content), "content": content}
@@ -63,7 +63,7 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.
         with safe_open(os.fspath(path), framework="numpy") as file:
             entries = file.metadata() or {}
             types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
-            # NumPy lacks bfloat16 and those of a byte, and has complex numbers, which no network here has.
+            # NumPy lacks bfloat16 and the 8-bit floats; complex numbers, which it has, occur in no network here.
             strange = [f"{name} holds {_TYPES.get(t, t)}" for name, t in types.items() if t not in _READABLE]
             tensors = {} if strange else {name: file.get_tensor(name) for name in types}
     except FileNotFoundError:
@@ -96,13 +96,13 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.
         raise FileError(f"{path}: its header is damaged") from None
 
 
-#: The element types that a file of ours may have, as safetensors calls them; and what others are called elsewhere.
+#: The dtypes that gpuconv's files may have, by safetensors' names; and the usual names of others.
 _READABLE = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 _TYPES = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3", "F8_E5M2": "float8_e5m2", "C64": "complex64"}
 
 
 def _what_it_is(path: Path) -> str:
-    """What is known of a file that is no safetensors file, and what would do; empty if nothing is."""
+    """What a file that is not safetensors seems to be, and what to do with it; empty if unknown."""
     try:
         if path.is_dir():
             return "it is a folder"
@@ -135,7 +135,7 @@ def _what_it_is(path: Path) -> str:
     return ""
 
 
-#: How files begin that are taken for models, in small letters; and what they are.
+#: First bytes (in lower case) of files that are often mistaken for models, and what these files are.
 _MAGIC = (
     (b"<!doctype", "it is a web page; download the file that the page is about"),
     (b"<html", "it is a web page; download the file that the page is about"),
@@ -161,7 +161,7 @@ def save(model: Classifier, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: not a model of ``gpuconv.models``.
-        OSError: the file cannot be written; what was there before is still there.
+        OSError: the file cannot be written; the old content is still there.
     """
     from gpuconv.models import MODELS
 
@@ -187,7 +187,7 @@ def save(model: Classifier, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Classifier:
-    """Rebuild a model from what :func:`save` wrote, in evaluation mode; ``predict`` takes raw images.
+    """Rebuild a model that :func:`save` wrote, in evaluation mode. Its ``predict`` takes raw images.
 
     Args:
         path: the file, or a run directory of ``gpuconv train``, which holds ``model.safetensors``.

@@ -1,9 +1,9 @@
-"""Measuring which variant of a convolution is the fastest here: what ``gpuconv tune`` does.
+"""Measures which variant of a convolution is the fastest on this machine: the work of ``gpuconv tune``.
 
-Every candidate has to agree with the rule's choice before it is timed. Candidates then take turns, so that a clock that
-changes or a neighbour who wakes up meets all of them; each is judged by its median. On a GPU, device events bound the
-time, the inputs are out of the cache, and the host is ahead of the device. On a CPU it is the real time of calls that
-follow each other, with as many threads as gpuconv uses.
+A candidate must agree with the result of the rule's choice before it is timed. Then the candidates take turns, so that
+a changing clock or a busy neighbour affects all of them alike; each is judged by its median. On a GPU the time between
+two device events is taken, with inputs out of the cache and the host ahead of the device. On a CPU it is the wall-clock
+time of successive calls, with as many threads as gpuconv uses.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = ["MARGIN", "OPERATIONS", "Outcome", "Task", "clearly_faster", "nothing
 
 OPERATIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 
-#: By what share of its time another candidate has to beat the rule's choice to take its place. Two measurements of the
-#: same kernel differ by as much. Besides, three quarters of its samples have to be faster than three quarters of the
-#: rule's: on a busy machine medians alone are luck.
+#: A candidate replaces the rule's choice only if its median is lower by this share: two measurements of the same kernel
+#: differ by as much. Besides, three quarters of its samples have to be faster than three quarters of those of the
+#: rule's choice: on a busy machine medians alone are luck.
 MARGIN = 0.03
 
 _ROUNDS = 15
-#: Of each candidate in a round, on a CPU: so long that looking at the clock and one late wake-up do not count.
+#: Time of a candidate in a round, on a CPU: long enough for the clock's overhead and one late wake-up not to count.
 _SAMPLE_S = 0.01
 
 
@@ -66,16 +66,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task came to.
+    """The result of tuning one task.
 
     Attributes:
         task: which.
-        winner: the label of the fastest candidate; None if nothing was measured.
-        rule: the label of what the rule takes.
-        microseconds: median time of each candidate by its label, the fastest first.
-        wrong: what each candidate that was not timed did wrong, by its label.
+        winner: label of the fastest candidate; None if nothing was measured.
+        rule: label of the rule's choice.
+        microseconds: label of each candidate -> its median time, the fastest first.
+        wrong: label of each candidate that was not timed -> what was wrong with it.
         skipped: why nothing was measured; empty if it was.
-        not_kept: why the winner could not be written to the store; it holds for this process only, then.
+        not_kept: why the fastest could not be written to the store; it is used in this process only, then.
     """
 
     task: Task
@@ -88,7 +88,7 @@ class Outcome:
 
 
 def tasks_of(model: str, batch: int, backend: Backend) -> list[Task]:
-    """The convolutions of a training step of a model, as the backend computes them; each once.
+    """The convolutions of a training step of a model, as the backend computes them, without repetitions.
 
     Args:
         model: a name of ``gpuconv.models``.
@@ -113,17 +113,17 @@ def tasks_of(model: str, batch: int, backend: Backend) -> list[Task]:
 
 
 def nothing_to_tune(backend: Backend) -> str:
-    """Why a backend without a platform is not tuned."""
+    """Why a backend without a tuning platform is not tuned."""
     if getattr(backend, "simulated", False):
         return "tune: the cuda backend runs in the simulator (NUMBA_ENABLE_CUDASIM=1), whose times mean nothing"
     return f"tune: the {backend.name} backend has one way to compute a convolution: there is nothing to tune"
 
 
 def tune(tasks: Sequence[Task], backend: Backend) -> Iterator[Outcome]:
-    """Measure one task after the other, and keep each winner as soon as it is known.
+    """Measure the tasks one after the other, and store each result as soon as it is known.
 
     Raises:
-        ValueError: the backend has nothing to choose from, or is a simulator, whose times mean nothing.
+        ValueError: the backend has only one way, or is a simulator, whose times mean nothing.
     """
     platform = backend.tuning_platform()
     if platform is None:
@@ -206,11 +206,11 @@ def _fault(candidate: Candidate, arrays: Any, expected: np.ndarray, task: Task, 
 
 
 class _HostClock:
-    """Real time of calls that follow each other."""
+    """Wall-clock time of successive calls."""
 
     def seconds(self, run: Callable[..., Any], arrays: Sequence[Any]) -> float:
-        """Seconds a call, on average over a sample."""
-        run(*arrays)  # its code and arrays are in the cache again, after the others
+        """Seconds a call, averaged over a sample."""
+        run(*arrays)  # brings its code and arrays back into the cache, after the other candidates
         calls, start = 0, time.perf_counter()
         while (now := time.perf_counter() - start) < _SAMPLE_S:
             run(*arrays)
@@ -219,7 +219,7 @@ class _HostClock:
 
 
 class _DeviceClock:
-    """Time between two events on the device, with what the call reads out of the cache."""
+    """Time between two events on the device, with the call's inputs out of the cache."""
 
     def __init__(self, xp: Any):
         self._events = [xp.cuda.Event(), xp.cuda.Event()]
@@ -244,7 +244,7 @@ class _DeviceClock:
         start = time.perf_counter()
         run(*arrays)
         host_s = time.perf_counter() - start
-        # The device fills its cache for as long as the host needs to queue the call: no gap is measured.
+        # The device overwrites its cache while the host queues the call, so that no gap is measured.
         for _ in range(1 + math.ceil(1.5 * host_s / self._fill_s)):
             self._fill()
         return self._between(lambda: run(*arrays))

@@ -1,4 +1,4 @@
-"""Sequential: modules one after the other, with the neighbours that have a fused primitive run as one."""
+"""Sequential: modules one after the other; neighbours that have a fused primitive run as one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from gpuconv.nn.module import Module
 class Sequential(Module):
     """Run modules one after the other.
 
-    ``Conv2d → ReLU → MaxPool2d``, ``Conv2d → ReLU`` and several ``Linear``, with or without ReLU behind each, run as
-    one primitive, with the same results and gradients; see :meth:`blocks`. Inside of ``no_grad()``, such blocks and
-    layers with a ``Flatten`` between them go to :func:`gpuconv.functional.conv_net` as a whole.
+    ``Conv2d → ReLU → MaxPool2d``, ``Conv2d → ReLU``, and several ``Linear`` in a row, each with or without a ReLU, run
+    as one primitive, with the same results and gradients; see :meth:`blocks`. Inside ``no_grad()``, such blocks and
+    layers with a ``Flatten`` between them run as one :func:`gpuconv.functional.conv_net`.
 
     Args:
         modules: the modules; or one dict of names and modules, which then name the parameters.
     """
 
-    #: Whether neighbours run as one; a summary of the layers sets it to False for a while.
+    #: Whether neighbours run as one; set to False while a summary of the layers is made.
     _fusing = True
 
     def __init__(self, *modules: Any):
@@ -76,7 +76,7 @@ class Sequential(Module):
         return self
 
     def _replace(self, modules: list[Any]) -> None:
-        """Give numbers as names to the modules that are not here yet."""
+        """Give modules that are new here numbers as names."""
         self._check(modules)
         for number, module in enumerate(modules[len(self) :], start=len(self)):
             setattr(self, str(number), module)
@@ -88,13 +88,13 @@ class Sequential(Module):
                 raise TypeError(f"Sequential: module {number} is a {type(module).__name__}, not a Module")
 
     def blocks(self) -> list[tuple[str, ...]]:
-        """Names of the modules, grouped as they run with gradients: several names are one fused primitive."""
+        """Names of the modules, grouped as they run with gradients; several names are one fused primitive."""
         names = list(self._modules)
         return [tuple(names[span]) for span in self._spans(list(self._modules.values()))]
 
     def _spans(self, modules: list[Module], *, networks: bool = False) -> Iterator[slice]:
-        """Which modules run as one, first to last; ``networks``: also blocks with the layers behind them."""
-        # Only those that run as their class says: not a subclass's, nor one that was given another `forward` or hooks.
+        """Which modules run as one, first to last; ``networks``: also blocks with the layers after them."""
+        # Only modules that do exactly what their class says: no subclasses, replaced `forward` or hooks.
         kinds = [
             None if "forward" in module.__dict__ or "_hooked" in module.__dict__ else type(module) for module in modules
         ]
@@ -108,7 +108,7 @@ class Sequential(Module):
 
     def forward(self, input: Any) -> Any:
         modules = list(self._modules.values())
-        # Of an image without a batch, Flatten leaves the channels apart.
+        # For an image without a batch, Flatten keeps the channels apart.
         networks = not is_grad_enabled() and len(getattr(input, "shape", ())) == 4
         for span in self._spans(modules, networks=networks):
             first, *others = modules[span]
@@ -120,7 +120,7 @@ _Kinds = Sequence[Any]
 
 
 def _fusible(modules: list[Module], kinds: _Kinds, position: int) -> int:
-    """How many modules run as one from a position on."""
+    """How many modules, from a position on, run as one."""
     types = kinds[position : position + 3]
     if types[0] is Linear:
         return _linear_run(kinds, position)
@@ -131,7 +131,7 @@ def _fusible(modules: list[Module], kinds: _Kinds, position: int) -> int:
 
 
 def _linear_run(kinds: _Kinds, position: int) -> int:
-    """How many modules from a position on are fully connected layers, and a ReLU behind one."""
+    """How many modules, from a position on, are fully connected layers and the ReLUs after them."""
     end = position
     while end < len(kinds) and kinds[end] is Linear:
         end += 2 if end + 1 < len(kinds) and kinds[end + 1] is ReLU else 1
@@ -139,7 +139,7 @@ def _linear_run(kinds: _Kinds, position: int) -> int:
 
 
 def _network_run(modules: list[Module], kinds: _Kinds, position: int) -> int:
-    """How many modules from a position on are blocks with pooling, Flatten, and fully connected layers; 0 if not so."""
+    """How many modules, from a position on, are blocks with pooling, Flatten, and fully connected layers; else 0."""
     end = position
     while end < len(modules) and kinds[end] is Conv2d and _fusible(modules, kinds, end) == 3:
         end += 3

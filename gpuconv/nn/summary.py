@@ -32,18 +32,18 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All layers of a network in the order in which they run; ``print`` shows it as a table."""
+    """All layers of a network in the order in which they run; print it to see a table."""
 
     layers: tuple[LayerSummary, ...]
 
     @property
     def parameters(self) -> int:
-        """Learned numbers in all."""
+        """Total number of learned values."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def connections(self) -> int:
-        """Connections in all."""
+        """Total number of connections."""
         return sum(layer.connections for layer in self.layers)
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
@@ -95,7 +95,7 @@ def summarize(module: Module, input_shape: Sequence[int]) -> Summary:
 
 @contextmanager
 def _layer_by_layer(module: Module, layers: list[LayerSummary]) -> Iterator[None]:
-    """Have each layer (a module with no others inside) note what it did, and run unfused so that each one does run."""
+    """Make each layer (a module without modules inside) record its output, and run unfused so that each one runs."""
     from gpuconv.nn.sequential import Sequential
 
     touched: list[Module] = []
