@@ -1,4 +1,4 @@
-"""gpuconv: hand-written convolution kernels, a backend dispatcher, and enough autograd to train LeNet.
+"""gpuconv: hand-written convolution kernels, a choice of backends, and enough autograd to train LeNet.
 
 Importing it loads NumPy, but neither numba nor CuPy: a backend loads when it is first used, and what only some users
 need (``data``, ``models``, ``onnx``, ``storage``, ``training``) when it is first named.

@@ -1,4 +1,4 @@
-"""What other libraries have on a GPU: their arrays, by DLPack or ``__cuda_array_interface__``, and their streams."""
+"""Arrays and streams of other GPU libraries, by DLPack, ``__cuda_array_interface__`` and ``__cuda_stream__``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["Stream", "adopted", "on_device", "stream_handle"]
 
 #: DLPack's numbers for memory of a CUDA device, and for memory that the driver moves between device and host.
 _DLPACK_CUDA = (2, 13)
-#: Where streams of libraries older than the protocol have their handle: CuPy up to 13, PyTorch.
+#: Attribute with the handle of a stream, in libraries older than the protocol: CuPy up to 13, PyTorch.
 _HANDLES = ("ptr", "cuda_stream")
 
 
 def on_device(data: Any) -> bool:
-    """Whether it is an array on a GPU, whosever it is."""
+    """Whether ``array`` is an array on a GPU, of any library."""
     if hasattr(data, "__cuda_array_interface__"):
         return True
     where = getattr(data, "__dlpack_device__", None)
@@ -22,21 +22,21 @@ def on_device(data: Any) -> bool:
 
 
 def adopted(data: Any, xp: Any) -> Any:
-    """An array on a GPU as one of CuPy's (``xp``), on the same memory.
+    """An array on a GPU as a CuPy array (``xp``) on the same memory.
 
-    By DLPack where it can be: its producer is told the current stream, and lets that wait for what it has queued.
-    ``__cuda_array_interface__`` need not name a stream, and then nobody waits; PyTorch's does not.
+    By DLPack where possible: its producer is told the current stream, and makes it wait for pending work.
+    ``__cuda_array_interface__`` may leave out the stream, as PyTorch's does, and then nothing waits.
 
     Raises:
-        BufferError: its owner does not give it away, or CuPy does not take it, as an element type that it lacks.
-        RuntimeError: likewise, from libraries that raise that instead.
+        BufferError: its library does not export it, or CuPy cannot import it (an unsupported dtype, for example).
+        RuntimeError: the same, from libraries that raise that instead.
     """
     if isinstance(data, xp.ndarray):
         return data
     if hasattr(data, "__dlpack__") and hasattr(data, "__dlpack_device__"):
         try:
             return xp.from_dlpack(data)
-        except (BufferError, RuntimeError):  # a read-only array, say, which CuPy has no word for
+        except (BufferError, RuntimeError):  # for example a read-only array, which CuPy cannot represent
             if not hasattr(data, "__cuda_array_interface__"):
                 raise
     return xp.asarray(data)
@@ -44,7 +44,7 @@ def adopted(data: Any, xp: Any) -> Any:
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream by its handle, as other libraries take it: ``cuda.core``'s ``device.create_stream(stream)``, say.
+    """A stream by its handle, for other libraries, such as ``cuda.core``'s ``device.create_stream(stream)``.
 
     Attributes:
         handle: address of the ``cudaStream_t``; 0 is the legacy default stream.
@@ -61,12 +61,12 @@ def stream_handle(stream: Any) -> int:
     """The address of a stream's ``cudaStream_t``.
 
     Args:
-        stream: what has ``__cuda_stream__`` (``cuda.core``, PyTorch and CuPy from 14 on), an older CuPy or PyTorch
+        stream: an object with ``__cuda_stream__`` (``cuda.core``, PyTorch, CuPy from 14 on), an older CuPy or PyTorch
             stream, or the address itself.
 
     Raises:
-        TypeError: it is none of these.
-        ValueError: another version of the protocol than 0, or no address.
+        TypeError: none of these.
+        ValueError: a version of the protocol other than 0, or an invalid address.
     """
     handle: Any = stream
     if hasattr(stream, "__cuda_stream__"):

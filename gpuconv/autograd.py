@@ -1,9 +1,9 @@
-"""Reverse-mode differentiation: the graph, and nothing of the operations in it.
+"""Reverse-mode automatic differentiation: the graph, without any operation.
 
-An operation is a :class:`Function`: its forward and its backward side by side. :meth:`Function.apply` runs the forward
-and, if a result is to be differentiated, notes what ran, on which inputs and on which backend. :meth:`Tensor.backward`
-walks these notes from the result to the leaves (Linnainmaa, 1970; reverse accumulation), iteratively, so that a graph
-may be as deep as memory allows.
+An operation is a :class:`Function`, with its forward and its backward side by side. :meth:`Function.apply` runs the
+forward pass and, if a gradient may be wanted, records what ran, on which inputs and on which backend.
+:meth:`Tensor.backward` walks these records from the result to the leaves (reverse accumulation; Linnainmaa, 1970). The
+walk is iterative, so the depth of a graph is limited by memory only.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _grad_enabled: ContextVar[bool] = ContextVar("gpuconv_grad_enabled", default=Tru
 
 
 class no_grad(ContextDecorator):
-    """Context manager and decorator: what runs inside records no graph, for this thread or task."""
+    """Context manager and decorator: operations inside record no graph, in this thread or task."""
 
     def __init__(self) -> None:
         self._tokens: list[Token[bool]] = []
@@ -58,7 +58,7 @@ class no_grad(ContextDecorator):
         _grad_enabled.reset(self._tokens.pop())
 
     def _recreate_cm(self) -> no_grad:
-        return type(self)()  # one instance a call: a decorated function may run in several threads
+        return type(self)()  # one instance for each call: a decorated function may run in several threads
 
 
 def is_grad_enabled() -> bool:
@@ -67,11 +67,11 @@ def is_grad_enabled() -> bool:
 
 
 def to_array(data: Any, dtype: Any = None) -> Array:
-    """Return data as an array, without a copy where it is one.
+    """Return data as an array, without a copy if it is one already.
 
-    Takes Tensors, arrays of NumPy, CuPy and any library that has DLPack or ``__cuda_array_interface__`` (PyTorch, JAX,
-    Numba), numbers and nested sequences of them. Python floats become float32, the library's default, unless ``dtype``
-    says otherwise. What is on a GPU becomes a CuPy array on the same memory.
+    Takes Tensors, arrays of NumPy, CuPy and any library with DLPack or ``__cuda_array_interface__`` (PyTorch, JAX,
+    Numba), numbers, and nested sequences of numbers. Python floats become float32 unless ``dtype`` says otherwise. Data
+    on a GPU become a CuPy array on the same memory.
 
     Raises:
         TypeError: not numeric, or a torch tensor that requires grad (its graph would be cut silently).
@@ -87,7 +87,7 @@ def to_array(data: Any, dtype: Any = None) -> Array:
 
 
 def _converted(data: Any, dtype: Any) -> tuple[Array, Any]:
-    """What is neither a Tensor nor a numeric NumPy array as an array, and the element type that it has to get."""
+    """Convert anything but a Tensor or a numeric NumPy array; also returns the dtype that it should get."""
     if _is_torch(data) and data.requires_grad:
         raise TypeError("a torch tensor that requires grad: pass tensor.detach(), gpuconv cannot extend torch's graph")
     library = backends.get("cuda").xp if on_device(data) else np
@@ -112,17 +112,17 @@ def _converted(data: Any, dtype: Any) -> tuple[Array, Any]:
 
 
 def to_numpy(data: Any) -> np.ndarray:
-    """Return data, anything that :func:`to_array` takes, as a numpy.ndarray: shared where it is on the host."""
+    """Return data, anything that :func:`to_array` takes, as a numpy.ndarray, without a copy if it is on the host."""
     array = to_array(data)
     return array if isinstance(array, np.ndarray) else array.get()
 
 
 def moved(array: Array, backend: str | Backend) -> Array:
-    """Return ``array`` where a backend computes: itself if it is there, else a copy.
+    """Return ``array`` on the device of a backend: itself if it is there already, else a copy.
 
     Args:
         array: of NumPy or CuPy.
-        backend: 'cuda', or 'cpu' for the host; another backend's name or a Backend will do, too.
+        backend: 'cuda', 'cpu' for the host, the name of another backend, or a Backend.
 
     Raises:
         ValueError: no such backend.
@@ -134,14 +134,14 @@ def moved(array: Array, backend: str | Backend) -> Array:
 
 
 def native(dtype: np.dtype) -> np.dtype:
-    """An element type in the machine's byte order: what is computed is in it, whatever the operands were."""
+    """A dtype in the machine's byte order, which all results have."""
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
 def overwrite(target: Array, source: Array, by: str = "overwrite") -> None:
-    """Copy the elements of ``source`` into ``target``, of the same shape; each is on the host or on a device.
+    """Copy the elements of ``source`` into ``target``, of the same shape; each may be on the host or on a device.
 
-    A graph that has saved the old values refuses its backward, and says that ``by`` changed them.
+    A later backward that needs the old values raises an error, which says that ``by`` changed them.
 
     Raises:
         ValueError: ``target`` is read-only.
@@ -152,12 +152,12 @@ def overwrite(target: Array, source: Array, by: str = "overwrite") -> None:
     if isinstance(target, np.ndarray):
         target[...] = to_numpy(source)
     elif isinstance(source, np.ndarray):
-        # On the current stream, as what was queued there before may still use the target.
+        # On the current stream, because work queued there before may still use the target.
         target.set(
             source.astype(target.dtype, copy=False), stream=backends.current(target).xp.cuda.get_current_stream()
         )
     else:
-        # Of one type and contiguous, as they mostly are, a copy of memory and no kernel.
+        # If both have one dtype and are contiguous, as usual, this is a copy of memory without a kernel.
         backends.current(target).xp.copyto(target, source)
 
 
@@ -170,7 +170,7 @@ def _is_torch(data: Any) -> bool:
 
 
 def _like(result: Array, template: Any) -> Any:
-    """Return an array as the kind that the caller gave: torch's for torch's, Numba's for Numba's, else as it is."""
+    """Return an array as the kind that the caller passed: torch for torch, Numba for Numba, otherwise unchanged."""
     if _is_torch(template):
         import torch
 
@@ -180,22 +180,22 @@ def _like(result: Array, template: Any) -> Any:
 
         return cuda.as_cuda_array(result)
     if not on_device(template):
-        return to_numpy(result)  # what was computed on a device from the host's
+        return to_numpy(result)  # computed on a device from host arrays
     return result
 
 
 class Tensor:
-    """An array and, if it was computed from Tensors that require grad, how.
+    """An array and, if it was computed from Tensors that require grad, the record of how.
 
     Args:
-        data: a NumPy or CuPy array or one of another library with DLPack or ``__cuda_array_interface__`` (shared, not
-            copied), numbers or nested sequences of them (Python floats become float32).
-        requires_grad: collect ``.grad`` here on :meth:`backward`; only for float data.
-        dtype: convert to this element type.
+        data: a NumPy or CuPy array, or an array of another library with DLPack or ``__cuda_array_interface__`` (shared,
+            not copied), or numbers and nested sequences of them (Python floats become float32).
+        requires_grad: accumulate ``.grad`` here on :meth:`backward`; for float data only.
+        dtype: convert to this dtype.
 
     Attributes:
         data: the array.
-        grad: gradient as a Tensor once backward has run, else None; gradients of several backwards add up.
+        grad: gradient as a Tensor once backward has run, else None. Gradients of several backward passes add up.
         requires_grad: whether gradients flow to or through this Tensor.
 
     Raises:
@@ -215,7 +215,7 @@ class Tensor:
 
     @classmethod
     def _of(cls, array: Array) -> Tensor:
-        """A Tensor of an array that an operation made: nothing is left to check."""
+        """A Tensor of an array that an operation made, without checks."""
         tensor = Tensor.__new__(Tensor)
         tensor.data, tensor.requires_grad, tensor._grad, tensor._node = array, False, None, None
         return tensor
@@ -260,7 +260,7 @@ class Tensor:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether the user made this Tensor, rather than an operation that recorded itself."""
+        """Whether the user made this Tensor; False if it is the result of a recorded operation."""
         return self._node is None
 
     @property
@@ -272,7 +272,7 @@ class Tensor:
         return int(self.data.size)
 
     def numpy(self) -> np.ndarray:
-        """Return the data as a numpy.ndarray (shared where it is on the host), cut from the graph."""
+        """Return the data as a numpy.ndarray, detached from the graph; it shares memory if the data are on the host."""
         return to_numpy(self.data)
 
     def item(self) -> float | int:
@@ -293,10 +293,10 @@ class Tensor:
         return array.copy() if copy else array
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
-        """NumPy's functions take a Tensor for its array: they would call its methods, with NumPy's arguments."""
+        """Let NumPy's functions use a Tensor's array; otherwise they would call its methods with NumPy's arguments."""
         return function(*_as_arrays(arguments), **_as_arrays(options))
 
-    # What lets others share the memory: torch.from_dlpack(tensor), cupy.asarray(tensor).
+    # Protocols by which other libraries share the memory: torch.from_dlpack(tensor), cupy.asarray(tensor).
 
     def __dlpack__(self, **options: Any) -> Any:
         return self.data.__dlpack__(**options)
@@ -336,10 +336,10 @@ class Tensor:
         return round(self.item(), digits)
 
     def __format__(self, spec: str) -> str:
-        """As of its number, for a Tensor without dimensions; others take no format, as arrays.
+        """Format a Tensor without dimensions as a number. Others take no format, as arrays.
 
         Raises:
-            TypeError: a format of a Tensor with dimensions.
+            TypeError: a format for a Tensor with dimensions.
         """
         if spec and self.shape:
             raise TypeError(f"the format {spec!r} is of a number, and a Tensor of shape {self.shape} is none")
@@ -387,17 +387,17 @@ class Tensor:
     # -- differentiation ---------------------------------------------------------------------------------------------
 
     def backward(self, grad: Any = None, *, retain_graph: bool = False) -> None:
-        """Add the gradient of this Tensor for every leaf that requires grad to that leaf's ``.grad``.
+        """Compute the gradients of this Tensor, and add each to the ``.grad`` of its leaf.
 
         Args:
-            grad: gradient of the final quantity for this Tensor, same shape; may be left out for a single element
-                (it is 1 then).
-            retain_graph: keep what forward saved, so that backward can run once more.
+            grad: gradient of the final quantity for this Tensor, of the same shape. It may be left out if this Tensor
+                has one element; then it is 1.
+            retain_graph: keep what forward saved, so that backward can run again.
 
         Raises:
-            RuntimeError: this Tensor does not depend on anything that requires grad, or the graph has been freed by an
-                earlier backward.
-            ValueError: ``grad`` is missing or of another shape.
+            RuntimeError: this Tensor does not depend on anything that requires grad, or an earlier backward freed the
+                graph.
+            ValueError: ``grad`` is missing or has another shape.
         """
         if not self.requires_grad:
             raise RuntimeError("backward: this Tensor does not depend on any Tensor that requires grad")
@@ -416,12 +416,12 @@ class Tensor:
         _run_backward(self, seed, retain_graph)
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
+        """Set ``.grad`` to None."""
         if (capture := capturing.current()) is not None:
             capture.writes_grad(self)
         self.grad = None
 
-    # -- operators: what they do is registered by gpuconv.ops, with `tensor_method` ----------------------------------
+    # -- operators: gpuconv.ops registers their functions, with `tensor_method` --------------------------------------
 
     if TYPE_CHECKING:  # the other methods: reshape, sum, ...
         sub: ClassVar[Callable[..., Tensor]]
@@ -481,12 +481,13 @@ class Tensor:
     def _in_place(self, sign: str, result: Tensor) -> Tensor:
         """Make a result this Tensor's value.
 
-        Where no graph is recorded, its array is written: what saved the old values refuses its backward then. While one
-        is, it gets the result's array and history, and what saved the old values keeps them.
+        If no graph is being recorded, the result is written into this Tensor's array; a later backward that needs the
+        old values then raises an error. If a graph is being recorded, this Tensor gets the result's array and history,
+        and the old values stay as they were saved.
 
         Raises:
-            RuntimeError: a leaf that requires grad, outside of ``no_grad()``: its gradient would be of the new value.
-            ValueError, TypeError: the result has another shape, or a type that this Tensor cannot hold.
+            RuntimeError: a leaf that requires grad, outside of ``no_grad()``.
+            ValueError, TypeError: the result has another shape, or a dtype that this Tensor cannot hold.
         """
         if result.requires_grad and self.is_leaf and self.requires_grad:
             raise RuntimeError(
@@ -495,7 +496,7 @@ class Tensor:
             )
         if result.shape != self.shape:
             raise ValueError(f"{sign}: the result has shape {result.shape}, and is to be written into {self.shape}")
-        order = "buif"  # as PyTorch has them: bool, integers, floats
+        order = "buif"  # in PyTorch's order: bool, integers, floats
         if (order.index(result.dtype.kind) > 0) > (order.index(self.dtype.kind) > 0) or (
             result.dtype.kind == "f" and self.dtype.kind != "f"
         ):
@@ -518,7 +519,7 @@ class Tensor:
 
 
 def _as_arrays(value: Any) -> Any:
-    """Tensors, also in tuples, lists and dicts, as NumPy's arrays."""
+    """Replace Tensors by NumPy arrays, also in tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return value.numpy()
     if type(value) in (tuple, list):
@@ -530,7 +531,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def tensor_method(function: _F) -> _F:
-    """Decorator for ``gpuconv.ops``: make a function of a Tensor also a method of Tensor, under the same name."""
+    """Decorator for ``gpuconv.ops``: make a function of a Tensor also a method of Tensor with the same name."""
     setattr(Tensor, function.__name__, function)
     return function
 
@@ -541,11 +542,11 @@ def backend_of(*tensors: Tensor) -> Backend:
 
 
 class Context:
-    """What one run of a :class:`Function` leaves for its backward.
+    """What one run of a :class:`Function` keeps for its backward.
 
     Attributes:
-        backend: the backend that forward ran on, and on which backward runs.
-        needs_input_grad: for each input of ``apply`` whether its gradient is wanted.
+        backend: the backend of forward, on which backward runs too.
+        needs_input_grad: for each input of ``apply``, whether its gradient is wanted.
     """
 
     __slots__ = ("_saved", "backend", "needs_input_grad")
@@ -556,13 +557,13 @@ class Context:
         self._saved: tuple[Any, ...] | None = ()
 
     def save(self, *values: Any) -> None:
-        """Keep what backward will need; nothing is kept when no gradient is wanted."""
+        """Save what backward will need; nothing is saved if no gradient is wanted."""
         if any(self.needs_input_grad):
             self._saved = values
 
     @property
     def saved(self) -> tuple[Any, ...]:
-        """What :meth:`save` kept."""
+        """What :meth:`save` saved."""
         if self._saved is None:
             raise RuntimeError(
                 "backward: the graph was freed by an earlier backward; pass retain_graph=True to the first one"
@@ -570,18 +571,18 @@ class Context:
         return self._saved
 
     def release(self) -> None:
-        """Let go of what was saved."""
+        """Drop what was saved."""
         if self._saved:
             self._saved = None
 
 
 class Function:
-    """A differentiable operation. Subclasses define two static methods, on arrays of ``ctx.backend``:
+    """A differentiable operation. Subclasses define two static methods on arrays of ``ctx.backend``:
 
     - ``forward(ctx, *inputs, **options)`` returns the result, or a tuple whose first element is the differentiable
       one (the others, such as indices, carry no gradient).
     - ``backward(ctx, grad)`` returns one gradient for each input, None where ``ctx.needs_input_grad`` is false. It must
-      not write into ``grad``, which others may hold.
+      not write into ``grad``, which others may use.
     """
 
     @staticmethod
@@ -596,7 +597,7 @@ class Function:
 
     @classmethod
     def apply(cls, *inputs: Any, **options: Any) -> Any:
-        """Run forward on Tensors, arrays and Nones; record it if a gradient is wanted.
+        """Run forward on Tensors, arrays and Nones; record it if a gradient may be wanted.
 
         Returns a Tensor (or a tuple of them) if any input is one, else an array of the kind of the first input.
         """
@@ -617,7 +618,7 @@ class Function:
         with backend.computing():
             results = cls.forward(ctx, *[None if a is None else backend.asarray(a) for a in arrays], **options)
         several = isinstance(results, tuple)
-        # NumPy makes scalars of arrays without dimensions; they are arrays here.
+        # NumPy turns arrays without dimensions into scalars; here they stay arrays.
         xp = backend.xp
         results = [r if isinstance(r, xp.ndarray) else xp.asarray(r) for r in (results if several else (results,))]
         if capturing.active:
@@ -642,7 +643,7 @@ class _Node:
 
     Attributes:
         number: larger than those of all nodes that this one depends on.
-        changes: the last change of any array before this operation, see :mod:`gpuconv.versions`.
+        changes: number of the last in-place change of any array before this operation, see :mod:`gpuconv.versions`.
         shape, dtype: of the result, and so of its gradient.
     """
 
@@ -671,7 +672,7 @@ def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
         grad = grads.pop(leaf)
         if not leaf.requires_grad:  # frozen since forward
             continue
-        # The user may write into .grad (clipping, say): it may not be what somebody else has, another leaf or an
+        # The user may write into .grad (clipping, for example): it must not be shared with another leaf or an
         # operation that saved it, nor a view of that. (What lies in memory of a pool has a base that is no array.)
         shared = sys.getrefcount(grad) > _ALONE or hasattr(grad.base, "dtype")
         _add_to_leaf(leaf, grad, shared)
@@ -687,7 +688,7 @@ _ALONE = _count_alone()
 
 
 def _spread(node: _Node, grad: Array, grads: dict[Any, Array]) -> None:
-    """Add the gradients of a node's inputs, given its result's, to those that there are."""
+    """Compute the gradients of a node's inputs from its result's, and add them to those already there."""
     if node.changes != versions.latest:
         _check_unchanged(node, node.ctx._saved)
     results = node.function.backward(node.ctx, grad)
@@ -709,10 +710,10 @@ def _spread(node: _Node, grad: Array, grads: dict[Any, Array]) -> None:
 
 
 def _check_unchanged(node: _Node, saved: Any) -> None:
-    """Refuse a backward for which an array was saved that has been changed in place since.
+    """Raise an error if an array that was saved for backward has been changed in place since.
 
     Raises:
-        RuntimeError: the message names the operation, and what changed its array.
+        RuntimeError: the message names the operation, and the change.
     """
     for value in saved or ():
         if isinstance(value, (tuple, list)):
@@ -730,16 +731,16 @@ def _check_unchanged(node: _Node, saved: Any) -> None:
 
 
 def _checked(node: _Node, position: int, value: Any, grad: Any) -> Array:
-    """A gradient as it has to be for what comes behind it: an array, in the shape and element type of its value.
+    """Check a gradient and convert it to its value's dtype; its shape must be the value's.
 
-    Compiled kernels go by the shape and type of the value, so nothing else may reach them. The type is made right, as
-    operands of several types give gradients of a wider one; another shape is an error of the operation.
+    Compiled kernels rely on the value's shape and dtype. Operands of mixed dtypes can give gradients of a wider dtype,
+    so that is converted; another shape is a bug in the operation's backward.
     """
     shape, dtype, kind = value.shape, native(value.dtype), node.ctx.backend.xp.ndarray
     name = f"{node.function.__name__}.backward: the gradient of input {position}"
     if isinstance(grad, Tensor):
         grad = grad.data
-    if isinstance(grad, np.generic):  # what NumPy makes of arrays without dimensions
+    if isinstance(grad, np.generic):  # NumPy's form of an array without dimensions
         grad = node.ctx.backend.asarray(np.asarray(grad))
     if not isinstance(grad, kind):
         raise TypeError(f"{name} must be an array of the {node.ctx.backend.name} backend, got {type(grad).__name__}")
@@ -751,7 +752,7 @@ def _checked(node: _Node, position: int, value: Any, grad: Any) -> Array:
 
 
 def _nodes_from(root: _Node | Tensor) -> list[_Node]:
-    """All nodes that root depends on, itself included, each behind those that use it."""
+    """All nodes that root depends on, itself included; each comes after the nodes that use it."""
     nodes = {root} if isinstance(root, _Node) else set()
     found = list(nodes)
     while found:
@@ -767,7 +768,7 @@ _number = operator.attrgetter("number")
 
 def _add_to_leaf(leaf: Tensor, grad: Array, shared: bool) -> None:
     if isinstance(leaf.data, np.ndarray):
-        grad = to_numpy(grad)  # the graph of a leaf on the host may have been computed on a device
+        grad = to_numpy(grad)  # the operations on a leaf on the host may have run on a device
     capture = capturing.current() if capturing.active else None
     if capture is not None:
         capture.writes_grad(leaf)
@@ -777,7 +778,7 @@ def _add_to_leaf(leaf: Tensor, grad: Array, shared: bool) -> None:
     elif capture is not None and so_far.dtype == grad.dtype and so_far.shape == tuple(grad.shape):
         capture.reads_grad(leaf)
         total = so_far.data
-        total += grad  # where each repetition finds what the one before has added up
+        total += grad  # in place, so that each launch of a graph finds the sum of those before
     else:
         leaf.grad = Tensor(so_far.data + grad)
 
@@ -789,8 +790,8 @@ _default_seeds: dict[Any, Array] = {}
 def _default_seed(data: Array) -> Array:
     """The number 1 in the shape of ``data``, which has one element.
 
-    Without dimensions it is the same array each time: on a device it takes no kernel to make, and a Function can tell
-    that it need not multiply by it.
+    For data without dimensions it is the same array each time: so no kernel is needed to make it on a device, and a
+    Function can tell that it need not multiply by it.
     """
     key = type(data), data.dtype, getattr(getattr(data, "device", None), "id", None)
     if key not in _default_seeds:
@@ -803,7 +804,7 @@ def _default_seed(data: Array) -> Array:
 
 
 def is_default_seed(grad: Array) -> bool:
-    """Whether a gradient is the 1 with which :meth:`Tensor.backward` begins if it is given none."""
+    """Whether a gradient is the 1 that :meth:`Tensor.backward` uses if it is given none."""
     return any(grad is seed for seed in list(_default_seeds.values()))  # another thread may add one
 
 
@@ -821,21 +822,21 @@ def gradcheck(
 ) -> bool:
     """Compare the gradients of ``function(*inputs)`` with central finite differences.
 
-    The result is contracted with a fixed random tensor, so that every output element counts, and each input element is
-    moved by ``± eps``: two evaluations an element.
+    The result is contracted with a fixed random tensor, so that every output element counts. Each input element is
+    changed by ``± eps``, which takes two evaluations an element.
 
     Args:
         function: takes the inputs, returns one Tensor; it has to be smooth at the inputs.
         inputs: Tensors; those that require grad must be float64.
-        eps: step. The difference's error is of order ``eps²`` and ``1e-16 / eps``.
+        eps: step. The error of the difference is of order ``eps²`` and ``1e-16 / eps``.
         rtol: allowed error relative to the largest gradient of the same input.
-        atol: allowed error on top.
+        atol: allowed absolute error, added to that.
 
     Returns:
         True.
 
     Raises:
-        GradcheckError: a gradient is off.
+        GradcheckError: a gradient differs from its finite difference.
         TypeError: an input that requires grad is not float64.
         ValueError: no input requires grad.
     """

@@ -1,6 +1,7 @@
-"""Steps that a GPU repeats by itself: captured once as a CUDA graph, then launched as a whole.
+"""Steps recorded once as a CUDA graph, and then launched as a whole.
 
-A step of LeNet is a dozen kernels of a microsecond or two, and the host takes several times as long to launch each::
+A step of LeNet is a dozen kernels of a few microseconds each, and the host needs longer to launch one than the GPU to
+run it::
 
     def step(images, labels):
         loss = F.cross_entropy(model(Tensor(images)), labels)
@@ -13,7 +14,7 @@ A step of LeNet is a dozen kernels of a microsecond or two, and the host takes s
     for images, labels in batches:
         loss = step(images, labels)  # now and then: float(loss)
 
-On the backends for the CPU there is nothing to gain, and the step is returned as it is.
+On a CPU backend there is nothing to gain, and ``capture`` returns the step unchanged.
 """
 
 from __future__ import annotations
@@ -31,26 +32,27 @@ __all__ = ["CapturedStep", "capture"]
 
 
 def capture(step: Callable[..., Any], *, warmup: int = 2) -> Callable[..., Any]:
-    """Make of a step, of training or inference, one that a GPU repeats without the host.
+    """Record a step of training or inference as a CUDA graph, so that each further call is a single launch.
 
-    The first ``warmup`` calls run the step as it is, which compiles its kernels; the next one captures it. From then on
-    a call copies its inputs to where the captured step reads them, and launches the graph on the current stream: **the
-    step's Python code is not run again**. What it decides, prints or draws at random stays as it was, but for the
-    optimizers of ``gpuconv.optim``, which go on counting their steps and take a new learning rate as always. Labels are
-    not checked: one that is no class makes the loss NaN.
+    The first ``warmup`` calls run the step as usual, which compiles its kernels. The next call captures it. Every later
+    call copies its inputs to the addresses that the graph reads, and launches the graph on the current stream.
 
-    The graph reads and writes at fixed addresses. The arrays there are kept for it, also if the model is deleted; a
-    parameter that is given another array is noticed at the next call. Gradients of calls add up, if the step does not
-    forget them. What the step keeps from one call to the next it has to write in place.
+    **The Python code of the step does not run again.** What it decided, printed or drew at random when it was captured
+    stays the same. The optimizers of ``gpuconv.optim`` are an exception: they continue to count their steps and use a
+    new learning rate as always. Labels are not checked: an invalid one makes the loss NaN.
+
+    The graph has fixed addresses. It keeps the arrays that it uses, even if the model is deleted. If a parameter is
+    given another array, the next call raises an error. Gradients accumulate over calls, unless the step clears them. A
+    value that the step keeps from one call to the next must be written in place.
 
     Args:
         step: takes Tensors or arrays, and returns Tensors or arrays on the device (or a tuple, list or dict of them, or
-            None). It must not wait for the device (``float(loss)``, ``.numpy()``) or take arrays of the host from
-            elsewhere than its arguments. Arrays that it uses by other means than gpuconv's are the caller's to keep.
-        warmup: calls before it is captured; at least 1.
+            None). It must not wait for the device, as ``float(loss)`` or ``.numpy()`` do, and all data from the host
+            must come as arguments. Arrays that it uses without gpuconv's operations must be kept alive by the caller.
+        warmup: number of calls before the capture; at least 1.
 
     Returns:
-        On a GPU a :class:`CapturedStep`; what it returns is overwritten by its next call. On other backends ``step``.
+        On a GPU a :class:`CapturedStep`, whose results are overwritten by the next call. On other backends ``step``.
 
     Raises:
         ValueError: ``warmup`` is not positive.
@@ -63,10 +65,10 @@ def capture(step: Callable[..., Any], *, warmup: int = 2) -> Callable[..., Any]:
 
 
 class CapturedStep:
-    """What :func:`capture` makes of a step on a GPU. It may be called from several threads, one after the other.
+    """The result of :func:`capture` on a GPU. Several threads may use it, one at a time.
 
     Attributes:
-        captured: whether the warm-up is over.
+        captured: whether the graph has been captured.
     """
 
     def __init__(self, step: Callable[..., Any], backend: Any, graph: Any, warmup: int):
@@ -76,22 +78,22 @@ class CapturedStep:
         self._static: list[Any] = []
         self._result: Any = None
         self._around = capturing.Captured([], [], [], [])
-        #: What each optimizer does in a step of its, and the steps that it takes in a launch.
+        #: The update of each optimizer, and how many of its steps one launch takes.
         self._updates: list[tuple[capturing.Update, int]] = []
         self._versions: list[Any] = []
-        #: What the last call of several for warming up has made.
+        #: Arrays made in the last warm-up call, if there are several.
         self._made: dict[int, Any] = {}
         self._several = warmup > 1
         self._lock = threading.RLock()
         self.captured = False
 
     def __call__(self, *inputs: Any) -> Any:
-        """Run the step, or launch its graph on the current stream. While another step is captured, it is part of that.
+        """Run the step, or launch its graph on the current stream; inside another capture it joins that graph.
 
         Raises:
-            ValueError: an input has another shape or element type than in the first call.
-            RuntimeError: the step does what cannot be captured, or a Tensor that it reads has another array since then;
-                the message says what.
+            ValueError: an input has another shape or dtype than in the first call.
+            RuntimeError: the step does something that cannot be captured, or a Tensor that it reads has been given
+                another array since then; the message says what.
         """
         if capturing.current() is not None:
             return self._step(*inputs)
@@ -140,7 +142,7 @@ class CapturedStep:
             if leaf is not None and (leaf.grad is None or leaf.grad.data is not array):
                 raise RuntimeError(
                     f"capture: the step adds to, or takes, a gradient of shape {leaf.shape} that was there when it was "
-                    "captured, and was forgotten or replaced since: forget gradients inside of the step, or set them "
+                    "captured, and was cleared or replaced since: clear gradients inside the step, or set them "
                     "to zero in place (x.grad *= 0)"
                 )
 
@@ -172,17 +174,17 @@ class CapturedStep:
             if now != first:
                 raise ValueError(
                     f"capture: input {number} was {first[1]} of shape {first[0]} in the first call, and is {now[1]} of "
-                    f"shape {now[0]} now; a graph has fixed shapes: capture another one, or call the step itself"
+                    f"shape {now[0]} now; a graph has fixed shapes: capture another step, or call this one uncaptured"
                 )
 
     def capture(self, *inputs: Any) -> None:
-        """Capture the step for inputs like these; it is not run.
+        """Capture the step for inputs of these shapes, without running it.
 
         Raises:
-            RuntimeError: the step does what cannot be captured; the message says what. Nothing is changed, and the next
-                call tries again.
+            RuntimeError: the step does something that cannot be captured; the message says what. Nothing has changed
+                then, and the next call tries again.
         """
-        # Made here, and not while the step is captured: they are written between two repetitions.
+        # Made before the capture begins, because they are written between two launches of the graph.
         with self._backend.computing():
             self._inputs = [self._backend.new_input(to_array(x)) for x in inputs]
         static = [
@@ -201,8 +203,8 @@ class CapturedStep:
             hint = ""
             if "captur" in str(error).lower() or "on the host" in str(error):
                 hint = (
-                    " (a captured step may not wait for the device, as float(loss) or .numpy() do, and gets its data "
-                    "by its arguments)"
+                    " (a captured step must not wait for the device, as float(loss) or .numpy() do, and its data must "
+                    "come as arguments)"
                 )
             raise RuntimeError(f"capture: the step cannot be captured: {error}{hint}") from error
         except BaseException:  # Ctrl-C
@@ -217,16 +219,16 @@ class CapturedStep:
             if not isinstance(_array(part), self._backend.xp.ndarray):
                 what = f"a {type(part).__name__}" if not isinstance(part, Tensor) else "a Tensor"
                 raise TypeError(
-                    f"it returns {what} of the host, which would stay as it is; return Tensors on the device"
+                    f"it returns {what} on the host, which a launch would not change; return Tensors on the device"
                 )
             if not self._graph.computes(_array(part)):
                 raise TypeError(
-                    "it returns what no kernel of this library computes: the simulator repeats nothing else"
+                    "it returns a result that no gpuconv kernel computed; the simulator can repeat only those kernels"
                 )
 
 
 def _parts(result: Any) -> Iterator[Any]:
-    """What a step returns, one by one: tuples, lists and dicts are gone through, and None is nothing."""
+    """The results of a step one by one, from tuples, lists and dicts too; None is skipped."""
     if isinstance(result, (tuple, list, dict)):
         for part in result.values() if isinstance(result, dict) else result:
             yield from _parts(part)
@@ -239,10 +241,10 @@ def _array(part: Any) -> Any:
 
 
 def _counted(updates: list[capturing.Update]) -> list[tuple[capturing.Update, int]]:
-    """What each optimizer does in a step, and the number of its steps.
+    """Each optimizer's update in a step, and how many steps it takes.
 
     Raises:
-        RuntimeError: one takes steps of different parameters: its count of steps would not be that of each.
+        RuntimeError: an optimizer takes steps with different parameters, so that one count would not be right for all.
     """
     found: dict[int, tuple[capturing.Update, int]] = {}
     for update in updates:

@@ -1,7 +1,7 @@
-"""Tensors out of nothing, with PyTorch's names: ``zeros``, ``randn``, ``arange``.
+"""Functions that create Tensors, with PyTorch's names: ``zeros``, ``randn``, ``arange``.
 
-Floats are float32 unless ``dtype`` says otherwise. ``device`` is where a backend computes, 'cpu' or 'cuda'. Random
-numbers are drawn on the host, from the generator that ``gpuconv.manual_seed`` sets unless another one is given.
+Floats are float32 unless ``dtype`` says otherwise. ``device`` is 'cpu' or 'cuda'. Random numbers are drawn on the host,
+from the generator that ``gpuconv.manual_seed`` sets unless another one is given.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: b
 
 
 def as_tensor(data: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
-    """A Tensor of ``data``: itself if it is one, else on the same memory where that is possible."""
+    """A Tensor of ``data``: ``data`` itself if it is one, else a Tensor that shares its memory if possible."""
     if isinstance(data, Tensor) and dtype is None and device is None:
         return data
     return _made(to_array(data, dtype), None, device, False)
 
 
 def from_numpy(ndarray: np.ndarray) -> Tensor:
-    """A Tensor on the memory of a NumPy array. TypeError: something else."""
+    """A Tensor that shares the memory of a NumPy array. TypeError: something else."""
     if not isinstance(ndarray, np.ndarray):
         raise TypeError(f"from_numpy: ndarray must be a numpy.ndarray, got {type(ndarray).__name__}")
     return Tensor(ndarray)
@@ -102,12 +102,12 @@ def ones(*size: Any, dtype: Any = np.float32, device: Any = None, requires_grad:
 
 
 def empty(*size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """Whatever the memory holds; ``size`` is integers or one sequence of them."""
+    """Uninitialised elements; ``size`` is integers or one sequence of them."""
     return _made(np.empty(_sizes("empty", size), dtype), None, device, requires_grad)
 
 
 def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    """``fill_value`` everywhere, in its own type: bool, int64 or float32."""
+    """``fill_value`` everywhere, in the dtype of its kind: bool, int64 or float32."""
     sizes = _sizes("full", (size,) if isinstance(size, Sequence) else (tuple(size),))
     value = to_array(fill_value, dtype)
     return _made(np.full(sizes, value), dtype, device, requires_grad)
@@ -131,7 +131,7 @@ def full_like(input: Any, fill_value: Any, *, dtype: Any = None, requires_grad: 
 
 
 def empty_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """Whatever the memory holds, in the input's shape and type, on its device."""
+    """Uninitialised elements, in the input's shape and dtype, on its device."""
     array = to_array(input)
     made = np.empty(array.shape, array.dtype if dtype is None else dtype)
     return Tensor(made if isinstance(array, np.ndarray) else moved(made, "cuda"), requires_grad)
@@ -146,7 +146,7 @@ def arange(
     device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    """The numbers from ``start`` on in steps, before ``end``; ``arange(end)`` starts at 0. Integers are int64.
+    """Numbers from ``start`` to before ``end`` in steps; ``arange(end)`` starts at 0. Integers become int64.
 
     Raises:
         ValueError: ``step`` is 0, or leads away from ``end``.
@@ -164,7 +164,7 @@ def arange(
 def linspace(
     start: float, end: float, steps: int, *, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
-    """``steps`` numbers at equal distances, from ``start`` to ``end``, both included."""
+    """``steps`` equally spaced numbers from ``start`` to ``end``, both included."""
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
         raise ValueError(f"linspace: steps must be an integer of at least 0, got {steps!r}")
     return _made(np.linspace(start, end, steps), dtype, device, requires_grad)
@@ -181,7 +181,7 @@ def eye(
 def rand(
     *size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False, generator: Any = None
 ) -> Tensor:
-    """Uniform numbers from 0 to 1."""
+    """Uniform random numbers from 0 to 1."""
     values = _generator("rand", generator).random(_sizes("rand", size), _drawn(dtype))
     return _made(values, dtype, device, requires_grad)
 
@@ -189,7 +189,7 @@ def rand(
 def randn(
     *size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False, generator: Any = None
 ) -> Tensor:
-    """Normal numbers of mean 0 and variance 1."""
+    """Normal random numbers of mean 0 and variance 1."""
     values = _generator("randn", generator).standard_normal(_sizes("randn", size), _drawn(dtype))
     return _made(values, dtype, device, requires_grad)
 

@@ -1,4 +1,4 @@
-"""What runs when a network runs: which primitives, on which backend, by which kernel, and why."""
+"""What runs when a network runs: which primitives, on which backend, with which kernel, and why."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ran; ``print`` shows it."""
+    """What ran; print it to read it."""
 
     backend: str
     steps: tuple[Step, ...]
@@ -69,18 +69,18 @@ def explain(
     backend: str | None = None,
     training: bool = False,
 ) -> Explanation:
-    """Run ``function``, a Module say, on zeros, and tell which primitives that took and how each one ran.
+    """Run ``function`` on zeros, and report which primitives ran and how.
 
-    Neighbouring layers that ran as one, ``Conv2d → ReLU → MaxPool2d`` say, show as one primitive.
+    Neighbouring layers that run as one operation, such as ``Conv2d → ReLU → MaxPool2d``, are one primitive.
 
     Args:
-        function: takes a Tensor and returns one.
-        input_shape: shape of the input, with the batch: choices may depend on it.
-        backend: name of a backend; None takes the current one.
+        function: takes a Tensor and returns one; for example a Module.
+        input_shape: shape of the input, with the batch size, on which choices may depend.
+        backend: name of a backend; None for the current one.
         training: run backward as well.
 
     Raises:
-        ValueError: the input does not fit, or an unknown backend.
+        ValueError: the input does not fit, or the backend is unknown.
         BackendUnavailable: the backend cannot run here.
     """
     chosen = backends.current() if backend is None else backends.get(backend)
@@ -93,7 +93,7 @@ def explain(
 
 
 def _observing(backend: Backend) -> Any:
-    """A copy of a backend that notes each call of a primitive, and passes it on to the original."""
+    """A copy of a backend that records each call of a primitive and passes it on to the original."""
 
     def noting(name: str) -> Callable[..., Any]:
         def primitive(self: Any, *arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Writing a file so that a crash loses nothing that was there, and the user's cache folder."""
+"""Writing files that a crash cannot spoil, and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def cache_folder() -> Path:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace ``path`` by ``data``: whoever reads it, whenever the machine stops, finds the old content or the new.
+    """Replace the content of ``path`` by ``data``. Whenever the machine stops, the file has the old content or the new.
 
     A process that is killed meanwhile may leave a temporary file beside it; see :func:`remove_leftovers`.
 
     Raises:
-        OSError: it cannot be written (no such folder, no permission, disk full); the old content is still there, and
+        OSError: it cannot be written (no such folder, no permission, disk full). The old content is still there, and
             the exception's ``filename`` is ``path``.
     """
     path = Path(path)
@@ -46,23 +46,23 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             raise
         _sync_folder(path.parent)
     except OSError as error:
-        # A full disk is reported without a name, other faults with the temporary file's, which means nothing to a user.
+        # A full disk is reported without a file name, other errors with that of the temporary file.
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from None
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Delete what processes that were killed inside :func:`write_atomically` left beside ``path``.
+    """Delete temporary files that killed processes left beside ``path`` inside :func:`write_atomically`.
 
-    Only for whoever knows that nobody is writing ``path`` now.
+    Call it only if no process is writing ``path`` now.
     """
     path = Path(path)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_TEMPORARY}"):
-        with suppress(OSError):  # they take room, and do no other harm
+        with suppress(OSError):  # harmless, but they take up space
             leftover.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; a no-op where folders cannot be opened (Windows)."""
+    """Make a rename survive a power cut; does nothing where folders cannot be opened (Windows)."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,12 +1,14 @@
 """Convolution, pooling, activations and losses as functions, with torch.nn.functional's names, arguments and semantics.
 
-Tensors in, Tensors out, with gradients; arrays in, an array of the same kind out (NumPy; CuPy and torch share their
-memory). Layouts are PyTorch's: images (N, C, H, W), or (C, H, W) for one; filters (K, C / groups, R, S).
+A Tensor in gives a Tensor out, with gradients; an array in gives an array of the same kind out (CuPy and torch arrays
+share their memory). Layouts are PyTorch's: images are (N, C, H, W), or (C, H, W) for one; filters (K, C / groups, R,
+S).
 
-Every function raises ``ValueError`` for shapes and values that do not fit and ``TypeError`` for arguments of the wrong
-kind; the message begins with the function's name and names the argument. Not supported: ``inplace``, complex numbers.
+Every function raises ``ValueError`` for a shape or value that does not fit, and ``TypeError`` for an argument of the
+wrong kind. The message begins with the function's name and names the argument. ``inplace`` and complex numbers are not
+supported.
 
-What takes no more than a few lines is checked where it is computed, in ``gpuconv.ops``, and has its name here.
+Functions with only a few lines of argument checks are defined in ``gpuconv.ops`` and exported here.
 """
 
 from __future__ import annotations
@@ -329,8 +331,8 @@ def conv2d_relu_max_pool2d(
 ) -> Any:
     """``max_pool2d(relu(conv2d(...)), kernel_size, pool_stride, ...)`` in one step.
 
-    The maps before pooling are not kept, which is most of the memory; ``nn.Sequential`` calls it by itself. Arguments
-    and errors of :func:`conv2d` and :func:`max_pool2d`.
+    It does not keep the maps before pooling, which would be most of the memory. ``nn.Sequential`` calls it
+    automatically. Arguments and errors are those of :func:`conv2d` and :func:`max_pool2d`.
     """
     op = "conv2d_relu_max_pool2d"
     input, weight, bias = _floats(op, input=input, weight=weight, bias=bias, optional=("bias",))
@@ -368,7 +370,7 @@ def max_pool2d(
         input: floats.
         kernel_size: size of the window, int or (height, width).
         stride: distance of windows; None means ``kernel_size``.
-        padding: around the input, at most half the window; it never wins.
+        padding: around the input, at most half the window; it is never the maximum.
         dilation: distance of a window's elements.
         ceil_mode: round the output size up: the last window may hang over the edge.
         return_indices: also return where each maximum was, ``row · W + column``, int64.
@@ -441,7 +443,7 @@ def _avg_pool(
 
 
 def divisor(divisor_override: Any, *, op: str) -> int | None:
-    """Check what an average is divided by; None is the number of elements."""
+    """Check ``divisor_override`` of an average pooling; None means the number of elements."""
     if divisor_override is None:
         return None
     number = integer(divisor_override, "divisor_override", minimum=-(2**31), op=op)
@@ -522,10 +524,9 @@ def tanh(input: Any) -> Any:
 
 
 def softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
-    """``e^input / Σ e^input`` along ``dim``: positive, and sums to 1.
+    """``e^input / Σ e^input`` along ``dim``: positive, with sum 1.
 
-    ``dtype`` (float32 or float64) is what the input, of any numbers then, is converted to first. IndexError: no such
-    dimension.
+    The input is converted to ``dtype`` (float32 or float64) first, if that is given. IndexError: no such dimension.
     """
     return _along(_activation.Softmax, "softmax", input, dim, dtype)
 
@@ -557,9 +558,9 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.
     Args:
         input: floats of any shape.
         p: from 0 to 1.
-        training: off, the input is returned as it is.
-        generator: where the random numbers come from; default the one that ``gpuconv.manual_seed`` sets. They are drawn
-            on the host, so that every backend drops the same elements.
+        training: if False, the input is returned unchanged.
+        generator: of the random numbers; by default the one that ``gpuconv.manual_seed`` sets. They are drawn on the
+            host, so that every backend drops the same elements.
 
     Raises:
         ValueError: p is out of range.
@@ -613,20 +614,20 @@ def linear_relu(input: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def linear_chain(input: Any, weights: Sequence[Any], biases: Sequence[Any], relu: Sequence[bool]) -> Any:
-    """Several fully connected layers, one after the other, in one step; ``nn.Sequential`` calls it by itself.
+    """Several fully connected layers, one after the other, in one step; ``nn.Sequential`` calls it automatically.
 
     Args:
         input: (..., in).
         weights: for each layer (out, in), where in is the out of the layer before.
         biases: for each layer (out,) or None.
-        relu: for each layer whether its result goes through a ReLU.
+        relu: for each layer, whether a ReLU follows.
 
     Returns:
         (..., out of the last layer).
 
     Raises:
-        ValueError: shapes that do not fit, or lists of different lengths or without a layer.
-        TypeError: an argument of the wrong kind, or element types that differ.
+        ValueError: shapes that do not fit, or lists that are empty or of different lengths.
+        TypeError: an argument of the wrong kind, or dtypes that differ.
     """
     return _linear.LinearChain.apply(*_chain_operands(input, weights, biases, relu), relu=tuple(map(bool, relu)))
 
@@ -650,7 +651,7 @@ def _chain_operands(input: Any, weights: Sequence[Any], biases: Sequence[Any], r
         if not parameters:
             parameters.append(checked[0])
         parameters += checked[1:]
-        # What stands for this layer's result where the next one is checked: its shape and element type.
+        # A placeholder for this layer's result, with its shape and dtype, to check the next layer with.
         features = np.empty((0, _shape(checked[1])[0]), _element_type(checked[1]))
     return parameters
 
@@ -687,7 +688,7 @@ def cross_entropy(
         input: logits (N, C), (C,) for one sample, or (N, C, d1, ...), floats.
         target: labels (integers; the input's shape without C), or probabilities (floats; the input's shape).
         weight: (C,), or None for ones.
-        ignore_index: a label that costs nothing and does not count in the mean.
+        ignore_index: a label whose loss is 0 and that does not count in the mean.
         reduction: 'mean' (labels: weighted by w[t]; probabilities: over all samples), 'sum' or 'none'.
         label_smoothing: from 0 to 1.
 

@@ -1,7 +1,7 @@
-"""Pictures of a training run: curves, confusion matrix, learned filters, one image's way through the layers.
+"""Pictures of a training run: curves, confusion matrix, learned filters, one image's activations layer by layer.
 
-Each function writes one PNG, atomically. matplotlib, part of ``gpuconv[cli]``, is imported when the first one is drawn,
-and only its object-oriented interface is used: figures that the caller has open in pyplot stay as they are.
+Each function writes one PNG, atomically. matplotlib (part of ``gpuconv[cli]``) is imported when the first one is drawn.
+Only its object-oriented interface is used, so figures that the caller has open in pyplot are not affected.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MOST_FILTERS, _MOST_CHANNELS, _MOST_MAPS = 32, 16, 64  # more would be too smal
 
 
 def require_matplotlib() -> None:
-    """Raise ImportError, saying what to install, if pictures cannot be drawn here."""
+    """Raise ImportError, saying what to install, if pictures cannot be drawn."""
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401
@@ -97,9 +97,9 @@ def save_curves(rows: Sequence[Mapping[str, Any]], path: _PathLike) -> None:
 
 
 def save_confusion(matrix: ArrayLike, classes: Sequence[str], path: _PathLike) -> None:
-    """Draw which classes are taken for which.
+    """Draw which classes are mistaken for which.
 
-    Colour shows the mistakes; the diagonal, which would outshine them, is grey.
+    Colour shows the mistakes. The diagonal is grey, because its large counts would hide them.
 
     Args:
         matrix: (K, K), counts; rows are the true classes, columns the predicted ones.
@@ -155,7 +155,7 @@ def save_confusion(matrix: ArrayLike, classes: Sequence[str], path: _PathLike) -
 
 
 def save_filters(model: Module, path: _PathLike) -> None:
-    """Draw the weights of all 2-D convolution layers: a column a filter, a row for each map that the filter looks at.
+    """Draw the weights of all 2-D convolution layers: one column for each filter, one row for each input map.
 
     Raises:
         ValueError: ``model`` has no such layer.
@@ -186,12 +186,12 @@ def save_filters(model: Module, path: _PathLike) -> None:
 def save_activations(model: Classifier, image: ArrayLike, path: _PathLike) -> None:
     """Draw one image's way through the network: input, the values after each layer, the class probabilities.
 
-    An activation function is drawn together with the layer before it; what changes no value (flatten, dropout) is left
-    out.
+    An activation function is drawn together with the layer before it. Layers that change no value (flatten, dropout)
+    are left out.
 
     Args:
         model: a network whose layers run one after the other.
-        image: what ``model.predict`` takes for one image: (H, W), integers 0 to 255; or (C, H, W), floats, prepared.
+        image: one image as ``model.predict`` takes it: (H, W), integers 0 to 255; or (C, H, W), floats, prepared.
         path: the PNG to write.
 
     Raises:
@@ -280,7 +280,7 @@ class _Panel:
 def _tiled(title: str, tiles: NDArray[Any], colours: str = "", xlabel: str = "", ylabel: str = "") -> _Panel:
     """A panel of small images, (rows, columns, h, w)."""
     rows, columns, height, width = tiles.shape
-    # Of little images each pixel becomes several, so that the gap between them can be narrow.
+    # Each pixel of a small image becomes several, so that the gap between images can be narrow.
     zoom = math.ceil(80 / max(height, width))
     tiles = tiles.repeat(zoom, axis=2).repeat(zoom, axis=3)
     height, width = tiles.shape[2:]
@@ -289,13 +289,13 @@ def _tiled(title: str, tiles: NDArray[Any], colours: str = "", xlabel: str = "",
     values[:, :, :height, :width] = tiles
     values = values.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap))[:-gap, :-gap]
     pixel = min(_PANEL_WIDTH / columns / 1.05, _LARGEST_TILE) / max(height, width)  # inches
-    # As if the gap were a twentieth of a tile to the fraction: so that panels of as many tiles are equally wide.
+    # Computed with a gap of exactly a twentieth of a tile, so that panels of as many tiles are equally wide.
     size = (1.05 * columns - 0.05) * width * pixel, (1.05 * rows - 0.05) * height * pixel
     return _Panel(title, values, size, (columns, rows), colours, xlabel, ylabel)
 
 
 def _strip(title: str, values: NDArray[Any]) -> _Panel:
-    """A panel of numbers side by side, in several rows if they are many."""
+    """A panel of numbers side by side, in several rows if there are many."""
     columns = min(len(values), 128)
     values = np.concatenate([values, np.full(-len(values) % columns, np.nan)]).reshape(-1, columns)
     cell = min(_PANEL_WIDTH / columns, 0.25)
@@ -303,10 +303,10 @@ def _strip(title: str, values: NDArray[Any]) -> _Panel:
 
 
 def _stack(panels: Sequence[_Panel], extra: float = 0, room: float = 0) -> tuple[Figure, Axes]:
-    """A figure with the panels under each other.
+    """A figure with the panels below each other.
 
-    Below them are axes of the height ``extra``, with ``room`` for their labels, which are returned too. Placed by hand,
-    in inches: the tiles of all panels begin at the same left edge and keep their proportions.
+    Below them are axes of the height ``extra``, with ``room`` for their labels, which are returned too. Positions are
+    in inches: the tiles of all panels start at the same left edge and keep their proportions.
     """
     left = 0.6 if any(panel.ylabel for panel in panels) else 0.2
     width = left + max(panel.size[0] for panel in panels) + 1.0
@@ -345,7 +345,7 @@ def _stack(panels: Sequence[_Panel], extra: float = 0, room: float = 0) -> tuple
 
 
 def _range(panel: _Panel) -> tuple[float, float, str]:
-    """Least and greatest value that the colours show, and the colour map: diverging from 0 if both signs occur."""
+    """Smallest and largest value of the colour scale, and the colour map: diverging from 0 if both signs occur."""
     low, high = float(np.nanmin(panel.values)), float(np.nanmax(panel.values))
     if not (math.isfinite(low) and math.isfinite(high)):
         low, high = 0.0, 1.0
@@ -357,7 +357,7 @@ def _range(panel: _Panel) -> tuple[float, float, str]:
     return 0.0, high or 1.0, _POSITIVE
 
 
-# -- words and files -------------------------------------------------------------------------------------------------
+# -- text and files -------------------------------------------------------------------------------------------------
 
 
 def _by(size: Sequence[int]) -> str:

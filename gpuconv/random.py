@@ -1,4 +1,4 @@
-"""The one generator that initialisation and dropout draw from unless they are given another."""
+"""The default random generator, which initialisation and dropout use unless they are given another."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 _default = np.random.default_rng()
 
 if hasattr(os, "register_at_fork"):
-    # A process may be forked while another thread draws. In the child that thread is not there to let go of the
-    # generator, and its state would be half changed: so nobody draws while one is made.
+    # A process may be forked while another thread draws. In the child that thread would never release the generator,
+    # and its state could be half changed. So a fork waits until nobody draws.
     _lock = _default.bit_generator.lock
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 

@@ -1,6 +1,6 @@
-"""Text for terminals that do not know all of its characters.
+"""Output for terminals whose encoding lacks some characters.
 
-The one file of the package that loads nothing: the benchmarks run it by its path, before NumPy is there.
+This file imports nothing else of the package: the benchmarks run it by its path, before NumPy is loaded.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import sys
 
 __all__ = ["write_anything"]
 
-#: What signs of the project's own output become where the terminal has none of them.
+#: Replacements for signs in the project's own output, for terminals that lack them.
 _SPELLED = {"µ": "u", "×": "x", "·": ".", "≥": ">=", "≤": "<=", "–": "-", "…": "...", "½": "1/2", "Σ": "sum", "→": "->"}
 _HANDLER = "gpuconv.spelled"
 
 
 def write_anything() -> None:
-    """From now on let stdout and stderr take any text, whatever their encoding: no print fails after hours of work.
+    """Make stdout and stderr accept any text, whatever their encoding, so that no print fails after hours of work.
 
-    Signs that the encoding lacks are spelled in ASCII; what else it lacks, in names of files for instance, becomes a
-    backslash and its number. Streams that are no files, as tests put in their place, stay as they are.
+    Signs that the encoding lacks are replaced by ASCII; other characters, for example in file names, by a backslash and
+    their number. Streams that are not files, such as those that tests install, are left alone.
     """
     codecs.register_error(_HANDLER, _spelled)
     for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""Measuring which variant of a convolution is the fastest here: what ``gpuconv tune`` does.
+"""Measures which variant of a convolution is the fastest on this machine: the work of ``gpuconv tune``.
 
 Every candidate has to agree with the rule's choice before it is timed; then they take turns, and each is judged by its
 median (``gpuconv/tuning/measure.py``). On a CPU they have as many threads as gpuconv uses.
@@ -57,16 +57,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task came to.
+    """The result of tuning one task.
 
     Attributes:
         task: which.
-        winner: the label of the fastest candidate; None if nothing was measured.
-        rule: the label of what the rule takes.
-        microseconds: median time of each candidate by its label, the fastest first.
-        wrong: what each candidate that was not timed did wrong, by its label.
+        winner: label of the fastest candidate; None if nothing was measured.
+        rule: label of the rule's choice.
+        microseconds: label of each candidate -> its median time, the fastest first.
+        wrong: label of each candidate that was not timed -> what was wrong with it.
         skipped: why nothing was measured; empty if it was.
-        not_kept: why the winner could not be written to the store; it holds for this process only, then.
+        not_kept: why the fastest could not be written to the store; it is used in this process only, then.
     """
 
     task: Task
@@ -79,7 +79,7 @@ class Outcome:
 
 
 def tasks_of(model: str, batch: int, backend: Backend) -> list[Task]:
-    """The convolutions of a training step of a model, as the backend computes them; each once.
+    """The convolutions of a training step of a model, as the backend computes them, without repetitions.
 
     Args:
         model: a name of ``gpuconv.models``.
@@ -104,17 +104,17 @@ def tasks_of(model: str, batch: int, backend: Backend) -> list[Task]:
 
 
 def nothing_to_tune(backend: Backend) -> str:
-    """Why a backend without a platform is not tuned."""
+    """Why a backend without a tuning platform is not tuned."""
     if getattr(backend, "simulated", False):
         return "tune: the cuda backend runs in the simulator (NUMBA_ENABLE_CUDASIM=1), whose times mean nothing"
     return f"tune: the {backend.name} backend has one way to compute a convolution: there is nothing to tune"
 
 
 def tune(tasks: Sequence[Task], backend: Backend) -> Iterator[Outcome]:
-    """Measure one task after the other, and keep each winner as soon as it is known.
+    """Measure the tasks one after the other, and store each result as soon as it is known.
 
     Raises:
-        ValueError: the backend has nothing to choose from, or is a simulator, whose times mean nothing.
+        ValueError: the backend has only one way, or is a simulator, whose times mean nothing.
     """
     platform = backend.tuning_platform()
     if platform is None:

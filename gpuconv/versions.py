@@ -1,11 +1,11 @@
 """When arrays were last changed in place.
 
-An operation saves arrays for its backward. If one is changed before backward has run, its gradients would be a mixture
-of old and new values: nothing of the result tells. So whoever writes into a Tensor's array notes it here, and backward
-asks. As in PyTorch, views count as the array that they are of, and what a user writes past the library, by
-``tensor.data[...] = x``, is not seen.
+An operation saves arrays for its backward pass. If one of them is changed before backward has run, the gradients would
+silently mix old and new values. So every operation that writes into a Tensor's array records it here, and backward
+checks. As in PyTorch, a view counts as the array that it belongs to, and a write that bypasses the library, such as
+``tensor.data[...] = x``, is not noticed.
 
-Mostly nothing has changed between forward and backward. One number, ``latest``, says so.
+Usually nothing has changed between forward and backward; comparing one number, ``latest``, shows that.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Version:
     """The last change of one array.
 
     Attributes:
-        number: of the change, larger than those of all changes before; 0 if there was none.
-        by: what changed it.
+        number: of the change, larger than those of all earlier changes; 0 if there was none.
+        by: name of the operation that changed it.
     """
 
     __slots__ = ("by", "number")
@@ -35,23 +35,23 @@ class Version:
         self.number, self.by = 0, ""
 
     def changes(self, by: str) -> None:
-        """Note that the array is changed in place by ``by``, the name of an operation."""
+        """Record that the operation named ``by`` changes the array in place."""
         global latest
         latest = self.number = next(_numbers)
         self.by = by
 
 
-#: By the id of an array, that with its version. An entry ends with its array.
+#: id of an array -> the array (weakly) and its version. An entry is removed with its array.
 _known: dict[int, tuple[weakref.ref[Any], Version]] = {}
 
 
 def _root(array: Any) -> Any:
-    """The array whose memory a view shows. (What a pool or another library lends has a base that is no array.)"""
+    """The array that owns the memory of a view. (Memory of a pool or another library has a base that is no array.)"""
     return array.base if hasattr(array.base, "dtype") else array
 
 
 def of(array: Any) -> Version:
-    """The version of an array, to be kept by who changes it often."""
+    """The version of an array; keep it to record frequent changes cheaply."""
     root = _root(array)
     key = id(root)
     found = _known.get(key)
@@ -61,7 +61,7 @@ def of(array: Any) -> Version:
 
 
 def changed(array: Any, by: str) -> None:
-    """Note that an array, or what it is a view of, is changed in place by ``by``."""
+    """Record that ``by`` changed an array, or the array that it is a view of, in place."""
     of(array).changes(by)
 
 

@@ -161,7 +161,7 @@ def test_what_cannot_be_captured_is_told():
         captured = gpuconv.capture(step, warmup=1)
         captured(x)
         with pytest.raises(
-            RuntimeError, match=r"cannot be captured: operation not permitted.*may not wait for the device"
+            RuntimeError, match=r"cannot be captured: operation not permitted.*must not wait for the device"
         ):
             captured(x)
         np.testing.assert_array_equal(F.relu(-x), 0)

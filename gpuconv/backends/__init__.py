@@ -1,8 +1,8 @@
-"""Which backends there are, why one is unavailable, and which one an operation runs on.
+"""The available backends, and which one an operation runs on.
 
-The choice, in this order: the arrays (one that lives on a GPU runs on ``cuda``), else :func:`use_backend`, else the
-environment variable ``GPUCONV_BACKEND``, else ``auto``: the first available of cuda (if a real device answers), numba,
-numpy. A backend asked for by name is that backend or an error that says why not.
+The first of these decides: the arrays (those on a GPU run on ``cuda``); :func:`use_backend`; the environment variable
+``GPUCONV_BACKEND``; ``auto``, which is the first available of cuda (if there is a real device), numba and numpy. If a
+backend that was asked for by name cannot run, that is an error that says why; there is no silent fallback.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "use_stream",
 ]
 
-#: name -> module and class, in the order in which ``auto`` tries them. A module is imported when first asked for.
+#: name -> module and class, in the order in which ``auto`` tries them. A module is imported when it is first used.
 _TABLE = {
     "cuda": ("gpuconv.backends.cuda.backend", "CudaBackend"),
     "numba": ("gpuconv.backends.cpu.backend", "NumbaBackend"),
@@ -63,7 +63,7 @@ def _checked(name: str, source: str) -> str:
 
 @functools.cache
 def _load(name: str) -> type[Backend] | str:
-    """The backend's class, or why it cannot be used here."""
+    """The backend's class, or the reason why it cannot be used here."""
     module_name, class_name = _TABLE[name]
     if importlib.util.find_spec(module_name) is None:
         return "not part of this version of gpuconv"
@@ -109,9 +109,9 @@ def get(name: str) -> Backend:
 
 @contextmanager
 def use_backend(name: str | Backend) -> Iterator[Backend]:
-    """Run the operations of a ``with`` block on the backend ``name``; for this thread or task only.
+    """Run the operations of a ``with`` block on the backend ``name``, in this thread or task only.
 
-    A :class:`Backend` of one's own may be given, too.
+    A :class:`Backend` instance of your own may be given too.
 
     Raises:
         ValueError: no such name.
@@ -127,21 +127,21 @@ def use_backend(name: str | Backend) -> Iterator[Backend]:
 
 @contextmanager
 def use_stream(stream: Any) -> Iterator[Stream]:
-    """Queue the GPU's work of a ``with`` block on ``stream``; for this thread only.
+    """Queue the GPU work of a ``with`` block on ``stream``, in this thread only.
 
-    It becomes CuPy's current stream: what is queued there runs after what the caller queued on it before, and before
-    what the caller queues on it afterwards. Nothing waits for other streams: an array that another one is still
-    computing has to be waited for, as ``cupy.cuda.Stream.wait_event`` does; those of other libraries are, where they
-    come by DLPack. In the simulator, which computes at once, every stream is as good.
+    The stream becomes CuPy's current stream, so the work runs in order with everything else that is queued on it. It
+    does not wait for other streams. If another stream is still computing an input, make this one wait, for example with
+    ``cupy.cuda.Stream.wait_event``; arrays that come from other libraries by DLPack are waited for. In the simulator,
+    which computes at once, streams make no difference.
 
     Args:
-        stream: what has ``__cuda_stream__``, a stream of CuPy or PyTorch, or the address of a ``cudaStream_t``; on the
-            current device. It is kept alive until the block ends.
+        stream: an object with ``__cuda_stream__``, a stream of CuPy or PyTorch, or the address of a ``cudaStream_t``,
+            on the current device. It is kept alive until the block ends.
 
     Raises:
-        TypeError: no stream.
-        ValueError: another version of ``__cuda_stream__`` than 0, or no address.
-        BackendUnavailable: there is no GPU to queue anything on; the message says why.
+        TypeError: not a stream.
+        ValueError: a version of ``__cuda_stream__`` other than 0, or an invalid address.
+        BackendUnavailable: there is no GPU; the message says why.
     """
     handle = stream_handle(stream)
     backend: Any = _instance("cuda")
@@ -154,7 +154,7 @@ def use_stream(stream: Any) -> Iterator[Stream]:
 
 
 def current_stream() -> Stream:
-    """The stream on which the GPU's work is queued now: CuPy's current one, to be given to other libraries.
+    """The stream on which GPU work is queued now: CuPy's current stream, in a form that other libraries take.
 
     Raises:
         BackendUnavailable: there is no GPU; the message says why.
@@ -164,11 +164,11 @@ def current_stream() -> Stream:
 
 
 def current(*arrays: Any) -> Backend:
-    """The backend on which an operation of these arrays runs; the rule stands at the top of this module.
+    """The backend on which an operation on these arrays runs; the module's docstring says how it is chosen.
 
     Raises:
         ValueError: ``GPUCONV_BACKEND`` holds an unknown name.
-        BackendUnavailable: the backend that is asked for cannot run here.
+        BackendUnavailable: the backend that was asked for cannot run here.
     """
     chosen = _chosen.get()
     if any([_on_device(array) for array in arrays]):
@@ -183,5 +183,5 @@ def _on_device(array: Any) -> bool:
     kind = type(array)
     if kind is np.ndarray or array is None:
         return False
-    # CuPy's arrays are on a device: to ask one for its interface, which is made anew each time, takes a while.
+    # CuPy arrays are always on a device, and their interface is slow to ask for: it is built anew each time.
     return kind.__module__.startswith("cupy") or on_device(array)

@@ -1,11 +1,11 @@
-"""What a backend has to provide: storage, and the primitives that the operations of ``gpuconv.ops`` are written in.
+"""What a backend provides: array storage, and the primitives that the operations of ``gpuconv.ops`` are written in.
 
-A primitive takes and returns plain arrays of the backend's own kind, never Tensors, and knows nothing of the graph. All
-arguments have been checked: shapes by ``gpuconv.geometry``, kinds by :meth:`Backend.asarray`. Arrays are read, not
-written, except by the optimizer updates. A gradient is called ``grad`` and has the shape of the output it belongs to.
+A primitive takes and returns arrays of the backend's own kind, never Tensors, and knows nothing of the autograd graph.
+Its arguments have been checked: shapes by ``gpuconv.geometry``, dtypes and devices by :meth:`Backend.asarray`. It reads
+its arrays and does not write them, except for the optimizer updates. A gradient argument is called ``grad`` and has the
+shape of the output that it belongs to.
 
-Anything element-wise that is not worth a kernel of its own is written against :attr:`Backend.xp`, the array library
-of the backend (NumPy, or CuPy), which does it well.
+Element-wise operations that are not worth a kernel use :attr:`Backend.xp`, the backend's array library (NumPy or CuPy).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Array: TypeAlias = Any
 
 
 class Candidate(NamedTuple):
-    """A way to run an operation, to be measured beside others.
+    """One way to run an operation, to be timed against others.
 
     Attributes:
         variant: its name.
         tiling: a small frozen dataclass, or None.
-        run: takes the arrays of the operation's primitive, and gives its (first) result.
+        run: takes the arrays of the operation's primitive, and returns its first result.
     """
 
     variant: str
@@ -46,15 +46,15 @@ class Candidate(NamedTuple):
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was asked for by name and cannot run here; the message says why and what would help."""
+    """A backend that was asked for by name cannot run here; the message says why, and what would help."""
 
 
 class Backend(ABC):
-    """One way to compute. See the module's docstring for what holds of every primitive."""
+    """One implementation of the primitives. The module's docstring says what holds for all of them."""
 
-    #: The name by which users choose it.
+    #: Its name, as users give it.
     name: ClassVar[str]
-    #: The library that holds the arrays and does what has no primitive: numpy or cupy.
+    #: The array library, numpy or cupy, which also computes what has no primitive.
     xp: ModuleType
 
     @classmethod
@@ -64,7 +64,7 @@ class Backend(ABC):
 
     @classmethod
     def automatic(cls) -> bool:
-        """Whether ``auto`` may choose it. A simulator is available, but nobody wants it by surprise."""
+        """Whether ``auto`` may choose it. The simulator is available, but never chosen by ``auto``."""
         return True
 
     def describe(self) -> str:
@@ -72,55 +72,55 @@ class Backend(ABC):
         return f"{self.xp.__name__} {self.xp.__version__}"
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
-        """How a primitive would run on a geometry, and what else there is; a line each, the choice first.
+        """How a primitive would run on a geometry, and the alternatives, one a line; the choice comes first.
 
         For a fused block the geometry is a :class:`gpuconv.geometry.BlockGeometry`.
         """
         return [f"the {self.name} backend has one way"]
 
     def tuning_platform(self) -> Platform | None:
-        """What a measurement here depends on, as the tuning store keeps it; None where there is nothing to tune."""
+        """What a measurement depends on, as the tuning store keeps it; None if there is nothing to tune."""
         return None
 
     def candidates(
         self, operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair = (1, 1)
     ) -> list[Candidate]:
-        """The ways to run ``conv2d``, ``conv2d_grad_input`` or ``conv2d_grad_weight``, that of the rule first.
+        """The ways to run ``conv2d``, ``conv2d_grad_input`` or ``conv2d_grad_weight``; the rule's choice comes first.
 
-        ``window`` is that of a max pooling which conv2d takes along; (1, 1) for none.
+        ``window`` is the window of a max pooling that runs together with conv2d; (1, 1) for none.
 
         Raises:
-            ValueError: nothing supports the geometry, or there is nothing to choose; the message says why.
+            ValueError: no variant supports the geometry, or there is only one way; the message says which.
         """
         raise ValueError(f"the {self.name} backend has one way to compute a convolution: there is nothing to tune")
 
     @abstractmethod
     def asarray(self, array: Any, name: str = "array") -> Array:
-        """Return ``array`` as this backend's primitives need it (device, byte order), without a copy if it already is.
+        """Return ``array`` in the form that the primitives need (device, byte order), without a copy where possible.
 
         Raises:
-            TypeError: an element type with which the backend cannot compute; ``name`` says whose.
+            TypeError: the backend cannot compute with this dtype; the message calls the array ``name``.
         """
 
     def computing(self) -> AbstractContextManager[Any]:
-        """What each forward and backward runs inside. Infinities and NaN go through, silently, on every backend."""
+        """Context in which every forward and backward runs. Infinities and NaN raise no warning on any backend."""
         return np.errstate(all="ignore")
 
     @abstractmethod
     def to_numpy(self, array: Array) -> Any:
-        """Return ``array`` as a numpy.ndarray, without a copy where the memory is the host's."""
+        """Return ``array`` as a numpy.ndarray, without a copy if it is in host memory."""
 
     # -- captured steps ----------------------------------------------------------------------------------------------
 
     def free_memory(self) -> int | None:
-        """Bytes that are free where arrays live; None where that is the memory of the host, which the caller sees."""
+        """Free bytes where the arrays live; None for host memory."""
         return None
 
     def new_graph(self) -> Any | None:
-        """What ``gpuconv.capture`` records a step in; None where there is nothing to gain."""
+        """A graph for ``gpuconv.capture`` to record a step in; None if the backend would gain nothing by one."""
         return None
 
-    # -- data: from the bytes of a set to a batch, and what came of it ------------------------------------------------
+    # -- data: from bytes to a batch, and accuracy ---------------------------------------------------------------------
 
     @abstractmethod
     def image_batch(
@@ -132,28 +132,29 @@ class Backend(ABC):
         transforms: Array | None,
         size: Pair,
     ) -> tuple[Array, Array]:
-        """The network's input for some images of a set, (n, 1, *size), and their labels, (n,).
+        """The network's input for some images of a data set, (n, 1, *size), and their labels, (n,).
 
-        An image stands in the middle of its input (where the difference is odd, the extra row or column is at the
-        bottom or right), on the byte 0, black; then a byte b becomes ``table[b]``.
+        An image is placed in the middle of its input (if the difference is odd, the extra row or column is at the
+        bottom or right). The border is byte 0, which is black. Then each byte b becomes ``table[b]``.
 
-        With ``transforms`` the input of image i shows at the point (x, y), counted in pixels from the input's middle, x
-        to the right and y down, what without them it shows at ``transforms[i] · (x, y, 1)``; between pixels it is
-        interpolated, bilinearly, and outside of the image it is black. An image that is not moved keeps its bits.
+        With ``transforms``, the input of image i at the point (x, y) shows what it would show without transforms at the
+        point ``transforms[i] · (x, y, 1)``. Points are counted in pixels from the middle of the input, x to the right
+        and y down. Values between pixels are interpolated bilinearly; outside the image all is black. An image with the
+        identity transform keeps its exact values.
 
         Shapes: table (256,), float; images (total, h, w), uint8; labels (total,), int64; index (n,), int64; transforms
-        (total, 2, 3), of the table's type; size at least (h, w).
+        (total, 2, 3), of the table's dtype; size at least (h, w).
 
         Raises:
-            IndexError: a number in ``index`` that is no image of the set, on a backend for the CPU. A GPU does not wait
-                to find out: there such an image is NaN, and its label -1, so that a loss of it is NaN.
+            IndexError: ``index`` holds a number that is no image, on a CPU backend. A GPU does not wait to find out:
+                there such an image is NaN and its label -1, so that the loss is NaN.
         """
 
     @abstractmethod
     def count_correct(self, logits: Array, labels: Array) -> Array:
-        """How many rows of logits, (m, c), are largest at their label: int32, of shape (). Labels are (m,), int64.
+        """In how many rows of logits, (m, c), the largest is at the label: int32, of shape (). Labels are (m,), int64.
 
-        The first of equals is the largest, and the first NaN is larger than any number.
+        Of equal logits the first counts as the largest. A NaN counts as larger than any number; of several, the first.
         """
 
     def next_image_batch(
@@ -167,17 +168,17 @@ class Backend(ABC):
         step: Array,
         batch: int,
     ) -> tuple[Array, Array]:
-        """:meth:`image_batch` of the ``batch`` images whose turn it is: ``order[step · batch:][:batch]``.
+        """The next batch: :meth:`image_batch` of the images ``order[step · batch:][:batch]``.
 
-        ``order`` is (m,), int64; ``step`` (1,), int32, an array, so that a captured step finds it anew each time.
+        ``order`` is (m,), int64. ``step`` is an array, (1,), int32, so that a captured step reads its current value.
         """
         first = int(step[0]) * batch
         return self.image_batch(table, images, labels, order[first : first + batch], transforms, size)
 
     def log_step(self, logits: Array, labels: Array, loss: Array, losses: Array, counts: Array, step: Array) -> None:
-        """Close a step: ``losses[step] = loss``, ``counts[step]`` is :meth:`count_correct`, and ``step`` is one more.
+        """Log a step: ``losses[step] = loss``, ``counts[step]`` = :meth:`count_correct`, then ``step += 1``.
 
-        Shapes: loss (), or with one element, of the type of ``losses``; losses and counts (steps,), counts int32.
+        Shapes: loss () or one element, of the dtype of ``losses``; losses and counts (steps,), counts int32.
         """
         at = int(step[0])
         losses[at], counts[at] = loss.reshape(()), self.count_correct(logits, labels)
@@ -216,19 +217,19 @@ class Backend(ABC):
 
     @abstractmethod
     def max_pool2d(self, x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
-        """Maximum of each window and where it was.
+        """Maximum of each window, and its position.
 
-        Returns the maxima (n, c, p, q) and the winners, same shape: the offset ``i · s + j`` inside the window, as
-        uint8 where the window has at most 256 elements and int32 otherwise. The first maximum wins; a NaN beats every
-        number, and of several NaNs the last one wins (PyTorch's rule).
+        Returns the maxima, (n, c, p, q), and their positions in the same shape: the offset ``i · s + j`` inside the
+        window, as uint8 for windows of at most 256 elements and int32 otherwise. Of equal maxima the first one counts.
+        A NaN is larger than any number; of several NaNs the last one counts, as in PyTorch.
         """
 
     @abstractmethod
     def max_pool2d_grad(self, grad: Array, winners: Array, geometry: Pool2dGeometry) -> Array:
-        """Gradient for x, (n, c, h, w): each grad (n, c, p, q) is added at its window's winner."""
+        """Gradient for x, (n, c, h, w): grad (n, c, p, q), added at the positions of the maxima."""
 
     def max_pool2d_indices(self, winners: Array, geometry: Pool2dGeometry) -> Array:
-        """Where each winner is in its input plane: ``row · w + column``, int64 (n, c, p, q)."""
+        """Position of each maximum in its input plane: ``row · w + column``, int64, (n, c, p, q)."""
         xp, (top, left) = self.xp, (geometry.padding[0][0], geometry.padding[1][0])
         i, j = xp.divmod(winners.astype(xp.int64), geometry.s)
         rows = xp.arange(geometry.p) * geometry.stride[0] - top
@@ -239,7 +240,7 @@ class Backend(ABC):
     def avg_pool2d(
         self, x: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
     ) -> Array:
-        """Sum of each window (n, c, p, q) divided by its count of elements, or by ``divisor_override`` if given."""
+        """Sum of each window, (n, c, p, q), divided by its number of elements, or by ``divisor_override`` if given."""
 
     @abstractmethod
     def avg_pool2d_grad(
@@ -247,7 +248,7 @@ class Backend(ABC):
     ) -> Array:
         """Gradient for x, (n, c, h, w), given grad (n, c, p, q)."""
 
-    # -- fused blocks: a default composition, which a backend overrides when it can do better ------------------------
+    # -- fused blocks: composed of primitives here; a backend overrides what it can do faster ------------------------
 
     def conv2d_relu(self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry) -> Array:
         """ReLU of :meth:`conv2d`; same shapes."""
@@ -261,10 +262,10 @@ class Backend(ABC):
         geometry: Conv2dGeometry,
         pool: Pool2dGeometry,
     ) -> tuple[Array, Array]:
-        """Max pooling of :meth:`conv2d_relu`: the pooled maps (n, k, p, q of ``pool``) and their winners.
+        """Max pooling of :meth:`conv2d_relu`: the pooled maps, (n, k, p, q) of ``pool``, and the maxima's positions.
 
-        ReLU is monotonic, so it may be taken after the maximum, of a fraction of the values. Winners of windows without
-        a positive element are unspecified: their gradient is zero.
+        ReLU is monotonic, so it is applied after the maximum, to fewer values. The position is unspecified for a window
+        without a positive element: its gradient is zero.
         """
         maxima, winners = self.max_pool2d(self.conv2d(x, weight, bias, geometry), pool)
         return self.relu(maxima), winners
@@ -280,7 +281,7 @@ class Backend(ABC):
         pool: Pool2dGeometry,
         needs: tuple[bool, bool, bool],
     ) -> tuple[Array | None, Array | None, Array | None]:
-        """Gradients for x, weight and bias, those that ``needs`` asks for; y and winners are the forward's results."""
+        """The gradients for x, weight and bias that ``needs`` asks for; y and winners are the results of forward."""
         dense = self.max_pool2d_grad(self.relu_grad(grad, y), winners, pool)
         return (
             self.conv2d_grad_input(dense, weight, geometry) if needs[0] else None,
@@ -316,7 +317,7 @@ class Backend(ABC):
     def linear_chain(
         self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: ChainGeometry
     ) -> list[Array]:
-        """Results of each of several layers, :meth:`linear` or :meth:`linear_relu`, that take those of the one before.
+        """The results of fully connected layers, :meth:`linear` or :meth:`linear_relu`, one applied to another.
 
         Shapes: x (n, sizes[0]), weights (size, size before), biases (size,), results (n, size).
         """
@@ -335,9 +336,9 @@ class Backend(ABC):
         geometry: ChainGeometry,
         needs: tuple[bool, ...],
     ) -> tuple[Array | None, ...]:
-        """Gradients for x, the first weight, the first bias, the second weight... that ``needs`` asks for.
+        """The gradients that ``needs`` asks for: x, first weight, first bias, second weight, and so on.
 
-        ``ys`` are the forward's results.
+        ``ys`` are the results of forward.
         """
         found: list[Array | None] = [None] * len(needs)
         for number in reversed(range(len(weights))):
@@ -400,9 +401,10 @@ class Backend(ABC):
         ignore_index: int,
         label_smoothing: float,
     ) -> tuple[Array, Array] | None:
-        """The mean of :meth:`softmax_cross_entropy` and its gradient for logits, at once; None where that is no gain.
+        """Mean of :meth:`softmax_cross_entropy` and its gradient for logits; None if that gains nothing.
 
-        The mean, of shape (), divides by the sum of the weights of the labels that count; it is NaN if there are none.
+        The mean, of shape (), is divided by the sum of the weights of all labels that are not ignored; NaN if there are
+        none.
 
         Raises:
             ValueError: a label that is neither a class nor ``ignore_index``.
@@ -516,9 +518,9 @@ class Backend(ABC):
         together: Any = None,
         **options: Any,
     ) -> None:
-        """:meth:`sgd_update` of several parameters, with the same options.
+        """One :meth:`sgd_update` for each of several parameters, with the same options.
 
-        ``together``, a ``gpuconv.optim.Together``, tells whose step it is, and the options of the steps to come.
+        ``together``, a ``gpuconv.optim.Together``, identifies the step, and holds the options of the coming steps.
         """
         for param, grad, velocity in zip(params, grads, velocities, strict=True):
             self.sgd_update(param, grad, velocity, **options)
@@ -555,6 +557,6 @@ class Backend(ABC):
         together: Any = None,
         **options: Any,
     ) -> None:
-        """:meth:`adam_update` of several parameters, as :meth:`sgd_update_all`."""
+        """One :meth:`adam_update` for each of several parameters, as :meth:`sgd_update_all`."""
         for param, grad, mean, square in zip(params, grads, means, squares, strict=True):
             self.adam_update(param, grad, mean, square, **options)

@@ -1,7 +1,7 @@
-"""What is noted of a step while it is captured, so that its graph can be repeated.
+"""Bookkeeping while a step is captured, so that its graph can be launched again.
 
-A graph knows addresses. What it reads and writes therefore has to stay where it is, for as long as it is repeated: what
-is not of its own memory is noted here as the step touches it, and kept.
+A graph works on fixed addresses, so everything that it reads or writes has to stay where it is for as long as the graph
+is used. Arrays outside the graph's own memory are recorded here as the step uses them, and kept alive.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["Capture", "Captured", "Update", "capturing", "current", "made", "not
 _current: ContextVar[Capture | None] = ContextVar("gpuconv_capture", default=None)
 
 
-#: How many threads or tasks capture a step, or note results: mostly none, which each operation wants to know at once.
+#: How many threads or tasks capture a step or record results. Usually none, which each operation can check fast.
 active = 0
 _counting = threading.Lock()
 
 
 def _after_fork() -> None:
-    """In a child: whatever other threads were at, they are not here."""
+    """In a forked child, the threads that were capturing do not exist."""
     global active, _counting
     active, _counting = (_current.get() is not None) + (_made.get() is not None), threading.Lock()
 
@@ -47,17 +47,17 @@ def _active() -> Iterator[None]:
 
 
 def current() -> Capture | None:
-    """The capture under way in this thread or task; None where steps run as they are."""
+    """The capture under way in this thread or task, or None."""
     return _current.get() if active else None
 
 
 class Update(NamedTuple):
-    """An optimizer's step that a captured step takes.
+    """A step of an optimizer inside a captured step.
 
     Attributes:
         optimizer: of ``gpuconv.optim``.
-        missing: the places of parameters that have no gradient in it.
-        launches: of each launch the parameters, a ``gpuconv.optim.Together``, and the numbers that its kernel reads.
+        missing: the indices of parameters without a gradient.
+        launches: for each launch the parameters, a ``gpuconv.optim.Together``, and the numbers that its kernel reads.
     """
 
     optimizer: Any
@@ -69,60 +69,60 @@ class Capture:
     """The arrays, leaves and updates of a step that is being captured.
 
     Args:
-        graph: a graph of ``gpuconv.backends.cuda.graph``, which tells what lies in its own memory.
-        made_before: ids of arrays that the call before made, with weak references to them.
+        graph: a graph of ``gpuconv.backends.cuda.graph``, which knows what lies in its own memory.
+        made_before: ids of arrays that the previous call made, with weak references to them.
 
     Attributes:
-        updates: the optimizers' steps.
+        updates: the steps of optimizers.
     """
 
     def __init__(self, graph: Any, made_before: dict[int, Any] | None = None):
         self._graph, self._made_before = graph, made_before or {}
-        #: By id, so that each is noted once. Weakly: an array that nobody else keeps must not live through us.
+        #: By id, so that each is recorded once. Weak, so that recording an array does not keep it alive.
         self._arrays: dict[int, Callable[[], Any]] = {}
         self._found: list[Callable[[], Any]] = []
         self._kept: list[Any] = []
-        #: Leaves, with the array and gradient that they had at first; forgotten with the leaf.
+        #: Leaves, with the array and gradient that they had at first; an entry is removed with its leaf.
         self._leaves: dict[int, tuple[weakref.ref[Any], Any, Any]] = {}
-        #: Of leaves, gradients from before that the step adds to or reads; and those that are written.
+        #: Gradients of leaves from before that the step adds to or reads; and those that it writes.
         self._old_grads: dict[int, tuple[weakref.ref[Any], Any]] = {}
         self._new_grads: dict[int, weakref.ref[Any]] = {}
         self.updates: list[Update] = []
 
     def outside(self) -> contextlib.AbstractContextManager[None]:
-        """What is made and queued inside of the ``with`` block is no part of the graph, and runs now."""
+        """Work inside the ``with`` block is not part of the graph: it runs now."""
         manager: contextlib.AbstractContextManager[None] = self._graph.outside()
         return manager
 
     def touches(self, array: Any) -> None:
-        """Note an array that an operation reads or writes."""
+        """Record an array that an operation reads or writes."""
         root = _root(array)
         known = self._arrays.get(id(root))
         if (known is not None and known() is root) or self._graph.owns(array):
             return
-        if self._graph.borrowed(array):  # another library's memory: it is kept by keeping the view that was made of it
+        if self._graph.borrowed(array):  # memory of another library: the view that was made of it keeps it alive
             self._kept.append(array)
         else:
             self._arrays[id(root)] = weakref.ref(root)
             self._found.append(self._arrays[id(root)])
 
     def keeps(self, array: Any) -> None:
-        """Keep an array that was made for the graph, a constant say."""
+        """Keep alive an array that was made for the graph, such as a constant."""
         self._kept.append(array)
 
     def reads_leaf(self, leaf: Any) -> None:
-        """Note a Tensor that no operation made, a parameter say: before its array or gradient is changed."""
+        """Record a leaf Tensor, such as a parameter, before its array or gradient is changed."""
         key = id(leaf)
         if key not in self._leaves:
             self._leaves[key] = weakref.ref(leaf, lambda _: self._leaves.pop(key, None)), leaf.data, leaf.grad
 
     def writes_grad(self, leaf: Any) -> None:
-        """Note a leaf whose gradient is about to be set."""
+        """Record a leaf whose gradient is about to be set."""
         self.reads_leaf(leaf)
         self._new_grads.setdefault(id(leaf), weakref.ref(leaf))
 
     def reads_grad(self, leaf: Any) -> None:
-        """Note a leaf whose gradient is added to, or taken for an update: one from before has to stay the same."""
+        """Record a leaf whose gradient is added to or used in an update: its array must not change later."""
         self.reads_leaf(leaf)
         data = leaf.grad.data
         self.touches(data)
@@ -130,16 +130,16 @@ class Capture:
             self._old_grads.setdefault(id(leaf), (weakref.ref(leaf), data))
 
     def undo(self) -> None:
-        """The capture has failed: leaves are again what they were."""
+        """Restore the leaves after a capture that failed."""
         for find, data, grad in list(self._leaves.values()):
             if (leaf := find()) is not None:
                 leaf.data, leaf._grad = data, grad
 
     def finished(self) -> Captured:
-        """What has to be kept and looked after.
+        """What has to be kept alive and checked before each launch.
 
         Raises:
-            RuntimeError: an array was let go of, or replaced, that the graph would go on reading.
+            RuntimeError: an array that the graph would read was freed or replaced.
         """
         leaves = []
         for find, data, _ in list(self._leaves.values()):
@@ -169,11 +169,11 @@ class Capture:
 
 
 class Captured(NamedTuple):
-    """What a graph needs around it.
+    """What a graph needs beside its own memory.
 
     Attributes:
         kept: arrays that it reads and writes.
-        leaves: Tensors, weakly, with the array that each must still have.
+        leaves: weak references to Tensors, with the array that each must still have.
         old_grads: leaves with the array that their gradient must still have.
         new_grads: leaves with the gradient that they have after each launch.
     """
@@ -193,7 +193,7 @@ _made: ContextVar[dict[int, Any] | None] = ContextVar("gpuconv_made", default=No
 
 @contextlib.contextmanager
 def noting_results() -> Iterator[dict[int, Any]]:
-    """Inside of the ``with`` block the results of operations are noted: by id, weak references to their arrays."""
+    """Record the results of operations inside the ``with`` block: by id, weak references to their arrays."""
     made: dict[int, Any] = {}
     token = _made.set(made)
     try:
@@ -204,7 +204,7 @@ def noting_results() -> Iterator[dict[int, Any]]:
 
 
 def made(array: Any) -> None:
-    """Note a result, if results are noted."""
+    """Record a result, if results are being recorded."""
     if active and (noted := _made.get()) is not None:
         with contextlib.suppress(TypeError):  # a kind of array that cannot be referred to weakly
             noted[id(_root(array))] = weakref.ref(_root(array))
@@ -212,7 +212,7 @@ def made(array: Any) -> None:
 
 @contextlib.contextmanager
 def capturing(capture: Capture) -> Iterator[None]:
-    """Inside of the ``with`` block a step is captured, in this thread or task."""
+    """Capture a step inside the ``with`` block, in this thread or task."""
     token = _current.set(capture)
     try:
         with _active():
@@ -223,7 +223,7 @@ def capturing(capture: Capture) -> Iterator[None]:
 
 @contextlib.contextmanager
 def outside() -> Iterator[None]:
-    """What is made inside of the ``with`` block stays what it is, also if a step is being captured."""
+    """Keep what is made inside the ``with`` block out of any capture."""
     capture = _current.get()
     if capture is None:
         yield

@@ -1,7 +1,7 @@
-"""The ``gpuconv`` command: train, evaluate, predict, tune, summary, info. A file a command.
+"""The ``gpuconv`` command: train, evaluate, predict, tune, summary, info. One file a command.
 
-What goes wrong is one line on stderr that begins with ``gpuconv:``, and exit status 2; ``--debug`` adds the traceback.
-Ctrl-C ends with 130, after a training run has been saved.
+An error is one line on stderr that begins with ``gpuconv:``, with exit status 2; ``--debug`` adds the traceback. Ctrl-C
+exits with 130; a training run is saved first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments, without the program's name; by default those of the process.
     """
-    # Typer and Rich, part of gpuconv[cli], may be missing: the library is used without them.
+    # Typer and Rich, part of gpuconv[cli], may be missing: the library does not need them.
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

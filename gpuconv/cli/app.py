@@ -1,4 +1,4 @@
-"""The commands as one program: options by Typer, one line on stderr for what goes wrong."""
+"""All commands as one program: options by Typer, errors as one line on stderr."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gpuconv.training import NamesSettings
 
 def run(argv: Sequence[str]) -> int:
     """Run the command that the arguments name, and return the exit status."""
-    # Understood in any place: who needs it has just seen a command fail, and puts it at the end.
+    # Accepted in any position: a user who has just seen a command fail adds it at the end.
     debug = "--debug" in argv
     arguments = [argument for argument in argv if argument != "--debug"]
     write_anything()
@@ -48,14 +48,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _stop_writing() -> int:
-    """Whoever read the output has gone (``gpuconv summary lenet5 | head -1``); that is no fault."""
-    # Python flushes stdout once more at its end, and would complain.
+    """Exit quietly if the reader of the output has gone (``gpuconv summary lenet5 | head -1``)."""
+    # Python flushes stdout once more when it exits, and would report an error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1  # as Rich does
 
 
 def _in_one_line(error: Exception) -> str:
-    # Typer keeps the class of all usage errors to itself; its place changed, its descendant is public.
+    # Typer's base class of usage errors is private and has moved; a public subclass leads to it.
     if isinstance(error, typer.BadParameter.__mro__[1]):
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "gpuconv"

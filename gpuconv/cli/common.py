@@ -1,4 +1,4 @@
-"""What the commands share: how they fail, where they print, which model and backend they take."""
+"""Shared by the commands: errors, output, and finding models and backends."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Failure(Exception):
 
 
 def complain(message: str, status: int = 2) -> int:
-    """Say in one line on stderr what went wrong, and return the exit status."""
+    """Print one line on stderr that says what went wrong, and return the exit status."""
     print(f"gpuconv: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
     return status
 
 
 def printable(text: object) -> str:
-    """Text with escapes for what would move the cursor, or is no character at all: names of files may hold anything."""
+    """Text with escapes for control and non-printing characters, which file names may contain."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def completing(*values: str) -> Callable[[str], list[str]]:
-    """What Typer asks for the values of an option when a shell completes it. Of others the shell offers files."""
+    """Completion of an option's values in a shell; for other options the shell offers files."""
 
     def matching(incomplete: str) -> list[str]:  # Typer goes by the argument's name
         return [value for value in values if value.startswith(incomplete)]
@@ -77,25 +77,25 @@ _UNBOUNDED = 10_000
 
 
 def new_console() -> Console:
-    """Where a command prints; as wide as the terminal, and without bounds in a file or a pipe."""
-    # Names of files may look like markup, and numbers in colours help nobody.
+    """The console that a command prints to: as wide as the terminal, without limit in a file or a pipe."""
+    # File names may look like markup, and coloured numbers help nobody.
     console = Console(markup=False, highlight=False, emoji=False)
-    # Not console.is_terminal, which FORCE_COLOR sets, too.
+    # Not console.is_terminal, which FORCE_COLOR sets too.
     if not console.file.isatty():
         console.width = _UNBOUNDED
     elif console.is_dumb_terminal:
-        console.size = shutil.get_terminal_size()  # Rich takes 80 columns for granted
+        console.size = shutil.get_terminal_size()  # Rich assumes 80 columns
     return console
 
 
 def say(console: Console, text: str, style: str | None = None, *, indent: int = 0) -> None:
-    """Print prose: broken between words where the terminal ends, so that no number and no name of a file is.
+    """Print prose, wrapped between words at the width of the terminal, so that no number or file name is broken.
 
     Args:
         console: where.
-        text: one line; spaces that it begins with are kept.
+        text: one line; its leading spaces are kept.
         style: Rich's.
-        indent: of the lines behind the first.
+        indent: of the second and later lines.
     """
     lines = textwrap.wrap(
         text, max(1, console.width), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
@@ -112,15 +112,15 @@ def show_table(
     expendable: Sequence[str] = (),
     total: bool = False,
 ) -> None:
-    """Print a table with nothing cut. Where the terminal is too narrow, columns that can be spared are left out.
+    """Print a table without cutting cells. If the terminal is too narrow, expendable columns are left out.
 
     Args:
         console: where.
-        headings: the columns' names, each another one.
-        rows: a cell for each column.
-        numbers: columns that are aligned at the right.
-        expendable: columns in the order in which they are left out.
-        total: whether the last row is one, and stands out.
+        headings: names of the columns, all different.
+        rows: one cell for each column.
+        numbers: columns that are aligned right.
+        expendable: columns to leave out, in this order.
+        total: whether the last row is a total, to be emphasised.
     """
     left_out: list[str] = []
     for name in [None, *expendable]:
@@ -146,7 +146,7 @@ def show_table(
 
 
 def newest_run(holding: str, otherwise: str) -> Path:
-    """The folder in ``runs/`` in which the file ``holding`` is newest."""
+    """The folder in ``runs/`` whose file ``holding`` is the newest."""
     files = sorted(RUNS.glob(f"*/{holding}"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise Failure(f"there is no {holding} in {RUNS}/*/: {otherwise}")
@@ -154,7 +154,7 @@ def newest_run(holding: str, otherwise: str) -> Path:
 
 
 def load_model(path: Path | None) -> tuple[Classifier, Path]:
-    """The model in a file or run directory, and where that is; by default that of the newest run."""
+    """The model in a file or run directory, by default in the newest run, and its path."""
     if path is None:
         path = newest_run(MODEL, "train a model with 'gpuconv train', or give --model PATH")
     if (path / CHECKPOINT).exists() and not (path / MODEL).exists():
@@ -165,5 +165,5 @@ def load_model(path: Path | None) -> tuple[Classifier, Path]:
 
 def on_backend(name: str) -> AbstractContextManager[object]:
     """The backend of the option ``--backend``, as a context."""
-    # auto is what is taken anyway, unless GPUCONV_BACKEND says something else.
+    # auto is the default anyway, unless GPUCONV_BACKEND says otherwise.
     return nullcontext() if name == backends.AUTO else backends.use_backend(name)

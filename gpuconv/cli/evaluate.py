@@ -1,4 +1,4 @@
-"""``gpuconv evaluate``: a trained network's accuracy, and what it takes for what."""
+"""``gpuconv evaluate``: a trained network's accuracy and confusion matrix."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Data set, as for train; its test images are taken. [default: the one that the model learned from]",
+            help="Data set, as for train; its test images are used. [default: the one that the model was trained on]",
             metavar="NAME|DIR",
         ),
     ] = None,
     backend: Annotated[str, typer.Option(help="As for train.", metavar="NAME")] = backends.AUTO,
 ) -> None:
-    """Test a trained network on the data that it learned from, or on others: accuracy, loss, confusion."""
+    """Test a trained network: accuracy, loss and confusion, on the data that it was trained on or on others."""
     with on_backend(backend):
         network, path = load_model(model)
         dataset, origin = _dataset(network, data)
@@ -67,7 +67,7 @@ def evaluate(
 
 
 def _dataset(network: Classifier, given: str | None) -> tuple[Dataset, str]:
-    """The data set to test on, and why it is that one, if it was not given."""
+    """The data set to test on and, if it was not given, why this one."""
     form = network.form
     if given is not None:
         dataset, origin = load_dataset(given), ""

@@ -1,4 +1,4 @@
-"""``gpuconv predict``: what pictures show."""
+"""``gpuconv predict``: classify pictures."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ from gpuconv.cli.common import complain, load_model, new_console, on_backend, pr
 from gpuconv.data import DataError, ImageForm, read_picture
 from gpuconv.data.form import MNIST_FORM
 
-#: Endings of files that are taken for pictures in a folder; what is named by itself may be called anything.
+#: Extensions of pictures in a folder; a file that is named itself may have any name.
 _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
-_MANY = 3  # more pictures than that get a line each, not a bar for each class
+_MANY = 3  # above this number of pictures, one line each instead of a bar for each class
 _MOST_BARS = 20
 
 
 def predict(
     images: Annotated[
         list[Path],
-        typer.Argument(
-            help="Pictures: PNG, JPEG, ..., or folders, of which all pictures are taken.", metavar="IMAGE..."
-        ),
+        typer.Argument(help="Pictures (PNG, JPEG, ...), or folders of pictures.", metavar="IMAGE..."),
     ],
     model: Annotated[
         Path | None,
@@ -38,19 +36,19 @@ def predict(
     ] = None,
     backend: Annotated[str, typer.Option(help="As for train.", metavar="NAME")] = backends.AUTO,
     show: Annotated[
-        bool, typer.Option("--show", help="Draw what the network saw: the picture as it was brought into its form.")
+        bool, typer.Option("--show", help="Draw what the network saw: the picture after preprocessing.")
     ] = False,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print JSON: a list with an object for each picture; with --show its pixels, too."),
+        typer.Option("--json", help="Print JSON: a list with an object for each picture; with --show its pixels too."),
     ] = False,
 ) -> None:
-    """Say what pictures show, with the probability of each class; of more than three, a line each.
+    """Classify pictures, with the probability of each class; of more than three pictures, one line each.
 
-    A picture is brought into the form of those that the model learned from. If these are digits like MNIST's, it may
-    show one of any size, dark on light or light on dark, on paper, in a box or in a photograph; otherwise it is taken
-    as a whole. A picture that cannot be read, or that shows nothing or two digits, has a line on stderr that says so;
-    the exit status is 2 then.
+    A picture is brought into the form of the images that the model was trained on. If these are digits like MNIST's,
+    the picture may show a digit of any size, dark on light or light on dark, on paper, in a box or in a photograph;
+    otherwise the whole picture is used. If a picture cannot be read, or shows no digit or two, a line on stderr says
+    so, and the exit status is 2.
     """
     console = new_console()
     answers: list[dict[str, Any]] = []
@@ -94,7 +92,7 @@ def predict(
 
 
 def _pictures(path: Path) -> list[Path]:
-    """A file itself; of a folder all pictures, in their natural order, or the folder itself if it has none."""
+    """The file itself; for a folder its pictures in natural order, or the folder itself if it has none."""
     if not path.is_dir():
         return [path]
     inside = sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), key=_natural)
@@ -121,7 +119,7 @@ def _named(entries: Sequence[Path], without: Sequence[Path] = ()) -> str:
 
 
 def _natural(path: Path) -> tuple[Any, ...]:
-    """Order in which 2 comes before 10."""
+    """Sort key that puts 2 before 10."""
     parts = re.split(r"([0-9]+)", path.name.casefold())
     return (*((int(part), "") if part.isdecimal() else (-1, part) for part in parts), path.name)
 
@@ -167,9 +165,9 @@ def _bar(share: float, width: int, *, ascii_only: bool) -> str:
 
 
 def _drawing(picture: NDArray[np.uint8], *, ascii_only: bool) -> list[str]:
-    """A picture, (H, W), as lines of characters: brighter pixels are fuller ones, as on a dark screen.
+    """A picture, (H, W), as lines of characters: brighter pixels are fuller characters, as on a dark screen.
 
-    A character is about twice as high as wide. So it stands for two pixels, one above the other; in pictures of at most
+    A character is about twice as high as wide, so it stands for two pixels, one above the other. In pictures of at most
     16 rows, two characters stand for one pixel.
     """
     shades = np.array(list(" .:-=+*#%@" if ascii_only else " ░▒▓█"))

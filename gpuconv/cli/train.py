@@ -1,4 +1,4 @@
-"""``gpuconv train``: train a network, show it while it learns, draw what it has learned."""
+"""``gpuconv train``: train a network, show progress, and draw what it has learned."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _PICTURES = {
 
 
 def _setting(text: str, name: str, metavar: str | None = None, complete: Callable[[str], Any] | None = None) -> Any:
-    """An option for a field of TrainConfig. The default is shown, but not set: a run that is resumed has its own."""
+    """An option for a field of TrainConfig. The default is shown but not set, because a resumed run has its own."""
     default = getattr(TrainConfig, name)
     shown = "" if default is None else f" [default: {default}]"
     return typer.Option(help=text + shown, metavar=metavar, autocompletion=complete)
@@ -88,16 +88,18 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with an interrupted run, or with a finished one to more --epochs: that in --out, or the newest "
+            help="Continue an interrupted run, or a finished one to more --epochs: the run in --out, or the newest "
             "in runs/.",
         ),
     ] = False,
     epochs: Annotated[int | None, _setting("Passes through the training images.", "epochs")] = None,
     batch_size: Annotated[int | None, _setting("Images in a step.", "batch_size")] = None,
     optimizer: Annotated[str | None, _setting("sgd or adam.", "optimizer", "NAME", completing(*OPTIMIZERS))] = None,
-    lr: Annotated[float | None, _setting("Learning rate; if not given, that of the optimizer.", "lr")] = None,
+    lr: Annotated[float | None, _setting("Learning rate. [default: 0.02 for sgd, 0.002 for adam]", "lr")] = None,
     momentum: Annotated[float | None, _setting("Momentum of sgd.", "momentum")] = None,
-    weight_decay: Annotated[float | None, _setting("Pull of the weights towards 0.", "weight_decay")] = None,
+    weight_decay: Annotated[
+        float | None, _setting("Factor of the weights added to their gradient.", "weight_decay")
+    ] = None,
     schedule: Annotated[
         str | None,
         _setting("Learning rate over time: cosine or constant.", "schedule", "NAME", completing(*SCHEDULES)),
@@ -107,14 +109,14 @@ def train(
     ] = None,
     seed: Annotated[int | None, _setting("Of all that is random.", "seed")] = None,
     validation_fraction: Annotated[
-        float | None, _setting("Share of the training images that is held out.", "validation_fraction")
+        float | None, _setting("Share of the training images held out for validation.", "validation_fraction")
     ] = None,
     augment: Annotated[
         bool | None,
-        _setting("Turn, scale and shift the training images a little at random, in each epoch anew.", "augment"),
+        _setting("Rotate, scale and shift the training images at random, differently in each epoch.", "augment"),
     ] = None,
     patience: Annotated[
-        int | None, _setting("Stop after so many epochs without a lower validation loss.", "patience")
+        int | None, _setting("Stop after this many epochs without a lower validation loss.", "patience")
     ] = None,
     checkpoint_every: Annotated[
         int | None, _setting("Steps between two checkpoints within an epoch.", "checkpoint_every")
@@ -127,11 +129,11 @@ def train(
     """Train a network, and draw what it has learned.
 
     The run directory will hold the model, its metrics and pictures, and ten test images to try it on. Ctrl-C saves the
-    run; --resume goes on with it as if nothing had happened.
+    run; --resume continues it as if it had never stopped.
 
-    With --resume, --epochs, --patience, --checkpoint-every and --backend may be others than before; all else is the
-    run's, and need not be given again. The learning rate goes on as in a run of the new number of epochs: that of the
-    cosine schedule, which has come down to 0 in a finished run, rises to where the longer curve is.
+    With --resume, you may change --epochs, --patience, --checkpoint-every and --backend; all other settings are those
+    of the run, and need not be given again. The learning rate follows the schedule of the new number of epochs: if a
+    finished run with the cosine schedule is continued, it rises again, to where the longer curve is.
     """
     options: dict[str, Any] = {
         "data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,
@@ -178,7 +180,7 @@ def _new_run_folder(config: TrainConfig) -> Path:
 
 
 def _check_extras() -> None:
-    """What is needed at the end of a training had better be missed at its beginning."""
+    """Check at the start for packages that are needed only at the end of training."""
     from gpuconv import plots
 
     plots.require_matplotlib()
@@ -188,7 +190,7 @@ def _check_extras() -> None:
         raise missing_extra("writing test images", "Pillow") from None
 
 
-#: Where backends say what takes long.
+#: The logger with which backends announce what takes long.
 _BACKENDS = logging.getLogger("gpuconv.backends")
 
 
@@ -207,7 +209,7 @@ class _First(logging.Handler):
 
 
 class _TrainingView:
-    """Shows a training run: a progress bar where there is a terminal, and a line an epoch in any case."""
+    """Shows a training run: a line for each epoch, and on a terminal a progress bar."""
 
     def __init__(self, console: Console, config: TrainConfig, folder: Path):
         self.console, self.config, self.folder = console, config, folder
@@ -268,7 +270,7 @@ class _TrainingView:
         elif isinstance(event, EpochEnd):
             self.print_line(self._row_of(event))
         elif isinstance(event, EarlyStop):
-            # Every epoch behind the best one had a higher loss; a smaller --patience at a resume finds more of them.
+            # Every epoch after the best one had a higher loss; a resume with a smaller --patience finds more.
             number = event.epoch - event.best_epoch
             goes_on = f"; --resume --patience {number + 1} goes on" if self.finished else ""
             self.print(

@@ -29,7 +29,7 @@ from gpuconv.tuning import store
 
 _SIZES = "n,c,h,w,k,r,s[,stride[,pad[,groups]]]"
 _SHOWN_CANDIDATES = 5
-#: Those of tuner.OPERATIONS, without loading what measures them.
+#: The names in tuner.OPERATIONS, without importing the tuner.
 _OPERATIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 
 
@@ -63,10 +63,10 @@ def tune(
     show: Annotated[bool, typer.Option("--list", help="Show what is in the store, and measure nothing.")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="Empty the store, and measure nothing.")] = False,
 ) -> None:
-    """Measure which variant of each convolution is the fastest here, and use it from now on.
+    """Measure which variant of each convolution is the fastest on this machine, and use it from now on.
 
-    Each variant is checked before it is timed. Winners are kept, for this device, driver and version, in a folder that
-    GPUCONV_TUNING names. Ctrl-C keeps what has been measured.
+    Each variant is checked before it is timed. The fastest are stored for this device, driver and version, in your
+    cache folder or the folder that GPUCONV_TUNING names. Ctrl-C keeps what has been measured.
     """
     if sum([model is not None, geometry is not None, show, clear]) != 1:
         raise Failure("tune takes one of: a MODEL, --geometry, --list, --clear (see 'gpuconv tune --help')")
@@ -132,7 +132,7 @@ def _geometry(text: str) -> Conv2dGeometry:
 
 
 def _with_progress(console: Console, outcomes: Iterable[Any], total: int) -> Iterator[Any]:
-    """Pass outcomes on, under a bar where there is a terminal."""
+    """Pass outcomes on, with a progress bar on a terminal."""
     if not sys.stdout.isatty() or console.is_dumb_terminal:
         yield from outcomes
         return
@@ -140,7 +140,7 @@ def _with_progress(console: Console, outcomes: Iterable[Any], total: int) -> Ite
 
 
 def _what_is_kept(outcomes: Sequence[Any]) -> tuple[str, str]:
-    """Which of the winners other processes will find, and where; and which not, and why. Empty where there are none."""
+    """How many results were stored and where, and why the others were not; empty if there are no results."""
     measured = [outcome for outcome in outcomes if not outcome.skipped]
     place = store.folder()
     if not measured or place is None:
@@ -160,7 +160,7 @@ def _show_outcome(console: Console, outcome: Any) -> None:
         say(console, f"  {label}: not timed: {fault}", indent=4)
     if outcome.skipped:
         say(console, f"  skipped: {outcome.skipped}", indent=4)
-    # On a GPU there are dozens of tilings; those after the first few are of interest to nobody.
+    # On a GPU there are dozens of tilings, of which only the fastest few are of interest.
     for position, (label, microseconds) in enumerate(outcome.microseconds):
         note = "taken" if label == outcome.winner else ""
         note += ("" if not note else ", ") + "the rule's" if label == outcome.rule else ""

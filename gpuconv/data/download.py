@@ -35,10 +35,10 @@ _TIMEOUT_S = (4.0, 8.0)  # to connect, and between two pieces of data
 
 
 def download_mnist(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The folder with the four unpacked files of MNIST, downloaded if they are not there yet.
+    """The folder with the four unpacked files of MNIST, which are downloaded if they are not there yet.
 
-    Each file is checked against its sha256, whether cached or new, and is moved to its place only when it is
-    complete and right. A mirror that fails or delivers other bytes is left for the next one; each is tried once.
+    Each file, cached or new, is checked against its sha256. A new file is moved to its final path only when it is
+    complete and correct. If a mirror fails or delivers other bytes, the next one is tried; each is tried once.
 
     Args:
         cache_dir: where to keep the files, in a subfolder ``mnist``. Default: the environment variable

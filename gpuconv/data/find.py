@@ -49,10 +49,10 @@ def find_digit(gray: Gray, invert: bool | Literal["auto"]) -> Gray:
 
     Args:
         gray: brightness of the picture, 0 to 255, (H, W).
-        invert: whether the digit is darker than its background; ``"auto"`` finds out.
+        invert: whether the digit is darker than its background; ``"auto"`` detects it.
 
     Raises:
-        NoDigitError: nothing stands out, or noise, or two shapes do.
+        NoDigitError: the picture is blank, noise, or shows two shapes.
     """
     digit = _find(gray, invert)
     if digit is None:

@@ -1,4 +1,4 @@
-"""The form of a data set's images: what a picture must be brought into for a network that learned from them."""
+"""The form of a data set's images, into which a picture must be brought for a network trained on them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _EXAMINED = 4096  # bounds the memory: images of a set that are examined at a ti
 class ImageForm:
     """How the images of a data set look, as far as a picture can be brought into the same form.
 
-    A model carries it as ``model.form``, `read_picture` goes by it.
+    A model carries it as ``model.form``; `read_picture` uses it.
 
     Attributes:
         size: height and width of an image, in pixels.
         polarity: ``"light on dark"`` or ``"dark on light"``; None if the images have both, or it cannot be told.
-        digits: whether the images are digits prepared in MNIST's way: cropped, scaled to fit 20x20 and centred by their
-            mass in 28x28. Then a picture may show a digit anywhere. Otherwise it is taken whole.
-        blank: whether images of a single brightness are among them; if not, a blank picture is refused.
+        digits: whether the images are digits prepared as MNIST's are: cropped, scaled to fit 20x20 and centred by their
+            mass in 28x28. Then a picture may show a digit anywhere. Otherwise the whole picture is used.
+        blank: whether some images have a single brightness; if not, a blank picture is refused.
         source: where they are from: a name that `load_dataset` knows, or a folder's absolute path; None if not known.
 
     Raises:
@@ -75,15 +75,15 @@ class ImageForm:
 
     @classmethod
     def of(cls, dataset: Dataset, source: str | None = None) -> ImageForm:
-        """The form that a data set's images have, found out by looking at all of them, training and test.
+        """The form of a data set's images, found by looking at all of them, training and test.
 
-        They have a polarity if it can be told of half of them (see `polarities`) and is the same in all of these. They
-        are digits in MNIST's way if 95 % are 28x28, of one polarity, fit 20x20 and have their mass within a pixel of
-        the middle.
+        They have a polarity if it can be told for half of them (see `polarities`) and is the same for all of these.
+        They are digits as MNIST's if 95 % are 28x28, of one polarity, fit 20x20 and have their centre of mass within a
+        pixel of the middle.
 
         Args:
-            dataset: what a model learns from.
-            source: where it is to be found again: see the attribute.
+            dataset: what a model is trained on.
+            source: where it can be found again, see the attribute.
         """
         size = (dataset.train_images.shape[1], dataset.train_images.shape[2])
         seen = dict.fromkeys((-1, 0, 1), 0)

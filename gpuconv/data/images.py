@@ -1,4 +1,4 @@
-"""Reading pictures: a digit brought into the form of MNIST's, or a picture into the form that a model learned from.
+"""Reading pictures: a digit brought into the form of MNIST's, or a picture into the form of a model's training images.
 
 MNIST's digits are light on dark, scaled to fit 20x20 pixels without changing their proportions, and placed so
 that their centre of mass is pixel (14, 14) of 28x28. A network trained on them knows no other form.
@@ -27,24 +27,23 @@ def read_digit(
 ) -> NDArray[np.uint8]:
     """Read a picture of one digit and bring it into the form of MNIST's digits.
 
-    What stands out most from the background by Otsu's threshold is taken for the digit; it is cropped, scaled to
-    fit 20x20 and centred by its mass, strokes thinner than 2 pixels being thickened. The background may be a
-    drawing's flat colour, unevenly lit paper, half in shadow, ruled paper, a field of a form or a cell of a grid, or a
-    sheet that lies on something else. A picture that is a digit in MNIST's form already, or an enlargement of one,
-    keeps its pixels.
+    The digit is what stands out most from the background by Otsu's threshold. It is cropped, scaled to fit 20x20 and
+    centred by its mass; strokes thinner than 2 pixels are thickened. The background may be a drawing's flat colour,
+    unevenly lit paper, half in shadow, ruled paper, a field of a form or a cell of a grid, or a sheet that lies on
+    something else. A picture that is already a digit in MNIST's form, or an enlargement of one, keeps its pixels.
 
     Args:
-        path_or_file: PNG, JPEG, GIF (first frame), BMP, TIFF, WebP or PNM of any size and mode. Orientation in
-            EXIF is followed, and transparency is laid over a background that contrasts with the drawing.
-        invert: whether the digit is darker than its background. ``"auto"`` finds out.
+        path_or_file: PNG, JPEG, GIF (first frame), BMP, TIFF, WebP or PNM of any size and mode. The EXIF orientation is
+            applied, and a transparent picture is put on a background that contrasts with the drawing.
+        invert: whether the digit is darker than its background; ``"auto"`` detects it.
 
     Returns:
         (28, 28), uint8, light on dark.
 
     Raises:
-        DataError: missing, empty, truncated or too large (Pillow's ``MAX_IMAGE_PIXELS``), no picture, or not one
-            digit: blank, noise, or two shapes that stand out as much. The message is one line and begins with the
-            file's name.
+        DataError: missing, empty, truncated or too large (Pillow's ``MAX_IMAGE_PIXELS``), not a picture, or not one
+            digit: blank, noise, or two shapes that stand out alike. The message is one line and begins with the file's
+            name.
         ImportError: Pillow is not installed.
 
     Source of the threshold: Otsu, *A threshold selection method from gray-level histograms*, 1979.
@@ -56,14 +55,14 @@ def read_digit(
 
 
 def read_picture(path_or_file: str | os.PathLike[str] | IO[bytes], form: ImageForm) -> NDArray[np.uint8]:
-    """Read a picture and bring it into the form of the images that a model learned from.
+    """Read a picture and bring it into the form of the images that a model was trained on.
 
-    A picture of the form's very size, or an enlargement of one in which each pixel has become a square of equal pixels,
-    keeps its pixels. From others, the digit is taken as by `read_digit` if the form is that of MNIST's digits;
-    otherwise the whole picture is scaled to the form's size, without changing its proportions: it is continued at its
-    edges, in the brightness of its border. In either case, a picture that is surely of the other polarity is turned:
-    that is so where three quarters of the border are nearly of one brightness, dark (below 64) or light (above 191),
-    and something stands out from it.
+    A picture of exactly the form's size, or an enlargement of one in which each pixel has become a square of equal
+    pixels, keeps its pixels. From any other picture, the digit is taken as by `read_digit` if the form is that of
+    MNIST's digits. Otherwise the whole picture is scaled to fit the form's size without changing its proportions, and
+    filled up at its edges with the brightness of its border. In either case, a picture that is clearly of the other
+    polarity is inverted: one in which three quarters of the border are nearly of one brightness, dark (below 64) or
+    light (above 191), and something stands out from it.
 
     Args:
         path_or_file: as for `read_digit`.
@@ -73,7 +72,7 @@ def read_picture(path_or_file: str | os.PathLike[str] | IO[bytes], form: ImageFo
         (H, W), uint8, H and W being the form's size.
 
     Raises:
-        DataError, ImportError: as `read_digit`. A blank picture is refused unless there were such in the data.
+        DataError, ImportError: as `read_digit`. A blank picture is refused unless the data had blank images.
     """
     name = _name(path_or_file)
     gray = decode(path_or_file, name, form.size)

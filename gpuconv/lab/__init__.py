@@ -1,1 +1,1 @@
-"""Any Numba kernel without a GPU: run thread by thread and watched, or as compiled PTX, instruction by instruction."""
+"""Runs any Numba CUDA kernel without a GPU: its Python code thread by thread, or its compiled PTX."""

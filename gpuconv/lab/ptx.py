@@ -1,24 +1,25 @@
-"""Runs compiled kernels on the CPU: the PTX that Numba and NVVM have made of them, instruction by instruction.
+"""Runs compiled kernels on the CPU: an interpreter of the PTX that Numba and NVVM generate.
 
     from gpuconv.lab import ptx
 
     with ptx.interpreted():                  # NUMBA_ENABLE_CUDASIM=0, with numba-cuda's compiler; no driver, no GPU
         module.launch(x, weight, bias, out, geometry, tiling, None)     # NumPy arrays, used in place
 
-``gpuconv.lab.simulator`` runs a kernel's Python code, with Python twins of its intrinsics, and finds races. This runs
-what a GPU's driver would be given: types as Numba has inferred them, the intrinsics' own code and inline PTX, vector
-loads, shuffles, the order of arguments. What is left for a GPU to tell is whether ptxas and the machine do with that
-code what the PTX manual says, and how long it takes.
+``gpuconv.lab.simulator`` runs a kernel's Python code, with Python versions of its intrinsics, and finds races. This
+module runs the code that the GPU's driver would get: types as Numba inferred them, the intrinsics' own code and inline
+PTX, vector loads, shuffles, the order of arguments. Only a GPU can show whether ptxas and the hardware treat that code
+as the PTX manual says, and how long it takes.
 
-**How it works.** All threads of some blocks run side by side: a register is an array with an element for each. At each
-point the threads run that are furthest behind in the code, which brings those that took another branch together again
-behind it; a barrier holds a thread until all of its block are there. Each access to memory must lie in one of the
-arrays that the launch was given, or in the block's shared memory, and be aligned to its size; what ``ld.global.nc``
-reads must not be written by the launch. Shared memory begins as NaN (all bits set). It knows the instructions that
-NVVM makes of this project's kernels, and raises :class:`PtxError` for others.
+**How it works.** All threads of some blocks run side by side: a register is an array with one element for each thread.
+At each point, the threads that are furthest behind in the code run next; this brings threads that took different
+branches together again after the branch. A barrier holds a thread until all threads of its block have arrived. Every
+access to memory must lie in an array that the launch was given, or in the block's shared memory, and must be aligned to
+its size. A launch must not write what it reads with ``ld.global.nc``. Shared memory starts as NaN (all bits set). The
+interpreter knows the instructions that NVVM generates for this project's kernels, and raises :class:`PtxError` for
+others.
 
-Where the manual leaves a rounding open (``ex2.approx``, ``rcp.approx``) results are rounded once, as ``fma`` is but for
-the rare sum that float64 does not hold.
+Where the manual leaves the rounding open (``ex2.approx``, ``rcp.approx``), results are rounded once. So is ``fma``,
+except for rare sums that do not fit into float64.
 
 Source of semantics: NVIDIA, Parallel Thread Execution ISA, chapters 9.7.1 (integers), 9.7.3 (floats), 9.7.9 (data
 movement), 9.7.13 (barriers).
@@ -44,12 +45,12 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Lanes: TypeAlias = "slice | Array"
 _ALL = slice(None)
 _WARP = 32
-#: Threads that run side by side: registers of so many fit into a CPU's second-level cache.
+#: Threads that run side by side: as many as have their registers in a CPU's second-level cache.
 _LANES = 8192
 
 
 class PtxError(RuntimeError):
-    """The code does what no GPU may be asked to do, or has an instruction that is not known here."""
+    """The code does something that is undefined on a GPU, or has an instruction that the interpreter does not know."""
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ class PtxError(RuntimeError):
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; operands as text, those in braces one by one in a tuple."""
+    """One instruction, with its operands as text; those in braces are a tuple."""
 
     opcode: str
     operands: tuple[Any, ...]
@@ -69,14 +70,14 @@ class Instruction:
 
 @dataclass
 class Program:
-    """A kernel, as its PTX says it.
+    """A kernel in PTX.
 
     Attributes:
-        parameters: types (``u64``, ``f32``...) of its parameters by name, in their order.
+        parameters: name of each parameter -> its type (``u64``, ``f32``...), in order.
         shared: offset of each shared array in a block's memory.
-        shared_bytes: of all of them.
-        instructions: in their order.
-        labels: number of the instruction behind each.
+        shared_bytes: bytes of all of them.
+        instructions: in order.
+        labels: label -> number of the instruction after it.
     """
 
     parameters: dict[str, str] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class Program:
         """Read the PTX of a module with one kernel.
 
         Raises:
-            PtxError: there is more than a kernel, or what is not known here.
+            PtxError: there is more than one kernel, or something unknown.
         """
         program = cls()
         text = re.sub(r"//[^\n]*", "", text)
@@ -106,9 +107,9 @@ class Program:
                 program.shared[name], program.shared_bytes = offset, offset + int(size)
             else:
                 program.shared[name] = -1
-        #: Of each scope that is open, registers that are declared in it, under names of their own.
+        #: For each open scope, the registers declared in it, under unique names.
         scopes: list[dict[str, str]] = []
-        # Labels end in a colon, all else in a semicolon; braces begin and end scopes, or stand around operands.
+        # Labels end with a colon, everything else with a semicolon; braces enclose scopes or operands.
         for statement in re.split(r"[;\n]|(?<=:)", body):
             text = " ".join(statement.split())
             while text.startswith(("{", "}")):
@@ -178,7 +179,7 @@ def _constant(text: str, dtype: np.dtype[Any]) -> Any:
 
 
 def _as(value: Any, dtype: np.dtype[Any]) -> Any:
-    """The same bits as another type; what is narrower than its register is taken from its lower end."""
+    """The same bits as another type; a narrower type takes the lower end of its register."""
     if value.dtype == dtype:
         return value
     if value.dtype.itemsize > dtype.itemsize:
@@ -218,7 +219,7 @@ def _shift(a: Any, count: Any, *, left: bool) -> Any:
 
 
 def _insert(a: Any, b: Any, position: Any, length: Any) -> Any:
-    """The lower bits of ``a`` in ``b``; position and length are constants."""
+    """Insert the lower bits of ``a`` into ``b``; position and length are constants."""
     mask = b.dtype.type(((1 << int(length)) - 1) << int(position) & (256**b.dtype.itemsize - 1))
     return (b & ~mask) | ((a << b.dtype.type(int(position))) & mask)
 
@@ -234,14 +235,14 @@ def _permute(a: Any, b: Any, selector: Any) -> Any:
 
 
 def _quotient(a: Any, b: Any) -> Any:
-    """Of integers rounded towards zero."""
+    """Quotient of integers, rounded towards zero."""
     if a.dtype.kind == "f":
         return a / b
     return (a - np.fmod(a, b)) // b
 
 
 def _minimum(a: Any, b: Any) -> Any:
-    """Of a NaN and a number, the number."""
+    """The minimum; of a NaN and a number, the number."""
     return np.fmin(a, b) if a.dtype.kind == "f" else np.minimum(a, b)
 
 
@@ -298,7 +299,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "num": lambda a, b: (a == a) & (b == b),
     "nan": lambda a, b: (a != a) | (b != b),
 }
-#: Parts of an opcode that change no result here: roundings to nearest, and whether denormal numbers are flushed.
+#: Parts of an opcode that change no result here: rounding to nearest, and whether denormal numbers are flushed.
 _IGNORED = {"rn", "approx", "ftz", "full", "uni", "sync"}
 
 
@@ -352,7 +353,7 @@ _SPECIAL = re.compile(r"%(tid|ntid|ctaid|nctaid)\.([xyz])|%laneid")
 
 
 class _Blocks:
-    """Some blocks of a launch, from their first instruction to their last."""
+    """Some blocks of a launch, run from the first instruction to the last."""
 
     def __init__(
         self,
@@ -382,9 +383,9 @@ class _Blocks:
         self.registers: dict[str, Array] = {}
         self.state = np.zeros(self.count, np.int8)
         self.at = np.zeros(self.count, np.int64)
-        #: What threads at a barrier have brought there to be counted.
+        #: The predicates of threads that wait at a barrier, to be counted.
         self.offered = np.zeros(self.count, bool)
-        #: Instructions that each thread has come to.
+        #: Instructions that each thread has reached.
         self.executed = np.zeros(self.count, np.int64)
 
     # -- operands --
@@ -433,7 +434,7 @@ class _Blocks:
                 self.release()
 
     def run_from(self, at: int, lanes: Lanes, starts: set[int]) -> None:
-        """Run the chosen threads, which are all at one instruction, until they part, wait, or others may join them."""
+        """Run threads that are all at one instruction, until they diverge, wait, or others may join them."""
         instructions = self.program.instructions
         while at < len(instructions):
             one = instructions[at]
@@ -478,13 +479,13 @@ class _Blocks:
         return np.flatnonzero(taken) if lanes is _ALL else lanes[taken]  # type: ignore[index]
 
     def release(self) -> None:
-        """Let those go on that are at a barrier; all of their block have to be, at the same one."""
+        """Let the threads at a barrier continue; all threads of their block have to be there, at the same one."""
         waiting = np.flatnonzero(self.state == _AT_BARRIER)
         for number in np.unique(self.block[waiting]):
             mine = self.block == number
             places = np.unique(self.at[mine & (self.state == _AT_BARRIER)])
             if (self.state[mine] == _ENDED).any() or len(places) > 1:
-                raise PtxError("threads wait at a barrier to which others of their block do not come")
+                raise PtxError("threads wait at a barrier that other threads of their block do not reach")
             barrier = self.program.instructions[places[0] - 1]
             if barrier.opcode == "bar.red.popc.u32":
                 total = np.count_nonzero(self.offered[mine])
@@ -648,9 +649,9 @@ def _flattened(arguments: Sequence[Any], signature: Sequence[Any]) -> Iterator[t
 
 
 def _parameters(arguments: Sequence[Any], signature: Sequence[Any]) -> tuple[list[Any], list[Array]]:
-    """What Numba passes for them, and the arrays among them.
+    """The parameters that Numba passes for the arguments, and the arrays among these.
 
-    An array is seven numbers: two pointers that the host has use for, its elements, their size, its address, its shape
+    An array is passed as seven numbers: two host pointers, its number of elements, their size, its address, its shape
     and its strides.
     """
     values: list[Any] = []
@@ -700,12 +701,12 @@ def run(launch: Any, arguments: Sequence[Any], cc: tuple[int, int] | tuple[int, 
 
 @dataclass(frozen=True)
 class Executed:
-    """Instructions of PTX that are executed; also those that a predicate turns off.
+    """Number of executed PTX instructions, including those that a predicate turns off.
 
     Attributes:
-        thread: by a thread, the most.
-        block: by the warps of a block, the mean of two blocks. A warp counts as its longest thread: where lanes go
-            different ways, it executes more.
+        thread: the most that one thread executes.
+        block: the sum over the warps of a block, averaged over two blocks. A warp counts as its longest thread; where
+            its lanes diverge, it executes more.
     """
 
     thread: int
@@ -713,10 +714,11 @@ class Executed:
 
 
 def count(launch: Any, arguments: Sequence[Any], cc: tuple[int, int] | tuple[int, int, str] = (9, 0, "a")) -> Executed:
-    """Run two blocks from the middle of a launch, and count what they execute.
+    """Run two blocks from the middle of a launch, and count the instructions that they execute.
 
-    Machine code has fewer instructions, as several may become one (an address and the access to it, say), and their
-    share differs from kernel to kernel; but what is executed often, and what a change saves, shows.
+    Machine code has fewer instructions, because several may become one (for example an address computation and the
+    access), and that ratio differs from kernel to kernel. But the count shows which code is executed often, and what a
+    change saves.
 
     Args, Raises: as :func:`run`.
     """
@@ -731,7 +733,7 @@ def count(launch: Any, arguments: Sequence[Any], cc: tuple[int, int] | tuple[int
 def _run(
     launch: Any, arguments: Sequence[Any], cc: tuple[Any, ...], blocks: range, memory: _Global | None
 ) -> tuple[_Global, _Blocks]:
-    """Run some blocks; the memory is that of those before."""
+    """Run some blocks on the memory that earlier blocks left."""
     program = _program(launch, cc)
     values, arrays = _parameters(arguments, launch.signature)
     if len(values) != len(program.parameters):
@@ -749,7 +751,7 @@ def _run(
 
 @contextlib.contextmanager
 def interpreted() -> Iterator[None]:
-    """Inside of the ``with`` block launches of ``gpuconv.kernels`` are run by :func:`run`, on NumPy arrays.
+    """Run the launches of ``gpuconv.kernels`` inside the ``with`` block with :func:`run`, on NumPy arrays.
 
     Raises:
         RuntimeError: Numba's own simulator is on (NUMBA_ENABLE_CUDASIM), with which nothing can be compiled.

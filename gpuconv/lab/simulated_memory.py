@@ -1,11 +1,11 @@
-"""Device memory where there is no device: a pool that hands out freed memory again, as CuPy's does.
+"""Simulated device memory: a pool that reuses freed memory, as CuPy's does.
 
-The simulator and the tests' stand-in for CuPy take their arrays from here.
+The simulator, and the replacement for CuPy in the tests, allocate their arrays here.
 
-Memory is cut, reused and joined as in ``cupy.cuda.MemoryPool``: in units of 512 bytes; a request takes the smallest
-free piece that holds it, on the stream that freed it, and leaves the rest free; pieces that lie side by side are joined
-when both are free. What is freed is overwritten (float32 and float64 become NaN, integers -1), so that whoever still
-reads it computes garbage, as on a GPU, and not what was there by luck.
+Memory is split, reused and joined as in ``cupy.cuda.MemoryPool``, in units of 512 bytes. A request takes the smallest
+free piece that is large enough, on the stream that freed it, and leaves the rest free. Neighbouring pieces are joined
+when both are free. Freed memory is overwritten (float32 and float64 become NaN, integers -1), so that code that still
+reads it gets garbage, as on a GPU, and not by luck the old values.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _POISON = 0xFF
 
 
 class _Piece:
-    """Memory that is in use as a whole, or free as a whole.
+    """A piece of memory, all of it in use or all of it free.
 
     Attributes:
         address, size: in bytes.
-        stream: for which it was allocated; another one does not get it.
-        before, after: its neighbours in the same allocation from the system.
+        stream: for which it was allocated; other streams do not get it.
+        before, after: its neighbours in the same system allocation.
     """
 
     __slots__ = ("address", "after", "before", "free", "size", "stream")
@@ -45,7 +45,7 @@ class _Piece:
 
 
 class Pool:
-    """Memory of one device.
+    """The memory of one device.
 
     Attributes:
         reused: how often freed memory was handed out again.
@@ -57,20 +57,20 @@ class Pool:
         #: By stream: size and address of each free piece, in order, and the piece by its address.
         self._free: dict[Any, list[tuple[int, int]]] = {}
         self._pieces: dict[int, _Piece] = {}
-        #: Addresses that are free since the last allocation: the garbage collector gives some back at any moment.
+        #: Addresses freed since the last allocation; the garbage collector may add some at any moment.
         self._returned: list[int] = []
         self._lock = threading.RLock()
         self.reused = 0
 
     @property
     def used(self) -> int:
-        """Bytes that are handed out."""
+        """Bytes in use."""
         with self._lock:
             self._take_back()
             return sum(piece.size for piece in self._used.values())
 
     def allocate(self, size: int, stream: Any = None) -> int:
-        """Return the address of ``size`` bytes, which hold anything."""
+        """Return the address of ``size`` uninitialised bytes."""
         with self._lock:
             self._take_back()
             return self._allocate(max(UNIT, -(-size // UNIT) * UNIT), stream)
@@ -105,7 +105,7 @@ class Pool:
             self._join(self._used.pop(self._returned.pop(0)))
 
     def _join(self, piece: _Piece) -> None:
-        """Make a piece free, and one with its free neighbours."""
+        """Mark a piece as free, and join it with free neighbours."""
         if (after := piece.after) is not None and after.free:
             self._take(after)
             piece.size, piece.after = piece.size + after.size, after.after
@@ -120,7 +120,7 @@ class Pool:
         self._put(piece)
 
     def owns(self, address: int) -> bool:
-        """Whether memory at an address comes from here, in use or free."""
+        """Whether an address belongs to this pool, in use or free."""
         return any(m.ctypes.data <= address < m.ctypes.data + m.nbytes for m in self._system)
 
     def _put(self, piece: _Piece) -> None:
@@ -135,7 +135,7 @@ class Pool:
 
 
 class Memory:
-    """Holds memory of a pool for an array, as its base, and gives it back with the last of its views."""
+    """Pool memory of an array, held as its base and given back when the last view is gone."""
 
     def __init__(self, pool: Pool, shape: tuple[int, ...], dtype: np.dtype, stream: Any):
         self._pool, self.address = pool, pool.allocate(math.prod(shape) * dtype.itemsize, stream)
@@ -156,13 +156,13 @@ _current: ContextVar[Pool] = ContextVar("gpuconv_simulated_pool", default=_defau
 
 
 def default_pool() -> Pool:
-    """The pool that arrays come from where no other was asked for."""
+    """The pool that arrays come from unless another one is chosen."""
     return _default
 
 
 @contextlib.contextmanager
 def allocating(pool: Pool) -> Iterator[None]:
-    """Inside of the ``with`` block :func:`empty` takes its memory from ``pool``; for this thread or task only."""
+    """Make :func:`empty` allocate from ``pool`` inside the ``with`` block, in this thread or task only."""
     token = _current.set(pool)
     try:
         yield
@@ -177,7 +177,7 @@ def empty(shape: Any, dtype: Any = float, *, stream: Any = None) -> np.ndarray:
 
 
 def array_at(address: int, size: int, dtype: Any) -> np.ndarray:
-    """The elements that lie at an address, (size,): a view that keeps nothing alive, as a pointer does not."""
+    """The elements at an address, (size,): a view that keeps nothing alive, as a pointer does not."""
     dtype = np.dtype(dtype)
     if not size:
         return np.empty(0, dtype)

@@ -1,4 +1,4 @@
-"""Runs CUDA kernels on the CPU: threads in shuffled order, every access to memory watched.
+"""Runs CUDA kernels on the CPU, with threads in shuffled order, and records every access to memory.
 
     from gpuconv.lab import simulator
 
@@ -7,27 +7,27 @@
         kernel[grid, block](x, y)         # NumPy arrays, used in place
     assert report.clean, str(report)
 
-A kernel that is right here, on ragged shapes and in several orders of its threads, and has a clean report, is most
-likely right on a GPU. What this cannot tell: time, registers, and whether the instructions behind an intrinsic do what
-its Python twin does.
+A kernel that gives right results here, on ragged shapes and in several thread orders, with a clean report, is most
+likely right on a GPU. The simulator cannot tell time or registers, nor whether the instructions behind an intrinsic do
+the same as its Python version.
 
 **How it works.** Numba's own simulator starts an operating system thread for every CUDA thread. Here a CUDA thread is a
-greenlet: it runs until it comes to a barrier, a shuffle or its end, then switches back to a loop that lets another one
-run. Threads and blocks are taken in a random order, another one after each barrier and the same one in each run: a
-missing barrier shows as a wrong result. Lanes of a warp meet at shuffles, votes and ``syncwarp``. Shared and local
-memory begins as NaN (integers: all bits set). One launch runs at a time, in one thread of the process.
+greenlet. It runs until it reaches a barrier, a shuffle or its end, then switches back to a loop that picks another
+thread. Threads and blocks run in a random order, which changes after each barrier and is the same in each run, so that
+a missing barrier shows as a wrong result. Lanes of a warp wait for each other at shuffles, votes and ``syncwarp``.
+Shared and local memory starts as NaN (integers: all bits set). One launch runs at a time, in one thread of the process.
 
-**The trace** finds races, reads of shared memory that nobody wrote, accesses out of bounds and divergent barriers, and
+**The trace** finds races, reads of uninitialised shared memory, accesses out of bounds and divergent barriers. It
 counts bank conflicts, 32-byte sectors and writes: see :class:`gpuconv.lab.tracing.Report`. Conflicts and sectors are
-counted warp by warp, the lanes being matched by their count: the n-th time that a lane comes to an instruction since
-the last barrier belongs with the other lanes' n-th time. An ``if`` in a loop, taken by some lanes only, shifts this;
-the predicated loads of ``gpuconv.kernels.device`` take part in the count whether they are on or off.
+counted for whole warps. For that, accesses of different lanes are matched by their number: a lane's n-th execution of
+an instruction since the last barrier goes with the n-th execution of the other lanes. An ``if`` in a loop that only
+some lanes take shifts this. The predicated loads of ``gpuconv.kernels.device`` are counted whether they are on or off.
 
 **Internals it relies on**: ``FakeCUDAKernel`` of ``numba.cuda.simulator.kernel`` (its ``__call__`` is replaced;
 ``fn``, ``_device``, ``grid_dim``, ``block_dim``, ``dynshared_size`` are read) and ``FakeCUDAModule`` of ``kernelapi``
 (arithmetic that needs no thread). What a kernel calls (``threadIdx``, ``shared``...) is put into the module
-``numba.cuda`` itself, so that kernels and helpers may stand in several modules. Checked with numba-cuda 0.20.0 and
-0.30.4, and with the ``cuda`` inside numba 0.68.1; :func:`activate` refuses a layout that it does not know.
+``numba.cuda`` itself, so that kernels and helpers may be in several modules. Checked with numba-cuda 0.20.0 and
+0.30.4, and with the ``cuda`` inside numba 0.68.1; :func:`activate` raises an error for an unknown layout.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ ALL_LANES = 0xFFFFFFFF
 
 
 class SimulationError(RuntimeError):
-    """A kernel cannot go on: it raised, waits for threads that never come, or asks for more than a GPU has."""
+    """A kernel cannot continue: it raised, waits for threads that never come, or asks for more than a GPU has."""
 
 
 # -- switching it on -------------------------------------------------------------------------------------
@@ -81,13 +81,13 @@ _names: dict[str, Any] = {}
 
 
 def activate(seed: int = 0) -> None:
-    """Make launches of ``numba.cuda`` kernels run here, in this process and the ones that it starts.
+    """Run all launches of ``numba.cuda`` kernels in this simulator, in this process and its child processes.
 
-    Sets ``NUMBA_ENABLE_CUDASIM=1``. Call it before anything imports ``numba.cuda`` (``numba`` itself, for the CPU, does
-    no harm), or start Python with that variable set. Calling it again only sets the seed.
+    Sets ``NUMBA_ENABLE_CUDASIM=1``. Call it before anything imports ``numba.cuda`` (``numba`` itself may be imported
+    before), or start Python with that variable set. Calling it again only sets the seed.
 
     Args:
-        seed: of the order of threads and blocks; every launch begins with it anew.
+        seed: of the order of threads and blocks; every launch starts from it.
 
     Raises:
         RuntimeError: ``numba.cuda`` was imported for a real GPU before, ``NUMBA_ENABLE_CUDASIM=0`` asks for one, or the
@@ -135,10 +135,10 @@ def _patch(cuda: ModuleType) -> None:
 
 @contextlib.contextmanager
 def trace(*, seed: int | None = None) -> Iterator[Report]:
-    """Watch every access of the launches inside the ``with`` block; gives a :class:`~gpuconv.lab.tracing.Report`.
+    """Record every access of the launches inside the ``with`` block; gives a :class:`~gpuconv.lab.tracing.Report`.
 
     Args:
-        seed: of the order of threads in these launches, if not the one given to :func:`activate`.
+        seed: of the order of threads in these launches, instead of the one given to :func:`activate`.
 
     Raises:
         RuntimeError: the simulator is not active, or another trace is under way.
@@ -160,17 +160,17 @@ def trace(*, seed: int | None = None) -> Iterator[Report]:
 
 
 class _Thread(greenlet):
-    """Runs one thread of each block. Switching into it passes a kernel and its arguments, later the answers."""
+    """Runs one thread of each block. Switching to it passes a kernel and its arguments, later the results of calls."""
 
     def __init__(self, number: int) -> None:
         super().__init__(self._work)
-        # A greenlet would begin in an empty context; NumPy keeps there that it shall not warn.
+        # A greenlet would start in an empty context, which would lose NumPy's setting not to warn.
         self.gr_context = contextvars.copy_context()
         self.number = number
         self.warp, self.lane = divmod(number, WARP)
         self.index = Dim3(0, 0, 0)
         self.resume: tuple[Any, ...] = ()
-        #: For each lane of the warp, how many of its syncwarps are known to lie behind: a vector clock.
+        #: For each lane of the warp, how many of its syncwarps are known to have happened: a vector clock.
         self.clock: tuple[int, ...] | None = None
         self.switch()
 
@@ -185,12 +185,12 @@ def _run(kernel: Callable[..., None], args: tuple[Any, ...]) -> None:
 
 #: What a thread switches to the hub with when it leaves the kernel.
 _DONE = object()
-#: Threads of earlier launches, to be used again: starting a greenlet takes ten times as long as switching into one.
+#: Threads of earlier launches, for reuse: starting a greenlet takes ten times as long as switching to one.
 _threads: list[_Thread] = []
 
 
 class _Meeting:
-    """Lanes of a warp that have come to the same collective operation with the same mask."""
+    """Lanes of a warp that have reached the same collective operation with the same mask."""
 
     def __init__(self) -> None:
         self.threads: list[_Thread] = []
@@ -199,16 +199,16 @@ class _Meeting:
 
 
 def _call(kernel: Any, *args: Any) -> Any:
-    """Take the place of ``FakeCUDAKernel.__call__``: a launch, or inside of one the call of a device function."""
+    """Replaces ``FakeCUDAKernel.__call__``: a launch or, inside a launch, the call of a device function."""
     global _launch
     if kernel._device or _launch is not None:
         return kernel.fn(*args)
     _launch = _Launch(kernel, args)
-    # The log is millions of tuples, none of them part of a cycle; looking for cycles would take most of the time.
+    # The log is millions of tuples without cycles; garbage collection would take most of the time.
     collecting = gc.isenabled()
     gc.disable()
     try:
-        with np.errstate(all="ignore"):  # arithmetic on a GPU warns of nothing
+        with np.errstate(all="ignore"):  # arithmetic on a GPU gives no warnings
             _launch.run()
     except BaseException:
         _threads.clear()  # they are suspended somewhere in the kernel
@@ -355,7 +355,7 @@ class _Launch:
 
 
 def _merge_clocks(threads: list[_Thread]) -> None:
-    """After a syncwarp each of its lanes knows what any of them knew, and that they all have passed it."""
+    """After a syncwarp, each of its lanes knows what any of them knew, and that all of them have passed it."""
     clocks = np.array([thread.clock or (0,) * WARP for thread in threads])
     clocks[np.arange(len(threads)), [thread.lane for thread in threads]] += 1
     merged = tuple(clocks.max(axis=0).tolist())
@@ -575,7 +575,7 @@ class _Atomic:
 
 
 def _nothing(*args: Any) -> None:
-    """Fences and sleeps: a thread's writes are seen by the others at once."""
+    """Fences and sleeps do nothing: other threads see a write at once."""
 
 
 _NAMES: dict[str, Any] = {

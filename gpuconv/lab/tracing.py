@@ -1,7 +1,7 @@
-"""What the threads of a simulated launch did to memory: ``gpuconv.lab.simulator`` wraps a kernel's arrays with this.
+"""Records the memory accesses of a simulated launch: ``gpuconv.lab.simulator`` wraps a kernel's arrays with it.
 
-A traced array checks the bounds of an access and appends one tuple to a log; this is all that happens while the kernel
-runs. What the accesses mean is worked out in bulk, by NumPy, after the block: see :class:`Report` for what comes out.
+While the kernel runs, a traced array only checks the bounds of an access and appends one tuple to a log. The log is
+evaluated after each block, in bulk, by NumPy: see :class:`Report` for the results.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Dim3(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that makes a kernel wrong, at one place of its source; the details are those of the first one."""
+    """An error of a kernel at one place in its source; the details are those of its first occurrence."""
 
     #: "race", "uninitialized read", "out-of-bounds read" (or write, or atomic), "divergent barrier".
     kind: str
@@ -51,7 +51,7 @@ class Fault:
     sites: tuple[str, ...]
     #: Which element of which array (for a barrier: which block), and which threads.
     details: str
-    #: How many elements, accesses or barriers it concerns. Of memory that holds several types, the smallest counts.
+    #: How many elements, accesses or barriers it concerns. In memory with several dtypes, elements of the smallest.
     count: int
 
     def __str__(self) -> str:
@@ -63,8 +63,8 @@ class Fault:
 class BankConflicts:
     """How the requests of one instruction to shared memory spread over its 32 banks of 4 bytes.
 
-    A warp's request of 4 bytes a lane is served at once, of 8 bytes by half warps, of 16 bytes by quarters. Each of
-    these phases takes as many passes as there are distinct words that the busiest bank has to serve.
+    A warp's request is served at once for 4 bytes a lane, by half warps for 8 bytes, and by quarter warps for 16 bytes.
+    Each of these phases takes as many passes as the busiest bank has distinct words to serve.
     """
 
     site: str
@@ -74,15 +74,15 @@ class BankConflicts:
     #: Bits a lane.
     bits: int
     requests: int
-    #: Passes of all requests, and how many they would be without a conflict.
+    #: Passes of all requests, and the number without conflicts.
     passes: int
     ideal: int
-    #: Of the worst request, passes by ideal.
+    #: Passes of the worst request, divided by the ideal.
     worst: float
 
     @property
     def degree(self) -> float:
-        """Passes by ideal: 1.0 is free of conflicts."""
+        """Passes divided by the ideal: 1.0 is free of conflicts."""
         return self.passes / self.ideal
 
     def __str__(self) -> str:
@@ -107,12 +107,12 @@ class Sectors:
 
     @property
     def per_request(self) -> float:
-        """Sectors by requests: 4 for 32 neighbouring float32 values."""
+        """Sectors divided by requests: 4 for 32 neighbouring float32 values."""
         return self.sectors / self.requests
 
     @property
     def efficiency(self) -> float:
-        """Ideal by actual sectors: at 1.0 no byte is moved in vain."""
+        """Ideal divided by actual sectors: at 1.0 every byte that moves is needed."""
         return self.ideal / self.sectors
 
     def __str__(self) -> str:
@@ -123,7 +123,7 @@ class Sectors:
 
 
 class Report:
-    """What a trace saw of the launches under it; complete when a launch has returned.
+    """The result of a trace; complete when the launches have returned.
 
     Attributes:
         launches: number of launches.
@@ -142,28 +142,28 @@ class Report:
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """All that makes a kernel wrong, one entry for each place and array."""
+        """All errors of the kernels, one entry for each place and array."""
         return tuple(Fault(kind, *seen) for (kind, _), seen in self._faults.items())
 
     @property
     def races(self) -> tuple[Fault, ...]:
-        """Two threads touch an element, one of them writes it, and nothing orders them.
+        """Two threads access an element, at least one writes it, and nothing orders the accesses.
 
-        A barrier orders the threads of a block; ``syncwarp`` the lanes of a warp (a shuffle does not: it promises
-        nothing about memory); nothing orders the blocks of a launch. Atomics do not race with each other.
+        A barrier orders the threads of a block, ``syncwarp`` the lanes of a warp. A shuffle does not: it gives no
+        guarantee about memory. Nothing orders the blocks of a launch. Atomics do not race with each other.
         """
         return self._of("race")
 
     @property
     def uninitialized(self) -> tuple[Fault, ...]:
-        """Reads of shared memory that no thread of the block had written."""
+        """Reads of shared memory that no thread of the block has written."""
         return self._of("uninitialized")
 
     @property
     def out_of_bounds(self) -> tuple[Fault, ...]:
-        """Accesses outside an array, by negative indices too, which Numba would wrap around.
+        """Accesses outside an array, also by negative indices, which Numba would wrap around.
 
-        The read gave NaN (integers: all bits set), the write was dropped.
+        Such a read returned NaN (integers: all bits set), such a write was dropped.
         """
         return self._of("out-of-bounds")
 
@@ -184,13 +184,13 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether something was launched, and nothing went wrong. Conflicts and sectors only cost time."""
+        """Whether something was launched without an error. Conflicts and sectors only cost time."""
         return self.launches > 0 and not self._faults
 
     def writes(self, array: Array) -> Array:
         """How often each element of ``array`` was written (int64, its shape), summed over the launches.
 
-        ``array`` was an argument of a traced launch, or is a view of one.
+        ``array`` must be an argument of a traced launch, or a view of one.
 
         Raises:
             ValueError: no traced launch was given this array's memory.
@@ -206,7 +206,7 @@ class Report:
     def writers(self, array: Array) -> Array:
         """The block that wrote each element of ``array`` last: its index (x, y, z) on a last axis, -1 where none did.
 
-        ``array`` was an argument of a traced launch, or is a view of one; the latest launch that wrote to it counts.
+        ``array`` must be an argument of a traced launch, or a view of one; the latest launch that wrote to it counts.
         """
         blocks = np.full((*array.shape, 3), -1, np.int64)
         for buffer, first in self._granules(array):
@@ -269,7 +269,7 @@ def _line(code: CodeType, offset: int) -> int:
 
 
 def site_name(where: Site) -> str:
-    """File and line, as editors and terminals link them."""
+    """File and line, in the form that editors and terminals turn into a link."""
     code, position = where
     path = os.path.relpath(code.co_filename)
     return f"{code.co_filename if path.startswith('..') else path}:{position[0] or code.co_firstlineno}"
@@ -282,8 +282,8 @@ def thread_name(thread: Dim3, block: Dim3) -> str:
 
 # -- traced arrays ---------------------------------------------------------------------------------------
 
-# Kinds of access, as bits, so that those of several accesses can be united. A predicated load that is off is idle: it
-# touches nothing, but counts when the lanes' accesses are matched.
+# Kinds of access, as bits, so that those of several accesses can be combined. A predicated load that is off is idle: it
+# accesses nothing, but counts when the lanes' accesses are matched.
 _IDLE, _READ, _WRITE, _ATOMIC = 0, 1, 2, 4
 _KINDS = {_READ: "read", _WRITE: "write", _ATOMIC: "atomic"}
 
@@ -294,7 +294,7 @@ def poison(dtype: np.dtype[Any]) -> Any:
 
 
 class _Buffer:
-    """Memory under one or more arrays: global memory that a launch was given, or a shared allocation."""
+    """Memory of one or more arrays: global memory that a launch was given, or a shared allocation."""
 
     def __init__(self, nbytes: int, granule: int, *, shared: bool, address: int, real: int, owner: Any) -> None:
         self.nbytes, self.granule, self.shared = nbytes, granule, shared
@@ -519,7 +519,7 @@ class _Traced1(TracedArray):
         self._log((self._write, index, frame.f_code, frame.f_lasti))
         self.values[index] = value
 
-    # What the twins of `gpuconv.kernels.device` call. The access is that of the kernel, the caller's caller.
+    # Called by the Python versions of `gpuconv.kernels.device`. The access is that of the kernel, the caller's caller.
 
     def load(self, index: int, count: int, *, read_only: bool = False) -> Any:
         """Elements ``index .. index + count - 1`` in one access: a tuple, or a scalar if ``count`` is 1."""
@@ -563,7 +563,7 @@ class _Traced1(TracedArray):
 
 # -- the tracer ------------------------------------------------------------------------------------------
 
-#: Accesses after which the log is worked off, at the end of a block: few enough for the tables to fit into a cache.
+#: Number of accesses after which the log is evaluated, at the end of a block: its tables still fit into a cache.
 _BATCH = 1 << 14
 #: Simulated address of dynamic shared memory: behind all that static shared memory can take.
 _DYNAMIC = 1 << 17
@@ -617,7 +617,7 @@ class Tracer:
                 low, high = last.real, max(high, last.real + last.nbytes)
                 end = last.address
                 self._buffers.pop()
-        # Of the address in this process the alignment is kept, which decides on sectors.
+        # Keeps the alignment of the address in this process, on which the number of sectors depends.
         address = -(-end // 512) * 512 + low % 512
         buffer = _Buffer(high - low, granule, shared=False, address=address, real=low, owner=array)
         self._buffers.append(buffer)
@@ -662,7 +662,7 @@ class Tracer:
                 buffer = _Buffer(values.nbytes, values.itemsize, shared=True, address=_DYNAMIC, real=0, owner=values)
                 self._buffers.append(buffer)
         else:
-            # Not one bit more aligned than the kernel asks for: more would be luck.
+            # No more aligned than the kernel asks for: more would be luck.
             alignment = max(alignment, values.itemsize)
             address = (-(-self._shared_end // alignment) | 1) * alignment
             buffer = _Buffer(values.nbytes, values.itemsize, shared=True, address=address, real=0, owner=values)
@@ -705,7 +705,7 @@ class Tracer:
             self.report.add("divergent barrier", (names, left), names, details)
 
     def out_of_bounds(self, array: TracedArray, kind: int, index: Any, where: Site) -> None:
-        """The current thread touches what is not there."""
+        """The current thread accesses an element that does not exist."""
         subscript = ", ".join(str(i) for i in (index if isinstance(index, tuple) else (index,)))
         name, what = site_name(where), f"out-of-bounds {_KINDS[kind]}"
         details = f"{array.name}[{subscript}] of shape {array.shape} at {name} by {self._who()}"
@@ -715,7 +715,7 @@ class Tracer:
         thread, block = self._thread if thread is None else thread, self._block if block is None else block
         return thread_name(self.block_dim.at(thread), self.grid.at(block))
 
-    # Working the log off.
+    # Evaluating the log.
 
     def finish(self) -> None:
         """The launch is over."""

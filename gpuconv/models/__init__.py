@@ -1,4 +1,4 @@
-"""Networks, one file each, and the table by which ``gpuconv.load`` and the command line know them."""
+"""Networks, one file each, and the table that ``gpuconv.load`` and the command line look them up in."""
 
 from __future__ import annotations
 

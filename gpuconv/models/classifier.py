@@ -1,4 +1,4 @@
-"""What image classifiers share: they know their classes, how to prepare an image, and how to be saved."""
+"""The base of image classifiers: they know their classes, prepare images, and can be saved."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Classifier(Sequential):
     """A Sequential whose outputs are logits, one a class.
 
     Attributes:
-        config: the constructor's arguments, JSON types only: with them a file can rebuild the model.
+        config: the constructor's arguments, JSON types only, from which a file rebuilds the model.
         input_shape: shape of one prepared image, ``(channels, height, width)``.
         classes: name of each class.
         input_transform: how raw images become inputs (padding, standardisation); None until the model is trained.
-        form: how the images look that it was trained with, which pictures are brought into
-            (:func:`gpuconv.data.read_picture`); None until the model is trained.
+        form: the form of its training images, into which pictures are brought (:func:`gpuconv.data.read_picture`); None
+            until the model is trained.
     """
 
     def __init__(

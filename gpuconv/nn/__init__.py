@@ -1,4 +1,4 @@
-"""Layers and networks, with PyTorch's names; ``predict``, ``get_weights``, ``set_weights``, ``summary`` are Keras's."""
+"""Layers and networks with PyTorch's names. ``predict``, ``get_weights``, ``set_weights``, ``summary`` are Keras's."""
 
 from gpuconv.nn import functional, init, utils
 from gpuconv.nn.activations import (

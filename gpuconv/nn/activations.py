@@ -1,7 +1,7 @@
 """Activations and dropout as modules, with PyTorch's names, arguments and defaults.
 
-``inplace=True`` is taken where PyTorch takes it. The result is the same; the input's memory is not reused, and the
-input keeps its values.
+``inplace=True`` is accepted where PyTorch accepts it, and gives the same result. But the input keeps its values, and
+its memory is not reused.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 
 
 class _Function(Module):
-    """Calls a function with the options that the module was made with, which are its attributes."""
+    """Calls a function with the module's options, which are its attributes."""
 
     function: ClassVar[Callable[..., Any]]
 
@@ -67,14 +67,14 @@ class _Function(Module):
 
 
 class _Inplace(_Function):
-    """One without other options."""
+    """A function with no option but ``inplace``."""
 
     def __init__(self, inplace: bool = False):
         super().__init__(inplace)
 
 
 class _Plain(_Function):
-    """One without options."""
+    """A function without options."""
 
     def __init__(self) -> None:
         super().__init__()

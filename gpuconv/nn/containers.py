@@ -1,4 +1,4 @@
-"""Modules that hold others, or parameters: lists and dicts that the module they are in knows of."""
+"""Modules that hold other modules or parameters, as lists and dicts, and register them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Identity", "ModuleDict", "ModuleList", "ParameterDict", "ParameterLi
 
 
 class Identity(Module):
-    """The input as it is; arguments are taken and not looked at."""
+    """Returns its input; arguments are accepted and ignored."""
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__()
@@ -22,7 +22,7 @@ class Identity(Module):
 
 
 class _List(Module):
-    """What lists have in common; their elements are attributes with numbers as names."""
+    """Base of the lists; their elements are attributes with numbers as names."""
 
     kind: type
 
@@ -86,7 +86,7 @@ class _List(Module):
 
 
 class ModuleList(_List):
-    """A list of modules. It has no ``forward``: whoever holds it calls them."""
+    """A list of modules. It has no ``forward``; the module that contains it calls them."""
 
     kind = Module
 
@@ -101,7 +101,7 @@ class ModuleList(_List):
 
 
 class ParameterList(_List):
-    """A list of parameters; Tensors and arrays are made into them."""
+    """A list of parameters; Tensors and arrays are converted."""
 
     kind = Parameter
 
@@ -113,7 +113,7 @@ class ParameterList(_List):
 
 
 class _Dict(Module):
-    """What dicts have in common; their elements are attributes."""
+    """Base of the dicts; their elements are attributes."""
 
     kind: type
 
@@ -180,7 +180,7 @@ class _Dict(Module):
 
 
 class ModuleDict(_Dict):
-    """A dict of modules. It has no ``forward``: whoever holds it calls them."""
+    """A dict of modules. It has no ``forward``; the module that contains it calls them."""
 
     kind = Module
 
@@ -189,7 +189,7 @@ class ModuleDict(_Dict):
 
 
 class ParameterDict(_Dict):
-    """A dict of parameters; Tensors and arrays are made into them."""
+    """A dict of parameters; Tensors and arrays are converted."""
 
     kind = Parameter
 

@@ -1,4 +1,4 @@
-"""Initial values of parameters. All write into the Tensor given and return it.
+"""Initial values of parameters. All functions write into the given Tensor and return it.
 
 Fans are counted as in PyTorch: for a weight (out, in, R, S) fan_in is ``in · R · S`` and fan_out ``out · R · S``.
 """
@@ -33,13 +33,13 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: G
 
 
 def constant_(tensor: Tensor, value: float) -> Tensor:
-    """Every element is ``value``."""
+    """Set every element to ``value``."""
     tensor.data[...] = value
     return tensor
 
 
 def zeros_(tensor: Tensor) -> Tensor:
-    """Every element is 0."""
+    """Set every element to 0."""
     return constant_(tensor, 0.0)
 
 

@@ -1,7 +1,7 @@
 """Layers: the functions of ``gpuconv.functional`` with their parameters. Names and defaults are PyTorch's.
 
-Constructors refuse what no input could go with, in the words of the functions: ``ValueError`` and ``TypeError`` name
-the layer and the argument.
+Constructors raise ``ValueError`` or ``TypeError`` for arguments that fit no input. As those of the functions, the
+messages name the layer and the argument.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Weighted(Module):
 def _default_parameters(layer: _Weighted, shape: tuple[int, ...], outputs: int, bias: Any, dtype: Any) -> None:
     """Give a layer weight and bias, both uniform in ``± 1 / sqrt(fan_in)``, which is PyTorch's default."""
     op = type(layer).__name__
-    bias = bias is not None and flag(bias, "bias", op=op)  # PyTorch takes None, too
+    bias = bias is not None and flag(bias, "bias", op=op)  # PyTorch accepts None too
     try:
         dtype = np.dtype(dtype)
     except TypeError:
@@ -122,7 +122,7 @@ class Conv2d(_ConvNd):
         self.stride, self.padding, self.dilation = strides, immutable(padding), dilations
 
     def arguments(self) -> tuple[Any, ...]:
-        """What ``functional.conv2d`` takes behind the input."""
+        """The arguments of ``functional.conv2d`` after the input."""
         return self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
 
     def forward(self, input: Any) -> Any:
@@ -287,12 +287,12 @@ class SumPool2d(_Pool):
 
 
 def _dimension(dim: Any, name: str, op: str) -> int:
-    """The number of a dimension, from the front or, below 0, from the back; whether there is one, the input decides."""
+    """A dimension's number, counted from the front or, below 0, from the back; the input decides if it exists."""
     return integer(dim, name, minimum=-(2**31), op=op)
 
 
 class Flatten(Module):
-    """Merge dimensions into one; all but the batch unless told otherwise."""
+    """Merge dimensions into one; by default all but the batch."""
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1):
         super().__init__()

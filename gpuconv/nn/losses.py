@@ -1,4 +1,4 @@
-"""Losses as modules, with PyTorch's names, arguments and defaults; what they compute is in ``gpuconv.functional``."""
+"""Losses as modules, with PyTorch's names, arguments and defaults; ``gpuconv.functional`` documents them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REDUCTIONS = ("mean", "sum", "none")
 
 
 class _Loss(Module):
-    """Calls a loss with the options that the module was made with, which are its attributes."""
+    """Calls a loss function with the module's options, which are its attributes."""
 
     function: ClassVar[Callable[..., Any]]
 
@@ -48,7 +48,7 @@ class _Loss(Module):
             setattr(self, name, value)
 
     def _keep(self, name: str, values: Any) -> None:
-        """Keep an option that is an array as a buffer, or None."""
+        """Register an option that is an array or None as a buffer."""
         self.register_buffer(name, None if values is None else Tensor(values))
         self._names += (name,)
 

@@ -1,4 +1,4 @@
-"""Module: a piece of a network that knows its parameters."""
+"""Module: a part of a network, with its parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARALLEL = "module."
 
 
 class Parameter(Tensor):
-    """A Tensor that a Module learns: it requires grad, and the Module it is assigned to lists it."""
+    """A Tensor that a Module learns. It requires grad, and the Module that it is assigned to registers it."""
 
     def __init__(self, data: Any, requires_grad: bool = True, *, dtype: Any = None):
         super().__init__(data, requires_grad, dtype=dtype)
@@ -50,11 +50,11 @@ class Module:
         self.training = True
 
     def forward(self, *inputs: Any) -> Any:
-        """Compute the output; subclasses define it, users call the module."""
+        """Compute the output. Subclasses define it; users call the module itself."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Run :meth:`forward`, and the hooks before and behind it."""
+        """Run the hooks before :meth:`forward`, :meth:`forward`, and the hooks after it."""
         if "_hooked" not in self.__dict__:
             return self.forward(*inputs, **options)
         for before in list(self._forward_pre_hooks.values()):
@@ -68,16 +68,16 @@ class Module:
         return output
 
     def register_forward_hook(self, hook: Callable[[Module, tuple[Any, ...], Any], Any]) -> RemovableHandle:
-        """Call ``hook(module, inputs, output)`` after each forward; what it returns, if anything, is the output.
+        """Call ``hook(module, inputs, output)`` after each forward; if it returns something, that replaces the output.
 
-        Returns what has a method ``remove``.
+        Returns a handle with a method ``remove``.
         """
         return RemovableHandle(self, self._forward_hooks, hook)
 
     def register_forward_pre_hook(self, hook: Callable[[Module, tuple[Any, ...]], Any]) -> RemovableHandle:
-        """Call ``hook(module, inputs)`` before each forward; what it returns, if anything, are the inputs.
+        """Call ``hook(module, inputs)`` before each forward; if it returns something, that replaces the inputs.
 
-        Returns what has a method ``remove``.
+        Returns a handle with a method ``remove``.
         """
         return RemovableHandle(self, self._forward_pre_hooks, hook)
 
@@ -100,11 +100,11 @@ class Module:
         object.__setattr__(self, name, value)
 
     def _check_attribute(self, name: str, value: Any) -> None:
-        """Refuse what would lose a parameter or module without a word, or hide a method.
+        """Refuse an assignment that would silently drop a parameter or module, or hide a method.
 
         Raises:
-            TypeError: a parameter's or module's name is given something else than one, or None.
-            ValueError: a parameter or module under a name that cannot be one.
+            TypeError: the name of a parameter or module is given a value of another kind (None is allowed).
+            ValueError: the name of a parameter or module contains a dot, or is a method.
         """
         kind = type(self).__name__
         if isinstance(value, (Parameter, Module)):
@@ -121,16 +121,16 @@ class Module:
             raise TypeError(f"{kind}: {name} is a Module, and cannot become a {type(value).__name__}")
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Keep a Tensor that is part of the state, but is not learned: a running mean, say.
+        """Register a Tensor that is part of the state but is not learned, such as a running mean.
 
         Args:
-            name: the attribute under which it is found.
-            tensor: it, or None: then it is not part of the state.
-            persistent: whether :meth:`state_dict` has it.
+            name: name of the attribute.
+            tensor: the Tensor; or None, which is not part of the state.
+            persistent: whether :meth:`state_dict` contains it.
 
         Raises:
             TypeError: ``tensor`` is neither a Tensor nor None.
-            ValueError: a name that is taken, or that cannot be one.
+            ValueError: the name is taken or invalid.
         """
         kind = type(self).__name__
         if name not in self._buffers and hasattr(self, name):
@@ -149,7 +149,7 @@ class Module:
         object.__setattr__(self, name, value)
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
-        """Set a parameter; as assigning it. TypeError: neither a Parameter nor None."""
+        """Set a parameter, as assigning it does. TypeError: neither a Parameter nor None."""
         if param is not None and not isinstance(param, Parameter):
             kind = type(self).__name__
             raise TypeError(
@@ -158,7 +158,7 @@ class Module:
         setattr(self, name, param)
 
     def add_module(self, name: str, module: Module | None) -> None:
-        """Set a module; as assigning it, under any name. TypeError: neither a Module nor None."""
+        """Set a module under any name, as assigning it does. TypeError: neither a Module nor None."""
         if module is not None and not isinstance(module, Module):
             kind = type(self).__name__
             raise TypeError(f"{kind}: add_module: module must be a Module or None, got {type(module).__name__}")
@@ -189,7 +189,7 @@ class Module:
         return (module for _, module in self.named_modules())
 
     def named_parameters(self, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Parameter]]:
-        """All parameters with dotted names; one that is shared comes once, or under each of its names."""
+        """All parameters with dotted names; a shared one is listed once, or under each of its names."""
         seen: set[int] = set()
         for prefix, module in self.named_modules():
             for name, parameter in module._parameters.items():
@@ -222,7 +222,7 @@ class Module:
                     yield (f"{prefix}.{name}" if prefix else name), value
 
     def extra_repr(self) -> str:
-        """The arguments to show between the parentheses of ``repr``."""
+        """The text between the parentheses of ``repr``."""
         return ""
 
     def __repr__(self) -> str:
@@ -244,13 +244,13 @@ class Module:
         return self.train(False)
 
     def requires_grad_(self: _M, requires_grad: bool = True) -> _M:
-        """Set for all parameters whether their gradients are wanted; returns self."""
+        """Set ``requires_grad`` of all parameters; returns self."""
         for parameter in self.parameters():
             parameter.requires_grad = bool(requires_grad)
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of all parameters. TypeError: ``set_to_none=False``; they are never zeros here."""
+        """Set the gradients of all parameters to None. TypeError: ``set_to_none=False``, which is not supported."""
         if not set_to_none:
             raise TypeError("zero_grad: set_to_none=False is not available; a gradient that is None counts as zero")
         for parameter in self.parameters():
@@ -264,12 +264,12 @@ class Module:
         return self
 
     def to(self: _M, backend: Any) -> _M:
-        """Move all parameters, their gradients, and all buffers, to where a backend computes; returns self.
+        """Move all parameters, their gradients, and all buffers to the device of a backend; returns self.
 
-        Operations run where the parameters are. An optimizer goes on with them, and its own arrays follow.
+        Operations run where the parameters are. Optimizers keep working: their arrays follow.
 
         Args:
-            backend: 'cuda', or 'cpu' for the host; another backend's name or a Backend will do, too.
+            backend: 'cuda', 'cpu' for the host, the name of another backend, or a Backend.
 
         Raises:
             ValueError: no such backend.
@@ -284,15 +284,15 @@ class Module:
         return self
 
     def float(self: _M) -> _M:
-        """Make all floats among parameters, their gradients and buffers float32; returns self."""
+        """Convert all float parameters, gradients and buffers to float32; returns self."""
         return self._converted(np.float32)
 
     def double(self: _M) -> _M:
-        """Make all floats among parameters, their gradients and buffers float64; returns self."""
+        """Convert all float parameters, gradients and buffers to float64; returns self."""
         return self._converted(np.float64)
 
     def half(self: _M) -> _M:
-        """There are no half types to compute in. TypeError: always; the message says what would do."""
+        """Not supported: kernels compute in float32 and float64. TypeError: always."""
         raise TypeError(
             f"{type(self).__name__}: half: kernels compute in float32 and float64; float() makes it float32"
         )
@@ -307,23 +307,24 @@ class Module:
     # -- weights in and out ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of all parameters and buffers as NumPy arrays under their dotted names, PyTorch's names and layouts.
+        """A copy of all parameters and buffers as NumPy arrays, with PyTorch's dotted names and layouts.
 
-        One that is shared is there under each of its names, as in PyTorch.
+        A shared parameter or buffer is listed under each of its names, as in PyTorch.
         """
         return {name: value.numpy().copy() for name, value in self._state()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Set all parameters and buffers from arrays (NumPy, torch, ...); nothing is changed if anything does not fit.
+        """Set all parameters and buffers from arrays (NumPy, torch, ...); if anything does not fit, nothing is changed.
 
-        Of one that is shared, one of its names is enough. Without ``strict``, names may be missing or too many.
+        A shared parameter or buffer needs only one of its names. With ``strict=False``, names may be missing or
+        unknown.
 
         bfloat16 and the floats of a byte, which NumPy lacks, are widened: their values are all float32's, too. Names
         that all begin with ``module.``, as those of a network inside torch's DataParallel, are taken without it.
 
         Raises:
-            ValueError: names that are missing or too many, or a shape that does not fit; the message lists them.
-            TypeError: what is no mapping, or a value that is no array of real numbers; the message names it, and says
+            ValueError: missing or unknown names, or a shape that does not fit; the message lists them.
+            TypeError: not a mapping, or a value that is not an array of real numbers; the message names it, and says
                 what would do.
         """
         if not isinstance(state, Mapping):
@@ -376,7 +377,7 @@ class Module:
     # -- use ---------------------------------------------------------------------------------------------------------
 
     def predict(self, inputs: Any, batch_size: int = 256) -> np.ndarray:
-        """The outputs for ``inputs`` as a NumPy array: evaluation mode, no graph, in batches.
+        """The outputs for ``inputs`` as a NumPy array: in evaluation mode, without a graph, in batches.
 
         Args:
             inputs: what ``forward`` takes, samples along the first dimension.
@@ -407,19 +408,19 @@ class Module:
 
 
 def _values(name: str, value: Any) -> Any:
-    """The array of an entry of a state.
+    """The array of an entry of a state dict.
 
     Raises:
-        TypeError: it is none, or not of real numbers.
+        TypeError: it is not an array of real numbers.
     """
 
     def refused(what: str) -> TypeError:
         return TypeError(f"load_state_dict: {name} {what}")
 
-    # A torch parameter comes with its graph; its values are what is wanted here.
+    # A torch parameter comes with its graph; only its values are needed.
     if hasattr(value, "detach"):
         value = value.detach()
-    # What only torch's tensors have, so that torch need not be loaded.
+    # Attributes that only torch tensors have, so that torch need not be imported.
     if getattr(value, "is_quantized", False):
         raise refused(f"is quantized, of type {value.dtype}; pass tensor.dequantize()")
     if getattr(value, "is_nested", False) or getattr(value, "is_meta", False):
@@ -440,16 +441,16 @@ def _values(name: str, value: Any) -> Any:
 
 
 class RemovableHandle:
-    """What takes a hook away again, with :meth:`remove`."""
+    """Removes a hook again, with :meth:`remove`."""
 
     def __init__(self, module: Module, hooks: dict[int, Any], hook: Any):
         self._module, self._hooks, self._number = module, hooks, next(_hook_numbers)
         hooks[self._number] = hook
-        # Looked at in every call: one look into one dict.
+        # Checked in every call, so it is a single look-up in one dict.
         module.__dict__["_hooked"] = True
 
     def remove(self) -> None:
-        """Take the hook away; doing so twice is no error."""
+        """Remove the hook; a second call does nothing."""
         self._hooks.pop(self._number, None)
         if not (self._module._forward_hooks or self._module._forward_pre_hooks):
             self._module.__dict__.pop("_hooked", None)
@@ -460,7 +461,7 @@ _hook_numbers = itertools.count()
 
 @contextmanager
 def evaluating(module: Module) -> Iterator[None]:
-    """Evaluation mode inside the ``with`` block; afterwards every module is as it was."""
+    """Evaluation mode inside the ``with`` block; afterwards the mode of every module is restored."""
     modes = [(inside, inside.training) for inside in module.modules()]
     module.eval()
     try:

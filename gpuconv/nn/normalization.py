@@ -280,7 +280,7 @@ class GroupNorm(Module):
 
 
 class LocalResponseNorm(Module):
-    """Division by what neighbouring channels do; see :func:`gpuconv.functional.local_response_norm`."""
+    """Division by the activity of neighbouring channels; see :func:`gpuconv.functional.local_response_norm`."""
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Sequential: modules one after the other, with the neighbours that have a fused primitive run as one."""
+"""Sequential: modules one after the other; neighbours that have a fused primitive run as one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Sequential(Module):
         modules: the modules; or one dict of names and modules, which then name the parameters.
     """
 
-    #: Whether neighbours run as one; a summary of the layers sets it to False for a while.
+    #: Whether neighbours run as one; set to False while a summary of the layers is made.
     _fusing = True
 
     def __init__(self, *modules: Any):
@@ -75,7 +75,7 @@ class Sequential(Module):
         return self
 
     def _replace(self, modules: list[Any]) -> None:
-        """Give numbers as names to the modules that are not here yet."""
+        """Give modules that are new here numbers as names."""
         self._check(modules)
         for number, module in enumerate(modules[len(self) :], start=len(self)):
             setattr(self, str(number), module)
@@ -116,7 +116,7 @@ _NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
 def _fusible(modules: list[Module], kinds: _Kinds, position: int) -> int:
-    """How many modules run as one from a position on."""
+    """How many modules, from a position on, run as one."""
     types = kinds[position : position + 3]
     if types[0] in _NORMS and types[1:2] == [ReLU]:
         return 2
@@ -129,7 +129,7 @@ def _fusible(modules: list[Module], kinds: _Kinds, position: int) -> int:
 
 
 def _linear_run(kinds: _Kinds, position: int) -> int:
-    """How many modules from a position on are fully connected layers, and a ReLU behind one."""
+    """How many modules, from a position on, are fully connected layers and the ReLUs after them."""
     end = position
     while end < len(kinds) and kinds[end] is Linear:
         end += 2 if end + 1 < len(kinds) and kinds[end + 1] is ReLU else 1

@@ -30,18 +30,18 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All layers of a network in the order in which they run; ``print`` shows it as a table."""
+    """All layers of a network in the order in which they run; print it to see a table."""
 
     layers: tuple[LayerSummary, ...]
 
     @property
     def parameters(self) -> int:
-        """Learned numbers in all."""
+        """Total number of learned values."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def connections(self) -> int:
-        """Connections in all."""
+        """Total number of connections."""
         return sum(layer.connections for layer in self.layers)
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:

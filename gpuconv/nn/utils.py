@@ -1,4 +1,4 @@
-"""What is done to all parameters at once, with ``torch.nn.utils``' names."""
+"""Functions on all parameters at once, with the names of ``torch.nn.utils``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _number(op: str, name: str, value: Any) -> float:
 
 
 def _norm(gradients: list[Tensor], norm_type: float) -> Tensor:
-    """The norm of all gradients together; where they live."""
+    """The norm of all gradients together, on their device."""
     if not gradients:
         return Tensor(np.zeros((), np.float32))
     norms = [gradient.norm(norm_type) for gradient in gradients]
@@ -74,7 +74,7 @@ def clip_grad_norm_(
     total = _norm([gradient.detach() for gradient in gradients], norm_type)
     if error_if_nonfinite and not math.isfinite(total.item()):
         raise RuntimeError(f"{op}: the total norm of the gradients is {total.item()}, which is not finite")
-    # On the device: nobody waits for the norm.
+    # Computed on the device, so that the host need not wait for the norm.
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         overwrite(gradient.data, (gradient.detach() * factor.type_as(gradient)).data, op)
@@ -82,7 +82,7 @@ def clip_grad_norm_(
 
 
 def clip_grad_value_(parameters: Any, clip_value: float) -> None:
-    """Bring all elements of all gradients between ``-clip_value`` and ``clip_value``, in place."""
+    """Clip all elements of all gradients to ``-clip_value`` to ``clip_value``, in place."""
     op = "clip_grad_value_"
     bound = _number(op, "clip_value", clip_value)
     for parameter in _parameters(op, parameters):
@@ -91,7 +91,7 @@ def clip_grad_value_(parameters: Any, clip_value: float) -> None:
 
 
 def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
-    """All parameters one behind the other, as one vector: a copy, on the host, without a graph."""
+    """All parameters concatenated to one vector: a copy on the host, without a graph."""
     listed = _parameters("parameters_to_vector", parameters)
     if not listed:
         raise ValueError("parameters_to_vector: parameters must have at least one element")
@@ -99,7 +99,7 @@ def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def vector_to_parameters(vec: Any, parameters: Iterable[Tensor]) -> None:
-    """Set all parameters, in place, from what :func:`parameters_to_vector` gave. ValueError: another length."""
+    """Set all parameters, in place, from a vector of :func:`parameters_to_vector`. ValueError: another length."""
     op = "vector_to_parameters"
     listed, values = _parameters(op, parameters), to_array(vec)
     total = sum(parameter.numel() for parameter in listed)

@@ -1,7 +1,7 @@
-"""Optimizers and schedules of the learning rate, with PyTorch's names, arguments and formulas.
+"""Optimizers and learning rate schedules, with PyTorch's names, arguments and formulas.
 
-``SGD``, ``Adam`` and ``AdamW`` update all parameters in one launch of a kernel; the others are operations of the array
-library.
+``SGD``, ``Adam`` and ``AdamW`` update all parameters in one kernel launch; the other optimizers use operations of the
+array library.
 """
 
 from gpuconv.optim import lr_scheduler

@@ -62,7 +62,7 @@ class Adam(Optimizer, settings=("betas", "eps", "weight_decay", "amsgrad")):
 
 
 class AdamW(Adam):
-    """Adam with the weight decay taken off the weights, not added to the gradient (Loshchilov & Hutter, 2019)."""
+    """Adam that decays the weights directly, and not through the gradient (Loshchilov & Hutter, 2019)."""
 
     _decoupled = True
 

@@ -1,4 +1,4 @@
-"""Optimizers that scale each step by what the gradients were, beside Adam."""
+"""Optimizers, beside Adam, that scale each step by past gradients."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class RMSprop(ArrayOptimizer, settings=("alpha", "eps", "weight_decay", "momentu
 
 
 class Adamax(ArrayOptimizer, settings=("betas", "eps", "weight_decay")):
-    """Adam by the largest gradient instead of their squares (Kingma & Ba, 2015, section 7.1).
+    """Adam with the largest gradient in place of the mean square (Kingma & Ba, 2015, section 7.1).
 
     ``m = beta1 · m + (1 - beta1) · g; u = max(beta2 · u, |g| + eps); w -= lr / (1 - beta1^t) · m / u``.
     """
@@ -189,7 +189,7 @@ class NAdam(ArrayOptimizer, settings=("betas", "eps", "weight_decay", "momentum_
 
 
 class RAdam(ArrayOptimizer, settings=("betas", "eps", "weight_decay", "decoupled_weight_decay")):
-    """Adam that is plain momentum until the variance of its step is bounded (Liu et al., 2020)."""
+    """Adam that starts as plain momentum, until the variance of its step is bounded (Liu et al., 2020)."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Updates that are a few operations of the array library, NumPy or CuPy, and no kernel of their own.
+"""Updates that are operations of the array library (NumPy or CuPy), without a kernel of their own.
 
-They take a pass over memory for each operation. Nor can a captured step repeat them: its graph would keep the numbers
-of the step that was captured.
+They take a pass over memory for each operation. They cannot be captured: the graph would repeat the numbers of the
+captured step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Formula = Callable[..., None]
 
 
 def each(formula: Formula, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
-    """Run a formula, which writes in place, on each parameter.
+    """Apply a formula, which writes in place, to each parameter.
 
     Raises:
         RuntimeError: while a step is captured.
@@ -33,14 +33,14 @@ def each(formula: Formula, backend: Backend, together: Together, *arrays: Sequen
 
 
 def decayed(group: dict[str, Any], w: Any, g: Any) -> Any:
-    """The gradient with that of the weight decay."""
+    """The gradient plus the weight decay term."""
     return g + group["weight_decay"] * w if group["weight_decay"] else g
 
 
 def moments(group: dict[str, Any], decoupled: bool, w: Any, g: Any, mean: Any, square: Any) -> Any:
-    """Update the moving averages of gradients and their squares, as Adam and its relatives do, and return the gradient.
+    """Update the moving averages of gradients and their squares, as Adam does, and return the gradient.
 
-    The weights decay first: by themselves if ``decoupled``, else by way of the gradient.
+    The weights decay first: directly if ``decoupled``, else through the gradient.
     """
     beta1, beta2 = group["betas"]
     if decoupled:
@@ -54,7 +54,7 @@ def moments(group: dict[str, Any], decoupled: bool, w: Any, g: Any, mean: Any, s
 
 
 class ArrayOptimizer(Optimizer):
-    """Base of optimizers whose update is such a formula."""
+    """Base of the optimizers whose update is an array formula."""
 
     def _formula(self, xp: Any, group: dict[str, Any], t: int, w: Any, g: Any, *slots: Any) -> None:
         raise NotImplementedError

@@ -1,9 +1,9 @@
-"""Schedules of the learning rate, with PyTorch's names, arguments and formulas.
+"""Learning rate schedules, with PyTorch's names, arguments and formulas.
 
-``scheduler.step()`` follows ``optimizer.step()``, once an epoch or a step, and sets the learning rate of each group of
-parameters. It starts from the rate that is there, so that several schedulers of one optimizer multiply. On a GPU each
-new rate is sent there once; one that changes with every step is better a function of the step's number, as
-``optimizer.schedule``.
+Call ``scheduler.step()`` after ``optimizer.step()``, once an epoch or once a step; it sets the learning rate of each
+parameter group. It starts from the current rate, so that the factors of several schedulers multiply. On a GPU each new
+rate is uploaded once. For a rate that changes at every step, ``optimizer.schedule``, a function of the step number, is
+better.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ __all__ = [
 
 
 class LRScheduler:
-    """Base: sets the learning rates of an optimizer's groups by how often it was stepped.
+    """Base class: sets the learning rates of an optimizer's groups by the number of its steps.
 
     Args:
-        optimizer: whose rates; their first values are the base of the schedule.
-        last_epoch: -1 begins a schedule; another number goes on behind that many steps, with the base that an earlier
-            scheduler has left in the groups.
+        optimizer: whose rates; their initial values are the base of the schedule.
+        last_epoch: -1 begins a schedule; another number continues after that many steps, with the base rates that an
+            earlier scheduler has left in the groups.
 
     Attributes:
-        last_epoch: how many steps were taken.
-        base_lrs: the rates at the beginning, of each group.
+        last_epoch: number of steps taken.
+        base_lrs: the initial rate of each group.
     """
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1):
@@ -53,19 +53,19 @@ class LRScheduler:
         self.step()
 
     def get_lr(self) -> list[float]:
-        """The rates of this step, from those that are there."""
+        """The rates of this step, computed from the current ones."""
         raise NotImplementedError
 
     def _closed_form(self) -> list[float]:
-        """The rates of this step, from the base alone."""
+        """The rates of this step, computed from the base alone."""
         return self.get_lr()
 
     def get_last_lr(self) -> list[float]:
-        """The rates that the last step has set, of each group."""
+        """The rates that the last step set, one for each group."""
         return self._last_lr
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on to the next rates, or to those behind ``epoch`` steps."""
+        """Advance to the next rates, or to those after ``epoch`` steps."""
         if epoch is None:
             self.last_epoch += 1
             self._set(self.get_lr())
@@ -85,11 +85,11 @@ class LRScheduler:
         return [lr * factor for lr in self._rates()]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the schedule depends on, but for the optimizer and functions."""
+        """The state of the schedule, without the optimizer and functions."""
         return {name: value for name, value in self.__dict__.items() if name != "optimizer" and not callable(value)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave; the rates themselves are in the optimizer's state."""
+        """Restore the state of :meth:`state_dict`; the rates themselves are in the optimizer's state."""
         self.__dict__.update(state)
 
 
@@ -107,7 +107,7 @@ def _functions(op: str, given: Any, groups: int) -> list[Callable[[int], float]]
 
 
 class LambdaLR(LRScheduler):
-    """The base times a function of the number of steps, one for all groups or one for each."""
+    """The base rate times a function of the number of steps: one function for all groups, or one for each."""
 
     def __init__(self, optimizer: Optimizer, lr_lambda: Any, last_epoch: int = -1):
         self._functions = tuple(_functions("LambdaLR", lr_lambda, len(optimizer.param_groups)))
@@ -121,7 +121,7 @@ class LambdaLR(LRScheduler):
 
 
 class MultiplicativeLR(LambdaLR):
-    """The rate that is there times a function of the number of steps."""
+    """The current rate times a function of the number of steps."""
 
     def get_lr(self) -> list[float]:
         if self.last_epoch <= 0:
@@ -130,7 +130,7 @@ class MultiplicativeLR(LambdaLR):
 
 
 class StepLR(LRScheduler):
-    """Times ``gamma`` every ``step_size`` steps."""
+    """Multiplies the rate by ``gamma`` every ``step_size`` steps."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1):
         self.step_size, self.gamma = step_size, gamma
@@ -145,7 +145,7 @@ class StepLR(LRScheduler):
 
 
 class MultiStepLR(LRScheduler):
-    """Times ``gamma`` at each of the ``milestones``, numbers of steps."""
+    """Multiplies the rate by ``gamma`` at each of the ``milestones``, which are numbers of steps."""
 
     def __init__(self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1, last_epoch: int = -1):
         self.milestones, self.gamma = Counter(milestones), gamma
@@ -160,7 +160,7 @@ class MultiStepLR(LRScheduler):
 
 
 class ConstantLR(LRScheduler):
-    """Times ``factor`` for the first ``total_iters`` steps."""
+    """Multiplies the base rate by ``factor`` for the first ``total_iters`` steps."""
 
     def __init__(self, optimizer: Optimizer, factor: float = 1 / 3, total_iters: int = 5, last_epoch: int = -1):
         if not 0 <= factor <= 1:
@@ -178,7 +178,7 @@ class ConstantLR(LRScheduler):
 
 
 class LinearLR(LRScheduler):
-    """Times a factor that goes in a line from ``start_factor`` to ``end_factor`` within ``total_iters`` steps."""
+    """Base rate times a factor, linear from ``start_factor`` to ``end_factor`` in ``total_iters`` steps."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class LinearLR(LRScheduler):
 
 
 class ExponentialLR(LRScheduler):
-    """Times ``gamma`` at each step."""
+    """Multiplies the rate by ``gamma`` at each step."""
 
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1):
         self.gamma = gamma
@@ -225,7 +225,7 @@ class ExponentialLR(LRScheduler):
 
 
 class PolynomialLR(LRScheduler):
-    """To 0 within ``total_iters`` steps, by ``(1 - steps / total_iters) ** power``."""
+    """Falls to 0 in ``total_iters`` steps, as ``(1 - steps / total_iters) ** power``."""
 
     def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1):
         self.total_iters, self.power = total_iters, power
@@ -243,7 +243,7 @@ class PolynomialLR(LRScheduler):
 
 
 class CosineAnnealingLR(LRScheduler):
-    """Half a cosine from the base to ``eta_min`` within ``T_max`` steps (Loshchilov & Hutter, 2017), and back."""
+    """Half a cosine from the base to ``eta_min`` in ``T_max`` steps, and back (Loshchilov & Hutter, 2017)."""
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1):
         self.T_max, self.eta_min = T_max, eta_min
@@ -265,7 +265,7 @@ class CosineAnnealingLR(LRScheduler):
 
 
 class CosineAnnealingWarmRestarts(LRScheduler):
-    """:class:`CosineAnnealingLR` that begins anew after ``T_0`` steps, and each time after ``T_mult`` times as many."""
+    """A :class:`CosineAnnealingLR` that restarts after ``T_0`` steps; each period is ``T_mult`` times longer."""
 
     def __init__(self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0, last_epoch: int = -1):
         if T_0 <= 0 or T_mult < 1:
@@ -284,17 +284,18 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
 
 class OneCycleLR(LRScheduler):
-    """Up to ``max_lr`` and down again within all steps of a run (Smith & Topin, 2019); the momentum goes against it.
+    """Rises to ``max_lr`` and falls again in one run (Smith & Topin, 2019); the momentum moves the opposite way.
 
     Args:
-        optimizer: whose rates, and with ``cycle_momentum`` momentum (of Adam the first beta).
+        optimizer: whose rates and, with ``cycle_momentum``, momentum (for Adam the first beta).
         max_lr: the largest rate, or one for each group.
         total_steps: of the run; or ``epochs`` and ``steps_per_epoch``.
-        pct_start: part of the steps in which the rate rises.
+        pct_start: share of the steps in which the rate rises.
         anneal_strategy: ``'cos'`` or ``'linear'``.
-        base_momentum, max_momentum: its smallest and largest value.
-        div_factor: ``max_lr`` over the first rate; final_div_factor: the first rate over the last one.
-        three_phase: as long down to the first rate as up, then to the last one.
+        base_momentum, max_momentum: smallest and largest momentum.
+        div_factor: ``max_lr`` divided by the first rate.
+        final_div_factor: the first rate divided by the last one.
+        three_phase: fall to the first rate in as many steps as the rise took, then to the last rate.
     """
 
     def __init__(
@@ -369,7 +370,7 @@ class OneCycleLR(LRScheduler):
 
 
 class SequentialLR(LRScheduler):
-    """Schedulers one behind the other, each from its milestone on as if it began there.
+    """Schedulers one after the other; each starts at its milestone as if from its beginning.
 
     Args:
         optimizer: of all schedulers.
@@ -438,17 +439,18 @@ class ChainedScheduler(SequentialLR):
 
 
 class ReduceLROnPlateau(LRScheduler):
-    """Times ``factor`` when a quantity has not become better for ``patience`` steps; ``step`` takes its value.
+    """Multiplies the rate by ``factor`` when the quantity given to ``step`` stops improving.
 
     Args:
         optimizer: whose rates.
-        mode: ``'min'``: lower is better; ``'max'``.
+        mode: ``'min'``: lower is better; ``'max'``: higher is better.
         factor: below 1.
-        patience: steps without a better value that are allowed.
-        threshold, threshold_mode: how much better counts: relative to the best (``'rel'``) or by itself (``'abs'``).
-        cooldown: steps after a change in which nothing is counted.
+        patience: number of steps without improvement that are allowed.
+        threshold, threshold_mode: the least improvement that counts, relative to the best (``'rel'``) or absolute
+            (``'abs'``).
+        cooldown: steps after a reduction that are not counted.
         min_lr: the smallest rate, or one for each group.
-        eps: changes of the rate that are not larger are not made.
+        eps: a smaller change of the rate is not made.
     """
 
     def __init__(
@@ -483,7 +485,7 @@ class ReduceLROnPlateau(LRScheduler):
         self._last_lr = self._rates()
 
     def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
-        """Go on to the next rates, given the quantity: a number, or a Tensor that holds one."""
+        """Advance to the next rates, given the quantity: a number, or a Tensor with one element."""
         value = float(metrics)
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         if self._better(value):

@@ -1,4 +1,4 @@
-"""What optimizers share: parameters in groups with their settings, arrays kept for each, the counting of steps."""
+"""The base of optimizers: parameter groups with settings, arrays kept for each parameter, step counts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _FLAGS = {"nesterov", "amsgrad", "centered", "decoupled_weight_decay"}
 
 
 class Together:
-    """Parameters that an optimizer updates in one call: of one group, and all have taken equally many of its steps.
+    """Parameters that an optimizer updates in one call: of one group, and with the same number of steps.
 
     Attributes:
         optimizer: whose parameters they are.
         group: their settings, one of ``optimizer.param_groups``.
-        members: their places in ``optimizer.params``.
-        behind: how many of the optimizer's steps they had no gradient in, and so did not take.
+        members: their indices in ``optimizer.params``.
+        behind: in how many of the optimizer's steps they had no gradient, and so were not updated.
         slots: the arrays that are kept for each.
-        prepared: what a backend keeps for the optimizer's next steps.
+        prepared: what a backend has prepared for the next steps.
     """
 
     __slots__ = ("behind", "group", "members", "optimizer", "prepared", "slots")
@@ -45,23 +45,24 @@ class Together:
         return self.optimizer.steps - self.behind
 
     def settings(self) -> tuple[Any, ...]:
-        """All that the numbers of an update depend on, but for the number of the step."""
+        """All that the numbers of an update depend on, except the step number."""
         schedule = self.optimizer.schedule
         without = ("params", "initial_lr", *([] if schedule is None else ["lr"]))
         return schedule, self.behind, *[value for name, value in self.group.items() if name not in without]
 
     def stays(self) -> bool:
-        """Whether what this step takes is what all later ones take, as long as the settings are the same."""
+        """Whether all later steps use the same numbers as this one, as long as the settings do not change."""
         return self.optimizer.schedule is None and self.optimizer._stays(self.group, self.steps)
 
     def numbers(self) -> dict[str, Any]:
-        """What the backend's update takes by keyword in the step that is being taken."""
+        """The keyword arguments of the backend's update in the current step."""
         return self.optimizer._numbers(self.group, self.steps, float(self.group["lr"]))
 
     def coming(self, count: int, needed: int = 1) -> list[dict[str, Any]]:
-        """What the backend's update takes by keyword in the step that is being taken, and in those behind it.
+        """The keyword arguments of the backend's update in the current step and in the following ones.
 
-        ``count`` of them, or one if that :meth:`stays`; of a schedule that ends before, at least ``needed``.
+        They are for ``count`` steps, or for one if they do not change (:meth:`stays`); at least for ``needed`` if a
+        schedule ends earlier.
         """
         optimizer = self.optimizer
         rates = [float(self.group["lr"])] * (1 if self.stays() else count)
@@ -78,7 +79,7 @@ class Together:
 
 
 class _Setting:
-    """A setting of all groups of parameters: read, it is that of the first."""
+    """A setting of all parameter groups; reading it gives that of the first group."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -92,20 +93,20 @@ class _Setting:
 
 
 class Optimizer:
-    """Base: parameters in groups, and for each some arrays of its shape that live as long as the optimizer.
+    """Base class: parameters in groups and, for each parameter, arrays of its shape that the optimizer keeps.
 
     Args:
-        params: leaf Tensors, at least one, or dicts of ``params`` and the settings that this group has for itself.
-            Those that do not require grad never have one, and stay as they are.
-        settings: of the groups that do not say otherwise.
+        params: leaf Tensors, at least one, or dicts with ``params`` and settings for that group. Tensors that do not
+            require grad get no gradient, and stay as they are.
+        settings: the defaults for all groups.
 
     Attributes:
-        param_groups: a dict for each group: ``params``, and its settings, which may be changed between steps.
-        lr: learning rate of all groups; so it is with each other setting.
-        steps: how many steps were taken. Of these a parameter counts those in which it had a gradient.
-        schedule: if not None, a function that gives the learning rate of a step by the number of steps taken before it;
-            ``lr`` is then what the last step took. On a GPU it is asked for some hundred steps ahead: it must depend
-            on the number alone.
+        param_groups: a dict for each group, with ``params`` and its settings, which may be changed between steps.
+        lr: learning rate of all groups. Each other setting is an attribute too.
+        steps: number of steps taken. A parameter counts only those in which it had a gradient.
+        schedule: None, or a function that returns the learning rate of a step, given the number of steps before it;
+            ``lr`` is then the rate of the last step. On a GPU it is called for some hundred steps ahead, so it must
+            depend on that number alone.
     """
 
     lr: Any = _Setting()
@@ -145,14 +146,14 @@ class Optimizer:
             self.add_param_group(group)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Take in parameters, with settings of their own.
+        """Add parameters with settings of their own.
 
         Args:
-            group: ``params``, a Tensor or an iterable of them (or of names and Tensors), and settings by name.
+            group: ``params``, a Tensor or an iterable of Tensors (or of names and Tensors), and settings by name.
 
         Raises:
-            TypeError: it is no dict, holds what is no leaf Tensor of floats, or a setting that there is not.
-            ValueError: a parameter that is there already, or a value that a setting cannot have.
+            TypeError: not a dict, a parameter that is not a leaf Tensor of floats, or an unknown setting.
+            ValueError: a parameter that the optimizer has already, or an invalid value of a setting.
         """
         kind = type(self).__name__
         if not isinstance(group, Mapping) or "params" not in group:
@@ -187,7 +188,7 @@ class Optimizer:
         return ()
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
-        """Raise TypeError or ValueError for a value that a setting cannot have: most are numbers of at least 0."""
+        """Raise TypeError or ValueError for invalid settings; most must be numbers of at least 0."""
         for name, value in settings.items():
             if name in _FLAGS:
                 flag(value, name, op=type(self).__name__)
@@ -196,21 +197,21 @@ class Optimizer:
                 check(type(self).__name__, name, value)
 
     def _numbers(self, group: dict[str, Any], step: int, lr: float) -> dict[str, Any]:
-        """What the backend's update takes by keyword in a step, by its number from 1 on."""
+        """The keyword arguments of the backend's update in a step, given its number, counted from 1."""
         raise NotImplementedError
 
     def _stays(self, group: dict[str, Any], steps: int) -> bool:
-        """Whether all steps from number ``steps`` on take the same, as long as the settings are the same."""
+        """Whether all steps from number ``steps`` on use the same numbers, as long as the settings do not change."""
         return False
 
     def _update(self, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
-        """Update parameters in place: ``arrays`` are theirs, their gradients, and each slot's."""
+        """Update parameters in place: ``arrays`` are the parameters, their gradients, and each slot's arrays."""
         raise NotImplementedError
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of all parameters; if not ``set_to_none``, make them 0 in place."""
+        """Set the gradients of all parameters to None or, if not ``set_to_none``, to 0 in place."""
         if not set_to_none:
             for param in self.params:
                 if param.grad is not None:
@@ -223,17 +224,17 @@ class Optimizer:
                 param.zero_grad()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient, in place. It counts the steps that it takes, as in PyTorch.
+        """Update every parameter that has a gradient, in place, and count the step, as PyTorch does.
 
         Args:
-            closure: computes the loss, with its gradients, first.
+            closure: called first, to compute the loss and its gradients.
 
         Returns:
-            What ``closure`` gave, or None.
+            What ``closure`` returned, or None.
 
         Raises:
-            ValueError: the array of a parameter or of its gradient was exchanged for one of another shape or element
-                type, or a parameter's is read-only; nothing is updated.
+            ValueError: the array of a parameter or of its gradient was replaced by one of another shape or dtype, or a
+                parameter's array is read-only; nothing is updated.
         """
         loss = None if closure is None else closure()
         # By the kind of array, as a network may lie on two devices; by group; and by the steps that were not taken.
@@ -291,7 +292,7 @@ class Optimizer:
         return loss
 
     def _check(self, param: Tensor, grad: Any, arrays: dict[str, Any]) -> None:
-        """Compiled updates go by the parameter's shape and type: what does not fit may not reach them."""
+        """Check shapes and dtypes before a compiled update, which relies on those of the parameter."""
         data = param.data
         if not getattr(data.flags, "writeable", True):
             number = next(i for i, one in enumerate(self.params) if one is param)
@@ -308,11 +309,11 @@ class Optimizer:
     # -- steps that a graph takes ------------------------------------------------------------------------------------
 
     def repeated(self, update: capturing.Update, count: int) -> None:
-        """Count the steps that a graph is about to take, ``count`` times the captured ``update``.
+        """Count the steps that a graph is about to take: ``count`` times the captured ``update``.
 
         Raises:
-            RuntimeError: a term of the formula has been added or dropped since the step was captured, or of the
-                parameters that it updates together some have taken steps without the others.
+            RuntimeError: since the capture, the formula has gained or lost a term, or some of the parameters that the
+                graph updates together have taken steps without the others.
         """
         self.steps += 1
         for together, numbers in update.launches:
@@ -338,11 +339,11 @@ class Optimizer:
             self.lr = float(self.schedule(self.steps - 1))
 
     def counts(self) -> tuple[Any, ...]:
-        """What :meth:`step` counts, to be set :meth:`back` if it could not be taken."""
+        """The step counts, for :meth:`back` to restore if a step could not be taken."""
         return self.steps, [group["lr"] for group in self.param_groups], list(self._behind)
 
     def back(self, counts: tuple[Any, ...]) -> None:
-        """Count what :meth:`counts` gave."""
+        """Restore the step counts that :meth:`counts` returned."""
         self.steps, rates, self._behind = counts
         for group, lr in zip(self.param_groups, rates, strict=True):
             group["lr"] = lr
@@ -350,15 +351,15 @@ class Optimizer:
     # -- state -------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what backends keep, or is known of arrays: a copy makes its own."""
+        """Leave out what backends keep and what is known of arrays; a copy makes its own."""
         nothing = [None] * len(self.params)
         return {**self.__dict__, "prepared": {}, "_known": nothing, "_versions": list(nothing)}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run is resumed from: numbers, and copies of the arrays as NumPy arrays.
+        """The state from which a run is resumed: numbers, and copies of the arrays as NumPy arrays.
 
-        ``steps``; ``groups``, the settings of each; ``'<number of parameter>.<slot>'``; and
-        ``'<number of parameter>.behind'`` of a parameter that had no gradient in so many of the steps.
+        The keys are ``steps``; ``groups``, the settings of each group; ``'<number of parameter>.<slot>'``; and
+        ``'<number of parameter>.behind'``, for a parameter that had no gradient in some steps, their number.
         """
         groups = [{k: copy.copy(v) for k, v in group.items() if k != "params"} for group in self.param_groups]
         state: dict[str, Any] = {"steps": self.steps, "groups": groups}
@@ -369,7 +370,7 @@ class Optimizer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave; nothing is changed if it does not fit.
+        """Restore the state of :meth:`state_dict`; if it does not fit, nothing is changed.
 
         Raises:
             ValueError: names or shapes that do not fit, or settings that this optimizer does not have.
@@ -408,7 +409,7 @@ class Optimizer:
 
 
 def _zeros_like(array: Any) -> Any:
-    """Zeros where the array is, host or device."""
+    """Zeros on the array's device."""
     zeros = array.copy()
     zeros[...] = 0
     return zeros

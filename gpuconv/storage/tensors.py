@@ -1,6 +1,6 @@
 """Arrays and JSON in a safetensors file of this library's kinds, and weights in files of any library.
 
-The format is safetensors (named arrays and a JSON header), which other tools read and which, unlike pickle, cannot run
+The format is safetensors: named arrays and a JSON header. Other tools can read it and, unlike pickle, it cannot run
 code.
 """
 
@@ -25,7 +25,7 @@ _VERSION = "1"
 
 
 class FileError(ValueError):
-    """A file is missing, broken, or not of the kind that was asked for; the message names it."""
+    """A file is missing, broken, or of another kind than expected; the message names it."""
 
 
 def save_tensors(
@@ -36,11 +36,11 @@ def save_tensors(
     The same arrays and metadata give the same bytes.
 
     Raises:
-        OSError: it cannot be written; what was there before is still there.
+        OSError: it cannot be written; the old content is still there.
     """
     from safetensors.numpy import save as to_bytes
 
-    # Not ascontiguousarray, which gives an array without dimensions one.
+    # Not ascontiguousarray, which adds a dimension to arrays that have none.
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     content = json.dumps(dict(metadata))
     header = {"kind": kind, "version": _VERSION, "sha256": _digest(arrays, content), "content": content}
@@ -60,7 +60,7 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.
         with safe_open(os.fspath(path), framework="numpy") as file:
             entries = file.metadata() or {}
             types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
-            # NumPy lacks bfloat16 and those of a byte, and has complex numbers, which no network here has.
+            # NumPy lacks bfloat16 and the 8-bit floats; complex numbers, which it has, occur in no network here.
             strange = [f"{name} holds {_TYPES.get(t, t)}" for name, t in types.items() if t not in _READABLE]
             tensors = {} if strange else {name: file.get_tensor(name) for name in types}
     except FileNotFoundError:
@@ -100,7 +100,7 @@ _TYPES = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3", "F8_E5M2": "float8_e5m2"
 
 
 def _what_it_is(path: Path) -> str:
-    """What is known of a file that is no safetensors file, and what would do; empty if nothing is."""
+    """What a file that is not safetensors seems to be, and what to do with it; empty if unknown."""
     try:
         if path.is_dir():
             return "it is a folder"
@@ -129,7 +129,7 @@ def _what_it_is(path: Path) -> str:
     return ""
 
 
-#: How files begin that are taken for models, in small letters; and what they are.
+#: First bytes (in lower case) of files that are often mistaken for models, and what these files are.
 _MAGIC = (
     (b"<!doctype", "it is a web page; download the file that the page is about"),
     (b"<html", "it is a web page; download the file that the page is about"),

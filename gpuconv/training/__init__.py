@@ -1,4 +1,4 @@
-"""Training a classifier: the loop, and checkpoints from which it goes on as if it had never stopped.
+"""Training a classifier: the loop, and checkpoints from which a run resumes exactly where it stopped.
 
 ::
 
@@ -11,22 +11,23 @@
 A run directory holds ``checkpoint.safetensors``, from which the run is resumed; ``metrics.jsonl``, one JSON object an
 epoch; and, once the run has ended, ``model.safetensors`` for :func:`gpuconv.load`.
 
-**Going on.** ``fit(config, out, resume=True)`` takes an interrupted run to its end, and a finished one further::
+**Resuming.** ``fit(config, out, resume=True)`` finishes an interrupted run, and trains a finished one for longer::
 
     fit(replace(config, epochs=13), "runs/digits", resume=True)
 
-The number of epochs may change, and ``patience``, ``checkpoint_every`` and ``backend``; all else is what the run is.
-The learning rate of a step is from then on the one that it has in a run of the new number of epochs: with 'cosine',
-which comes down to 0 over all epochs, it rises again in a finished run that goes on, to where the longer curve is at
-that step; with 'constant' the result is bit for bit that of a run which had the new number from the start.
+``epochs``, ``patience``, ``checkpoint_every`` and ``backend`` may change; all other settings must stay the same. The
+learning rate of each remaining step is the one it has in a run of the new number of epochs. With 'cosine', which falls
+to 0 at the end of a run, it rises again when a finished run is resumed, to where the longer curve is at that step. With
+'constant' the result is bit for bit that of a run that had the new number of epochs from the start.
 
-**Which weights are kept.** Those of the last epoch: the learning rate has come down to nothing there, and to choose
-among epochs by a few hundred validation images is to choose by chance (on the bundled digits it costs 0.1 to 0.3 points
-of test accuracy). With ``patience`` the last epoch is one of those that were no better, and those of the epoch with the
-lowest validation loss are kept instead. The test images are looked at after that, once each time that a run ends.
+**Which weights are kept.** Those of the last epoch. The learning rate has fallen to almost nothing by then, and
+choosing an epoch by a few hundred validation images is choosing by chance: on the bundled digits it costs 0.1 to 0.3
+points of test accuracy. With ``patience`` the last epochs were no better than an earlier one, so the weights of the
+epoch with the lowest validation loss are kept. The test images are used only after that, once each time that a run
+ends.
 
 **What is reproducible.** The same configuration gives the same bytes, interrupted or not, on the same machine with the
-same NumPy and the same number of BLAS threads: these decide the order in which sums are rounded.
+same NumPy and the same number of BLAS threads: these determine the order in which sums are rounded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The run directory: its files, what a checkpoint holds, and with which settings it can be gone on from."""
+"""The run directory: its files, the content of a checkpoint, and the settings that must match to resume from it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ except ImportError:  # Windows
 
 #: Names of the files in a run directory.
 CHECKPOINT, METRICS, MODEL = "checkpoint.safetensors", "metrics.jsonl", "model.safetensors"
-#: What a checkpoint is among the files of :mod:`gpuconv.storage`.
+#: The kind of a checkpoint among the files of :mod:`gpuconv.storage`.
 KIND = "gpuconv-checkpoint"
 
 
 class OtherRun(NamesSettings, FileError):
-    """A checkpoint cannot be gone on from with these settings: they are another run's."""
+    """A checkpoint cannot be resumed with these settings: they belong to another run."""
 
 
 def saved_config(out: str | os.PathLike[str]) -> TrainConfig | None:
@@ -44,7 +44,7 @@ def saved_config(out: str | os.PathLike[str]) -> TrainConfig | None:
 
 
 def refuse_existing(out: Path) -> None:
-    """Keep a folder that holds a run from being written over."""
+    """Raise an error if a folder already holds a run, so that it is not overwritten."""
     for name in (CHECKPOINT, MODEL, METRICS):
         if (out / name).exists():
             hint = "resume it or " if name == CHECKPOINT else ""
@@ -53,7 +53,7 @@ def refuse_existing(out: Path) -> None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep other processes from training in the same folder. The lock is the system's and ends with the process."""
+    """Keep other processes from training in the same folder. The lock ends with the process."""
     if fcntl is None:
         yield
         return
@@ -72,7 +72,7 @@ def locked(out: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint; see ``Run.save`` for what it is made of."""
+    """The content of a checkpoint; ``Run.save`` writes it."""
 
     path: Path
     tensors: dict[str, np.ndarray]
@@ -80,7 +80,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
-        """Read the file, or refuse one that is broken."""
+        """Read the file; raise an error if it is broken."""
         return cls(path, *storage.load_tensors(path, KIND))
 
     @property
@@ -89,8 +89,8 @@ class Checkpoint:
         return str(self.content["backend"])
 
     def check_goes_on_with(self, config: TrainConfig, dataset: Dataset) -> None:
-        """Refuse settings that are not the run's, or that ask for less than has been done."""
-        # A checkpoint from before there was augmentation has no word of it.
+        """Raise an error for settings that are not the run's, or for fewer epochs than have been done."""
+        # A checkpoint from before augmentation existed does not mention it.
         theirs, ours = {"augment": False, **self.content["config"]}, asdict(config)
         parts: list[str] = []
         for name in {**ours, **theirs}:
@@ -120,12 +120,12 @@ class Checkpoint:
             raise OtherRun(f"{self.path}: ", Setting("patience"), why_not)
 
     def part(self, prefix: str) -> dict[str, np.ndarray]:
-        """The arrays whose names begin so, by the rest of their names."""
+        """The arrays whose names begin with a prefix, by the rest of their names."""
         return {name[len(prefix) :]: array for name, array in self.tensors.items() if name.startswith(prefix)}
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """What tells data from others, wherever they are."""
+    """A digest of a data set's content, independent of where it is stored."""
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
         digest.update(f"{array.dtype.str}{array.shape}".encode())

@@ -1,4 +1,4 @@
-"""What a training run depends on, checked; and messages that name settings."""
+"""The settings of a training run, and error messages that name them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpuconv.autograd import Tensor
 from gpuconv.models import MODELS, Classifier
 from gpuconv.names import did_you_mean
 
-#: Fields of :class:`TrainConfig` that may be others when a run goes on.
+#: Fields of :class:`TrainConfig` that may change when a run is resumed.
 MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "backend")
 
 # -- messages --------------------------------------------------------------------------------------------------------
@@ -31,10 +31,10 @@ class Setting(str):
 
 
 class NamesSettings(Exception):
-    """Base of errors whose message names fields of :class:`TrainConfig`, which the command line calls by its options.
+    """Base of errors whose message names fields of :class:`TrainConfig`; the command line replaces them by its options.
 
     Args:
-        parts: the message in pieces, of which the names are :class:`Setting`.
+        parts: the message in pieces, in which the names are :class:`Setting`.
     """
 
     def __init__(self, *parts: str):
@@ -51,7 +51,7 @@ class SettingTypeError(NamesSettings, TypeError):
 
 
 class SettingValueError(NamesSettings, ValueError):
-    """A setting that is out of its range, or that does not fit the others or the run."""
+    """A setting that is out of range, or does not fit the other settings or the run."""
 
 
 # -- configuration ---------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def _adam(config: TrainConfig, model: Classifier) -> optim.Optimizer:
     return optim.Adam(model.parameters(), weight_decay=config.weight_decay)
 
 
-#: Name -> mean over a batch of the loss of logits (N, classes) under labels (N,).
+#: Name -> mean loss over a batch of logits (N, classes) with labels (N,).
 LOSSES: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "cross_entropy": _cross_entropy,
     "half_squared_error": _half_squared_error,
@@ -84,7 +84,7 @@ LOSSES: dict[str, Callable[[Tensor, Any], Tensor]] = {
 #: Name -> an optimizer of the model's parameters. The learning rate is set before each step.
 OPTIMIZERS: dict[str, Callable[[TrainConfig, Classifier], optim.Optimizer]] = {"sgd": _sgd, "adam": _adam}
 _DEFAULT_LR = {"sgd": 0.02, "adam": 0.002}
-#: Name -> factor of the learning rate when a part, from 0 to 1, of all steps is done.
+#: Name -> factor of the learning rate, given the share of all steps that is done, from 0 to 1.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),  # Loshchilov & Hutter, 2017, without restarts
     "constant": lambda done: 1.0,
@@ -93,7 +93,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training run depends on. The defaults take the bundled digits to a test accuracy of about 98.3 %.
+    """The settings of a training run. The defaults reach a test accuracy of about 98.3 % on the bundled digits.
 
     Attributes:
         data: a data set, as :func:`gpuconv.data.load_dataset` takes it.
@@ -102,21 +102,21 @@ class TrainConfig:
         epochs: passes through the training images.
         batch_size: images in a step.
         optimizer: 'sgd' or 'adam'.
-        lr: learning rate, above 0; None takes the optimizer's default, 0.02 or 0.002.
+        lr: learning rate, above 0; None for the optimizer's default, 0.02 (sgd) or 0.002 (adam).
         momentum: of sgd, at least 0 and below 1.
         weight_decay: factor of the weights that is added to their gradient, at least 0.
         schedule: 'cosine', from ``lr`` down to 0 over the whole run, or 'constant'. The learning rate of a step depends
-            on its number, ``epochs``, and nothing else.
+            only on its number and on ``epochs``.
         loss: 'cross_entropy', or 'half_squared_error': ½ · Σ (target - softmax(output))² of an image, the target being
             1 for its class and 0 for the others.
         seed: of the initial weights, the order of images, the choice of validation images, augmentation and dropout; at
             least 0.
-        validation_fraction: share of the training images that is held out; at least 0 and below 1.
-        augment: whether training images are turned, scaled and shifted a little at random, in each epoch in another
-            way (:func:`gpuconv.data.random_transforms`); those of validation and test never are.
-        patience: stop after so many epochs without a lower validation loss; None never does.
-        checkpoint_every: steps between two checkpoints; there is one at the end of each epoch, too.
-        backend: 'numpy', ...; 'auto' takes the current one (see ``gpuconv.use_backend``).
+        validation_fraction: share of the training images that is held out for validation; at least 0 and below 1.
+        augment: whether training images are rotated, scaled and shifted a little at random, differently in each epoch
+            (:func:`gpuconv.data.random_transforms`). Validation and test images are not.
+        patience: stop after this many epochs without a lower validation loss; None never stops early.
+        checkpoint_every: steps between two checkpoints. There is also one at the end of each epoch.
+        backend: 'numpy', ...; 'auto' for the current one (see ``gpuconv.use_backend``).
 
     Raises:
         TypeError: a field of the wrong kind.
@@ -199,7 +199,7 @@ class TrainConfig:
 
     def _check_model_arguments(self) -> None:
         try:
-            # A copy that is equal to what will be read back from a checkpoint.
+            # A copy, equal to what will be read back from a checkpoint.
             arguments = json.loads(json.dumps(dict(self.model_arguments), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise SettingTypeError(

@@ -1,4 +1,4 @@
-"""How a classifier does on labelled images."""
+"""Loss, accuracy and confusion matrix of a classifier."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gpuconv.training.config import LOSSES
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How a classifier does on labelled images.
+    """The results of a classifier on labelled images.
 
     Attributes:
         loss: mean.
         accuracy: share of images whose most probable class is their label, from 0 to 1.
-        confusion: (classes, classes), int64: images of each class (row) by the class they were taken for (column).
+        confusion: (classes, classes), int64: number of images by true class (row) and predicted class (column).
     """
 
     loss: float
@@ -32,7 +32,7 @@ class Evaluation:
 def evaluate(
     model: Classifier, images: Any, labels: Any, *, batch_size: int = 256, loss: str = "cross_entropy"
 ) -> Evaluation:
-    """Compare a classifier's answers with the labels, in evaluation mode.
+    """Compare a classifier's predictions with the labels, in evaluation mode.
 
     Args:
         model: its outputs are logits.
@@ -42,7 +42,7 @@ def evaluate(
         loss: a name of ``LOSSES``.
 
     Raises:
-        ValueError: shapes that do not fit, a label that is no class, no batch, an unknown loss.
+        ValueError: shapes that do not fit, a label that is not a class, a batch size below 1, an unknown loss.
         TypeError: an argument of the wrong kind.
     """
     if loss not in LOSSES:

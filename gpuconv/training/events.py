@@ -1,4 +1,4 @@
-"""What a run reports while it goes, what it comes to, and how it can end before."""
+"""What a run reports while it trains, its result, and the errors that can end it early."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class BatchEnd(Event):
-    """A step is done. On a GPU many are not reported: to tell the loss, the device has to be waited for.
+    """A step is done. On a GPU many steps are not reported, because reading the loss means waiting for the device.
 
     Attributes:
         epoch: which one.
-        step, steps: done in this epoch; in all of it.
-        loss, accuracy: mean over the epoch's images so far, each taken before the step that it led to.
+        step, steps: steps done in this epoch, and steps of the whole epoch.
+        loss, accuracy: mean over the epoch's images so far, each taken before the weights were updated with it.
         images_per_second: since the epoch began or was resumed.
     """
 
@@ -135,14 +135,14 @@ class Finished(Event):
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a training run has come to.
+    """The result of a training run.
 
     Attributes:
         model: with the kept weights, in evaluation mode; ``model.predict`` takes raw images.
         model_path: where it was written.
         backend: name of the backend.
         test_loss, test_accuracy: over the test images.
-        confusion: (classes, classes), int64: test images of each class (row) by the class they were taken for (column).
+        confusion: (classes, classes), int64: number of test images by true class (row) and predicted class (column).
         history: an :class:`EpochEnd` for each epoch.
         best_epoch: the one with the lowest validation loss; None without validation images.
         kept_epoch: the one whose weights the model has.
@@ -166,12 +166,12 @@ class Result:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs that were run."""
+        """Number of epochs done."""
         return len(self.history)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the run after the step that it came in; the checkpoint is saved.
+    """A signal ended the run; the step in progress was finished, and the checkpoint is saved.
 
     Attributes:
         signal: number of the signal.

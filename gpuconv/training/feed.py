@@ -1,8 +1,7 @@
-"""Where the training images of a run are kept, and how a step takes its batch from there.
+"""Stores the training images of a run, and makes the batches from them.
 
-They stay what they were in the data set, a byte a pixel: a fifth of what digits take when they are padded and
-standardised, 47 MB for all of MNIST and not 246. The backend's ``image_batch`` makes inputs of them, step by
-step.
+Images are stored as in the data set, one byte a pixel: 47 MB for all of MNIST, a fifth of the 246 MB that they take
+when padded and standardised. The backend's ``image_batch`` turns them into inputs at each step.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from gpuconv.data import InputTransform, batch_count, batch_indices, random_tran
 
 
 class Feed:
-    """Labelled images on a backend, which are gone through in another order in each epoch.
+    """Labelled images on a backend, in a new order in each epoch.
 
-    On a GPU they are uploaded once, if they take no more than half of the memory that is free: the other half is left
-    for training. A batch is then given to a step as the numbers of its images, and its pixels never leave the device.
-    Images that do not fit are copied there batch by batch.
+    On a GPU they are uploaded once, if they take no more than half of the free memory; the other half is left for
+    training. A step then gets the numbers of its images, and the pixels never leave the device. Otherwise images are
+    copied batch by batch.
 
     Args:
         images: (N, H, W), uint8; N is at least 1.
         labels: (N,), int64.
         transform: how they become inputs.
-        backend: where the batches are wanted.
+        backend: where the batches are needed.
         batch_size: images of a batch, at most.
         seed: of the order, and of the augmentation.
-        augment: whether an image is moved at random in each epoch, see :func:`gpuconv.data.random_transforms`.
+        augment: whether images are moved at random in each epoch, see :func:`gpuconv.data.random_transforms`.
 
     Attributes:
-        resident: whether the images are where the batches are wanted.
+        resident: whether the images are stored where the batches are needed.
     """
 
     def __init__(
@@ -55,13 +54,13 @@ class Feed:
         self.resident = free is None or 2 * sum(array.nbytes for array in kept) <= free
         if self.resident:
             kept = [backend.asarray(array) for array in kept]
-        #: Numbers of images as they come; and what is found by such a number.
+        #: Numbers of the images in the epoch's order; and what these numbers index.
         self._order, *self._set = kept
         self._table = backend.asarray(transform.table())
-        # Of images that are copied, a batch is a set of its own, and takes all of it.
+        # If images are copied batch by batch, each batch is a data set of its own, used as a whole.
         self._all_of_a_batch = backend.asarray(np.arange(min(batch_size, len(images))))
-        #: Of the epoch: the step whose turn it is, and loss and right answers of each step. On the device, where the
-        #: kernels of a captured step move on from one step to the next.
+        #: Of the epoch: number of the next step; loss and number of correct answers of each step. They are on the
+        #: device, where the kernels of a captured step advance the number themselves.
         self._step, steps = backend.asarray(np.zeros(1, np.int32)), batch_count(len(images), batch_size)
         self._log = backend.asarray(np.zeros(steps, np.float32)), backend.asarray(np.zeros(steps, np.int32))
 
@@ -70,24 +69,24 @@ class Feed:
         return len(self._order)
 
     def begin(self, epoch: int, step: int = 0) -> None:
-        """Shuffle the images, and draw how they are moved, as a function of the seed and the epoch's number alone.
+        """Shuffle the images and draw their transforms; both depend only on the seed and the epoch's number.
 
         The epoch's next step is ``step``, counted from 0.
         """
         (order,) = batch_indices(len(self), len(self), seed=self._seed, epoch=epoch)
-        # In their places, where a captured step looks for them.
+        # In place, where a captured step reads them.
         overwrite(self._order, order)
         if self._augment:
             overwrite(self._set[2], random_transforms(len(self), seed=self._seed, epoch=epoch))
         overwrite(self._step, np.array([step], np.int32))
 
     def inputs(self, step: int) -> tuple[Any, ...]:
-        """What a step, counted from 0, is to be called with, arrays of the backend; the last batch may be shorter."""
+        """The arguments of a step, counted from 0, as arrays of the backend; the last batch may be shorter."""
         index = self._order[step * self._batch_size : (step + 1) * self._batch_size]
         return (index,) if self.resident else tuple(self._backend.asarray(array[index]) for array in self._set)
 
     def batch(self, *inputs: Any) -> tuple[Any, Any]:
-        """Inputs of the network, (n, 1, *size) float32, and labels, (n,) int64, of what :meth:`inputs` gave."""
+        """Network inputs, (n, 1, *size) float32, and labels, (n,) int64, from what :meth:`inputs` returned."""
         if self.resident:
             (index,), found = inputs, self._set
         else:
@@ -98,14 +97,14 @@ class Feed:
     # -- for a step that is captured: nothing here waits for the device, nor for the host -----------------------------
 
     def next_inputs(self, step: int) -> tuple[Any, ...]:
-        """What a captured step is to be called with: nothing, if the images are on the device; else its batch."""
+        """The arguments of a captured step: nothing, if the images are on the device; else its batch."""
         if self.resident:
             return ()
         index = self._order[step * self._batch_size : (step + 1) * self._batch_size]
         return tuple(array[index] for array in self._set)
 
     def next_batch(self, *inputs: Any) -> tuple[Any, Any]:
-        """As :meth:`batch`, of the full batch whose turn it is."""
+        """As :meth:`batch`, for the next full batch."""
         if not self.resident:
             return self.batch(*map(self._backend.asarray, inputs))
         images, labels, transforms = [*self._set, None][:3]
@@ -114,10 +113,10 @@ class Feed:
         )
 
     def log(self, logits: Any, labels: Any, loss: Any) -> None:
-        """Leave a step's loss and number of right answers on the device; the next step is then the one behind it."""
+        """Record a step's loss and number of correct answers on the device, and advance to the next step."""
         self._backend.log_step(logits, labels, loss, *self._log, self._step)
 
     def logged(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Losses and right answers that :meth:`log` has left in the steps from ``first`` to ``last - 1``; it waits."""
+        """What :meth:`log` recorded in steps ``first`` to ``last - 1``; waits for the device."""
         losses, counts = (self._backend.to_numpy(log[first:last]) for log in self._log)
         return losses, counts

@@ -1,4 +1,4 @@
-"""A whole run: the data, the directory, the checkpoint to go on from, and the loop."""
+"""A whole run: data, directory, checkpoint, and the loop."""
 
 from __future__ import annotations
 
@@ -27,43 +27,42 @@ def fit(
     on_event: Callable[[Event], None] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Result:
-    """Train a model, or go on training it, and write it into the run directory ``out``.
+    """Train a model, or resume training it, and write it into the run directory ``out``.
 
-    The first SIGINT (Ctrl-C) or SIGTERM lets the current step end, saves a checkpoint and raises :class:`Interrupted`;
-    the second has its usual effect. That is so in the main thread only; Python allows no handlers in others.
+    The first SIGINT (Ctrl-C) or SIGTERM lets the current step finish, saves a checkpoint and raises
+    :class:`Interrupted`; the second has its usual effect. This works in the main thread only, as Python allows no
+    signal handlers in others.
 
-    On a GPU the training images are uploaded once, if they take no more than half of the memory that is free; in each
-    epoch, the order in which they come (and how they are augmented). With ``loss='cross_entropy'`` a full batch is a
-    launch of one CUDA graph (:func:`gpuconv.capture`), which gathers the batch and counts the right answers, too; the
-    shorter last one of an epoch is not. Losses are read back ten times a second, and before a checkpoint. If the step
-    cannot be captured, a line of the logger ``gpuconv.training`` says why, and each step is run launch by launch.
+    On a GPU the training images are uploaded once, if they take no more than half of the free memory; their order (and
+    how they are augmented) is uploaded in each epoch. With ``loss='cross_entropy'`` each full batch is one launch of a
+    CUDA graph (:func:`gpuconv.capture`), which also makes the batch and counts the correct answers; a shorter last
+    batch runs without the graph. Losses are read back ten times a second, and before a checkpoint. If the step cannot
+    be captured, the logger ``gpuconv.training`` says why, and each step runs launch by launch.
 
     Args:
         config: what to train, and how.
-        out: the run directory; made if it is not there.
-        resume: go on from the checkpoint in ``out``; start from the beginning if there is none yet. With the settings
-            of the run, whose data may have moved, this gives bit for bit what the run would have given without the
-            interruption; if nothing is left to train, only the model is written again. Those in :data:`MAY_CHANGE`
-            may be others:
+        out: the run directory; created if it does not exist.
+        resume: resume from the checkpoint in ``out``; start from the beginning if there is none. With the settings of
+            the run, this gives bit for bit the result of an uninterrupted run; the data may have moved. If nothing is
+            left to train, only the model is written again. The settings in :data:`MAY_CHANGE` may change:
 
-            - ``epochs``, at least those that have begun. Steps that are still to come have the learning rate that they
-              have in a run of so many epochs. Metrics are continued; the model of a finished run stays until the run
-              ends again.
-            - ``patience``: a run that it has stopped goes on if it is larger. Epochs before count, too.
+            - ``epochs``: at least as many as have begun. Each remaining step has the learning rate that it has in a run
+              of the new number of epochs. Metrics are continued; the model of a finished run stays until the run ends
+              again.
+            - ``patience``: a run that it stopped continues if it is larger. Earlier epochs count too.
             - ``checkpoint_every``.
-            - ``backend``: 'auto' is the one that the run is on. Another one goes on from the same numbers, and rounds
-              otherwise.
-        on_event: is called with each :class:`Event`, in this thread.
+            - ``backend``: 'auto' keeps the backend of the run. Another one continues from the same numbers, but rounds
+              differently.
+        on_event: called with each :class:`Event`, in this thread.
         data_dir: where downloaded data are kept, see :func:`gpuconv.data.load_dataset`.
 
     Raises:
         FileExistsError: ``out`` holds a run, and ``resume`` is not set.
-        FileError: ``out`` holds a checkpoint that is broken or, :class:`OtherRun`, has other settings; it is left as it
-            is.
+        FileError: the checkpoint in ``out`` is broken or, :class:`OtherRun`, has other settings; it is left unchanged.
         Interrupted, TrainingDiverged: see there.
         OSError: a file cannot be written (disk full, no permission), or another process is training in ``out``. What
             was saved before is still there.
-        ValueError, DataError, ConnectionError, BackendUnavailable: the model, the data or the backend is not to be had,
+        ValueError, DataError, ConnectionError, BackendUnavailable: the model, the data or the backend is not available,
             or more epochs than ``epochs`` have begun.
     """
     out = Path(out)
@@ -79,7 +78,7 @@ def fit(
             checkpoint = Checkpoint.read(out / CHECKPOINT)
             checkpoint.check_goes_on_with(config, dataset)
         else:
-            # Also on resume: without a checkpoint, what else is there would be lost.
+            # Also when resuming: without a checkpoint, the other files in the folder would be lost.
             refuse_existing(out)
         name = config.backend
         if name == backends.AUTO:
@@ -93,7 +92,7 @@ def fit(
 
 @contextmanager
 def _kept_generator() -> Iterator[None]:
-    """Give the default generator back as it was: a training run seeds its own numbers."""
+    """Restore the state of the default generator afterwards: a training run seeds its own numbers."""
     generator = default_generator().bit_generator
     state = generator.state
     try:

@@ -1,4 +1,4 @@
-"""The loop: a run between two steps, and what it does from one to the next."""
+"""The training loop: the state of a run between two steps, and a step."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from gpuconv.training.events import (
 from gpuconv.training.feed import Feed
 from gpuconv.training.signals import Signals
 
-#: Seconds between two times that captured steps are waited for and their losses read back.
+#: Seconds between two reads of the losses of captured steps; each read waits for the device.
 _READ_EVERY = 0.1
 _logger = logging.getLogger("gpuconv.training")
 
 
 class Run:
-    """A training run, between two steps: all of its state that changes is what :meth:`save` saves."""
+    """A training run between two steps. :meth:`save` saves all of its state that changes."""
 
     def __init__(
         self,
@@ -86,12 +86,12 @@ class Run:
         self.loss_sum, self.correct = 0.0, 0  # over the images of those steps
         self.seconds = 0.0  # spent on them
         self.history: list[EpochEnd] = []
-        # Weights of the best epoch. Without patience, too, which may be set when the run goes on.
+        # Weights of the best epoch; also without patience, which may be set when the run is resumed.
         self.best: dict[str, np.ndarray] | None = None
         self.resumed = False
-        self.changed = True  # whether the settings are others than those of the checkpoint
+        self.changed = True  # whether the settings differ from those of the checkpoint
 
-        #: On a GPU, what a full batch takes instead of _train_step; elsewhere, and if it cannot be captured, None.
+        #: On a GPU, the captured step that replaces _train_step for full batches; None elsewhere or if that failed.
         captured = capture(self._whole_step) if config.loss == "cross_entropy" else None
         self.captured = captured if isinstance(captured, CapturedStep) else None
         self.unread = 0  # captured steps whose loss and right answers have not been read back
@@ -126,7 +126,7 @@ class Run:
         self.report(CheckpointSaved(self.out / CHECKPOINT, len(self.history), self.step))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over what :meth:`save` has saved."""
+        """Restore the state that :meth:`save` saved."""
         content = checkpoint.content
         try:
             self._restore_source(content.get("form"))
@@ -157,7 +157,7 @@ class Run:
 
     @property
     def best_epoch(self) -> int | None:
-        """The one with the lowest validation loss so far."""
+        """The epoch with the lowest validation loss so far."""
         losses = [epoch.validation_loss for epoch in self.history if epoch.validation_loss is not None]
         return 1 + losses.index(min(losses)) if losses else None
 
@@ -176,7 +176,7 @@ class Run:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def train(self) -> Result:
-        """Go to the end of the run."""
+        """Train to the end of the run."""
         was_finished = self.finished
         self.report(
             Started(
@@ -195,8 +195,8 @@ class Run:
             )
         )
         if self.changed:
-            # A folder that cannot be written, or a full disk, shows before hours of training; and whoever resumes a run
-            # that goes on longer need not say so again.
+            # A folder that cannot be written, or a full disk, shows before hours of training. And if the number of
+            # epochs has been raised, later resumes find it in the checkpoint.
             self.save()
         self._write_metrics()
         while not self.finished:
@@ -217,7 +217,7 @@ class Run:
             if self.captured is None or size < self.config.batch_size or not self._captured_step(step):
                 self._train_step(self.feed.inputs(step), size)
             images += size
-            # At the end of the epoch there will be another one at once.
+            # There is another checkpoint at the end of the epoch anyway.
             due = self.optimizer.steps % self.config.checkpoint_every == 0 and self.step < self.steps
             if self.unread:
                 last, now = self.step == self.steps, time.perf_counter()
@@ -261,7 +261,7 @@ class Run:
         self.correct += int(self.backend.count_correct(logits.data, labels))
 
     def _whole_step(self, *inputs: Any) -> None:
-        """What is captured: nothing in it waits for the device."""
+        """The function to capture: nothing in it waits for the device."""
         images, labels = self.feed.next_batch(*inputs)
         logits = self.model(Tensor(images))
         loss = LOSSES[self.config.loss](logits, labels)
@@ -271,7 +271,7 @@ class Run:
         self.feed.log(logits.data, labels, loss.data)
 
     def _captured_step(self, step: int) -> bool:
-        """A step whose loss is read back later; False if nothing was done, because it cannot be captured."""
+        """Run a step whose loss is read back later; False if it cannot be captured, and nothing was done."""
         assert self.captured is not None
         try:
             self.captured(*self.feed.next_inputs(step))
@@ -286,7 +286,7 @@ class Run:
         return True
 
     def _read_back(self) -> None:
-        """Add up what captured steps have left on the device, in their order, as a step on the host does."""
+        """Add up what captured steps left on the device, in order, as a step on the host does."""
         unread, self.unread = self.unread, 0
         if not unread:
             return
@@ -298,7 +298,7 @@ class Run:
         self.correct += int(correct.sum())
 
     def _lr(self, done: int) -> float:
-        """Learning rate of the step behind ``done`` others."""
+        """Learning rate of a step that comes after ``done`` others."""
         assert self.config.lr is not None
         return self.config.lr * SCHEDULES[self.config.schedule](done / (self.steps * self.config.epochs))
 
@@ -325,7 +325,7 @@ class Run:
             self.best = self.model.state_dict()
         self.step, self.loss_sum, self.correct, self.seconds = 0, 0.0, 0, 0.0
         self.save()
-        # After the checkpoint, which has the lines too: a run that is resumed writes what is missing here.
+        # After the checkpoint, which holds these lines too: a resumed run writes those that are missing here.
         self._write_metrics()
         self.report(epoch)
 
@@ -366,7 +366,7 @@ class Run:
         raise Interrupted(f"interrupted {where}; saved in {self.out / CHECKPOINT}", number, self.out / CHECKPOINT)
 
     def _check_weights(self) -> None:
-        """Before they are saved: the loss only shows at the next step that the last one has spoiled them."""
+        """Check the weights before saving: if the last step spoiled them, the loss shows it only in the next one."""
         for name, parameter in self.model.named_parameters():
             if not np.isfinite(parameter.numpy()).all():
                 raise self._diverged(self.step, f"{name} holds values that are not finite")
@@ -379,7 +379,7 @@ class Run:
         }
         gradient = "no gradient has been computed yet"
         if largest:
-            # NaN is the largest of all: it is where the trouble shows.
+            # NaN counts as the largest: it shows where the problem is.
             name, value = max(largest.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
             gradient = f"the largest of the last gradients is that of {name}, {value:.3g}"
         return TrainingDiverged(
@@ -391,7 +391,7 @@ class Run:
 
 
 def _lasting(data: str) -> str:
-    """The data set's name, or the path of its folder, as any process finds it again."""
+    """The data set's name, or the absolute path of its folder, so that any process can find it again."""
     return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
 
 

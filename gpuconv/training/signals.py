@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run goes: the step that they come in is ended first."""
+"""Ctrl-C and SIGTERM during a run: the current step is finished first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Signals:
-    """Context manager: inside it the first SIGINT or SIGTERM is noted, and gives its handler back for the second."""
+    """Context manager that records the first SIGINT or SIGTERM, and restores its old handler for the second."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -18,7 +18,7 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                # Who ignores a signal (nohup, a shell's background job) wants it ignored; None is not from Python.
+                # An ignored signal (nohup, a background job) stays ignored; None: a handler that is not Python's.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._note)
         return self

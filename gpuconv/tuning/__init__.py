@@ -1,4 +1,4 @@
-"""Which kernel variant and tiling runs an operation, and what ``gpuconv tune`` has measured of it."""
+"""Which kernel variant and tiling runs an operation; uses what ``gpuconv tune`` has measured."""
 
 from gpuconv.tuning.choice import (
     COMPOSED,

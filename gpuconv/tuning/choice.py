@@ -1,15 +1,15 @@
-"""Which kernel variant and tiling runs an operation: by the user's word, else as measured, else by a written rule.
+"""Chooses the kernel variant and tiling that run an operation. The first of these that applies decides:
 
-The user's word is, in this order, an argument, :func:`use_variant`, or the environment variable ``GPUCONV_VARIANTS``
-(``conv2d=direct,conv2d_grad_input=tiled``). What ``gpuconv tune`` has measured comes from
-:mod:`gpuconv.tuning.store`, and holds for one geometry on one model of GPU. What was measured before on another GPU of
-the same compute capability ships with the package, where it is faster than the rule. The rule is :data:`RULES`: for
-each operation the variants in the order in which they are tried, each with its condition and the reason for it; the
-first whose condition holds and which supports the geometry is taken, with its first tiling. The rule says why, so that
-a measurement can correct it; ``python -m bench.rules`` tells how far it is from the best that was measured.
+1. The user: an argument, :func:`use_variant`, or the environment variable ``GPUCONV_VARIANTS``
+   (``conv2d=direct,conv2d_grad_input=tiled``), in this order.
+2. What ``gpuconv tune`` has measured, in :mod:`gpuconv.tuning.store`. It holds for one geometry on one model of GPU.
+3. What was measured on another GPU of the same compute capability, and ships with the package where it beats the rule.
+4. The rule, :data:`RULES`. It lists the variants of an operation in the order in which they are tried, each with a
+   condition and the reason for it. The first variant whose condition holds and that supports the geometry is taken,
+   with its first tiling. ``python -m bench.rules`` shows how far it is from the fastest that was measured.
 
-Of a fused operation the last variant is :data:`COMPOSED`: no kernel of its own, but those of its parts one after the
-other. It can be asked for like any other.
+For a fused operation the last variant is :data:`COMPOSED`: it has no kernel of its own, and runs the kernels of its
+parts one after the other. It can be asked for like any other.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _chosen: ContextVar[Mapping[str, tuple[str, Any]]] = ContextVar("gpuconv_variant
 
 @dataclass(frozen=True)
 class Rule:
-    """When a variant is to be taken.
+    """When to take a variant.
 
     Attributes:
         variant: its name in ``kernels.VARIANTS``, or ``COMPOSED``.
-        when: whether it suits a geometry and an element type ('float32', 'float64').
+        when: whether it suits a geometry and a dtype ('float32', 'float64').
         reason: the condition in words, and why.
     """
 
@@ -54,11 +54,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Choice:
-    """What will run.
+    """The variant that will run, and why.
 
     Attributes:
-        operation, variant, tiling: what.
-        source: 'argument', 'use_variant', 'environment', 'store', 'default' (it ships with the package) or 'rule'.
+        operation, variant, tiling: what runs.
+        source: 'argument', 'use_variant', 'environment', 'store', 'default' (ships with the package) or 'rule'.
         reason: why.
     """
 
@@ -112,7 +112,7 @@ _FEW_ROWS = (
 )
 _COMPOSED = Rule(COMPOSED, _always, "one kernel for each part: they support everything")
 
-#: operation -> what is tried, in this order. What is not listed has one variant, or takes the first of the table.
+#: operation -> what is tried, in this order. An operation that is not listed takes its first variant in the table.
 RULES: dict[str, tuple[Rule, ...]] = {
     "conv2d": (
         Rule("depthwise", _one_channel_a_filter, "each filter sees one channel: bound by memory, nothing to share"),
@@ -172,7 +172,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 
 def _names(operation: str) -> tuple[str, ...]:
-    """What may be asked for."""
+    """The variants that may be asked for."""
     composed = (COMPOSED,) if any(rule.variant == COMPOSED for rule in RULES.get(operation, ())) else ()
     return (*kernels.VARIANTS.get(operation, ()), *composed)
 
@@ -189,16 +189,16 @@ def _first_tiling(operation: str, variant: str, geometry: Any) -> Any:
 def _rules(operation: str) -> tuple[Rule, ...]:
     listed = RULES.get(operation, ())
     rest = [variant for variant in kernels.VARIANTS[operation] if variant not in {rule.variant for rule in listed}]
-    # A variant that no rule speaks of comes last: it is taken on request, or if nothing else supports the geometry.
+    # A variant without a rule comes last: it is taken on request, or if nothing else supports the geometry.
     reason = "no rule speaks of it" if listed else "the only one" if len(rest) == 1 else "the first of the table"
     return (*listed, *(Rule(variant, _always, reason) for variant in rest))
 
 
 def _checked(operation: str, variant: str, source: str) -> str:
-    """The variant, if the table has it, or if it is the composition of a fused operation.
+    """The variant, if it is in the table or is the composition of a fused operation.
 
     Raises:
-        ValueError: it does not; the nearest name is suggested.
+        ValueError: it is neither; the nearest name is suggested.
     """
     for value, known, what in (
         (operation, tuple(kernels.VARIANTS), "operation"),
@@ -212,10 +212,10 @@ def _checked(operation: str, variant: str, source: str) -> str:
 
 @contextmanager
 def use_variant(operation: str, variant: str, tiling: Any = None) -> Iterator[None]:
-    """Run ``operation`` by ``variant`` (and ``tiling``) inside a ``with`` block; for this thread or task only.
+    """Run ``operation`` with ``variant`` (and ``tiling``) inside a ``with`` block, in this thread or task only.
 
     Raises:
-        ValueError: no such operation or variant; at the launch, if it does not support the geometry.
+        ValueError: no such operation or variant; or, at the launch, it does not support the geometry.
     """
     _checked(operation, variant, "use_variant")
     token = _chosen.set({**_chosen.get({}), operation: (variant, tiling)})
@@ -238,13 +238,13 @@ def _from_environment(operation: str) -> str | None:
 
 
 def wish(operation: str) -> tuple[Any, str | None]:
-    """What the user asks for at present, of which :func:`choose` makes a choice: cheap, and may be a key."""
+    """What the user asks for at present, for :func:`choose` to apply. It is cheap, and can be used as a key."""
     chosen = _chosen.get(_NOTHING)
     return chosen.get(operation) if chosen else None, os.environ.get(ENVIRONMENT_VARIABLE)
 
 
 def place_of(operation: str, geometry: Any) -> tuple[str, Conv2dGeometry, Pair] | None:
-    """Under which operation, geometry and window something is tuned; None for what is not.
+    """The operation, geometry and window under which something is tuned; None if it is not tuned.
 
     Args:
         operation: a name of ``kernels.VARIANTS``.
@@ -253,7 +253,7 @@ def place_of(operation: str, geometry: Any) -> tuple[str, Conv2dGeometry, Pair] 
     if isinstance(geometry, BlockGeometry) and operation == "conv2d_relu_max_pool2d":
         window = (geometry.pool.r, geometry.pool.s)
         if geometry.pool != Pool2dGeometry.of(geometry.conv.output_shape, window):
-            return None  # only windows that lie side by side are tuned
+            return None  # only pooling windows without overlap or gaps are tuned
         return "conv2d", geometry.conv, window
     if isinstance(geometry, Conv2dGeometry):
         return operation, geometry, (1, 1)
@@ -261,7 +261,7 @@ def place_of(operation: str, geometry: Any) -> tuple[str, Conv2dGeometry, Pair] 
 
 
 def _tiling_of(operation: str, geometry: Any, variant: str, fields: Mapping[str, Any] | None) -> Any:
-    """The tiling with these fields, if there still is such a variant and tiling; else None."""
+    """The tiling with these fields, if the variant and the tiling still exist; else None."""
     if variant in kernels.VARIANTS[operation]:
         module = kernels.load(operation, variant)
         for tiling in module.tilings(geometry) if module.supports(geometry) else ():
@@ -272,7 +272,7 @@ def _tiling_of(operation: str, geometry: Any, variant: str, fields: Mapping[str,
 
 @store.cached
 def _from_store(operation: str, geometry: Any, dtype: str, platform: Platform) -> Choice | None:
-    """What was measured to be the fastest, if there still is such a variant and tiling."""
+    """The fastest that was measured here, if that variant and tiling still exist."""
     if (place := place_of(operation, geometry)) is None:
         return None
     tuned, convolution, window = place
@@ -289,7 +289,7 @@ def _from_store(operation: str, geometry: Any, dtype: str, platform: Platform) -
 
 @functools.lru_cache(maxsize=1024)
 def _from_defaults(operation: str, geometry: Any, dtype: str, capability: str | None) -> Choice | None:
-    """What ships with the package, if there still is such a variant and tiling; the user could not mend it."""
+    """What ships with the package, if that variant and tiling still exist; no warning, as the user could not fix it."""
     if capability is None or (place := place_of(operation, geometry)) is None:
         return None
     tuned, convolution, window = place
@@ -308,17 +308,17 @@ def choose(
     tiling: Any = None,
     platform: Platform | None = None,
 ) -> Choice:
-    """The variant and tiling that run an operation; the order is that at the top of this module.
+    """The variant and tiling that run an operation; the module's docstring says how they are chosen.
 
     Args:
         operation: a name of ``kernels.VARIANTS``.
         geometry: what the operation's variants take.
         dtype: 'float32' or 'float64'.
-        variant, tiling: the caller's wish.
-        platform: the device that it will run on; None, as in the simulator, leaves out what was measured.
+        variant, tiling: asked for by the caller.
+        platform: the device that it will run on; None, as in the simulator, ignores measurements.
 
     Raises:
-        ValueError: an unknown name, a variant asked for that does not support the geometry, or none that does.
+        ValueError: an unknown name; a variant asked for does not support the geometry; or no variant does.
     """
     wishes = [
         ("argument", None if variant is None else (variant, tiling)),

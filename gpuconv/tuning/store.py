@@ -1,19 +1,20 @@
-"""What ``gpuconv tune`` has measured, on disk: for each convolution the variant that won.
+"""What ``gpuconv tune`` has measured, on disk: for each convolution the fastest variant.
 
-A folder holds one small file of JSON for each :class:`Key`, named by a digest of it. Processes that write at the same
-time thus write different files, or the same one, whole, one after the other (``files.write_atomically``): nothing is
-lost and nothing has to be locked; and a file that is damaged takes no other with it. A file that cannot be used is
-passed over, with one warning in the life of a process, and written again by the next tuning.
+A folder holds a small JSON file for each :class:`Key`, named by a digest of the key. Processes that write at the same
+time write different files, or replace the same one atomically (``files.write_atomically``), so that nothing is lost and
+no lock is needed. A damaged file affects no other: it is skipped, with one warning in a process, and written again when
+its convolution is tuned again.
 
-The key has everything that a measurement depends on. Whatever changes, a driver or a line of a kernel, makes another
-key, for which nothing has been measured yet. One thing is left out on purpose: the number of threads of a CPU, because
-with it results would depend on that number wherever two variants round differently.
+The key holds everything that a measurement depends on. When a driver changes, or a line of a kernel, the key changes
+too, and nothing has been measured for it yet. The number of CPU threads is left out on purpose: otherwise results would
+depend on it wherever two variants round differently.
 
-The folder is ``tuning`` in the user's cache folder, or what the environment variable ``GPUCONV_TUNING`` names; ``off``
-keeps everything in memory, and finds nothing. The variable is read once, by the first look-up.
+The folder is ``tuning`` in the user's cache folder, or the one that the environment variable ``GPUCONV_TUNING`` names.
+``GPUCONV_TUNING=off`` reads no files and keeps measurements in memory only. The variable is read at the first look-up.
 
-For GPUs that nobody has tuned, ``defaults.json`` ships with the package: what was the fastest by more than 3 %
-on another GPU of the same compute capability (``python -m bench.rules --winners``). It has no part in the folder.
+For GPUs that nobody has tuned, the package contains ``defaults.json``: the tilings that were more than 3 % faster than
+the rule's on another GPU of the same compute capability (``python -m bench.rules --winners``). They are independent of
+the folder.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Platform:
-    """On what, and with what code, something was measured.
+    """The device and code that a measurement was made with.
 
     Attributes:
         backend: its name.
@@ -92,12 +93,12 @@ class Key:
 
 @dataclass(frozen=True)
 class Winner:
-    """What came out.
+    """The result of a measurement.
 
     Attributes:
         variant: the fastest one.
-        tiling: its fields; None for a variant that has no choice of tilings.
-        microseconds: median time of each candidate, by its label.
+        tiling: its fields; None for a variant without tilings.
+        microseconds: label of each candidate -> its median time.
     """
 
     variant: str
@@ -116,10 +117,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Default:
-    """What ships for a compute capability, an operation, a geometry, an element type and a window.
+    """An entry of ``defaults.json``, for a compute capability, operation, geometry, dtype and window.
 
     Attributes:
-        device: the model of GPU on which it was measured.
+        device: the GPU model on which it was measured.
         date: when, ISO 8601.
         variant: the fastest one.
         tiling: its fields.
@@ -140,20 +141,20 @@ def digest(paths: Iterable[Path]) -> str:
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _caches: list[Callable[[], None]] = []
-#: What this process has measured. It holds even where nothing can be written.
+#: What this process has measured; it is used even if it cannot be written to disk.
 _measured: dict[Key, Winner] = {}
 _warned = False
 
 
 def cached(function: _Function) -> _Function:
-    """Decorator: keep the latest results of a function that looks something up here, until something is recorded."""
+    """Decorator: cache the latest results of a function that looks something up here, until something is recorded."""
     remembering = functools.lru_cache(maxsize=1024)(function)
     _caches.append(remembering.cache_clear)
     return remembering  # type: ignore[return-value]
 
 
 def when_changed(clear: Callable[[], None]) -> None:
-    """Have ``clear`` called when something is recorded, or forgotten: what was chosen before is not kept."""
+    """Have ``clear`` called whenever something is recorded or forgotten, so that earlier choices are dropped."""
     _caches.append(clear)
 
 
@@ -163,7 +164,7 @@ def _forget_look_ups() -> None:
 
 
 def forget() -> None:
-    """Forget what was read, measured and found in the environment, as a new process has."""
+    """Forget what was read and measured, and the environment variable, as in a new process."""
     global _warned
     _measured.clear()
     _warned = False
@@ -172,7 +173,7 @@ def forget() -> None:
 
 @cached
 def folder() -> Path | None:
-    """Where the files are; None if there are to be none."""
+    """The folder of the files; None if there is to be none."""
     given = os.environ.get(ENVIRONMENT_VARIABLE)
     if given == OFF:
         return None
@@ -199,7 +200,7 @@ def find(key: Key) -> Winner | None:
 
 @functools.cache
 def defaults() -> Mapping[tuple[str, str, Conv2dGeometry, str, Pair], Default]:
-    """What ships with the package, by compute capability, operation, geometry, element type and window."""
+    """The entries of ``defaults.json``, by compute capability, operation, geometry, dtype and window."""
     content = json.loads(Path(__file__).with_name("defaults.json").read_bytes())
     found = {}
     for one in content["defaults"]:
@@ -210,7 +211,7 @@ def defaults() -> Mapping[tuple[str, str, Conv2dGeometry, str, Pair], Default]:
 
 
 def unusable(why: str) -> None:
-    """Warn, once in the life of a process, of something in the store that is passed over."""
+    """Warn, once in a process, about an entry of the store that is skipped."""
     global _warned
     if not _warned:
         _warned = True
@@ -258,11 +259,11 @@ def _tuples(value: Any) -> Any:
 
 
 def record(key: Key, winner: Winner) -> None:
-    """Keep what was measured: in this process at once, and on disk.
+    """Keep a measurement: in this process at once, and on disk.
 
     Raises:
-        OSError: it cannot be written (permission, disk full). What was there before still is, and this process goes by
-            the new measurement all the same.
+        OSError: it cannot be written (permission, disk full). The old file is still there, and this process uses the
+            new measurement nevertheless.
     """
     _measured[key] = winner
     _forget_look_ups()
@@ -280,7 +281,7 @@ def _paths() -> list[Path]:
 
 
 def entries() -> tuple[list[Entry], list[str]]:
-    """All that the folder holds, and for each file that cannot be used a line that says why."""
+    """All entries in the folder, and for each file that cannot be used a line that says why."""
     found, broken = [], []
     for path in _paths():
         try:
