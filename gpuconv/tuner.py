@@ -129,7 +129,9 @@ def tune(tasks: Sequence[Task], backend: Backend) -> Iterator[Outcome]:
         yield _tuned(task, candidates, backend, platform, clock)
 
 
-def _tuned(task: Task, candidates: list[Candidate], backend: Backend, platform: Platform, clock: measure.Clock) -> Outcome:
+def _tuned(
+    task: Task, candidates: list[Candidate], backend: Backend, platform: Platform, clock: measure.Clock
+) -> Outcome:
     arrays = _arrays(task, backend)
     rule = candidates[0]
     expected = np.array(backend.to_numpy(rule.run(*arrays)))

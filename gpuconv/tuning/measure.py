@@ -50,10 +50,10 @@ Step: TypeAlias = Callable[[], Any]
 
 # -- right -----------------------------------------------------------------------------------------------------------
 
-#: By how much a result may differ, by element type. Of the whole result the norm of the difference, relative to that of
-#: the result: half precision on the way (TF32 and its like: 3e-4) shows. Of an element, relative to the root mean square
-#: of all: a single wrong one shows among millions. The right kernels of an H100 differ from float64 by at most 6e-6 and
-#: 6e-5, both in the gradient of a weight, the longest of all sums.
+#: By how much a result may differ, by element type: first the norm of the difference, relative to that of the result,
+#: which shows half precision on the way (TF32: 3e-4); then the largest difference of an element, relative to the root
+#: mean square of all, which shows a single wrong one among millions. The right kernels of an H100 differed from float64
+#: by at most 6e-6 and 6e-5, both in the gradient of a weight, the longest of all sums.
 TOLERANCE: Mapping[str, tuple[float, float]] = {"float32": (1e-4, 1e-3), "float64": (1e-12, 1e-11)}
 
 
