@@ -114,7 +114,8 @@ from gpuconv.ops.padding import pad
 from gpuconv.ops.rearrange import one_hot
 from gpuconv.ops.shape import dimension, permute, reshape
 from gpuconv.ops.transposed import conv_transpose1d, conv_transpose2d
-from gpuconv.ops.unpooling import lp_pool1d, lp_pool2d, max_unpool1d, max_unpool2d, power_of
+from gpuconv.ops.unpooling import lp_pool1d, lp_pool2d, max_unpool1d, max_unpool2d
+from gpuconv.ops.unpooling import power_of as power_of
 from gpuconv.ops.windows import channel_shuffle, fold, interpolate, pixel_shuffle, pixel_unshuffle, unfold, upsample
 from gpuconv.random import default_generator
 
