@@ -34,7 +34,7 @@ ALLOWED = {
     "captured_step": {"autograd", "backends", "geometry", "versions"},
     "explanation": {"autograd", "backends", "geometry"},
     "nn": {"autograd", "functional", "geometry", "random"},
-    "models": {"autograd", "data", "functional", "geometry", "nn"},
+    "models": {"autograd", "data", "functional", "geometry", "nn", "ops"},
     "tuner": {"autograd", "backends", "explanation", "geometry", "models", "tuning"},
     "storage": {"data", "files", "models"},
     "plots": {"autograd", "data", "functional", "models", "nn", "storage"},
