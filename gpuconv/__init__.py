@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gpuconv import autograd, backends, functional, geometry, nn, optim
+from numpy import dtype, float32, float64, int8, int16, int32, int64, uint8
+
+from gpuconv import autograd, backends, cuda, functional, geometry, nn, optim
+from gpuconv.arrays import device
 from gpuconv.autograd import Function, Tensor, gradcheck, is_grad_enabled, no_grad
 from gpuconv.backends import BackendUnavailable, current_stream, use_backend, use_stream
 from gpuconv.creation import (
@@ -37,6 +40,7 @@ from gpuconv.creation import (
 )
 from gpuconv.functional import conv1d, conv2d, log_softmax, relu, sigmoid, softmax, tanh
 from gpuconv.ops.arithmetic import add, div, exp, log, matmul, mean, mul, pow, sub, sum
+from gpuconv.ops.einsum import einsum
 from gpuconv.ops.elementwise import (
     abs,
     acos,
@@ -156,10 +160,14 @@ __all__ = [
     "conv2d",
     "cos",
     "count_nonzero",
+    "cuda",
     "cumsum",
     "current_stream",
     "data",
+    "device",
     "div",
+    "dtype",
+    "einsum",
     "empty",
     "empty_like",
     "erf",
@@ -169,6 +177,8 @@ __all__ = [
     "eye",
     "flatten",
     "flip",
+    "float32",
+    "float64",
     "floor",
     "from_numpy",
     "full",
@@ -178,6 +188,10 @@ __all__ = [
     "geometry",
     "gradcheck",
     "index_select",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
     "is_grad_enabled",
     "is_tensor",
     "isfinite",
@@ -251,6 +265,7 @@ __all__ = [
     "training",
     "transpose",
     "trunc",
+    "uint8",
     "unbind",
     "unsqueeze",
     "use_backend",

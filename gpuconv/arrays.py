@@ -5,12 +5,46 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Stream", "adopted", "on_device", "stream_handle"]
+__all__ = ["Stream", "adopted", "device", "on_device", "stream_handle"]
 
 #: DLPack's numbers for memory of a CUDA device, and for memory that the driver moves between device and host.
 _DLPACK_CUDA = (2, 13)
 #: Attribute with the handle of a stream, in libraries older than the protocol: CuPy up to 13, PyTorch.
 _HANDLES = ("ptr", "cuda_stream")
+
+
+class device(str):
+    """Where arrays live, as text: 'cpu' or 'cuda'. It has PyTorch's name, and equals the text.
+
+    Args:
+        name: 'cpu' or 'cuda', or 'cuda:0': operations run on the device that CUDA has made current, which is that.
+        index: 0, or None.
+
+    Attributes:
+        type: 'cpu' or 'cuda'.
+        index: 0 if it was named, else None.
+
+    Raises:
+        ValueError: another one.
+    """
+
+    type: str
+    index: int | None  # type: ignore[assignment]  # of str, a method
+
+    def __new__(cls, name: str, index: int | None = None) -> device:
+        """Check the name."""
+        kind, colon, number = str(name).partition(":")
+        if kind not in ("cpu", "cuda") or (colon and number != "0") or index not in (None, 0):
+            raise ValueError(
+                f"device: name must be 'cpu' or 'cuda', got {name!r}{'' if index is None else f', {index!r}'}; which "
+                "GPU is used is set with CUDA_VISIBLE_DEVICES"
+            )
+        made = super().__new__(cls, kind)
+        made.type, made.index = kind, 0 if colon or index == 0 else None
+        return made
+
+    def __repr__(self) -> str:
+        return f"device(type={self.type!r}{'' if self.index is None else f', index={self.index}'})"
 
 
 def on_device(data: Any) -> bool:

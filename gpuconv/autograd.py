@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from gpuconv import backends, versions
-from gpuconv.arrays import adopted, on_device
+from gpuconv.arrays import adopted, device, on_device
 from gpuconv.backends import Array, Backend, capturing
 
 __all__ = [
@@ -122,14 +122,15 @@ def moved(array: Array, backend: str | Backend) -> Array:
 
     Args:
         array: of NumPy or CuPy.
-        backend: 'cuda', 'cpu' for the host, the name of another backend, or a Backend.
+        backend: 'cuda' (or 'cuda:0'), or 'cpu' for the host; another backend's name or a Backend will do, too.
 
     Raises:
         ValueError: no such backend.
         BackendUnavailable: it cannot run here; the message says why.
     """
     if not isinstance(backend, Backend):
-        backend = backends.get("numpy" if backend == "cpu" else backend)
+        name = str(device(backend)) if ":" in backend else backend
+        backend = backends.get("numpy" if name == "cpu" else name)
     return backend.asarray(array if isinstance(array, backend.xp.ndarray) else to_numpy(array))
 
 
@@ -213,6 +214,9 @@ class Tensor:
         self._grad: Tensor | None = None
         self._node: _Node | None = None
 
+    #: Of a leaf, by number: what is called with its gradient; see `Hook`.
+    _hooks: dict[int, Callable[[Tensor], Any]] | None = None
+
     @classmethod
     def _of(cls, array: Array) -> Tensor:
         """A Tensor of an array that an operation made, without checks."""
@@ -236,6 +240,11 @@ class Tensor:
     def dtype(self) -> np.dtype:
         """Element type."""
         return self.data.dtype
+
+    @property
+    def device(self) -> device:
+        """Where it lives: 'cpu' or 'cuda'."""
+        return device("cpu" if isinstance(self.data, np.ndarray) else "cuda")
 
     @property
     def grad(self) -> Tensor | None:
@@ -415,6 +424,43 @@ class Tensor:
                 raise ValueError(f"backward: grad must have the shape {self.shape}, got {tuple(seed.shape)}")
         _run_backward(self, seed, retain_graph)
 
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Set whether gradients flow to it; returns itself.
+
+        Raises:
+            TypeError: its elements are no floats.
+            RuntimeError: an operation made it, which decides; ``detach()`` gives a Tensor that is free of it.
+        """
+        if requires_grad and self.dtype.kind != "f":
+            raise TypeError(f"requires_grad_: needs float elements, got {self.dtype}")
+        if not requires_grad and not self.is_leaf:
+            raise RuntimeError("requires_grad_: an operation that is recorded made this Tensor; use detach()")
+        self.requires_grad = bool(requires_grad)
+        return self
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Hook:
+        """Call ``hook(grad)`` in each backward with the gradient of this Tensor, once it is complete.
+
+        What it returns, if anything, is the gradient from there on. It must not change the one that it is given.
+
+        Returns:
+            What has a method ``remove``.
+
+        Raises:
+            RuntimeError: this Tensor does not require grad.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("register_hook: this Tensor does not require grad")
+        if not callable(hook):
+            raise TypeError(f"register_hook: hook must be callable, got {type(hook).__name__}")
+        return Hook(self._vertex, hook)
+
+    def _passes_on(self, function: type[Function], backend: Backend, result: Tensor) -> None:
+        """Note that ``result`` was made of this Tensor alone, past :meth:`Function.apply`, if that is recorded."""
+        if _grad_enabled.get() and self.requires_grad:
+            result.requires_grad = True
+            result._node = _Node(function, Context(backend, (True,)), [self._vertex], result.data)
+
     def zero_grad(self) -> None:
         """Set ``.grad`` to None."""
         if (capture := capturing.current()) is not None:
@@ -511,6 +557,9 @@ class Tensor:
 
     def __getitem__(self, index: Any) -> Tensor:
         return self.getitem(index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.setitem(index, value)
 
     @property
     def T(self) -> Tensor:
@@ -647,7 +696,7 @@ class _Node:
         shape, dtype: of the result, and so of its gradient.
     """
 
-    __slots__ = ("changes", "ctx", "dtype", "edges", "function", "number", "shape")
+    __slots__ = ("_hooks", "changes", "ctx", "dtype", "edges", "function", "number", "shape")
 
     def __init__(self, function: type[Function], ctx: Context, edges: list[_Node | Tensor | None], result: Array):
         self.function = function
@@ -656,6 +705,40 @@ class _Node:
         self.number = next(_numbers)
         self.changes = versions.latest
         self.shape, self.dtype = result.shape, result.dtype
+        self._hooks: dict[int, Callable[[Tensor], Any]] | None = None
+
+
+class Hook:
+    """What takes a hook of a gradient away again, with :meth:`remove`."""
+
+    def __init__(self, vertex: _Node | Tensor, hook: Callable[[Tensor], Any]):
+        self._vertex, self._number = vertex, next(_numbers)
+        vertex._hooks = {**(vertex._hooks or {}), self._number: hook}
+
+    def remove(self) -> None:
+        """Take the hook away; doing so twice is no error."""
+        (self._vertex._hooks or {}).pop(self._number, None)
+
+
+def _hooked(vertex: _Node | Tensor, grad: Array) -> Array:
+    """A gradient after its vertex's hooks.
+
+    Raises:
+        TypeError, ValueError: what one returned has not the gradient's kind, shape or type.
+    """
+    for hook in list((vertex._hooks or {}).values()):
+        changed = hook(Tensor(grad))
+        if changed is None:
+            continue
+        changed = to_array(changed)
+        if changed.shape != grad.shape:
+            raise ValueError(
+                f"register_hook: the hook must keep the gradient's shape {grad.shape}, got {changed.shape}"
+            )
+        if changed.dtype.kind not in "fiub" or isinstance(changed, np.ndarray) != isinstance(grad, np.ndarray):
+            raise TypeError("register_hook: the hook must return numbers where the gradient lives")
+        grad = changed.astype(grad.dtype, copy=False)
+    return grad
 
 
 def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
@@ -664,6 +747,8 @@ def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
         for node in _nodes_from(root._vertex):
             grad = grads.pop(node, None)
             if grad is not None:
+                if node._hooks:
+                    grad = _hooked(node, grad)
                 _spread(node, grad, grads)
             if not retain_graph:
                 node.ctx.release()
@@ -672,6 +757,8 @@ def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
         grad = grads.pop(leaf)
         if not leaf.requires_grad:  # frozen since forward
             continue
+        if leaf._hooks:
+            grad = _hooked(leaf, grad)
         # The user may write into .grad (clipping, for example): it must not be shared with another leaf or an
         # operation that saved it, nor a view of that. (What lies in memory of a pool has a base that is no array.)
         shared = sys.getrefcount(grad) > _ALONE or hasattr(grad.base, "dtype")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.random import Generator
 
 from gpuconv.autograd import Tensor, overwrite
+from gpuconv.geometry import one_of
 from gpuconv.random import default_generator
 
 
@@ -43,15 +44,50 @@ def zeros_(tensor: Tensor) -> Tensor:
     return constant_(tensor, 0.0)
 
 
-def kaiming_uniform_(tensor: Tensor, gain: float = math.sqrt(2), *, generator: Generator | None = None) -> Tensor:
-    """Uniform with variance ``gain² / fan_in`` (He et al., 2015); gain √2 suits ReLU."""
-    bound = gain * math.sqrt(3 / fans(tensor)[0])
+def ones_(tensor: Tensor) -> Tensor:
+    """Every element is 1."""
+    return constant_(tensor, 1.0)
+
+
+def trunc_normal_(
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    *,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Normal with ``mean`` and ``std``, drawn again where it is not between ``a`` and ``b``.
+
+    ValueError: as good as nothing of the distribution lies there.
+    """
+    if not (a < b and a < mean + 4 * std and b > mean - 4 * std):
+        raise ValueError(f"trunc_normal_: next to nothing of mean {mean}, std {std} lies between {a} and {b}")
+    draw = generator or default_generator()
+    values = draw.normal(mean, std, tensor.shape)
+    while (outside := (values < a) | (values > b)).any():
+        values[outside] = draw.normal(mean, std, int(outside.sum()))
+    return _fill(tensor, values)
+
+
+def _fan(tensor: Tensor, mode: str) -> int:
+    return fans(tensor)[("fan_in", "fan_out").index(one_of(mode, "mode", ("fan_in", "fan_out"), op="kaiming"))]
+
+
+def kaiming_uniform_(
+    tensor: Tensor, gain: float = math.sqrt(2), *, mode: str = "fan_in", generator: Generator | None = None
+) -> Tensor:
+    """Uniform with variance ``gain² / fan_in``, or ``/ fan_out`` (He et al., 2015); gain √2 suits ReLU."""
+    bound = gain * math.sqrt(3 / _fan(tensor, mode))
     return uniform_(tensor, -bound, bound, generator=generator)
 
 
-def kaiming_normal_(tensor: Tensor, gain: float = math.sqrt(2), *, generator: Generator | None = None) -> Tensor:
-    """Normal with variance ``gain² / fan_in`` (He et al., 2015)."""
-    return normal_(tensor, 0.0, gain / math.sqrt(fans(tensor)[0]), generator=generator)
+def kaiming_normal_(
+    tensor: Tensor, gain: float = math.sqrt(2), *, mode: str = "fan_in", generator: Generator | None = None
+) -> Tensor:
+    """Normal with variance ``gain² / fan_in``, or ``/ fan_out`` (He et al., 2015)."""
+    return normal_(tensor, 0.0, gain / math.sqrt(_fan(tensor, mode)), generator=generator)
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, *, generator: Generator | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpuconv.autograd import Tensor, moved, no_grad, overwrite, to_array
+from gpuconv.autograd import Tensor, is_grad_enabled, moved, no_grad, overwrite, to_array
 from gpuconv.nn.summary import Summary, summarize
 
 _M = TypeVar("_M", bound="Module")
@@ -38,6 +39,7 @@ class Module:
     _not_saved: set[str]
     _forward_hooks: dict[int, Callable[..., Any]]
     _forward_pre_hooks: dict[int, Callable[..., Any]]
+    _backward_hooks: dict[int, Callable[..., Any]]
 
     def __init__(self) -> None:
         # Assigned past __setattr__, which needs them.
@@ -47,6 +49,7 @@ class Module:
         self.__dict__["_not_saved"] = set()
         self.__dict__["_forward_hooks"] = {}
         self.__dict__["_forward_pre_hooks"] = {}
+        self.__dict__["_backward_hooks"] = {}
         self.training = True
 
     def forward(self, *inputs: Any) -> Any:
@@ -61,6 +64,11 @@ class Module:
             changed = before(self, inputs)
             if changed is not None:
                 inputs = changed if isinstance(changed, tuple) else (changed,)
+        if self._backward_hooks and is_grad_enabled():
+            return self._watched(inputs, options)
+        return self._with_forward_hooks(inputs, options)
+
+    def _with_forward_hooks(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         output = self.forward(*inputs, **options)
         for behind in list(self._forward_hooks.values()):
             changed = behind(self, inputs, output)
@@ -80,6 +88,66 @@ class Module:
         Returns a handle with a method ``remove``.
         """
         return RemovableHandle(self, self._forward_pre_hooks, hook)
+
+    def register_full_backward_hook(self, hook: Callable[[Module, Any, Any], Any]) -> RemovableHandle:
+        """Call ``hook(module, grad_input, grad_output)`` in each backward, when both are there: tuples of Tensors.
+
+        ``grad_input`` has one for each input, None where none is wanted; what the hook returns, if anything, replaces
+        them: a Tensor, or a tuple of as many. With several inputs that want gradients nothing can be replaced.
+        Returns what has a method ``remove``.
+        """
+        return RemovableHandle(self, self._backward_hooks, hook)
+
+    def _watched(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Run forward so that the backward hooks are called."""
+        wanted = [isinstance(one, Tensor) and one.requires_grad for one in inputs]
+        grads_in: list[Any] = [None] * len(inputs)
+        grads_out: list[Any] = []
+        left = sum(wanted)
+
+        def call() -> Any:
+            changed = None
+            for hook in list(self._backward_hooks.values()):
+                given = hook(self, tuple(grads_in), tuple(grads_out))
+                changed = changed if given is None else given
+            return changed
+
+        def arrived(position: int, grad: Tensor) -> Any:
+            nonlocal left
+            grads_in[position], left = grad, left - 1
+            if left:
+                return None
+            changed = call()
+            if changed is None:
+                return None
+            if sum(wanted) > 1:
+                raise RuntimeError(f"{type(self).__name__}: a backward hook cannot replace gradients of several inputs")
+            return changed[position] if isinstance(changed, tuple) else changed
+
+        watched = []
+        for position, (one, want) in enumerate(zip(inputs, wanted, strict=True)):
+            own = one.view_as(one) if want else one  # a node of its own, whose gradient is this use's alone
+            if want:
+                own.register_hook(functools.partial(arrived, position))
+            watched.append(own)
+        output = self._with_forward_hooks(tuple(watched), options)
+        results = output if isinstance(output, tuple) else (output,)
+        passed, count = [], sum(isinstance(one, Tensor) and one.requires_grad for one in results)
+        grads_out = [None] * len(results)
+        arrived_out = 0
+
+        def noted(position: int, grad: Tensor) -> None:
+            nonlocal arrived_out
+            grads_out[position], arrived_out = grad, arrived_out + 1
+            if arrived_out == count and not any(wanted):
+                call()
+
+        for position, one in enumerate(results):
+            if isinstance(one, Tensor) and one.requires_grad:
+                one = one.view_as(one)
+                one.register_hook(functools.partial(noted, position))
+            passed.append(one)
+        return tuple(passed) if isinstance(output, tuple) else passed[0]
 
     # -- structure ---------------------------------------------------------------------------------------------------
 
@@ -452,7 +520,8 @@ class RemovableHandle:
     def remove(self) -> None:
         """Remove the hook; a second call does nothing."""
         self._hooks.pop(self._number, None)
-        if not (self._module._forward_hooks or self._module._forward_pre_hooks):
+        module = self._module
+        if not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks):
             self._module.__dict__.pop("_hooked", None)
 
 

@@ -1075,7 +1075,40 @@ WINDOWS = [
         smooth=False,
     ),
 ]
+
+PRODUCTS = [
+    *[
+        Case(
+            f"einsum({equation})",
+            lambda L, *operands, equation=equation: L.einsum(equation, *operands),
+            tuple(tuple(In(shape) for shape in shapes) for shapes in samples),
+        )
+        for equation, *samples in [
+            ("ik,kj->ij", ((2, 3), (3, 4)), ((0, 3), (3, 2)), ((2, 0), (0, 2))),
+            ("ik,kj", ((2, 3), (3, 4)), ((2, 1), (3, 4))),
+            ("bik,bkj->bij", ((2, 2, 3), (2, 3, 4)), ((1, 2, 3), (2, 3, 4))),
+            ("bik,bjk->bji", ((2, 2, 3), (2, 4, 3))),
+            ("i,i->", ((3,), (3,))),
+            ("i,j->ij", ((3,), (2,))),
+            ("ij->ji", ((2, 3),)),
+            ("ij->", ((2, 3),)),
+            ("ii->i", ((3, 3),)),
+            ("ii", ((3, 3),)),
+            ("iji->ji", ((2, 3, 2),)),
+            ("...ij,...jk->...ik", ((2, 3), (3, 4)), ((5, 2, 3), (3, 4)), ((5, 1, 2, 3), (6, 3, 4))),
+            ("...i", ((2, 3),)),
+            ("ij,jk,kl->il", ((2, 3), (3, 4), (4, 2))),
+            ("bn,anm,bm->ba", ((2, 3), (2, 3, 4), (2, 4))),
+            ("nchw,kc->nkhw", ((2, 3, 2, 2), (4, 3))),
+            ("ij,ij->i", ((2, 3), (2, 3))),
+            (" i j , j -> i ", ((2, 3), (3,))),
+            ("ij,kl->jl", ((2, 3), (2, 2))),
+        ]
+    ],
+    Case("einsum(list)", lambda L, a, b: L.einsum("ij,jk", [a, b]), ((In((2, 3)), In((3, 2))),)),
+]
 FAMILIES = {
+    "products": PRODUCTS,
     "windows": WINDOWS,
     "activations": ACTIVATIONS,
     "elementwise": ELEMENTWISE,
@@ -1095,6 +1128,23 @@ _FILTERS = np.ones((2, 1, 2, 2), np.float32)
 
 #: Calls that are refused, the error, and how its message begins.
 REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: gpuconv.einsum("ij,jk", _X), ValueError, "einsum: equation"),
+    (lambda: gpuconv.einsum("ij", _X[0]), ValueError, r"einsum: operands\[0\]"),
+    (lambda: gpuconv.einsum("ij,ij->i", _X, _X[:, :2]), ValueError, r"einsum: operands\[1\]"),
+    (lambda: gpuconv.einsum("ii", _X), ValueError, r"einsum: operands\[0\]"),
+    (lambda: gpuconv.einsum("ij->ik", _X), ValueError, "einsum: the result"),
+    (lambda: gpuconv.einsum("ij->ii", _X), ValueError, "einsum: the result"),
+    (lambda: gpuconv.einsum("i1", _X), ValueError, "einsum: equation"),
+    (lambda: gpuconv.einsum(_X, "ij"), TypeError, "einsum: equation"),
+    (lambda: gpuconv.einsum("ij,ij", _X, _X.astype(float)), TypeError, r"einsum: operands\[1\]"),
+    (lambda: gpuconv.einsum("ij"), ValueError, "einsum: operands"),
+    (lambda: gpuconv.tensor(_X).to("gpu"), ValueError, "backend"),
+    (lambda: gpuconv.tensor(_X).to(1.5), TypeError, "to: device"),
+    (lambda: gpuconv.tensor(_X).to(np.complex64), TypeError, "to: dtype"),
+    (lambda: gpuconv.tensor(_X).half(), TypeError, "half: "),
+    (lambda: gpuconv.device("cuda:1"), ValueError, "device: name"),
+    (lambda: gpuconv.tensor(_X).register_hook(print), RuntimeError, "register_hook: "),
+    (lambda: gpuconv.tensor(_I).requires_grad_(), TypeError, "requires_grad_: "),
     (lambda: F.conv_transpose2d(_IMAGE, _X), ValueError, "conv_transpose2d: weight"),
     (lambda: F.conv_transpose2d(_IMAGE, _FILTERS[:1]), ValueError, "conv_transpose2d: weight"),
     (lambda: F.conv_transpose2d(_IMAGE, _FILTERS, np.ones(2, np.float32)), ValueError, "conv_transpose2d: bias"),

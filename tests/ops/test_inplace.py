@@ -1,0 +1,227 @@
+"""Tensors changed in place, moved and watched: PyTorch judges values and gradients of the same statements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuconv
+from gpuconv import Tensor
+
+torch = pytest.importorskip("torch", reason="pip install torch to compare with PyTorch")
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+INDICES: list[Any] = [
+    1,
+    -1,
+    (0, 2),
+    slice(1, None),
+    (slice(None), 1),
+    (..., slice(0, 2)),
+    (slice(None, None, 2), [0, 2]),
+    [2, 0],
+    ([0, 1], [1, 2]),
+    (None, 1),
+]
+
+
+def _both(x: np.ndarray, change: Callable[[Any, Any], Any], *others: np.ndarray) -> None:
+    """A statement on the double of x, and the gradients of a weighted sum behind it, in both libraries."""
+    weights = np.random.default_rng(1).standard_normal(x.shape)
+    results = []
+    for L, make in ((torch, torch.tensor), (gpuconv, Tensor)):
+        leaf = make(x, requires_grad=True)
+        more = [make(other, requires_grad=True) for other in others]
+        y = leaf * 2
+        y = change(y, *more)
+        (y * make(weights)).sum().backward()
+        grads = [leaf.grad, *(one.grad for one in more)]
+        results.append([np.asarray(value.detach() if L is torch else value) for value in (y, *grads)])
+    for mine, yours in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(mine, yours, rtol=1e-12, atol=1e-12)
+
+
+def _set(index: Any, factor: float = 1.0) -> Callable[..., Any]:
+    def change(y: Any, value: Any) -> Any:
+        y[index] = value * factor
+        return y
+
+    return change
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_item_assignment(index: Any) -> None:
+    """The value's gradient is that of the elements it stands at, and what it replaced has none."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 4))
+    _both(x, _set(index), rng.standard_normal(x[index].shape))
+    _both(x, _set(index, 3.0), rng.standard_normal(()))
+
+
+def test_item_assignment_of_numbers_and_by_masks() -> None:
+    """Also what is computed from the Tensor itself, and through `+=` of a part."""
+    x = np.random.default_rng(0).standard_normal((3, 4))
+
+    def change(y: Any) -> Any:
+        y[y > 0] = 0.5
+        y[0] += 1
+        y[1, 1:3] *= 3
+        return y
+
+    _both(x, change)
+
+
+def test_assignment_without_a_graph_writes_into_the_memory() -> None:
+    """Views see it, numbers are converted to the Tensor's type, and backward refuses what was saved before."""
+    x = gpuconv.zeros(2, 3)
+    x[0][1] = 2.5
+    x[1] = Tensor([1, 2, 3])
+    assert x.tolist() == [[0.0, 2.5, 0.0], [1.0, 2.0, 3.0]]
+    counts = gpuconv.arange(3)
+    counts[counts > 0] = 7.9
+    assert counts.tolist() == [0, 7, 7]
+    w = gpuconv.ones(3, requires_grad=True)
+    y = (w * w).sum()
+    with gpuconv.no_grad():
+        w[0] = 5.0
+    assert w.tolist() == [5.0, 1.0, 1.0]
+    with pytest.raises(RuntimeError, match=r"changed in place|x\[index\] = value"):
+        y.backward()
+
+
+def test_refused_assignments() -> None:
+    """A leaf while a graph is recorded; a view, of which the whole could not learn; what has no such place or shape."""
+    leaf = gpuconv.ones(2, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="leaf"):
+        leaf[0] = 1.0
+    whole = leaf * 2
+    with pytest.raises(RuntimeError, match="view"):
+        whole[0][1] = 1.0
+    buffer = gpuconv.zeros(2, 3)
+    with pytest.raises(RuntimeError, match="view"):
+        buffer[0][1] = leaf[0, 0]
+    with pytest.raises(IndexError):
+        buffer[2] = 1.0
+    with pytest.raises(ValueError, match="broadcast"):
+        buffer[0] = [1.0, 2.0]
+    read_only = Tensor(np.broadcast_to(np.zeros(1, np.float32), (2, 3)))
+    with pytest.raises(ValueError, match="read-only"):
+        read_only[0] = 1.0
+    assert buffer.tolist() == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("add_", (1.5,)), ("sub_", (0.5,)), ("mul_", (3.0,)), ("div_", (2.0,)), ("pow_", (2,)), ("exp_", ()),
+        ("abs_", ()), ("neg_", ()), ("clamp_", (-0.5, 0.5)), ("relu_", ()), ("sigmoid_", ()), ("tanh_", ()),
+        ("fill_", (2.0,)), ("zero_", ()),
+    ],
+)  # fmt: skip
+def test_methods_in_place(name: str, arguments: tuple[Any, ...]) -> None:
+    """They return the Tensor itself, have PyTorch's values and gradients, and without a graph write its memory."""
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    results = []
+    for make in (torch.tensor, Tensor):
+        leaf = make(x, requires_grad=True)
+        y = leaf * 2
+        assert getattr(y, name)(*arguments) is y
+        (y * y.detach()).sum().backward() if y.requires_grad else None
+        plain = make(x)
+        getattr(plain, name)(*arguments)
+        results.append([np.asarray(one) for one in (y.detach(), leaf.grad, plain) if one is not None])
+    for mine, yours in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(mine, yours, rtol=1e-12)
+
+
+def test_copy_and_random() -> None:
+    """copy_ broadcasts and converts; normal_ and uniform_ draw from the generator that a seed restarts."""
+    x = gpuconv.zeros(2, 3)
+    assert x.copy_(np.arange(3)).tolist() == [[0.0, 1.0, 2.0]] * 2
+    gpuconv.manual_seed(1)
+    first = x.normal_(2.0, 0.5).tolist()
+    gpuconv.manual_seed(1)
+    assert gpuconv.zeros(2, 3).normal_(2.0, 0.5).tolist() == first
+    values = gpuconv.zeros(1000).uniform_(-1, 3).numpy()
+    assert -1 <= values.min() < -0.9
+    assert 2.9 < values.max() < 3
+
+
+def test_to() -> None:
+    """Types, devices, both, another Tensor's: itself where nothing changes; gradients come back in the first type."""
+    x = gpuconv.ones(2, requires_grad=True)
+    assert x.to("cpu") is x
+    assert x.cpu() is x
+    assert x.to(np.float32) is x
+    assert x.to(gpuconv.device("cpu"), gpuconv.float32) is x
+    assert x.to("cpu", copy=True) is not x
+    assert x.device == "cpu"
+    assert x.device.type == "cpu"
+    wide = x.to(gpuconv.float64)
+    assert wide.dtype == np.float64
+    (wide * 3).sum().backward()
+    assert x.grad is not None
+    assert (x.grad.dtype, x.grad.tolist()) == (np.float32, [3.0, 3.0])
+    assert x.to(gpuconv.zeros(1, dtype=gpuconv.int64)).tolist() == [1, 1]
+    assert x.to("float64").dtype == np.float64
+    assert gpuconv.zeros(1, device=x.device).device == "cpu"
+    assert not gpuconv.cuda.is_available() or gpuconv.cuda.device_count() > 0
+
+
+def test_gradient_hooks() -> None:
+    """Called once with the complete gradient, of leaves and of results; what one returns is the gradient from there."""
+    x = np.random.default_rng(0).standard_normal(3)
+    seen: list[list[Any]] = []
+    for make in (torch.tensor, Tensor):
+        calls: list[Any] = []
+        leaf = make(x, requires_grad=True)
+        y = leaf * 2
+        y.register_hook(lambda grad, calls=calls: calls.append(np.asarray(grad)))
+        y.register_hook(lambda grad: grad * 10)
+        leaf.register_hook(lambda grad, calls=calls: calls.append(np.asarray(grad)))
+        removed = leaf.register_hook(lambda grad: grad * 100)
+        removed.remove()
+        removed.remove()
+        (y * y + y).sum().backward()
+        seen.append([*calls, np.asarray(leaf.grad)])
+    assert len(seen[0]) == len(seen[1]) == 3
+    for mine, yours in zip(seen[1], seen[0], strict=True):
+        np.testing.assert_allclose(mine, yours)
+    bad = Tensor(x, requires_grad=True)
+    bad.register_hook(lambda grad: grad[:1])
+    with pytest.raises(ValueError, match="register_hook"):
+        bad.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_backward_hooks_of_modules() -> None:
+    """Gradients of input and output as PyTorch hands them over; replaced ones go on; without, all is as before."""
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    seen = []
+    for L, make in ((torch, torch.tensor), (gpuconv, Tensor)):
+        layer = L.nn.Linear(3, 2)
+        layer.load_state_dict(
+            {name: make(np.full(size, 0.5, np.float32)) for name, size in (("weight", (2, 3)), ("bias", 2))}
+        )
+        calls: list[Any] = []
+
+        def hook(module: Any, grad_input: Any, grad_output: Any, calls: Any = calls) -> Any:
+            calls.extend(np.asarray(one) for one in (*grad_input, *grad_output) if one is not None)
+            return (grad_input[0] * 2,) if grad_input[0] is not None else None
+
+        handle = layer.register_full_backward_hook(hook)
+        leaf = make(x, requires_grad=True)
+        (layer(leaf) ** 2).sum().backward()
+        handle.remove()
+        layer(leaf).sum().backward()
+        after = len(calls)
+        layer.register_full_backward_hook(hook)
+        layer(make(x)).sum().backward()  # no input wants a gradient
+        assert len(calls) == after + 1
+        seen.append([*calls, np.asarray(leaf.grad)])
+    for mine, yours in zip(seen[1], seen[0], strict=True):
+        np.testing.assert_allclose(mine, yours, rtol=1e-6)
