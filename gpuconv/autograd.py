@@ -36,6 +36,7 @@ __all__ = [
     "native",
     "no_grad",
     "overwrite",
+    "recording",
     "tensor_method",
     "to_array",
     "to_numpy",
@@ -59,6 +60,24 @@ class no_grad(ContextDecorator):
 
     def _recreate_cm(self) -> no_grad:
         return type(self)()  # one instance for each call: a decorated function may run in several threads
+
+
+#: Who is told of each operation: mostly nobody.
+_recorder: ContextVar[Callable[..., None] | None] = ContextVar("gpuconv_recorder", default=None)
+
+
+@contextlib.contextmanager
+def recording(note: Callable[..., None]) -> Iterator[None]:
+    """In a ``with`` block, call ``note(function, inputs, options, results)`` after each operation of this thread.
+
+    ``function`` is a :class:`Function`, or for a comparison the one of :mod:`operator`; ``inputs`` are what it was
+    given, ``results`` a list.
+    """
+    token = _recorder.set(note)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
 
 
 def is_grad_enabled() -> bool:
@@ -368,7 +387,10 @@ class Tensor:
         backend = backends.current(self.data, *([] if values is other else [values]))
         with backend.computing():
             values = values if values is other else backend.asarray(values)
-            return Tensor._of(backend.xp.asarray(compare(backend.asarray(self.data), values)))
+            result = Tensor._of(backend.xp.asarray(compare(backend.asarray(self.data), values)))
+        if (note := _recorder.get()) is not None:
+            note(compare, (self, other), {}, [result])
+        return result
 
     def __eq__(self, other: object) -> Any:
         return self._compared(other, operator.eq)
@@ -680,6 +702,8 @@ class Function:
             results[0].requires_grad = True
             edges = [x._vertex if need else None for x, need in zip(inputs, needs, strict=True)]
             results[0]._node = _Node(cls, ctx, edges, results[0].data)
+        if (note := _recorder.get()) is not None:
+            note(cls, inputs, options, results)
         return tuple(results) if several else results[0]
 
 

@@ -39,7 +39,7 @@ ALLOWED = {
     "models": {"autograd", "data", "functional", "geometry", "names", "nn", "ops"},
     "tuner": {"autograd", "backends", "explanation", "geometry", "models", "tuning"},
     "storage": {"data", "files", "models"},
-    "onnx": {"autograd", "backends", "files", "functional", "nn", "ops", "storage"},
+    "onnx": {"autograd", "backends", "files", "functional", "nn", "ops", "storage", "version", "versions"},
     "plots": {"autograd", "data", "functional", "models", "nn", "storage"},
     "training": {
         "autograd",

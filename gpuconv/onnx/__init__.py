@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from gpuconv.onnx.network import OnnxModule
 from gpuconv.onnx.reading import load
+from gpuconv.onnx.writing import save
 
-__all__ = ["OnnxModule", "load"]
+__all__ = ["OnnxModule", "load", "save"]

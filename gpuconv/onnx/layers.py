@@ -282,7 +282,7 @@ def _max_unpool(node: Node, x: Any, indices: Any, shape: Any = None) -> Any:
     wanted = natural if shape is None else whole(shape)[2:]
     # ONNX's indices count through the whole tensor of the default size; here they count through one plane.
     places = np.unravel_index(host(indices) % math.prod(natural), natural)
-    within = np.ravel_multi_index(places, natural)
+    within = np.ravel_multi_index(places, wanted)
     return ranked("max_unpool", window.rank)(
         x, within, window.kernel, stride=window.stride, padding=window.padding, output_size=tuple(wanted)
     )
