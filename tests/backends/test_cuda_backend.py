@@ -84,8 +84,9 @@ def test_chains_of_fully_connected_layers():
 
 
 @pytest.mark.slow
-def test_three_steps_of_lenet():
-    """Three training steps give the NumPy backend's losses to 1e-5 and its gradients to 1e-4, relative."""
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.thorough)])
+def test_steps_of_lenet(steps):
+    """Training steps give the NumPy backend's losses to 1e-5 and its gradients to 1e-4, relative."""
     x = np.random.default_rng(0).standard_normal((1, 1, 32, 32), dtype=np.float32)
     labels = np.array([3])
 
@@ -95,7 +96,7 @@ def test_three_steps_of_lenet():
         with gpuconv.use_backend(name):
             model = models.LeNet5()
             optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-            for _ in range(3):
+            for _ in range(steps):
                 loss = F.cross_entropy(model(Tensor(x)), labels)
                 optimizer.zero_grad()
                 loss.backward()

@@ -37,7 +37,7 @@ COMPILED = backends.get("numba")
 NUMPY = backends.get("numpy")
 TOLERANCE = {np.float32: {"rtol": 1e-4, "atol": 2e-5}, np.float64: {"rtol": 1e-10, "atol": 1e-12}}
 
-#: Cases that between them reach most branches of the kernels. The others are slow only where no compiled code is found.
+#: Cases that between them reach most branches of the kernels. Each that is compiled takes a second or two.
 TYPICAL = {
     "lenet-conv1",
     "lenet-conv2",
@@ -47,7 +47,7 @@ TYPICAL = {
     "many-filters",
     "depthwise",
 }
-CASES = [case if case.name in TYPICAL else pytest.param(case, marks=pytest.mark.slow) for case in CONV_CASES]
+CASES = [case if case.name in TYPICAL else pytest.param(case, marks=pytest.mark.thorough) for case in CONV_CASES]
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def _forward_runs() -> Iterator[Any]:
     for case in CONV_CASES:
         for variant in ("by_columns", "by_filters"):
             if variant == "by_filters" or geometry_of(case).stride[1] == 1:  # other columns make no vector
-                marks = () if case.name in TYPICAL else (pytest.mark.slow,)
+                marks = () if case.name in TYPICAL else (pytest.mark.thorough,)
                 yield pytest.param(case, variant, id=f"{case.name}-{variant}", marks=marks)
 
 

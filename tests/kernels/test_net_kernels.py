@@ -129,6 +129,7 @@ def check(net, dtype, tilings, arrays=None):
             np.testing.assert_allclose(out, expected, **TOLERANCE[dtype], err_msg=str(tiling))
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("net", NETS, ids=str)
 def test_kernel(net):
     """The last layer's results are the reference's in every tiling; each is written once, and nothing else is."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import sampling
 
 from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
 from gpuconv.kernels import VARIANTS
@@ -171,18 +172,23 @@ def test_main_loops(results, kernel, architecture):
                 if sums == 64:
                     assert loop["counts"].get("LDS.128", 0) >= budget.wide_loads, f"{found['tiling']}: {loop}"
                 best = max(best, share)
-    assert best >= budget.best
+    if sampling.wanted() == "all":  # a sample need not hold the best one
+        assert best >= budget.best
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_weights_are_fetched_ahead(results, architecture):
     """conv_net: as many loads as the tiling says stand before the first barrier; compilers like to delay them."""
-    found = list(launches(results, operation="conv_net", dtype="float32"))
-    ours = [launch for _, launch in found if launch["architecture"] == architecture]
-    tilings = [one["tiling"] for one in results if (one["operation"], one["dtype"]) == ("conv_net", "float32")]
-    assert [launch["loads_before_barrier"] for launch in ours] == [tiling["ahead"] for tiling in tilings]
-    assert max(tiling["ahead"] for tiling in tilings) > 0
+    nets = [one for one in results if (one["operation"], one["dtype"]) == ("conv_net", "float32")]
+    found = [
+        (launch["loads_before_barrier"], one["tiling"]["ahead"])
+        for one in nets
+        for launch in one["launches"]
+        if launch["architecture"] == architecture
+    ]
+    assert [loads for loads, _ in found] == [ahead for _, ahead in found]
+    assert max(one["tiling"]["ahead"] for one in nets) > 0
 
 
 @pytest.mark.slow

@@ -6,12 +6,17 @@ compiled, it prints why, under the key "unavailable".
 
 import importlib
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from bench import machine, sass
 from bench.inspection import Job, compiled, in_processes, result
 from bench.layers import OPERATIONS
 from gpuconv.kernels import VARIANTS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support import sampling
 
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 
@@ -27,21 +32,27 @@ CONVOLUTIONS = (
 
 
 def jobs() -> Iterator[Job]:
-    """Each variant's first layer in all tilings for all architectures, the others in the first tiling for one."""
+    """Each variant's first layer in all tilings for all architectures, the others in the first tiling for one.
+
+    In a sample: the first layer alone; its first tiling for all architectures, three others for one each.
+    """
+    everything = sampling.wanted() == "all"
     for operation, variants in VARIANTS.items():
         layers = OPERATIONS[operation].layers
         names = [name for name in CONVOLUTIONS if name in layers] or list(layers)
         for variant, path in variants.items():
             module = importlib.import_module(path)
-            supported = [name for name in names if module.supports(layers[name])]
-            for name in supported:
-                geometry, first = layers[name], name == supported[0]
-                tilings = module.tilings(geometry)
-                architectures = ARCHITECTURES if first else ("sm_90a",)
-                for tiling in tilings if first else tilings[:1]:
-                    yield Job(operation, variant, path, name, geometry, tiling, "float32", architectures)
-                if first:
-                    yield Job(operation, variant, path, name, geometry, tilings[0], "float64", ("sm_90a",))
+            first, *others = (name for name in names if module.supports(layers[name]))
+            geometry = layers[first]
+            tilings = module.tilings(geometry)
+            yield Job(operation, variant, path, first, geometry, tilings[0], "float64", ("sm_90a",))
+            yield Job(operation, variant, path, first, geometry, tilings[0], "float32", ARCHITECTURES)
+            for number, tiling in enumerate(sampling.sampled(tilings[1:], 3, variant)):
+                architectures = ARCHITECTURES if everything else (ARCHITECTURES[number % 3],)
+                yield Job(operation, variant, path, first, geometry, tiling, "float32", architectures)
+            for name in others if everything else ():
+                tiling = module.tilings(layers[name])[0]
+                yield Job(operation, variant, path, name, layers[name], tiling, "float32", ("sm_90a",))
 
 
 def main() -> None:
