@@ -59,6 +59,7 @@ def trained(backend, make_optimizer, *, steps, captured, make_model=small_networ
         return losses, [parameter.numpy() for parameter in model.parameters()], run
 
 
+@pytest.mark.slow
 @simulated
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_captured_steps_are_steps(optimizer):
@@ -106,6 +107,7 @@ def test_inference():
         np.testing.assert_array_equal(results[0], model(inputs[0]))
 
 
+@pytest.mark.slow
 @simulated
 @pytest.mark.parametrize(
     ("variant", "kernels"),
@@ -128,6 +130,7 @@ def test_one_image_takes_three_launches_or_one(variant, kernels):
     assert [launch.kernel.fn.__name__ for launch, _ in predict._graph.launches] == kernels
 
 
+@pytest.mark.slow
 @simulated
 def test_the_example_of_the_page():
     """What docs/kernels.md shows for one image is one launch of one kernel, from the third call on."""

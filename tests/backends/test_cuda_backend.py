@@ -63,6 +63,7 @@ def test_pooling_activation_and_loss():
             assert_same(lambda x, o=options: F.cross_entropy(x, labels, **o), logits, **tolerance)  # noqa: B023
 
 
+@pytest.mark.slow
 def test_chains_of_fully_connected_layers():
     """In one launch or composed: the same results, and only the gradients that are asked for."""
     rng = np.random.default_rng(3)
@@ -181,6 +182,7 @@ def test_every_operation_of_the_table_is_a_primitive():
         assert rules[-1].variant in (tuning.COMPOSED, "direct")
 
 
+@pytest.mark.slow
 def test_a_fused_block():
     """Fused, composed, or partly so: the same results, and only the gradients that are asked for."""
     rng = np.random.default_rng(2)

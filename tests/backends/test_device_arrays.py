@@ -561,6 +561,7 @@ def digits(monkeypatch):
     return few
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"loss": "half_squared_error", "patience": 2}], ids=str)
 def test_training_on_the_device(machine, digits, tmp_path, settings, monkeypatch, caplog):
     """fit, stop, resume, evaluate, save, load, predict: the losses are the NumPy backend's, and so is the model.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support import sampling
+from support.shared import made_once
 
 from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
 from gpuconv.kernels import VARIANTS
@@ -105,11 +106,15 @@ def static(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def results():
+def results(tmp_path_factory):
     """What bench.static finds of every variant and tiling."""
-    done = run(ROOT / "tests" / "support" / "compile_all.py")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+
+    def compiled() -> str:
+        done = run(ROOT / "tests" / "support" / "compile_all.py")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    found = json.loads(made_once(tmp_path_factory, "compiled.json", compiled))
     if "unavailable" in found:
         pytest.skip(f"machine code cannot be made or read here: {found['unavailable']}")
     return found
