@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.lenet_training import step_of
 
 import gpuconv
 from gpuconv import Tensor, backends, models, nn, optim, tuning
@@ -41,14 +42,7 @@ def trained(backend, make_optimizer, *, steps, captured, make_model=small_networ
     with gpuconv.use_backend(backend):
         model = make_model()
         optimizer = make_optimizer(model.parameters())
-
-        def step(images, labels):
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
-
+        step = step_of(model, optimizer)
         run = gpuconv.capture(step, warmup=captured) if captured else step
         losses = []
         for number in range(steps):

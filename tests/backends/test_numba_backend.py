@@ -132,6 +132,7 @@ def test_convolution_gradients(case):
     np.testing.assert_allclose(dw, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_fused_block(case):
     """Convolution, ReLU and max pooling in one give the parts' maxima, winners and gradients."""
@@ -295,14 +296,7 @@ def test_matrix_product(sizes, transposed):
 @pytest.mark.parametrize("case", POOL_CASES, ids=str)
 def test_pooling(case):
     """Max pooling with ties, NaN and -inf, average pooling in all its ways of counting, and their gradients."""
-    geometry = Pool2dGeometry.of(
-        case.input,
-        case.kernel,
-        stride=case.stride,
-        padding=case.padding,
-        dilation=case.dilation,
-        ceil_mode=case.ceil_mode,
-    )
+    geometry = Pool2dGeometry.of(case.input, case.kernel, **case.keywords)
     rng = np.random.default_rng(0)
     tied = case.tied(np.float32)
     with_nan, all_equal = tied.copy(), np.full_like(tied, -np.inf)

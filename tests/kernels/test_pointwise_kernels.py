@@ -186,14 +186,7 @@ def _copy(array, *, aligned):
 
 
 def pooled(case):
-    return Pool2dGeometry.of(
-        case.input,
-        case.kernel,
-        stride=case.stride,
-        padding=case.padding,
-        dilation=case.dilation,
-        ceil_mode=case.ceil_mode,
-    )
+    return Pool2dGeometry.of(case.input, case.kernel, **case.keywords)
 
 
 TINY_POOLS = [case for case in cases.POOL_CASES if case.tiny]

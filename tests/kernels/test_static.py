@@ -153,7 +153,9 @@ def test_budgets(results, operation, variant):
                 if budget := BUDGETS.get(launch["kernel"]):
                     assert launch["registers"] <= budget.registers, name
     wanted = {("float32", architecture) for architecture in ARCHITECTURES} | {("float64", "sm_90a")}
-    assert compiled >= wanted, "give tests/support/compile_all.py a layer that the variant supports"
+    if sampling.wanted() == "all":
+        assert compiled >= wanted, "give tests/support/compile_all.py a layer that the variant supports"
+    assert {dtype for dtype, _ in compiled} == {"float32", "float64"}
 
 
 @pytest.mark.slow
@@ -182,18 +184,16 @@ def test_main_loops(results, kernel, architecture):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_are_fetched_ahead(results, architecture):
+def test_weights_are_fetched_ahead(results):
     """conv_net: as many loads as the tiling says stand before the first barrier; compilers like to delay them."""
-    nets = [one for one in results if (one["operation"], one["dtype"]) == ("conv_net", "float32")]
     found = [
         (launch["loads_before_barrier"], one["tiling"]["ahead"])
-        for one in nets
+        for one in results
+        if (one["operation"], one["dtype"]) == ("conv_net", "float32")
         for launch in one["launches"]
-        if launch["architecture"] == architecture
     ]
     assert [loads for loads, _ in found] == [ahead for _, ahead in found]
-    assert max(one["tiling"]["ahead"] for one in nets) > 0
+    assert max(ahead for _, ahead in found) > 0
 
 
 @pytest.mark.slow

@@ -289,7 +289,7 @@ def compiling():
 
 @pytest.mark.slow
 def test_kernels_are_right_as_compiled(compiling):
-    """Of the simulator's grids one case in 16, every kernel among them; `make compiled-test` runs all tests."""
+    """Of the simulator's grids one case in 40, every kernel among them; `make compiled-test` runs all tests."""
     files = sorted(map(str, TESTS.glob("kernels/test_*kernels.py")))
     command = [sys.executable, "-m", "pytest", "-q", "--cases=few", "-m", "grid", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, env=compiling, capture_output=True, text=True)

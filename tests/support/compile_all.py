@@ -5,6 +5,7 @@ compiled, it prints why, under the key "unavailable".
 """
 
 import importlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -20,9 +21,11 @@ from support import sampling
 
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 
+#: Layer on which convolutions are bound by arithmetic.
+ARITHMETIC = "resnet50.conv3-3x3"
 #: Of the convolutions: plain, depthwise, small, strided, 1x1. Of the other operations all layers are taken.
 CONVOLUTIONS = (
-    "resnet50.conv3-3x3",
+    ARITHMETIC,
     "mobilenet2.depthwise-112",
     "lenet5.conv1",
     "lenet5.conv2",
@@ -34,9 +37,11 @@ CONVOLUTIONS = (
 def jobs() -> Iterator[Job]:
     """Each variant's first layer in all tilings for all architectures, the others in the first tiling for one.
 
-    In a sample: the first layer alone; its first tiling for all architectures, three others for one each.
+    In a sample: the first layer in two tilings for an architecture each, by turns; the first tiling of kernels that are
+    bound by arithmetic for all.
     """
     everything = sampling.wanted() == "all"
+    turns = itertools.cycle((architecture,) for architecture in ARCHITECTURES)
     for operation, variants in VARIANTS.items():
         layers = OPERATIONS[operation].layers
         names = [name for name in CONVOLUTIONS if name in layers] or list(layers)
@@ -46,9 +51,9 @@ def jobs() -> Iterator[Job]:
             geometry = layers[first]
             tilings = module.tilings(geometry)
             yield Job(operation, variant, path, first, geometry, tilings[0], "float64", ("sm_90a",))
-            yield Job(operation, variant, path, first, geometry, tilings[0], "float32", ARCHITECTURES)
-            for number, tiling in enumerate(sampling.sampled(tilings[1:], 3, variant)):
-                architectures = ARCHITECTURES if everything else (ARCHITECTURES[number % 3],)
+            for tiling in [tilings[0], *sampling.sampled(tilings[1:], 1, variant)]:
+                whole = everything or (tiling is tilings[0] and first == ARITHMETIC and variant != "direct")
+                architectures = ARCHITECTURES if whole else next(turns)
                 yield Job(operation, variant, path, first, geometry, tiling, "float32", architectures)
             for name in others if everything else ():
                 tiling = module.tilings(layers[name])[0]

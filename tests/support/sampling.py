@@ -21,7 +21,7 @@ T = TypeVar("T")
 CHOICES = {
     "all": "each case: make test-all",
     "sample": "one in n of the tests marked grid(n), no case marked thorough, all else: make test",
-    "few": "one in 16, and three or more, of each test that is not marked slow: make quick",
+    "few": "one in 40, and three or more, of each test that is not marked slow: make quick",
 }
 #: Read here and by the processes that tests start.
 VARIABLE = "GPUCONV_TEST_CASES"
@@ -57,7 +57,7 @@ def _of_one_test(cases: list[pytest.Item], choice: str) -> list[pytest.Item]:
     usual = [case for case in cases if not case.get_closest_marker("thorough")] or cases[:1]
     if choice == "few":
         usual = [case for case in usual if not case.get_closest_marker("slow")]
-        return _one_in(16, usual)
+        return _one_in(40, usual)
     marker = cases[0].get_closest_marker("grid")
     return _one_in(marker.args[0], usual) if marker else usual
 
