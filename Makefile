@@ -41,9 +41,8 @@ test: $(VENV)/.$(EXTRA)  ## every test, of grids of cases a sample, and the buil
 	$(BIN)/python -m pytest $(WORKERS) --cases=sample
 	$(BIN)/python tests/check_wheel.py
 
-test-all: $(VENV)/.$(EXTRA)  ## every test in every case, and the built wheel: half an hour or more
+test-all: $(VENV)/.$(EXTRA)  ## every test in every case: half an hour or more on two cores
 	$(BIN)/python -m pytest $(WORKERS) --cases=all
-	$(BIN)/python tests/check_wheel.py
 
 quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: a minute
 	$(BIN)/python -m pytest $(WORKERS) --cases=few -x

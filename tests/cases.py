@@ -110,6 +110,16 @@ class PoolCase:
         return isinstance(self.padding, tuple) and isinstance(self.padding[0], tuple)
 
     @property
+    def keywords(self) -> dict[str, Any]:
+        """Keywords of `max_pool2d` after input and kernel size."""
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "ceil_mode": self.ceil_mode,
+        }
+
+    @property
     def dilated(self) -> bool:
         """Whether the case is one for max pooling alone."""
         return self.dilation not in (1, (1, 1))

@@ -37,6 +37,7 @@ def test_diamond_of_many_levels_is_linear_in_time():
     assert x.grad.item() == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_graph_deeper_than_the_recursion_limit():
     """A chain of 100,000 operations differentiates and is freed without overflowing the stack."""
     x = Tensor(np.ones(1), requires_grad=True)

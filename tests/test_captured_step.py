@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.lenet_training import step_of
 
 import gpuconv
 from gpuconv import Tensor, backends, models, nn, optim
@@ -37,14 +38,7 @@ def trained(backend, make_optimizer, *, steps, captured, make_model=small_networ
     with gpuconv.use_backend(backend):
         model = make_model()
         optimizer = make_optimizer(model.parameters())
-
-        def step(images, labels):
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
-
+        step = step_of(model, optimizer)
         run = gpuconv.capture(step, warmup=captured) if captured else step
         losses = []
         for number in range(steps):
@@ -55,6 +49,7 @@ def trained(backend, make_optimizer, *, steps, captured, make_model=small_networ
         return losses, [parameter.numpy() for parameter in model.parameters()], run
 
 
+@pytest.mark.slow
 @simulated
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_captured_steps_are_steps(optimizer):
@@ -102,6 +97,7 @@ def test_inference():
         np.testing.assert_array_equal(results[0], model(inputs[0]))
 
 
+@pytest.mark.slow
 @simulated
 def test_one_image_takes_three_launches():
     """LeNet's logits are those of the NumPy backend; a block is a kernel, and all fully connected layers are one."""

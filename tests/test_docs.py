@@ -1,6 +1,5 @@
 """The documentation is true: its code runs, its links lead somewhere, its make targets exist."""
 
-import functools
 import json
 import os
 import re
@@ -13,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")])
+TUTORIAL = ROOT / "docs" / "tutorial.md"
 
 
-@functools.cache
 def names_of(page):
     """What the Python blocks of a page define, run one after the other as a reader would type them."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
@@ -24,17 +23,19 @@ def names_of(page):
     return names
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIAL], ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     """The blocks of a page run without error or warning."""
     monkeypatch.chdir(tmp_path)
     names_of(page)
 
 
+@pytest.mark.slow
 def test_the_tutorial_quotes_what_its_kernels_report(tmp_path, monkeypatch):
-    """Each message and each figure that the tutorial shows is what its code gives, word by word, line by line."""
+    """Its code runs; each message and each figure that it shows is what its code gives, word by word, line by line."""
     monkeypatch.chdir(tmp_path)
-    page = ROOT / "docs" / "tutorial.md"
+    page = TUTORIAL
     names = names_of(page)
     kernels = ("no_barrier", 32), ("short_halo", 32), ("ragged", 20), ("early_return", 20)
     reported = [str(names[report]) for report in ("coalesced", "strided", "halo", "product")]
@@ -64,7 +65,7 @@ def test_the_tutorial_quotes_what_its_kernels_report(tmp_path, monkeypatch):
 
 def test_the_tutorial_finds_float64_in_machine_code():
     """Its script for the real compiler counts float64 instructions for a literal 0.0, and none for float32(0)."""
-    page = (ROOT / "docs" / "tutorial.md").read_text()
+    page = TUTORIAL.read_text()
     (script,) = re.findall(r"^```\n(from numba import cuda.*?)^```", page, re.MULTILINE | re.DOTALL)
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}
     command = [sys.executable, "-c", script]

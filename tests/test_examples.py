@@ -61,6 +61,7 @@ def test_script_prints_its_figures(name, tmp_path):
         assert figure in run.stdout
 
 
+@pytest.mark.slow
 def test_handcrafted_filters_take_a_picture(tmp_path):
     """The filters are drawn side by side, also those of a picture that the reader brings."""
     from PIL import Image

@@ -20,11 +20,12 @@ guarded = pytest.mark.skipif(guard.unavailable() is not None, reason=str(guard.u
 
 
 @pytest.mark.slow
-def test_programs_agree_with_pytorch() -> None:
+@pytest.mark.parametrize("programs", [40, pytest.param(150, marks=pytest.mark.thorough)])
+def test_programs_agree_with_pytorch(programs: int) -> None:
     """Values, gradients, shapes and element types on both CPU backends; no crash, no hang. Without PyTorch, float64."""
-    summary = fuzz(range(150), convolutions=2, time_limit=60)
+    summary = fuzz(range(programs), convolutions=2, time_limit=60)
     assert not summary.faults, str(summary)
-    assert summary.statements > 1500
+    assert summary.statements > 10 * programs
 
 
 @pytest.mark.slow

@@ -83,6 +83,7 @@ def test_confusion_puts_a_mistake_where_it_belongs(tmp_path):
     assert max(shares[0] + shares[1]) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "matrix",
     [np.full((1, 1), 7), np.zeros((2, 2), int), np.diag([9] * 12), np.full((12, 12), 12345), np.full((90, 90), 2)],
@@ -110,6 +111,7 @@ def test_filters_have_the_colour_of_their_sign(tmp_path):
     assert np.median(first) < np.median(second)
 
 
+@pytest.mark.slow
 def test_activations_follow_the_layers(lenet, tmp_path):
     """Brighter input, stronger maps: the picture depends on the image, and on the layers up to the last."""
     image = np.zeros((28, 28), np.uint8)
@@ -131,6 +133,7 @@ def test_activations_follow_the_layers(lenet, tmp_path):
     assert by_weights[-height // 4 :].any(), "the probabilities are not drawn"
 
 
+@pytest.mark.slow
 def test_other_networks_have_pictures(tmp_path):
     """Filters and activations of a network with other layers, channels, sizes and classes."""
     manual_seed(0)

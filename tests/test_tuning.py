@@ -68,6 +68,7 @@ for n in range(1, 26):
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_at_once_lose_nothing(store, tmp_path):
     """Of what 8 processes record at the same time, some of it the same, everything is there, whole, and no more."""
     meeting = tmp_path / "meeting"
@@ -266,6 +267,7 @@ CASES = [
 CASES += [("conv2d_grad_weight", "dense"), ("conv2d_grad_weight", "im2col")]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(("operation", "variant"), CASES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_cpu_runs_what_the_store_names(operation, variant, dtype, monkeypatch):
@@ -293,6 +295,7 @@ def test_the_cpu_runs_what_the_store_names(operation, variant, dtype, monkeypatc
     assert lines[0].endswith("taken, by store")
 
 
+@pytest.mark.slow
 def test_the_fused_block_is_tuned_by_its_window():
     """Conv2d → ReLU → MaxPool2d has an entry of its own, which the plain convolution does not look at."""
     block = gpuconv.nn.Sequential(gpuconv.nn.Conv2d(6, 16, 5), gpuconv.nn.ReLU(), gpuconv.nn.MaxPool2d(2))
@@ -396,6 +399,7 @@ def test_the_device_clock_leaves_no_gap():
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tune_measures_keeps_and_lists(store, capsys, monkeypatch):
     """`gpuconv tune lenet5` tunes each convolution of a step once; --list shows it, --clear forgets it."""
     monkeypatch.setattr(tuner, "_ROUNDS", 2)

@@ -63,6 +63,7 @@ def test_pooling_activation_and_loss():
             assert_same(lambda x, o=options: F.cross_entropy(x, labels, **o), logits, **tolerance)  # noqa: B023
 
 
+@pytest.mark.slow
 def test_chains_of_fully_connected_layers():
     """In one launch or composed: the same results, and only the gradients that are asked for."""
     rng = np.random.default_rng(3)
@@ -84,8 +85,9 @@ def test_chains_of_fully_connected_layers():
 
 
 @pytest.mark.slow
-def test_three_steps_of_lenet():
-    """Three training steps give the NumPy backend's losses to 1e-5 and its gradients to 1e-4, relative."""
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.thorough)])
+def test_steps_of_lenet(steps):
+    """Training steps give the NumPy backend's losses to 1e-5 and its gradients to 1e-4, relative."""
     x = np.random.default_rng(0).standard_normal((1, 1, 32, 32), dtype=np.float32)
     labels = np.array([3])
 
@@ -95,7 +97,7 @@ def test_three_steps_of_lenet():
         with gpuconv.use_backend(name):
             model = models.LeNet5()
             optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-            for _ in range(3):
+            for _ in range(steps):
                 loss = F.cross_entropy(model(Tensor(x)), labels)
                 optimizer.zero_grad()
                 loss.backward()
@@ -180,6 +182,7 @@ def test_every_operation_of_the_table_is_a_primitive():
         assert rules[-1].variant in (tuning.COMPOSED, "direct")
 
 
+@pytest.mark.slow
 def test_a_fused_block():
     """Fused, composed, or partly so: the same results, and only the gradients that are asked for."""
     rng = np.random.default_rng(2)

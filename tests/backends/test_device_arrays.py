@@ -556,6 +556,7 @@ def digits(monkeypatch):
     return few
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"loss": "half_squared_error", "patience": 2}], ids=str)
 def test_training_on_the_device(machine, digits, tmp_path, settings, monkeypatch, caplog):
     """fit, stop, resume, evaluate, save, load, predict: the losses are the NumPy backend's, and so is the model.
@@ -716,7 +717,8 @@ def test_training_by_a_graph(capturing, tmp_path, monkeypatch, augment):
     assert all(all_steps[step] == values for step, values in shown.items())
 
 
-@pytest.mark.parametrize("batch", [32, 64, pytest.param(512, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [32, 64, pytest.param(512, marks=pytest.mark.thorough)])
 def test_captured_lenet_has_the_losses_of_the_host(capturing, batch):
     """100 steps in float64, the memory that a step frees being reused: losses as on the NumPy backend to 1e-10."""
     steps = 100

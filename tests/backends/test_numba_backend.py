@@ -37,7 +37,7 @@ COMPILED = backends.get("numba")
 NUMPY = backends.get("numpy")
 TOLERANCE = {np.float32: {"rtol": 1e-4, "atol": 2e-5}, np.float64: {"rtol": 1e-10, "atol": 1e-12}}
 
-#: Cases that between them reach most branches of the kernels. The others are slow only where no compiled code is found.
+#: Cases that between them reach most branches of the kernels. Each that is compiled takes a second or two.
 TYPICAL = {
     "lenet-conv1",
     "lenet-conv2",
@@ -47,7 +47,7 @@ TYPICAL = {
     "many-filters",
     "depthwise",
 }
-CASES = [case if case.name in TYPICAL else pytest.param(case, marks=pytest.mark.slow) for case in CONV_CASES]
+CASES = [case if case.name in TYPICAL else pytest.param(case, marks=pytest.mark.thorough) for case in CONV_CASES]
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def _forward_runs() -> Iterator[Any]:
     for case in CONV_CASES:
         for variant in ("by_columns", "by_filters"):
             if variant == "by_filters" or geometry_of(case).stride[1] == 1:  # other columns make no vector
-                marks = () if case.name in TYPICAL else (pytest.mark.slow,)
+                marks = () if case.name in TYPICAL else (pytest.mark.thorough,)
                 yield pytest.param(case, variant, id=f"{case.name}-{variant}", marks=marks)
 
 
@@ -132,6 +132,7 @@ def test_convolution_gradients(case):
     np.testing.assert_allclose(dw, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_fused_block(case):
     """Convolution, ReLU and max pooling in one give the parts' maxima, winners and gradients."""
@@ -295,14 +296,7 @@ def test_matrix_product(sizes, transposed):
 @pytest.mark.parametrize("case", POOL_CASES, ids=str)
 def test_pooling(case):
     """Max pooling with ties, NaN and -inf, average pooling in all its ways of counting, and their gradients."""
-    geometry = Pool2dGeometry.of(
-        case.input,
-        case.kernel,
-        stride=case.stride,
-        padding=case.padding,
-        dilation=case.dilation,
-        ceil_mode=case.ceil_mode,
-    )
+    geometry = Pool2dGeometry.of(case.input, case.kernel, **case.keywords)
     rng = np.random.default_rng(0)
     tied = case.tied(np.float32)
     with_nan, all_equal = tied.copy(), np.full_like(tied, -np.inf)

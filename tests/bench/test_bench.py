@@ -48,6 +48,7 @@ def timing(monkeypatch):
     return timing
 
 
+@pytest.mark.slow
 def test_results_follow_the_schema(run):
     """The JSON holds what bench/README.md says: every task and batch, every contender, and where it was measured."""
     _, document = run
@@ -72,6 +73,7 @@ def test_results_follow_the_schema(run):
         assert all(len(seconds) == 3 and min(seconds) > 0 for seconds in result["seconds"].values())
 
 
+@pytest.mark.slow
 def test_derived_figures_follow_from_the_samples(run):
     """Rates and speedups are NumPy's of the seconds: medians of ratios, against the better variant of a peer."""
     _, document = run
@@ -87,6 +89,7 @@ def test_derived_figures_follow_from_the_samples(run):
             np.testing.assert_allclose([ratio["low"], ratio["median"], ratio["high"]], expected)
 
 
+@pytest.mark.slow
 def test_screen_shows_every_figure(run):
     """What is printed without --out says where, on how many threads, and holds each rate of the JSON."""
     process, document = run
@@ -250,6 +253,7 @@ def test_interrupt_keeps_what_was_measured(tmp_path):
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_report_round_trip(run, tmp_path):
     """The tables are written between the markers and nowhere else; --check tells old ones from current ones."""
     _, document = run

@@ -64,6 +64,7 @@ def verified(path: Path, limit: float = 20):
 # -- faults ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_missing_barrier(tmp_path):
     """A race is named, with both lines: the one that fetches the next channel, the one that reads this one."""
     path = planted(tmp_path, "            cuda.syncthreads()\n        row, column", "        row, column")
@@ -76,6 +77,8 @@ def test_a_missing_barrier(tmp_path):
     assert "total += tile[thread_row + dr, thread_column + ds]" in race.text
 
 
+@pytest.mark.grid(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("right", "wrong", "words"),
     [
@@ -94,6 +97,7 @@ def test_a_halo_off_by_one(tmp_path, right, wrong, words):
     assert "by block (0, 0, 0), whose tile is all of [0, 0, 0:4, 0:8]" in verdict.text()
 
 
+@pytest.mark.slow
 def test_an_edge_that_is_not_written(tmp_path):
     """A grid that is rounded down: how many elements are not written, and which."""
     verdict = verified(planted(tmp_path, "-(-geometry.p // tiling.rows)", "max(1, geometry.p // tiling.rows)"))
@@ -115,6 +119,7 @@ def test_a_float64_accumulator(tmp_path):
     assert len(verdict.rows) == 2
 
 
+@pytest.mark.slow
 def test_a_write_out_of_bounds(tmp_path):
     """The element, the array's shape, the line and the thread."""
     path = planted(tmp_path, "if row < p and column < q", "if row <= p and column < q")
@@ -123,6 +128,7 @@ def test_a_write_out_of_bounds(tmp_path):
     assert f"of shape (2, 5, 13, 19) at my_conv.py:{line_of(path, '= total')} by thread" in verdict.text()
 
 
+@pytest.mark.slow
 def test_a_write_beside_an_array(tmp_path):
     """What the trace cannot see, a write by the function that launches, changes a guard zone."""
     beside = "    np.lib.stride_tricks.as_strided(out, (out.size + 1,), (out.itemsize,))[out.size] = 0\n    for one in"
@@ -131,6 +137,8 @@ def test_a_write_beside_an_array(tmp_path):
     assert "the memory after out was written to" in verdict.text()
 
 
+@pytest.mark.grid(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("right", "wrong", "kind", "words"),
     [

@@ -110,6 +110,7 @@ def test_train_writes_what_it_promises(capsys, few_digits):
     assert "samples/7.png: " in out
 
 
+@pytest.mark.slow
 def test_each_run_has_a_folder_of_its_own(capsys, few_digits):
     """Without --out nothing is overwritten, and predict takes the run that was trained last."""
     for _ in range(2):
@@ -126,6 +127,7 @@ def test_each_run_has_a_folder_of_its_own(capsys, few_digits):
     assert "--resume" in again
 
 
+@pytest.mark.slow
 def test_resume_of_what_is_done(capsys, run):
     """There is nothing left to train; pictures that were lost are drawn again."""
     (run / "curves.png").unlink()
@@ -135,6 +137,7 @@ def test_resume_of_what_is_done(capsys, run):
     assert (run / "curves.png").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on(capsys, few_digits):
     """--resume --epochs 4 after 2: its rows, metrics and curves are continued, and a later --resume remembers the 4."""
     assert outcome(capsys, "train", "--data", few_digits, "--epochs", 2)[0] == 0
@@ -162,6 +165,7 @@ def test_a_finished_run_goes_on(capsys, few_digits):
     assert "augment" not in line
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(capsys, few_digits):
     """What has been stopped early says which --patience goes on; with it, it does."""
     options = ("--epochs", 30, "--patience", 1, "--lr", 0.3, "--momentum", 0, "--schedule", "constant")
@@ -175,6 +179,7 @@ def test_a_stopped_run_goes_on(capsys, few_digits):
     assert re.search(rf"^ +{done + 1}/30 ", out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_run_that_augments_goes_on_augmenting(capsys, few_digits):
     """--augment is part of the run: it need not be given again, and cannot be taken back."""
     assert outcome(capsys, "train", "--data", few_digits, "--epochs", 1, "--augment")[0] == 0

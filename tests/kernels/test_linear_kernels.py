@@ -91,6 +91,7 @@ def check(operation, geometry, dtype, tilings):
                 compare([*ours[0], *ours[1]], [*dweights, *dbiases], dtype, tiling)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("geometry", CHAINS, ids=str)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_kernel(operation, geometry):

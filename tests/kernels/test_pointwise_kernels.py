@@ -71,6 +71,7 @@ def elements(rng, size, dtype, *, aligned):
     return values
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_relu(dtype, aligned):
@@ -113,6 +114,7 @@ ADAM = [
 ]
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
@@ -136,6 +138,7 @@ def test_optimizers(operation, options, dtype, aligned):
             np.testing.assert_allclose(ours, theirs, **TOLERANCE[dtype])
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
 @pytest.mark.parametrize(
     ("operation", "options"), [("sgd_update", o) for o in SGD] + [("adam_update", o) for o in ADAM], ids=str
@@ -182,19 +185,13 @@ def _copy(array, *, aligned):
 
 
 def pooled(case):
-    return Pool2dGeometry.of(
-        case.input,
-        case.kernel,
-        stride=case.stride,
-        padding=case.padding,
-        dilation=case.dilation,
-        ceil_mode=case.ceil_mode,
-    )
+    return Pool2dGeometry.of(case.input, case.kernel, **case.keywords)
 
 
 TINY_POOLS = [case for case in cases.POOL_CASES if case.tiny]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("case", TINY_POOLS, ids=str)
 def test_max_pool2d(case):
     """Maxima, winners and gradients are the reference's, ties included."""
@@ -218,6 +215,7 @@ def test_max_pool2d(case):
                 np.testing.assert_allclose(out, expected, **TOLERANCE[dtype])
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(("count_include_pad", "divisor_override"), [(True, None), (False, None), (True, 3)])
 @pytest.mark.parametrize("case", [case for case in TINY_POOLS if not case.dilated], ids=str)
 def test_avg_pool2d(case, count_include_pad, divisor_override):
@@ -317,6 +315,7 @@ def test_arrays_that_are_not_aligned(operation):
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
@@ -347,6 +346,7 @@ def test_softmax_cross_entropy(shape, weighted, label_smoothing, dtype):
             np.testing.assert_allclose(out, reference.cross_entropy_grad(grad, *arguments), **TOLERANCE[dtype])
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
@@ -435,6 +435,7 @@ def test_labels_that_are_no_classes_are_reported():
         np.testing.assert_array_equal(out.any(axis=1), [True, False, False, True, False])
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("classes", [1, 3, 10, 70])
 def test_count_correct(classes, dtype):
@@ -479,6 +480,7 @@ def image_set(geometry, dtype):
     return transform, (table, images, labels, index, transforms.astype(dtype))
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", IMAGE_BATCHES, ids=str)
 def test_image_batch(shape, dtype):

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import sampling
+from support.shared import made_once
 
 from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
 from gpuconv.kernels import VARIANTS
@@ -103,11 +105,15 @@ def static(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def results():
+def results(tmp_path_factory):
     """What bench.static finds of every variant and tiling."""
-    done = run(ROOT / "tests" / "support" / "compile_all.py")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+
+    def compiled() -> str:
+        done = run(ROOT / "tests" / "support" / "compile_all.py")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    found = json.loads(made_once(tmp_path_factory, "compiled.json", compiled))
     if "unavailable" in found:
         pytest.skip(f"machine code cannot be made or read here: {found['unavailable']}")
     return found
@@ -146,7 +152,9 @@ def test_budgets(results, operation, variant):
                 if budget := BUDGETS.get(launch["kernel"]):
                     assert launch["registers"] <= budget.registers, name
     wanted = {("float32", architecture) for architecture in ARCHITECTURES} | {("float64", "sm_90a")}
-    assert compiled >= wanted, "give tests/support/compile_all.py a layer that the variant supports"
+    if sampling.wanted() == "all":
+        assert compiled >= wanted, "give tests/support/compile_all.py a layer that the variant supports"
+    assert {dtype for dtype, _ in compiled} == {"float32", "float64"}
 
 
 @pytest.mark.slow
@@ -170,7 +178,8 @@ def test_main_loops(results, kernel, architecture):
                 if sums == 64:
                     assert loop["counts"].get("LDS.128", 0) >= budget.wide_loads, f"{found['tiling']}: {loop}"
                 best = max(best, share)
-    assert best >= budget.best
+    if sampling.wanted() == "all":  # a sample need not hold the best one
+        assert best >= budget.best
 
 
 @pytest.mark.slow

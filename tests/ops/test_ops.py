@@ -175,6 +175,8 @@ def test_shifting_the_image_shifts_the_map() -> None:
     np.testing.assert_array_equal(F.max_pool2d(spot, 2), F.max_pool2d(moved, 2))
 
 
+@pytest.mark.slow
+@pytest.mark.grid(4)
 @both_types
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "stride"),

@@ -108,6 +108,7 @@ def convolutions(draw: st.DrawFn) -> tuple[list[tuple[int, ...]], dict[str, Any]
     }
 
 
+@pytest.mark.slow
 @given(convolutions(), st.integers(0, 2**32 - 1))
 def test_conv2d(convolution: tuple[list[tuple[int, ...]], dict[str, Any]], seed: int) -> None:
     """Forward and three gradients, for whatever stride, padding, dilation and groups."""

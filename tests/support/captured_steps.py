@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from support.lenet_training import step_of
 
 import gpuconv
 from gpuconv import Tensor, nn, optim
@@ -20,14 +21,7 @@ def small_step(device, captured=True, **options):
     gpuconv.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).to(device)
     optimizer = optim.SGD(model.parameters(), **{"lr": 0.1, "momentum": 0.9, **options})
-
-    def step(x, labels):
-        loss = F.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
-
+    step = step_of(model, optimizer)
     with gpuconv.use_backend(device):
         return gpuconv.capture(step, warmup=1) if captured else step, model, optimizer
 

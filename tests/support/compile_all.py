@@ -5,19 +5,27 @@ compiled, it prints why, under the key "unavailable".
 """
 
 import importlib
+import itertools
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from bench import machine, sass
 from bench.inspection import Job, compiled, in_processes, result
 from bench.layers import OPERATIONS
 from gpuconv.kernels import VARIANTS
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support import sampling
+
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 
+#: Layer on which convolutions are bound by arithmetic.
+ARITHMETIC = "resnet50.conv3-3x3"
 #: Of the convolutions: plain, depthwise, small, strided, 1x1. Of the other operations all layers are taken.
 CONVOLUTIONS = (
-    "resnet50.conv3-3x3",
+    ARITHMETIC,
     "mobilenet2.depthwise-112",
     "lenet5.conv1",
     "lenet5.conv2",
@@ -27,21 +35,29 @@ CONVOLUTIONS = (
 
 
 def jobs() -> Iterator[Job]:
-    """Each variant's first layer in all tilings for all architectures, the others in the first tiling for one."""
+    """Each variant's first layer in all tilings for all architectures, the others in the first tiling for one.
+
+    In a sample: the first layer in two tilings for an architecture each, by turns; the first tiling of kernels that are
+    bound by arithmetic for all.
+    """
+    everything = sampling.wanted() == "all"
+    turns = itertools.cycle((architecture,) for architecture in ARCHITECTURES)
     for operation, variants in VARIANTS.items():
         layers = OPERATIONS[operation].layers
         names = [name for name in CONVOLUTIONS if name in layers] or list(layers)
         for variant, path in variants.items():
             module = importlib.import_module(path)
-            supported = [name for name in names if module.supports(layers[name])]
-            for name in supported:
-                geometry, first = layers[name], name == supported[0]
-                tilings = module.tilings(geometry)
-                architectures = ARCHITECTURES if first else ("sm_90a",)
-                for tiling in tilings if first else tilings[:1]:
-                    yield Job(operation, variant, path, name, geometry, tiling, "float32", architectures)
-                if first:
-                    yield Job(operation, variant, path, name, geometry, tilings[0], "float64", ("sm_90a",))
+            first, *others = (name for name in names if module.supports(layers[name]))
+            geometry = layers[first]
+            tilings = module.tilings(geometry)
+            yield Job(operation, variant, path, first, geometry, tilings[0], "float64", ("sm_90a",))
+            for tiling in [tilings[0], *sampling.sampled(tilings[1:], 1, variant)]:
+                whole = everything or (tiling is tilings[0] and first == ARITHMETIC and variant != "direct")
+                architectures = ARCHITECTURES if whole else next(turns)
+                yield Job(operation, variant, path, first, geometry, tiling, "float32", architectures)
+            for name in others if everything else ():
+                tiling = module.tilings(layers[name])[0]
+                yield Job(operation, variant, path, name, layers[name], tiling, "float32", ("sm_90a",))
 
 
 def main() -> None:

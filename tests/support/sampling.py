@@ -21,7 +21,7 @@ T = TypeVar("T")
 CHOICES = {
     "all": "each case: make test-all",
     "sample": "one in n of the tests marked grid(n), no case marked thorough, all else: make test",
-    "few": "one in 16 of each test that is not marked slow: make quick",
+    "few": "one in 40, and three or more, of each test that is not marked slow: make quick",
 }
 #: Read here and by the processes that tests start.
 VARIABLE = "GPUCONV_TEST_CASES"
@@ -33,10 +33,11 @@ def wanted() -> str:
 
 
 def sampled(things: Iterable[T], count: int, key: object) -> list[T]:
-    """All of them; in a sample at most that many, evenly spaced. `key`, the case's, says from which on."""
+    """All of them; in a sample at most that many, evenly spaced; of few one. `key`, the case's, says from which on."""
     things = list(things)
-    if wanted() == "all" or len(things) <= count:
+    if wanted() == "all":
         return things
+    count = min(1 if wanted() == "few" else count, len(things))
     first = zlib.crc32(str(key).encode())
     return [things[(first + number * len(things) // count) % len(things)] for number in range(count)]
 
@@ -56,14 +57,15 @@ def _of_one_test(cases: list[pytest.Item], choice: str) -> list[pytest.Item]:
     usual = [case for case in cases if not case.get_closest_marker("thorough")] or cases[:1]
     if choice == "few":
         usual = [case for case in usual if not case.get_closest_marker("slow")]
-        return _one_in(16, usual)
+        return _one_in(40, usual)
     marker = cases[0].get_closest_marker("grid")
     return _one_in(marker.args[0], usual) if marker else usual
 
 
 def _one_in(number: int, cases: list[pytest.Item]) -> list[pytest.Item]:
+    count = max(3, -(-len(cases) // number))
     values = [case.callspec.params if hasattr(case, "callspec") else {} for case in cases]
-    return [cases[index] for index in spread([case.nodeid for case in cases], values, -(-len(cases) // number))]
+    return [cases[index] for index in spread([case.nodeid for case in cases], values, count)]
 
 
 def spread(names: Sequence[str], values: Sequence[Mapping[str, object]], count: int) -> list[int]:

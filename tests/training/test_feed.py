@@ -132,6 +132,7 @@ simulated = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @simulated
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("resident", [True, False])
