@@ -1,9 +1,9 @@
-"""Device code: one file a kernel variant. Installed as ``gpuconv.kernels``.
+"""CUDA kernels: one file for each variant. Installed as ``gpuconv.kernels``.
 
-``VARIANTS`` is the one table: operation -> variant name -> module name. Tests, benchmarks and tuning iterate it. To add
-a variant, write a module and add its line; it provides what :class:`Variant` lists. ``conv2d_direct`` is the model.
-The function in it that makes the kernel is decorated with ``compiled.specialised``, so that processes after this one
-need not compile it again.
+``VARIANTS`` lists them: operation -> variant name -> module name. Tests, benchmarks and tuning iterate over it. To add
+a variant, write a module that provides what :class:`Variant` lists, and add a line for it; ``conv2d_direct`` is a good
+example. The function in it that makes the kernel is decorated with ``compiled.specialised``, which keeps the compiled
+kernel on disk for later processes.
 """
 
 from __future__ import annotations
@@ -57,24 +57,24 @@ VARIANTS: dict[str, dict[str, str]] = {
 class Variant(Protocol):
     """What the module of a variant provides.
 
-    A geometry is a frozen dataclass of ``gpuconv.geometry``; where an operation has none, the shape of the array that
-    it works on (of the logits, for a loss). Arrays are contiguous, of one float type (but for labels, winners and
-    bytes), and of the shapes that the geometry gives; the backend has seen to it. Their order, before the geometry, is
-    that of the operation's primitive in ``gpuconv.backends.base``, then the results: for conv2d ``x, weight, bias,
-    out``, bias being None where there is none. The primitive's numbers follow by keyword, after the stream.
+    A geometry is a frozen dataclass of ``gpuconv.geometry``, or for operations without one the shape of the array that
+    they work on (of the logits, for a loss). Arrays are contiguous and have one float dtype (except labels, argmax
+    positions and bytes) and the shapes that the geometry gives; the backend has checked that. They come before the
+    geometry, in the order of the operation's primitive in ``gpuconv.backends.base``, then the results: for conv2d ``x,
+    weight, bias, out``, with None for no bias. The primitive's numbers follow by keyword, after the stream.
     """
 
     def supports(self, geometry: Any) -> Any:
-        """True, or a :class:`gpuconv.kernels.device.Refusal`: false, and the text says why."""
+        """True, or a :class:`gpuconv.kernels.device.Refusal`: a false value whose text says why."""
 
     def tilings(self, geometry: Any) -> tuple[Any, ...]:
-        """The ways in which the work can be cut up: small frozen dataclasses, a good guess first."""
+        """The ways to divide the work: small frozen dataclasses, a good guess first."""
 
     def launches(self, geometry: Any, tiling: Any, dtype: Any, **options: Any) -> tuple[Any, ...]:
-        """The :class:`gpuconv.kernels.device.Launch` s that :meth:`launch` makes, in their order.
+        """The :class:`gpuconv.kernels.device.Launch` objects that :meth:`launch` runs, in order.
 
-        They can be compiled and judged without arrays and without a GPU. Options, as conv2d's ``has_bias``, have
-        defaults. For an empty batch there is no launch, unless a result has elements all the same: a sum over the
+        They can be compiled and inspected without arrays and without a GPU. Options, such as conv2d's ``has_bias``,
+        have defaults. For an empty batch there is no launch, unless a result has elements nevertheless: a sum over the
         batch.
 
         Raises:
@@ -82,13 +82,14 @@ class Variant(Protocol):
         """
 
     def workspace_size(self, geometry: Any, tiling: Any) -> int:
-        """Elements, of the arrays' type, of the flat array that :meth:`launch` takes as ``workspace=``.
+        """Number of elements, of the arrays' dtype, of the flat array that :meth:`launch` takes as ``workspace=``.
 
-        Where it is 0 there is none. Only modules that need one, for the first of two stages, have this function.
+        If it is 0, there is no workspace. Only modules with two stages, which need one for the first stage, have this
+        function.
         """
 
     def launch(self, *arrays_geometry_tiling_stream: Any, **options: Any) -> None:
-        """Queue the work on a stream (None: the default one); the results are written in full.
+        """Queue the work on a stream (None: the default one); every element of the results is written.
 
         Raises:
             ValueError: the variant does not support the geometry.
@@ -96,7 +97,7 @@ class Variant(Protocol):
 
 
 def load(operation: str, variant: str) -> Variant:
-    """The module of a variant; what it needs (Numba's CUDA target) is imported here and not before.
+    """The module of a variant. Numba's CUDA target, which it needs, is imported only now.
 
     Raises:
         KeyError: ``VARIANTS`` has no such entry.

@@ -1,6 +1,6 @@
-"""Kernels are compiled once for each set of arguments, and kept on disk for the processes that come after.
+"""Kernels are compiled once for each set of arguments, and kept on disk for later processes.
 
-Compiling takes about a second a kernel; loading what was compiled, some milliseconds. A function that makes a kernel is
+Compiling takes about a second for a kernel, loading a compiled one some milliseconds. A function that makes a kernel is
 decorated with :func:`specialised`::
 
     @specialised
@@ -9,18 +9,19 @@ decorated with :func:`specialised`::
         def relu(x, out, elements): ...
         return relu
 
-**Why not numba-cuda's ``cache=True``** (read in, and tried with, 0.30.4). It looks a kernel up by the pickled values of
-its closure, and intrinsics and nested functions pickle differently in every process: the kernels here would never be
-found again. What a kernel calls in other files, its constants, and the launch bounds are not part of its key. A cache
-that cannot be written, or is damaged, is an error there.
+**Why not numba-cuda's ``cache=True``** (as of 0.30.4). It looks a kernel up by the pickled values of its closure, but
+intrinsics and nested functions pickle differently in every process, so these kernels would never be found again. Its
+key does not include what a kernel calls in other files, nor constants or launch bounds. And it raises an error if the
+cache is damaged or cannot be written.
 
-**What a file is found by**: the function that makes the kernel and its arguments; the text of its file, of all files of
-this folder and of ``gpuconv.geometry``, which decide what is made of them; types of the kernel's arguments, options,
-compute capability; versions of CUDA, numba-cuda, Numba, llvmlite and Python. So nothing has to be invalidated, and any
-file may be deleted at any time.
+**The key of a file** is: the function that makes the kernel, and its arguments; the source text of its file, of all
+files of this folder and of ``gpuconv.geometry``; the types of the kernel's arguments, options and compute capability;
+the versions of CUDA, numba-cuda, Numba, llvmlite and Python. So nothing has to be invalidated, and any file may be
+deleted at any time.
 
-Files are in ``$GPUCONV_CACHE``, else in ``~/.cache/gpuconv/kernels`` (``$XDG_CACHE_HOME``, on Windows
-``%LOCALAPPDATA%``, instead of ``~/.cache``). They are pickles: let nobody write there whom you would not let run code.
+Files are in ``$GPUCONV_CACHE``, else in ``~/.cache/gpuconv/kernels`` (with ``$XDG_CACHE_HOME``, or on Windows
+``%LOCALAPPDATA%``, in place of ``~/.cache``). They are pickles: do not let anybody write there whose code you would not
+run.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ CACHE_VARIABLE = "GPUCONV_CACHE"
 
 
 def folder() -> Path:
-    """Where compiled kernels are kept; it need not exist yet."""
+    """The folder of compiled kernels; it may not exist yet."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
@@ -58,15 +59,15 @@ def folder() -> Path:
 
 
 def specialised(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a function that makes a kernel: one for each set of arguments, compiled once, also across processes.
+    """Decorator for a function that makes a kernel, compiled once for each set of arguments, also across processes.
 
-    The kernel may depend on nothing but the arguments, on the file in which the function stands, and on this folder.
+    The kernel must depend only on the arguments, on the file in which the function is defined, and on this folder.
     Arguments are numbers, strings, None, and tuples and dataclasses of these.
 
     Raises:
-        TypeError: at the call, for other arguments: what they stand for could change without being noticed.
+        TypeError: at the call, for other arguments: what they refer to could change without being noticed.
     """
-    # Now, since the files may be edited while this process runs the code that it has read.
+    # Read now, because the files may be edited while this process runs the code that it has loaded.
     sources = None if SIMULATED else _digest(factory)
 
     @functools.cache
@@ -108,7 +109,7 @@ def _digest(factory: Callable[..., Any]) -> str | None:
 
 
 class _Disk:
-    """What numba-cuda's dispatcher asks of a cache: it looks here before it compiles, and tells what it compiled."""
+    """The cache that numba-cuda's dispatcher asks before it compiles, and tells what it has compiled."""
 
     def __init__(self, name: str, arguments: str, sources: str, kernel: Any):
         self._name = name.rpartition(".kernels.")[2]
@@ -127,7 +128,7 @@ class _Disk:
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """The compiled kernel, or None."""
-        # Whatever is wrong with a file (cut short, say: zlib notices), the kernel can be compiled, and replaces it.
+        # Whatever is wrong with a file (zlib notices if it is cut short), the kernel is compiled again and replaces it.
         try:
             payload = pickle.loads(zlib.decompress(self._path(signature, target_context.codegen()).read_bytes()))
             return importlib.import_module("numba.cuda.dispatcher")._Kernel._rebuild(**payload)
@@ -135,7 +136,7 @@ class _Disk:
             return None
 
     def save_overload(self, signature: Any, kernel: Any) -> None:
-        """Keep a compiled kernel; where that fails, warn, as it costs time in every process."""
+        """Store a compiled kernel. If that fails, warn, because every process will compile it again."""
         try:
             dumps = importlib.import_module("numba.cuda.serialize").dumps
             path = self._path(signature, kernel.codegen)

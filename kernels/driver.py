@@ -1,11 +1,11 @@
-"""How a launch reaches the GPU: its arguments are packed once, and then it is one call of the driver.
+"""How a launch reaches the GPU: its arguments are packed once, and then each launch is one call of the driver.
 
-Numba compiles a kernel and loads it. Its dispatcher, which looks at the type of each argument at each call and makes a
-device array of it, takes longer than most kernels here run, so it is not called: a :class:`PreparedLaunch` holds the
-kernel's handle and the memory from which ``cuLaunchKernel`` copies the arguments, and a call writes nothing there but
-the addresses of the arrays.
+Numba compiles a kernel and loads it. But its dispatcher examines the type of each argument at each call and makes a
+device array of it, which takes longer than most of these kernels run. So the dispatcher is not called: a
+:class:`PreparedLaunch` holds the kernel's handle and the memory from which ``cuLaunchKernel`` copies the arguments, and
+a call writes nothing there but the addresses of the arrays.
 
-A kernel is given an array as Numba has it: seven words, of which the size and, in this library, all but the address are
+A kernel gets an array in Numba's form, which is seven 64-bit values. In this library all of them but the address are
 known when the launch is prepared.
 """
 
@@ -35,9 +35,9 @@ __all__ = [
 
 
 class Operand:
-    """Stands for an array while launches are prepared: shape and type, and whether it will begin at 16 bytes.
+    """Placeholder for an array while launches are prepared: its shape, dtype, and whether it is aligned to 16 bytes.
 
-    A variant's ``launch`` does with it what it does with an array: it flattens it and asks for its size and alignment.
+    A variant's ``launch`` may use it as it uses an array: flatten it, and ask for its size and alignment.
     """
 
     __slots__ = ("dtype", "number", "shape", "wide")
@@ -74,13 +74,13 @@ class Operand:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        # Only to be asked where it begins, modulo 16.
+        # Only for its address modulo 16.
         data = (16 if self.wide else 4, False)
         return {"shape": self.shape, "typestr": self.dtype.str, "data": data, "version": 3}
 
 
 def address_of(array: Any) -> int:
-    """Where an array on the device begins: CuPy's, or any with a ``__cuda_array_interface__``."""
+    """The address of an array on the device: CuPy's, or any with a ``__cuda_array_interface__``."""
     data = getattr(array, "data", None)
     if (pointer := getattr(data, "ptr", None)) is not None:
         return int(pointer)
@@ -88,7 +88,7 @@ def address_of(array: Any) -> int:
 
 
 def stream_handle(stream: Any) -> int:
-    """The driver's handle of a stream: None (the default one), a handle, or what has ``__cuda_stream__``."""
+    """The driver's handle of a stream: None (the default one), a handle, or an object with ``__cuda_stream__``."""
     if stream is None or isinstance(stream, int):
         return stream or 0
     if not hasattr(stream, "__cuda_stream__"):
@@ -98,16 +98,16 @@ def stream_handle(stream: Any) -> int:
 
 
 class Parameters:
-    """A kernel's arguments where ``cuLaunchKernel`` finds them: eight bytes for each, and a pointer to each.
+    """A kernel's arguments as ``cuLaunchKernel`` takes them: eight bytes for each, and a pointer to each.
 
     Args:
         signature: Numba types of the arguments; tuples of arrays are flattened.
         arguments: for an array an :class:`Operand` or an array on the device; numbers; tuples of these.
 
     Attributes:
-        values: the words.
+        values: the 64-bit values.
         address: of the pointers, as the driver takes it.
-        slots: for each Operand among the arguments: where its address goes in ``values``, and its number.
+        slots: for each Operand among the arguments, the index of its address in ``values``, and its number.
     """
 
     __slots__ = ("_pointers", "address", "slots", "values")
@@ -164,7 +164,7 @@ def _arrays(arguments: Sequence[Any]) -> list[Any]:
 
 
 class PreparedLaunch:
-    """A launch that only waits for the addresses of its arrays."""
+    """A launch that is complete except for the addresses of its arrays."""
 
     __slots__ = ("_block", "_driver", "_function", "_grid", "_parameters", "_shared", "launch")
 
@@ -177,7 +177,7 @@ class PreparedLaunch:
         self._parameters = Parameters(launch.signature, arguments)
 
     def __call__(self, addresses: Sequence[int], stream: int) -> None:
-        """Queue it; ``addresses`` are those of the operands, by number. Not for two threads at once."""
+        """Queue it; ``addresses`` are those of the operands, by number. Two threads must not call it at once."""
         parameters = self._parameters
         values = parameters.values
         for at, number in parameters.slots:
@@ -186,22 +186,22 @@ class PreparedLaunch:
 
 
 class CudaDriver:
-    """The driver of the GPU, through ``cuda.bindings``, which numba-cuda brings along."""
+    """The GPU's driver, through ``cuda.bindings``, which comes with numba-cuda."""
 
     def __init__(self) -> None:
         self._driver: Any = importlib.import_module("cuda.bindings.driver")
         self._streams: dict[int, Any] = {}
-        #: By kernel, signature and device; with the kernel, so that no other gets its id.
+        #: By kernel, signature and device. The kernel is kept, so that no other object gets its id.
         self._loaded: dict[Any, tuple[Any, Any]] = {}
         self._success = self._driver.CUresult.CUDA_SUCCESS
 
     def load(self, launch: Any) -> Any:
-        """The handle of a launch's kernel on the current device; it is compiled if need be."""
+        """The handle of a launch's kernel on the current device; it is compiled if necessary."""
         status, device = self._driver.cuCtxGetDevice()
         key = id(launch.kernel), launch.signature, int(device) if status == self._success else None
         if key not in self._loaded:
             cuda: Any = importlib.import_module("numba.cuda")
-            # Numba does not follow others to another device.
+            # Numba does not notice when another library changes the current device.
             if key[2] is not None and cuda.get_current_device().id != key[2]:
                 cuda.select_device(key[2])
             compiled = launch.kernel.compile(launch.signature)
@@ -238,7 +238,7 @@ _current: Any = None
 
 
 def current() -> Any:
-    """What launches go to: the driver, or what :func:`use` has put in its place."""
+    """The object that launches go to: the driver, or the one that :func:`use` has set."""
     global _current
     if _current is None:
         _current = CudaDriver()
@@ -246,7 +246,7 @@ def current() -> Any:
 
 
 def use(driver: Any) -> Any:
-    """Let launches go to ``driver``, an object with the methods of :class:`CudaDriver`; returns what there was."""
+    """Send launches to ``driver``, an object with the methods of :class:`CudaDriver`; returns the one before."""
     global _current
     before, _current = _current, driver
     return before

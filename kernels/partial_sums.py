@@ -1,9 +1,10 @@
 """The second stage of gradients that are sums over a batch: adds up partial sums in a fixed order.
 
-The first stage cuts the batch into ``parts`` and writes the sums over each into a workspace, ``parts`` rows of
-``elements``; were they added with atomics, each run would round differently. Here a block of 256 threads adds up 32
-neighbouring elements: thread ``(x, y)`` the parts ``y, y + 8, ...`` of element ``x``, in that order; then the eight
-sums of an element meet in shared memory, always in the same order.
+The first stage divides the batch into ``parts`` and writes the sums over each part to a workspace of ``parts`` rows of
+``elements``. (Atomics would round differently in each run.) Here a block of 256 threads adds up 32 neighbouring
+elements:
+thread ``(x, y)`` adds the parts ``y, y + 8, ...`` of element ``x``, in that order. Then the eight sums of an element
+are added through shared memory, always in the same order.
 
 Shared bytes: 1024 (float32). Expected bottleneck: the latency of the loads, as there is little to read.
 """
@@ -18,7 +19,7 @@ from numba import cuda, types
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Launch, array_type, device_function, jit, ld, ldg, st, u32
 
-#: Elements a block, and threads that share an element.
+#: Elements of a block, and threads for each element.
 COLUMNS, ROWS = 32, 8
 _THREADS = COLUMNS * ROWS
 
@@ -97,7 +98,7 @@ def reduction_of_two(first: int, second: int, dtype: str) -> Launch:
 
 
 def first_target(out: Any, workspace: Any, size: int, *, op: str) -> Any:
-    """Where the first stage writes: the workspace, of ``size`` elements, or the result if that needs none.
+    """The array that the first stage writes: the workspace, of ``size`` elements, or the result if none is needed.
 
     Raises:
         ValueError: there is no workspace, or one of another size.

@@ -1,8 +1,8 @@
-"""The reference backend: plain NumPy, float32 and float64. It runs everywhere and is what the others are compared with.
+"""The reference backend: plain NumPy, float32 and float64. It runs everywhere; the others are compared with it.
 
-Convolutions gather their windows into a matrix (im2col; Chellapilla, Puri & Simard, 2006) and multiply: one GEMM for a
-chunk of the batch. Pooling works one axis at a time. Python loops run over the taps of a window and over chunks, never
-over images or pixels.
+Convolutions gather their windows into a matrix (im2col; Chellapilla, Puri & Simard, 2006) and multiply: one GEMM for
+each chunk of the batch. Pooling works one axis at a time. Python loops run over the taps of a window and over chunks,
+never over images or pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from gpuconv.backends.base import Backend
 from gpuconv.geometry import Conv2dGeometry, Pair, Pool2dGeometry, effective
 
-#: Bound on the matrix of gathered windows. Larger ones are no faster: past the size of a cache the gathered windows
+#: Limit for the matrix of gathered windows. Larger ones are no faster: beyond the size of a cache the gathered windows
 #: travel to memory and back (measured on LeNet's and ResNet's layers: 1 to 8 MB alike, 64 MB up to 2x slower).
 WINDOW_BUFFER_BYTES = 4 << 20
 

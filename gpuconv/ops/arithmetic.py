@@ -20,14 +20,15 @@ _NUMBERS = (bool, int, float, np.generic)
 
 
 def _operands(a: Any, b: Any, *, floats: bool = False) -> tuple[Any, Any]:
-    """Both operands in the element type that PyTorch's promotion gives (``torch.result_type``).
+    """Convert both operands to the dtype that PyTorch's promotion gives (``torch.result_type``).
 
-    The higher category decides: bool, integers, floats. Inside of it the larger type, of arrays with dimensions; arrays
-    without come after these, and numbers, Python's and NumPy's, last: they do not make a float32 a float64.
+    The higher category decides: bool, integers, floats. Within it the largest dtype decides, first of arrays with
+    dimensions, then of arrays without, then of numbers (Python's and NumPy's): a number does not turn a float32 into a
+    float64.
 
     Args:
         a, b: Tensors, arrays, numbers.
-        floats: integers become float32, as in a division.
+        floats: convert integers to float32, as a division does.
     """
     if isinstance(b, _NUMBERS) or isinstance(a, _NUMBERS):
         a, b = (x if isinstance(x, _NUMBERS) else _array_like(x) for x in (a, b))
@@ -85,7 +86,7 @@ def _floating(x: Any) -> Any:
 
 
 class Cast(Function):
-    """The same values in another element type; the gradient goes back to the first one."""
+    """The same values in another dtype; the gradient is converted back."""
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, dtype: Any) -> Array:
@@ -249,7 +250,7 @@ class MatMul(Function):
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, Array | None]:
         a, b, a_shape, b_shape = ctx.saved
-        # A vector stands for a row (left) or a column (right): give it that dimension, then take it away again.
+        # A vector is a row (left) or a column (right): add that dimension, and remove it from the result.
         a2_shape = a_shape if len(a_shape) > 1 else (1, *a_shape)
         b2_shape = b_shape if len(b_shape) > 1 else (*b_shape, 1)
         if len(a_shape) == 1 and len(b_shape) == 1:
@@ -328,12 +329,12 @@ def log(a: Any) -> Any:
 
 @tensor_method
 def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Any:
-    """Sum over ``dim`` (an int, several, or None for all, as no dimension does in PyTorch).
+    """Sum over ``dim``: an int, several ints, or None (or an empty sequence, as in PyTorch) for all.
 
     Raises:
         IndexError: no such dimension.
-        TypeError: ``dim`` is neither an integer nor a sequence of them.
-        ValueError: a dimension is there twice.
+        TypeError: ``dim`` is neither an integer nor a sequence of integers.
+        ValueError: a dimension is named twice.
     """
     a, axes = _array_like(a), None
     if to_array(a).dtype.kind != "f":

@@ -1,8 +1,8 @@
 """Losses other than cross-entropy and squared error: of differences, of probabilities, of distances.
 
-Each takes ``reduction``: 'mean', 'sum' or 'none'. ``ValueError``: shapes that do not fit (targets are not broadcast:
-that is nearly always a mistake), values out of range, an unknown reduction; ``TypeError``: an argument of the wrong
-kind, or element types that differ. The mean over nothing is NaN.
+``reduction`` is 'mean', 'sum' or 'none'. All raise ``ValueError`` for shapes that do not fit (targets are not
+broadcast, which is nearly always a mistake), values out of range and an unknown reduction, and ``TypeError`` for an
+argument of the wrong kind or dtypes that differ. The mean of no elements is NaN.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -1
         input: log-probabilities (N, C), (C,) for one sample, or (N, C, d1, ...).
         target: labels, integers, the input's shape without C.
         weight: (C,), or None for ones.
-        ignore_index: a label that costs nothing and does not count in the mean.
+        ignore_index: a label whose loss is 0 and that does not count in the mean.
         reduction: 'mean', divided by the sum of the labels' weights; 'sum' or 'none'.
 
     Returns:
@@ -282,7 +282,7 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction:
     """``-weight · (t · log x + (1 - t) · log(1 - x))``, each logarithm at least -100.
 
     Args:
-        input: probabilities, floats from 0 to 1; on the host it is looked whether they are.
+        input: probabilities, floats from 0 to 1; this is checked on the host only.
         target: floats of the same shape and type.
         weight: what broadcasts to the shape, or None for ones.
         reduction: 'mean', 'sum' or 'none'.
@@ -300,12 +300,12 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction:
 def binary_cross_entropy_with_logits(
     input: Any, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
 ) -> Any:
-    """:func:`binary_cross_entropy` of sigmoid(input), without overflow; ``pos_weight`` times what t weighs.
+    """:func:`binary_cross_entropy` of sigmoid(input), without overflow; ``pos_weight`` multiplies the term of t.
 
     Args:
         input: logits, floats.
-        target: floats of the same shape and type.
-        weight, pos_weight: what broadcasts to the shape, or None for ones.
+        target: floats of the same shape and dtype.
+        weight, pos_weight: broadcast to the shape; None for ones.
         reduction: 'mean', 'sum' or 'none'.
     """
     op = "binary_cross_entropy_with_logits"
@@ -383,8 +383,8 @@ def gaussian_nll_loss(
 ) -> Any:
     """``½ · (log var + (input - t)² / var)``, with variances of at least ``eps``; ``full`` adds ``½ · log 2π``.
 
-    ``var``: variances, not negative, of the input's shape, or of that with a last dimension of 1 or without it. The
-    bound does not stop its gradient.
+    ``var``: variances, not negative, of the input's shape, or that shape with the last dimension 1 or left out. The
+    lower bound ``eps`` does not affect its gradient.
     """
     op = "gaussian_nll_loss"
     input, target = _pair(op, input, target, reduction)
@@ -400,7 +400,7 @@ def gaussian_nll_loss(
     values = to_array(var)
     if isinstance(values, np.ndarray) and (values < 0).any():
         raise ValueError(f"{op}: var must not be negative")
-    # What is missing to eps, as a constant.
+    # What a variance lacks to eps, as a constant.
     low = clamp(sub(eps, var.detach() if isinstance(var, Tensor) else var), min=0.0)
     bounded = add(var, low)
     losses = mul(add(log(bounded), div(square(sub(input, target)), bounded)), 0.5)

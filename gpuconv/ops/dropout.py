@@ -15,7 +15,7 @@ from gpuconv.random import default_generator
 
 __all__ = ["alpha_dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"]
 
-#: ``-scale · alpha`` of SELU, where it goes for an input of minus infinity: what a dropped element becomes.
+#: ``-scale · alpha`` of SELU, its limit at minus infinity: the value of a dropped element.
 _SATURATED = -1.7580993408473766
 
 
@@ -111,7 +111,7 @@ def _channels(
 
 def _alpha(input: Any, p: float, generator: np.random.Generator, shape: tuple[int, ...]) -> Any:
     kept = generator.random(shape, dtype=np.float32) >= p
-    # Of inputs with mean 0 and variance 1, the mean and variance of what is left. With p = 1 all is dropped.
+    # Mean and variance after dropping, for inputs of mean 0 and variance 1. With p = 1 all is dropped.
     gain = 0.0 if p == 1 else 1 / math.sqrt((_SATURATED**2 * p + 1) * (1 - p))
     dtype = element_type(input)
     scale = np.where(kept, gain, 0.0).astype(dtype)

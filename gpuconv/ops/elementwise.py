@@ -1,7 +1,7 @@
-"""Element-wise functions that are no activations: roots, angles, rounding, bounds, choices by a mask.
+"""Element-wise functions other than activations: roots, angles, rounding, bounds, choices by a mask.
 
-Integers become float32 where the result is not a whole number. ``TypeError``: no numbers, or an argument of the wrong
-kind.
+Integers are converted to float32 where the result need not be a whole number. All raise ``TypeError`` for input that is
+not numeric and for an argument of the wrong kind.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ __all__ = [
 
 
 def without_graph(function: type[Function], *inputs: Any, **options: Any) -> Any:
-    """Apply a Function whose results are no floats, and have no gradient."""
+    """Apply a Function whose results are not floats, and so have no gradient."""
     with no_grad():
         return function.apply(*inputs, **options)
 
@@ -249,7 +249,7 @@ class LogOf(Pointwise):
 
 
 class Step(Pointwise):
-    """A function of the array library that is constant but for jumps: its gradient is 0."""
+    """A function of the array library that is piecewise constant: its gradient is 0."""
 
     @staticmethod
     def value(xp: Any, x: Array, *, name: str) -> Array:
@@ -273,7 +273,7 @@ class Round(Pointwise):
 
 
 class Test(Function):
-    """A question of the array library about each element, ``isnan`` say: bools."""
+    """A test of the array library on each element, such as ``isnan``: bools."""
 
     @staticmethod
     def forward(ctx: Context, x: Array, *, name: str) -> Array:
@@ -405,25 +405,25 @@ def sign(input: Any) -> Any:
 
 @tensor_method
 def floor(input: Any) -> Any:
-    """The largest whole number that is not larger; the gradient is 0."""
+    """The largest whole number that is at most the input; the gradient is 0."""
     return _step("floor", "floor", input)
 
 
 @tensor_method
 def ceil(input: Any) -> Any:
-    """The smallest whole number that is not smaller; the gradient is 0."""
+    """The smallest whole number that is at least the input; the gradient is 0."""
     return _step("ceil", "ceil", input)
 
 
 @tensor_method
 def trunc(input: Any) -> Any:
-    """The whole number next to it in the direction of 0; the gradient is 0."""
+    """The input without its decimals; the gradient is 0."""
     return _step("trunc", "trunc", input)
 
 
 @tensor_method
 def round(input: Any, *, decimals: int = 0) -> Any:
-    """Rounded to ``decimals`` digits behind the point, halves to the even neighbour; the gradient is 0."""
+    """Round to ``decimals`` decimal places, halves to even; the gradient is 0."""
     input = operand("round", "input", input)
     decimals = integer(decimals, "decimals", minimum=-300, op="round")
     return Round.apply(input, decimals=decimals) if element_type(input).kind == "f" else input
@@ -431,19 +431,19 @@ def round(input: Any, *, decimals: int = 0) -> Any:
 
 @tensor_method
 def isnan(input: Any) -> Any:
-    """For each element whether it is NaN."""
+    """Whether each element is NaN."""
     return without_graph(Test, operand("isnan", "input", input), name="isnan")
 
 
 @tensor_method
 def isinf(input: Any) -> Any:
-    """For each element whether it is an infinity."""
+    """Whether each element is infinite."""
     return without_graph(Test, operand("isinf", "input", input), name="isinf")
 
 
 @tensor_method
 def isfinite(input: Any) -> Any:
-    """For each element whether it is neither NaN nor an infinity."""
+    """Whether each element is neither NaN nor infinite."""
     return without_graph(Test, operand("isfinite", "input", input), name="isfinite")
 
 
@@ -514,19 +514,20 @@ class ClampBetween(Function):
 
 @tensor_method
 def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
-    """``input`` between ``min`` and ``max``; where they cross, ``max``. NaN stays NaN.
+    """``input`` limited to the range ``min`` to ``max``; where min is above max, the result is max. NaN stays NaN.
 
     Args:
         input: numbers of any shape.
         min, max: numbers, or Tensors or arrays that broadcast with the input; None for no bound.
 
     Returns:
-        The broadcast shape, in the type that PyTorch's promotion gives. The gradient passes where the input is inside,
-        bounds included; elsewhere it goes to a bound that is a Tensor.
+        The broadcast shape, in the dtype that PyTorch's promotion gives. The gradient goes to the input where it is in
+            the
+        range, bounds included; elsewhere to the bound, if that is a Tensor.
 
     Raises:
         ValueError: neither bound is given.
-        TypeError: a bound that is no number.
+        TypeError: a bound that is not a number.
     """
     op = "clamp"
     if min is None and max is None:
@@ -551,7 +552,7 @@ def clip(input: Any, min: Any = None, max: Any = None) -> Any:
 
 @tensor_method
 def maximum(input: Any, other: Any) -> Any:
-    """The larger of two elements; shapes broadcast. NaN wins. Equal elements get half of the gradient each."""
+    """The larger of two elements; shapes broadcast. NaN if one is NaN. Equal elements share the gradient."""
     return Extremum.apply(*_two("maximum", input, other), largest=True)
 
 
@@ -625,15 +626,15 @@ tensor_method(_tensor_where)
 
 @tensor_method
 def masked_fill(input: Any, mask: Any, value: Any) -> Any:
-    """``input``, but ``value`` where ``mask`` holds; shapes broadcast.
+    """``input``, with ``value`` where ``mask`` is true; shapes broadcast.
 
     Args:
-        input: Tensor or array; its type is the result's.
+        input: Tensor or array; the result has its dtype.
         mask: bools.
         value: a number, or a Tensor or array without dimensions.
 
     Raises:
-        TypeError: a mask that does not hold bools, or a value that the input's type cannot hold.
+        TypeError: a mask that does not hold bools, or a value that the input's dtype cannot hold.
         ValueError: a value with dimensions.
     """
     op = "masked_fill"

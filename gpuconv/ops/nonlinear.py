@@ -1,7 +1,8 @@
-"""Activations that are made of the array library's functions: rectifiers, sigmoid-like ones, shrinkages, gates.
+"""Activations composed of the array library's functions: rectifiers, sigmoid-like functions, shrinkages, gates.
 
-Each public function takes floats of any shape and returns the same shape. ``TypeError``: no floats, or an argument of
-the wrong kind; ``ValueError``: a value out of range. At a kink the gradient is PyTorch's.
+Each public function takes floats of any shape and returns the same shape. All raise ``TypeError`` for input that is not
+float and for an argument of the wrong kind, and ``ValueError`` for a value out of range. At a kink the gradient is
+PyTorch's.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ __all__ = [
 
 
 class Normalize(Function):
-    """``(x - mean) / sqrt(var + eps) · weight + bias``, mean and (biased) variance those over ``axes`` of x.
+    """``(x - mean) / sqrt(var + eps) · weight + bias``, with the mean and (biased) variance of x over ``axes``.
 
-    x is taken in the shape ``inside``; weight and bias, which may be None, broadcast to its own shape. Also gives mean
-    and variance, as ``inside`` has them.
+    x is reshaped to ``inside`` first. weight and bias may be None; they broadcast to x's own shape. Also returns mean
+    and variance, in the shape of ``inside``.
     """
 
     @staticmethod
@@ -161,7 +161,7 @@ def _running(op: str, channels: int, dtype: Any, running_mean: Any, running_var:
 
 
 def _move(running: Any, now: Any, momentum: float, scale: float = 1.0) -> None:
-    """Let a running statistic follow what was found, of the same shape; in place, and without a graph."""
+    """Update a running statistic with a new value of the same shape, in place and without a graph."""
     values = to_array(running)
     backend = backend_of(Tensor(to_array(now)))
     with backend.computing():
@@ -187,9 +187,9 @@ def batch_norm(
 
     Args:
         input: (N, C, ...), floats.
-        running_mean, running_var: (C,), Tensors or arrays, or None. While training they move towards the batch's mean
-            and (unbiased) variance, in place: ``(1 - momentum) · running + momentum · found``. Otherwise they are what
-            is used.
+        running_mean, running_var: (C,), Tensors or arrays, or None. While training they are updated in place with the
+            batch's mean and (unbiased) variance: ``(1 - momentum) · running + momentum · batch``. Otherwise they are
+            used in place of the batch's.
         weight, bias: (C,) or None.
         training: use the batch's mean and (biased) variance.
         momentum: see above.
@@ -288,8 +288,8 @@ def instance_norm(
 
     Args:
         input: (N, C, ...), floats.
-        running_mean, running_var, weight, bias, momentum, eps: as for :func:`batch_norm`; what they move towards is the
-            mean over the batch.
+        running_mean, running_var, weight, bias, momentum, eps: as for :func:`batch_norm`; the running statistics are
+            updated with means over the batch.
         use_input_stats: use the input's own mean and variance; otherwise the running ones.
     """
     op = "instance_norm"
@@ -344,7 +344,7 @@ def layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any 
 def rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     """``x / sqrt(mean(x²) + eps) · weight`` over the last dimensions (Zhang & Sennrich, 2019).
 
-    ``eps``: None is the distance from 1 to the next number of the input's type.
+    ``eps``: None for the machine epsilon of the input's dtype.
     """
     op = "rms_norm"
     input, weight, _ = _operands(op, input, weight, None)
@@ -382,7 +382,7 @@ def local_response_norm(input: Any, size: int, alpha: float = 1e-4, beta: float 
 
     Args:
         input: (N, C, ...), floats, with at least 3 dimensions.
-        size: of the neighbourhood: ``size // 2`` channels before, ``(size - 1) // 2`` behind; past the edge are zeros.
+        size: number of channels: ``size // 2`` before and ``(size - 1) // 2`` after; beyond the edge are zeros.
         alpha, beta, k: see above.
     """
     op = "local_response_norm"

@@ -18,7 +18,7 @@ _MODES = ("constant", "reflect", "replicate", "circular")
 
 
 class PadConstant(Function):
-    """``sides`` more elements, or where negative fewer, before and behind each dimension."""
+    """Add ``sides`` elements (or remove, if negative) before and after each dimension."""
 
     @staticmethod
     def forward(ctx: Context, x: Array, *, sides: tuple[tuple[int, int], ...], value: float) -> Array:
@@ -75,7 +75,7 @@ class PadAlong(Function):
 
 def _sources(mode: str, size: int, before: int, after: int) -> np.ndarray:
     """Which element of the input each one along a padded dimension is."""
-    if mode == "circular":  # what is cut away does not come back
+    if mode == "circular":  # elements that were cut off are not used again
         kept = size + min(before, 0) + min(after, 0)
         return np.arange(-max(before, 0), kept + max(after, 0)) % kept - min(before, 0)
     positions = np.arange(-before, size + after)
@@ -86,21 +86,21 @@ def _sources(mode: str, size: int, before: int, after: int) -> np.ndarray:
 
 
 def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
-    """More elements, or where a number is negative fewer, before and behind the last dimensions.
+    """Add elements (or, for negative numbers, remove them) before and after the last dimensions.
 
     Args:
-        input: Tensor or array; (N, C, ...) or (C, ...) where the mode is not 'constant'.
-        pad: ``(before, behind)`` the last dimension, then of the one in front of it, and so on.
+        input: Tensor or array; (N, C, ...) or (C, ...) unless the mode is 'constant'.
+        pad: ``(before, after)`` for the last dimension, then for the one before it, and so on.
         mode: 'constant'; 'reflect', mirrored at the outermost element; 'replicate', that element; 'circular', from the
             other side.
         value: of the new elements, for 'constant'; None is 0.
 
     Returns:
-        The input's type, and a shape that is larger by the padding.
+        The input's dtype, and its shape enlarged by the padding.
 
     Raises:
-        ValueError: a padding that is odd or too long, wider than the input has elements to give, or that leaves less
-            than nothing; a value with another mode; an unknown mode.
+        ValueError: an odd number of values or too many, a padding wider than the input allows, a negative size, a value
+            with another mode, or an unknown mode.
         TypeError: an argument of the wrong kind.
     """
     op = "pad"

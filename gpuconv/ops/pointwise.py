@@ -1,4 +1,4 @@
-"""What element-wise functions of one input share, and the error function, which NumPy does not have."""
+"""The base of element-wise functions of one input, and the error function, which NumPy lacks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pointwise(Function):
 
     @classmethod
     def forward(cls, ctx: Context, x: Array, **options: Any) -> Array:
-        # A number beside an array without dimensions makes it a float64 in NumPy 1.
+        # In NumPy 1, a number combined with an array without dimensions gives float64.
         y = ctx.backend.xp.asarray(cls.value(ctx.backend.xp, x, **options), dtype=x.dtype)
         ctx.save(y if cls.of_result else x, options)
         return y

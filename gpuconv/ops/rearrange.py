@@ -1,7 +1,7 @@
-"""Joining, cutting, repeating and picking: what rearranges elements beyond ``reshape`` and ``permute``.
+"""Joining, cutting, repeating and indexing: what rearranges elements beyond ``reshape`` and ``permute``.
 
-``TypeError``: an argument of the wrong kind; ``IndexError``: no such dimension, or an index that is out of range (on a
-GPU such an index is not noticed); ``ValueError``: sizes that do not fit.
+All raise ``TypeError`` for an argument of the wrong kind, ``IndexError`` for a dimension that does not exist or an
+index out of range (a GPU does not notice such an index), and ``ValueError`` for sizes that do not fit.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _before(axis: int) -> tuple[slice, ...]:
 
 
 class Cat(Function):
-    """Arrays one behind the other along a dimension."""
+    """Arrays joined along a dimension."""
 
     @staticmethod
     def forward(ctx: Context, *arrays: Array, axis: int) -> Array:
@@ -93,11 +93,11 @@ def _several(op: str, tensors: Any) -> list[Any]:
 
 
 def cat(tensors: Any, dim: int = 0) -> Any:
-    """Tensors one behind the other along ``dim``.
+    """Tensors joined along ``dim``.
 
     Args:
-        tensors: a sequence of Tensors or arrays of one shape but for ``dim``. One of shape (0,) fits to any, as in
-            PyTorch. Types are promoted as PyTorch does.
+        tensors: a sequence of Tensors or arrays, of the same shape except along ``dim``. One of shape (0,) fits any
+            other, as in PyTorch. Dtypes are promoted as in PyTorch.
         dim: an integer.
 
     Raises:
@@ -182,7 +182,7 @@ def narrow(input: Any, dim: int, start: int, length: int) -> Any:
 
 @tensor_method
 def select(input: Any, dim: int, index: int) -> Any:
-    """The elements at ``index`` (may count from the end) along ``dim``, which goes."""
+    """The elements at ``index`` (may count from the end) along ``dim``, which is removed."""
     op = "select"
     input, axis, size = _axis(op, input, dim)
     index = integer(index, "index", minimum=-(2**31), op=op)
@@ -236,7 +236,7 @@ def chunk(input: Any, chunks: int, dim: int = 0) -> Any:
 
 @tensor_method
 def unbind(input: Any, dim: int = 0) -> Any:
-    """The elements at each index along ``dim``, which goes: a tuple of views."""
+    """The elements at each index along ``dim``, which is removed: a tuple of views."""
     input, axis, size = _axis("unbind", input, dim)
     return tuple(select(input, axis, index) for index in range(size))
 
@@ -246,7 +246,7 @@ def unbind(input: Any, dim: int = 0) -> Any:
 
 @tensor_method
 def squeeze(input: Any, dim: Any = None) -> Any:
-    """Without the dimensions of size 1: all, or those of ``dim``, one or several."""
+    """Remove the dimensions of size 1: all of them, or those in ``dim``, one or several."""
     input = operand("squeeze", "input", input)
     shape = shape_of(input)
     several = range(len(shape)) if dim is None else dim if isinstance(dim, Sequence) else (dim,)
@@ -258,7 +258,7 @@ def squeeze(input: Any, dim: Any = None) -> Any:
 
 @tensor_method
 def unsqueeze(input: Any, dim: int) -> Any:
-    """With a dimension of size 1 at ``dim``."""
+    """Add a dimension of size 1 at ``dim``."""
     input = operand("unsqueeze", "input", input)
     shape = shape_of(input)
     axis = dimension(dim, len(shape) + 1, "unsqueeze")
@@ -277,7 +277,7 @@ def _swapped(op: str, input: Any, dims: tuple[Any, Any], names: tuple[str, str])
 
 @tensor_method
 def transpose(input: Any, dim0: int, dim1: int) -> Any:
-    """With two dimensions swapped: a view."""
+    """Swap two dimensions: a view."""
     return _swapped("transpose", input, (dim0, dim1), ("dim0", "dim1"))
 
 
@@ -298,7 +298,7 @@ def t(input: Any) -> Any:
 
 @tensor_method
 def movedim(input: Any, source: Any, destination: Any) -> Any:
-    """With the dimensions ``source``, one or several, at ``destination``; the others stay in order."""
+    """Move the dimensions ``source``, one or several, to ``destination``; the others stay in order."""
     op = "movedim"
     input = operand(op, "input", input)
     ndim = len(shape_of(input))
@@ -316,7 +316,7 @@ def movedim(input: Any, source: Any, destination: Any) -> Any:
 
 @tensor_method
 def view(input: Any, *shape: Any) -> Any:
-    """The same elements in another shape; -1 stands for what is left. They are copied where strides demand it."""
+    """The same elements in another shape; -1 is inferred. Elements are copied only if the strides require it."""
     if len(shape) == 1 and not isinstance(shape[0], Sequence):
         try:
             np.dtype(shape[0])
@@ -344,7 +344,7 @@ def reshape_as(input: Any, other: Any) -> Any:
 
 
 class Expand(Function):
-    """The elements repeated by broadcasting: a view, which cannot be written."""
+    """The elements repeated by broadcasting: a read-only view."""
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, shape: tuple[int, ...]) -> Array:
@@ -357,7 +357,7 @@ class Expand(Function):
 
 
 class Repeat(Function):
-    """The whole repeated along each dimension; there are as many repeats as dimensions."""
+    """The whole array repeated along each dimension; there are as many repeats as dimensions."""
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, repeats: tuple[int, ...]) -> Array:
@@ -386,7 +386,7 @@ class Flip(Function):
 
 
 class Clone(Function):
-    """A copy, in the order of rows."""
+    """A copy in C order."""
 
     @staticmethod
     def forward(ctx: Context, a: Array) -> Array:
@@ -428,7 +428,7 @@ def expand_as(input: Any, other: Any) -> Any:
 
 @tensor_method
 def repeat(input: Any, *sizes: Any) -> Any:
-    """The whole repeated so often along each dimension: a copy. ValueError: fewer ``sizes`` than dimensions."""
+    """The whole array repeated along each dimension: a copy. ValueError: fewer ``sizes`` than dimensions."""
     op = "repeat"
     input = operand(op, "input", input)
     shape, repeats = shape_of(input), sizes_of(op, "sizes", sizes)
@@ -440,7 +440,7 @@ def repeat(input: Any, *sizes: Any) -> Any:
 
 @tensor_method
 def tile(input: Any, *dims: Any) -> Any:
-    """:func:`repeat`, but missing repeats in front are 1."""
+    """As :func:`repeat`; missing repeats of the first dimensions are 1."""
     input = operand("tile", "input", input)
     repeats = sizes_of("tile", "dims", dims)
     return repeat(input, (1,) * (len(shape_of(input)) - len(repeats)) + repeats)
@@ -448,7 +448,7 @@ def tile(input: Any, *dims: Any) -> Any:
 
 @tensor_method
 def flip(input: Any, *dims: Any) -> Any:
-    """In reverse order along ``dims``, integers or one sequence."""
+    """Reverse the order of elements along ``dims``, integers or one sequence."""
     input = operand("flip", "input", input)
     ndim = len(shape_of(input))
     several = dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
@@ -466,7 +466,7 @@ def clone(input: Any) -> Any:
 
 @tensor_method
 def contiguous(input: Any) -> Any:
-    """Itself if its elements lie in the order of rows, else a copy in which they do."""
+    """The input if it is contiguous in C order, else a copy that is."""
     return input if to_array(input).flags.c_contiguous else Clone.apply(input)
 
 
@@ -518,7 +518,7 @@ class OneHot(Function):
 
 
 def checked_index(op: str, name: str, index: Any, size: int) -> Any:
-    """An index of integers; on the host each is looked at. IndexError: one is not from 0 to ``size - 1``."""
+    """Check that an index holds integers and, on the host, that each is in range. IndexError: one is not."""
     index = operand(op, name, index)
     if element_type(index).kind not in "iu":
         raise TypeError(f"{op}: {name} must hold integers, got {element_type(index)}")
@@ -541,12 +541,12 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
 
 @tensor_method
 def gather(input: Any, dim: int, index: Any) -> Any:
-    """For each element of ``index`` that of the input at this index along ``dim``, and at its own place otherwise.
+    """For each element of ``index``, the input's element at that index along ``dim`` and the same position otherwise.
 
     Args:
         input: Tensor or array.
         dim: an integer.
-        index: integers from 0 on, of as many dimensions; no longer than the input but along ``dim``.
+        index: integers from 0 on, with as many dimensions as the input; except along ``dim``, no longer than it.
 
     Returns:
         The shape of ``index``.
@@ -596,7 +596,7 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Any:
     return without_graph(OneHot, tensor, classes=classes)
 
 
-# -- what Tensors are asked -------------------------------------------------------------------------------------------
+# -- queries ----------------------------------------------------------------------------------------------------------
 
 
 @tensor_method
@@ -618,13 +618,13 @@ def dim(input: Any) -> int:
 
 @tensor_method
 def tolist(input: Any) -> Any:
-    """The elements as nested lists of Python's numbers; one without dimensions as a number."""
+    """The elements as nested lists of Python numbers, or one number if there are no dimensions."""
     return input.numpy().tolist()
 
 
 @tensor_method
 def is_contiguous(input: Any) -> bool:
-    """Whether the elements lie in memory in the order of rows."""
+    """Whether the elements are in C order in memory."""
     return bool(to_array(input).flags.c_contiguous)
 
 

@@ -1,8 +1,8 @@
-"""Reductions other than the sum and the mean: extrema, variances, products, norms, questions about all elements.
+"""Reductions other than sum and mean: extrema, variances, products, norms, any and all.
 
-``dim`` is an integer, or where several make sense a sequence of them; None means all. ``IndexError``: no such
-dimension; ``TypeError``: no numbers, or an argument of the wrong kind; ``ValueError``: a dimension that is named twice,
-or the extremum of nothing.
+``dim`` is an integer or, where several make sense, a sequence of them; None means all. All raise ``IndexError`` for a
+dimension that does not exist, ``TypeError`` for input that is not numeric or an argument of the wrong kind, and
+``ValueError`` for a dimension that is named twice and for the extremum of no elements.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _not_empty(op: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
 
 
 class AMax(Function):
-    """The largest, or smallest, element over ``axes``; equal ones share the gradient. NaN wins."""
+    """The largest, or smallest, element over ``axes``; equal ones share the gradient. NaN if any element is NaN."""
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, axes: tuple[int, ...], keepdims: bool, largest: bool) -> Array:
@@ -99,7 +99,7 @@ class AMax(Function):
 
 
 class MaxAlong(Function):
-    """The largest, or smallest, element along a dimension, and where the first one was. NaN wins."""
+    """The largest, or smallest, element along a dimension, and its first index. A NaN counts as the extremum."""
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, axis: int, keepdims: bool, largest: bool) -> tuple[Array, Array]:
@@ -119,7 +119,7 @@ class MaxAlong(Function):
 
 
 class ArgMax(Function):
-    """Where the first largest, or smallest, element is: along a dimension, or of all."""
+    """Index of the first largest, or smallest, element: along a dimension, or of all."""
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, axis: int | None, keepdims: bool, largest: bool) -> Array:
@@ -151,7 +151,7 @@ def _extreme(op: str, input: Any, dim: Any, keepdim: bool, largest: bool) -> Any
 
 @tensor_method
 def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    """The largest element of all, the largest ones along ``dim``, or the larger ones of two Tensors.
+    """The largest of all elements, the largest along ``dim``, or the larger ones of two Tensors.
 
     Args:
         input: numbers.
@@ -159,11 +159,14 @@ def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
         keepdim: keep the dimension, with size 1.
 
     Returns:
-        The largest element, without dimensions (equal ones share the gradient); with ``dim`` a named tuple ``values,
-        indices``, the indices int64 and of the first of equals, which gets the gradient. NaN counts as the largest.
+        Without ``dim`` the largest element, without dimensions; equal ones share the gradient. With ``dim`` a named
+            tuple
+        ``values, indices``; of equal elements the first one gives the index (int64) and gets the gradient. NaN counts
+            as
+        the largest.
 
     Raises:
-        ValueError: there is nothing to choose from.
+        ValueError: there are no elements.
         IndexError: no such dimension.
     """
     return _extreme("max", input, dim, keepdim, True)
@@ -205,13 +208,13 @@ def _where_extreme(op: str, input: Any, dim: Any, keepdim: bool, largest: bool) 
 
 @tensor_method
 def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
-    """Where the first largest element is, int64: along ``dim``, or of all elements in order. NaN is the largest."""
+    """Index of the first largest element, int64: along ``dim``, or of all elements in C order. NaN is the largest."""
     return _where_extreme("argmax", input, dim, keepdim, True)
 
 
 @tensor_method
 def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
-    """Where the first smallest element is, int64; otherwise as :func:`argmax`, also for NaN."""
+    """Index of the first smallest element, int64; otherwise as :func:`argmax`, also for NaN."""
     return _where_extreme("argmin", input, dim, keepdim, False)
 
 
@@ -226,7 +229,7 @@ class Var(Function):
         ctx: Context, a: Array, *, axes: tuple[int, ...], keepdims: bool, correction: float, root: bool
     ) -> tuple[Array, Array]:
         xp = ctx.backend.xp
-        # NumPy's mean warns of nothing to average.
+        # NumPy's mean would warn if there are no elements.
         mean = xp.asarray(a.sum(axis=axes, keepdims=True) / a.dtype.type(_count(a.shape, axes)), dtype=a.dtype)
         divisor = _divisor(a, axes, correction)
         centered = a - mean
@@ -242,7 +245,7 @@ class Var(Function):
         a, mean, root, axes, keepdims, divisor = ctx.saved
         xp = ctx.backend.xp
         grad = _kept(xp, grad, axes, keepdims)
-        if root is not None:  # at 0 its slope is infinite, and taken for 0
+        if root is not None:  # at 0 the slope is infinite; 0 is used
             grad = xp.where(root == 0, grad.dtype.type(0), grad / (2 * root))
         return (2 / divisor) * grad * (a - mean)
 
@@ -442,8 +445,8 @@ def norm(input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> 
         keepdim: keep the dimensions, with size 1.
 
     Raises:
-        ValueError: another word than 'fro': there is no nuclear norm here.
-        TypeError: p is neither a number nor a word.
+        ValueError: a string other than 'fro': the nuclear norm is not supported.
+        TypeError: p is neither a number nor a string.
     """
     op = "norm"
     (input,) = floats(op, input=input)
@@ -457,11 +460,11 @@ def norm(input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> 
     return Norm.apply(input, axes=axes, keepdims=bool(keepdim), p=power)
 
 
-# -- questions -------------------------------------------------------------------------------------------------------
+# -- any, all --------------------------------------------------------------------------------------------------------
 
 
 class Question(Function):
-    """A question of the array library about elements over ``axes``: any, all, count_nonzero."""
+    """A reduction of the array library over ``axes`` without a gradient: any, all, count_nonzero."""
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, name: str, axes: tuple[int, ...], keepdims: bool) -> Array:

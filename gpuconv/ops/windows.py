@@ -1,4 +1,4 @@
-"""Images cut into windows and put together again, channels into pixels and back, and images of another size."""
+"""Images cut into windows and joined again, channels to pixels and back, and resizing."""
 
 from __future__ import annotations
 

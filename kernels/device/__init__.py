@@ -1,4 +1,4 @@
-"""What kernels are written with, beside ``numba.cuda``: words, memory, registers, and how they are launched.
+"""The device functions that kernels use beside ``numba.cuda``: 32-bit words, memory, registers, and launches.
 
 A kernel imports from here and from ``numba.cuda``::
 
@@ -35,11 +35,11 @@ of 32 bits, and memory is reached by flat offsets:
 Arrays are one-dimensional and contiguous. An access to several elements has to be aligned to its size: allocations
 are, a shared array is if it is made with ``alignment=16``, and the offset must be a multiple of the count.
 
-**Twins.** In the simulator each of these is Python code, its twin, which also checks what the machine would not tell:
-alignment, types, overflow. A twin proves the kernel, not the intrinsic; ``tests/kernels/test_device.py`` compares the
-two where the LLVM code can run on a CPU.
+**In the simulator** each of these is a Python function, its *twin*, which also checks alignment, types and overflow. So
+the simulator tests the kernel, not the intrinsic; ``tests/kernels/test_device.py`` compares the two where the LLVM code
+can run on a CPU.
 
-**Rooms**: ``words``; ``memory`` (loads, stores); ``registers`` (fma, unrolled loops, outer products); ``reduce``
+**Modules**: ``words``; ``memory`` (loads, stores); ``registers`` (fma, unrolled loops, outer products); ``reduce``
 (sums over lanes and blocks); ``stage`` (weights to shared memory); ``launch``;
 ``host`` (what is decided before a launch); ``intrinsic`` (how one is made).
 """

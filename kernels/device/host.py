@@ -1,4 +1,4 @@
-"""What the host decides before a launch: what is refused, what is aligned, how a tiling is chosen."""
+"""What the host decides before a launch: support, alignment, and the choice of a tiling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_ELEMENTS = 2**31 - 1
 
 
 class Refusal(str):
-    """Why a variant does not support a geometry; false, so that ``if supports(geometry)`` says what it seems to."""
+    """Why a variant does not support a geometry. It is false, so that ``if supports(geometry)`` reads naturally."""
 
     __slots__ = ()
 
@@ -24,7 +24,7 @@ Answer: TypeAlias = "bool | Refusal"
 
 
 def fits_offsets(**sizes: int) -> Answer:
-    """Whether arrays of so many elements can be indexed with 32 bits; the names are for the message."""
+    """Whether arrays of these sizes can be indexed with 32 bits; the names are for the message."""
     for name, size in sizes.items():
         if size > MAX_ELEMENTS:
             return Refusal(
@@ -35,15 +35,15 @@ def fits_offsets(**sizes: int) -> Answer:
 
 
 def aligned(*arrays: Any) -> bool:
-    """Whether all arrays begin at a multiple of 16 bytes, so that 128 bits at once may be accessed; for the host.
+    """Whether all arrays start at a multiple of 16 bytes, so that 128-bit accesses are allowed; for the host.
 
-    Allocations do. What a view begins with may not, though it be contiguous.
+    Allocations do; a view may not, even if it is contiguous.
     """
     interfaces = (getattr(array, "__cuda_array_interface__", None) or array.__array_interface__ for array in arrays)
     return all((interface["data"][0] or 0) % 16 == 0 for interface in interfaces)
 
 
-#: Multiprocessors of a large GPU (H100, H200): estimates of how tilings compare assume so many.
+#: Multiprocessors of a large GPU (H100, H200), assumed when tilings are compared.
 MULTIPROCESSORS = 132
 
 

@@ -19,10 +19,10 @@ from gpuconv.kernels.device.intrinsic import SIMULATED
 
 
 def jit(function: Callable[..., None] | None = None, /, **options: Any) -> Any:
-    """``numba.cuda.jit``, which in the simulator takes no options: all of them are about machine code.
+    """``numba.cuda.jit``. In the simulator options are ignored, because all of them are about machine code.
 
     Options used here: ``launch_bounds`` (threads a block, or also the blocks that a multiprocessor should hold),
-    ``max_registers``. Leave ``fastmath`` alone: it lets the compiler assume that there are no NaNs.
+    ``max_registers``. Do not use ``fastmath``: it lets the compiler assume that there are no NaNs.
     """
     if function is None:
         return lambda function: jit(function, **options)
@@ -30,13 +30,13 @@ def jit(function: Callable[..., None] | None = None, /, **options: Any) -> Any:
 
 
 def device_function(function: Callable[..., Any], /) -> Any:
-    """A function that kernels call. It becomes part of them: the local arrays that it is given stay in registers."""
+    """A function that kernels call. It is inlined, so that local arrays passed to it stay in registers."""
     return function if SIMULATED else extending.register_jitable(forceinline=True)(function)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch of a kernel, all but its arguments: what can be compiled, counted and checked without a GPU."""
+    """A launch of a kernel without its arguments: it can be compiled, counted and checked without a GPU."""
 
     kernel: Any
     #: Numba types of the arguments.
@@ -47,10 +47,10 @@ class Launch:
     shared_bytes: int = 0
 
     def __call__(self, stream: Any, *arguments: Any) -> None:
-        """Queue it on a stream (None: the default one), or note it inside of :func:`recording`.
+        """Queue it on a stream (None: the default one), or record it inside :func:`recording`.
 
-        The stream is a handle, or what has ``__cuda_stream__``; arrays are flat, and on the device. Without a GPU the
-        launch is run at once, on NumPy arrays.
+        The stream is a handle or an object with ``__cuda_stream__``; arrays are flat, and on the device. Without a GPU
+        the launch runs at once, on NumPy arrays.
         """
         if (recorder := _recorder.get()) is not None:
             recorder(self, arguments)
@@ -86,7 +86,7 @@ _on_host: Callable[[Launch, tuple[Any, ...]], None] | None = _simulate if SIMULA
 
 @contextlib.contextmanager
 def running_on_host(run: Callable[[Launch, tuple[Any, ...]], None]) -> Iterator[None]:
-    """Inside of the ``with`` block ``run`` is called with a launch and its arguments, NumPy arrays and numbers."""
+    """Inside the ``with`` block, ``run`` is called with each launch and its arguments, NumPy arrays and numbers."""
     global _on_host
     before, _on_host = _on_host, run
     try:
@@ -99,15 +99,15 @@ _recorder: ContextVar[Callable[[Launch, tuple[Any, ...]], None] | None] = Contex
 
 
 def is_recording() -> bool:
-    """Whether launches are noted instead of made."""
+    """Whether launches are recorded instead of run."""
     return _recorder.get() is not None
 
 
 @contextlib.contextmanager
 def recording(noted: Callable[[Any], Any] | None = None) -> Iterator[list[tuple[Launch, tuple[Any, ...]]]]:
-    """Inside of the ``with`` block launches are noted instead of made: a list of them, each with its arguments.
+    """Record launches inside the ``with`` block instead of running them: a list, each with its arguments.
 
-    ``noted`` makes of an argument what is put into the list; None takes it as it is. Other threads are not affected.
+    ``noted`` converts an argument for the list; None keeps it as it is. Other threads are not affected.
     """
     recorded: list[tuple[Launch, tuple[Any, ...]]] = []
 

@@ -1,4 +1,4 @@
-"""Loads and stores by flat offset: several elements at once, through the read-only cache, or with a predicate."""
+"""Loads and stores at flat offsets: of several elements at once, through the read-only cache, or with a predicate."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _store(count: int) -> Callable[..., Any]:
     def body(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
         _checked_array(array, offset, count)
         wanted = _loaded(array.dtype, count)
-        # Numba would convert silently: from float64, and the kernel would have computed in double precision.
+        # Numba would convert float64 silently, after the kernel has computed in double precision.
         if types.unliteral(value) != wanted:
             raise TypingError(f"a store to {array} takes {wanted}, got {value}: convert it")
 
@@ -118,7 +118,7 @@ def _predicated_load(count: int, *, early: bool = False) -> Callable[..., Any]:
             )
             constraints = ",".join([f"=&{register}"] * count + ["l", "r"])
             function = ir.FunctionType(result, [_I64, _I32])
-            # What has side effects stays where it is. This has none, as what it reads does not change: it may be moved.
+            # The compiler may move this load: it has no side effects, and what it reads does not change.
             load = ir.InlineAsm(function, assembly, constraints, side_effect=early)
             value = builder.call(load, [address, builder.zext(args[2], _I32)])
             elements = [value] if count == 1 else [builder.extract_value(value, i) for i in range(count)]

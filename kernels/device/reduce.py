@@ -1,4 +1,4 @@
-"""Reductions: over lanes of a warp, and over a block. The order is fixed, so that two runs give the same bits."""
+"""Reductions over the lanes of a warp and over a block. The order is fixed, so that two runs give the same bits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ALL_LANES = 0xFFFFFFFF
 
 
 def reduction(lanes: int, threads: int, dtype: str, *, largest: bool = False) -> Any:
-    """A device function that gives each thread the sum, or the largest, of a value of each of its ``lanes``.
+    """A device function that gives each thread the sum, or the maximum, of a value over its ``lanes``.
 
-    Lanes are neighbouring threads: a power of two, at most 32, by shuffles; or all ``threads`` of the block, by way of
-    shared memory. All of them have to call it. A NaN among the values gives NaN.
+    Lanes are neighbouring threads: a power of two, at most 32, reduced by shuffles; or all ``threads`` of the block,
+    through shared memory. All of them must call it. If any value is NaN, so is the result.
     """
     real = getattr(types, dtype)
     warps, whole_block = threads // WARP, lanes > WARP
@@ -58,10 +58,10 @@ def reduction(lanes: int, threads: int, dtype: str, *, largest: bool = False) ->
 
 
 def reduce_scatter(count: int) -> Any:
-    """A device function of (values, lane): of ``count`` values in each lane, the sum over lanes of one.
+    """A device function of (values, lane) for ``count`` values in each lane: gives each lane one sum over all lanes.
 
-    ``count`` is a power of two, at most 32. A lane is given the sum of the value numbered ``lane · count // 32``. In
-    each round, a lane keeps half of its values and sends the other half to a lane that keeps those.
+    ``count`` is a power of two, at most 32. A lane gets the sum of the value numbered ``lane · count // 32``. In each
+    round, a lane keeps half of its values and sends the other half to a lane that keeps those.
     """
 
     @device_function

@@ -1,4 +1,4 @@
-"""Staging: how the threads of a block bring the weights of its filters into shared memory."""
+"""Staging: the threads of a block load the weights of its filters into shared memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from gpuconv.kernels.device.memory import ldg_if, st
 def staging(products: int, filters: int, threads: int, put: Any) -> Any:
     """A device function ``stage(thread, *arguments)`` that calls ``put(product, filter, *arguments)`` for each weight.
 
-    There are ``products`` weights of each of ``filters`` filters. Eight neighbouring threads have eight of one: they
-    load 32 neighbouring bytes. ``put`` is called for whole eights, and so for products that do not exist.
+    Each of ``filters`` filters has ``products`` weights. Eight neighbouring threads take eight weights of one filter,
+    so that they load 32 neighbouring bytes. ``put`` is called for whole groups of eight, and so also for products that
+    do not exist.
     """
     total = -(-products // 8) * 8 * filters
 
@@ -31,9 +32,9 @@ def staging(products: int, filters: int, threads: int, put: Any) -> Any:
 def weight_staging(staged: int, tile_filters: int, pitch: int, threads: int, *, products: int, filters: int) -> Any:
     """A device function ``stage(thread, to, weight, first_product, first_filter, at)``.
 
-    It brings the products from ``first_product`` on, ``staged`` in number, of ``tile_filters`` filters from
-    ``first_filter`` on to shared memory, filters contiguous and products ``pitch`` apart. Those beyond the last of all
-    ``products`` and ``filters`` become zero. ``at`` is the element of ``weight`` where the first filter begins.
+    It copies ``staged`` products, from ``first_product`` on, of ``tile_filters`` filters, from ``first_filter`` on, to
+    shared memory: filters contiguous, products ``pitch`` apart. Products and filters beyond the last become zero.
+    ``at`` is the element of ``weight`` where the first filter starts.
     """
 
     @device_function

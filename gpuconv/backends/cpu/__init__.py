@@ -1,1 +1,1 @@
-"""The compiled CPU backend: kernels in explicit vectors, compiled by Numba, and the threads that share them."""
+"""The compiled CPU backend: kernels with explicit vectors, compiled by Numba, and the threads that run them."""

@@ -1,28 +1,30 @@
-"""The CPU backend for speed: NumPy's primitives, the hot ones compiled by Numba with explicit vectors.
+"""The fast CPU backend: NumPy's primitives, with the hot ones compiled by Numba with explicit vectors.
 
-Here it is decided what runs where. The kernels themselves:
+This file decides what runs where. The kernels are in
 
 - ``conv``, ``conv_grad``: convolution, its gradients, and the block with ReLU and max pooling;
 - ``gemm``: matrix products; ``pool``: pooling; ``norm``: batch normalisation; ``pointwise``: ReLU, loss, optimizers;
   ``images``: batches of inputs.
 
-And what they stand on: ``simd``, the vectors; ``compile``, the compiler and its cache; ``threads``; ``memory``, arrays
-whose memory is used again.
+They are built on ``simd``, the vectors; ``compile``, the compiler and its cache; ``threads``; and ``memory``, arrays
+whose memory is reused.
 
 **Which convolution runs.**
 
-- With fewer than :data:`COMPILE_FROM` multiply-adds: NumPy's, which has the result long before a kernel is compiled.
-- Otherwise what ``gpuconv tune`` found to be the fastest here, if it was asked. The variants are ``by_columns`` and
-  ``by_filters``, for the weight's gradient ``dense``, and ``im2col``: windows that NumPy gathers, times the filters.
-- Otherwise, by rule, a direct kernel, lanes over columns or over filters, whichever takes fewer vector operations
-  (:attr:`~gpuconv.backends.cpu.conv.Forward.costs`). Gathered windows and BLAS win at no size: on the 3x3 layers of
-  ResNet (batch 8, two cores with AVX-512) the direct kernels do forward and the input's gradient at 410 to 510 GF/s,
-  the NumPy backend at 130 to 220; the weight's gradient at 190 to 420 and 170 to 200. They come close, by 10 % either
-  way, only for the weight of 512 filters on 7x7 maps and for the input behind a stride of 2. ``im2col``, whose product
-  is compiled, does win where a map has few positions and many channels, which is what tuning finds: with 512 filters
-  of 3x3 on 7x7 maps it takes 0.7 of the time of ``dense``, and forward of a single image 0.8 of ``by_filters``.
-- Convolution, ReLU and a max pooling whose windows tile the map are one kernel, and their gradient visits only the
-  winners. Other poolings take the composition of :class:`~gpuconv.backends.base.Backend`.
+- Below :data:`COMPILE_FROM` multiply-adds, NumPy's: it has the result long before a kernel is compiled.
+- Otherwise the variant that ``gpuconv tune`` found to be the fastest here. The variants are ``by_columns`` and
+  ``by_filters``, ``dense`` for the weight's gradient, and ``im2col``: windows gathered by NumPy, times the filters.
+- If nothing was tuned, a rule chooses a direct kernel with lanes over columns or over filters, whichever takes fewer
+  vector operations (:attr:`~gpuconv.backends.cpu.conv.Forward.costs`). Gathered windows and BLAS win at no size: on the
+  3x3 layers of ResNet (batch 8, two cores with AVX-512) the direct kernels reach 410 to 510 GF/s forward and for the
+  input's gradient, the NumPy backend 130 to 220; for the weight's gradient 190 to 420, against 170 to 200. They come
+  within 10 % of each other only for the weight of 512 filters on 7x7 maps, and for the input with a stride of 2.
+  ``im2col`` with its compiled product does win where a map has few positions and many channels, which tuning finds:
+  with 512 filters of 3x3 on 7x7 maps it takes 0.7 of the time of ``dense``, and forward of a single image 0.8 of the
+  time of ``by_filters``.
+- Convolution, ReLU and max pooling are one kernel if the pooling windows tile the map; their gradient visits only the
+  positions of the maxima. For other poolings the parts run one after the other, as composed in
+  :class:`~gpuconv.backends.base.Backend`.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ _COMPILED_NORM = 20_000
 #: OpenBLAS shares a matrix times a vector among its threads, and results would depend on their number.
 _SMALL_PRODUCT = 9_000
 
-#: Room for the partial sums of a gradient over parts of the batch.
+#: Memory for the partial sums of a gradient over parts of the batch.
 _PARTIAL_BYTES = 8 << 20
 
 
@@ -149,7 +151,7 @@ class NumbaBackend(NumpyBackend):
         x = empty((n, 1, *size), table.dtype)
         work = (40 if warps else 4) * x.size
         chunks = _chunks(work, n)
-        # Of no transforms, none are read.
+        # Without transforms the kernel does not read this argument.
         moved = table if transforms is None else transforms.take(index, 0)
         arrays = (_ready(table), images.take(index, 0), moved, x)
         launch(_images(table.dtype, images.shape[1:], size, warps), chunks, *arrays, n, chunks, work=work)
@@ -213,12 +215,12 @@ class NumbaBackend(NumpyBackend):
         pool: Pool2dGeometry,
         needs: tuple[bool, bool, bool],
     ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-        """As the base class says; what did not win counts as exactly zero, even times an infinite input."""
+        """As in the base class; elements that are not a maximum count as exactly zero, even times an infinite input."""
         g = geometry
         if g.macs < COMPILE_FROM or not _tiles(pool):
             return super().conv2d_relu_max_pool2d_grad(grad, x, weight, y, winners, g, pool, needs)
         run = _grad_block(x.dtype, g, (pool.r, pool.s), needs[0])
-        # Without the input's gradient the weight is not looked at.
+        # Without the input's gradient the kernel does not read the weight.
         packed = conv_grad.packed_patches(run.plan, _ready(weight)) if needs[0] else weight
         partial, partial_bias = empty(run.partial_shape, x.dtype), np.empty((run.chunks, g.k), x.dtype)
         input_grad = empty(g.input_shape if needs[0] else (0, 0, 0, 0), x.dtype)
@@ -251,7 +253,7 @@ class NumbaBackend(NumpyBackend):
     def linear_grad_weight(self, grad: np.ndarray, x: np.ndarray) -> np.ndarray:
         if grad.size * x.shape[-1] < _SMALL_PRODUCT:
             return super().linear_grad_weight(grad, x)
-        # Memory of its own: a parameter's gradient outlives the step, and autograd copies what lies in other memory.
+        # In memory of its own: a parameter's gradient outlives the step, and autograd would copy a view.
         weight_grad = np.empty((grad.shape[-1], x.shape[-1]), grad.dtype)
         return product(_rows(grad), _rows(x), a_transposed=True, out=weight_grad)
 
@@ -586,7 +588,7 @@ class NumbaBackend(NumpyBackend):
 
 
 def _ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:
-    """The array as kernels need it: C-contiguous, aligned, of the element type; copied if it is not."""
+    """The array as kernels need it: C-contiguous, aligned, of the given dtype; copied if necessary."""
     flags = array.flags
     if flags.c_contiguous and flags.aligned and (dtype is None or array.dtype == dtype):
         return array
@@ -609,10 +611,10 @@ def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *, recti
 
 
 class _UpdateTable:
-    """Where the arrays of several parameters are, as an optimizer's kernel reads it.
+    """The addresses of the arrays of several parameters, as an optimizer's kernel reads them.
 
     Args:
-        written: of each parameter its array and those that go with it, all of them such as a kernel may write to.
+        written: for each parameter its array and those that belong to it, all writable by a kernel.
 
     Attributes:
         arrays: all of these, one after the other.
@@ -633,7 +635,7 @@ class _UpdateTable:
         return len(arrays) == len(self.arrays) and all(map(operator.is_, arrays, self.arrays))
 
     def take(self, grads: Sequence[np.ndarray], dtype: np.dtype) -> None:
-        """The gradients of the step that is run next."""
+        """Set the gradients of the next step."""
         self._grads = [_ready(grad, dtype) for grad in grads]
         self._rows[:-1, 2] = [grad.__array_interface__["data"][0] for grad in self._grads]
 
@@ -648,7 +650,7 @@ class _UpdateTable:
 def _update_table(
     params: Sequence[np.ndarray], grads: Sequence[np.ndarray], slots: Sequence[Sequence[Any]], together: Any
 ) -> _UpdateTable | None:
-    """The table of an update's arrays; None if a kernel may not write to one where it is, or their types differ."""
+    """The table of an update's arrays; None if a kernel cannot write to one in place, or their dtypes differ."""
     key = None if together is None else ("numba", together.members[0])
     table: _UpdateTable | None = None if key is None else together.prepared.get(key)
     if table is None or not table.has(params, *slots):
@@ -696,7 +698,7 @@ def _plan(operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair) ->
 
 
 def _about(operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair) -> dict[str, str]:
-    """The variants that can run an operation, that of the rule first, and what there is to say of each."""
+    """The variants that can run an operation, the rule's first, each with a description."""
     if operation == "conv2d_grad_weight":
         return {"dense": "lanes over the rows of patches", "im2col": "gathered windows, one product"}
     plan = _plan(operation, geometry, dtype, window)
@@ -708,7 +710,7 @@ def _about(operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair) -
 
 
 def _variant(operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair = (1, 1)) -> tuple[str, str]:
-    """The variant that runs an operation, and who decided: 'by store' or 'by rule'."""
+    """The variant that runs an operation, and what decided: 'by store' or 'by rule'."""
     variants = _about(operation, geometry, dtype, window)
     winner = store.find(store.Key(_platform(), operation, geometry, dtype, window))
     if winner is None:
@@ -740,7 +742,7 @@ def _way(operation: str, variant: str, geometry: Conv2dGeometry, dtype: str, win
     return run
 
 
-# -- what is compiled, and how it is cut into chunks ------------------------------------------------------------------
+# -- what is compiled, and how it is split into chunks -----------------------------------------------------------------
 
 
 class _Convolution(NamedTuple):
@@ -810,7 +812,7 @@ def _dense_weight_gradient(dtype: np.dtype, geometry: Conv2dGeometry) -> _Weight
     plan = conv_grad.Patches(dtype.name, replace(g, n=1))
     shape = (g.k, *plan.runs)
     image_parts = _partial_sums(g, shape, dtype)
-    # Where there is room for few partial sums, threads share out the filters too.
+    # If memory allows only few partial sums, the filters are split among threads too.
     filter_parts = min(-(-16 // image_parts), -(-g.k // g.groups // plan.dense_tile[0]))
     kernel = conv_grad.grad_weight_dense(plan)
     return _WeightGradient(kernel, plan, (image_parts, *shape), filter_parts, image_parts * filter_parts)
@@ -857,9 +859,9 @@ def _adam(dtype: np.dtype, decay: bool, decoupled: bool) -> Kernel:
 
 @functools.lru_cache(maxsize=1024)
 def _tiles(pool: Pool2dGeometry) -> bool:
-    """Whether the windows lie side by side inside the map, so that each of its elements belongs to one or to none.
+    """Whether the windows lie side by side inside the map, so that each of its elements belongs to at most one.
 
-    Windows of one element do not count: the kernel without a pooling leaves no winners.
+    Windows of one element do not count, because the kernel without a pooling records no positions.
     """
     return (
         pool.stride == (pool.r, pool.s)
@@ -879,11 +881,11 @@ def _worth_compiling(pool: Pool2dGeometry) -> bool:
 
 
 def _chunks(work: int, most: int = 64) -> int:
-    """Into how many chunks to cut work, in multiply-adds; never depends on the number of threads.
+    """Number of chunks to split work into, in multiply-adds; it never depends on the number of threads.
 
-    Beginning a chunk takes c ≈ 0.25 µs, and the last thread to finish keeps the others waiting for half a chunk, so
-    that of t µs ``chunks · c + t / (2 · chunks)`` is lost: least for ``sqrt(t / 2c)``, at some 100,000 multiply-adds
-    a µs.
+    Starting a chunk takes c ≈ 0.25 µs, and the last thread to finish keeps the others waiting for half a chunk. So of t
+    µs ``chunks · c + t / (2 · chunks)`` is lost, which is smallest for ``sqrt(t / 2c)`` chunks, at some 100,000
+    multiply-adds a µs.
     """
     return max(1, min(most, math.isqrt(work // 50_000)))
 
@@ -894,7 +896,7 @@ def _chunks(work: int, most: int = 64) -> int:
 def _convolve(
     run: _Convolution, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The result of a forward kernel, and its winners."""
+    """The result of a forward kernel, and the positions of the maxima."""
     y = empty(run.output_shape, x.dtype)
     winners = empty(run.winners_shape, np.dtype(np.uint8))
     weight = _ready(weight)
@@ -925,7 +927,7 @@ def _pool(build: Any, dtype: np.dtype, geometry: Pool2dGeometry, *arrays: np.nda
 def _counts(
     geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What sums of windows are divided by: a factor for each row and one for each column of the result."""
+    """The divisors of window sums: a factor for each row and one for each column of the result."""
     if divisor_override is not None:
         return np.full(geometry.p, divisor_override, np.int64), np.ones(geometry.q, np.int64)
     rows, columns = geometry.window_counts(include_padding=count_include_pad)

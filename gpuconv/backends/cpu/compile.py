@@ -1,8 +1,8 @@
-"""Compiling kernels for the CPU, and keeping them on disk.
+"""Compiles kernels for the CPU, and keeps them on disk.
 
-A kernel is a function of a chunk's number, then pointers and numbers. It does one chunk of the work, and which part
-of the work a chunk is does not depend on the number of threads: so neither do the results, to the last bit. What runs
-the chunks, on several threads or one, is :func:`gpuconv.backends.cpu.threads.launch`.
+A kernel is a function of the number of a chunk, followed by pointers and numbers; it does one chunk of the work. How
+work is split into chunks does not depend on the number of threads, so neither do the results, to the last bit.
+:func:`gpuconv.backends.cpu.threads.launch` runs the chunks on one or several threads.
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ class Kernel:
     """A kernel in machine code.
 
     Args:
-        function: the kernel in Python, under a name that no other has.
+        function: the kernel in Python, with a unique name.
         signature: Numba types of its arguments.
+<<<<<<< HEAD
         cached: whether to look for it on disk, and to leave it there.
         reassociate: whether sums may be cut into the parts that a vector adds up.
+=======
+        cached: whether to load it from disk, and to store it there.
+>>>>>>> L
 
     Attributes:
-        address: where its code is.
+        address: of its code.
     """
 
     def __init__(self, function: Callable[..., None], signature: Any, *, cached: bool, reassociate: bool = False):
@@ -54,7 +58,7 @@ class Kernel:
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """The compiler makes so many objects that looking for cycles among them takes a tenth of its time."""
+    """The compiler makes so many objects that garbage collection would take a tenth of its time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -75,19 +79,29 @@ class Elements:
     dtype: str
 
 
+<<<<<<< HEAD
 def kernel(
     *argument_types: Any, reassociate: bool = False
 ) -> Callable[[Callable[[_Plan], Callable[..., None]]], Callable[[_Plan], Kernel]]:
     """Decorator: of a function that returns a kernel for a plan make one that returns it compiled.
+=======
+def kernel(*argument_types: Any) -> Callable[[Callable[[_Plan], Callable[..., None]]], Callable[[_Plan], Kernel]]:
+    """Decorator for a function that returns a kernel for a plan: the kernel is returned compiled.
+>>>>>>> L
 
-    A plan is a frozen dataclass. What the kernel reads of it as closure variables are constants to LLVM: loops unroll
-    and divisions vanish. Each plan is compiled once in a process, and once on a machine.
+    A plan is a frozen dataclass. What the kernel reads of it as closure variables are constants to LLVM, so that loops
+    unroll and divisions vanish. Each plan is compiled once in a process, and once on a machine.
 
     Args:
+<<<<<<< HEAD
         argument_types: Numba types of the arguments after the chunk's number. A function of the plan's ``dtype``
             stands for a pointer to it: :data:`ELEMENTS`.
         reassociate: whether LLVM may add up a loop's sum in the lanes of a vector, in an order that is fixed when the
             kernel is compiled. Otherwise it keeps the order of the loop, one element after the other.
+=======
+        argument_types: Numba types of the arguments after the chunk's number. :data:`ELEMENTS`, a function of the
+            plan's ``dtype``, stands for a pointer to elements.
+>>>>>>> L
     """
 
     def decorate(build: Callable[[_Plan], Callable[..., None]]) -> Callable[[_Plan], Kernel]:
@@ -122,21 +136,26 @@ def _compile(function: Callable[..., None], signature: Any, plan: Any, **options
         return Kernel(function, signature, cached=True, **options)
     except (RuntimeError, OSError) as error:  # no directory can be written to, or the disk is full
         logger.info("compiling %s for %s, for this process only: %s", kind, plan, error)
+<<<<<<< HEAD
         return Kernel(function, signature, cached=False, **options)
     except Exception as error:  # the file is damaged: what unpickling it may raise is not to be listed
+=======
+        return Kernel(function, signature, cached=False)
+    except Exception as error:  # the file is damaged; unpickling it may raise anything
+>>>>>>> L
         logger.info("compiling %s for %s again: its file cannot be read (%s)", kind, plan, error)
         FunctionCache(function).flush()
         return Kernel(function, signature, cached=True, **options)
 
 
 def sources() -> list[Path]:
-    """The files that compiled code is made from."""
+    """The source files of compiled code."""
     return sorted(file for file in Path(__file__).parent.glob("*.py") if file.name != "backend.py")
 
 
 @functools.cache
 def _helpers_digest() -> str:
-    # Numba sees when the file of a kernel changes, not when a module that it uses does.
+    # Numba notices when the file of a kernel changes, but not when a module that it uses does.
     return hashlib.sha256(b"".join(file.read_bytes() for file in sources())).hexdigest()
 
 
@@ -174,5 +193,5 @@ def _load_if_possible(load: Callable[..., Any], flush: Callable[[], None], *argu
 
 @register_jitable
 def split(total: int, chunks: int, chunk: int) -> tuple[int, int]:
-    """Begin and end of a chunk's items, when ``total`` items are dealt to the chunks as evenly as can be."""
+    """First and end of a chunk's items, if ``total`` items are divided among the chunks as evenly as possible."""
     return chunk * total // chunks, (chunk + 1) * total // chunks

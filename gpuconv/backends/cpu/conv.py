@@ -10,7 +10,7 @@ in the cache, and every access from there on is in range. They differ in what th
 
 A pooling is taken in the registers, so that the unpooled map is never written; a plain convolution is the case of a
 1x1 window without ReLU. The gradient for the input is a forward convolution too, of the output's gradient with the
-filters turned round (:meth:`Forward.of_grad_input`). The other gradients are in ``_numba_conv_grad``.
+filters turned round (:meth:`Forward.of_grad_input`). The other gradients are in ``conv_grad``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from gpuconv.backends.cpu.simd import (
 from gpuconv.backends.cpu.threads import launch
 from gpuconv.geometry import Conv2dGeometry, Pair, effective
 
-#: Room for the scratch of one band: a part of the second-level cache of any current CPU core.
+#: Size of the scratch of one band: a part of the second-level cache of any current CPU core.
 SCRATCH_BYTES = 256 << 10
 
 
@@ -59,8 +59,8 @@ class Forward:
         before: rows and columns of padding above and left of the image; negative ones cut some of it off.
         spread: distance in the scratch between neighbouring input elements; zeros lie between them.
         k, r, s, stride, dilation, groups: as in :class:`~gpuconv.geometry.Conv2dGeometry`.
-        steps: distance in the weight array between neighbouring (filters, channels, rows, columns).
-        first_tap: where in the weight array the first tap of the first filter is.
+        steps: strides in the weight array of (filters, channels, rows, columns).
+        first_tap: offset in the weight array of the first tap of the first filter.
         window: height and width of the pooling; 1, 1 for none.
         relu: whether to take the maximum with zero.
         p, q: rows and columns of the result, pooled.
@@ -188,7 +188,7 @@ class Forward:
 
     @cached_property
     def choice(self) -> str:
-        """The variant that takes least; of equals that by filters, which reads its weights in order."""
+        """The variant with the lowest cost; on a tie ``by_filters``, which reads its weights in order."""
         return min(self.costs, key=lambda name: self.costs[name])
 
     def scratch_pitch(self, columns: int) -> int:

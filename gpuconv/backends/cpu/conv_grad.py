@@ -4,7 +4,7 @@
 ``s · c`` contiguous elements: long enough for vectors even where channels are few. Both kernels have their lanes there:
 
 - :func:`grad_weight_dense` goes through all outputs. In registers are sums of filters x a part of a patch.
-- :func:`grad_sparse` goes through the winners of a max pooling, filter by filter: a quarter of the outputs or less. In
+- :func:`grad_sparse` goes through the maxima of a max pooling, filter by filter: a quarter of the outputs or less. In
   registers is the gradient of one filter. It adds to the input's gradient on the way.
 """
 
@@ -255,7 +255,7 @@ _COPIES = 4
 def grad_sparse(plan: Patches):
     """``(x, packed, grad, y, winners, dx, partial, partial_bias, n, chunks)``: gradients of a block with max pooling.
 
-    Visits only the outputs that won their window and are positive: of a 2x2 pooling at most a quarter. ``packed`` is
+    Visits only positive outputs that are the maximum of their window: for 2x2 pooling at most a quarter. ``packed`` is
     the weight as :func:`packed_patches` makes it, ``partial`` its gradient in each chunk, (chunks, ...) likewise;
     ``partial_bias`` is (chunks, k).
     """
@@ -292,7 +292,7 @@ def grad_sparse(plan: Patches):
         for row in range(p):
             for column in range(q):
                 origins[row * q + column] = (row * height * down * columns + column * width * across) * channels
-        shifts = np.zeros(256, np.int64)  # how far from there that of each element does; a winner may be any byte
+        shifts = np.zeros(256, np.int64)  # offset from there for each element; a position may be any byte
         for row in range(height):
             for column in range(width):
                 shifts[row * width + column] = (row * down * columns + column * across) * channels
@@ -314,7 +314,7 @@ def grad_sparse(plan: Patches):
                     count = 0
                     first_element = (i * n_filters + k) * p * q
                     for window in range(p * q):
-                        # Written in any case and kept if it counts: cheaper than a branch nobody can predict.
+                        # Always written, and kept if it counts: cheaper than an unpredictable branch.
                         element = first_element + window
                         corners[count] = origins[window] + shifts[winners[element]]
                         grads[count] = grad[element]

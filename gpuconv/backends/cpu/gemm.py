@@ -1,8 +1,8 @@
-"""Compiled matrix products for the CPU: those of fully connected layers.
+"""Compiled matrix products for the CPU, for fully connected layers.
 
-NumPy's BLAS would do, but it brings threads of its own. Two sets of threads on the same cores wait for each other: on
-two cores a step of LeNet takes several times as long. Besides, here the sum over k runs in one order whatever the
-number of threads.
+NumPy's BLAS would do, but it has threads of its own. Two sets of threads on the same cores wait for each other: on two
+cores a step of LeNet takes several times as long. Besides, the sum over k runs in one order here, whatever the number
+of threads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Compiled loops for the CPU that make network inputs of images of bytes: looked up, padded, moved, in one pass.
+"""Compiled loops for the CPU that make network inputs from byte images: looked up, padded and moved in one pass.
 
-NumPy has gathered the images before: it copies each of them at once, where a loop that looks up byte after byte would
-wait for memory again and again.
+NumPy gathers the images first: it copies each of them at once, where a loop that looks up byte after byte would wait
+for memory again and again.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Arrays whose memory is used again.
+"""Arrays whose memory is reused.
 
-A training step allocates the same large arrays each time. The allocator of the C library gives them back to the
-operating system in between, and fetching them anew, page by page, took a third of a step of LeNet. So here the memory
-of an array that nobody holds any more is kept for the next one of the same size.
+A training step allocates the same large arrays each time. The C library returns their memory to the operating system in
+between, and getting it back page by page took a third of a step of LeNet. So the memory of an array that is no longer
+used is kept here for the next one of the same size.
 
-What is kept stays within what one round of work needs: a request that cannot be served means that the work has changed,
-and gives all that is kept back first.
+The pool keeps no more than one round of work needs: a request that it cannot serve means that the work has changed, so
+it first releases all that it holds.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import math
 
 import numpy as np
 
-#: Bytes from which it pays; the C library keeps smaller pieces itself.
+#: Smallest size worth keeping; the C library keeps smaller pieces itself.
 _LARGE = 64 << 10
 _LINE = 64
 
-#: For each size the pieces of memory that nobody uses, and where in them a cache line begins.
+#: For each size the unused pieces of memory, and the offset of the first cache line in each.
 _kept: dict[int, list[tuple[np.ndarray, int]]] = {}
 
 
 class _Loan:
-    """What an array lies in, through NumPy's array interface: it goes when the array and all views of it are gone."""
+    """The memory of an array, given to it through NumPy's array interface; freed with the array's last view."""
 
     __slots__ = ("__array_interface__", "_piece")
 
@@ -36,7 +36,7 @@ class _Loan:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array; a large one perhaps in memory that was another array's."""
+    """An uninitialised array; the memory of a large one may be reused."""
     size = math.prod(shape) * dtype.itemsize + _LINE
     if size < _LARGE:
         return np.empty(shape, dtype)
@@ -51,6 +51,6 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array of zeros that begins at a cache line: whole vectors of it never lie across two."""
+    """An array of zeros that starts at a cache line, so that no full vector crosses two."""
     memory = np.zeros(math.prod(shape) * dtype.itemsize + _LINE, np.uint8)
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % _LINE)

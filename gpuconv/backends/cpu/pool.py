@@ -50,7 +50,7 @@ def max_pool(plan: Pooling):
                 corner = row * down - top
                 for j in range(q):
                     y[target + j] = lowest
-                    # If nothing is larger than -inf, the first tap inside the input wins.
+                    # If nothing is larger than -inf, the first tap inside the input is taken.
                     inside = max(0, (-corner + dilation_h - 1) // dilation_h) * s
                     winners[target + j] = inside + max(0, (left - j * across + dilation_w - 1) // dilation_w)
                 for tap_row in range(r):
@@ -73,7 +73,7 @@ def max_pool(plan: Pooling):
 
 @kernel(ELEMENTS, WINNERS, ELEMENTS, SIZE, SIZE)
 def max_pool_grad(plan: Pooling):
-    """``(grad, winners, dx, planes, chunks)``: each gradient goes to its window's winner."""
+    """``(grad, winners, dx, planes, chunks)``: each gradient goes to the position of its window's maximum."""
     g = plan.geometry
     h, w, p, q, s = g.h, g.w, g.p, g.q, g.s
     (down, across), (dilation_h, dilation_w) = g.stride, g.dilation
@@ -127,7 +127,7 @@ def avg_pool(plan: Pooling):
 
 @kernel(ELEMENTS, INTEGERS, INTEGERS, ELEMENTS, SIZE, SIZE)
 def avg_pool_grad(plan: Pooling):
-    """``(grad, row_counts, column_counts, dx, planes, chunks)``: each gradient is shared out evenly in its window."""
+    """``(grad, row_counts, column_counts, dx, planes, chunks)``: each gradient is divided evenly over its window."""
     g = plan.geometry
     h, w, p, q, r, s = g.h, g.w, g.p, g.q, g.r, g.s
     (down, across), (top, left) = g.stride, (g.padding[0][0], g.padding[1][0])

@@ -1,15 +1,16 @@
-"""Threads for kernels: they share out the chunks of one job at a time, and whoever is late is not waited for.
+"""Threads for kernels: they work on the chunks of one job at a time, and a late thread is not waited for.
 
-Why not the threads of ``@njit(parallel=True)``: the kernels of a small network take 10 to 500 µs, and there
+Numba's own threads, of ``@njit(parallel=True)``, do not suit the kernels of a small network, which take 10 to 500 µs:
 
-- the layer that Numba takes by default, GNU OpenMP, lets idle threads spin for milliseconds, at the cost of whoever
-  needs the core (two matrix products of NumPy between two kernels took 55 ms instead of 0.4), waits for every thread
-  of the team even if the work is done, and aborts a forked child;
-- the layer that is always there takes 40 µs for a job and aborts the process if two threads begin one together.
+- Its default layer, GNU OpenMP, lets idle threads spin for milliseconds at the cost of others that need the core (two
+  matrix products of NumPy between two kernels took 55 ms instead of 0.4). It waits for every thread of the team even if
+  the work is done, and aborts a forked child.
+- The layer that is always available takes 40 µs for a job, and aborts the process if two threads start one together.
 
-Here the thread that calls works too, takes chunks as they come, and at the end waits only for chunks that somebody
-has begun: on a busy machine it simply does more of them itself. Idle threads spin for some µs, to catch the next
-kernel of a network, then sleep. A forked child gets threads of its own. A second caller computes alone meanwhile.
+Here the calling thread works too. Threads take chunks as they become free, and at the end the caller waits only for
+chunks that a thread has started: on a busy machine it simply does more of them itself. Idle threads spin for some µs to
+catch the next kernel of a network, then sleep. A forked child starts threads of its own. If two callers overlap, the
+second one computes alone.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from gpuconv.backends.cpu.compile import Kernel, jit
 #: Variable that sets the number of threads. Without it, that of Numba: ``NUMBA_NUM_THREADS``, or the number of cores.
 ENVIRONMENT_VARIABLE = "GPUCONV_NUM_THREADS"
 
-#: Multiply-adds (or as much other work) for which it pays to wake one more thread: some 10 µs.
+#: Multiply-adds (or as much other work) that justify waking one more thread: some 10 µs.
 _WORK_A_THREAD = 1_000_000
-#: And from which it pays to share the work with threads that are awake.
+#: Multiply-adds that justify sharing the work with threads that are awake.
 _WORK_TO_SHARE = 200_000
 
 #: How often an idle thread looks for work before it sleeps: some 200 µs, more than passes between two kernels of a
@@ -150,7 +151,7 @@ def _call(typing: Any, address: Any, chunk: Any, arguments: Any) -> Any:
 
 @intrinsic
 def _write_job(typing: Any, shared: Any, address: Any, arguments: Any) -> Any:
-    """Put a kernel and its arguments where other threads find them: a record on the stack, and who can read it."""
+    """Write a kernel and its arguments to a record on the stack that other threads read."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         fields = [values[1], *_plain(context, builder, arguments, values[2])]
@@ -179,7 +180,7 @@ def _write_job(typing: Any, shared: Any, address: Any, arguments: Any) -> Any:
 
 @intrinsic
 def _call_chunk(typing: Any, function: Any, chunk: Any, arguments: Any) -> Any:
-    """Call what :func:`_write_job` left."""
+    """Call the kernel that :func:`_write_job` recorded."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         _call_kernel(builder, values[0], values[1], [values[2]])
@@ -188,7 +189,7 @@ def _call_chunk(typing: Any, function: Any, chunk: Any, arguments: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-# -- sharing out the chunks ------------------------------------------------------------------------------------------
+# -- running the chunks -----------------------------------------------------------------------------------------------
 
 
 @jit()
@@ -229,7 +230,7 @@ def _take_chunks(shared):
 
 @jit()
 def _attend(shared, number, seen, patience):
-    """Help with jobs until there has been none for a while; returns the number of the last one seen."""
+    """Help with jobs until there has been none for a while; returns the number of the last one."""
     _write(shared, _ASLEEP + 8 * number, 0)
     looks = 0
     while looks < patience:
@@ -249,13 +250,13 @@ def _attend(shared, number, seen, patience):
 
 
 class Team:
-    """Threads that help the one that calls :meth:`run`.
+    """Threads that help the thread that calls :meth:`run`.
 
     Args:
-        size: threads in all, the caller included.
+        size: number of threads, the caller included.
 
     Attributes:
-        size: threads in all; fewer than asked for if the system gave no more.
+        size: number of threads; fewer than asked for if the system gave no more.
     """
 
     def __init__(self, size: int):
@@ -289,7 +290,7 @@ class Team:
             _run_alone(kernel.address, chunks, *arguments)
             return
         try:
-            # A thread that falls asleep after this look misses the job, which does no harm.
+            # A thread that falls asleep after this check misses the job, which does no harm.
             for number, alarm in enumerate(self._alarms[:helpers]):
                 if self._shared[_ASLEEP + 8 * number] and alarm.locked():
                     alarm.release()
@@ -317,7 +318,7 @@ _founding = threading.Lock()
 
 
 def _the_team() -> Team:
-    """The team of this process, which begins when it is first needed."""
+    """The team of this process, started when it is first needed."""
     global _team
     if _team is None:
         with _founding:
@@ -337,13 +338,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def launch(kernel: Kernel, chunks: int, *arguments: Any, work: int) -> None:
-    """Run all chunks of a kernel and return when they are done. Several threads may call this at the same time.
+    """Run all chunks of a kernel, and return when they are done. Several threads may call this at the same time.
 
     Args:
         kernel: what to run.
-        chunks: how many chunks there are.
-        arguments: C-contiguous arrays and numbers, of the types that the kernel was compiled for: nothing checks that.
-        work: multiply-adds in all, which decide how many threads pay.
+        chunks: number of chunks.
+        arguments: C-contiguous arrays and numbers of the types that the kernel was compiled for; this is not checked.
+        work: multiply-adds in all, which determine how many threads are used.
     """
     if chunks > 1 and work >= _WORK_TO_SHARE and (team := _the_team()).size > 1:
         helpers = max(0, min(chunks - 1, work // _WORK_A_THREAD - 1))

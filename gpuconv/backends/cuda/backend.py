@@ -1,9 +1,11 @@
-"""The CUDA backend: CuPy arrays as storage, the kernels of ``gpuconv.kernels``, and cuBLAS through CuPy for products.
+"""The CUDA backend: CuPy arrays for storage, the kernels of ``gpuconv.kernels``, and CuPy's cuBLAS for products.
 
-The gate is :meth:`CudaBackend.asarray`: behind it arrays are contiguous, float32 or float64, and on one device. Work is
-queued on the caller's current CuPy stream. Which variant and tiling of a kernel runs is ``gpuconv.tuning``'s choice.
+:meth:`CudaBackend.asarray` checks and converts all arrays: after it they are contiguous, float32 or float64, and on one
+device. Work is queued on the caller's current CuPy stream. ``gpuconv.tuning`` chooses the variant and tiling of a
+kernel.
 
-With ``NUMBA_ENABLE_CUDASIM=1`` the kernels run in ``gpuconv.lab.simulator`` on NumPy arrays: slowly, but watched.
+With ``NUMBA_ENABLE_CUDASIM=1`` the kernels run in ``gpuconv.lab.simulator`` on NumPy arrays: slowly, but with every
+access checked.
 """
 
 from __future__ import annotations
@@ -56,10 +58,10 @@ def _simulating() -> bool:
 #: Element types of arrays that operations take as they are.
 _COMPUTED = frozenset(np.dtype(name) for name in ("float32", "float64", "int64", "int32", "uint8", "bool"))
 
-#: Plans are kept up to so many: batches of all sizes would otherwise add up.
+#: Number of plans to keep: without a limit, batches of many sizes would add up.
 _MOST_PLANS = 4096
 
-#: What cuInit answers, where that tells what to do.
+#: Errors of cuInit that tell what to do.
 _DRIVER_ERRORS = {
     100: "the NVIDIA driver sees no GPU; is it hidden (CUDA_VISIBLE_DEVICES, a container started without GPUs)?",
     803: "the NVIDIA driver and its library libcuda.so.1 are of different versions: restart, or install it again",
@@ -68,7 +70,7 @@ _DRIVER_ERRORS = {
 
 @functools.cache
 def _driver() -> tuple[int, int] | str:
-    """Version of CUDA that the driver supports and number of devices, or why there is no driver to work with."""
+    """Version of CUDA that the driver supports and number of devices, or why the driver cannot be used."""
     for name in ("libcuda.so.1", "nvcuda.dll"):
         with contextlib.suppress(OSError):
             library = ctypes.CDLL(name)
@@ -95,7 +97,7 @@ def _compiler() -> tuple[int, int] | str:
             )
         importlib.import_module("numba.cuda.cudadrv.nvvm").NVVM()
         version: tuple[int, int] = importlib.import_module("numba.cuda.cudadrv.runtime").runtime.get_version()
-    except Exception as error:  # of many kinds: each library has its own for not being found
+    except Exception as error:  # each library has its own exception for not being found
         reason = str(error).partition("\n")[0]
         return _numpy_is_to_blame(error) or (
             f"numba-cuda finds no CUDA compiler ({reason}): {_INSTALL}, or let CUDA_HOME name a CUDA toolkit"
@@ -104,7 +106,7 @@ def _compiler() -> tuple[int, int] | str:
 
 
 def _numpy_is_to_blame(error: BaseException | None) -> str | None:
-    """One line, if NumPy is newer than numba-cuda knows it, and an error, or one that led to it, is about NumPy."""
+    """One line, if NumPy is too new for numba-cuda and an error, or one of its causes, comes from that."""
     if tuple(map(int, np.__version__.split(".")[:2])) < (2, 5):
         return None
     while error is not None:
@@ -119,10 +121,10 @@ def _numpy_is_to_blame(error: BaseException | None) -> str | None:
 
 @functools.cache
 def _trial(cuda: tuple[int, int]) -> str | None:
-    """Why the smallest kernel does not compile, one line; None if it does.
+    """Compile the smallest kernel: one line that says why it does not compile; None if it does.
 
-    That takes half a second. Success is kept beside the compiled kernels, under all versions that it depends on, and
-    later processes read it. A failure is tried again by the next one: somebody may have mended it.
+    This takes half a second. Success is recorded beside the compiled kernels, with all versions that it depends on, for
+    later processes. A failure is not recorded, because it may have been fixed by the next time.
     """
     try:
         versions = [f"{name} {version_of(name)}" for name in ("numba-cuda", "numba", "llvmlite")]
@@ -162,7 +164,7 @@ def _arrays() -> int | str:
 
 
 class _SimulatedArrays:
-    """NumPy, but that new arrays come from memory that is reused as a device's is."""
+    """NumPy, except that new arrays come from memory that is reused as a device's is."""
 
     empty = staticmethod(simulated_memory.empty)
 
@@ -177,9 +179,9 @@ class _SimulatedArrays:
 
 
 class _MemoryErrors:
-    """What each forward and backward on a GPU runs inside: memory that runs out is told in words of this library.
+    """Context of each forward and backward on a GPU: turns out-of-memory errors into gpuconv's own message.
 
-    It has no state, and serves all at once: it is entered several times in each operation.
+    It has no state and is shared by all operations, each of which enters it several times.
     """
 
     def __init__(self, cupy: Any):
@@ -192,7 +194,7 @@ class _MemoryErrors:
             return
         self._cupy.get_default_memory_pool().free_all_blocks()
         free, total = self._cupy.cuda.runtime.memGetInfo()
-        raise MemoryError(  # the error says how much was asked for
+        raise MemoryError(  # the error says how much was requested
             f"the GPU is out of memory: {error} {free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free; "
             "smaller batches need less"
         ) from None
@@ -208,7 +210,7 @@ class CudaBackend(Backend):
         if self.simulated:
             importlib.import_module("gpuconv.lab.simulator").activate()
         self.xp: Any = _SimulatedArrays() if self.simulated else importlib.import_module("cupy")
-        #: How operations run, by operation, geometry, element type, device, and what the user asked for.
+        #: Plans by operation, geometry, dtype, device, and what the user asked for.
         self._plans: dict[Any, Plan] = {}
         self._memory_errors = _MemoryErrors(self.xp)
         store.when_changed(self._plans.clear)
@@ -266,12 +268,12 @@ class CudaBackend(Backend):
         return cuda_graph.SimulatedGraph() if self.simulated else cuda_graph.CudaGraph(self.xp)
 
     def new_input(self, array: Array) -> Any:
-        """Where a captured step finds an input like this one."""
+        """The place from which a captured step reads an input like this one."""
         cuda_graph = importlib.import_module("gpuconv.backends.cuda.graph")
         return (cuda_graph.SimulatedInput if self.simulated else cuda_graph.CudaInput)(self.xp, array)
 
     def write(self, target: Array, values: np.ndarray) -> None:
-        """Copy an array of the host to the beginning of a flat one, behind what is queued on the current stream."""
+        """Copy a host array to the beginning of a flat device array, in order on the current stream."""
         if self.simulated:
             target[: values.size] = values
         else:
@@ -280,20 +282,20 @@ class CudaBackend(Backend):
     # -- storage -----------------------------------------------------------------------------------------------------
 
     def asarray(self, array: Any, name: str = "array") -> Array:
-        """As the base says; a host array is copied to the current device, one on another device is refused.
+        """As in the base class. A host array is copied to the current device; one on another device is refused.
 
-        One of another library on the device is taken as it is, by DLPack or ``__cuda_array_interface__``.
+        A device array of another library is used without a copy, by DLPack or ``__cuda_array_interface__``.
 
         Raises:
-            TypeError: an element type with which the kernels cannot compute.
-            ValueError: the array lives on another device than the current one.
-            MemoryError: the device is full; the message says how much was asked for and what is free.
+            TypeError: the kernels cannot compute with this dtype.
+            ValueError: the array is on another device than the current one.
+            MemoryError: the device is full; the message says how much was requested and how much is free.
         """
         capture = capturing.current()
         if isinstance(array, self.xp.ndarray):
             if capture is not None:
                 capture.touches(array)
-            # Most arrays are what is needed: nothing is left to do but to look.
+            # Fast path: most arrays need no conversion.
             if not self.simulated and array.dtype in _COMPUTED and array.flags.c_contiguous:
                 if array.data.device_id != self._device():
                     self._check_device(name, array)
@@ -310,7 +312,7 @@ class CudaBackend(Backend):
         with self.computing():
             if not isinstance(array, self.xp.ndarray):
                 if capture is not None and not array.shape:
-                    with capturing.outside():  # a number in the step's code, which stays what it is
+                    with capturing.outside():  # a number in the step's code, which does not change
                         array = self.xp.asarray(array)
                     capture.keeps(array)
                     return array
@@ -346,7 +348,7 @@ class CudaBackend(Backend):
         return 0 if self.simulated else int(self.xp.cuda.get_current_stream().ptr)
 
     def plan(self, operation: str, geometry: Any, dtype: Any) -> Plan:
-        """How an operation runs: made once, unless the user asks for something else, or tunes.
+        """How an operation runs. The plan is cached, unless the user asks for something else or tunes.
 
         Raises:
             ValueError: no variant supports it, or not the one that was asked for.
@@ -368,7 +370,7 @@ class CudaBackend(Backend):
         self._queue(self.plan(operation, geometry, arrays[0].dtype), *arrays, **options)
 
     def _queue(self, plan: Plan, *arrays: Any, **options: Any) -> None:
-        """Queue what a plan is for; a workspace is added where it needs one."""
+        """Queue the launches of a plan, with a workspace if it needs one."""
         if plan.workspace:
             first = arrays[0]
             dtype = (first[0] if isinstance(first, (list, tuple)) else first).dtype
@@ -666,7 +668,7 @@ class CudaBackend(Backend):
     def _check_labels(self, first_wrong: Array, labels: Array, classes: int, ignore_index: int) -> None:
         if capturing.current() is not None:
             return
-        # Reading it waits for the device: the price of an error where it was made, and not some steps later.
+        # Reading it waits for the device, so that an error is raised where it was made and not some steps later.
         row = int(first_wrong[0])
         if row != _NONE_WRONG:
             raise ValueError(
@@ -758,7 +760,7 @@ class CudaBackend(Backend):
 
     @contextlib.contextmanager
     def _in_place(self, *arrays: Array | None) -> Iterator[list[Any]]:
-        """The arrays as kernels can write them: what is on the host or has other strides is copied there and back."""
+        """The arrays as kernels can write them: host arrays and those with other strides are copied there and back."""
         used = [
             array
             if array is None or (isinstance(array, self.xp.ndarray) and array.flags.c_contiguous)
@@ -805,9 +807,9 @@ class CudaBackend(Backend):
         terms: tuple[str, ...],
         together: Any,
     ) -> bool:
-        """Update all parameters in one launch; False if nothing was done, because their types differ or by choice."""
+        """Update all parameters in one launch; False if nothing was done: dtypes differ, or by choice."""
         params, grads, *states = groups
-        # What is written in place has to be on the device, in one piece, as the kernels see it.
+        # Arrays that are written in place must be on the device and contiguous.
         written = [array for group in (params, *states) for array in group if array is not None]
         whole = all([isinstance(array, self.xp.ndarray) and array.flags.c_contiguous for array in written])
         dtype, sizes, capture = params[0].dtype, tuple([param.size for param in params]), capturing.current()
@@ -827,7 +829,7 @@ class CudaBackend(Backend):
         elif together is not None:
             numbers.prepare(together)
         array = numbers if together is None else numbers.array
-        # The formula's terms alone: what varies from step to step is in the numbers.
+        # Only the formula's terms: what varies from step to step is in the numbers.
         found["weight_decay"] = float(found["weight_decay"] != 0)
         self._queue(plan, params, grads, *states, array, **found)
         return True
@@ -842,7 +844,7 @@ class CudaBackend(Backend):
         together: Any,
         narrow: bool,
     ) -> Any:
-        """Where the kernel finds the numbers of its formula: kept with the optimizer, or for a single step an array."""
+        """The array of the formula's numbers: kept with the optimizer, or new for a single step."""
         module, tiling = plan.module, plan.choice.tiling
         if together is None:
             if capturing.current() is not None:
@@ -851,8 +853,8 @@ class CudaBackend(Backend):
             row = module.numbers_of(**{name: options[name] for name in names})
             return self.xp.asarray(module.numbers_array([row], sizes, dtype))
         on = tuple([(name, bool(value)) for name, value in terms.items()])
-        # Blocks count their steps: another number of blocks, as arrays at odd addresses need, counts by itself. So do
-        # parameters that are updated apart from others of the same sizes.
+        # Blocks count their steps. So launches with another number of blocks (for unaligned arrays) have a counter of
+        # their own, and so do other parameters of the same sizes.
         key = plan.choice.operation, sizes, tiling, dtype, self._device(), on, narrow, together.members[0]
         if key not in together.prepared:
             numbers = importlib.import_module("gpuconv.backends.cuda.numbers")
@@ -860,8 +862,8 @@ class CudaBackend(Backend):
         return together.prepared[key]
 
     def _contiguous(self, array: Array) -> Array:
-        # Gradients come from the graph, not through the gate: a permuted or broadcast one has other strides. NumPy
-        # would give an array without dimensions one.
+        # Gradients come from the graph and not through asarray: a permuted or broadcast one has other strides. NumPy
+        # would add a dimension to an array that has none.
         if isinstance(array, self.xp.ndarray) and array.flags.c_contiguous:
             return array
         return self.xp.ascontiguousarray(array).reshape(array.shape)
@@ -885,7 +887,7 @@ def _platform(device: int) -> store.Platform:
 
 
 def _narrow(*groups: Sequence[Any]) -> bool:
-    """Whether an array does not begin at a multiple of 16 bytes."""
+    """Whether an array does not start at a multiple of 16 bytes."""
     return any([_address(array) % 16 for group in groups for array in group])
 
 

@@ -1,7 +1,7 @@
-"""What a captured step becomes: a CUDA graph, or in the simulator a list of launches; by ``CudaBackend.new_graph``.
+"""The graph of a captured step, made by ``CudaBackend.new_graph``: a CUDA graph, or a simulated list of launches.
 
-Both do the same: record a step, in memory of their own; tell what lies in that memory; and queue what was recorded on
-the caller's current stream.
+Both record a step, in memory of their own; tell which arrays lie in that memory; and queue what was recorded on the
+caller's current stream.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from gpuconv.lab import simulated_memory
 
 
 class CudaGraph:
-    """A graph of CuPy's.
+    """A CUDA graph, by CuPy.
 
-    **Its memory** is a pool that nobody else takes from. What the step frees while it is captured may be used by the
-    step again, as each repetition writes there in the same order; it may not be used by others, nor may what others
-    write lie there. So whatever is to outlive the step, or is written between two repetitions, is made in
-    :meth:`outside`.
+    **Its memory** is a pool of its own. What the step frees during the capture may be reused by the same step, because
+    each launch writes there in the same order. Nobody else may use that memory, and nothing that others write may lie
+    in it. So everything that outlives the step, or is written between two launches, is allocated in :meth:`outside`.
     """
 
     def __init__(self, cupy: Any) -> None:
@@ -39,20 +38,20 @@ class CudaGraph:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """What is queued inside of the ``with`` block becomes the graph, and does not run."""
+        """Work queued inside the ``with`` block becomes the graph, and does not run."""
         cuda = self._cupy.cuda
-        # A pool and a stream a try: what a failed one has left there is gone with them.
+        # A new pool and stream for each attempt, so that nothing of a failed one is left.
         self._stream, self._addresses, self._blocks = cuda.Stream(non_blocking=True), set(), []
         self._pool = cuda.MemoryPool(_keeping(cuda, self._blocks))
         self._caller = cuda.get_current_stream(), cuda.get_allocator()
         try:
             with self._stream, cuda.using_allocator(self._allocate):
-                # Relaxed: cudaMalloc is allowed, and to wait for the captured stream is not, in any mode.
+                # Relaxed mode allows cudaMalloc. Waiting for the captured stream is an error in any mode.
                 self._stream.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
                 try:
                     yield
                 except BaseException:
-                    with contextlib.suppress(Exception):  # a capture that has gone wrong has to be ended all the same
+                    with contextlib.suppress(Exception):  # a failed capture has to be ended too
                         self._stream.end_capture()
                     raise
                 self._graph = self._stream.end_capture()
@@ -66,13 +65,13 @@ class CudaGraph:
 
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:
-        """Inside of :meth:`recording`: what is queued runs now, on the caller's stream, in the caller's memory."""
+        """During :meth:`recording`: work in this block runs now, on the caller's stream and in its memory."""
         stream, allocator = self._caller
         with stream, self._cupy.cuda.using_allocator(allocator):
             yield
 
     def computes(self, array: Any) -> bool:
-        """Whether its launches compute an array: all that is on the device is computed by some."""
+        """Whether the graph's launches compute an array; always true for device arrays."""
         return True
 
     def owns(self, array: Any) -> bool:
@@ -80,13 +79,13 @@ class CudaGraph:
         return array.data.mem.ptr in self._addresses
 
     def borrowed(self, array: Any) -> bool:
-        """Whether an array's memory is another library's, which is kept by keeping the array."""
+        """Whether an array's memory belongs to another library, so that keeping the array keeps it alive."""
         return not isinstance(array.data.mem, self._cupy.cuda.memory.PooledMemory)
 
     def take_turn(self) -> None:
-        """Before the inputs are written: have the current stream wait for a launch on another one."""
+        """Call before inputs are written: makes the current stream wait for a launch on another stream."""
         stream = self._cupy.cuda.get_current_stream()
-        # By its handle a stream is known on its device, and the per-thread default one in its thread.
+        # A handle identifies a stream within its device; that of the per-thread default stream, within its thread.
         turn = stream.ptr, self._cupy.cuda.runtime.getDevice(), threading.get_ident() if 0 < stream.ptr < 3 else 0
         if self._last is not None and turn != self._last:
             stream.wait_event(self._done)
@@ -96,14 +95,14 @@ class CudaGraph:
         """Queue the graph on the current stream."""
         stream = self._cupy.cuda.get_current_stream()
         self._graph.launch(stream)
-        # Now, as the stream may be gone when another one has to wait for it.
+        # Recorded now, because the stream may be gone when another one has to wait for it.
         self._done.record(stream)
 
 
 def _keeping(cuda: Any, blocks: list[Any]) -> Callable[[int], Any]:
-    """An allocator of a pool, which keeps all blocks of the system's memory in a list.
+    """A pool's allocator that keeps all system allocations in a list.
 
-    When memory runs out, a pool gives back the blocks that are free, and a graph writes there all the same.
+    When memory runs out, a pool frees its unused blocks; but a graph would still write there.
     """
 
     def allocate(size: int) -> Any:
@@ -114,13 +113,13 @@ def _keeping(cuda: Any, blocks: list[Any]) -> Callable[[int], Any]:
 
 
 class CudaInput:
-    """Where a captured step reads an input; from the host it goes through page-locked memory.
+    """An input of a captured step; data from the host pass through page-locked memory.
 
     Attributes:
         array: on the device.
     """
 
-    #: Copies that may be under way while the next one is written.
+    #: Number of copies that may be in flight while the next one is written.
     _SLOTS = 2
 
     def __init__(self, cupy: Any, like: Any):
@@ -130,7 +129,7 @@ class CudaInput:
         self._turn = 0
 
     def fill(self, source: Any) -> None:
-        """Copy an array, on the device or of the host, behind what is queued on the current stream."""
+        """Copy an array, from the device or the host, in order on the current stream."""
         if not isinstance(source, np.ndarray):
             self._cupy.copyto(self.array, source)
         elif source.size:
@@ -154,9 +153,9 @@ class CudaInput:
 
 
 class SimulatedGraph:
-    """A list of launches. What the step computes by NumPy, between its launches, is not in it, and not repeated.
+    """A list of launches. What the step computes with NumPy between its launches is not recorded, and not repeated.
 
-    As a graph it knows addresses: no array is kept alive by it. Its memory is a pool of its own, as of
+    As a CUDA graph it only knows addresses, and keeps no array alive. Its memory is a pool of its own, as for
     :class:`CudaGraph`.
     """
 
@@ -188,7 +187,7 @@ class SimulatedGraph:
         """As of :class:`CudaGraph`."""
 
     def computes(self, array: Any) -> bool:
-        """Whether a launch is given an array's memory: what NumPy has computed is not repeated."""
+        """Whether a launch gets an array's memory; results of NumPy are not repeated."""
         places = [one for _, arguments in self.launches for one in _arrays(arguments)]
         start = array.ctypes.data
         return not array.size or any(one.ctypes.data <= start < one.ctypes.data + one.nbytes for one in places)
@@ -219,7 +218,7 @@ def _arrays(arguments: Any) -> Iterator[np.ndarray]:
 
 
 def _without_owner(argument: Any) -> Any:
-    """An argument of a launch as the driver gets it: of an array the address."""
+    """An argument of a launch as the driver gets it: for an array, its address."""
     if isinstance(argument, tuple):
         return tuple(map(_without_owner, argument))
     if not isinstance(argument, np.ndarray):

@@ -1,8 +1,8 @@
-"""The numbers of an optimizer's updates on a device: learning rate, momentum, what depends on the number of the step.
+"""The numbers of optimizer updates in device memory: learning rate, momentum, and what depends on the step number.
 
-The kernel reads them there, and itself moves on from the numbers of one step to those of the next
-(``kernels/update/all_at_once.py``): neither an eager step nor the repetition of a captured one has to copy anything,
-until a setting is changed or the steps that are known are done.
+The kernel reads them there, and itself advances to the numbers of the next step (``kernels/update/all_at_once.py``). So
+neither an eager step nor a launch of a captured one has to copy anything, until a setting changes or the uploaded steps
+are used up.
 """
 
 from __future__ import annotations
@@ -15,54 +15,54 @@ from gpuconv.backends import capturing
 
 __all__ = ["UpdateNumbers"]
 
-#: Steps whose numbers are uploaded at once, at most.
+#: Largest number of steps that are uploaded at once.
 ROWS = 512
 
 
 class UpdateNumbers:
-    """The coming steps' numbers for one kernel.
+    """The numbers of the coming steps for one kernel.
 
     Args:
         backend: the CUDA backend.
         module: the kernel's.
-        sizes, dtype: elements of each parameter, and their type.
-        terms: the update's options that decide which terms its formula has.
+        sizes, dtype: number of elements of each parameter, and their dtype.
+        terms: the update's options that determine which terms its formula has.
 
     Attributes:
-        array: what the kernel reads, and writes.
+        array: what the kernel reads and writes.
     """
 
     def __init__(self, backend: Any, module: Any, sizes: tuple[int, ...], dtype: Any, terms: Any):
         self._backend, self._module, self._layout, self._terms = backend, module, (sizes, dtype), terms
         self._taken = inspect.signature(module.numbers_of).parameters
-        # Its memory may not be that of a step which is being captured: this is written between two repetitions.
+        # Not in the memory of a step that is being captured, because it is written between two launches of the graph.
         with capturing.outside():
             self.array = backend.xp.empty((module.numbers_size(sizes, module.WIDTH, ROWS),), dtype)
         self._settings: Any = None
         self._step, self._rows, self._left = -1, 0, 0.0
 
     def prepare(self, together: Any, count: int = 1) -> None:
-        """Have the kernel find the numbers of the steps from ``together.steps`` on; see ``gpuconv.optim.Together``.
+        """Upload the numbers of the steps from ``together.steps`` on, if necessary; see ``gpuconv.optim.Together``.
 
-        So many are about to be launched, and nothing can be uploaded between them.
+        So many steps are about to be launched, and nothing can be uploaded between them.
 
         Raises:
             RuntimeError: its formula has other terms now.
         """
         settings, step = together.settings(), together.steps
         known = settings == self._settings and step == self._step
-        self._step = -1  # of nothing, if anything fails from here on
+        self._step = -1  # nothing, if an error occurs below
         if not known:
             self._upload(together, count if together.optimizer.schedule is None else ROWS, count)
             self._settings = settings
         elif self._left < count:
-            # Who changes the settings at each step pays for one row, and who never does for few uploads.
+            # If settings change at each step, one row is uploaded each time; if they never do, there are few uploads.
             self._upload(together, min(ROWS, max(count, 2 * self._rows)), count)
         self._step = step + count
         self._left -= count
 
     def forget(self) -> None:
-        """What was prepared has not been launched."""
+        """Discard what was prepared, because it was not launched."""
         self._step = -1
 
     def _upload(self, together: Any, count: int, needed: int) -> None:
@@ -81,5 +81,5 @@ class UpdateNumbers:
 
 
 def terms_of(options: dict[str, Any], names: Any) -> tuple[tuple[str, bool], ...]:
-    """Which terms the formula of an update has: options by name, and whether they are on."""
+    """Which terms the formula of an update has: name of each option, and whether it is on."""
     return tuple((name, bool(options[name])) for name, *_ in names)

@@ -1,8 +1,8 @@
-"""Plans of the CUDA backend: what runs an operation, chosen once, and its launches, prepared once.
+"""Plans of the CUDA backend: the kernel that runs an operation, chosen once, and its launches, prepared once.
 
-A plan belongs to an operation, a geometry, an element type and a device. The first time that it is queued, the
-variant's ``launch`` is called with stand-ins for the arrays (:class:`gpuconv.kernels.driver.Operand`): the launches
-that it makes are noted, and their arguments packed. After that the arrays' addresses are filled in, and the driver is
+A plan belongs to an operation, a geometry, a dtype and a device. The first time it is queued, the variant's ``launch``
+is called with placeholders for the arrays (:class:`gpuconv.kernels.driver.Operand`). The launches that it makes are
+recorded, with their arguments packed. After that, only the addresses of the arrays are filled in, and the driver is
 called.
 """
 
@@ -20,13 +20,13 @@ from gpuconv.tuning import COMPOSED, Choice
 
 __all__ = ["Plan", "flattened", "is_array"]
 
-#: One for all: the packed arguments are filled in and handed to the driver before another thread does.
+#: One lock for all plans: filling in the packed arguments and calling the driver must not be interleaved.
 _queueing = threading.Lock()
 _MOST_PREPARED = 64
 
 
 class _Prepared(NamedTuple):
-    """Launches for arrays of these types and sizes, of which some are missing or begin at odd addresses."""
+    """Launches for arrays of these dtypes and sizes, some of them missing or unaligned."""
 
     expected: tuple[tuple[np.dtype, int], ...]
     launches: tuple[Any, ...]
@@ -46,7 +46,7 @@ class Plan:
     def __init__(self, choice: Choice, geometry: Any):
         self.choice, self.geometry = choice, geometry
         self.module: Any = None if choice.variant == COMPOSED else kernels.load(choice.operation, choice.variant)
-        # Not imported with this file, as it loads Numba's CUDA target.
+        # Imported late, because it loads Numba's CUDA target.
         self._device: Any = importlib.import_module("gpuconv.kernels.device")
         workspace_size = getattr(self.module, "workspace_size", None)
         self.workspace = 0 if workspace_size is None else workspace_size(geometry, choice.tiling)
@@ -105,7 +105,7 @@ class Plan:
             try:
                 prepared = self._prepare(arrays, named, flat, narrow, dict(numbers))
             except (AttributeError, TypeError):
-                prepared = None  # a variant that asks more of its arrays, or an error that the next line raises again
+                prepared = None  # the variant uses its arrays otherwise; or an error, which the next line raises again
             self._prepared[key] = prepared
         if prepared is None:
             self.run(arrays, options, stream)
@@ -153,12 +153,12 @@ class Plan:
 
 
 def is_array(value: Any) -> bool:
-    """Whether an option is an array: NumPy's numbers have a type, too."""
+    """Whether an option is an array; NumPy's scalars have a dtype too."""
     return hasattr(value, "dtype") and not isinstance(value, np.generic)
 
 
 def flattened(arrays: Sequence[Any]) -> tuple[list[Any], int]:
-    """The arrays that there are, in order, and a bit for each that is missing."""
+    """The arrays that are present, in order, and a bit for each that is missing."""
     flat: list[Any] = []
     for array in arrays:
         if array.__class__ in (list, tuple):
