@@ -453,7 +453,7 @@ def test_command(tmp_path):
     variant, out = next(iter(VARIANTS["conv2d"])), tmp_path / "static.json"
     arguments = [
         "--op=conv2d",
-        f"--variant={variant}",
+        f"--variants={variant}",
         "--layers=lenet5.conv2",
         "--cc=sm_80,sm_90a",
         "--executed",
@@ -484,7 +484,7 @@ def test_command(tmp_path):
     ("arguments", "message"),
     [
         (["--op=conv2"], "--op: there is no 'conv2'; did you mean 'conv2d'?"),
-        (["--variant=tilde"], "--variant: there is no 'tilde'"),
+        (["--variants=tilde"], "--variants: there is no 'tilde'; did you mean 'tiled'?"),
         (["--layers=lenet5.conv3"], "--layers: there is no 'lenet5.conv3'; did you mean 'lenet5.conv"),
         (["--op=relu", "--layers=lenet5.conv1"], "no kernel supports any of these layers"),
         (["--cc="], "argument --cc: a name is needed"),
