@@ -63,7 +63,7 @@ def _roofline(axes: Any, ranked: list[dict[str, Any]], document: dict[str, Any])
     measured = bool(ranked[0].get("us"))
     peak, ideal = gpu.flops["float32"] / 1e9, work["intensity"]
     ridge = peak * 1e9 / gpu.bandwidth
-    low, high = min(ideal, ridge) / 8, max(ideal, ridge) * 8
+    low, high = min(ideal, ridge) / 8, max(ideal, ridge) * 30
     slope = gpu.bandwidth / 1e9
     axes.plot([low, ridge, high], [low * slope, peak, peak], color="black", linewidth=1.5)
     axes.text(high, peak * 1.06, f"{peak / 1e3:.0f} TFLOP/s", ha="right", va="bottom", fontsize=_SMALL)
