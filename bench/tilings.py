@@ -167,18 +167,22 @@ class _CudaRun:
         from bench.diagnosis import examined
 
         rows: dict[Job, dict[str, Any]] = {}
-        for job, outcome in in_processes(examined, jobs, simulate=True):
-            faults = [outcome.message] if isinstance(outcome, Failure) else outcome.get("faults", [])
-            if faults:
-                self.faults += [f"{job.name}: {fault}" for fault in faults]
-                self._add(job.variant, dataclasses.asdict(job.tiling), None, None, faults)
-            else:
-                rows[job] = outcome
-        for job, made in in_processes(compiled, list(rows), simulate=False):
-            failed = isinstance(made, Failure)
-            self.faults += [f"{job.name}: {made.message}"] if failed else []
-            tiling, faults = dataclasses.asdict(job.tiling), [made.message] if failed else []
-            self._add(job.variant, tiling, rows[job], None if failed else made, faults)
+        try:
+            for job, outcome in in_processes(examined, jobs, simulate=True):
+                faults = [outcome.message] if isinstance(outcome, Failure) else outcome.get("faults", [])
+                if faults:
+                    self.faults += [f"{job.name}: {fault}" for fault in faults]
+                    self._add(job.variant, dataclasses.asdict(job.tiling), None, None, faults)
+                else:
+                    rows[job] = outcome
+            for job, made in in_processes(compiled, list(rows), simulate=False):
+                failed, found = isinstance(made, Failure), rows.pop(job)
+                self.faults += [f"{job.name}: {made.message}"] if failed else []
+                tiling, faults = dataclasses.asdict(job.tiling), [made.message] if failed else []
+                self._add(job.variant, tiling, found, None if failed else made, faults)
+        finally:  # after Ctrl-C, what was right until then, without its machine code
+            for job, found in rows.items():
+                self._add(job.variant, dataclasses.asdict(job.tiling), found, None, [])
         if self.document["settings"]["timed"]:
             from bench import device
 

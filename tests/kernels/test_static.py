@@ -440,7 +440,7 @@ def launch(blocks: int, threads: int, share: float, architecture: str = "sm_90a"
     [
         ([launch(264, 128, 1.0)], 1, "FLOP"),
         ([launch(264, 128, 0.5)], 2, "issue"),
-        ([launch(264, 16, 1.0)], 2, "warps"),
+        ([launch(528, 16, 1.0)], 2, "warps"),
         ([launch(133, 128, 1.0)], 264 / 133, "blocks"),
         # One warp a multiprocessor keeps one of four schedulers busy.
         ([launch(132, 32, 1.0)], 4, "schedulers"),
