@@ -1,4 +1,4 @@
-"""Compiles kernels in several processes, a core each, into the cache on disk: before anything is timed.
+"""Work in several processes, a core each; and what of it compiles kernels into the cache on disk, before timing.
 
 A kernel takes one to three seconds to compile, and a benchmark has dozens to hundreds of them. Processes are spawned,
 not forked: one that has a device cannot be. None outlives the one that started it, however that ends.
@@ -14,48 +14,62 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.console import say
+from bench.command import progress, say
 
 
 def in_processes(
-    function: Callable[..., int], work: Sequence[tuple[Any, ...]], jobs: int, limit_s: float | None = None
-) -> int:
+    function: Callable[..., Any],
+    work: Sequence[tuple[Any, ...]],
+    jobs: int,
+    *,
+    limit_s: float | None = None,
+    environment: Mapping[str, str] | None = None,
+    tell: Callable[[int, int], str] | None = None,
+) -> Iterator[tuple[int, concurrent.futures.Future[Any]]]:
     """Call a function with each tuple of arguments, each call in one of so many processes.
 
-    A call that raises counts nothing: what cannot be compiled fails again, with its name, where it is used.
-
     Args:
-        function: of a module, so that another process finds it; returns how many it has compiled.
+        function: of a module, so that another process finds it.
         work: arguments of each call; calls begin in this order.
         jobs: processes, at least 1.
         limit_s: seconds after which what is not done is left.
+        environment: variables of these processes, which they have before they import anything.
+        tell: what to say of progress, from how many calls are done and the number of the first that is not.
 
-    Returns:
-        The sum of what the calls return.
+    Yields:
+        The number of a call, and what became of it, as soon as it is done.
     """
     if not work:
-        return 0
-    others, count = set(multiprocessing.active_children()), 0
+        return
+    others, begin = set(multiprocessing.active_children()), time.monotonic()
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(min(jobs, len(work)), context, initializer=_end_with_parent)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(jobs, len(work)), context, initializer=_begin, initargs=(dict(environment or {}),)
+    )
     try:
-        futures = [pool.submit(function, *arguments) for arguments in work]
-        for future in concurrent.futures.wait(futures, limit_s).done:
-            with contextlib.suppress(Exception):
-                count += future.result()
+        numbers = {pool.submit(function, *arguments): number for number, arguments in enumerate(work)}
+        pending = set(numbers)
+        while pending and (limit_s is None or time.monotonic() - begin < limit_s):
+            if tell is not None:
+                first = min(numbers[future] for future in pending)
+                progress(f"{tell(len(work) - len(pending), first)}, {time.monotonic() - begin:.0f} s")
+            left = 1.0 if limit_s is None else min(1.0, max(0.0, begin + limit_s - time.monotonic()))
+            done, pending = concurrent.futures.wait(pending, left, concurrent.futures.FIRST_COMPLETED)
+            yield from ((numbers[future], future) for future in sorted(done, key=numbers.__getitem__))
     finally:
-        # Ctrl-C, too: what is being compiled is nobody's any more, and would be waited for.
+        # Ctrl-C, too: what is being done is nobody's any more, and would be waited for.
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
         pool.shutdown(cancel_futures=True)
-    return count
+        progress("")
 
 
-def _end_with_parent() -> None:
+def _begin(environment: dict[str, str]) -> None:
     """In a process of the pool: leave Ctrl-C to the parent, and end when that is gone, killed for instance."""
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -156,15 +170,28 @@ def step_work(batches: Iterable[int]) -> list[tuple[Any, ...]]:
 
 
 def call(function: Callable[..., int], *arguments: Any) -> int:
-    """For :func:`in_processes`, work of several kinds: the function of each stands before its arguments."""
+    """For :func:`compile_all`, work of several kinds: the function of each stands before its arguments."""
     return function(*arguments)
 
 
 def compile_all(
     function: Callable[..., int], work: Sequence[tuple[Any, ...]], jobs: int, limit_s: float | None = None
 ) -> int:
-    """As :func:`in_processes`; says how many kernels there are and how long it took."""
-    start = time.perf_counter()
-    count = in_processes(function, work, jobs, limit_s)
+    """Call functions that compile in several processes; says how many kernels there are and how long it took.
+
+    A call that raises counts nothing: what cannot be compiled fails again, with its name, where it is used.
+
+    Args:
+        function: returns how many kernels it has compiled.
+        work, jobs, limit_s: as those of :func:`in_processes`.
+
+    Returns:
+        The sum of what the calls return.
+    """
+    start, count = time.perf_counter(), 0
+    what = f"of {len(work)} pieces of work compiled"
+    for _, future in in_processes(function, work, jobs, limit_s=limit_s, tell=lambda done, first: f"{done} {what}"):
+        with contextlib.suppress(Exception):
+            count += future.result()
     say(f"{count} kernels compiled, or found in the cache, by {jobs} processes in {time.perf_counter() - start:.0f} s")
     return count

@@ -1,23 +1,36 @@
-"""LeNet-5 in gpuconv and in the libraries beside it: the same weights, the same digits, the same arithmetic.
+"""LeNet-5, and a convolution by itself, in gpuconv and in the libraries beside it: the same work on the same data.
 
 Each contender gives, for a task, one or more steps by label. What a library needs in its own form (tensors, memory
 layout, a session) is made ready before; a step then does what a user's loop would do, and nothing else. Libraries are
-imported when a contender is constructed.
+imported when a contender is constructed. :func:`convolutions` are the ways in which a CPU can convolve.
+
+``python -m bench.contenders LABEL`` trains LeNet-5 by one of them in a process of its own, and prints its peak memory
+as a line of JSON: ``ready_mb``, the peak until the library was loaded, the network built and a batch prepared, and
+``peak_mb``, after a few training steps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
+import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench.timing import Step
+from bench import command
+from bench.command import Parser, Refused, start
 
+# Neither NumPy nor gpuconv is imported before the threads have been bounded.
 if TYPE_CHECKING:
     import numpy as np
+
+    from gpuconv.geometry import Conv2dGeometry
+    from gpuconv.tuning.measure import Step
 
     Batches = list[tuple[np.ndarray, np.ndarray]]
     Weights = dict[str, np.ndarray]
@@ -289,3 +302,166 @@ def digit_batches(batch: int) -> Batches:
     generator = np.random.default_rng(0)
     chosen = generator.integers(0, len(data.train_images), (count, batch))
     return [(transform(data.train_images[index]), data.train_labels[index].astype(np.int64)) for index in chosen]
+
+
+# -- a convolution by itself -----------------------------------------------------------------------------------------
+
+
+def convolutions(
+    backend: str, operation: str, geometry: Conv2dGeometry, inputs: Sequence[Any], threads: int
+) -> dict[str, Step]:
+    """By label: the variants of a backend, then the peers.
+
+    Args:
+        backend: "numpy" or "numba".
+        operation: a convolution, or a gradient of one.
+        geometry: its geometry.
+        inputs: NumPy arrays in the primitive's order.
+        threads: how many a peer may have.
+
+    Raises:
+        gpuconv.BackendUnavailable: the backend cannot run here.
+    """
+    from gpuconv import backends
+
+    made: dict[str, Step] = {}
+    # Of a few multiply-adds the compiled backend has NumPy's way alone.
+    with contextlib.suppress(ValueError):
+        for candidate in backends.get(backend).candidates(operation, geometry, str(inputs[0].dtype)):
+            made[f"{backend} {candidate.label}"] = _bound(candidate.run, *inputs)
+    if not made:
+        made["numpy im2col"] = _bound(getattr(backends.get("numpy"), operation), *inputs, geometry)
+    if importlib.util.find_spec("torch") is not None:
+        made["torch"] = _torch_convolution(operation, geometry, inputs, threads)
+    if operation == "conv2d" and all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
+        made["onnxruntime"] = _onnxruntime_convolution(geometry, inputs, threads)
+    return made
+
+
+def _bound(function: Callable[..., Any], *arguments: Any) -> Step:
+    return lambda: function(*arguments)
+
+
+def _torch_convolution(operation: str, g: Conv2dGeometry, inputs: Sequence[Any], threads: int) -> Step:
+    import torch
+
+    torch.set_num_threads(threads)
+    tensors = [None if array is None else torch.tensor(array) for array in inputs]
+    (top, _), (left, _) = g.padding  # layers are padded alike on both sides
+    options = {"stride": g.stride, "padding": (top, left), "dilation": g.dilation, "groups": g.groups}
+    if operation == "conv2d":
+        x, weight, bias = tensors
+
+        def run() -> Any:
+            with torch.inference_mode():
+                return torch.nn.functional.conv2d(x, weight, bias, **options).numpy()
+
+        return run
+    grad, other = tensors
+    if operation == "conv2d_grad_input":
+        return lambda: torch.nn.grad.conv2d_input(g.input_shape, other, grad, **options).numpy()
+    return lambda: torch.nn.grad.conv2d_weight(other, g.weight_shape, grad, **options).numpy()
+
+
+def _onnxruntime_convolution(g: Conv2dGeometry, inputs: Sequence[Any], threads: int) -> Step:
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    x, weight, bias = inputs
+    (top, bottom), (left, right) = g.padding
+    node = helper.make_node(
+        "Conv",
+        ["x", "weight", "bias"],
+        ["y"],
+        strides=g.stride,
+        pads=(top, left, bottom, right),
+        dilations=g.dilation,
+        group=g.groups,
+    )
+    graph = helper.make_graph(
+        [node],
+        "conv2d",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, g.input_shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, g.output_shape)],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": x})[0]
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+_MEMORY_STEPS = 5
+
+
+def peak_memory(label: str, *, batch: int, threads: int, backend: str) -> dict[str, float]:
+    """Run this file in a new process and return what it prints.
+
+    Call it before anything large is imported: on Linux a new process starts with the peak of the one that made it.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its messages stand on stderr.
+    """
+    arguments = [label, f"--batch={batch}", f"--threads={threads}", f"--backend={backend}"]
+    process = [sys.executable, "-m", "bench.contenders", *arguments]
+    result = subprocess.run(process, cwd=command.ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return {name: float(value) for name, value in json.loads(result.stdout).items()}
+
+
+def _peak_mb() -> float:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
+
+
+def _noise(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels made up: to load and prepare digits takes more memory than small batches add to it."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((batch, 1, 32, 32), dtype=np.float32)
+    return images, generator.integers(0, 10, batch)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    contenders: list[type[Contender]] = [Gpuconv, *PEERS.values()]
+    labels = {label: contender for contender in contenders for label in contender.training_labels}
+    parser = Parser("contenders", "Peak memory of a library training LeNet-5.")
+    parser.add_argument("label", choices=labels)
+    parser.count_option("--batch", "N", "images a step", 256)
+    parser.count_option("--threads", "N", "of the library", command.available_cores())
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="of gpuconv")
+    arguments = parser.parse_args(argv)
+
+    command.limit_threads(arguments.threads)
+    import gpuconv
+
+    # Beside a peer, gpuconv only prepares weights and digits: the memory of its compiler is not the peer's.
+    backend = arguments.backend if arguments.label == OURS else "numpy"
+    try:
+        gpuconv.backends.get(backend)
+    except (ValueError, gpuconv.BackendUnavailable) as error:
+        raise Refused(str(error)) from None
+    with gpuconv.use_backend(backend):
+        contender = labels[arguments.label](arguments.threads)
+        steps = contender.training(initial_weights(), [_noise(arguments.batch)])
+        ready = _peak_mb()
+        for _ in range(_MEMORY_STEPS):
+            steps[arguments.label]()
+    print(json.dumps({"ready_mb": round(ready, 1), "peak_mb": round(_peak_mb(), 1)}))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the memory of one. See :func:`bench.command.answer`."""
+    return command.answer("bench.contenders", _run, argv)
+
+
+if __name__ == "__main__":
+    start(main)

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from bench import reference
-from bench.inspection import TERMS, Job, accesses, geometry_text
+from bench.inspection import TERMS, Job, accesses, aligned, geometry_text
 from bench.layers import OPERATIONS
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.tuning.measure import compare, differing
 
 #: Elements of a guard zone. A whole number of 128-bit accesses, so that arrays begin as aligned as those of a user.
 _GUARD = 64
@@ -32,8 +33,6 @@ ARRAYS = {
     "conv2d_grad_input": ("grad", "weight", "out"),
     "conv2d_grad_weight": ("grad", "x", "out"),
 }
-#: How far an element may be off: relative to itself, and to the root mean square of all.
-_TOLERANCE = {"float32": (1e-4, 1e-4), "float64": (1e-12, 1e-11)}
 #: Sites of memory accesses worth a word: passes by ideal ones, and the part of the sectors that is needed.
 _CONFLICTS, _USED = 2.0, 0.5
 
@@ -122,7 +121,8 @@ def source_lines(sites: Sequence[str]) -> str:
 def _guarded(shape: tuple[int, ...], dtype: str) -> tuple[Any, Any]:
     """An array, and the bytes of all its memory, in which a guard zone lies on either side."""
     kind, size = np.dtype(dtype), int(np.prod(shape))
-    memory = np.full((size + 2 * _GUARD) * kind.itemsize, _PATTERN, np.uint8)
+    memory = aligned((size + 2 * _GUARD) * kind.itemsize)
+    memory[...] = _PATTERN
     return memory.view(kind)[_GUARD : _GUARD + size].reshape(shape), memory
 
 
@@ -155,7 +155,8 @@ def examine(
     options = {}
     try:
         if hasattr(module, "workspace_size") and (size := module.workspace_size(geometry, tiling)):
-            options["workspace"] = np.full(size, np.nan, dtype)
+            options["workspace"] = _guarded((size,), dtype)[0]
+            options["workspace"][...] = np.nan
         with simulator.trace(seed=seed) as trace:
             module.launch(*inputs, result, geometry, tiling, None, **options)
     except Exception as error:
@@ -239,8 +240,10 @@ def _judge(
         yield Finding("unwritten", f"{_some(unwritten)} of the result were not written: {_region(unwritten)}")
     if (writes > 1).any():
         yield Finding("written twice", f"{_some(writes > 1)} of the result were written {writes.max()} times")
-    wrong = differs(result, wanted, dtype) & ~unwritten
+    wrong = differing(result, wanted, dtype) & ~unwritten
     if not wrong.any():
+        if not unwritten.any() and (fault := compare(np.asarray(result, np.float64), wanted, dtype).fault):
+            yield Finding("wrong result", f"it {fault}: is it computed in half precision?")
         return
     kind = "NaN" if (np.isnan(result) & wrong).any() else "wrong result"
     first = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -258,13 +261,6 @@ def _judge(
     if guess := _guess(operation, g, inputs, result, wanted, dtype):
         lines.append(guess)
     yield Finding(kind, "\n    ".join(lines))
-
-
-def differs(result: Any, wanted: Any, dtype: str) -> Any:
-    """Which elements differ from those in float64 by more than rounding explains; a NaN always does."""
-    relative, absolute = _TOLERANCE[dtype]
-    scale = float(np.sqrt(np.mean(wanted**2)))
-    return ~(np.abs(result - wanted) <= relative * np.abs(wanted) + absolute * scale)
 
 
 def _some(mask: Any) -> str:
@@ -326,7 +322,7 @@ def _side(wrong: Any, writers: Any, g: Conv2dGeometry) -> str:
 def _guess(operation: str, g: Conv2dGeometry, inputs: Sequence[Any], result: Any, wanted: Any, dtype: str) -> str:
     """A known mistake that gives just this result."""
     for words, guess in _mistakes(operation, g, inputs, wanted):
-        if not differs(result, guess, dtype).any():
+        if not differing(result, guess, dtype).any():
             return f"this is what comes out {words}"
     return ""
 

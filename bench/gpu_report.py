@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import datetime
 import importlib.util
 import json
 import os
@@ -28,11 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from bench import machine
-from bench.console import Parser, Refused, check_writable, say, start, whole_number, write
-from bench.gpu_stages import NOT_RUN, REFUSED, refuse_versions
-from bench.report import SCHEMA
-from bench.timing import spread
+from bench import command
+from bench.command import INTERRUPTED, ROOT, Parser, Refused, check_writable, progress, say, start, write
+from bench.gpu_stages import NOT_RUN, refuse_versions
 
 #: Seconds for all stages; below so many there is no use in beginning one.
 _LIMIT, _LEAST = 480, 5.0
@@ -136,12 +133,12 @@ class Log:
 @contextlib.contextmanager
 def _group(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A command in a process group of its own, of which nothing is left behind the ``with`` block."""
-    paths = os.pathsep.join(filter(None, (str(machine.ROOT), os.environ.get("PYTHONPATH"))))
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     # Kernels go to the GPU, whatever a test before has set.
     environment = {"NUMBA_ENABLE_CUDASIM": "0", **os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command,
-        cwd=machine.ROOT,
+        cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -177,7 +174,8 @@ def run_stage(stage: Stage, out: Path, jobs: int, seconds: float) -> dict[str, A
     try:
         with _group(command, log) as process:
             try:
-                code = process.wait(seconds)
+                with progress.during(stage.name):
+                    code = process.wait(seconds)
                 entry["status"] = {0: PASSED, NOT_RUN: SKIPPED}.get(code, FAILED)
                 entry["exit_code"] = code
             except subprocess.TimeoutExpired:
@@ -277,6 +275,7 @@ def _training(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _lenet(path: Path) -> tuple[dict[str, Any], list[str]]:
     from bench.lenet_gpu import EAGER, OURS
+    from gpuconv.tuning.measure import spread
 
     document = _read(path)
     figures: dict[str, Any] = {"batches": {}, "complete": document["complete"]}
@@ -300,6 +299,8 @@ def _lenet(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _layers(path: Path) -> tuple[dict[str, Any], list[str]]:
+    from gpuconv.tuning.measure import spread
+
     document = _read(path)
     kernels = [kernel for result in document["results"] for kernel in result["kernels"]]
     right = sum(kernel["fault"] is None for kernel in kernels)
@@ -350,11 +351,12 @@ def _sanitizer(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _lenet_command(job: Job) -> list[str] | str:
     given = ["--backend", "cuda", "--batches", "64,512", "--seconds", "0.6", "--rounds", "9", "--jobs", str(job.jobs)]
-    return [*_module("lenet"), *given, "--out", str(job.out / "lenet_gpu.json")]
+    return [*_module("lenet"), *given, "--json", str(job.out / "lenet_gpu.json")]
 
 
 def _layers_command(job: Job) -> list[str] | str:
-    return [*_module("gpu"), "--quick", "--rounds", "11", "--jobs", str(job.jobs), "--out", str(job.out)]
+    given = ["--quick", "--rounds", "11", "--jobs", str(job.jobs), "--json", str(job.out / "gpu.json")]
+    return [*_module("gpu"), *given]
 
 
 def _overhead_command(job: Job) -> list[str] | str:
@@ -452,17 +454,14 @@ def _cut(line: str, columns: int) -> str:
     return line if len(line) <= columns else line[: columns - 3] + "..."
 
 
-def _arguments(argv: list[str] | None, stages: Sequence[Stage]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m bench.gpu_report", description="What there is to know of a GPU.", allow_abbrev=False
-    )
+def _arguments(argv: Sequence[str] | None, stages: Sequence[Stage]) -> argparse.Namespace:
+    parser = Parser("gpu_report", "What there is to know of a GPU.")
     add = parser.add_argument
     names = [stage.name for stage in stages]
     add("--out", type=Path, metavar="DIR", help="the folder for report.json and logs; made if it is not there")
-    add("--limit", type=whole_number, default=_LIMIT, metavar="S", help=f"seconds for all; default: {_LIMIT}")
+    parser.count_option("--limit", "S", "seconds for all", _LIMIT)
     add("--only", action="append", choices=names, metavar="STAGE", help="this stage alone; repeatable")
-    cores = machine.available_cores()
-    add("--jobs", type=whole_number, default=cores, metavar="N", help="processes that compile; default: a core each")
+    parser.jobs_option()
     add("--list", action="store_true", help="show the stages")
     arguments = parser.parse_args(argv)
     if arguments.out is None and not arguments.list:
@@ -474,54 +473,46 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def main(argv: list[str] | None = None, stages: Sequence[Stage] = STAGES) -> int:
-    """Make the report; 0, 1 if a stage failed, 2 where this machine cannot do it, 130 when it was interrupted."""
-    try:
-        arguments = _arguments(argv, stages)
-        if arguments.list:
-            for stage in stages:
-                print(f"{stage.name:<12}{stage.limit:>5.0f} s  {stage.about}")
-            return 0
-        chosen = [stage for stage in stages if not arguments.only or stage.name in arguments.only]
-        check_writable(arguments.out / "report.json")
-        if stages is STAGES:
-            refuse_versions()
-    except Refused as error:
-        say(f"bench.gpu_report: {error}")
-        return REFUSED
+def _run(argv: Sequence[str] | None, stages: Sequence[Stage]) -> int:
+    arguments = _arguments(argv, stages)
+    if arguments.list:
+        for stage in stages:
+            print(f"{stage.name:<12}{stage.limit:>5.0f} s  {stage.about}")
+        return 0
+    chosen = [stage for stage in stages if not arguments.only or stage.name in arguments.only]
+    check_writable("--out", arguments.out / "report.json")
+    if stages is STAGES:
+        refuse_versions()
     out = arguments.out.resolve()
     # What an earlier run has left would be taken for this one's.
     for stage in chosen:
         (out / stage.file).unlink(missing_ok=True)
         (out / "logs" / f"{stage.name}.log").unlink(missing_ok=True)
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "benchmark": "gpu-report",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "complete": False,
-        "machine": machine.describe(),
-        "settings": {name: vars(arguments)[name] for name in ("limit", "jobs", "only")},
-        "stages": {},
-    }
+    settings = {name: vars(arguments)[name] for name in ("limit", "jobs", "only")}
+    document = command.document("gpu-report", settings, stages={})
     # A time limit from outside ends it as Ctrl-C does: with what there is, and no process left.
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         run(chosen, out, arguments.jobs, arguments.limit, document)
         document["complete"] = True
     except KeyboardInterrupt:
-        write(document, out / "report.json")
         say(f"bench.gpu_report: interrupted; what there was is in {arguments.out}/report.json")
-        return 130
     finally:
+        write(document, out / "report.json")
         for number, handler in before.items():
             signal.signal(number, handler)
-    write(document, out / "report.json")
+    if not document["complete"]:
+        return INTERRUPTED
     environment = document["stages"].get("environment", {})
-    if environment.get("figures", {}).get("refused"):
-        say(f"bench.gpu_report: {environment['figures']['refused']}")
-        return REFUSED
+    if refused := environment.get("figures", {}).get("refused"):
+        raise Refused(refused)
     print(summary(document, arguments.out / "report.json"))
-    return 1 if failed(document) else 0
+    return command.WRONG if failed(document) else 0
+
+
+def main(argv: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) -> int:
+    """Make the report; 1 if a stage failed. See :func:`bench.command.answer`."""
+    return command.answer("bench.gpu_report", lambda given: _run(given, stages), argv)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import compiling, machine
-from bench.console import Parser, Refused, say, start, whole_number, write
+from bench import command, compiling
+from bench.command import Parser, Refused, say, start, whole_numbers, write
 
-FAILED, REFUSED, NOT_RUN = 1, 2, 3
+FAILED, NOT_RUN = command.WRONG, 3
 #: Seconds that the parts of the first contact may take together, compiling and references aside.
 _CONTACT_LIMIT = 30
 #: Batches and steps of the captured LeNet there; the learning rate changes half way.
@@ -63,7 +63,7 @@ def refuse_versions() -> None:
     Raises:
         Refused: a package or this one is missing, or NumPy is too new for numba-cuda; one line.
     """
-    found = machine.versions("numpy", "numba-cuda", "torch")
+    found = command.versions("numpy", "numba-cuda", "torch")
     for package in ("numpy", "numba-cuda", "torch"):
         if package not in found:
             raise Refused(f"{package} is not installed")
@@ -85,11 +85,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 def environment(results: Results, arguments: argparse.Namespace) -> int:
     """Versions, device and driver; refused in one line where the others could not run."""
     refuse_versions()
-    results.put(machine=machine.describe())
-    from bench import gpu
+    results.put(machine=command.describe())
+    from bench import device
 
-    place = gpu.device_place()
-    results.put(machine={**machine.describe(), "gpu": gpu.gpu_facts(place)})
+    place = device.device_place()
+    results.put(machine={**command.describe(), "gpu": device.gpu_facts(place)})
     return 0
 
 
@@ -312,7 +312,7 @@ def kernels_of_the_stages(batches: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         yield (compiling.compile_recorded, *one)
     for one in compiling.step_work(batches):
         yield (compiling.compile_recorded, *one)
-    for one in gpu.compile_work(gpu.cases(None, True), quick=True):
+    for one in gpu.compile_work(gpu.cases(quick=True), quick=True):
         yield (compiling.compile_kernels, *one)
     # tests/test_gpu.py: training with augmentation, every variant in float64, what the rule takes for each convolution.
     for one in compiling.lenet_work([("decayed", 64), ("around", 64), ("moved", 64)]):
@@ -519,31 +519,31 @@ STAGES: dict[str, Callable[[Results, argparse.Namespace], int]] = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a stage; see the module for the exit codes."""
-    parser = Parser(prog="python -m bench.gpu_stages", description="One stage of bench.gpu_report.", allow_abbrev=False)
+def _run(argv: Sequence[str] | None) -> int:
+    parser = Parser("gpu_stages", "One stage of bench.gpu_report.")
     add = parser.add_argument
     add("stage", choices=STAGES)
     add("--out", type=Path, required=True, metavar="DIR", help="the folder for STAGE.json")
-    add("--jobs", type=whole_number, default=machine.available_cores(), metavar="N", help="processes; default: cores")
-    add("--seconds", type=float, metavar="S", help="the stage ends by itself after so many, if it can")
-    add("--batches", type=lambda text: [whole_number(part) for part in text.split(",")], metavar="N,N", help="of LeNet")
-    add("--steps", type=whole_number, default=_STEPS, metavar="N", help=f"of the captured LeNet; default: {_STEPS}")
-    add("--epochs", type=whole_number, metavar="N", help="of training; default: gpuconv train's")
+    parser.jobs_option()
+    add("--seconds", type=command.seconds, metavar="S", help="the stage ends by itself after so many, if it can")
+    add("--batches", type=whole_numbers, metavar="N,N", help="of LeNet")
+    parser.count_option("--steps", "N", "of the captured LeNet", _STEPS)
+    parser.count_option("--epochs", "N", "of training; default: gpuconv train's")
     add("--backend", default="cuda", metavar="NAME", help="of contact and training; default: cuda")
     add("--tests", type=Path, default=_TESTS / "test_gpu.py", metavar="FILE", help="default: tests/test_gpu.py")
+    arguments = parser.parse_args(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = Results(arguments.out / f"{arguments.stage}.json")
     try:
-        arguments = parser.parse_args(argv)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        results = Results(arguments.out / f"{arguments.stage}.json")
-        try:
-            return STAGES[arguments.stage](results, arguments)
-        except Refused as error:
-            results.put(refused=str(error))
-            raise
+        return STAGES[arguments.stage](results, arguments)
     except Refused as error:
-        say(f"bench.gpu_stages: {error}")
-        return REFUSED
+        results.put(refused=str(error))
+        raise
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a stage; see the module for the exit codes."""
+    return command.answer("bench.gpu_stages", _run, argv)
 
 
 if __name__ == "__main__":

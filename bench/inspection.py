@@ -2,7 +2,7 @@
 
 ``numba.cuda`` either compiles or simulates, as is decided when it is imported: both are done in processes of their own.
 
-    for job, outcome in in_processes(compiled, jobs, simulate=False, workers=2):
+    for job, outcome in in_processes(compiled, jobs, simulate=False):
         print(job.name, outcome)
 """
 
@@ -11,19 +11,20 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-import multiprocessing
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from bench import roofline, sass
+from bench import compiling, roofline, sass
+from bench.command import available_cores, say
 from bench.layers import OPERATIONS, Operand
 from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry
 
+#: Of what CuPy and PyTorch allocate on a device, bytes.
+_ALIGNMENT = 512
 #: Terms of a sum in the simulated layer; the next number where a tiling needs longer sums.
 TERMS = (32, 128, 512)
 
@@ -46,6 +47,34 @@ class Job:
     def name(self) -> str:
         """For people."""
         return f"{self.operation} {self.variant} {tiling_text(dataclasses.asdict(self.tiling))} on {self.layer}"
+
+
+def jobs_of(
+    operation: str,
+    layer: str,
+    geometry: Any,
+    variants: Sequence[str],
+    architectures: tuple[str, ...],
+    *,
+    dtype: str = "float32",
+    every_tiling: bool = True,
+    refusals: list[str] | None = None,
+) -> Iterator[Job]:
+    """The variants of an operation that support a geometry, in all tilings or in the first one, a good guess.
+
+    Why others do not is added to ``refusals``.
+    """
+    from gpuconv.kernels import VARIANTS
+
+    for variant in variants:
+        path = VARIANTS[operation][variant]
+        module: Any = importlib.import_module(path)
+        if not (answer := module.supports(geometry)):
+            if refusals is not None:
+                refusals.append(f"{variant}: {answer}")
+            continue
+        for tiling in module.tilings(geometry)[: None if every_tiling else 1]:
+            yield Job(operation, variant, path, layer, geometry, tiling, dtype, architectures)
 
 
 def tiling_text(tiling: dict[str, Any]) -> str:
@@ -175,6 +204,21 @@ def executed(job: Job) -> list[dict[str, Any]]:
     return found
 
 
+def aligned(nbytes: int) -> Any:
+    """Bytes of memory that begin as a device's do: on their alignment depends how many sectors an access touches."""
+    import numpy as np
+
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    return memory[begin : begin + nbytes]
+
+
+def _array(shape: tuple[int, ...], dtype: str) -> Any:
+    import numpy as np
+
+    return aligned(math.prod(shape) * np.dtype(dtype).itemsize).view(dtype).reshape(shape)
+
+
 def simulated(job: Job) -> dict[str, Any]:
     """How a job's warps access memory, on a small layer; for a process that simulates."""
     import numpy as np
@@ -192,15 +236,16 @@ def simulated(job: Job) -> dict[str, Any]:
         def made(operand: Any) -> Any:
             if not isinstance(operand, Operand):
                 return [made(one) for one in operand]
-            if operand.dtype.startswith("float"):
-                return generator.random(operand.shape).astype(operand.dtype)
-            return np.zeros(operand.shape, operand.dtype)  # labels and places in a window: zeros are allowed
+            array = _array(operand.shape, operand.dtype)
+            # Labels and places in a window may be zero.
+            array[...] = generator.random(operand.shape) if operand.dtype.startswith("float") else 0
+            return array
 
         arrays = [made(operand) for operand in operation.operands(small, job.dtype)]
         keywords = dict(operation.keywords)
         try:
             if hasattr(module, "workspace_size") and (size := module.workspace_size(small, job.tiling)):
-                keywords["workspace"] = np.empty(size, job.dtype)
+                keywords["workspace"] = _array((size,), job.dtype)
             with simulator.trace(seed=0) as trace:
                 module.launch(*arrays, small, job.tiling, None, **keywords)
         except ValueError as error:  # a tiling that the small layer is too small for
@@ -226,33 +271,26 @@ def accesses(trace: Any) -> dict[str, Any]:
 
 
 def in_processes(
-    function: Callable[[Job], Any], jobs: Sequence[Job], *, simulate: bool, workers: int
+    function: Callable[[Job], Any], jobs: Sequence[Job], *, simulate: bool, workers: int | None = None
 ) -> Iterator[tuple[Job, Any]]:
     """Each job and its result, or a :class:`Failure`, in the order in which they are ready.
 
     Args:
-        function: :func:`compiled`, :func:`executed` or :func:`simulated`.
+        function: :func:`compiled`, :func:`executed`, :func:`simulated`, or ``bench.diagnosis.examined``.
         jobs: what to call it with.
-        simulate: what :func:`choose_target` makes of the processes.
-        workers: number of processes.
+        simulate: whether ``numba.cuda`` simulates in these processes, or compiles.
+        workers: number of processes; by default a core each.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _prepare, (simulate,)) as pool:
-        futures = {pool.submit(_attempt, function, job): job for job in jobs}
-        try:
-            for number, future in enumerate(as_completed(futures), 1):
-                job = futures[future]
-                _progress(f"{function.__name__} {number}/{len(jobs)}", job.name, last=number == len(jobs))
-                yield job, future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    verb, workers = function.__name__, workers or available_cores()
 
+    def tell(done: int, first: int) -> str:
+        return f"{verb} {done}/{len(jobs)}; {jobs[first].name}"
 
-def _prepare(simulate: bool) -> None:
-    choose_target(simulate=simulate)
-    # Ctrl-C reaches all processes; the one that started these says what happens.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    work, environment = [(function, job) for job in jobs], {"NUMBA_ENABLE_CUDASIM": str(int(simulate))}
+    for number, future in compiling.in_processes(_attempt, work, workers, environment=environment, tell=tell):
+        yield jobs[number], _outcome(future)
+    if jobs:
+        say(f"{verb} {len(jobs)}/{len(jobs)}")
 
 
 def _attempt(function: Callable[[Job], Any], job: Job) -> Any:
@@ -262,15 +300,39 @@ def _attempt(function: Callable[[Job], Any], job: Job) -> Any:
         return Failure(f"{type(error).__name__}: {error}")
 
 
-def _progress(count: str, name: str, *, last: bool) -> None:
-    if sys.stderr.isatty():
-        line = count if last else f"{count}: {name}"
-        print(f"\r\033[K{line[:110]}", end="\n" if last else "", file=sys.stderr, flush=True)
-    elif last:
-        print(count, file=sys.stderr, flush=True)
+def _outcome(future: Future[Any]) -> Any:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return Failure("its process, or one beside it, crashed")
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
+
+
+def work_of(operation: str, geometry: Any, dtype: str = "float32") -> roofline.Work:
+    """What an operation has to do on a geometry."""
+    described = OPERATIONS[operation]
+    return roofline.Work(described.flop(geometry), described.traffic(geometry, dtype), dtype)
+
+
+def work_figures(work: roofline.Work) -> dict[str, Any]:
+    """Of the work, what goes into the JSON."""
+    gpu = roofline.H200
+    return {
+        "flop": work.flop,
+        "traffic_bytes": work.traffic,
+        "intensity": work.intensity,
+        "bound": work.bound(gpu),
+        "h200_floor_us": 1e6 * work.floor_seconds(gpu),
+        "h200_copy_us": 1e6 * work.memory_seconds(gpu, copy=True),
+    }
+
+
+def machine_code(operation: str, work: roofline.Work, launches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of a variant that was compiled, what goes into the JSON: its bound, and its launches."""
+    counted = OPERATIONS[operation].multiply_adds
+    return {**roofline.kernel_bound(work, launches, counted=counted), "launches": launches}
 
 
 def result(job: Job, compilation: Any, simulation: Any) -> dict[str, Any]:
@@ -278,8 +340,7 @@ def result(job: Job, compilation: Any, simulation: Any) -> dict[str, Any]:
 
     ``compilation`` and ``simulation`` may be a :class:`Failure`; ``simulation`` may be None.
     """
-    operation, gpu = OPERATIONS[job.operation], roofline.H200
-    work = roofline.Work(operation.flop(job.geometry), operation.traffic(job.geometry, job.dtype), job.dtype)
+    work = work_of(job.operation, job.geometry, job.dtype)
     found: dict[str, Any] = {
         "operation": job.operation,
         "variant": job.variant,
@@ -287,19 +348,60 @@ def result(job: Job, compilation: Any, simulation: Any) -> dict[str, Any]:
         "geometry": geometry_text(job.geometry),
         "tiling": dataclasses.asdict(job.tiling),
         "dtype": job.dtype,
-        "work": {
-            "flop": work.flop,
-            "traffic_bytes": work.traffic,
-            "intensity": work.intensity,
-            "bound": work.bound(gpu),
-            "h200_floor_us": 1e6 * work.floor_seconds(gpu),
-            "h200_copy_us": 1e6 * work.memory_seconds(gpu, copy=True),
-        },
+        "work": work_figures(work),
     }
     if isinstance(compilation, Failure):
         return found | {"error": compilation.message}
-    found |= roofline.kernel_bound(work, compilation, counted=operation.multiply_adds)
-    found["launches"] = compilation
+    found |= machine_code(job.operation, work, compilation)
     if isinstance(simulation, Failure):
         simulation = {"refused": simulation.message}
     return found | {"simulated": simulation}
+
+
+# -- what tables show of it --------------------------------------------------------------------------------------------
+
+
+def main_sites(sites: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
+    """The instructions of a simulated kernel that make a twentieth of its accesses or more: those of its main loop."""
+    total = sum(site[measure] for site in sites)
+    return [site for site in sites if 20 * site[measure] >= total]
+
+
+def access_cells(simulation: dict[str, Any] | None) -> list[str]:
+    """Cells: degree of bank conflicts, sectors a request, and the part of these that is used."""
+    if simulation is None or "refused" in simulation:
+        return ["", "", ""]
+    conflicts = max((site["degree"] for site in main_sites(simulation["shared"], "passes")), default=None)
+    loads = [site for site in simulation["global"] if site["access"] == "read"]
+    sectors, ideal, requests = (sum(site[name] for site in loads) for name in ("sectors", "ideal", "requests"))
+    return [
+        "" if conflicts is None else f"{conflicts:.2f}",
+        f"{sectors / requests:.1f}" if requests else "",
+        f"{ideal / sectors:.0%}" if sectors else "",
+    ]
+
+
+def figure(value: float) -> str:
+    """Three digits."""
+    return f"{value:.2g}" if value < 1 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def launch_cells(launch: dict[str, Any] | None) -> list[str]:
+    """Cells of a launch: registers, shared memory, theoretical occupancy."""
+    if launch is None:
+        return ["", "", ""]
+    return [
+        f"{launch['registers']}{'!' if launch['spill_bytes'] or launch['local_bytes'] else ''}",
+        str(launch["static_shared_bytes"] + launch["dynamic_shared_bytes"] or ""),
+        f"{launch['occupancy']['share']:.0%}",
+    ]
+
+
+def tiling_lines(results: Sequence[dict[str, Any]]) -> list[str]:
+    """For each variant, what the numbers of its tilings are."""
+    lines = {
+        f"{found.get('operation', '')} {found['variant']}: {' x '.join(found['tiling'])}".strip(): None
+        for found in results
+        if found["tiling"]
+    }
+    return ["Tilings", *lines]

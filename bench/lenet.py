@@ -1,51 +1,37 @@
 """LeNet-5 training steps and inference, images/s: ``python -m bench.lenet [--peer torch] [--peer onnxruntime] ...``.
 
-How it is timed: ``bench/timing.py``. What is timed: ``bench/contenders.py``. What the JSON holds: ``bench/README.md``.
+How it is timed: ``gpuconv/tuning/measure.py``. What is timed: ``bench/contenders.py``. What the JSON holds:
+``bench/README.md``.
 ``--backend cuda`` times training steps on a GPU, beside PyTorch's there: ``bench/lenet_gpu.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import difflib
 import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-# Nothing here may import NumPy before main() has bounded the threads.
-from bench import compiling, gpu, lenet_gpu, machine, memory, report, timing
-from bench.console import Parser, Refused, check_writable, say, start, whole_number, write
-from bench.contenders import OURS, PEERS, Contender, Gpuconv, digit_batches, initial_weights
+from bench import command
+from bench.command import Parser, Refused, check_writable, progress, say, start, write
+from bench.contenders import OURS, PEERS, Contender, Gpuconv, digit_batches, initial_weights, peak_memory
 
+# Nothing here may import NumPy, and so gpuconv, before the threads have been bounded: other modules are imported late.
 if TYPE_CHECKING:
     from bench.contenders import Batches, Weights
+    from gpuconv.tuning.measure import Step
 
-_BATCHES = (1, 64, 256, 1024)
+_BATCHES, _GPU_BATCHES = (1, 64, 256, 1024), (64, 128, 512, 4096)
 _TASKS = ("training", "inference")
 _CHECKED_STEPS = 3
 
 
 def _joined(numbers: Sequence[int]) -> str:
     return ",".join(map(str, numbers))
-
-
-def _batch_sizes(text: str) -> list[int]:
-    return [whole_number(part) for part in text.split(",")]
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
 
 
 def _peer(text: str) -> str:
@@ -56,22 +42,27 @@ def _peer(text: str) -> str:
     return text
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m bench.lenet", description="LeNet-5 training steps and inference, images/s.", allow_abbrev=False
-    )
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("lenet", "LeNet-5 training steps and inference, images/s.")
     add = parser.add_argument
     add("--backend", default="auto", metavar="NAME", help="gpuconv's backend; default: what gpuconv takes by itself")
     add("--peer", action="append", type=_peer, default=[], metavar="NAME", help=f"also: {', '.join(PEERS)}; repeatable")
     add(
         "--batches",
-        type=_batch_sizes,
+        type=command.whole_numbers,
         metavar="N,N,...",
-        help=f"default: {_joined(_BATCHES)}; on a GPU {_joined(lenet_gpu.BATCHES)}",
+        help=f"default: {_joined(_BATCHES)}; on a GPU {_joined(_GPU_BATCHES)}",
     )
-    add("--seconds", type=_seconds, default=3.0, metavar="S", help="for each library, task and batch size; default: 3")
-    add("--rounds", type=whole_number, default=15, metavar="N", help="samples that these are divided into; default: 15")
-    add("--threads", type=whole_number, default=machine.available_cores(), metavar="N", help="default: all cores")
+    add(
+        "--seconds",
+        type=command.seconds,
+        default=3.0,
+        metavar="S",
+        help="for each library, task and batch size; default: 3",
+    )
+    parser.count_option("--rounds", "N", "samples that these are divided into", 15)
+    cores = command.available_cores()
+    add("--threads", type=command.whole_number, default=cores, metavar="N", help="default: all cores")
     add(
         "--compile",
         nargs="?",
@@ -79,10 +70,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="MODE",
         help="on a GPU: also PyTorch's step by torch.compile in this mode; default: reduce-overhead",
     )
-    jobs = machine.available_cores()
-    add("--jobs", type=whole_number, default=jobs, metavar="N", help="processes that compile for a GPU; default: cores")
+    parser.jobs_option()
     add("--memory", action="store_true", help="also the peak memory of training, each library in its own process")
-    add("--out", type=Path, metavar="FILE.json", help="write the results; default: print them alone")
+    parser.json_option()
     arguments = parser.parse_args(argv)
     arguments.peer = list(dict.fromkeys(arguments.peer))
     return arguments
@@ -93,8 +83,7 @@ def _check_before(arguments: argparse.Namespace) -> None:
     for name in arguments.peer:
         if missing := PEERS[name].missing():
             raise Refused(f"peer {name} needs {', '.join(missing)}, not installed: {PEERS[name].install}")
-    if arguments.out is not None:
-        check_writable(arguments.out)
+    check_writable("--json", arguments.json)
     if arguments.compile is not None:
         raise Refused("--compile is of PyTorch on a GPU: add --backend cuda")
     if arguments.memory and sys.platform == "win32":
@@ -109,9 +98,10 @@ def _measure_memory(document: dict[str, Any], arguments: argparse.Namespace) -> 
         processes = {}
         for label in labels:
             try:
-                processes[label] = memory.peak_memory(
-                    label, batch=batch, threads=arguments.threads, backend=arguments.backend
-                )
+                with progress.during(f"memory, batch {batch:,}: {label}"):
+                    processes[label] = peak_memory(
+                        label, batch=batch, threads=arguments.threads, backend=arguments.backend
+                    )
             except subprocess.CalledProcessError:
                 raise Refused(f"--memory: {label} failed at batch {batch}; its message stands above") from None
         document["memory"].append({"batch": batch, "processes": processes})
@@ -123,8 +113,12 @@ def _measure_speed(document: dict[str, Any], arguments: argparse.Namespace) -> N
     weights = initial_weights()
     for task in _TASKS:
         for batch in arguments.batches or _BATCHES:
-            document["machine"]["thread_pools"] = machine.thread_pools(arguments.threads)
-            result = _compare(contenders, task, weights, digit_batches(batch), arguments)
+            document["machine"]["thread_pools"] = command.thread_pools(arguments.threads)
+
+            def tell(text: str, task: str = task, batch: int = batch) -> None:
+                progress(f"{task}, batch {batch:,}: {text}")
+
+            result = _compare(contenders, task, weights, digit_batches(batch), arguments, tell)
             document["results"].append({"task": task, "batch": batch, **result})
             ratios = (f", {ratio['median']:.2f} × {peer}" for peer, ratio in result["speedup"].items())
             say(
@@ -133,34 +127,42 @@ def _measure_speed(document: dict[str, Any], arguments: argparse.Namespace) -> N
 
 
 def _compare(
-    contenders: dict[str, Contender], task: str, weights: Weights, batches: Batches, arguments: argparse.Namespace
+    contenders: dict[str, Contender],
+    task: str,
+    weights: Weights,
+    batches: Batches,
+    arguments: argparse.Namespace,
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Time one task at one batch size, after all contenders have computed the same."""
     import numpy as np
 
-    steps: dict[str, timing.Step] = {}
+    from gpuconv.tuning.measure import measure, speedup, spread
+
+    steps: dict[str, Step] = {}
     labels_of = {}
     for name, contender in contenders.items():
         own = getattr(contender, task)(weights, batches)
         labels_of[name] = list(own)
         steps |= own
+    tell("do all compute the same?")
     _check_equal(steps, task)
-    times = timing.measure(steps, seconds=arguments.seconds, rounds=arguments.rounds, wait=np.asarray)
+    times = measure(steps, seconds=arguments.seconds, rounds=arguments.rounds, wait=np.asarray, tell=tell)
 
     batch = len(batches[0][0])
     result: dict[str, Any] = {"images_per_second": {}, "speedup": {}, "seconds": times}
     for label, seconds in times.items():
-        rates = timing.spread([batch / value for value in seconds])
+        rates = spread([batch / value for value in seconds])
         result["images_per_second"][label] = vars(rates)
     for peer, labels in labels_of.items():
         if peer == OURS or not labels:
             continue
-        best = min(labels, key=lambda label: timing.spread(times[label]).median)
-        result["speedup"][peer] = {"against": best, **vars(timing.speedup(times[OURS], times[best]))}
+        best = min(labels, key=lambda label: spread(times[label]).median)
+        result["speedup"][peer] = {"against": best, **vars(speedup(times[OURS], times[best]))}
     return result
 
 
-def _check_equal(steps: dict[str, timing.Step], task: str) -> None:
+def _check_equal(steps: dict[str, Step], task: str) -> None:
     """Refuse to time contenders that do not compute the same: the losses of some steps, or the logits of a batch."""
     import numpy as np
 
@@ -178,6 +180,8 @@ def _check_equal(steps: dict[str, timing.Step], task: str) -> None:
 
 
 def _show(document: dict[str, Any]) -> None:
+    from bench import report
+
     heading, tables = report.lenet_heading(document), report.lenet_tables(document)
     # Rich fits tables into the terminal; in a file or a pipe it would fit them into 80 columns.
     if not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:
@@ -208,33 +212,27 @@ def _run_on_gpu(arguments: argparse.Namespace) -> int:
         raise Refused("the peers run on the CPU; on a GPU PyTorch is always beside: leave --peer out")
     if arguments.memory:
         raise Refused("--memory is of processes on the CPU: choose --backend numba or numpy")
-    if arguments.out is not None:
-        check_writable(arguments.out)
+    check_writable("--json", arguments.json)
     if arguments.compile is not None:
         # Its pool of compilers would outlive a process that is killed.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    place = gpu.device_place()
     import gpuconv
+    from bench import compiling, device, lenet_gpu, report
 
+    place = device.device_place()
     backend = gpuconv.backends.get("cuda")
-    document: dict[str, Any] = {
-        "schema": report.SCHEMA,
-        "benchmark": "lenet-gpu",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "complete": False,
-        "machine": {**machine.describe(), "gpu": gpu.gpu_facts(place)},
-        "settings": {
-            "batches": list(arguments.batches or lenet_gpu.BATCHES),
-            "seconds": arguments.seconds,
-            "rounds": arguments.rounds,
-            "compile": arguments.compile,
-        },
-        "results": [],
+    settings = {
+        "batches": list(arguments.batches or _GPU_BATCHES),
+        "seconds": arguments.seconds,
+        "rounds": arguments.rounds,
+        "compile": arguments.compile,
     }
+    document = command.document("lenet-gpu", settings, results=[])
+    document["machine"]["gpu"] = device.gpu_facts(place)
 
     def keep() -> None:
-        if arguments.out is not None:
-            write(document, arguments.out)
+        if arguments.json is not None:
+            write(document, arguments.json)
 
     say(report.gpu_heading(document))
     right = False
@@ -242,7 +240,7 @@ def _run_on_gpu(arguments: argparse.Namespace) -> int:
         with gpuconv.use_backend(backend):
             work = compiling.step_work(document["settings"]["batches"])
             compiling.compile_all(compiling.compile_recorded, work, arguments.jobs)
-            right = lenet_gpu.run(document, place, gpu.EventClock(place), backend.new_graph, keep)
+            right = lenet_gpu.run(document, place, device.EventClock(place), backend.new_graph, keep)
         document["complete"] = True
     except KeyboardInterrupt:
         say("\nstopped; what was measured until then is kept")
@@ -250,38 +248,30 @@ def _run_on_gpu(arguments: argparse.Namespace) -> int:
         for table in report.lenet_gpu_tables(document):
             print("\n" + table.plain(), flush=True)
         keep()
-        if arguments.out is not None:
-            say(f"\nwritten: {arguments.out}")
+        if arguments.json is not None:
+            say(f"\nwritten: {arguments.json}")
     if not document["complete"]:
-        return 130
-    return 0 if right else 1
+        return command.INTERRUPTED
+    return 0 if right else command.WRONG
 
 
-def _run(argv: list[str] | None) -> int:
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _arguments(argv)
     if arguments.backend == "cuda":
         return _run_on_gpu(arguments)
     _check_before(arguments)
-    machine.limit_threads(arguments.threads)
-    document: dict[str, Any] = {
-        "schema": report.SCHEMA,
-        "benchmark": "lenet",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "complete": False,
-        "machine": machine.describe(),
-        "settings": {
-            "backend": arguments.backend,
-            "threads": arguments.threads,
-            "peers": arguments.peer,
-            "seconds": arguments.seconds,
-            "rounds": arguments.rounds,
-        },
-        "results": [],
-        "memory": [],
+    command.limit_threads(arguments.threads)
+    settings = {
+        "backend": arguments.backend,
+        "threads": arguments.threads,
+        "peers": arguments.peer,
+        "seconds": arguments.seconds,
+        "rounds": arguments.rounds,
     }
-    others = machine.OtherProcesses()
+    document = command.document("lenet", settings, results=[], memory=[])
+    others = command.OtherProcesses()
     try:
-        # First, while this process is small: see memory.peak_memory.
+        # First, while this process is small: see contenders.peak_memory.
         if arguments.memory:
             _measure_memory(document, arguments)
         import gpuconv
@@ -301,21 +291,15 @@ def _run(argv: list[str] | None) -> int:
     document["machine"]["others_busy"] = others.share()
     if document["results"] or document["memory"]:
         _show(document)
-        if arguments.out is not None:
-            write(document, arguments.out)
-            say(f"\nwritten: {arguments.out}")
-    return 0 if document["complete"] else 130
+        if arguments.json is not None:
+            write(document, arguments.json)
+            say(f"\nwritten: {arguments.json}")
+    return 0 if document["complete"] else command.INTERRUPTED
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; 0, 1 when this library is wrong on a GPU, 2 when refused, 130 when interrupted."""
-    try:
-        return _run(argv)
-    except Refused as error:
-        say(f"bench.lenet: {error}")
-        return 2
-    except KeyboardInterrupt:
-        return 130
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 1 when this library is wrong on a GPU. See :func:`bench.command.answer`."""
+    return command.answer("bench.lenet", _run, argv)
 
 
 if __name__ == "__main__":

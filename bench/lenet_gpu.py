@@ -5,14 +5,14 @@
    step with the eager one's. If one is wrong, or raises, that is recorded, nothing of PyTorch's is made at this batch,
    and the next batch follows.
 2. **Kernels.** The launches of our step, one by one: each is captured many times in a row as a CUDA graph, whose time
-   is taken by the device's events (``bench/gpu.py``) and divided. So the second-level cache is warm for all but the
+   is taken by the device's events (``bench/device.py``) and divided. So the second-level cache is warm for all but the
    first, and the time from one kernel of a graph to the next is included, as in the step. Beside it stands the kernel's
    own floor: its bytes at the rate of a copy that is measured in the same run, or its arithmetic at the peak of the
    device, whichever takes longer. What comes from the cache can be faster than a copy.
 3. **Steps.** This library's step, captured and eager, first by itself; then beside PyTorch's, eager, as a CUDA graph,
    and on request by ``torch.compile``: the same weights and digits, on the device, float32 without TF32, SGD with
-   momentum. PyTorch's first losses have to be ours; then all take turns (``bench/timing.py``). A sample repeats the
-   step and then waits for the device: wall time, the host's part included.
+   momentum. PyTorch's first losses have to be ours; then all take turns (``gpuconv/tuning/measure.py``). A sample
+   repeats the step and then waits for the device: wall time, the host's part included.
 4. **Inference of one image**, likewise first checked, then timed: from the call until the device has the logits, the
    host waiting for each. This library's captured, which is a graph of three kernels, and eager; PyTorch's eager and as
    a graph. The image is on the device already.
@@ -31,14 +31,13 @@ from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from bench import timing
-from bench.console import say
+from bench.command import progress, say
 from bench.contenders import OURS, SGD, digit_batches, initial_weights, torch_model, training_step
+from gpuconv.tuning import measure
 
 if TYPE_CHECKING:
     from bench.contenders import Batches, Weights
 
-BATCHES = (64, 128, 512, 4096)
 EAGER, PEERS = f"{OURS} eager", ("torch eager", "torch compile", "torch graph")
 #: Losses that must agree: two steps warm a captured one up, the others are replays of its graph.
 _CHECKED_STEPS = 8
@@ -55,7 +54,7 @@ _CLOCK_RATE, _LANES = 13, {"8.0": 64, "7.0": 64, "7.5": 64}
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def _ours(weights: Weights, batches: Batches, captured: bool) -> timing.Step:
+def _ours(weights: Weights, batches: Batches, captured: bool) -> measure.Step:
     import gpuconv
 
     backend = gpuconv.backends.current()
@@ -71,7 +70,7 @@ def _ours(weights: Weights, batches: Batches, captured: bool) -> timing.Step:
     return lambda: run(*next(turn))
 
 
-def ours_inference(weights: Weights, images: list[Any], *, captured: bool) -> timing.Step:
+def ours_inference(weights: Weights, images: list[Any], *, captured: bool) -> measure.Step:
     """The logits of an image by this library, eager or captured."""
     import gpuconv
 
@@ -88,7 +87,7 @@ def ours_inference(weights: Weights, images: list[Any], *, captured: bool) -> ti
     return lambda: run(next(turn))
 
 
-def torch_inference(torch: Any, device: str, weights: Weights, images: list[Any], *, captured: bool) -> timing.Step:
+def torch_inference(torch: Any, device: str, weights: Weights, images: list[Any], *, captured: bool) -> measure.Step:
     """The logits of an image by PyTorch, eager or as a CUDA graph."""
     model, ready = torch_model(torch, weights).to(device).eval(), [torch.tensor(x, device=device) for x in images]
     turn = cycle(ready)
@@ -132,7 +131,7 @@ def _torch_parts(torch: Any, device: str, weights: Weights, batches: Batches) ->
 
 def torch_eager(
     torch: Any, device: str, weights: Weights, batches: Batches, *, compiled: str | None = None
-) -> timing.Step:
+) -> measure.Step:
     """PyTorch's step as its users write it; ``compiled``: forward and loss, and with them their backward, in a mode."""
     model, optimizer, ready = _torch_parts(torch, device, weights, batches)
 
@@ -154,7 +153,7 @@ def torch_eager(
     return step
 
 
-def torch_graph(torch: Any, device: str, weights: Weights, batches: Batches) -> timing.Step:
+def torch_graph(torch: Any, device: str, weights: Weights, batches: Batches) -> measure.Step:
     """PyTorch's whole step as one CUDA graph."""
     model, optimizer, ready = _torch_parts(torch, device, weights, batches)
     inputs = [tensor.clone() for tensor in ready[0]]
@@ -183,7 +182,7 @@ def torch_graph(torch: Any, device: str, weights: Weights, batches: Batches) -> 
     return replay
 
 
-Makers = Mapping[str, Callable[[], timing.Step]]
+Makers = Mapping[str, Callable[[], measure.Step]]
 
 
 def peers(torch: Any, device: str, weights: Weights, batches: Batches, compiled: str | None) -> Makers:
@@ -223,14 +222,14 @@ class Contest:
     def __init__(self, value: Callable[[Any], Any] = float, what: str = "losses"):
         self._value, self._what = value, what
         self._values: dict[str, list[Any]] = {}
-        self.steps: dict[str, timing.Step] = {}
+        self.steps: dict[str, measure.Step] = {}
         self.failed: dict[str, str] = {}
 
-    def reference(self, label: str, step: timing.Step) -> None:
+    def reference(self, label: str, step: measure.Step) -> None:
         """What others are compared with; it is not timed."""
         self._values[label] = self._first(step)
 
-    def enter(self, label: str, make: Callable[[], timing.Step], against: str) -> bool:
+    def enter(self, label: str, make: Callable[[], measure.Step], against: str) -> bool:
         """Make a step and compare its first values with those of another label; whether it is right."""
         import numpy as np
 
@@ -249,7 +248,7 @@ class Contest:
             self._values[label], self.steps[label] = found, step
         return label in self.steps
 
-    def _first(self, step: timing.Step) -> list[Any]:
+    def _first(self, step: measure.Step) -> list[Any]:
         return [self._value(step()) for _ in range(_CHECKED_STEPS)]
 
 
@@ -298,10 +297,10 @@ def _replay(graph: Any) -> None:
     graph.launch()
 
 
-def _median_us(clock: Any, step: timing.Step) -> float:
+def _median_us(clock: Any, step: measure.Step) -> float:
     step()
     host_us = clock.host_us(step)
-    return timing.spread([clock.sample_us(step, host_us) for _ in range(_SAMPLES)]).median
+    return measure.spread([clock.sample_us(step, host_us) for _ in range(_SAMPLES)]).median
 
 
 def _stream() -> Any:
@@ -324,7 +323,7 @@ def run(
         document: with ``settings`` and ``machine.gpu``; gets ``peaks``, ``results`` and ``inference``. Its settings say
             batches, seconds, rounds and the mode of ``torch.compile``.
         place: PyTorch, the array library, and the device.
-        clock: a ``bench.gpu.EventClock``.
+        clock: a ``bench.device.EventClock``.
         new_graph: makes what records launches and repeats them.
         keep: called when the document has got something new.
 
@@ -382,14 +381,15 @@ def _batch(
     if not contest.steps:
         return
     measured = partial(
-        timing.measure,
+        measure.measure,
         seconds=settings["seconds"],
         rounds=settings["rounds"],
         wait=lambda _: place.synchronize(),
+        tell=lambda text: progress(f"batch {batch:,}: {text}"),
     )
     result["seconds"] = measured(_ours_first(contest.steps))
     result["kernels"] = kernels(batch, clock, document["peaks"], new_graph)
-    us = {label: 1e6 * timing.spread(seconds).median for label, seconds in result["seconds"].items()}
+    us = {label: 1e6 * measure.spread(seconds).median for label, seconds in result["seconds"].items()}
     say(f"batch {batch:,}: " + ", ".join(f"{label} {value:.1f} us a step" for label, value in us.items()))
     keep()
     if not right:
@@ -398,12 +398,12 @@ def _batch(
         contest.enter(label, make, EAGER)
     result["seconds"] = times = measured(_ours_first(contest.steps))
     result["speedup"] = {
-        label: vars(timing.speedup(times[OURS], theirs)) for label, theirs in times.items() if label in PEERS
+        label: vars(measure.speedup(times[OURS], theirs)) for label, theirs in times.items() if label in PEERS
     }
     say(f"batch {batch:,}: " + ", ".join(f"{ratio['median']:.2f} x {one}" for one, ratio in result["speedup"].items()))
 
 
-def _ours_first(steps: dict[str, timing.Step]) -> dict[str, timing.Step]:
+def _ours_first(steps: dict[str, measure.Step]) -> dict[str, measure.Step]:
     """The captured step first, as tables show them."""
     return dict(sorted(steps.items(), key=lambda item: item[0] != OURS))
 
@@ -428,7 +428,7 @@ def _inference(
     for label, make in inference_peers(place.torch, place.device, weights, images).items():
         contest.enter(label, make, EAGER)
 
-    def waiting(step: timing.Step) -> timing.Step:
+    def waiting(step: measure.Step) -> measure.Step:
         def one() -> None:
             step()
             place.synchronize()
@@ -436,13 +436,13 @@ def _inference(
         return one
 
     waited = {label: waiting(step) for label, step in _ours_first(contest.steps).items()}
-    result["seconds"] = times = timing.measure(
+    result["seconds"] = times = measure.measure(
         waited, seconds=settings["seconds"], rounds=settings["rounds"], wait=lambda _: None
     )
     result["speedup"] = {
-        label: vars(timing.speedup(times[OURS], theirs)) for label, theirs in times.items() if label in PEERS
+        label: vars(measure.speedup(times[OURS], theirs)) for label, theirs in times.items() if label in PEERS
     }
-    say(f"inference: {1e6 * timing.spread(times[OURS]).median:.1f} us an image")
+    say(f"inference: {1e6 * measure.spread(times[OURS]).median:.1f} us an image")
 
 
 def _on_host(tensor: Any) -> Any:

@@ -12,23 +12,22 @@ measured once more with the driver's own launch.
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import math
 import os
 import pstats
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from bench import machine, report
-from bench.console import Parser, Refused, check_writable, say, start, whole_number, write
+from bench import command
+from bench.command import Parser, Refused, check_writable, progress, say, start, write
+from gpuconv.tuning.measure import spread
 
 _BATCH = 64
 
@@ -173,14 +172,15 @@ def _median_us(call: Callable[[], Any], repeats: int, wait: Callable[[], None]) 
     for _ in range(3):
         call()
     samples = []
-    for _ in range(9):
+    for number in range(9):
+        progress(f"sample {number + 1} of 9")
         wait()
         start = time.perf_counter()
         for _ in range(repeats):
             call()
         samples.append(1e6 * (time.perf_counter() - start) / repeats)
     wait()
-    return round(sorted(samples)[len(samples) // 2], 3)
+    return round(spread(samples).median, 3)
 
 
 def _step(backend: Any) -> tuple[Callable[..., Any], Any, Any]:
@@ -242,16 +242,15 @@ def _profile(call: Callable[[], Any], rows: int) -> None:
     pstats.Stats(profile).sort_stats("tottime").print_stats(rows)
 
 
-def _run(argv: list[str] | None) -> int:
-    parser = Parser(prog="python -m bench.overhead", description="What the host needs around kernels.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--profile", type=whole_number, default=0, metavar="N", help="show the N costliest functions")
-    arguments: argparse.Namespace = parser.parse_args(argv)
+def _run(argv: Sequence[str] | None) -> int:
+    parser = Parser("overhead", "What the host needs around kernels.")
+    parser.json_option()
+    parser.count_option("--profile", "N", "show the N costliest functions", 0)
+    arguments = parser.parse_args(argv)
     if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
         raise Refused("NUMBA_ENABLE_CUDASIM is set: the simulator takes the place of launches; unset it")
-    if arguments.json:
-        check_writable(arguments.json)
-    document: dict[str, Any] = {"schema": report.SCHEMA, "benchmark": "overhead", "machine": machine.describe()}
+    check_writable("--json", arguments.json)
+    document = command.document("overhead", {})
     from gpuconv import backends
     from gpuconv.backends.cuda import backend as cuda_backend
 
@@ -275,18 +274,16 @@ def _run(argv: list[str] | None) -> int:
     for name in ("launch_us", "primitive_us", "eager_step_us", "captured_call_us", "captured_call_from_host_us"):
         real = f", {document['with_driver'][name]:.1f} with the driver's" if "with_driver" in document else ""
         say(f"{name:28} {document[name]:8.1f}{real}")
+    document["complete"] = True
     if arguments.json:
         write(document, arguments.json)
+        say(f"written: {arguments.json}")
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run it; returns the exit code."""
-    try:
-        return _run(argv)
-    except Refused as error:
-        print(f"bench.overhead: {error}", file=sys.stderr)
-        return 2
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure. See :func:`bench.command.answer`."""
+    return command.answer("bench.overhead", _run, argv)
 
 
 if __name__ == "__main__":

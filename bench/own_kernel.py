@@ -27,17 +27,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from bench import sass
-from bench.console import start
+from bench.command import ROOT, Refused, progress, start
 from bench.diagnosis import ARRAYS, COSTS, Finding, budgets, examine, examine_like, relabelled, source_lines
 from bench.inspection import choose_target, geometry_text, judged, tiling_text
-from bench.machine import ROOT
 from gpuconv.geometry import Conv2dGeometry
 
 TEMPLATE = Path(__file__).with_name("kernel_template.py")
@@ -141,8 +140,27 @@ class Verdict:
 # -- this side: a process that is watched ----------------------------------------------------------------------
 
 
+def check(path: Path, operation: str, geometry: Conv2dGeometry, layer: str, *, limit: float) -> None:
+    """See to it, before anything is measured or compiled, that a file keeps the contract; args as of :func:`verify`.
+
+    Raises:
+        Refused: it is missing or no Python, fails when it is imported, lacks a function, does not support the layer.
+    """
+    verdict = verify(path, operation, geometry, layer, limit=limit, stages=("imported",))
+    progress("")
+    for _, _, finding in verdict.findings:
+        raise Refused(f"--kernel: {path.name}: {finding.kind}: {' '.join(finding.text.split())}")
+
+
 def verify(
-    path: Path, operation: str, geometry: Conv2dGeometry, layer: str, *, limit: float, tell: Callable[[str], None]
+    path: Path,
+    operation: str,
+    geometry: Conv2dGeometry,
+    layer: str,
+    *,
+    limit: float,
+    tell: Callable[[str], None] = progress,
+    stages: Sequence[str] = ("simulate", "compile"),
 ) -> Verdict:
     """Find out what is wrong with a file, and what its tilings compile to.
 
@@ -152,6 +170,7 @@ def verify(
         geometry, layer: what it will be ranked on, and its name.
         limit: seconds that one run of a tiling, or the compilation of one, may take.
         tell: is told what is being done.
+        stages: methods of the other process; each runs if nothing was wrong before.
     """
     verdict = Verdict(path.name)
     if fault := _unreadable(path):
@@ -164,7 +183,7 @@ def verify(
         "layer": layer,
         "limit": limit,
     }
-    for stage in ("simulate", "compile"):
+    for stage in stages:
         step, done = "it was imported", False
         for message in _messages({**task, "stage": stage}, str(path.resolve()), path.name):
             if "step" in message:
@@ -204,7 +223,7 @@ def _unreadable(path: Path) -> tuple[str, str] | None:
     try:
         source = path.read_bytes()
     except OSError as error:
-        return "unreadable", f"{path}: {error.strerror}"
+        return "unreadable", f"{path}: {error.strerror or error}"
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
@@ -219,7 +238,7 @@ def _unreadable(path: Path) -> tuple[str, str] | None:
 
 def _messages(task: dict[str, Any], path: str, name: str) -> Iterator[dict[str, Any]]:
     """What the other process says; the last message tells how it ended, if that was not by its own will."""
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": str(int(task["stage"] == "simulate"))}
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": str(int(task["stage"] != "compile"))}
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.own_kernel", json.dumps(task)],
@@ -262,10 +281,6 @@ def _endless(limit: float, lines: list[int], name: str) -> tuple[str, str]:
 
 
 # -- the other side ------------------------------------------------------------------------------------------
-
-
-class _Refused(Exception):
-    """The file does not keep the contract."""
 
 
 def load(path: Path) -> Any:
@@ -321,21 +336,21 @@ class _Child:
         with self.step("it was imported"):
             module = self.called("it cannot be imported", load, self.path)
         if missing := [call for name, call in _CONTRACT.items() if not callable(getattr(module, name, None))]:
-            raise _Refused(f"it lacks {', '.join(missing)}: {_TEMPLATE_HINT}")
+            raise Refused(f"it lacks {', '.join(missing)}: {_TEMPLATE_HINT}")
         self.check_launch(module)
         with self.step("supports and tilings were called"):
             answer = self.called("supports failed", module.supports, self.geometry)
             if not isinstance(answer, (bool, str)):
-                raise _Refused(f"supports returned {answer!r}, and not True, False or a Refusal")
+                raise Refused(f"supports returned {answer!r}, and not True, False or a Refusal")
             if not answer:
                 why = "supports returned False" if answer is False else str(answer)
-                raise _Refused(f"it does not support {self.layer}: {why}")
+                raise Refused(f"it does not support {self.layer}: {why}")
             tilings = self.called("tilings failed", module.tilings, self.geometry)
         if not isinstance(tilings, (tuple, list)) or not tilings:
-            raise _Refused(f"tilings returned {tilings!r}, and not a tuple of one or more tilings")
+            raise Refused(f"tilings returned {tilings!r}, and not a tuple of one or more tilings")
         for tiling in tilings:
             if not dataclasses.is_dataclass(tiling) or type(tiling).__hash__ is None:
-                raise _Refused(f"the tiling {tiling!r} is not a frozen dataclass")
+                raise Refused(f"the tiling {tiling!r} is not a frozen dataclass")
         return module, tuple(tilings)
 
     def check_launch(self, module: Any) -> None:
@@ -343,7 +358,7 @@ class _Child:
         names = ARRAYS[self.operation]
         given = [*inspect.signature(module.launch).parameters]
         if "geometry" in given and given.index("geometry") != len(names):
-            raise _Refused(
+            raise Refused(
                 f"its launch({', '.join(given)}) is not one of {self.operation}, which is called as "
                 f"launch({', '.join(names)}, geometry, tiling, stream)"
             )
@@ -358,7 +373,7 @@ class _Child:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(self.path)]
             place = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
             text = str(error).strip().partition("\n")[0]
-            raise _Refused(f"{words}: {type(error).__name__}: {text}{place}") from error
+            raise Refused(f"{words}: {type(error).__name__}: {text}{place}") from error
 
     def report(self, tiling: Any, where: str, findings: Iterable[Finding]) -> None:
         for finding in findings:
@@ -460,11 +475,11 @@ def main() -> int:
             print(json.dumps(message), file=channel, flush=True)
 
         task = json.loads(sys.argv[1])
-        choose_target(simulate=task["stage"] == "simulate")
+        choose_target(simulate=task["stage"] != "compile")
         child = _Child(task, say)
         try:
             getattr(child, task["stage"])()
-        except (_Refused, sass.ToolMissing) as refusal:
+        except Refused as refusal:
             kind = "not compiled" if isinstance(refusal, sass.ToolMissing) else "contract"
             say({"refusal": (kind, str(refusal))})
         say({"done": True})

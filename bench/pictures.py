@@ -12,6 +12,7 @@ from gpuconv.plots import require_matplotlib
 from gpuconv.storage import write_atomically
 
 _TITLE, _LABEL, _SMALL = 12, 10, 8.5  # points
+_MARKERS = "osD^v<>PX"
 #: A heat map with fewer tiles than this says nothing that the table does not.
 _FEWEST_TILES = 3
 
@@ -62,45 +63,72 @@ def _roofline(axes: Any, ranked: list[dict[str, Any]], document: dict[str, Any])
     measured = bool(ranked[0].get("us"))
     peak, ideal = gpu.flops["float32"] / 1e9, work["intensity"]
     ridge = peak * 1e9 / gpu.bandwidth
-    low, high = min(ideal, ridge) / 8, max(ideal, ridge) * 8
+    low, high = min(ideal, ridge) / 8, max(ideal, ridge) * 30
     slope = gpu.bandwidth / 1e9
     axes.plot([low, ridge, high], [low * slope, peak, peak], color="black", linewidth=1.5)
     axes.text(high, peak * 1.06, f"{peak / 1e3:.0f} TFLOP/s", ha="right", va="bottom", fontsize=_SMALL)
     axes.text(low * 1.1, low * slope * 2.2, f"{gpu.bandwidth / 1e12:.1f} TB/s", ha="left", fontsize=_SMALL)
-    # All tilings do the same work, and have the same intensity: drawn at one place they would hide each other.
-    variants = list(dict.fromkeys(found["variant"] for found in ranked))
-    for number, variant in enumerate(variants):
-        x = ideal * 1.12 ** (number - (len(variants) - 1) / 2)
-        rates = [work["flop"] / microseconds(found) / 1e3 for found in ranked if found["variant"] == variant]
-        label = f"{variant} ({len(rates)})"
-        axes.scatter([x] * len(rates), rates, s=30, color=f"C{number}", alpha=0.7, label=label, zorder=3)
+    # All tilings do the same work, and have the same intensity: each point stands where it belongs, and what is moved
+    # apart are the names, at the end of a line from the best tiling of a variant.
+    rates: dict[str, list[float]] = {}
+    for found in ranked:
+        rates.setdefault(found["variant"], []).append(work["flop"] / microseconds(found) / 1e3)
+    slowest = min(map(min, rates.values()))
+    bottom, top = min(slowest, low * slope) / 2, peak * 2
+    heights = _apart([max(own) for own in rates.values()], bottom, top)
+    for number, ((variant, own), height) in enumerate(zip(rates.items(), heights, strict=True)):
+        colour, marker = f"C{number}", _MARKERS[number % len(_MARKERS)]
+        axes.scatter([ideal] * len(own), own, s=42, marker=marker, facecolors="none", edgecolors=colour, zorder=3)
+        axes.annotate(
+            f"{variant}: {len(own)} tiling{'s' * (len(own) > 1)}, best {max(own):,.0f}",
+            (ideal, max(own)), (ideal * 1.5, height), color=colour, fontsize=_LABEL, va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 3},
+        )  # fmt: skip
     axes.axvline(ideal, color="gray", linestyle=":", linewidth=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
-    slowest = min(work["flop"] / microseconds(found) / 1e3 for found in ranked)
-    axes.set_ylim(min(slowest, low * slope) / 2, peak * 2)
-    axes.set_xlabel("FLOP a byte, each array moved once (variants side by side)", fontsize=_LABEL)
+    axes.set_ylim(bottom, top)
+    axes.set_xlabel("FLOP a byte, each array moved once", fontsize=_LABEL)
     axes.set_ylabel("GFLOP/s" if measured else "GFLOP/s at most (static bound)", fontsize=_LABEL)
     what = f"times on {document['settings']['device']}" if measured else "static bounds, not times"
     axes.set_title(f"Roofline of an H200: {what}", fontsize=_TITLE, loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=_SMALL, loc="lower right")
+
+
+def _apart(heights: list[float], bottom: float, top: float) -> list[float]:
+    """Places for labels on a logarithmic axis, as near to the heights as their size allows, in the same order."""
+    gap = (top / bottom) ** 0.055
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    places, floor = list(heights), bottom * gap
+    for number in order:
+        places[number] = floor = max(heights[number], floor * gap)
+    ceiling = top / gap
+    for number in reversed(order):
+        places[number] = min(places[number], ceiling)
+        ceiling = places[number] / gap
+    return places
 
 
 def _heat_maps(ranked: list[dict[str, Any]]) -> dict[str, tuple[str, tuple[str, str], dict[tuple[int, int], float]]]:
-    """By variant: the fields that span the tile, and for each tile its best time or bound."""
-    maps: dict[str, tuple[str, tuple[str, str], dict[tuple[int, int], float]]] = {}
-    for found in ranked:
-        sizes = {name: value for name, value in found["tiling"].items() if type(value) is int}
-        if len(sizes) < 2:
+    """By variant: two fields of its Tiling, and for each pair of their values the best time or bound."""
+    maps = {}
+    for variant in dict.fromkeys(found["variant"] for found in ranked):
+        own = [found for found in ranked if found["variant"] == variant]
+        names = [name for name, value in own[0]["tiling"].items() if type(value) is int]
+        # A tile's height and width, where it says so; else the first two that differ between the tilings.
+        varied = [name for name in names if len({found["tiling"][name] for found in own}) > 1]
+        fields = ["rows", "columns"] if {"rows", "columns"} <= set(names) else varied[:2]
+        if len(fields) < 2:
             continue
-        fields = ("rows", "columns") if {"rows", "columns"} <= set(sizes) else tuple(sizes)[:2]
-        _, _, tiles = maps.setdefault(found["variant"], (found["variant"], (fields[0], fields[1]), {}))
-        tile = sizes[fields[0]], sizes[fields[1]]
-        tiles[tile] = min(microseconds(found), tiles.get(tile, float("inf")))
-    return {variant: entry for variant, entry in maps.items() if len(entry[2]) >= _FEWEST_TILES}
+        tiles: dict[tuple[int, int], float] = {}
+        for found in own:
+            tile = found["tiling"][fields[0]], found["tiling"][fields[1]]
+            tiles[tile] = min(microseconds(found), tiles.get(tile, float("inf")))
+        if len(tiles) >= _FEWEST_TILES:
+            maps[variant] = (variant, (fields[0], fields[1]), tiles)
+    return maps
 
 
 def _heat_map(
@@ -129,9 +157,9 @@ def _heat_map(
             )  # fmt: skip
     axes.set_xticks(range(len(widths)), [str(width) for width in widths], fontsize=_LABEL)
     axes.set_yticks(range(len(heights)), [str(height) for height in heights], fontsize=_LABEL)
-    axes.set_xlabel(f"tile width ({fields[1]})", fontsize=_LABEL)
-    axes.set_ylabel(f"tile height ({fields[0]})", fontsize=_LABEL)
-    axes.set_title(f"{variant}: {'µs' if measured else 'µs at least'}", fontsize=_TITLE, loc="left")
+    axes.set_xlabel(fields[1], fontsize=_LABEL)
+    axes.set_ylabel(fields[0], fontsize=_LABEL)
+    axes.set_title(f"{variant}: {'µs' if measured else 'µs at least'}, the best of each", fontsize=_TITLE, loc="left")
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, shrink=0.8).outline.set_visible(False)
 

@@ -7,32 +7,22 @@ results through the same tables.
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.console import start
-from bench.machine import ROOT
-from bench.timing import speedup, spread
+from bench import command
+from bench.command import MUCH, ROOT, Parser, Refused, start
+from gpuconv.tuning.measure import speedup, spread
 
-SCHEMA = 1
-#: Share of all cores that others may take; below it lie the services of an idle machine.
-MUCH = 0.05
 _MARKER = re.compile(r"^<!-- /?bench:[\w-]+ -->$", re.MULTILINE)
 # No marker may stand inside a block: a forgotten end must not let the text up to the next one be replaced.
 _BLOCK = re.compile(
     r"^<!-- bench:(?P<name>[\w-]+) -->\n(?:(?!<!-- /?bench:).*\n)*?<!-- /bench:(?P=name) -->$", re.MULTILINE
 )
-
-
-class ReportError(Exception):
-    """Results or a README from which no table can be made; one line that says which and why."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +32,8 @@ class Table:
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    #: Whether the first column begins at the same place in each row of :meth:`plain`.
+    left: bool = False
 
     def markdown(self) -> str:
         rule = ["---"] + ["---:"] * (len(self.header) - 1)
@@ -51,8 +43,9 @@ class Table:
     def plain(self) -> str:
         columns = list(zip(self.header, *self.rows, strict=True))
         widths = [max(map(len, column)) for column in columns]
+        first = str.ljust if self.left else str.rjust
         lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+            "  ".join((str.rjust if at else first)(cell, widths[at]) for at, cell in enumerate(cells)).rstrip()
             for cells in (self.header, ["-" * width for width in widths], *self.rows)
         ]
         return "\n".join([self.title, *lines])
@@ -307,9 +300,9 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 #: benchmark -> the command that measures it
 _COMMANDS = {
-    "lenet": "bench.lenet --out bench/results/lenet.json",
-    "gpu": "bench.gpu --out bench/results",
-    "lenet-gpu": "bench.lenet --backend cuda --out bench/results/lenet_gpu.json",
+    "lenet": "bench.lenet --json bench/results/lenet.json",
+    "gpu": "bench.gpu --json bench/results/gpu.json",
+    "lenet-gpu": "bench.lenet --backend cuda --json bench/results/lenet_gpu.json",
     "overhead": "bench.overhead --json bench/results/overhead.json",
 }
 
@@ -320,55 +313,44 @@ def render(readme: str, results: Path) -> str:
     """The text of a README with every block between markers made anew from the files in the folder ``results``.
 
     Raises:
-        ReportError: a marker without its counterpart or of an unknown name, no results for it, or an unreadable file.
+        Refused: a marker without its counterpart or of an unknown name, no results for it, or an unreadable file.
     """
     blocks = list(_BLOCK.finditer(readme))
     alone = _MARKER.findall(_BLOCK.sub("", readme))
     if alone:
-        raise ReportError(f"markers without counterpart: {', '.join(alone)}")
-    documents = [_read(path) for path in sorted(results.glob("*.json"))] if blocks else []
+        raise Refused(f"markers without counterpart: {', '.join(alone)}")
+    documents = [command.read(path) for path in sorted(results.glob("*.json"))] if blocks else []
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in RENDERERS:
-            raise ReportError(f"marker bench:{name}: no such benchmark; there are {', '.join(RENDERERS)}")
+            raise Refused(f"marker bench:{name}: no such benchmark; there are {', '.join(RENDERERS)}")
         found = [document for document in documents if document["benchmark"] == name]
         if not found:
-            raise ReportError(f"marker bench:{name}: no results in {results.name}; run python -m {_COMMANDS[name]}")
+            raise Refused(f"marker bench:{name}: no results in {results.name}; run python -m {_COMMANDS[name]}")
         body = "\n\n".join(map(RENDERERS[name], found))
         return f"<!-- bench:{name} -->\n{body}\n<!-- /bench:{name} -->"
 
     return _BLOCK.sub(block, readme)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{path.name}: cannot be read ({error})") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA or "benchmark" not in document:
-        raise ReportError(f"{path.name}: not results of schema {SCHEMA}; measure again")
-    return document
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description=(__doc__ or "").splitlines()[0])
+def _run(argv: Sequence[str] | None) -> int:
+    parser = Parser("report", (__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is not current")
     pages = [ROOT / "README.md", ROOT / "docs" / "gpu.md"]
     parser.add_argument("--readme", type=Path, action="append", help="a page; default: README.md and docs/gpu.md")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", help="default: bench/results")
-    arguments = parser.parse_args()
-    return max(_written(page, arguments.results, arguments.check) for page in arguments.readme or pages)
+    arguments = parser.parse_args(argv)
+    return max([_written(page, arguments.results, arguments.check) for page in arguments.readme or pages])
 
 
 def _written(page: Path, results: Path, check: bool) -> int:
     """Write the tables of a page, or only tell; returns the exit code."""
     try:
         old = page.read_text(encoding="utf-8")
-        new = render(old, results)
-    except (OSError, ReportError) as error:
-        print(f"bench.report: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        raise Refused(str(error)) from None
+    new = render(old, results)
     if new == old:
         print(f"{page.name}: {'tables are current' if _BLOCK.search(old) else 'no markers, nothing to do'}")
         return 0
@@ -378,7 +360,12 @@ def _written(page: Path, results: Path, check: bool) -> int:
         return 0
     difference = difflib.unified_diff(old.splitlines(), new.splitlines(), "is", "should be", lineterm="", n=0)
     print(f"{page.name}: tables differ from the results; run python -m bench.report", *difference, sep="\n")
-    return 1
+    return command.WRONG
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the tables, or compare them; 1 if one is not current. See :func:`bench.command.answer`."""
+    return command.answer("bench.report", _run, argv)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import report
-from bench.console import Parser, Refused, say, start
+from bench import command, report
+from bench.command import Parser, Refused, say, start
 from gpuconv import geometry as geometries
-from gpuconv import kernels, tuner, tuning
-from gpuconv.tuning import store
+from gpuconv import kernels, tuning
+from gpuconv.tuning import measure, store
 
 #: Median over fastest sample, from which on a kernel counts as disturbed.
 _DISTURBED = 1.1
@@ -52,21 +52,6 @@ def parsed(text: str) -> Any:
         return value(ast.parse(text, mode="eval").body)
     except (SyntaxError, TypeError) as error:
         raise Refused(f"not a geometry: {text} ({error})") from None
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The results in a file.
-
-    Raises:
-        Refused: it cannot be read, or holds something else.
-    """
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Refused(f"{path}: cannot be read ({error})") from None
-    if not isinstance(document, dict) or document.get("benchmark") != "gpu" or document.get("schema") != report.SCHEMA:
-        raise Refused(f"{path}: not results of bench.gpu, schema {report.SCHEMA}")
-    return document
 
 
 def timed(result: dict[str, Any], statistic: Any = min) -> dict[tuple[str, str], float]:
@@ -128,8 +113,8 @@ def winners(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             fastest = min(times, key=times.__getitem__)
             samples = {(one["variant"], one["tiling"]): one["us"] for one in result["kernels"]}
             # By its fastest sample, and as surely as gpuconv tune wants it.
-            sure = times[fastest] < (1 - tuner.MARGIN) * times[rule]
-            if not sure or not tuner.clearly_faster(samples[fastest], samples[rule]):
+            sure = times[fastest] < (1 - measure.MARGIN) * times[rule]
+            if not sure or not measure.clearly_faster(samples[fastest], samples[rule]):
                 continue
             tilings = kernels.load(result["operation"], fastest[0]).tilings(geometry)
             tiling = next((one for one in tilings if repr(one) == fastest[1]), None)
@@ -153,17 +138,13 @@ def winners(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    parser = Parser(
-        prog="python -m bench.rules",
-        description="How far the rule of tuning is from the best that was measured.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json", help="what bench.gpu wrote")
+    parser = Parser("rules", "How far the rule of tuning is from the best that was measured.")
     add = parser.add_argument
+    add("results", nargs="+", type=Path, metavar="RESULTS.json", help="what bench.gpu wrote")
     add("--median", action="store_true", help="of each kernel the median sample, and not the fastest")
     add("--winners", action="store_true", help="print instead what beats the rule, as gpuconv ships it")
     arguments = parser.parse_args(argv)
-    documents = [read(path) for path in arguments.results]
+    documents = [command.read(path, "gpu") for path in arguments.results]
     if arguments.winners:
         content = {"schema": store.DEFAULTS_SCHEMA, "defaults": winners(documents)}
         print(json.dumps(content, indent=1))
@@ -174,12 +155,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables or the winners; 0, or 2 when it was refused."""
-    try:
-        return _run(argv)
-    except Refused as error:
-        say(f"bench.rules: {error}")
-        return 2
+    """Print the tables or the winners. See :func:`bench.command.answer`."""
+    return command.answer("bench.rules", _run, argv)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,9 @@ the package ``nvidia-cuda-nvdisasm``, or that of an installed CUDA toolkit.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import re
 import subprocess
@@ -29,13 +27,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from bench import command
+from bench.command import Refused
+
 #: A compute capability as Numba has it: ``(8, 0)``, ``(9, 0, "a")``.
 ComputeCapability: TypeAlias = "tuple[int, int] | tuple[int, int, str]"
 
 _INSTALL = "pip install 'gpuconv[test]', or numba-cuda[cu13] and nvidia-cuda-nvdisasm"
 
 
-class ToolMissing(RuntimeError):
+class ToolMissing(Refused):
     """A tool is not installed, or cannot run here; says which, and what to install."""
 
 
@@ -45,11 +46,9 @@ class AssemblyError(RuntimeError):
 
 def versions() -> dict[str, str]:
     """Those of what machine code depends on, by package; without those that are not installed."""
-    found = {}
-    for package in ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink", "nvidia-nvjitlink-cu12"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    return command.versions(
+        "numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink", "nvidia-nvjitlink-cu12"
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -263,8 +262,8 @@ def disassemble(cubin: bytes) -> tuple[Instruction, ...]:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
         # Its analysis of the control flow takes half of its time, and adds nothing to these listings.
-        command = [_nvdisasm(), "--print-code", "--no-dataflow", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        arguments = [_nvdisasm(), "--print-code", "--no-dataflow", str(path)]
+        done = subprocess.run(arguments, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise ToolMissing(f"nvdisasm cannot read the machine code ({done.stderr.strip()}): {_INSTALL}")
     return parse_listing(done.stdout)

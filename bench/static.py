@@ -11,29 +11,27 @@ takes all tilings. ``--model lenet --step`` shows instead what a captured traini
 from __future__ import annotations
 
 import argparse
-import difflib
-import fnmatch
-import importlib
-import json
-import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from bench import machine, report, roofline, sass, step
-from bench.console import start, whole_number
+from bench import command, report, roofline, sass, step
+from bench.command import Parser, Refused, check_writable, fitting, say, start, write
 from bench.inspection import (
     Failure,
     Job,
+    access_cells,
     choose_target,
     compiled,
     executed,
+    figure,
     geometry_text,
     in_processes,
+    jobs_of,
+    launch_cells,
     result,
     simulated,
+    tiling_lines,
     tiling_text,
 )
 from bench.layers import OPERATIONS
@@ -54,49 +52,34 @@ _DEFAULT_LAYERS = (
 )
 
 
-class Refused(Exception):
-    """What was asked for cannot be shown; one line that says why and what would do."""
-
-
 # -- which kernels on which layers -------------------------------------------------------------------------------------
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
+    """Those that are asked for.
+
+    Raises:
+        Refused: a name that fits nothing; nothing is left.
+    """
     from gpuconv.kernels import VARIANTS
 
-    architectures = tuple(arguments.cc)
-    found = []
-    for operation, variants in VARIANTS.items():
-        if arguments.op and operation not in arguments.op:
-            continue
+    variants = fitting("--variants", arguments.variants, (name for found in VARIANTS.values() for name in found))
+    every = [name for described in OPERATIONS.values() for name in described.layers]
+    layers = fitting("--layers", arguments.layers or _DEFAULT_LAYERS, every)
+    found: list[Job] = []
+    for operation in fitting("--op", arguments.op, VARIANTS):
         if operation not in OPERATIONS:
             raise Refused(f"operation {operation} has no layers: give it an entry in OPERATIONS of bench/layers.py")
-        layers = {
-            name: geometry
-            for name, geometry in OPERATIONS[operation].layers.items()
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in arguments.layers)
-        }
-        for layer, geometry in layers.items():
-            for variant, path in variants.items():
-                if arguments.variant and variant not in arguments.variant:
-                    continue
-                module: Any = importlib.import_module(path)
-                if not module.supports(geometry):
-                    continue
-                tilings = module.tilings(geometry)
-                for tiling in tilings if arguments.full else tilings[:1]:
-                    job = Job(operation, variant, path, layer, geometry, tiling, arguments.dtype, architectures)
-                    found.append(job)
+        for layer, geometry in OPERATIONS[operation].layers.items():
+            own = [name for name in VARIANTS[operation] if name in variants and layer in layers]
+            options = {"dtype": arguments.dtype, "every_tiling": arguments.full}
+            found += jobs_of(operation, layer, geometry, own, tuple(arguments.cc), **options)
+    if not found:
+        raise Refused("no kernel supports any of these layers; --list prints all names")
     return found
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
-
-
-def main_sites(sites: Sequence[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
-    """The instructions of a simulated kernel that make a twentieth of its accesses or more: those of its main loop."""
-    total = sum(site[measure] for site in sites)
-    return [site for site in sites if 20 * site[measure] >= total]
 
 
 def _tables(document: dict[str, Any]) -> Iterator[report.Table]:
@@ -129,13 +112,11 @@ def _layers_table(results: list[dict[str, Any]]) -> report.Table:
 
 
 def _grouped(title: str, header: list[str], groups: dict[str, list[list[str]]]) -> report.Table:
-    """A table with headings between its rows; the first cells are padded, so that they begin at the same place."""
-    rows = [header]
+    """A table with headings between its rows."""
+    rows = []
     for name, members in groups.items():
         rows += [[name] + [""] * (len(header) - 1), *members]
-    width = max(len(row[0]) for row in rows)
-    header, *rows = [[row[0].ljust(width), *row[1:]] for row in rows]
-    return report.Table(title, header, rows)
+    return report.Table(title, header, rows, left=True)
 
 
 _HEADER = ["variant, tiling", "regs", "smem", "thr", "occ", "waves", "FMA", "loop", "LDS128", "LDG", "≥ µs"]
@@ -160,15 +141,15 @@ def _kernel_rows(found: dict[str, Any], architecture: str) -> Iterator[list[str]
         if launch["architecture"] != architecture:
             continue
         loop, counts = launch["main_loop"], launch["main_loop"]["counts"]
-        shared = launch["static_shared_bytes"] + launch["dynamic_shared_bytes"]
+        registers, shared, occupancy = launch_cells(launch)
         waves, share = launch["h200_waves"], loop["multiply_add_share"]
         loads = sum(count for kind, count in counts.items() if kind.startswith("LDG."))
         yield [
             label,
-            f"{launch['registers']}{'!' if launch['spill_bytes'] or launch['local_bytes'] else ''}",
-            str(shared or ""),
+            registers,
+            shared,
             str(launch["threads"]),
-            f"{launch['occupancy']['share']:.0%}",
+            occupancy,
             "" if waves is None else f"{waves:.1f}",
             f"{share:.0%}" if share else "",
             f"{loop['instructions']}{'' if loop['is_loop'] else '*'}",
@@ -195,20 +176,6 @@ def _executed_table(results: list[dict[str, Any]]) -> report.Table:
             rows.append([label, *cells, figure(1e6 * seconds)])
             label = "    then"
     return _grouped("Instructions that are executed (PTX; of a block and a GPU, by their warps)", header, groups)
-
-
-def access_cells(simulation: dict[str, Any] | None) -> list[str]:
-    """Cells: degree of bank conflicts, sectors a request, and the part of these that is used."""
-    if simulation is None or "refused" in simulation:
-        return ["", "", ""]
-    conflicts = max((site["degree"] for site in main_sites(simulation["shared"], "passes")), default=None)
-    loads = [site for site in simulation["global"] if site["access"] == "read"]
-    sectors, ideal, requests = (sum(site[name] for site in loads) for name in ("sectors", "ideal", "requests"))
-    return [
-        "" if conflicts is None else f"{conflicts:.2f}",
-        f"{sectors / requests:.1f}" if requests else "",
-        f"{ideal / sectors:.0%}" if sectors else "",
-    ]
 
 
 def _site_lines(document: dict[str, Any]) -> Iterator[str]:
@@ -241,11 +208,6 @@ def _amount(value: float) -> str:
     return f"{value:.3g}{prefixes[0]}"
 
 
-def figure(value: float) -> str:
-    """Three digits."""
-    return f"{value:.2g}" if value < 1 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
 _LEGEND = """\
 Layers: ≥ µs with arithmetic and memory at their peaks, of which "bound" is the slower one; copy µs: the traffic at the
 rate that a copy in memory reaches. Kernels:
@@ -254,7 +216,8 @@ regs  registers a thread (! with spills or local memory)      smem  bytes of sha
 thr   threads a block        occ  theoretical occupancy       waves on an H200's 132 multiprocessors
 FMA   share of multiply-adds in the main loop                 loop  its instructions (* no loop: the whole kernel)
 LDS128, LDG  its 128-bit loads of shared memory, its loads of global memory
-≥ µs  bound on an H200, where in a convolution each instruction of the main loop takes a multiply-add's time
+≥ µs  no kernel of this machine code can be faster on an H200: other instructions of the main loop than multiply-adds,
+      idle multiprocessors and schedulers, and warps that are not full count (bench/roofline.py)
 From the simulator, on a small layer of the kind:
 bank  worst degree of bank conflicts in the main loop         sect  sectors a request of global loads
 used  part of these sectors that is needed
@@ -262,50 +225,32 @@ used  part of these sectors that is needed
 
 
 def _legend(document: dict[str, Any]) -> str:
-    results, compilers = document["results"], document["compilers"]
-    tilings = {f"{found['operation']} {found['variant']}: {' x '.join(found['tiling'])}": None for found in results}
-    made_by = ", ".join(f"{package} {version}" for package, version in compilers.items())
-    return "\n".join([_LEGEND, "Tilings", *tilings, "", f"Compiled by {made_by}"])
+    made_by = ", ".join(f"{package} {version}" for package, version in document["compilers"].items())
+    return "\n".join([_LEGEND, *tiling_lines(document["results"]), "", f"Compiled by {made_by}"])
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Refused(f"{message}; --help lists the options")
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError("a name is needed")
-    return names
-
-
 def _architectures(text: str) -> list[str]:
-    for name in _names(text):
+    found = command.names(text)
+    for name in found:
         try:
             sass.compute_capability(name)
             roofline.architecture(name)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
-    return _names(text)
+    return found
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m bench.static",
-        description="What can be told of every kernel without a GPU.",
-        allow_abbrev=False,
-    )
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("static", "What can be told of every kernel without a GPU.")
     add = parser.add_argument
-    add("--op", type=_names, default=[], metavar="NAME,...", help="operations; default: all")
-    add("--variant", type=_names, default=[], metavar="NAME,...", help="variants; default: all")
+    add("--op", type=command.names, default=[], metavar="NAME,...", help="operations, or patterns; default: all")
+    add("--variants", type=command.names, default=[], metavar="NAME,...", help="variants, or patterns; default: all")
     add(
         "--layers",
-        type=_names,
-        default=list(_DEFAULT_LAYERS),
+        type=command.names,
         metavar="NAME,...",
         help="layers, or patterns as 'resnet50.*'; default: LeNet's and a few others",
     )
@@ -316,10 +261,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--no-trace", action="store_true", help="do not simulate")
     add("--executed", action="store_true", help="also the instructions that are executed, counted by running the PTX")
     add("--sites", action="store_true", help="also each simulated instruction that accesses memory")
-    add("--json", type=Path, metavar="FILE", help="write all figures")
+    parser.json_option()
     add("--step", action="store_true", help="instead: the kernels of a captured training step, their arguments, bytes")
     add("--model", choices=("lenet",), help="of the step; default: lenet")
-    add("--batch", type=whole_number, metavar="N", help="images of the step; default: 64")
+    parser.count_option("--batch", "N", "images of the step; default: 64")
     add("--augment", action="store_true", help="of the step: its images are moved, as by gpuconv train --augment")
     add("--optimizer", choices=("sgd", "adam"), help="of the step; default: sgd, with momentum")
     arguments = parser.parse_args(argv)
@@ -329,25 +274,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    from gpuconv.kernels import VARIANTS
-
-    _known("--op", arguments.op, VARIANTS)
-    _known("--variant", arguments.variant, {variant for variants in VARIANTS.values() for variant in variants})
-    layers = {name for operation in OPERATIONS.values() for name in operation.layers}
-    for pattern in arguments.layers:
-        if not fnmatch.filter(layers, pattern):
-            _known("--layers", [pattern], layers)
-
-
-def _known(option: str, names: Iterable[str], known: Iterable[str]) -> None:
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, list(known), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "--list prints all names"
-            raise Refused(f"{option}: there is no {name!r}; {hint}")
-
-
 def _print_names() -> None:
     from gpuconv.kernels import VARIANTS
 
@@ -355,11 +281,6 @@ def _print_names() -> None:
         print(f"{name}: {', '.join(VARIANTS.get(name, {})) or 'no variant'}")
         for layer, geometry in operation.layers.items():
             print(f"  {layer:32} {geometry_text(geometry)}")
-
-
-def _write(document: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path}", file=sys.stderr)
 
 
 def _show_step(arguments: argparse.Namespace) -> None:
@@ -372,56 +293,62 @@ def _show_step(arguments: argparse.Namespace) -> None:
     except BackendUnavailable as error:
         raise Refused(str(error)) from None
     print(step.table(launches, others, batch))
+    settings = {"model": "lenet", "batch": batch, "optimizer": optimizer, "augment": arguments.augment}
+    parts = {"launches": launches, "around": others}
+    _write(
+        command.document("step", settings, **{name: [asdict(one) for one in found] for name, found in parts.items()}),
+        arguments,
+        complete=True,
+    )
+
+
+def _write(document: dict[str, Any], arguments: argparse.Namespace, *, complete: bool) -> None:
+    document["complete"] = complete
     if arguments.json is not None:
-        settings = {"model": "lenet", "batch": batch, "optimizer": optimizer, "augment": arguments.augment}
-        found = {"schema": report.SCHEMA, "benchmark": "step", "machine": machine.describe(), "settings": settings}
-        both = {"launches": launches, "around": others}
-        _write({**found, **{name: [asdict(one) for one in ones] for name, ones in both.items()}}, arguments.json)
+        write(document, arguments.json)
+        say(f"written: {arguments.json}")
 
 
-def _run(argv: list[str] | None) -> int:
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _arguments(argv)
     if arguments.list:
         _print_names()
         return 0
-    if (path := arguments.json) is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise Refused(f"--json: {path} is a folder, or is in one that does not exist")
+    check_writable("--json", arguments.json)
     if arguments.step:
         _show_step(arguments)
         return 0
     choose_target(simulate=False)
-    _check(arguments)
-    sass.check()
     jobs = _jobs(arguments)
-    if not jobs:
-        raise Refused("no kernel supports any of these layers; --list prints all names")
-    workers = min(machine.available_cores(), len(jobs))
-    compilations: dict[Job, Any] = dict(in_processes(compiled, jobs, simulate=False, workers=workers))
-    simulations: dict[Job, Any] = {}
-    if not arguments.no_trace:
-        simulations.update(in_processes(simulated, jobs, simulate=True, workers=workers))
-    document = {
-        "schema": report.SCHEMA,
-        "benchmark": "static",
-        "machine": machine.describe(),
-        "compilers": sass.versions(),
-        "architectures": arguments.cc,
-        "results": [result(job, compilations[job], simulations.get(job)) for job in jobs],
-    }
-    if arguments.executed:
-        counts = dict(in_processes(executed, jobs, simulate=False, workers=workers))
-        for job, found in zip(jobs, document["results"], strict=True):
-            outcome = counts[job]
-            failed = isinstance(outcome, Failure)
-            found["executed"] = {"error": outcome.message} if failed else {"launches": outcome}
-    for table in _tables(document):
+    sass.check()
+    settings = {name: vars(arguments)[name] for name in ("op", "variants", "layers", "full", "dtype")}
+    document = command.document("static", settings, compilers=sass.versions(), architectures=arguments.cc, results=[])
+    interrupted = False
+    found: dict[str, dict[Job, Any]] = {"compiled": {}, "simulated": {}, "executed": {}}
+    try:
+        found["compiled"].update(in_processes(compiled, jobs, simulate=False))
+        if not arguments.no_trace:
+            found["simulated"].update(in_processes(simulated, jobs, simulate=True))
+        if arguments.executed:
+            found["executed"].update(in_processes(executed, jobs, simulate=False))
+    except KeyboardInterrupt:
+        say("\nstopped; what was done until then follows")
+        interrupted = True
+    for job in jobs:
+        if job in found["compiled"]:
+            one = result(job, found["compiled"][job], found["simulated"].get(job))
+            if (counts := found["executed"].get(job)) is not None:
+                failed = isinstance(counts, Failure)
+                one["executed"] = {"error": counts.message} if failed else {"launches": counts}
+            document["results"].append(one)
+    for table in _tables(document) if document["results"] else ():
         print(table.plain() + "\n")
     print(_legend(document))
     if arguments.sites:
         print(*_site_lines(document), sep="\n")
-    if arguments.json is not None:
-        _write(document, arguments.json)
-    return 1 if _say_what_is_wrong(document["results"]) else 0
+    _write(document, arguments, complete=not interrupted)
+    wrong = _say_what_is_wrong(document["results"])
+    return command.INTERRUPTED if interrupted else command.WRONG if wrong else 0
 
 
 def _say_what_is_wrong(results: list[dict[str, Any]]) -> int:
@@ -433,26 +360,16 @@ def _say_what_is_wrong(results: list[dict[str, Any]]) -> int:
         failures = found.get("error"), found.get("executed", {}).get("error")
         for message in (*filter(None, failures), *simulation.get("faults", ())):
             name = f"{found['operation']} {found['variant']} {tiling_text(found['tiling'])} on {found['layer']}"
-            print(f"bench.static: {name}: {message}", file=sys.stderr)
+            say(f"bench.static: {name}: {message}")
             errors += 1
     if refused:
-        print(f"{refused} of {len(results)} not simulated; --sites says why", file=sys.stderr)
+        say(f"{refused} of {len(results)} not simulated; --sites says why")
     return errors
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the tables; 0, 1 when a kernel is wrong or cannot be compiled, 2 when nothing could be shown."""
-    try:
-        return _run(argv)
-    except (Refused, sass.ToolMissing) as error:
-        print(f"bench.static: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # `| head` has seen enough. What is left in the buffer goes nowhere, instead of failing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables; 1 when a kernel is wrong or cannot be compiled. See :func:`bench.command.answer`."""
+    return command.answer("bench.static", _run, argv)
 
 
 if __name__ == "__main__":

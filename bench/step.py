@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import layers
+from bench.roofline import H200
 from gpuconv.geometry import BlockGeometry
 
 #: Multiply-adds for an image: forward; and backward, twice as many but for the gradient of the image.
@@ -24,8 +25,6 @@ BACKWARD_MACS = 2 * FORWARD_MACS - 6 * 784 * 25
 #: Bytes for an image, forward and fused: each result is written once and read once by the layer behind it; the pooled
 #: maps have a byte for each winner.
 FORWARD_BYTES = 4 * 1024 + (5 + 4) * 1176 + (5 + 4) * 400 + 8 * (120 + 84 + 10)
-#: An H200: float32 multiply-adds count two operations; bytes a second of a copy, as measured.
-FLOPS, COPY_BANDWIDTH = 67e12, 4.3e12
 
 
 def _noted() -> Any:
@@ -246,10 +245,11 @@ def table(recorded: list[Recorded], others: list[Recorded], batch: int) -> str:
         for cells in rows
     ]
     flop = 2 * batch * (FORWARD_MACS + BACKWARD_MACS)
+    arithmetic_us, copy_us = 1e6 * flop / H200.flops["float32"], 1e6 * total / H200.copy_bandwidth
     lines += [
         "",
-        f"Multiply-adds of the step on {batch:,} images: {flop / 2:,.0f}, {1e6 * flop / FLOPS:.2f} us at 67 TFLOP/s.",
+        f"Multiply-adds of the step on {batch:,} images: {flop / 2:,.0f}, {arithmetic_us:.2f} us at 67 TFLOP/s.",
         f"Bytes of the forward pass alone, fused: {batch * FORWARD_BYTES:,}. All bytes of the step take "
-        f"{1e6 * total / COPY_BANDWIDTH:.2f} us at the 4.3 TB/s at which an H200 copies.",
+        f"{copy_us:.2f} us at the 4.3 TB/s at which an H200 copies.",
     ]
     return "\n".join(lines)

@@ -15,101 +15,61 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import difflib
-import importlib
-import os
-import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import machine, report, roofline, sass, timing
-from bench.console import Parser, Refused, say, start, whole_number, write
-from bench.inspection import Failure, Job, choose_target, compiled, geometry_text, in_processes, tiling_text
+from bench import command, report, roofline, sass
+from bench.command import Parser, Refused, check_writable, fitting, progress, say, start, write
+from bench.inspection import (
+    Failure,
+    Job,
+    access_cells,
+    choose_target,
+    compiled,
+    figure,
+    geometry_text,
+    in_processes,
+    jobs_of,
+    launch_cells,
+    machine_code,
+    tiling_lines,
+    tiling_text,
+    work_figures,
+    work_of,
+)
 from bench.layers import CONVOLUTIONS, OPERATIONS
+from gpuconv import tuner
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.tuning import measure
 
 _DIRECTIONS = {"forward": "conv2d", "grad_input": "conv2d_grad_input", "grad_weight": "conv2d_grad_weight"}
 _BACKENDS = ("cuda", "numba", "numpy")
 _ARCHITECTURE = "sm_90a"
-_GEOMETRY = "n,c,h,w,k,r,s,stride,pad"
 #: Of a kernel without machine code.
-_UNKNOWN = {"floor_us": None, "bound": "", "multiply_add_share": 0.0}
+_UNKNOWN: dict[str, Any] = {"floor_us": None, "bound": "", "multiply_add_share": 0.0, "launches": []}
 
 
 # -- what is asked for ---------------------------------------------------------------------------------------
 
 
-def layer_named(name: str) -> tuple[str, Conv2dGeometry]:
-    """A layer by its name, in which the network may be shortened: ``lenet.conv2`` is ``lenet5.conv2``.
-
-    Raises:
-        Refused: there is none; the nearest name is suggested.
-    """
-    network, dot, layer = name.partition(".")
-    fitting = [full for full in CONVOLUTIONS if full.startswith(network) and full.partition(".")[2] == layer]
-    if name in CONVOLUTIONS or (dot and network and len(fitting) == 1):
-        full = name if name in CONVOLUTIONS else fitting[0]
-        return full, CONVOLUTIONS[full]
-    near = [full for full in CONVOLUTIONS if dot and network and full.startswith(network)]
-    raise Refused(f"--layer: there is no {name!r}; {_nearest(name, near or CONVOLUTIONS)}")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-
-
-def geometry_given(text: str) -> Conv2dGeometry:
-    """The geometry in ``n,c,h,w,k,r,s,stride,pad``.
-
-    Raises:
-        Refused: these are not nine whole numbers, or no convolution.
-    """
-    try:
-        n, c, h, w, k, r, s, stride, pad = map(int, text.split(","))
-    except ValueError:
-        raise Refused(f"--geometry: {text!r} is not nine whole numbers, {_GEOMETRY}") from None
-    if min(n, c, h, w, k, r, s) < 1:
-        raise Refused(f"--geometry: {text!r}: sizes are at least 1")
-    try:
-        return Conv2dGeometry.of((n, c, h, w), (k, c, r, s), stride=stride, padding=pad, op="--geometry")
-    except ValueError as error:
-        raise Refused(str(error)) from None
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and below 3600")
-    return value
-
-
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m bench.tilings",
-        description="Every kernel variant in every tiling on one layer: right first, then ranked.",
-        allow_abbrev=False,
-    )
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("tilings", "Every kernel variant in every tiling on one layer: right first, then ranked.")
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--layer", metavar="NAME", help="a layer of bench/layers.py, as lenet.conv2")
-    which.add_argument("--geometry", metavar=_GEOMETRY, help="a layer in numbers")
+    which.add_argument("--geometry", metavar=tuner.SIZES, help="a layer in numbers")
     which.add_argument("--list", action="store_true", help="print the layers and variants")
     which.add_argument("--template", action="store_true", help="print a kernel file to begin with")
-    add("--variants", metavar="NAME,...", help="variants; default: all")
-    add("--batch", type=whole_number, metavar="N", help="images; default: the layer's")
+    add("--variants", type=command.names, default=[], metavar="NAME,...", help="variants, or patterns; default: all")
+    parser.count_option("--batch", "N", "images; default: the layer's")
     add("--direction", choices=tuple(_DIRECTIONS), default="forward")
     add("--backend", choices=_BACKENDS, default="cuda", help="default: cuda")
     add("--kernel", type=Path, action="append", default=[], metavar="FILE", help="a kernel of one's own; repeatable")
-    add("--limit", type=whole_number, default=20, metavar="SECONDS", help="for one run of such a kernel; default: 20")
-    add("--rounds", type=whole_number, default=10, metavar="N", help="samples on a CPU; default: 10")
-    add("--seconds", type=_seconds, default=2, metavar="N", help="for all samples of one; default: 2")
-    add("--json", type=Path, metavar="FILE", help="write all figures")
+    parser.count_option("--limit", "SECONDS", "for one run of such a kernel", 20)
+    parser.count_option("--rounds", "N", "samples on a CPU", 10)
+    add("--seconds", type=command.seconds, default=2.0, metavar="S", help="for all samples of one; default: 2")
+    parser.json_option()
     add("--png", type=Path, metavar="FILE|DIR", help="draw the roofline and tiles; in a folder, named after the layer")
     arguments = parser.parse_args(argv)
     if not (arguments.layer or arguments.geometry or arguments.list or arguments.template):
@@ -128,8 +88,7 @@ class _Task:
 
     @property
     def work(self) -> roofline.Work:
-        described = OPERATIONS[self.operation]
-        return roofline.Work(described.flop(self.geometry), described.traffic(self.geometry, "float32"))
+        return work_of(self.operation, self.geometry)
 
 
 def _task(arguments: argparse.Namespace) -> _Task:
@@ -137,35 +96,33 @@ def _task(arguments: argparse.Namespace) -> _Task:
 
     operation = _DIRECTIONS[arguments.direction]
     if arguments.layer:
-        layer, geometry = layer_named(arguments.layer)
+        layer = command.the_one("--layer", arguments.layer, CONVOLUTIONS)
+        geometry = CONVOLUTIONS[layer]
     else:
-        layer, geometry = arguments.geometry, geometry_given(arguments.geometry)
+        try:
+            layer, geometry = arguments.geometry, tuner.geometry_of(arguments.geometry)
+        except (TypeError, ValueError) as error:
+            raise Refused(str(error)) from None
     if arguments.batch:
         geometry = dataclasses.replace(geometry, n=arguments.batch)
-    known = tuple(VARIANTS[operation])
-    wanted = tuple(filter(None, (name.strip() for name in (arguments.variants or "").split(",")))) or known
-    for name in wanted if arguments.backend == "cuda" else ():
-        if name not in known:
-            raise Refused(f"--variants: {operation} has no {name!r}; {_nearest(name, known)}")
-    return _Task(operation, layer, geometry, wanted)
+    on_gpu = arguments.backend == "cuda"
+    variants = fitting("--variants", arguments.variants, VARIANTS[operation]) if on_gpu else ()
+    return _Task(operation, layer, geometry, tuple(variants))
 
 
 def _check_outputs(arguments: argparse.Namespace, task: _Task) -> None:
-    if (path := arguments.json) is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise Refused(f"--json: {path} is a folder, or is in one that does not exist")
+    check_writable("--json", arguments.json)
     if (path := arguments.png) is None:
         return
     try:
         from gpuconv.plots import require_matplotlib
 
         require_matplotlib()
-        if path.suffix != ".png":
-            path.mkdir(parents=True, exist_ok=True)
-            arguments.png = path / f"{task.operation}-{task.layer.replace(',', '-')}.png"
-        elif not path.absolute().parent.is_dir():
-            raise Refused(f"--png: {path} is in a folder that does not exist")
-    except (ImportError, OSError) as error:
+    except ImportError as error:
         raise Refused(f"--png: {error}") from None
+    if path.suffix != ".png":
+        arguments.png = path / f"{task.operation}-{task.layer.replace(',', '-')}.png"
+    check_writable("--png", arguments.png)
 
 
 def _print_names() -> None:
@@ -186,31 +143,11 @@ def _jobs(task: _Task) -> list[Job]:
     Raises:
         Refused: none does; it says why.
     """
-    from gpuconv.kernels import VARIANTS
-
-    jobs, refusals = [], []
-    for variant in task.variants:
-        path = VARIANTS[task.operation][variant]
-        module: Any = importlib.import_module(path)
-        if not (answer := module.supports(task.geometry)):
-            refusals.append(f"{variant}: {answer}")
-            continue
-        for tiling in module.tilings(task.geometry):
-            jobs.append(
-                Job(task.operation, variant, path, task.layer, task.geometry, tiling, "float32", (_ARCHITECTURE,))
-            )
-    if not jobs:
+    refusals: list[str] = []
+    arguments = task.operation, task.layer, task.geometry, task.variants, (_ARCHITECTURE,)
+    if not (jobs := list(jobs_of(*arguments, refusals=refusals))):
         raise Refused(f"no variant supports {geometry_text(task.geometry)}: {'; '.join(refusals)}")
     return jobs
-
-
-def _gpu_missing() -> str | None:
-    """Why there is no GPU to time kernels on; None if there is one."""
-    from gpuconv import backends
-
-    if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
-        return "NUMBA_ENABLE_CUDASIM is set"
-    return backends.available()["cuda"]
 
 
 class _CudaRun:
@@ -227,28 +164,29 @@ class _CudaRun:
         jobs = self._supported()
         for path in self.arguments.kernel:
             self._verify(path)
-        rows: dict[Job, dict[str, Any]] = {}
-        workers = min(machine.available_cores(), max(1, len(jobs)))
         from bench.diagnosis import examined
 
-        right = []
-        for job, outcome in in_processes(examined, jobs, simulate=True, workers=workers) if jobs else ():
-            faults = [outcome.message] if isinstance(outcome, Failure) else outcome.get("faults", [])
-            name = f"{job.variant} {tiling_text(dataclasses.asdict(job.tiling))}"
-            if faults:
-                self.faults += [f"{name}: {fault}" for fault in faults]
-                self._add(job.variant, dataclasses.asdict(job.tiling), None, None, faults)
-            else:
-                right.append(job)
-                rows[job] = outcome
-        for job, made in in_processes(compiled, right, simulate=False, workers=workers) if right else ():
-            if isinstance(made, Failure):
-                self.faults.append(f"{job.name}: {made.message}")
-                self._add(job.variant, dataclasses.asdict(job.tiling), rows[job], None, [made.message])
-            else:
-                self._add(job.variant, dataclasses.asdict(job.tiling), rows[job], made, [])
+        rows: dict[Job, dict[str, Any]] = {}
+        try:
+            for job, outcome in in_processes(examined, jobs, simulate=True):
+                faults = [outcome.message] if isinstance(outcome, Failure) else outcome.get("faults", [])
+                if faults:
+                    self.faults += [f"{job.name}: {fault}" for fault in faults]
+                    self._add(job.variant, dataclasses.asdict(job.tiling), None, None, faults)
+                else:
+                    rows[job] = outcome
+            for job, made in in_processes(compiled, list(rows), simulate=False):
+                failed, found = isinstance(made, Failure), rows.pop(job)
+                self.faults += [f"{job.name}: {made.message}"] if failed else []
+                tiling, faults = dataclasses.asdict(job.tiling), [made.message] if failed else []
+                self._add(job.variant, tiling, found, None if failed else made, faults)
+        finally:  # after Ctrl-C, what was right until then, without its machine code
+            for job, found in rows.items():
+                self._add(job.variant, dataclasses.asdict(job.tiling), found, None, [])
         if self.document["settings"]["timed"]:
-            self._time()
+            from bench import device
+
+            self.faults += device.rank(self.task.operation, self.task.geometry, self.document)
 
     def _supported(self) -> list[Job]:
         try:
@@ -263,10 +201,8 @@ class _CudaRun:
         from bench import own_kernel
 
         task = self.task
-        verdict = own_kernel.verify(
-            path, task.operation, task.geometry, task.layer, limit=self.arguments.limit, tell=_progress
-        )
-        _progress("")
+        verdict = own_kernel.verify(path, task.operation, task.geometry, task.layer, limit=self.arguments.limit)
+        progress("")
         print(verdict.text() + "\n", flush=True)
         if not verdict.clean:
             self.faults.append(f"{path.name}: {', '.join(verdict.kinds())}; the report is above")
@@ -293,17 +229,10 @@ class _CudaRun:
             "file": None if file is None else str(file),
             "faults": faults,
             "simulated": simulated,
-            "launches": launches or [],
             "us": [],
-            **(roofline.kernel_bound(self.task.work, launches) if launches else _UNKNOWN),
+            **(machine_code(self.task.operation, self.task.work, launches) if launches else _UNKNOWN),
         }
         self.results.append(found)
-
-    def _time(self) -> None:
-        """Verify what is right at its real size, and time it."""
-        from bench import device
-
-        self.faults += device.time_all(self.task.operation, self.task.geometry, self.document, _progress)
 
 
 _LAST = float("inf")
@@ -325,16 +254,12 @@ _CUDA_HEADER += ["regs", "smem", "occ", "FMA", "bank", "used"]
 
 
 def _cuda_table(document: dict[str, Any]) -> report.Table:
-    from bench.static import access_cells, figure
-
     settings, work = document["settings"], document["work"]
     rows = []
     for place, found in enumerate(_rank(document["results"]), 1):
         launches = found["launches"]
         main = max(launches, key=lambda launch: launch["main_loop"]["multiply_add_share"], default=None)
-        spilled = any(launch["spill_bytes"] or launch["local_bytes"] for launch in launches)
         double = any(launch["float64_instructions"] for launch in launches)
-        shared = main and main["static_shared_bytes"] + main["dynamic_shared_bytes"]
         times = ["", "", "", "", "", ""]
         if found["us"]:
             median, peer = found["median_us"], document.get("peer_median_us")
@@ -352,9 +277,7 @@ def _cuda_table(document: dict[str, Any]) -> report.Table:
                 *times,
                 figure(found["floor_us"]) if found["floor_us"] else "",
                 found["bound"],
-                f"{main['registers']}{'!' * spilled}" if main else "",
-                str(shared or ""),
-                f"{main['occupancy']['share']:.0%}" if main else "",
+                *launch_cells(main),
                 "f64!" if double else f"{found['multiply_add_share']:.0%}" if main else "",
                 *[cell for number, cell in enumerate(access_cells(found["simulated"])) if number != 1],
             ]
@@ -364,20 +287,14 @@ def _cuda_table(document: dict[str, Any]) -> report.Table:
         title = f"{what}: timed on {settings['device']}"
     else:
         title = f"{what}\nSTATIC ANALYSIS, nothing was timed: ranked by the bound ≥ µs of an H200\n{settings['device']}"
-    return _aligned(title, _CUDA_HEADER, rows)
-
-
-def _aligned(title: str, header: list[str], rows: list[list[str]]) -> report.Table:
-    """A table whose first column begins at the same place in each row."""
-    width = max((len(row[0]) for row in rows), default=0)
-    return report.Table(title, header, [[row[0].ljust(width), *row[1:]] for row in rows])
+    return report.Table(title, _CUDA_HEADER, rows, left=True)
 
 
 _CUDA_LEGEND = """\
 µs, spread  median, and quartiles' distance by it     % roof  of the H200's roofline     % cuDNN  of cuDNN's speed
 ≥ µs   no kernel of this machine code can be faster on an H200 (132 multiprocessors, 67 TFLOP/s, 4.8 TB/s)
 bound  why: FLOP; issue (instructions beside the multiply-adds); blocks (they do not share out evenly); warps (of
-       which the last one is not full); bytes
+       which the last one is not full); schedulers (some have no warp); bytes
 regs   registers a thread (! spilled)     smem  bytes of shared memory a block     occ   theoretical occupancy
 FMA    share of multiply-adds in the main loop (f64! it computes in float64)
 bank   passes an access to shared memory takes, 1 is free of conflicts     used  part of the loaded sectors needed"""
@@ -390,7 +307,7 @@ def _host_run(task: _Task, arguments: argparse.Namespace, document: dict[str, An
     """Check and time the variants of a backend for the CPU; returns lines about what is wrong."""
     import numpy as np
 
-    from bench import diagnosis, host, reference
+    from bench import contenders, reference
     from gpuconv import BackendUnavailable
 
     threads = document["settings"]["threads"]
@@ -398,47 +315,39 @@ def _host_run(task: _Task, arguments: argparse.Namespace, document: dict[str, An
     operands = OPERATIONS[task.operation].operands(task.geometry, "float32")[:-1]
     inputs = [generator.standard_normal(operand.shape, np.float32) for operand in operands]
     try:
-        steps = host.steps(arguments.backend, task.operation, task.geometry, inputs, threads)
+        steps = contenders.convolutions(arguments.backend, task.operation, task.geometry, inputs, threads)
     except BackendUnavailable as error:
         raise Refused(f"--backend: {error}") from None
-    if arguments.variants:
-        ours = [label for label in steps if label not in host.PEERS]
-        for name in task.variants:
-            if not any(name in label for label in ours):
-                raise Refused(f"--variants: the {arguments.backend} backend has no {name!r}; {_nearest(name, ours)}")
-        steps = {
-            label: step
-            for label, step in steps.items()
-            if label in host.PEERS or any(name in label for name in task.variants)
-        }
-    _progress("the reference in float64")
-    wanted = reference.expected(task.operation, inputs, task.geometry)
-    scale = float(np.sqrt(np.mean(wanted**2)))
-    faults, entries = [], {}
+    # "numba dense" is also "dense": the backend is the only one.
+    ours = {label.partition(" ")[2]: label for label in steps if label not in contenders.PEERS}
+    wanted = {ours[name] for name in fitting("--variants", arguments.variants, ours)}
+    steps = {label: step for label, step in steps.items() if label in contenders.PEERS or label in wanted}
+    with progress.during("the reference in float64"):
+        expected = reference.expected(task.operation, inputs, task.geometry)
+    faults: list[str] = []
+    entries: dict[str, dict[str, Any]] = {}
     for label, step in steps.items():
-        _progress(f"checking {label}")
-        result = step()
-        wrong = diagnosis.differs(result, wanted, "float32")
-        found = {
+        progress(f"checking {label}")
+        verdict = measure.compare(np.asarray(step(), np.float64), expected, "float32")
+        entries[label] = {
             "variant": label,
             "tiling": {},
-            "peer": label in host.PEERS,
-            "faults": [f"{int(wrong.sum())} of {wrong.size} elements are wrong"] if wrong.any() else [],
-            "error": float(np.abs(result - wanted).max()) / scale,
+            "peer": label in contenders.PEERS,
+            "faults": [verdict.fault] if verdict.fault else [],
+            "error": verdict.worst,
             "us": [],
         }
-        faults += [f"{label}: {fault}" for fault in found["faults"]]
-        document["results"].append(found)
-        entries[label] = found
-    del wanted
-    right = {label: step for label, step in steps.items() if not entries[label]["faults"]}
-    machine.thread_pools(threads)
-    samples = timing.each_round(right, seconds=arguments.seconds, rounds=arguments.rounds, wait=lambda result: None)
-    _progress("warming up")
-    for number, one in enumerate(samples, 1):
-        for label, seconds in one.items():
-            entries[label]["us"].append(1e6 * seconds)
-        _progress(f"round {number}/{arguments.rounds}")
+        document["results"].append(entries[label])
+        faults += [f"{label}: {verdict.fault}"] if verdict.fault else []
+    del expected
+    right = {label: [step] for label, step in steps.items() if not entries[label]["faults"]}
+    command.thread_pools(threads)
+    progress("warming up")
+    clock = measure.HostClock(arguments.seconds / arguments.rounds)
+    for number, one in enumerate(measure.rounds_us(right, clock, arguments.rounds), 1):
+        for label, us in one.items():
+            entries[label]["us"].append(us)
+        progress(f"round {number} of {arguments.rounds}")
     return faults
 
 
@@ -457,15 +366,15 @@ def _host_table(document: dict[str, Any]) -> report.Table:
                 f"{(found['high_us'] - found['low_us']) / median:.0%}",
                 f"{work['flop'] / median / 1e3:,.1f}",
                 f"{work['traffic_bytes'] / median / 1e3:,.1f}",
-                *(f"{timing.speedup(found['us'], peer['us']).median:.2f}" for peer in peers),
+                *(f"{measure.speedup(found['us'], peer['us']).median:.2f}" for peer in peers),
                 f"{found['error']:.0e}",
             ]
         )
     title = f"{settings['operation']} on {settings['layer']}, {settings['geometry']}: timed on {settings['device']}"
     title += f", {settings['threads']} threads"
-    if (busy := document["machine"]["others_busy"] or 0) > report.MUCH:
+    if (busy := document["machine"]["others_busy"] or 0) > command.MUCH:
         title += f"\nother processes took {busy:.0%} of the processors: not to be relied upon"
-    return _aligned(title, header, rows)
+    return report.Table(title, header, rows, left=True)
 
 
 _HOST_LEGEND = """\
@@ -476,57 +385,38 @@ error       the largest difference from float64, by the root mean square of the 
 # -- the command ---------------------------------------------------------------------------------------------
 
 
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text[:110]}", end="", file=sys.stderr, flush=True)
-
-
 def _document(task: _Task, arguments: argparse.Namespace, missing: str | None) -> dict[str, Any]:
-    work, gpu = task.work, roofline.H200
-    described = machine.describe()
-    device = described["cpu"] if arguments.backend != "cuda" else f"no GPU: {missing}" if missing else "GPU"
-    return {
-        "schema": report.SCHEMA,
-        "benchmark": "tilings",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "complete": False,
-        "machine": described,
-        "settings": {
-            "operation": task.operation,
-            "layer": task.layer,
-            "geometry": geometry_text(task.geometry),
-            "backend": arguments.backend,
-            "timed": missing is None,
-            "device": device,
-            "threads": machine.available_cores(),
-        },
-        "compilers": sass.versions(),
-        "work": {
-            "flop": work.flop,
-            "traffic_bytes": work.traffic,
-            "intensity": work.intensity,
-            "h200_floor_us": 1e6 * work.floor_seconds(gpu),
-        },
-        "own_kernels": [],
-        "results": [],
+    settings = {
+        "operation": task.operation,
+        "layer": task.layer,
+        "geometry": geometry_text(task.geometry),
+        "backend": arguments.backend,
+        "timed": missing is None,
+        "device": "",
+        "threads": command.available_cores(),
     }
+    parts = {"compilers": sass.versions(), "work": work_figures(task.work), "own_kernels": [], "results": []}
+    document = command.document("tilings", settings, **parts)
+    cpu = document["machine"]["cpu"]
+    settings["device"] = cpu if arguments.backend != "cuda" else f"no GPU: {missing}" if missing else "GPU"
+    return document
 
 
 def _summarize(document: dict[str, Any]) -> None:
     """Median and quartiles of what was timed."""
     for found in document["results"]:
         if found["us"]:
-            spread = timing.spread(found["us"])
+            spread = measure.spread(found["us"])
             found.update(low_us=spread.low, median_us=spread.median, high_us=spread.high)
     document["results"] = _rank(document["results"]) + [found for found in document["results"] if found["faults"]]
 
 
-def _run(argv: list[str] | None) -> int:
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _arguments(argv)
-    if arguments.template:
-        from bench.own_kernel import TEMPLATE
+    from bench import device, own_kernel
 
-        print(TEMPLATE.read_text(encoding="utf-8"), end="")
+    if arguments.template:
+        print(own_kernel.TEMPLATE.read_text(encoding="utf-8"), end="")
         return 0
     if arguments.list:
         _print_names()
@@ -536,16 +426,18 @@ def _run(argv: list[str] | None) -> int:
         raise Refused(
             f"--kernel: a kernel for a GPU cannot run on the {arguments.backend} backend; leave --backend out"
         )
-    missing = None if on_host else _gpu_missing()
+    missing = None if on_host else device.missing()
     if missing:
         choose_target(simulate=False)  # compile all the same
     task = _task(arguments)
     _check_outputs(arguments, task)
     document = _document(task, arguments, missing)
+    for path in arguments.kernel:
+        own_kernel.check(path, task.operation, task.geometry, task.layer, limit=arguments.limit)
     if not on_host:
         sass.check()
     run = _CudaRun(task, arguments, document)
-    others = machine.OtherProcesses()
+    others = command.OtherProcesses()
     try:
         if on_host:
             run.faults = _host_run(task, arguments, document)
@@ -554,14 +446,14 @@ def _run(argv: list[str] | None) -> int:
         document["complete"] = True
     except KeyboardInterrupt:
         say("\nstopped; what was done until then follows")
-    _progress("")
+    progress("")
     document["machine"]["others_busy"] = others.share()
     _summarize(document)
     _write(document, arguments)
     _show(document)
     for fault in run.faults:
         say(f"WRONG: {fault}")
-    return 130 if not document["complete"] else 1 if run.faults else 0
+    return command.INTERRUPTED if not document["complete"] else command.WRONG if run.faults else 0
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -572,8 +464,7 @@ def _show(document: dict[str, Any]) -> None:
         return
     print(f"{table.plain()}\n\n{_HOST_LEGEND if on_host else _CUDA_LEGEND}")
     if not on_host:
-        tilings = {f"{found['variant']}: {' x '.join(found['tiling'])}": None for found in document["results"]}
-        print("\nTilings", *tilings, sep="\n")
+        print("", *tiling_lines(document["results"]), sep="\n")
 
 
 def _write(document: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -591,19 +482,9 @@ def _write(document: dict[str, Any], arguments: argparse.Namespace) -> None:
             say(f"written: {arguments.png}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Rank; 0, 1 when a kernel is wrong or over its budget, 2 when it was refused, 130 when it was interrupted."""
-    try:
-        return _run(argv)
-    except (Refused, sass.ToolMissing) as error:
-        say(f"bench.tilings: {error}")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # `| head` has seen enough. What is left in the buffer goes nowhere, instead of failing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rank; 1 when a kernel is wrong or over its budget. See :func:`bench.command.answer`."""
+    return command.answer("bench.tilings", _run, argv)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ same memory. On a machine without a GPU the same code runs on the host with the 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from bench import layers, torch_ops
 from gpuconv import kernels
 from gpuconv.geometry import BlockGeometry, Pool2dGeometry
+from gpuconv.tuning.measure import Verdict, compare
 
 #: Of an operation, how many of its last operands are results, or which ones it changes in place; one unless it is here.
 _RESULTS: dict[str, int | tuple[int, ...]] = {
@@ -32,10 +34,8 @@ _RESULTS: dict[str, int | tuple[int, ...]] = {
     "adam_update": (0, 2, 3),
     "adam_update_all": (0, 2, 3),
 }
-#: The most by which a result may differ: relative to the norm of all of it, so that TF32 (about 3e-4) shows; and one
-#: element relative to the root mean square, so that a single wrong one shows among millions.
-NORM_TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
-WORST_TOLERANCE = {"float32": 1e-2, "float64": 1e-9}
+#: Bytes of a guard zone on either side of a result, and what they hold.
+_GUARD, _PATTERN = 256, 0xA5
 
 
 @dataclass(frozen=True)
@@ -173,21 +173,6 @@ def _inputs(operation: str, tensors: Sequence[Any]) -> list[Any]:
     return [tensor for position, tensor in enumerate(tensors) if _in_place(operation) or position not in results]
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How far results are from the reference, the worst of them; NaN where one is not a number.
-
-    Attributes:
-        norm: norm of the difference, relative to that of the reference.
-        worst: largest difference, relative to the root mean square of the reference.
-        fault: why it is wrong, or None.
-    """
-
-    norm: float
-    worst: float
-    fault: str | None
-
-
 def judge(operation: str, geometry: Any, dtype: str, torch: Any, got: Sequence[Any], wanted: Sequence[Any]) -> Verdict:
     """Compare results with those of :func:`reference`; the winners of pooling have to be the same elements.
 
@@ -208,20 +193,63 @@ def judge(operation: str, geometry: Any, dtype: str, torch: Any, got: Sequence[A
             if wrong := int((torch_ops.indices_of(torch, ours, geometry) != theirs).sum()):
                 return Verdict(math.nan, math.nan, f"{wrong} of {ours.numel()} winners are other elements")
             continue
-        difference, scale = ours.double() - theirs, theirs.square().mean().sqrt().item() or 1.0
-        own_norm = difference.square().mean().sqrt().item() / scale
-        own_worst = difference.abs().max().item() / scale
-        # Written so that a NaN fails.
-        if not (own_norm <= NORM_TOLERANCE[dtype] and own_worst <= WORST_TOLERANCE[dtype]):
-            unwritten = int(ours.isnan().sum())
-            fault = f"result {number} differs by {own_norm:.2g} of its norm, an element by {own_worst:.2g} of the mean"
-            return Verdict(own_norm, own_worst, f"{fault}, {unwritten} are NaN" if unwritten else fault)
-        norm, worst = max(norm, own_norm), max(worst, own_worst)
+        verdict = compare(ours.double(), theirs, dtype)
+        if verdict.fault is not None:
+            return Verdict(verdict.norm, verdict.worst, f"result {number} {verdict.fault}")
+        norm, worst = max(norm, verdict.norm), max(worst, verdict.worst)
     return Verdict(norm, worst, None)
 
 
 class KernelFailed(RuntimeError):
     """A launch raised, or the device reported a fault after it; the message says which kernel."""
+
+
+class Case:
+    """An operation on a geometry, by which kernels are judged: random inputs, and what comes out in float64."""
+
+    def __init__(self, place: Place, operation: str, geometry: Any, dtype: str = "float32", seed: int = 0):
+        self._place, self._operation, self._geometry, self._dtype = place, operation, geometry, dtype
+        self._original = operands(place, operation, geometry, dtype, seed)
+        self._results = results_of(operation, len(self._original))
+        self._wanted = reference(place, operation, geometry, self._original)
+
+    def verdict(self, module: Any, tiling: Any, name: str) -> Verdict:
+        """Whether a kernel is right, writes nothing beside its results, and gives the same bits when it is run again.
+
+        Raises:
+            KernelFailed: a launch did not come to its end; the message begins with ``name``.
+        """
+        place, runs = self._place, []
+        for _ in range(2):
+            guards: list[Any] = []
+            guarded = functools.partial(_guarded, place, guards)
+            tensors = [
+                _each(guarded, operand) if position in self._results else operand
+                for position, operand in enumerate(self._original)
+            ]
+            try:
+                launch(place, module, self._operation, self._geometry, tiling, tensors)()
+                place.synchronize()
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+                raise KernelFailed(f"{name}: {reason}") from error
+            if any((zone != _PATTERN).any() for zone in guards):
+                text = "out-of-bounds write: the memory beside a result was written to"
+                return Verdict(math.nan, math.nan, text)
+            runs.append(_flat([tensors[position] for position in self._results]))
+        verdict = judge(self._operation, self._geometry, self._dtype, place.torch, runs[0], self._wanted)
+        if verdict.fault is None and not all(map(place.torch.equal, *runs)):
+            return Verdict(verdict.norm, verdict.worst, "two runs on the same inputs differ: a race?")
+        return verdict
+
+
+def _guarded(place: Place, guards: list[Any], tensor: Any) -> Any:
+    """A copy of a result between two guard zones, which are added to ``guards``."""
+    size = tensor.numel() * tensor.element_size()
+    memory = place.torch.full((size + 2 * _GUARD,), _PATTERN, dtype=place.torch.uint8, device=tensor.device)
+    guards += [memory[:_GUARD], memory[_GUARD + size :]]
+    own = memory[_GUARD : _GUARD + size].view(tensor.dtype).view(tensor.shape)
+    return own.copy_(tensor)
 
 
 def verify(
@@ -234,32 +262,10 @@ def verify(
     dtype: str = "float32",
     seed: int = 0,
 ) -> dict[Any, Verdict]:
-    """Judge a variant in some tilings: right, and bit for bit the same when it is run again.
+    """Judge a variant in some tilings, see :meth:`Case.verdict`.
 
     Raises:
         KernelFailed: a launch did not come to its end.
     """
-    module = kernels.load(operation, variant)
-    original = operands(place, operation, geometry, dtype, seed)
-    results = results_of(operation, len(original))
-    wanted = reference(place, operation, geometry, original)
-    verdicts = {}
-    for tiling in tilings:
-        runs = []
-        for _ in range(2):
-            tensors = [
-                _each(place.torch.clone, operand) if position in results else operand
-                for position, operand in enumerate(original)
-            ]
-            try:
-                launch(place, module, operation, geometry, tiling, tensors)()
-                place.synchronize()
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-                raise KernelFailed(f"{operation} {variant} {tiling} on {geometry}: {reason}") from error
-            runs.append(_flat([tensors[position] for position in results]))
-        verdict = judge(operation, geometry, dtype, place.torch, runs[0], wanted)
-        if verdict.fault is None and not all(map(place.torch.equal, *runs)):
-            verdict = Verdict(verdict.norm, verdict.worst, "two runs on the same inputs differ: a race?")
-        verdicts[tiling] = verdict
-    return verdicts
+    module, case = kernels.load(operation, variant), Case(place, operation, geometry, dtype, seed)
+    return {one: case.verdict(module, one, f"{operation} {variant} {one} on {geometry}") for one in tilings}

@@ -20,9 +20,12 @@ from gpuconv.models import build
 from gpuconv.tuning import measure, store
 from gpuconv.tuning.store import Key, Platform, Winner
 
-__all__ = ["OPERATIONS", "Outcome", "Task", "nothing_to_tune", "tasks_of", "tune"]
+__all__ = ["OPERATIONS", "SIZES", "Outcome", "Task", "geometry_of", "nothing_to_tune", "tasks_of", "tune"]
 
 OPERATIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
+
+#: A convolution in numbers, as commands take it.
+SIZES = "n,c,h,w,k,r,s[,stride[,pad[,groups]]]"
 
 _ROUNDS = 15
 #: Of each candidate in a round, on a CPU.
@@ -76,6 +79,27 @@ class Outcome:
     wrong: tuple[tuple[str, str], ...] = ()
     skipped: str = ""
     not_kept: str = ""
+
+
+def geometry_of(text: str) -> Conv2dGeometry:
+    """The convolution that :data:`SIZES` spell, as ``64,6,14,14,16,5,5,1,0``.
+
+    Raises:
+        ValueError: they do not, or are those of no convolution; the message begins with ``--geometry``.
+    """
+    try:
+        sizes = [int(part) for part in text.replace("x", ",").split(",")]
+        if not 7 <= len(sizes) <= 10:
+            raise ValueError
+    except ValueError:
+        example = "64,6,14,14,16,5,5,1,0"
+        raise ValueError(f"--geometry takes 7 to 10 integers, {SIZES}, as {example}; got {text!r}") from None
+    n, c, h, w, k, r, s, stride, padding, groups = sizes + [1, 0, 1][len(sizes) - 7 :]
+    if min(n, c, h, w, k, r, s, groups) < 1 or c % groups or k % groups:
+        raise ValueError(f"--geometry: sizes must be at least 1, and groups must divide c and k; got {text!r}")
+    return Conv2dGeometry.of(
+        (n, c, h, w), (k, c // groups, r, s), stride=stride, padding=padding, groups=groups, op="--geometry"
+    )
 
 
 def tasks_of(model: str, batch: int, backend: Backend) -> list[Task]:

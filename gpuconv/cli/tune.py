@@ -21,12 +21,12 @@ from gpuconv.cli.common import (
     on_backend,
     say,
 )
-from gpuconv.geometry import Conv2dGeometry
 from gpuconv.models import MODELS
 from gpuconv.names import did_you_mean
 from gpuconv.training import TrainConfig
 from gpuconv.tuning import store
 
+#: That of tuner, without loading what measures.
 _SIZES = "n,c,h,w,k,r,s[,stride[,pad[,groups]]]"
 _SHOWN_CANDIDATES = 5
 #: The names in tuner.OPERATIONS, without importing the tuner.
@@ -87,7 +87,10 @@ def tune(
     if chosen.tuning_platform() is None:
         raise Failure(tuner.nothing_to_tune(chosen))
     if geometry is not None:
-        sizes = _geometry(geometry)
+        try:
+            sizes = tuner.geometry_of(geometry)
+        except (TypeError, ValueError) as error:
+            raise Failure(str(error)) from error
         tasks = [tuner.Task(name, sizes, dtype) for name in ([op] if op else tuner.OPERATIONS)]
     else:
         tasks = tuner.tasks_of(str(model), batch, chosen)
@@ -110,25 +113,6 @@ def tune(
         say(console, kept)
     if lost:
         complain(lost)
-
-
-def _geometry(text: str) -> Conv2dGeometry:
-    """The geometry that --geometry spells."""
-    try:
-        sizes = [int(part) for part in text.replace("x", ",").split(",")]
-        if not 7 <= len(sizes) <= 10:
-            raise ValueError
-    except ValueError:
-        raise Failure(f"--geometry takes 7 to 10 integers, {_SIZES}, as 64,6,14,14,16,5,5,1,0; got {text!r}") from None
-    n, c, h, w, k, r, s, stride, padding, groups = sizes + [1, 0, 1][len(sizes) - 7 :]
-    if min(n, c, h, w, k, r, s, groups) < 1 or c % groups or k % groups:
-        raise Failure(f"--geometry: sizes must be at least 1, and groups must divide c and k; got {text!r}")
-    try:
-        return Conv2dGeometry.of(
-            (n, c, h, w), (k, c // groups, r, s), stride=stride, padding=padding, groups=groups, op="--geometry"
-        )
-    except (TypeError, ValueError) as error:
-        raise Failure(str(error)) from error
 
 
 def _with_progress(console: Console, outcomes: Iterable[Any], total: int) -> Iterator[Any]:

@@ -50,10 +50,10 @@ Step: TypeAlias = Callable[[], Any]
 
 # -- right -----------------------------------------------------------------------------------------------------------
 
-#: By how much a result may differ, by element type: first the norm of the difference, relative to that of the result,
-#: which shows half precision on the way (TF32: 3e-4); then the largest difference of an element, relative to the root
-#: mean square of all, which shows a single wrong one among millions. The right kernels of an H100 differed from float64
-#: by at most 6e-6 and 6e-5, both in the gradient of a weight, the longest of all sums.
+#: By how much a result may differ, by element type. First the norm of the difference, relative to that of the result:
+#: half precision on the way (TF32 and its like: 3e-4) shows. Then an element, relative to the root mean square of all:
+#: a single wrong one shows among millions. The right kernels on an H100 differ from float64 by at most 6e-6 and 6e-5
+#: (``bench/results``), both in the gradient of a weight, the longest of all sums.
 TOLERANCE: Mapping[str, tuple[float, float]] = {"float32": (1e-4, 1e-3), "float64": (1e-12, 1e-11)}
 
 
@@ -72,8 +72,8 @@ class Verdict:
     fault: str | None
 
 
-def _scale(wanted: Any) -> float:
-    return float((wanted * wanted).mean()) ** 0.5 or 1.0
+def _root_mean_square(array: Any) -> float:
+    return float((array * array).mean()) ** 0.5
 
 
 def compare(got: Any, wanted: Any, dtype: str) -> Verdict:
@@ -85,10 +85,8 @@ def compare(got: Any, wanted: Any, dtype: str) -> Verdict:
     """
     if not math.prod(wanted.shape):
         return Verdict(0.0, 0.0, None)
-    difference, scale = got - wanted, _scale(wanted)
-    norm, worst = _scale(difference) / scale, float(abs(difference).max()) / scale
-    if not worst:
-        return Verdict(0.0, 0.0, None)
+    difference, scale = got - wanted, _root_mean_square(wanted) or 1.0
+    norm, worst = _root_mean_square(difference) / scale, float(abs(difference).max()) / scale
     most_norm, most_worst = TOLERANCE[dtype]
     # Written so that a NaN fails.
     if norm <= most_norm and worst <= most_worst:
@@ -100,7 +98,7 @@ def compare(got: Any, wanted: Any, dtype: str) -> Verdict:
 
 def differing(got: Any, wanted: Any, dtype: str) -> Any:
     """Which elements differ by more than :func:`compare` allows one; a NaN always does."""
-    return ~(abs(got - wanted) <= TOLERANCE[dtype][1] * _scale(wanted))
+    return ~(abs(got - wanted) <= TOLERANCE[dtype][1] * _root_mean_square(wanted))
 
 
 # -- by time ---------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def bench(*command: object, python: tuple[str, ...] = ("-m",)) -> subprocess.Com
 def run(tmp_path_factory):
     """One tiny run beside all peers that are installed: the finished process and its document."""
     out = tmp_path_factory.mktemp("bench") / "new folder" / "lenet.json"
-    process = bench("bench.lenet", *TINY, *(f"--peer={name}" for name in PEERS), f"--out={out}")
+    process = bench("bench.lenet", *TINY, *(f"--peer={name}" for name in PEERS), f"--json={out}")
     assert process.returncode == 0, process.stderr
     assert [path.name for path in out.parent.iterdir()] == ["lenet.json"]
     return process, json.loads(out.read_text())
@@ -43,9 +43,9 @@ def run(tmp_path_factory):
 def timing(monkeypatch):
     """The measuring core, as a module."""
     monkeypatch.syspath_prepend(str(ROOT))
-    from bench import timing
+    from gpuconv.tuning import measure
 
-    return timing
+    return measure
 
 
 @pytest.mark.slow
@@ -118,7 +118,7 @@ def test_a_table_that_is_too_wide_is_listed(monkeypatch):
 def test_memory_is_that_of_training(tmp_path):
     """--memory gives the peak of a process of its own, which holds at least what a step of that batch keeps."""
     out = tmp_path / "lenet.json"
-    process = bench("bench.lenet", *TINY, "--batches=1,512", "--rounds=1", "--memory", f"--out={out}")
+    process = bench("bench.lenet", *TINY, "--batches=1,512", "--rounds=1", "--memory", f"--json={out}")
     assert process.returncode == 0, process.stderr
     one, many = (entry["processes"]["gpuconv"] for entry in json.loads(out.read_text())["memory"])
     assert 10 < one["ready_mb"] <= one["peak_mb"] < 1000
@@ -130,7 +130,7 @@ def test_memory_is_that_of_training(tmp_path):
 def test_memory_of_a_peer():
     """PyTorch's process runs the same steps, without gpuconv's compiled backend in it."""
     pytest.importorskip("torch", reason="measures PyTorch's memory")
-    process = bench("bench.memory", "torch channels_last", "--batch=64", "--threads=1", "--backend=no such backend")
+    process = bench("bench.contenders", "torch channels_last", "--batch=64", "--threads=1", "--backend=no such backend")
     assert process.returncode == 0, process.stderr
     peaks = json.loads(process.stdout)
     assert 50 < peaks["ready_mb"] <= peaks["peak_mb"] < 4000
@@ -194,8 +194,8 @@ def test_settle_waits_for_busy_threads(timing, monkeypatch):
         (["--batches=64,0"], "'0' is not a whole number of at least 1"),
         (["--seconds=nan"], "'nan' is not a number of seconds above 0"),
         (["--threads=two"], "'two' is not a whole number of at least 1"),
-        ([f"--out={ROOT}"], "give the name of a file in it"),
-        ([f"--out={ROOT / 'LICENSE' / 'lenet.json'}"], "cannot make the folder"),
+        ([f"--json={ROOT}"], "give the name of a file in it"),
+        ([f"--json={ROOT / 'LICENSE' / 'lenet.json'}"], "cannot make the folder"),
         (["--fast"], "unrecognized arguments: --fast; --help lists the options"),
     ],
 )
@@ -240,7 +240,7 @@ def test_interrupt_keeps_what_was_measured(tmp_path):
     """Ctrl-C after the first figure: status 130, the figure is shown and written, the file says it is not complete."""
     out = tmp_path / "lenet.json"
     # The second batch takes far longer than it takes to stop it.
-    command = [sys.executable, "-m", "bench.lenet", *TINY, "--batches=1,4096", f"--out={out}"]
+    command = [sys.executable, "-m", "bench.lenet", *TINY, "--batches=1,4096", f"--json={out}"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert "training, batch 1:" in process.stderr.readline()
         os.kill(process.pid, signal.SIGINT)

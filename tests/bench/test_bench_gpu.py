@@ -26,6 +26,7 @@ from bench import compiling, device, gpu, layers, lenet, lenet_gpu, report, step
 from gpuconv import backends, kernels  # noqa: E402
 from gpuconv.backends.cuda.graph import SimulatedGraph  # noqa: E402
 from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry  # noqa: E402
+from gpuconv.tuning import measure  # noqa: E402
 
 PLACE = verify.Place(torch, np, "cpu")
 CONV = Conv2dGeometry.of((2, 3, 7, 6), (4, 3, 3, 3), padding=1)
@@ -136,7 +137,7 @@ def test_one_wrong_element_among_a_million_is_found():
     got = wanted.float()
     got[999, 999] = 1.05
     verdict = verify.judge("relu", None, "float32", torch, [got], [wanted])
-    assert verdict.norm < verify.NORM_TOLERANCE["float32"]
+    assert verdict.norm < measure.TOLERANCE["float32"][0]
     assert "an element by 0.05" in verdict.fault
 
 
@@ -202,7 +203,7 @@ def test_samples_take_turns():
     """Each round begins with another contender, each call with another set of inputs; as many as asked for."""
     clock, calls = Clock(), []
     steps = {label: [lambda label=label, n=n: calls.append(label + n) for n in "01"] for label in "abc"}
-    times = gpu.measure_us(steps, clock, 4)
+    times = measure.measure_us(steps, clock, 4)
     warm = len("abc") * 2 * 2
     assert calls[warm:] == ["a0", "b0", "c0", "b1", "c1", "a1", "c0", "a0", "b0", "a1", "b1", "c1"]
     assert times == {"a": [1, 6, 8, 10], "b": [2, 4, 9, 11], "c": [3, 5, 7, 12]}
@@ -228,7 +229,7 @@ def test_the_device_is_busy_until_a_call_is_queued():
     filler = types.SimpleNamespace(zero_=lambda: queue.append("flush"))
     cuda = types.SimpleNamespace(Event=Event, get_device_properties=lambda _: types.SimpleNamespace(L2_cache_size=50))
     stand_in = types.SimpleNamespace(cuda=cuda, uint8="uint8", empty=lambda size, **_: [filler][size != 200])
-    clock = gpu.EventClock(types.SimpleNamespace(torch=stand_in))
+    clock = device.EventClock(types.SimpleNamespace(torch=stand_in))
     queue.clear()
     assert clock.sample_us(lambda: queue.append("call"), 55.0) == 20
     assert queue == ["flush"] * 6 + ["event", "call", "event", "wait"]
@@ -250,9 +251,9 @@ def machine(monkeypatch):
         "tf32": {"matmul": False, "cudnn": False},
         "versions": {"torch": "2"},
     }
-    monkeypatch.setattr(gpu, "device_place", lambda: PLACE)
-    monkeypatch.setattr(gpu, "EventClock", Clock)
-    monkeypatch.setattr(gpu, "gpu_facts", lambda place: facts)
+    monkeypatch.setattr(device, "device_place", lambda: PLACE)
+    monkeypatch.setattr(device, "EventClock", Clock)
+    monkeypatch.setattr(device, "gpu_facts", lambda place: facts)
     monkeypatch.setattr(gpu, "_precompile", lambda *_: None)  # the simulator does not compile
     for operation, geometry in (("conv2d", CONV), ("max_pool2d", POOL)):
         small = types.SimpleNamespace(**{**vars(layers.OPERATIONS[operation]), "layers": {"lenet5.small": geometry}})
@@ -262,9 +263,8 @@ def machine(monkeypatch):
 
 def test_a_run(machine, capsys, tmp_path):
     """Every variant and tiling that supports the layer is checked and timed; the rule's choice is marked; one file."""
-    assert (
-        gpu.main(["--out", str(tmp_path / "new"), "--only", "conv2d/*", "--only", "max_pool2d/*", "--rounds", "3"]) == 0
-    )
+    out = str(tmp_path / "new" / "gpu.json")
+    assert gpu.main(["--json", out, "--op", "conv2d,max_pool2d", "--rounds", "3"]) == 0
     document = json.loads((tmp_path / "new" / "gpu.json").read_text())
     assert document["complete"]
     assert [result["operation"] for result in document["results"]] == ["conv2d", "max_pool2d"]
@@ -282,14 +282,14 @@ def test_a_run(machine, capsys, tmp_path):
 
 
 def test_bench_tilings_times_at_the_same_place(machine):
-    """`bench.device` asks `bench.gpu` where to run, and with what clock; the document names the device."""
+    """It asks where to run, and with what clock; the document names the device."""
     tiling, other = kernels.load("conv2d", "direct").tilings(CONV)[:2]
     results = [
         {"variant": "direct", "tiling": dataclasses.asdict(one), "file": None, "faults": faults, "us": []}
         for one, faults in ((tiling, []), (other, ["wrong in the simulator"]))
     ]
     document = {"machine": {}, "settings": {}, "results": results}
-    assert device.time_all("conv2d", CONV, document, lambda text: None) == []
+    assert device.rank("conv2d", CONV, document) == []
     assert document["machine"]["gpu"]["name"] == "stand-in"
     assert document["settings"]["device"] == "stand-in (PyTorch's TF32: matmul off, cudnn off)"
     assert [bool(one["us"]) for one in results] == [True, False]
@@ -336,7 +336,7 @@ def test_a_wrong_kernel_is_reported_and_not_timed(machine, monkeypatch, capsys, 
         return types.SimpleNamespace(supports=real.supports, tilings=real.tilings, launch=launch)
 
     monkeypatch.setattr(kernels, "load", broken)
-    assert gpu.main(["--out", str(tmp_path), "--only", "conv2d/*", "--rounds", "1", "--quick"]) == 1
+    assert gpu.main(["--json", str(tmp_path / "gpu.json"), "--op", "conv2d", "--rounds", "1", "--quick"]) == 1
     (result,) = json.loads((tmp_path / "gpu.json").read_text())["results"]
     assert {entry["variant"]: bool(entry["us"]) for entry in result["kernels"]}["direct"] is False
     assert any(entry["us"] for entry in result["kernels"])
@@ -350,7 +350,7 @@ def test_a_stopped_run_keeps_what_it_has(machine, monkeypatch, capsys, tmp_path)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gpu, "time_layer", stopped)
-    arguments = ["--out", str(tmp_path), "--only", "max_pool2d/*"]
+    arguments = ["--json", str(tmp_path / "gpu.json"), "--op", "max_pool2d"]
     assert gpu.main(arguments) == 130
     document = json.loads((tmp_path / "gpu.json").read_text())
     assert not document["complete"]
@@ -361,25 +361,27 @@ def test_a_stopped_run_keeps_what_it_has(machine, monkeypatch, capsys, tmp_path)
     assert "WRONG: max_pool2d: dead" in capsys.readouterr().err
 
 
-def test_quick_and_only_choose_layers():
-    """--quick has LeNet's layers and some of each other network; patterns choose, in order, without repeats."""
-    everything, quick = gpu.cases(None, False), gpu.cases(None, True)
+def test_quick_and_names_choose_layers():
+    """--quick has LeNet's layers and some of each other network; patterns choose, in the table's order."""
+    everything, quick = gpu.cases(quick=False), gpu.cases(quick=True)
     assert {operation for operation, _, _ in everything} == set(torch_ops.OPERATIONS) == set(kernels.VARIANTS)
     assert 20 < len(quick) < len(everything) / 2
     assert {operation for operation, _, _ in quick} == set(torch_ops.OPERATIONS)
-    names = [case[:2] for case in gpu.cases(["relu/*1", "*/lenet5.relu1"], False)]
-    assert names == [("relu", "lenet5.relu1"), ("conv2d_grad_bias", "lenet5.relu1"), ("relu_grad", "lenet5.relu1")]
+    names = [case[:2] for case in gpu.cases(["relu*", "conv2d_grad_bias"], ["lenet.relu1"], quick=False)]
+    assert names == [("conv2d_grad_bias", "lenet5.relu1"), ("relu", "lenet5.relu1"), ("relu_grad", "lenet5.relu1")]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--out", "{folder}"], "NUMBA_ENABLE_CUDASIM is set: .* unset it"),
-        (["--out", "{folder}", "--only", "conv5*"], "'conv5\\*' fits none of the layers"),
-        (["--out", "{folder}", "--quick", "--only", "*/alexnet*"], "--quick leaves none"),
-        ([], "required: --out"),
-        (["--out", "{folder}", "--rounds", "0"], "not a whole number"),
-        (["--out", "{file}/x"], "cannot make the folder"),
+        (["--json", "{folder}/gpu.json"], "NUMBA_ENABLE_CUDASIM is set: .* unset it"),
+        (["--json", "{folder}/gpu.json", "--op", "conv5*"], "--op: there is no 'conv5\\*'; did you mean 'conv2d"),
+        (["--json", "{folder}/gpu.json", "--layers", "conv5*"], "--layers: there is no 'conv5\\*'"),
+        (["--json", "{folder}/gpu.json", "--quick", "--layers", "alexnet*"], "--quick leaves none"),
+        ([], "required: --json"),
+        (["--json", "{folder}/gpu.json", "--rounds", "0"], "not a whole number"),
+        (["--json", "{folder}"], "is a folder"),
+        (["--json", "{file}/x"], "cannot make the folder"),
     ],
 )
 def test_refusals_take_one_line(arguments, words, capsys, tmp_path, monkeypatch):
@@ -396,7 +398,7 @@ def test_refusals_take_one_line(arguments, words, capsys, tmp_path, monkeypatch)
 def test_no_gpu_and_no_torch_are_refused(monkeypatch, capsys, tmp_path):
     """The backend's own reason; a PyTorch without CUDA; no PyTorch at all."""
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
-    arguments = ["--out", str(tmp_path)]
+    arguments = ["--json", str(tmp_path / "gpu.json")]
     monkeypatch.setattr(backends, "available", lambda: {"cuda": "no NVIDIA driver was found"})
     assert gpu.main(arguments) == 2
     monkeypatch.setattr(backends, "available", lambda: {"cuda": None})
@@ -618,7 +620,7 @@ def test_wrong_losses_are_not_timed():
 
 def test_a_lenet_run_keeps_what_it_has(lenet_machine, machine, monkeypatch, capsys, tmp_path):
     """A device that fails at the second batch: exit code 1, the others go on. Ctrl-C: 130, and the first is kept."""
-    monkeypatch.setattr(gpu, "device_place", lambda: lenet_machine)
+    monkeypatch.setattr(device, "device_place", lambda: lenet_machine)
     monkeypatch.setattr(backends, "get", lambda name: backends._instance("numpy" if name == "numpy" else "numba"))
     monkeypatch.setattr(backends._instance("numba"), "new_graph", SimulatedGraph)
     monkeypatch.setattr("gpuconv.capture", lambda step: step)
@@ -633,7 +635,7 @@ def test_a_lenet_run_keeps_what_it_has(lenet_machine, machine, monkeypatch, caps
             return [{"kernel": "one", "blocks": 1, "threads": 1, "bytes": 1, "flop": 1, "us": 2.0, "floor_us": 1.0}]
 
         monkeypatch.setattr(lenet_gpu, "kernels", kernels_of)
-        arguments = ["--backend=cuda", "--batches=2,3,4", "--seconds=0.01", "--rounds=2", f"--out={tmp_path}/l.json"]
+        arguments = ["--backend=cuda", "--batches=2,3,4", "--seconds=0.01", "--rounds=2", f"--json={tmp_path}/l.json"]
         assert lenet.main(arguments) == outcome
         document = json.loads((tmp_path / "l.json").read_text())
         assert document["benchmark"] == "lenet-gpu"

@@ -16,14 +16,14 @@ from support.processes import alive, wait_until
 from bench import compiling, step
 from gpuconv import backends
 
-SLEEPERS = "import time; from bench import compiling; compiling.in_processes(time.sleep, [(60,), (60,)], 2)"
+SLEEPERS = "import time; from bench import compiling; list(compiling.in_processes(time.sleep, [(60,), (60,)], 2))"
 
 
 def test_what_calls_return_is_added():
     """In any number of processes; a call that raises counts nothing, and no process is left."""
     work = [(n, 1) for n in range(5)] + [(1, "one")]
-    assert compiling.in_processes(operator.add, work, 2) == 0 + 1 + 2 + 3 + 4 + 5
-    assert compiling.in_processes(operator.add, [], 2) == 0
+    assert compiling.compile_all(operator.add, work, 2) == 0 + 1 + 2 + 3 + 4 + 5
+    assert compiling.compile_all(operator.add, [], 2) == 0
     assert multiprocessing.active_children() == []
 
 

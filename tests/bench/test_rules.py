@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from bench import machine, rules
+from bench import command, rules
 from gpuconv import kernels, tuning
 from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
 from gpuconv.tuning import store
@@ -236,7 +236,7 @@ def test_a_variant_asked_for_is_not_the_rule(tmp_path, capsys, monkeypatch):
 
 RESULTS = [
     pytest.param(one, document["machine"]["gpu"], id=f"{one['operation']} {one['layer']}")
-    for document in map(json.loads, (path.read_text() for path in (machine.ROOT / "bench" / "results").glob("*.json")))
+    for document in map(json.loads, (path.read_text() for path in (command.ROOT / "bench" / "results").glob("*.json")))
     if document["benchmark"] == "gpu"
     for one in document["results"]
 ]

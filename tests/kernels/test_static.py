@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -422,6 +423,62 @@ def test_roofline():
     assert roofline.issue_seconds(1, 4000, 3000) == pytest.approx(3000 / 1.983e9, rel=1e-3)
 
 
+def launch(blocks: int, threads: int, share: float, architecture: str = "sm_90a") -> dict:
+    return {
+        "architecture": architecture,
+        "grid": [blocks, 1, 1],
+        "threads": threads,
+        "main_loop": {"multiply_add_share": share},
+    }
+
+
+@pytest.mark.parametrize(
+    ("launches", "factor", "why"),
+    [
+        ([launch(264, 128, 1.0)], 1, "FLOP"),
+        ([launch(264, 128, 0.5)], 2, "issue"),
+        ([launch(528, 16, 1.0)], 2, "warps"),
+        ([launch(133, 128, 1.0)], 264 / 133, "blocks"),
+        # One warp a multiprocessor keeps one of four schedulers busy.
+        ([launch(132, 32, 1.0)], 4, "schedulers"),
+        ([launch(132, 8, 0.8)], 4 * 4 / 0.8, "warps"),
+        # Of LeNet's second convolution, ten blocks of four threads for each image.
+        ([launch(1280, 4, 319 / 343)], 8 * 1320 / 1280 * 343 / 319, "warps"),
+        # A second stage without multiply-adds costs nothing here, nor what was compiled for another GPU.
+        ([launch(264, 128, 0.8), launch(1, 1, 0.0), launch(264, 128, 0.9, "sm_80")], 1 / 0.8, "FLOP"),
+        ([launch(264, 128, 0.4), launch(264, 128, 0.5)], 2, "issue"),
+    ],
+)
+def test_the_bound_of_a_kernel(launches, factor, why):
+    """How much longer than its multiply-adds at the peak, and what is the most of it."""
+    from bench import roofline
+
+    work = roofline.Work(2 * 10**9, 1000)
+    found = roofline.kernel_bound(work, launches)
+    assert found["floor_us"] == pytest.approx(1e6 * factor * work.compute_seconds(roofline.H200))
+    assert found["bound"] == why
+
+
+def test_a_bound_is_never_below_the_roofline():
+    """Traffic counts, too; of what are no multiply-adds, and in float64, the machine code tells nothing."""
+    from bench import roofline
+
+    generator = random.Random(0)
+    for _ in range(200):
+        work = roofline.Work(generator.randint(1, 10**9), generator.randint(1, 10**8))
+        found = roofline.kernel_bound(
+            work, [launch(generator.randint(1, 5000), generator.randint(1, 1024), generator.uniform(0.1, 1))]
+        )
+        assert found["floor_us"] >= 1e6 * work.floor_seconds(roofline.H200) * (1 - 1e-9)
+        assert (found["bound"] == "bytes") == (
+            found["floor_us"] == pytest.approx(1e6 * work.memory_seconds(roofline.H200))
+        )
+    for dtype, counted in (("float64", True), ("float32", False)):
+        work = roofline.Work(10**9, 10**6, dtype)
+        found = roofline.kernel_bound(work, [launch(1, 1, 0.1)], counted=counted)
+        assert found["floor_us"] == 1e6 * work.floor_seconds(roofline.H200)
+
+
 def test_layers():
     """Each operation has layers; each of them, and its small form for the simulator, is a valid geometry."""
     from bench.layers import OPERATIONS
@@ -450,7 +507,7 @@ def test_command(tmp_path):
     variant, out = next(iter(VARIANTS["conv2d"])), tmp_path / "static.json"
     arguments = [
         "--op=conv2d",
-        f"--variant={variant}",
+        f"--variants={variant}",
         "--layers=lenet5.conv2",
         "--cc=sm_80,sm_90a",
         "--executed",
@@ -481,7 +538,7 @@ def test_command(tmp_path):
     ("arguments", "message"),
     [
         (["--op=conv2"], "--op: there is no 'conv2'; did you mean 'conv2d'?"),
-        (["--variant=tilde"], "--variant: there is no 'tilde'"),
+        (["--variants=tilde"], "--variants: there is no 'tilde'; did you mean 'tiled'?"),
         (["--layers=lenet5.conv3"], "--layers: there is no 'lenet5.conv3'; did you mean 'lenet5.conv"),
         (["--op=relu", "--layers=lenet5.conv1"], "no kernel supports any of these layers"),
         (["--cc="], "argument --cc: a name is needed"),

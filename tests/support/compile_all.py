@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import machine, sass
+from bench import sass
 from bench.inspection import Job, compiled, in_processes, result
 from bench.layers import OPERATIONS
 from gpuconv.kernels import VARIANTS
@@ -67,7 +67,7 @@ def main() -> None:
     except sass.ToolMissing as missing:
         print(json.dumps({"unavailable": str(missing)}))
         return
-    outcomes = in_processes(compiled, list(jobs()), simulate=False, workers=machine.available_cores())
+    outcomes = in_processes(compiled, list(jobs()), simulate=False)
     print(json.dumps([result(job, outcome, None) for job, outcome in outcomes]))
 
 

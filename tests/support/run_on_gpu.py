@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numba import cuda, float32
 
-from bench import compiling, gpu_stages, layers, machine, torch_ops, verify
+from bench import command, compiling, gpu_stages, layers, torch_ops, verify
 from gpuconv import functional as F
 from gpuconv import kernels
 from gpuconv.kernels import device
@@ -52,7 +52,7 @@ def variants(layers_each=2, tilings_each=2):
 def compile_variants(layers_each=2, tilings_each=2):
     """Compile the kernels of :func:`variants`, in a process a core, so that compute-sanitizer need not watch that."""
     work = gpu_stages.sanitized_kernels(int(layers_each), int(tilings_each))
-    compiling.compile_all(compiling.compile_kernels, list(work), machine.available_cores())
+    compiling.compile_all(compiling.compile_kernels, list(work), command.available_cores())
 
 
 def write_out_of_bounds():

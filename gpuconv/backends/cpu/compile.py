@@ -33,12 +33,8 @@ class Kernel:
     Args:
         function: the kernel in Python, with a unique name.
         signature: Numba types of its arguments.
-<<<<<<< HEAD
         cached: whether to look for it on disk, and to leave it there.
         reassociate: whether sums may be cut into the parts that a vector adds up.
-=======
-        cached: whether to load it from disk, and to store it there.
->>>>>>> L
 
     Attributes:
         address: of its code.
@@ -79,29 +75,19 @@ class Elements:
     dtype: str
 
 
-<<<<<<< HEAD
 def kernel(
     *argument_types: Any, reassociate: bool = False
 ) -> Callable[[Callable[[_Plan], Callable[..., None]]], Callable[[_Plan], Kernel]]:
     """Decorator: of a function that returns a kernel for a plan make one that returns it compiled.
-=======
-def kernel(*argument_types: Any) -> Callable[[Callable[[_Plan], Callable[..., None]]], Callable[[_Plan], Kernel]]:
-    """Decorator for a function that returns a kernel for a plan: the kernel is returned compiled.
->>>>>>> L
 
     A plan is a frozen dataclass. What the kernel reads of it as closure variables are constants to LLVM, so that loops
     unroll and divisions vanish. Each plan is compiled once in a process, and once on a machine.
 
     Args:
-<<<<<<< HEAD
         argument_types: Numba types of the arguments after the chunk's number. A function of the plan's ``dtype``
             stands for a pointer to it: :data:`ELEMENTS`.
         reassociate: whether LLVM may add up a loop's sum in the lanes of a vector, in an order that is fixed when the
             kernel is compiled. Otherwise it keeps the order of the loop, one element after the other.
-=======
-        argument_types: Numba types of the arguments after the chunk's number. :data:`ELEMENTS`, a function of the
-            plan's ``dtype``, stands for a pointer to elements.
->>>>>>> L
     """
 
     def decorate(build: Callable[[_Plan], Callable[..., None]]) -> Callable[[_Plan], Kernel]:
@@ -136,13 +122,8 @@ def _compile(function: Callable[..., None], signature: Any, plan: Any, **options
         return Kernel(function, signature, cached=True, **options)
     except (RuntimeError, OSError) as error:  # no directory can be written to, or the disk is full
         logger.info("compiling %s for %s, for this process only: %s", kind, plan, error)
-<<<<<<< HEAD
         return Kernel(function, signature, cached=False, **options)
     except Exception as error:  # the file is damaged: what unpickling it may raise is not to be listed
-=======
-        return Kernel(function, signature, cached=False)
-    except Exception as error:  # the file is damaged; unpickling it may raise anything
->>>>>>> L
         logger.info("compiling %s for %s again: its file cannot be read (%s)", kind, plan, error)
         FunctionCache(function).flush()
         return Kernel(function, signature, cached=True, **options)
