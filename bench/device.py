@@ -7,7 +7,6 @@ beside PyTorch (cuDNN, TF32 off).
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,11 +78,11 @@ def _steady(times: Sequence[float]) -> bool:
 def _kernel(operation: str, geometry: Any, found: dict[str, Any]) -> tuple[Any, Any]:
     """Module and tiling of a result."""
     if found["file"] is None:
-        module: Any = importlib.import_module(kernels.VARIANTS[operation][found["variant"]])
+        module: Any = kernels.load(operation, found["variant"])
     else:
         from bench.own_kernel import load
 
-        module = load(Path(found["file"]).resolve())
+        module = kernels.of(operation, load(Path(found["file"]).resolve()))
     (tiling,) = (one for one in module.tilings(geometry) if dataclasses.asdict(one) == found["tiling"])
     return module, tiling
 

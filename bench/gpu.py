@@ -78,8 +78,8 @@ def cases(only: Sequence[str] | None, quick: bool) -> list[tuple[str, str, Any]]
     for pattern in only or ["*"]:
         fitting = [
             (operation, name, geometry)
-            for operation, described in layers.OPERATIONS.items()
-            for name, geometry in described.layers.items()
+            for operation, named in layers.LAYERS.items()
+            for name, geometry in named.items()
             if fnmatch.fnmatchcase(f"{operation}/{name}", pattern)
         ]
         if not fitting:
@@ -296,14 +296,14 @@ def run(
     Returns:
         How many kernels are wrong, and lines that say which.
     """
-    from bench import layers
+    from gpuconv.kernels.operations import OPERATIONS
 
     chosen = cases(arguments.only, arguments.quick)
     _precompile(chosen, arguments.quick, arguments.jobs)
     wrong = []
     for operation, name, geometry in chosen:
         entries = check(place, operation, geometry, arguments.quick)
-        described = layers.OPERATIONS[operation]
+        described = OPERATIONS[operation]
         document["results"].append(
             {
                 "operation": operation,

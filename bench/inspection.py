@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import multiprocessing
 import os
@@ -21,8 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import roofline, sass
-from bench.layers import OPERATIONS, Operand
+from gpuconv import kernels
 from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry
+from gpuconv.kernels.operations import OPERATIONS, Operand
 
 #: Terms of a sum in the simulated layer; the next number where a tiling needs longer sums.
 TERMS = (32, 128, 512)
@@ -34,8 +34,6 @@ class Job:
 
     operation: str
     variant: str
-    #: Module of the variant.
-    module: str
     layer: str
     geometry: Any
     tiling: Any
@@ -96,12 +94,14 @@ def choose_target(*, simulate: bool) -> None:
 
 def compiled(job: Job) -> list[dict[str, Any]]:
     """What each launch of a job becomes on each architecture; for a process that can compile."""
-    return judged(importlib.import_module(job.module), job.geometry, job.tiling, job.dtype, job.architectures)
+    return judged(kernels.load(job.operation, job.variant), job.geometry, job.tiling, job.dtype, job.architectures)
 
 
-def judged(module: Any, geometry: Any, tiling: Any, dtype: str, architectures: tuple[str, ...]) -> list[dict[str, Any]]:
-    """What each launch of a variant's module becomes on each architecture."""
-    launches = module.launches(geometry, tiling, dtype)
+def judged(
+    variant: Any, geometry: Any, tiling: Any, dtype: str, architectures: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """What each launch of a variant becomes on each architecture."""
+    launches = variant.launches(geometry, tiling, dtype)
     return [_judged(launch, dtype, architecture) for architecture in architectures for launch in launches]
 
 
@@ -151,7 +151,7 @@ def executed(job: Job) -> list[dict[str, Any]]:
     from gpuconv.kernels import device
     from gpuconv.lab import ptx
 
-    module: Any = importlib.import_module(job.module)
+    variant = kernels.load(job.operation, job.variant)
     operation = OPERATIONS[job.operation]
 
     def made(operand: Any) -> Any:
@@ -161,12 +161,12 @@ def executed(job: Job) -> list[dict[str, Any]]:
 
     arrays, keywords = (
         [made(operand) for operand in operation.operands(job.geometry, job.dtype)],
-        dict(operation.keywords),
+        dict(operation.numbers),
     )
-    if hasattr(module, "workspace_size") and (size := module.workspace_size(job.geometry, job.tiling)):
+    if size := variant.workspace_size(job.geometry, job.tiling):
         keywords["workspace"] = np.zeros(size, job.dtype)
     with device.recording() as launches:
-        module.launch(*arrays, job.geometry, job.tiling, None, **keywords)
+        variant.launch(*arrays, job.geometry, job.tiling, None, **keywords)
     found = []
     for launch, arguments in launches:
         counts, blocks = ptx.count(launch, arguments), math.prod(launch.grid)
@@ -182,7 +182,7 @@ def simulated(job: Job) -> dict[str, Any]:
     from gpuconv.lab import simulator
 
     simulator.activate()
-    module: Any = importlib.import_module(job.module)
+    variant = kernels.load(job.operation, job.variant)
     operation = OPERATIONS[job.operation]
     generator = np.random.default_rng(0)
     refusal = ""
@@ -197,12 +197,12 @@ def simulated(job: Job) -> dict[str, Any]:
             return np.zeros(operand.shape, operand.dtype)  # labels and places in a window: zeros are allowed
 
         arrays = [made(operand) for operand in operation.operands(small, job.dtype)]
-        keywords = dict(operation.keywords)
+        keywords = dict(operation.numbers)
         try:
-            if hasattr(module, "workspace_size") and (size := module.workspace_size(small, job.tiling)):
+            if size := variant.workspace_size(small, job.tiling):
                 keywords["workspace"] = np.empty(size, job.dtype)
             with simulator.trace(seed=0) as trace:
-                module.launch(*arrays, small, job.tiling, None, **keywords)
+                variant.launch(*arrays, small, job.tiling, None, **keywords)
         except ValueError as error:  # a tiling that the small layer is too small for
             refusal = str(error)
             continue

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import fnmatch
-import importlib
 import json
 import os
 import sys
@@ -36,7 +35,7 @@ from bench.inspection import (
     simulated,
     tiling_text,
 )
-from bench.layers import OPERATIONS
+from bench.layers import LAYERS
 
 _DEFAULT_LAYERS = (
     "lenet5.conv?",
@@ -62,30 +61,30 @@ class Refused(Exception):
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
-    from gpuconv.kernels import VARIANTS
+    from gpuconv.kernels import VARIANTS, load
 
     architectures = tuple(arguments.cc)
     found = []
     for operation, variants in VARIANTS.items():
         if arguments.op and operation not in arguments.op:
             continue
-        if operation not in OPERATIONS:
-            raise Refused(f"operation {operation} has no layers: give it an entry in OPERATIONS of bench/layers.py")
+        if operation not in LAYERS:
+            raise Refused(f"operation {operation} has no layers: give it an entry in LAYERS of bench/layers.py")
         layers = {
             name: geometry
-            for name, geometry in OPERATIONS[operation].layers.items()
+            for name, geometry in LAYERS[operation].items()
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in arguments.layers)
         }
         for layer, geometry in layers.items():
-            for variant, path in variants.items():
+            for variant in variants:
                 if arguments.variant and variant not in arguments.variant:
                     continue
-                module: Any = importlib.import_module(path)
+                module = load(operation, variant)
                 if not module.supports(geometry):
                     continue
                 tilings = module.tilings(geometry)
                 for tiling in tilings if arguments.full else tilings[:1]:
-                    job = Job(operation, variant, path, layer, geometry, tiling, arguments.dtype, architectures)
+                    job = Job(operation, variant, layer, geometry, tiling, arguments.dtype, architectures)
                     found.append(job)
     return found
 
@@ -334,7 +333,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
     _known("--op", arguments.op, VARIANTS)
     _known("--variant", arguments.variant, {variant for variants in VARIANTS.values() for variant in variants})
-    layers = {name for operation in OPERATIONS.values() for name in operation.layers}
+    layers = {name for named in LAYERS.values() for name in named}
     for pattern in arguments.layers:
         if not fnmatch.filter(layers, pattern):
             _known("--layers", [pattern], layers)
@@ -351,9 +350,9 @@ def _known(option: str, names: Iterable[str], known: Iterable[str]) -> None:
 def _print_names() -> None:
     from gpuconv.kernels import VARIANTS
 
-    for name, operation in OPERATIONS.items():
+    for name, named in LAYERS.items():
         print(f"{name}: {', '.join(VARIANTS.get(name, {})) or 'no variant'}")
-        for layer, geometry in operation.layers.items():
+        for layer, geometry in named.items():
             print(f"  {layer:32} {geometry_text(geometry)}")
 
 

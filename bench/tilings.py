@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import datetime
 import difflib
-import importlib
 import math
 import os
 import sys
@@ -28,8 +27,9 @@ from typing import Any
 from bench import machine, report, roofline, sass, timing
 from bench.console import Parser, Refused, say, start, whole_number, write
 from bench.inspection import Failure, Job, choose_target, compiled, geometry_text, in_processes, tiling_text
-from bench.layers import CONVOLUTIONS, OPERATIONS
+from bench.layers import CONVOLUTIONS
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.operations import OPERATIONS
 
 _DIRECTIONS = {"forward": "conv2d", "grad_input": "conv2d_grad_input", "grad_weight": "conv2d_grad_weight"}
 _BACKENDS = ("cuda", "numba", "numpy")
@@ -187,19 +187,16 @@ def _jobs(task: _Task) -> list[Job]:
     Raises:
         Refused: none does; it says why.
     """
-    from gpuconv.kernels import VARIANTS
+    from gpuconv.kernels import load
 
     jobs, refusals = [], []
     for variant in task.variants:
-        path = VARIANTS[task.operation][variant]
-        module: Any = importlib.import_module(path)
+        module = load(task.operation, variant)
         if not (answer := module.supports(task.geometry)):
             refusals.append(f"{variant}: {answer}")
             continue
         for tiling in module.tilings(task.geometry):
-            jobs.append(
-                Job(task.operation, variant, path, task.layer, task.geometry, tiling, "float32", (_ARCHITECTURE,))
-            )
+            jobs.append(Job(task.operation, variant, task.layer, task.geometry, tiling, "float32", (_ARCHITECTURE,)))
     if not jobs:
         raise Refused(f"no variant supports {geometry_text(task.geometry)}: {'; '.join(refusals)}")
     return jobs

@@ -1,15 +1,29 @@
 """Device code: one file a kernel variant. Installed as ``gpuconv.kernels``.
 
-``VARIANTS`` is the one table: operation -> variant name -> module name. Tests, benchmarks and tuning iterate it. To add
-a variant, write a module and add its line; it provides what :class:`Variant` lists. ``conv2d_direct`` is the model.
-The function in it that makes the kernel is decorated with ``compiled.specialised``, so that processes after this one
-need not compile it again.
+``VARIANTS`` is the one table: operation -> variant name -> module name. Tests, benchmarks and tuning iterate it. What
+an operation takes and gives is told in ``operations.py``; what all variants have in common, in ``variant.py``.
+
+To add a variant, write a module and add its line. It has
+
+- ``Tiling``, a small frozen dataclass, and ``tilings(geometry)``: the ways to cut up the work, a good guess first;
+- ``calls(a, geometry, tiling)``, which yields a ``device.call(kernel, blocks, threads, *arguments)`` for each launch;
+  ``a`` has the operation's arrays and numbers by name (:class:`gpuconv.kernels.variant.Arguments`);
+- ``supports(geometry)``, true or a ``device.Refusal``, unless it supports all geometries;
+- ``workspace_size(geometry, tiling)``, if it works in two stages: elements of the array that the first one fills.
+
+``conv2d_direct`` is the model. The function in it that makes the kernel is decorated with ``compiled.specialised``, so
+that processes after this one need not compile it again.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpuconv.kernels.variant import Variant
 
 if __name__ != "gpuconv.kernels":  # `import kernels` from the repository root would make a second copy
     raise ImportError("import this package as gpuconv.kernels (the folder kernels/ is mapped to that name)")
@@ -45,62 +59,26 @@ VARIANTS: dict[str, dict[str, str]] = {
     "softmax_cross_entropy": {"rowwise": "gpuconv.kernels.loss.softmax_cross_entropy"},
     "softmax_cross_entropy_grad": {"rowwise": "gpuconv.kernels.loss.softmax_cross_entropy_grad"},
     "softmax_cross_entropy_mean": {"one_block": "gpuconv.kernels.loss.softmax_cross_entropy_mean"},
-    "sgd_update": {"elementwise": "gpuconv.kernels.update.sgd_update"},
     "sgd_update_all": {"one_launch": "gpuconv.kernels.update.sgd_update_all"},
-    "adam_update": {"elementwise": "gpuconv.kernels.update.adam_update"},
     "adam_update_all": {"one_launch": "gpuconv.kernels.update.adam_update_all"},
     "image_batch": {"gathered": "gpuconv.kernels.data.image_batch"},
     "count_correct": {"one_block": "gpuconv.kernels.loss.count_correct"},
 }
 
 
-class Variant(Protocol):
-    """What the module of a variant provides.
-
-    A geometry is a frozen dataclass of ``gpuconv.geometry``; where an operation has none, the shape of the array that
-    it works on (of the logits, for a loss). Arrays are contiguous, of one float type (but for labels, winners and
-    bytes), and of the shapes that the geometry gives; the backend has seen to it. Their order, before the geometry, is
-    that of the operation's primitive in ``gpuconv.backends.base``, then the results: for conv2d ``x, weight, bias,
-    out``, bias being None where there is none. The primitive's numbers follow by keyword, after the stream.
-    """
-
-    def supports(self, geometry: Any) -> Any:
-        """True, or a :class:`gpuconv.kernels.device.Refusal`: false, and the text says why."""
-
-    def tilings(self, geometry: Any) -> tuple[Any, ...]:
-        """The ways in which the work can be cut up: small frozen dataclasses, a good guess first."""
-
-    def launches(self, geometry: Any, tiling: Any, dtype: Any, **options: Any) -> tuple[Any, ...]:
-        """The :class:`gpuconv.kernels.device.Launch` s that :meth:`launch` makes, in their order.
-
-        They can be compiled and judged without arrays and without a GPU. Options, as conv2d's ``has_bias``, have
-        defaults. For an empty batch there is no launch, unless a result has elements all the same: a sum over the
-        batch.
-
-        Raises:
-            ValueError: the variant does not support the geometry.
-        """
-
-    def workspace_size(self, geometry: Any, tiling: Any) -> int:
-        """Elements, of the arrays' type, of the flat array that :meth:`launch` takes as ``workspace=``.
-
-        Where it is 0 there is none. Only modules that need one, for the first of two stages, have this function.
-        """
-
-    def launch(self, *arrays_geometry_tiling_stream: Any, **options: Any) -> None:
-        """Queue the work on a stream (None: the default one); the results are written in full.
-
-        Raises:
-            ValueError: the variant does not support the geometry.
-        """
-
-
 def load(operation: str, variant: str) -> Variant:
-    """The module of a variant; what it needs (Numba's CUDA target) is imported here and not before.
+    """A variant; what it needs (Numba's CUDA target) is imported here and not before.
 
     Raises:
         KeyError: ``VARIANTS`` has no such entry.
         ImportError: Numba's CUDA target is missing.
     """
-    module: Any = importlib.import_module(VARIANTS[operation][variant])
-    return module
+    return of(operation, importlib.import_module(VARIANTS[operation][variant]))
+
+
+@functools.cache
+def of(operation: str, module: ModuleType) -> Variant:
+    """The variant of an operation that a module provides, which need not be in the table."""
+    loaded: Any = importlib.import_module("gpuconv.kernels.variant")
+    made: Variant = loaded.Variant(operation, module)
+    return made

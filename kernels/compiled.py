@@ -14,10 +14,11 @@ its closure, and intrinsics and nested functions pickle differently in every pro
 found again. What a kernel calls in other files, its constants, and the launch bounds are not part of its key. A cache
 that cannot be written, or is damaged, is an error there.
 
-**What a file is found by**: the function that makes the kernel and its arguments; the text of its file, of all files of
-this folder and of ``gpuconv.geometry``, which decide what is made of them; types of the kernel's arguments, options,
+**What a file is found by**: the function that makes the kernel and its arguments; the text of its file, of the files
+of this folder and of ``gpuconv.geometry``, which decide what is made of them; types of the kernel's arguments, options,
 compute capability; versions of CUDA, numba-cuda, Numba, llvmlite and Python. So nothing has to be invalidated, and any
-file may be deleted at any time.
+file may be deleted at any time. What only describes operations and makes launches (:data:`UNREAD`) is left out: it acts
+on a kernel through the arguments alone.
 
 Files are in ``$GPUCONV_CACHE``, else in ``~/.cache/gpuconv/kernels`` (``$XDG_CACHE_HOME``, on Windows
 ``%LOCALAPPDATA%``, instead of ``~/.cache``). They are pickles: let nobody write there whom you would not let run code.
@@ -47,6 +48,10 @@ from gpuconv.kernels.device import SIMULATED
 __all__ = ["CACHE_VARIABLE", "folder", "specialised"]
 
 CACHE_VARIABLE = "GPUCONV_CACHE"
+
+
+#: Files of this folder on which no kernel's code depends.
+UNREAD = frozenset({"__init__.py", "driver.py", "operations.py", "variant.py"})
 
 
 def folder() -> Path:
@@ -98,7 +103,9 @@ def _digest(factory: Callable[..., Any]) -> str | None:
     """Of the files that a kernel depends on; None where one cannot be read, as of what was typed into a notebook."""
     own = inspect.getsourcefile(factory)
     try:
-        files = {*Path(__file__).parent.rglob("*.py"), Path(inspect.getfile(geometry)), Path(own or "")}
+        here = Path(__file__).parent
+        files = {path for path in here.rglob("*.py") if path.parent != here or path.name not in UNREAD}
+        files |= {Path(inspect.getfile(geometry)), Path(own or "")}
         digest = hashlib.sha256()
         for content in sorted(path.read_bytes() for path in files):
             digest.update(hashlib.sha256(content).digest())

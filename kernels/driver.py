@@ -5,8 +5,8 @@ device array of it, takes longer than most kernels here run, so it is not called
 kernel's handle and the memory from which ``cuLaunchKernel`` copies the arguments, and a call writes nothing there but
 the addresses of the arrays.
 
-A kernel is given an array as Numba has it: seven words, of which the size and, in this library, all but the address are
-known when the launch is prepared.
+A kernel is given an array as Numba has it: seven words, two more for each further dimension, of which all but the
+address are known when the launch is prepared. Arrays are contiguous.
 """
 
 from __future__ import annotations
@@ -132,17 +132,18 @@ class Parameters:
             for one, part in zip(kind, value, strict=True):
                 self._pack(one, part, words, slots)
         elif isinstance(kind, types.Array):
-            if kind.ndim != 1 or getattr(value, "ndim", None) != 1 or str(kind.dtype) != np.dtype(value.dtype).name:
+            if kind.ndim != getattr(value, "ndim", None) or str(kind.dtype) != np.dtype(value.dtype).name:
                 given = f"{getattr(value, 'ndim', 'no')}-dimensional {getattr(value, 'dtype', type(value).__name__)}"
-                raise TypeError(f"a kernel takes a flat array of {kind.dtype}, got a {given} one")
+                raise TypeError(f"a kernel takes a {kind.ndim}-dimensional array of {kind.dtype}, got a {given} one")
             size, itemsize = value.size, np.dtype(value.dtype).itemsize
+            strides = [itemsize * math.prod(value.shape[axis + 1 :]) for axis in range(kind.ndim)]
             if isinstance(value, Operand):
                 slots.append((len(words) + 4, value.number))
                 address = 0
             else:
                 address = address_of(value)
             # Numba's array: two words for who owns it, number of elements, their size, address, shape, strides.
-            words += [0, 0, size, itemsize, address, size, itemsize]
+            words += [0, 0, size, itemsize, address, *value.shape, *strides]
         elif isinstance(kind, (types.Integer, types.Boolean)):
             words.append(int(value))
         elif isinstance(kind, types.Float):

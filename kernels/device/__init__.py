@@ -59,8 +59,10 @@ from gpuconv.kernels.device.host import (
 )
 from gpuconv.kernels.device.intrinsic import BODIES, SIMULATED, TWINS
 from gpuconv.kernels.device.launch import (
+    Call,
     Launch,
     array_type,
+    call,
     device_function,
     is_recording,
     jit,
@@ -90,9 +92,9 @@ from gpuconv.kernels.device.stage import staging, weight_staging
 from gpuconv.kernels.device.words import i32, maximum, minimum, u32
 
 __all__ = [
-    "BODIES", "MAX_ELEMENTS", "MULTIPROCESSORS", "SIMULATED", "TWINS", "Answer", "Launch", "Refusal", "add_outer",
-    "aligned", "array_type", "bank_conflicts", "device_function", "fits_offsets", "fitted", "fma", "i32",
-    "is_recording", "jit", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_early", "ldg2_if", "ldg4", "ldg4_early",
+    "BODIES", "MAX_ELEMENTS", "MULTIPROCESSORS", "SIMULATED", "TWINS", "Answer", "Call", "Launch", "Refusal",
+    "add_outer", "aligned", "array_type", "bank_conflicts", "call", "device_function", "fits_offsets", "fitted", "fma",
+    "i32", "is_recording", "jit", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_early", "ldg2_if", "ldg4", "ldg4_early",
     "ldg4_if", "ldg_early", "ldg_if", "maximum", "minimum", "recording", "reduce_scatter", "reduction",
     "running_on_host", "st", "st2", "st4", "staging", "u32", "unrolled", "vector_access", "weight_staging",
     "widest_access",

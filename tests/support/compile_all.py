@@ -4,14 +4,13 @@ A script, because it needs Numba's real CUDA target, and the tests run with the 
 compiled, it prints why, under the key "unavailable".
 """
 
-import importlib
 import json
 from collections.abc import Iterator
 
 from bench import machine, sass
 from bench.inspection import Job, compiled, in_processes, result
-from bench.layers import OPERATIONS
-from gpuconv.kernels import VARIANTS
+from bench.layers import LAYERS
+from gpuconv.kernels import VARIANTS, load
 
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 
@@ -29,19 +28,19 @@ CONVOLUTIONS = (
 def jobs() -> Iterator[Job]:
     """Each variant's first layer in all tilings for all architectures, the others in the first tiling for one."""
     for operation, variants in VARIANTS.items():
-        layers = OPERATIONS[operation].layers
+        layers = LAYERS[operation]
         names = [name for name in CONVOLUTIONS if name in layers] or list(layers)
-        for variant, path in variants.items():
-            module = importlib.import_module(path)
+        for variant in variants:
+            module = load(operation, variant)
             supported = [name for name in names if module.supports(layers[name])]
             for name in supported:
                 geometry, first = layers[name], name == supported[0]
                 tilings = module.tilings(geometry)
                 architectures = ARCHITECTURES if first else ("sm_90a",)
                 for tiling in tilings if first else tilings[:1]:
-                    yield Job(operation, variant, path, name, geometry, tiling, "float32", architectures)
+                    yield Job(operation, variant, name, geometry, tiling, "float32", architectures)
                 if first:
-                    yield Job(operation, variant, path, name, geometry, tilings[0], "float64", ("sm_90a",))
+                    yield Job(operation, variant, name, geometry, tilings[0], "float64", ("sm_90a",))
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def launches() -> Iterator[tuple[str, device.Launch]]:
     padded = Conv2dGeometry.of((32, 64, 56, 56), (64, 64, 3, 3), padding=1)
     yield "direct", direct.launches(padded, direct.tilings(padded)[0], "float32")[0]
     odd = Conv2dGeometry.of((2, 6, 13, 12), (4, 3, 3, 2), stride=(2, 3), dilation=(2, 3), groups=2)
-    yield "direct in float64", direct.launches(odd, direct.tilings(odd)[0], "float64", has_bias=False)[0]
+    yield "direct in float64", direct.launches(odd, direct.tilings(odd)[0], "float64", absent=("bias",))[0]
 
 
 def unavailable() -> str | None:
