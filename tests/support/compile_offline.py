@@ -64,7 +64,6 @@ def launches() -> Iterator[tuple[str, device.Launch]]:
     yield "ldg2 of float64", launch(copy(device.ldg2, device.st2, 2), "float64")
     yield "ldg4 of uint8", launch(copy(device.ldg4, device.st4, 4), "uint8")
     yield "ldg4_if", launch(copy(device.ldg4_if, device.st4, 4, predicated=True))
-    yield "ldg4_early", launch(copy(device.ldg4_early, device.st4, 4, predicated=True))
     yield "ldg2_if of float64", launch(copy(device.ldg2_if, device.st2, 2, predicated=True), "float64")
     yield "ldg_if of int32", launch(copy(device.ldg_if, device.st, 1, predicated=True), "int32")
     yield "ldg_if of uint8", launch(copy(device.ldg_if, device.st, 1, predicated=True), "uint8")
