@@ -178,6 +178,6 @@ def _kernel(operation: str, geometry: Any, found: dict[str, Any]) -> tuple[Any, 
     else:
         from bench.own_kernel import load
 
-        module = load(Path(found["file"]).resolve())
+        module = kernels.of(operation, load(Path(found["file"]).resolve()))
     (tiling,) = (one for one in module.tilings(geometry) if dataclasses.asdict(one) == found["tiling"])
     return module, tiling

@@ -8,7 +8,6 @@ list of :class:`Finding` s, causes before effects: a missing barrier comes befor
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import linecache
 import re
 import traceback
@@ -20,19 +19,14 @@ import numpy as np
 
 from bench import reference
 from bench.inspection import TERMS, Job, accesses, aligned, geometry_text
-from bench.layers import OPERATIONS
+from gpuconv import kernels
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.operations import OPERATIONS
 from gpuconv.tuning.measure import compare, differing
 
 #: Elements of a guard zone. A whole number of 128-bit accesses, so that arrays begin as aligned as those of a user.
 _GUARD = 64
 _PATTERN = 0xA5
-#: What ``launch`` of each operation takes, the result last.
-ARRAYS = {
-    "conv2d": ("x", "weight", "bias", "out"),
-    "conv2d_grad_input": ("grad", "weight", "out"),
-    "conv2d_grad_weight": ("grad", "x", "out"),
-}
 #: Sites of memory accesses worth a word: passes by ideal ones, and the part of the sectors that is needed.
 _CONFLICTS, _USED = 2.0, 0.5
 
@@ -132,7 +126,7 @@ def examine(
     """Run a variant in the simulator, which is active, and find what is wrong.
 
     Args:
-        module: what has the functions of :class:`gpuconv.kernels.Variant`.
+        module: a :class:`gpuconv.kernels.variant.Variant`.
         operation: a convolution, or a gradient of one.
         geometry: small, as each multiply-add takes about a microsecond.
         tiling: one of the module's.
@@ -154,7 +148,7 @@ def examine(
     before = [None if array is None else array.copy() for array in inputs]
     options = {}
     try:
-        if hasattr(module, "workspace_size") and (size := module.workspace_size(geometry, tiling)):
+        if size := module.workspace_size(geometry, tiling):
             options["workspace"] = _guarded((size,), dtype)[0]
             options["workspace"][...] = np.nan
         with simulator.trace(seed=seed) as trace:
@@ -163,10 +157,11 @@ def examine(
         return Examination(geometry, (_failure(error, getattr(module, "__file__", None)),), error=error)
 
     findings = [_fault(fault) for fault in trace.faults]
-    for name, array, old in zip(ARRAYS[operation][:-1], inputs, before, strict=True):
+    names = [array.name for array in OPERATIONS[operation].arrays]
+    for name, array, old in zip(names[:-1], inputs, before, strict=True):
         if array is not None and not np.array_equal(array, old):
             findings.append(Finding("input changed", f"{name} is an input, and was written to"))
-    for name, memory in zip(ARRAYS[operation], memories, strict=True):
+    for name, memory in zip(names, memories, strict=True):
         zones = np.split(memory, [_GUARD * result.itemsize, memory.size - _GUARD * result.itemsize])[::2]
         for zone, side in zip(zones, ("before", "after"), strict=True):
             if (zone != _PATTERN).any():
@@ -190,8 +185,9 @@ def examined(job: Job) -> dict[str, Any]:
     from gpuconv.lab import simulator
 
     simulator.activate()
-    module = importlib.import_module(job.module)
-    return examine_like(module, job.operation, job.geometry, job.tiling, job.dtype).simulated()
+    return examine_like(
+        kernels.load(job.operation, job.variant), job.operation, job.geometry, job.tiling, job.dtype
+    ).simulated()
 
 
 def _failure(error: Exception, path: str | None) -> Finding:

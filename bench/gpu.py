@@ -53,8 +53,8 @@ def cases(operations: Sequence[str] = (), names: Sequence[str] = (), *, quick: b
     """
     from bench import layers
 
-    chosen = command.fitting("--op", operations, layers.OPERATIONS)
-    known = [name for operation in chosen for name in layers.OPERATIONS[operation].layers]
+    chosen = command.fitting("--op", operations, layers.LAYERS)
+    known = [name for operation in chosen for name in layers.LAYERS[operation]]
     fits = set(command.fitting("--layers", names, known))
     if quick:
         fits = {name for name in fits if any(fnmatch.fnmatchcase(name, pattern) for pattern in _QUICK_LAYERS)}
@@ -63,7 +63,7 @@ def cases(operations: Sequence[str] = (), names: Sequence[str] = (), *, quick: b
     return [
         (operation, name, geometry)
         for operation in chosen
-        for name, geometry in layers.OPERATIONS[operation].layers.items()
+        for name, geometry in layers.LAYERS[operation].items()
         if name in fits
     ]
 
@@ -149,14 +149,14 @@ def run(
     Returns:
         Lines that say which kernels are wrong.
     """
-    from bench import layers
+    from gpuconv.kernels.operations import OPERATIONS
 
     chosen = cases(arguments.op, arguments.layers, quick=arguments.quick)
     _precompile(chosen, arguments.quick, arguments.jobs)
     wrong = []
     for operation, name, geometry in chosen:
         entries = check(place, operation, geometry, arguments.quick)
-        described = layers.OPERATIONS[operation]
+        described = OPERATIONS[operation]
         document["results"].append(
             {
                 "operation": operation,

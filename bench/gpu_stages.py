@@ -166,7 +166,7 @@ def _contact_layers() -> list[tuple[Any, ...]]:
     from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
 
     found: list[tuple[Any, ...]] = [
-        ("conv2d", Conv2dGeometry.of(x, weight, **options), dtype, {"has_bias": False})
+        ("conv2d", Conv2dGeometry.of(x, weight, **options), dtype, {"absent": ("bias",)})
         for (x, weight, options), dtype in ((_SMALL, "float32"), (_GROUPED, "float64"), (_TORCH, "float32"))
     ]
     return [*found, ("relu", _POOLED, "float32"), ("max_pool2d", Pool2dGeometry.of(_POOLED, 2), "float32")]
@@ -303,11 +303,10 @@ def kernels_of_the_stages(batches: Sequence[int]) -> Iterator[tuple[Any, ...]]:
     from bench import gpu, layers
     from gpuconv import kernels
     from gpuconv.training import TrainConfig
-    from gpuconv.tuning import COMPOSED
 
     batch = TrainConfig().batch_size
     of_training: list[tuple[Any, ...]] = [("step", batch), ("decayed", batch), ("around", batch)]
-    of_training += [("inference", one, COMPOSED) for one in (256, batch)]
+    of_training += [("inference", one) for one in (256, batch)]
     for one in compiling.lenet_work(of_training):
         yield (compiling.compile_recorded, *one)
     for one in compiling.step_work(batches):
@@ -317,12 +316,12 @@ def kernels_of_the_stages(batches: Sequence[int]) -> Iterator[tuple[Any, ...]]:
     # tests/test_gpu.py: training with augmentation, every variant in float64, what the rule takes for each convolution.
     for one in compiling.lenet_work([("decayed", 64), ("around", 64), ("moved", 64)]):
         yield (compiling.compile_recorded, *one)
-    for operation, described in layers.OPERATIONS.items():
-        for name, geometry in described.layers.items():
+    for operation, named in layers.LAYERS.items():
+        for name, geometry in named.items():
             for variant in kernels.VARIANTS.get(operation, ()) if name.startswith("lenet5.") else ():
                 yield compiling.compile_kernels, operation, variant, geometry, "float64", 1
     for geometry in layers.CONVOLUTIONS.values():
-        yield compiling.compile_chosen, "conv2d", geometry, "float32", {"has_bias": False}
+        yield compiling.compile_chosen, "conv2d", geometry, "float32", {"absent": ("bias",)}
     for one in sanitized_kernels(layers_each=1, tilings_each=1):
         yield (compiling.compile_kernels, *one)
 
@@ -331,11 +330,12 @@ def sanitized_kernels(layers_each: int, tilings_each: int) -> Iterator[tuple[str
     """What runs under compute-sanitizer: every variant on small layers. Arguments of ``compiling.compile_kernels``."""
     from bench import layers
     from gpuconv import kernels
+    from gpuconv.kernels.operations import OPERATIONS
 
     for operation, variants in kernels.VARIANTS.items():
-        described = layers.OPERATIONS[operation]
-        for name in list(described.layers)[:layers_each]:
-            geometry = described.small(described.layers[name], 16)
+        described, named = OPERATIONS[operation], layers.LAYERS[operation]
+        for name in list(named)[:layers_each]:
+            geometry = described.small(named[name], 16)
             for variant in variants:
                 yield operation, variant, geometry, "float32", tilings_each
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +19,9 @@ from typing import Any
 
 from bench import compiling, roofline, sass
 from bench.command import available_cores, say
-from bench.layers import OPERATIONS, Operand
+from gpuconv import kernels
 from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry
+from gpuconv.kernels.operations import OPERATIONS, Operand
 
 #: Of what CuPy and PyTorch allocate on a device, bytes.
 _ALIGNMENT = 512
@@ -35,8 +35,6 @@ class Job:
 
     operation: str
     variant: str
-    #: Module of the variant.
-    module: str
     layer: str
     geometry: Any
     tiling: Any
@@ -64,17 +62,14 @@ def jobs_of(
 
     Why others do not is added to ``refusals``.
     """
-    from gpuconv.kernels import VARIANTS
-
     for variant in variants:
-        path = VARIANTS[operation][variant]
-        module: Any = importlib.import_module(path)
+        module = kernels.load(operation, variant)
         if not (answer := module.supports(geometry)):
             if refusals is not None:
                 refusals.append(f"{variant}: {answer}")
             continue
         for tiling in module.tilings(geometry)[: None if every_tiling else 1]:
-            yield Job(operation, variant, path, layer, geometry, tiling, dtype, architectures)
+            yield Job(operation, variant, layer, geometry, tiling, dtype, architectures)
 
 
 def tiling_text(tiling: dict[str, Any]) -> str:
@@ -125,12 +120,14 @@ def choose_target(*, simulate: bool) -> None:
 
 def compiled(job: Job) -> list[dict[str, Any]]:
     """What each launch of a job becomes on each architecture; for a process that can compile."""
-    return judged(importlib.import_module(job.module), job.geometry, job.tiling, job.dtype, job.architectures)
+    return judged(kernels.load(job.operation, job.variant), job.geometry, job.tiling, job.dtype, job.architectures)
 
 
-def judged(module: Any, geometry: Any, tiling: Any, dtype: str, architectures: tuple[str, ...]) -> list[dict[str, Any]]:
-    """What each launch of a variant's module becomes on each architecture."""
-    launches = module.launches(geometry, tiling, dtype)
+def judged(
+    variant: Any, geometry: Any, tiling: Any, dtype: str, architectures: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """What each launch of a variant becomes on each architecture."""
+    launches = variant.launches(geometry, tiling, dtype)
     return [_judged(launch, dtype, architecture) for architecture in architectures for launch in launches]
 
 
@@ -180,7 +177,7 @@ def executed(job: Job) -> list[dict[str, Any]]:
     from gpuconv.kernels import device
     from gpuconv.lab import ptx
 
-    module: Any = importlib.import_module(job.module)
+    variant = kernels.load(job.operation, job.variant)
     operation = OPERATIONS[job.operation]
 
     def made(operand: Any) -> Any:
@@ -190,12 +187,12 @@ def executed(job: Job) -> list[dict[str, Any]]:
 
     arrays, keywords = (
         [made(operand) for operand in operation.operands(job.geometry, job.dtype)],
-        dict(operation.keywords),
+        dict(operation.numbers),
     )
-    if hasattr(module, "workspace_size") and (size := module.workspace_size(job.geometry, job.tiling)):
+    if size := variant.workspace_size(job.geometry, job.tiling):
         keywords["workspace"] = np.zeros(size, job.dtype)
     with device.recording() as launches:
-        module.launch(*arrays, job.geometry, job.tiling, None, **keywords)
+        variant.launch(*arrays, job.geometry, job.tiling, None, **keywords)
     found = []
     for launch, arguments in launches:
         counts, blocks = ptx.count(launch, arguments), math.prod(launch.grid)
@@ -226,7 +223,7 @@ def simulated(job: Job) -> dict[str, Any]:
     from gpuconv.lab import simulator
 
     simulator.activate()
-    module: Any = importlib.import_module(job.module)
+    variant = kernels.load(job.operation, job.variant)
     operation = OPERATIONS[job.operation]
     generator = np.random.default_rng(0)
     refusal = ""
@@ -242,12 +239,12 @@ def simulated(job: Job) -> dict[str, Any]:
             return array
 
         arrays = [made(operand) for operand in operation.operands(small, job.dtype)]
-        keywords = dict(operation.keywords)
+        keywords = dict(operation.numbers)
         try:
-            if hasattr(module, "workspace_size") and (size := module.workspace_size(small, job.tiling)):
+            if size := variant.workspace_size(small, job.tiling):
                 keywords["workspace"] = _array((size,), job.dtype)
             with simulator.trace(seed=0) as trace:
-                module.launch(*arrays, small, job.tiling, None, **keywords)
+                variant.launch(*arrays, small, job.tiling, None, **keywords)
         except ValueError as error:  # a tiling that the small layer is too small for
             refusal = str(error)
             continue

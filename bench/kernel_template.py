@@ -6,10 +6,9 @@ Arrays are NCHW, contiguous and of one type; index them as x[image, channel, row
 import dataclasses
 import functools
 
-import numpy as np
 from numba import cuda, types
 
-from gpuconv.kernels.device import Launch, Refusal, jit
+from gpuconv.kernels.device import Refusal, call, jit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +50,7 @@ def _kernel(geometry, tiling, dtype, has_bias):
     return my_conv
 
 
-def launches(geometry, tiling, dtype, *, has_bias=True):  # kernel, types of its arguments, blocks, threads a block
-    outputs, name = geometry.n * geometry.k * geometry.p * geometry.q, np.dtype(dtype).name
-    if not (outputs and supports(geometry)):
-        return ()
-    array, vector = (types.Array(getattr(types, name), dimensions, "C") for dimensions in (4, 1))
-    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias)
-    return (
-        Launch(kernel, (array, array, vector, array), (-(-outputs // tiling.threads), 1, 1), (tiling.threads, 1, 1)),
-    )
-
-
-def launch(x, weight, bias, out, geometry, tiling, stream=None):  # bias may be None; out is written in full
-    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None):
-        one(stream, x, weight, weight[:, 0, 0, 0] if bias is None else bias, out)
+def calls(a, geometry, tiling):  # a launch: kernel, blocks, threads a block, arguments; a has the arrays by name
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, a.dtype, a.has("bias"))  # if not, a.bias is any
+    x, weight, out = a.shaped("x"), a.shaped("weight"), a.shaped("out")  # a.x is flat; out is to be written in full
+    yield call(kernel, -(-out.size // tiling.threads), tiling.threads, x, weight, a.bias, out)

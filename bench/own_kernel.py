@@ -35,17 +35,19 @@ from typing import Any
 
 from bench import sass
 from bench.command import ROOT, Refused, progress, start
-from bench.diagnosis import ARRAYS, COSTS, Finding, budgets, examine, examine_like, relabelled, source_lines
+from bench.diagnosis import COSTS, Finding, budgets, examine, examine_like, relabelled, source_lines
 from bench.inspection import choose_target, geometry_text, judged, tiling_text
+from gpuconv import kernels
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.operations import OPERATIONS
 
 TEMPLATE = Path(__file__).with_name("kernel_template.py")
 ARCHITECTURE = "sm_90a"
 
-#: What a file has to define, and how it is called; ``workspace_size`` is for kernels of two stages.
-_CONTRACT = {
-    "supports": "supports(geometry)",
-    "tilings": "tilings(geometry)",
+#: What a file has to define, and how it is called; see ``kernels/__init__.py`` for what it may define.
+_CONTRACT = {"tilings": "tilings(geometry)", "calls": "calls(a, geometry, tiling)"}
+#: In place of ``calls``: what :class:`gpuconv.kernels.variant.Variant` makes of it.
+_BY_HAND = {
     "launches": "launches(geometry, tiling, dtype)",
     "launch": "launch(*arrays, geometry, tiling, stream)",
 }
@@ -332,12 +334,16 @@ class _Child:
         os._exit(0)
 
     def imported(self) -> tuple[Any, tuple[Any, ...]]:
-        """The module, and its tilings of the layer; all that can be said of it without running a kernel is checked."""
+        """The variant, and its tilings of the layer; all that can be said of it without running a kernel is checked."""
         with self.step("it was imported"):
             module = self.called("it cannot be imported", load, self.path)
-        if missing := [call for name, call in _CONTRACT.items() if not callable(getattr(module, name, None))]:
+        wanted = _CONTRACT
+        if any(hasattr(module, name) for name in _BY_HAND):
+            wanted = {"tilings": _CONTRACT["tilings"], **_BY_HAND}
+        if missing := [call for name, call in wanted.items() if not callable(getattr(module, name, None))]:
             raise Refused(f"it lacks {', '.join(missing)}: {_TEMPLATE_HINT}")
         self.check_launch(module)
+        module = kernels.of(self.operation, module)
         with self.step("supports and tilings were called"):
             answer = self.called("supports failed", module.supports, self.geometry)
             if not isinstance(answer, (bool, str)):
@@ -355,7 +361,9 @@ class _Child:
 
     def check_launch(self, module: Any) -> None:
         """See to it that ``launch`` takes the arrays of this operation: that of another one has more or fewer."""
-        names = ARRAYS[self.operation]
+        if not hasattr(module, "launch"):
+            return
+        names = [array.name for array in OPERATIONS[self.operation].arrays]
         given = [*inspect.signature(module.launch).parameters]
         if "geometry" in given and given.index("geometry") != len(names):
             raise Refused(

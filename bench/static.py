@@ -34,7 +34,7 @@ from bench.inspection import (
     tiling_lines,
     tiling_text,
 )
-from bench.layers import OPERATIONS
+from bench.layers import LAYERS
 
 _DEFAULT_LAYERS = (
     "lenet5.conv?",
@@ -64,13 +64,13 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
     from gpuconv.kernels import VARIANTS
 
     variants = fitting("--variants", arguments.variants, (name for found in VARIANTS.values() for name in found))
-    every = [name for described in OPERATIONS.values() for name in described.layers]
+    every = [name for named in LAYERS.values() for name in named]
     layers = fitting("--layers", arguments.layers or _DEFAULT_LAYERS, every)
     found: list[Job] = []
     for operation in fitting("--op", arguments.op, VARIANTS):
-        if operation not in OPERATIONS:
-            raise Refused(f"operation {operation} has no layers: give it an entry in OPERATIONS of bench/layers.py")
-        for layer, geometry in OPERATIONS[operation].layers.items():
+        if operation not in LAYERS:
+            raise Refused(f"operation {operation} has no layers: give it an entry in LAYERS of bench/layers.py")
+        for layer, geometry in LAYERS[operation].items():
             own = [name for name in VARIANTS[operation] if name in variants and layer in layers]
             options = {"dtype": arguments.dtype, "every_tiling": arguments.full}
             found += jobs_of(operation, layer, geometry, own, tuple(arguments.cc), **options)
@@ -277,9 +277,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _print_names() -> None:
     from gpuconv.kernels import VARIANTS
 
-    for name, operation in OPERATIONS.items():
+    for name, named in LAYERS.items():
         print(f"{name}: {', '.join(VARIANTS.get(name, {})) or 'no variant'}")
-        for layer, geometry in operation.layers.items():
+        for layer, geometry in named.items():
             print(f"  {layer:32} {geometry_text(geometry)}")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from bench import layers
 from bench.roofline import H200
 from gpuconv.geometry import BlockGeometry
+from gpuconv.kernels.operations import OPERATIONS
 
 #: Multiply-adds for an image: forward; and backward, twice as many but for the gradient of the image.
 FORWARD_MACS = 6 * 784 * 25 + 16 * 100 * 150 + 400 * 120 + 120 * 84 + 84 * 10
@@ -95,7 +96,7 @@ def around(batch: int, *, augment: bool = False) -> list[Recorded]:
     """
     images, logits = _around(batch, augment)
     work = [("image_batch", images), ("count_correct", logits)]
-    found = [(one, layers.OPERATIONS[one].flop(geometry)) for one, geometry in work]
+    found = [(one, OPERATIONS[one].flop(geometry)) for one, geometry in work]
     return _recorded(around_launches(batch, augment=augment), found)
 
 
@@ -116,8 +117,8 @@ def around_launches(batch: int, *, augment: bool = False) -> list[tuple[Any, tup
 
     images, logits = _around(batch, augment)
     backend, graph = backends.get("cuda"), _noted()
-    operands = layers.OPERATIONS["image_batch"].operands(images, "float32")
-    table, pixels, labels, order, transforms = (backend.asarray(np.zeros(*operand[:2])) for operand in operands[:5])
+    operands = OPERATIONS["image_batch"].operands(images, "float32")
+    table, pixels, labels, order, transforms = (backend.asarray(np.zeros(one.shape, one.dtype)) for one in operands[:5])
     scores, loss, losses = (backend.asarray(np.zeros(shape, np.float32)) for shape in (logits, 1, 1))
     counts, step = (backend.asarray(np.zeros(1, np.int32)) for _ in range(2))
     with graph.recording():
@@ -184,7 +185,7 @@ def _work(batch: int) -> list[tuple[str, int]]:
     order += [("linear_chain_grad_input", chain), ("linear_chain_grad_weight", chain)]
     order += [(f"{block}_grad_input", second), (f"{block}_grad_weight", second), (f"{block}_grad_weight", first)]
     order += [(f"{name}_update_all", layers.PARAMETERS["lenet5.parameters"]) for name in ("sgd", "adam")]
-    return [(operation, layers.OPERATIONS[operation].flop(geometry)) for operation, geometry in order]
+    return [(operation, OPERATIONS[operation].flop(geometry)) for operation, geometry in order]
 
 
 def launches(

@@ -38,9 +38,10 @@ from bench.inspection import (
     work_figures,
     work_of,
 )
-from bench.layers import CONVOLUTIONS, OPERATIONS
+from bench.layers import CONVOLUTIONS
 from gpuconv import tuner
 from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.operations import OPERATIONS
 from gpuconv.tuning import measure
 
 _DIRECTIONS = {"forward": "conv2d", "grad_input": "conv2d_grad_input", "grad_weight": "conv2d_grad_weight"}

@@ -17,9 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bench import layers
-
 Step = Callable[[], tuple[Any, ...]]
+
+#: The settings of the optimizers' steps.
+UPDATES: Mapping[str, Mapping[str, Any]] = {
+    "sgd_update_all": {"lr": 0.1, "momentum": 0.9, "dampening": 0.0},
+    "adam_update_all": {"step": 1, "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+}
 
 
 def _sides(geometry: Any) -> list[int]:
@@ -137,9 +141,9 @@ def _avg_pool2d_grad(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
 
 
 def _softmax_cross_entropy(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
-    logits, labels, weight = tensors
+    logits, labels, weight, _ = tensors
     cross_entropy, options = torch.nn.functional.cross_entropy, {"reduction": "none", **keywords}
-    return lambda: (cross_entropy(logits, labels, weight, **options), torch.softmax(logits, 1), None)
+    return lambda: (None, cross_entropy(logits, labels, weight, **options), torch.softmax(logits, 1))
 
 
 def _softmax_cross_entropy_grad(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
@@ -151,24 +155,6 @@ def _softmax_cross_entropy_grad(torch: Any, shape: Any, tensors: Any, keywords: 
     return lambda: ((probabilities - hot) * share * grad[:, None],)
 
 
-def _sgd_update(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
-    param, grad, velocity = tensors
-    weight_decay, momentum, lr = (keywords[name] for name in ("weight_decay", "momentum", "lr"))
-
-    def step() -> tuple[Any, ...]:
-        g = grad.add(param, alpha=weight_decay) if weight_decay else grad
-        velocity.mul_(momentum).add_(g, alpha=1 - keywords["dampening"])
-        param.add_(g.add(velocity, alpha=momentum) if keywords["nesterov"] else velocity, alpha=-lr)
-        return param, velocity
-
-    return step
-
-
-def _adam_update(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
-    step = _fused_adam(torch, *([tensor] for tensor in tensors), keywords)
-    return lambda: tuple(result for (result,) in step())
-
-
 def _fused_adam(torch: Any, params: Any, grads: Any, means: Any, squares: Any, keywords: Any) -> Step:
     options = {name: keywords[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay")}
     update = torch.ops.aten._fused_adamw_ if keywords["decoupled"] else torch.ops.aten._fused_adam_
@@ -178,7 +164,7 @@ def _fused_adam(torch: Any, params: Any, grads: Any, means: Any, squares: Any, k
 
     def step() -> tuple[Any, ...]:
         update(*lists, amsgrad=False, maximize=False, **options)
-        return params, means, squares
+        return params, means, squares, None
 
     return step
 
@@ -277,18 +263,18 @@ def _softmax_cross_entropy_mean(torch: Any, shape: Any, tensors: Any, keywords: 
 
 def _sgd_update_all(torch: Any, sizes: Any, tensors: Any, keywords: Any) -> Step:
     params, grads, velocities, _ = tensors
-    options = {**layers.OPERATIONS["sgd_update"].keywords, **keywords}
+    options = {**UPDATES["sgd_update_all"], **keywords}
 
     def step() -> tuple[Any, ...]:
         torch.ops.aten._fused_sgd_(params, grads, velocities, maximize=False, is_first_step=False, **options)
-        return params, velocities
+        return params, velocities, None
 
     return step
 
 
 def _adam_update_all(torch: Any, sizes: Any, tensors: Any, keywords: Any) -> Step:
     params, grads, means, squares, _ = tensors
-    return _fused_adam(torch, params, grads, means, squares, {**layers.OPERATIONS["adam_update"].keywords, **keywords})
+    return _fused_adam(torch, params, grads, means, squares, {**UPDATES["adam_update_all"], **keywords})
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -333,8 +319,6 @@ OPERATIONS: Mapping[str, Callable[[Any, Any, Any, Any], Step]] = {
     "avg_pool2d_grad": _avg_pool2d_grad,
     "softmax_cross_entropy": _softmax_cross_entropy,
     "softmax_cross_entropy_grad": _softmax_cross_entropy_grad,
-    "sgd_update": _sgd_update,
-    "adam_update": _adam_update,
     "conv2d_relu_max_pool2d": _block,
     "conv2d_relu_max_pool2d_grad_input": _block_grad_input,
     "conv2d_relu_max_pool2d_grad_weight": _block_grad_weight,

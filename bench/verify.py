@@ -14,26 +14,22 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from bench import layers, torch_ops
+from bench import torch_ops
 from gpuconv import kernels
 from gpuconv.geometry import BlockGeometry, Pool2dGeometry
+from gpuconv.kernels.operations import (
+    DISTRIBUTIONS,
+    FORMULA,
+    IN,
+    LARGEST,
+    OPERATIONS,
+    OUT,
+    POSITIVE,
+    WINNERS,
+    Operand,
+)  # fmt: skip
 from gpuconv.tuning.measure import Verdict, compare
 
-#: Of an operation, how many of its last operands are results, or which ones it changes in place; one unless it is here.
-_RESULTS: dict[str, int | tuple[int, ...]] = {
-    "max_pool2d": 2,
-    "conv2d_relu_max_pool2d": 2,
-    "conv2d_relu_max_pool2d_grad_weight": 2,
-    "linear_chain_grad_input": 2,
-    "linear_chain_grad_weight": 2,
-    "image_batch": 2,
-    "softmax_cross_entropy": 3,
-    "softmax_cross_entropy_mean": 3,
-    "sgd_update": (0, 2),
-    "sgd_update_all": (0, 2),
-    "adam_update": (0, 2, 3),
-    "adam_update_all": (0, 2, 3),
-}
 #: Bytes of a guard zone on either side of a result, and what they hold.
 _GUARD, _PATTERN = 256, 0xA5
 
@@ -60,14 +56,9 @@ class Place:
             self.torch.cuda.synchronize()
 
 
-def results_of(operation: str, count: int) -> tuple[int, ...]:
-    """Positions of the results among so many operands."""
-    found = _RESULTS.get(operation, 1)
-    return tuple(range(count - found, count)) if isinstance(found, int) else found
-
-
-def _in_place(operation: str) -> bool:
-    return isinstance(_RESULTS.get(operation), tuple)
+def results_of(operation: str) -> tuple[int, ...]:
+    """Positions of what an operation writes among its arrays."""
+    return tuple(at for at, array in enumerate(OPERATIONS[operation].positional) if array.role != IN)
 
 
 def _each(function: Callable[[Any], Any], operand: Any) -> Any:
@@ -81,71 +72,56 @@ def _flat(operands: Sequence[Any]) -> list[Any]:
 
 def operands(place: Place, operation: str, geometry: Any, dtype: str, seed: int) -> list[Any]:
     """Torch tensors or tuples of them, as a variant's ``launch`` takes them: random if read, poisoned if written."""
-    torch = place.torch
+    torch, described = place.torch, OPERATIONS[operation].operands(geometry, dtype)
     generator = torch.Generator(place.device).manual_seed(seed)
-    described = layers.OPERATIONS[operation].operands(geometry, dtype)
-    results = () if _in_place(operation) else results_of(operation, len(described))
 
-    def random(operand: layers.Operand) -> Any:
-        options = {"dtype": getattr(torch, operand.dtype), "device": place.device}
-        if operand.dtype == "int64":  # labels, or the numbers of images
-            return torch.randint(geometry[1], operand.shape, generator=generator, **options)
-        if operation == "image_batch" and operand.dtype == "uint8":
-            return torch.randint(256, operand.shape, generator=generator, **options)
-        if operand.dtype in ("uint8", "int32"):  # winners: only those inside the image are any
-            pool = _pool(geometry)
+    def random(operand: Operand) -> Any:
+        holds, kind = operand.array.holds, getattr(torch, operand.dtype)
+        options = {"dtype": kind, "device": place.device}
+        if callable(holds):
+            return torch.randint(holds(geometry), operand.shape, generator=generator, **options)
+        if holds == WINNERS:  # only those inside the image are any
+            pool = geometry.pool if isinstance(geometry, BlockGeometry) else geometry
             x = torch.randn(pool.input_shape, generator=generator, device=place.device)
             _, indices = torch_ops.OPERATIONS["max_pool2d"](torch, pool, [x], {})()
             return torch_ops.offsets_of(torch, indices, pool)
-        return torch.randn(operand.shape, generator=generator, **options)
+        if holds == LARGEST:
+            return torch.full(operand.shape, torch.iinfo(kind).max, **options)
+        if holds == FORMULA:
+            return torch.tensor(_numbers(operation, geometry), **options)
+        values = torch.randn(operand.shape, generator=generator, **options)
+        if holds == POSITIVE:
+            return values.abs()
+        return torch.softmax(values, 1) if holds == DISTRIBUTIONS else values
 
-    def poisoned(operand: layers.Operand) -> Any:
+    def poisoned(operand: Operand) -> Any:
         kind = getattr(torch, operand.dtype)
         poison = math.nan if kind.is_floating_point else torch.iinfo(kind).max
         return torch.full(operand.shape, poison, dtype=kind, device=place.device)
 
-    tensors = [
-        _each_described(poisoned if position in results else random, operand)
-        for position, operand in enumerate(described)
-    ]
-    if operation == "softmax_cross_entropy_grad":
-        tensors[1] = torch.softmax(tensors[1], 1)
-    if operation == "softmax_cross_entropy_mean":
-        tensors[2].abs_()  # it divides by a sum of weights, which may not come close to zero
-    if operation in ("adam_update", "adam_update_all"):
-        tensors[3] = _each(torch.square, tensors[3])
+    def made(operand: Operand) -> Any:
+        return (poisoned if operand.array.role == OUT else random)(operand)
+
+    tensors = [tuple(map(made, one)) if isinstance(one, list) else made(one) for one in described]
     if operation == "linear_chain_grad_input" and not geometry.relu[-1]:
         tensors[3] = (*tensors[3][:-1], tensors[0].clone())  # not written: see the kernel
-    if operation in ("sgd_update_all", "adam_update_all"):
-        tensors[-1] = tensors[-1].new_tensor(_numbers(operation, geometry))
     return tensors
 
 
-def _each_described(function: Callable[[layers.Operand], Any], operand: layers.Operands) -> Any:
-    # As _each, of descriptions; each of which is a tuple itself, with a name.
-    return function(operand) if isinstance(operand, layers.Operand) else tuple(map(function, operand))
-
-
-def _pool(geometry: Any) -> Any:
-    """The pooling of a geometry that has one."""
-    return geometry.pool if isinstance(geometry, BlockGeometry) else geometry
-
-
 def _numbers(operation: str, sizes: tuple[int, ...]) -> Any:
-    """What the update of all parameters finds in device memory: the numbers that that of one is called with."""
+    """What the update of all parameters finds in device memory."""
     module: Any = kernels.load(operation, "one_launch")
-    keywords = layers.OPERATIONS[operation.removesuffix("_all")].keywords
+    settings = {**OPERATIONS[operation].numbers, **torch_ops.UPDATES[operation]}
     names = inspect.signature(module.numbers_of).parameters
-    row = module.numbers_of(**{name: keywords[name] for name in names})
+    row = module.numbers_of(**{name: settings[name] for name in names})
     return module.numbers_array([row], sizes, "float64").tolist()
 
 
 def launch(place: Place, module: Any, operation: str, geometry: Any, tiling: Any, tensors: Sequence[Any]) -> Any:
     """A step without arguments that launches a variant on the tensors: only the launch is in it."""
     arrays = [_each(place.xp.from_dlpack, tensor) for tensor in tensors]
-    keywords = dict(layers.OPERATIONS[operation].keywords)
-    size = module.workspace_size(geometry, tiling) if hasattr(module, "workspace_size") else 0
-    if size:
+    keywords = dict(OPERATIONS[operation].numbers)
+    if size := module.workspace_size(geometry, tiling):
         keywords["workspace"] = place.xp.empty((size,), _flat(arrays)[0].dtype)
     return lambda: module.launch(*arrays, geometry, tiling, place.stream, **keywords)
 
@@ -158,19 +134,19 @@ def reference(place: Place, operation: str, geometry: Any, tensors: Sequence[Any
 
     # Copies, also of float64: what is changed in place is the kernel's to change.
     doubles = [_each(lambda tensor: double(tensor).clone(), operand) for operand in _inputs(operation, tensors)]
-    step = torch_ops.OPERATIONS[operation](place.torch, geometry, doubles, layers.OPERATIONS[operation].keywords)
+    step = torch_ops.OPERATIONS[operation](place.torch, geometry, doubles, OPERATIONS[operation].numbers)
     return list(step())
 
 
 def peer(place: Place, operation: str, geometry: Any, tensors: Sequence[Any]) -> torch_ops.Step:
     """PyTorch's step on the same inputs, in their own type; what it changes is its own copy."""
     own = [_each(place.torch.clone, operand) for operand in _inputs(operation, tensors)]
-    return torch_ops.OPERATIONS[operation](place.torch, geometry, own, layers.OPERATIONS[operation].keywords)
+    return torch_ops.OPERATIONS[operation](place.torch, geometry, own, OPERATIONS[operation].numbers)
 
 
 def _inputs(operation: str, tensors: Sequence[Any]) -> list[Any]:
-    results = results_of(operation, len(tensors))
-    return [tensor for position, tensor in enumerate(tensors) if _in_place(operation) or position not in results]
+    arrays = OPERATIONS[operation].positional
+    return [tensor for array, tensor in zip(arrays, tensors, strict=True) if array.role != OUT]
 
 
 def judge(operation: str, geometry: Any, dtype: str, torch: Any, got: Sequence[Any], wanted: Sequence[Any]) -> Verdict:
@@ -210,7 +186,7 @@ class Case:
     def __init__(self, place: Place, operation: str, geometry: Any, dtype: str = "float32", seed: int = 0):
         self._place, self._operation, self._geometry, self._dtype = place, operation, geometry, dtype
         self._original = operands(place, operation, geometry, dtype, seed)
-        self._results = results_of(operation, len(self._original))
+        self._results = results_of(operation)
         self._wanted = reference(place, operation, geometry, self._original)
 
     def verdict(self, module: Any, tiling: Any, name: str) -> Verdict:

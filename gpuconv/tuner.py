@@ -16,6 +16,7 @@ import numpy as np
 from gpuconv.backends.base import Backend, Candidate
 from gpuconv.explanation import explain
 from gpuconv.geometry import Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.kernels import operations
 from gpuconv.models import build
 from gpuconv.tuning import measure, store
 from gpuconv.tuning.store import Key, Platform, Winner
@@ -185,13 +186,8 @@ def _tuned(
 
 def _arrays(task: Task, backend: Backend) -> tuple[Any, ...]:
     """Random inputs of the operation, on the backend."""
-    g = task.geometry
-    shapes = {
-        "conv2d": (g.input_shape, g.weight_shape, (g.k,)),
-        "conv2d_grad_input": (g.output_shape, g.weight_shape),
-        "conv2d_grad_weight": (g.output_shape, g.input_shape),
-    }[task.operation]
-    rng = np.random.default_rng(0)
+    rng, arrays = np.random.default_rng(0), operations.OPERATIONS[task.operation].arrays
+    shapes = [array.shape(task.geometry) for array in arrays if array.role != operations.OUT]
     return tuple(backend.asarray(rng.standard_normal(shape, np.float32).astype(task.dtype)) for shape in shapes)
 
 

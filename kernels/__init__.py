@@ -1,15 +1,29 @@
 """CUDA kernels: one file for each variant. Installed as ``gpuconv.kernels``.
 
-``VARIANTS`` lists them: operation -> variant name -> module name. Tests, benchmarks and tuning iterate over it. To add
-a variant, write a module that provides what :class:`Variant` lists, and add a line for it; ``conv2d_direct`` is a good
-example. The function in it that makes the kernel is decorated with ``compiled.specialised``, which keeps the compiled
-kernel on disk for later processes.
+``VARIANTS`` lists them: operation -> variant name -> module name. Tests, benchmarks and tuning iterate over it.
+``operations.py`` describes what an operation takes and returns, ``variant.py`` what all variants have in common.
+
+To add a variant, write a module and add a line for it. It has
+
+- ``Tiling``, a small frozen dataclass, and ``tilings(geometry)``: the ways to divide the work, a good guess first;
+- ``calls(a, geometry, tiling)``, which yields a ``device.call(kernel, blocks, threads, *arguments)`` for each launch;
+  ``a`` has the operation's arrays and numbers by name (:class:`gpuconv.kernels.variant.Arguments`);
+- ``supports(geometry)``, True or a ``device.Refusal``, unless it supports all geometries;
+- ``workspace_size(geometry, tiling)``, if it works in two stages: elements of the array that the first one fills.
+
+``conv2d_direct`` is a good example. The function in it that makes the kernel is decorated with
+``compiled.specialised``, which keeps the compiled kernel on disk for later processes.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpuconv.kernels.variant import Variant
 
 if __name__ != "gpuconv.kernels":  # `import kernels` from the repository root would make a second copy
     raise ImportError("import this package as gpuconv.kernels (the folder kernels/ is mapped to that name)")
@@ -45,63 +59,26 @@ VARIANTS: dict[str, dict[str, str]] = {
     "softmax_cross_entropy": {"rowwise": "gpuconv.kernels.loss.softmax_cross_entropy"},
     "softmax_cross_entropy_grad": {"rowwise": "gpuconv.kernels.loss.softmax_cross_entropy_grad"},
     "softmax_cross_entropy_mean": {"one_block": "gpuconv.kernels.loss.softmax_cross_entropy_mean"},
-    "sgd_update": {"elementwise": "gpuconv.kernels.update.sgd_update"},
     "sgd_update_all": {"one_launch": "gpuconv.kernels.update.sgd_update_all"},
-    "adam_update": {"elementwise": "gpuconv.kernels.update.adam_update"},
     "adam_update_all": {"one_launch": "gpuconv.kernels.update.adam_update_all"},
     "image_batch": {"gathered": "gpuconv.kernels.data.image_batch"},
     "count_correct": {"one_block": "gpuconv.kernels.loss.count_correct"},
 }
 
 
-class Variant(Protocol):
-    """What the module of a variant provides.
-
-    A geometry is a frozen dataclass of ``gpuconv.geometry``, or for operations without one the shape of the array that
-    they work on (of the logits, for a loss). Arrays are contiguous and have one float dtype (except labels, argmax
-    positions and bytes) and the shapes that the geometry gives; the backend has checked that. They come before the
-    geometry, in the order of the operation's primitive in ``gpuconv.backends.base``, then the results: for conv2d ``x,
-    weight, bias, out``, with None for no bias. The primitive's numbers follow by keyword, after the stream.
-    """
-
-    def supports(self, geometry: Any) -> Any:
-        """True, or a :class:`gpuconv.kernels.device.Refusal`: a false value whose text says why."""
-
-    def tilings(self, geometry: Any) -> tuple[Any, ...]:
-        """The ways to divide the work: small frozen dataclasses, a good guess first."""
-
-    def launches(self, geometry: Any, tiling: Any, dtype: Any, **options: Any) -> tuple[Any, ...]:
-        """The :class:`gpuconv.kernels.device.Launch` objects that :meth:`launch` runs, in order.
-
-        They can be compiled and inspected without arrays and without a GPU. Options, such as conv2d's ``has_bias``,
-        have defaults. For an empty batch there is no launch, unless a result has elements nevertheless: a sum over the
-        batch.
-
-        Raises:
-            ValueError: the variant does not support the geometry.
-        """
-
-    def workspace_size(self, geometry: Any, tiling: Any) -> int:
-        """Number of elements, of the arrays' dtype, of the flat array that :meth:`launch` takes as ``workspace=``.
-
-        If it is 0, there is no workspace. Only modules with two stages, which need one for the first stage, have this
-        function.
-        """
-
-    def launch(self, *arrays_geometry_tiling_stream: Any, **options: Any) -> None:
-        """Queue the work on a stream (None: the default one); every element of the results is written.
-
-        Raises:
-            ValueError: the variant does not support the geometry.
-        """
-
-
 def load(operation: str, variant: str) -> Variant:
-    """The module of a variant. Numba's CUDA target, which it needs, is imported only now.
+    """A variant. Numba's CUDA target, which it needs, is imported only now.
 
     Raises:
         KeyError: ``VARIANTS`` has no such entry.
         ImportError: Numba's CUDA target is missing.
     """
-    module: Any = importlib.import_module(VARIANTS[operation][variant])
-    return module
+    return of(operation, importlib.import_module(VARIANTS[operation][variant]))
+
+
+@functools.cache
+def of(operation: str, module: ModuleType) -> Variant:
+    """The variant of an operation that a module provides, which need not be in the table."""
+    loaded: Any = importlib.import_module("gpuconv.kernels.variant")
+    made: Variant = loaded.Variant(operation, module)
+    return made

@@ -14,10 +14,11 @@ intrinsics and nested functions pickle differently in every process, so these ke
 key does not include what a kernel calls in other files, nor constants or launch bounds. And it raises an error if the
 cache is damaged or cannot be written.
 
-**The key of a file** is: the function that makes the kernel, and its arguments; the source text of its file, of all
+**The key of a file** is: the function that makes the kernel, and its arguments; the source text of its file, of the
 files of this folder and of ``gpuconv.geometry``; the types of the kernel's arguments, options and compute capability;
 the versions of CUDA, numba-cuda, Numba, llvmlite and Python. So nothing has to be invalidated, and any file may be
-deleted at any time.
+deleted at any time. Files that only describe operations and make launches (:data:`UNREAD`) are left out: they affect a
+kernel through the arguments alone.
 
 Files are in ``$GPUCONV_CACHE``, else in ``~/.cache/gpuconv/kernels`` (with ``$XDG_CACHE_HOME``, or on Windows
 ``%LOCALAPPDATA%``, in place of ``~/.cache``). They are pickles: do not let anybody write there whose code you would not
@@ -48,6 +49,10 @@ from gpuconv.kernels.device import SIMULATED
 __all__ = ["CACHE_VARIABLE", "folder", "specialised"]
 
 CACHE_VARIABLE = "GPUCONV_CACHE"
+
+
+#: Files of this folder on which no kernel's code depends.
+UNREAD = frozenset({"__init__.py", "driver.py", "operations.py", "variant.py"})
 
 
 def folder() -> Path:
@@ -99,7 +104,9 @@ def _digest(factory: Callable[..., Any]) -> str | None:
     """Of the files that a kernel depends on; None where one cannot be read, as of what was typed into a notebook."""
     own = inspect.getsourcefile(factory)
     try:
-        files = {*Path(__file__).parent.rglob("*.py"), Path(inspect.getfile(geometry)), Path(own or "")}
+        here = Path(__file__).parent
+        files = {path for path in here.rglob("*.py") if path.parent != here or path.name not in UNREAD}
+        files |= {Path(inspect.getfile(geometry)), Path(own or "")}
         digest = hashlib.sha256()
         for content in sorted(path.read_bytes() for path in files):
             digest.update(hashlib.sha256(content).digest())

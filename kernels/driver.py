@@ -5,8 +5,8 @@ device array of it, which takes longer than most of these kernels run. So the di
 :class:`PreparedLaunch` holds the kernel's handle and the memory from which ``cuLaunchKernel`` copies the arguments, and
 a call writes nothing there but the addresses of the arrays.
 
-A kernel gets an array in Numba's form, which is seven 64-bit values. In this library all of them but the address are
-known when the launch is prepared.
+A kernel gets an array in Numba's form, which is seven 64-bit values and two more for each further dimension. In this
+library arrays are contiguous, and all of these values but the address are known when the launch is prepared.
 """
 
 from __future__ import annotations
@@ -132,17 +132,18 @@ class Parameters:
             for one, part in zip(kind, value, strict=True):
                 self._pack(one, part, words, slots)
         elif isinstance(kind, types.Array):
-            if kind.ndim != 1 or getattr(value, "ndim", None) != 1 or str(kind.dtype) != np.dtype(value.dtype).name:
+            if kind.ndim != getattr(value, "ndim", None) or str(kind.dtype) != np.dtype(value.dtype).name:
                 given = f"{getattr(value, 'ndim', 'no')}-dimensional {getattr(value, 'dtype', type(value).__name__)}"
-                raise TypeError(f"a kernel takes a flat array of {kind.dtype}, got a {given} one")
+                raise TypeError(f"a kernel takes a {kind.ndim}-dimensional array of {kind.dtype}, got a {given} one")
             size, itemsize = value.size, np.dtype(value.dtype).itemsize
+            strides = [itemsize * math.prod(value.shape[axis + 1 :]) for axis in range(kind.ndim)]
             if isinstance(value, Operand):
                 slots.append((len(words) + 4, value.number))
                 address = 0
             else:
                 address = address_of(value)
             # Numba's array: two words for who owns it, number of elements, their size, address, shape, strides.
-            words += [0, 0, size, itemsize, address, size, itemsize]
+            words += [0, 0, size, itemsize, address, *value.shape, *strides]
         elif isinstance(kind, (types.Integer, types.Boolean)):
             words.append(int(value))
         elif isinstance(kind, types.Float):

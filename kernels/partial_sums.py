@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, array_type, device_function, jit, ld, ldg, st, u32
+from gpuconv.kernels.device import Call, call, device_function, jit, ld, ldg, st, u32
 
 #: Elements of a block, and threads for each element.
 COLUMNS, ROWS = 32, 8
@@ -82,30 +83,14 @@ def _kernel_of_two(dtype: str) -> Callable[..., None]:
     return sum_parts_of_two
 
 
-def reduction(elements: int, dtype: str) -> Launch:
-    """The launch that takes ``workspace, out, elements, parts`` and writes ``out[i] = Σ workspace[part, i]``."""
-    signature = (array_type(dtype),) * 2 + (types.int64,) * 2
-    return Launch(_kernel(dtype), signature, (-(-elements // COLUMNS), 1, 1), (COLUMNS, ROWS, 1))
+def sum_parts(workspace: Any, out: Any, parts: int) -> Call:
+    """The launch of ``out[i] = Σ workspace[part, i]``, over so many parts."""
+    kernel = _kernel(np.dtype(out.dtype).name)
+    return call(kernel, -(-out.size // COLUMNS), (COLUMNS, ROWS), workspace, out, out.size, parts)
 
 
-def reduction_of_two(first: int, second: int, dtype: str) -> Launch:
-    """The launch that takes ``workspace, first_out, second_out, first, elements, parts``.
-
-    A row of the workspace has ``first`` elements of the one result, then those of the other.
-    """
-    signature = (array_type(dtype),) * 3 + (types.int64,) * 3
-    return Launch(_kernel_of_two(dtype), signature, (-(-(first + second) // COLUMNS), 1, 1), (COLUMNS, ROWS, 1))
-
-
-def first_target(out: Any, workspace: Any, size: int, *, op: str) -> Any:
-    """The array that the first stage writes: the workspace, of ``size`` elements, or the result if none is needed.
-
-    Raises:
-        ValueError: there is no workspace, or one of another size.
-    """
-    if not size:
-        return out
-    if workspace is None or workspace.size != size:
-        given = "none" if workspace is None else f"one of {workspace.size}"
-        raise ValueError(f"{op}: this tiling needs a workspace of {size} elements, got {given}")
-    return workspace
+def sum_parts_of_two(workspace: Any, first: Any, second: Any, parts: int) -> Call:
+    """As :func:`sum_parts`, for two results; a row of the workspace has the elements of one, then of the other."""
+    kernel, elements = _kernel_of_two(np.dtype(first.dtype).name), first.size + second.size
+    arrays = workspace, first, second
+    return call(kernel, -(-elements // COLUMNS), (COLUMNS, ROWS), *arrays, first.size, elements, parts)

@@ -53,8 +53,7 @@ LAYERS = ("lenet5.*", "resnet50.*", "vgg16.*", "mobilenet2.depthwise-14")
 
 def cases():
     for operation in torch_ops.OPERATIONS:
-        described = layers.OPERATIONS[operation]
-        for name, geometry in described.layers.items():
+        for name, geometry in layers.LAYERS[operation].items():
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in LAYERS):
                 for variant in kernels.VARIANTS[operation]:
                     yield pytest.param(operation, variant, geometry, id=f"{operation}-{name}-{variant}")
@@ -84,7 +83,7 @@ def test_float64(operation, variant):
     module = kernels.load(operation, variant)
     geometries = [
         geometry
-        for name, geometry in layers.OPERATIONS[operation].layers.items()
+        for name, geometry in layers.LAYERS[operation].items()
         if fnmatch.fnmatchcase(name, "lenet5.*") and module.supports(geometry)
     ]
     if not geometries:

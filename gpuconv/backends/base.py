@@ -491,24 +491,6 @@ class Backend(ABC):
     # -- optimizer updates: in place ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def sgd_update(
-        self,
-        param: Array,
-        grad: Array,
-        velocity: Array | None,
-        *,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
-    ) -> None:
-        """One step of stochastic gradient descent, PyTorch's formula, on ``param`` and ``velocity`` in place.
-
-        ``g = grad + weight_decay · param; v = momentum · v + (1 - dampening) · g; param -= lr · (g + momentum · v if
-        nesterov else v)``; without velocity ``param -= lr · g``.
-        """
-
     def sgd_update_all(
         self,
         params: Sequence[Array],
@@ -518,35 +500,18 @@ class Backend(ABC):
         together: Any = None,
         **options: Any,
     ) -> None:
-        """One :meth:`sgd_update` for each of several parameters, with the same options.
+        """One step of stochastic gradient descent, PyTorch's formula, on parameters and velocities in place.
 
-        ``together``, a ``gpuconv.optim.Together``, identifies the step, and holds the options of the coming steps.
+        ``g = grad + weight_decay · param; v = momentum · v + (1 - dampening) · g; param -= lr · (g + momentum · v if
+        nesterov else v)``; without velocities, which are all None then, ``param -= lr · g``.
+
+        Args:
+            params, grads, velocities: an array of each for each parameter.
+            together: a ``gpuconv.optim.Together``, which tells whose step it is, and the options of the steps to come.
+            options: lr, momentum, dampening, weight_decay and nesterov.
         """
-        for param, grad, velocity in zip(params, grads, velocities, strict=True):
-            self.sgd_update(param, grad, velocity, **options)
 
     @abstractmethod
-    def adam_update(
-        self,
-        param: Array,
-        grad: Array,
-        mean: Array,
-        square: Array,
-        *,
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-    ) -> None:
-        """One step of Adam (Kingma & Ba, 2015) or, ``decoupled``, AdamW (Loshchilov & Hutter, 2019), in place.
-
-        ``step`` counts from 1. The bias corrections are PyTorch's: ``param -= lr / (1 - beta1^t) · mean /
-        (sqrt(square) / sqrt(1 - beta2^t) + eps)``.
-        """
-
     def adam_update_all(
         self,
         params: Sequence[Array],
@@ -557,6 +522,9 @@ class Backend(ABC):
         together: Any = None,
         **options: Any,
     ) -> None:
-        """One :meth:`adam_update` for each of several parameters, as :meth:`sgd_update_all`."""
-        for param, grad, mean, square in zip(params, grads, means, squares, strict=True):
-            self.adam_update(param, grad, mean, square, **options)
+        """One step of Adam (Kingma & Ba, 2015) or, ``decoupled``, AdamW (Loshchilov & Hutter, 2019), in place.
+
+        ``step`` counts from 1. The bias corrections are PyTorch's: ``param -= lr / (1 - beta1^t) · mean /
+        (sqrt(square) / sqrt(1 - beta2^t) + eps)``. Arguments as of :meth:`sgd_update_all`; the options are step, lr,
+        beta1, beta2, eps, weight_decay and decoupled.
+        """

@@ -7,7 +7,7 @@ never over images or pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -262,53 +262,81 @@ class NumpyBackend(Backend):
 
     # -- optimizer updates -------------------------------------------------------------------------------------------
 
-    def sgd_update(
+    def sgd_update_all(
         self,
-        param: np.ndarray,
-        grad: np.ndarray,
-        velocity: np.ndarray | None,
+        params: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        velocities: Sequence[np.ndarray | None],
         *,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
+        together: Any = None,
+        **options: Any,
     ) -> None:
-        if weight_decay:
-            grad = grad + weight_decay * param
-        if velocity is not None:
-            velocity *= momentum
-            velocity += (1 - dampening) * grad if dampening else grad
-            grad = grad + momentum * velocity if nesterov else velocity
-        param -= lr * grad
+        for arrays in zip(params, grads, velocities, strict=True):
+            _sgd_update(*arrays, **options)
 
-    def adam_update(
+    def adam_update_all(
         self,
-        param: np.ndarray,
-        grad: np.ndarray,
-        mean: np.ndarray,
-        square: np.ndarray,
+        params: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        means: Sequence[np.ndarray],
+        squares: Sequence[np.ndarray],
         *,
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
+        together: Any = None,
+        **options: Any,
     ) -> None:
-        if weight_decay and decoupled:
-            param *= 1 - lr * weight_decay
-        elif weight_decay:
-            grad = grad + weight_decay * param
-        mean *= beta1
-        mean += (1 - beta1) * grad
-        square *= beta2
-        square += (1 - beta2) * grad * grad
-        denominator = np.sqrt(square)
-        denominator /= (1 - beta2**step) ** 0.5
-        denominator += eps
-        param -= lr / (1 - beta1**step) * (mean / denominator)
+        for arrays in zip(params, grads, means, squares, strict=True):
+            _adam_update(*arrays, **options)
+
+
+# -- optimizer updates -----------------------------------------------------------------------------------------------
+
+
+def _sgd_update(
+    param: np.ndarray,
+    grad: np.ndarray,
+    velocity: np.ndarray | None,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    if weight_decay:
+        grad = grad + weight_decay * param
+    if velocity is not None:
+        velocity *= momentum
+        velocity += (1 - dampening) * grad if dampening else grad
+        grad = grad + momentum * velocity if nesterov else velocity
+    param -= lr * grad
+
+
+def _adam_update(
+    param: np.ndarray,
+    grad: np.ndarray,
+    mean: np.ndarray,
+    square: np.ndarray,
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    if weight_decay and decoupled:
+        param *= 1 - lr * weight_decay
+    elif weight_decay:
+        grad = grad + weight_decay * param
+    mean *= beta1
+    mean += (1 - beta1) * grad
+    square *= beta2
+    square += (1 - beta2) * grad * grad
+    denominator = np.sqrt(square)
+    denominator /= (1 - beta2**step) ** 0.5
+    denominator += eps
+    param -= lr / (1 - beta1**step) * (mean / denominator)
 
 
 # -- windows of a convolution ----------------------------------------------------------------------------------------

@@ -160,14 +160,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("one_block", _always, "few logits: losses, their mean and its gradient in one launch instead of several"),
         _COMPOSED,
     ),
-    "sgd_update_all": (
-        Rule("one_launch", _always, "a launch for each parameter costs more than the update of a small one"),
-        _COMPOSED,
-    ),
-    "adam_update_all": (
-        Rule("one_launch", _always, "a launch for each parameter costs more than the update of a small one"),
-        _COMPOSED,
-    ),
 }
 
 

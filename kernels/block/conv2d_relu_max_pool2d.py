@@ -21,10 +21,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry, effective
@@ -32,12 +31,11 @@ from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
-    Launch,
+    Call,
     Refusal,
     add_outer,
-    array_type,
+    call,
     device_function,
-    fits_offsets,
     fitted,
     i32,
     jit,
@@ -52,6 +50,7 @@ from gpuconv.kernels.device import (
     weight_staging,
 )
 from gpuconv.kernels.pool.pooling import keeping_larger, padded
+from gpuconv.kernels.variant import Arguments
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
 _SHARED_ELEMENTS = 6 * 1024
@@ -203,20 +202,15 @@ def _choices(geometry: BlockGeometry) -> tuple[Tiling, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def fits_block(geometry: BlockGeometry) -> Answer:
-    """Whether the arrays of a block can be indexed with 32 bits, and its convolution has no groups."""
-    conv, pool = geometry
-    if conv.groups > 1:
-        return Refusal(f"a convolution with {conv.groups} groups is not fused with its pooling")
-    return fits_offsets(
-        input=math.prod(conv.input_shape), weight=math.prod(conv.weight_shape), output=math.prod(pool.output_shape)
-    )
+def grouped(geometry: BlockGeometry) -> Refusal:
+    """Why a block whose convolution has groups is refused."""
+    return Refusal(f"a convolution with {geometry.conv.groups} groups is not fused with its pooling")
 
 
 def supports(geometry: BlockGeometry) -> Answer:
     """True for small windows: those whose patch, and sums for two filters, fit into registers."""
-    if not (answer := fits_block(geometry)):
-        return answer
+    if geometry.conv.groups > 1:
+        return grouped(geometry)
     (height, width), (conv, pool) = patch(geometry), geometry
     if not _choices(single(geometry)):
         return Refusal(
@@ -488,47 +482,11 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
     return conv2d_relu_max_pool2d
 
 
-def launches(geometry: BlockGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty batch.
-
-    Args:
-        geometry, tiling, dtype: see :func:`launch`.
-        has_bias: there is a bias.
-
-    Raises:
-        ValueError: groups, or a window or an array that is too large.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"conv2d_relu_max_pool2d: {answer}")
+def calls(a: Arguments, geometry: BlockGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a block for each tile of some filters of some images."""
     conv, pool = geometry
-    if not conv.n:
-        return ()
-    name, blocks = np.dtype(dtype).name, -(-conv.n // tiling.images)
+    blocks = -(-conv.n // tiling.images)
     for size, tile in ((pool.p, tiling.rows), (pool.q, tiling.columns), (conv.k, tiling.filters)):
         blocks *= -(-size // tile)
-    kernel = _kernel(single(geometry), tiling, name, has_bias)
-    signature = (array_type(name),) * 4 + (array_type("uint8"), types.int64)
-    return (Launch(kernel, signature, (blocks, 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    out: Any,
-    winners: Any,
-    geometry: BlockGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-) -> None:
-    """``out``, the pooled maps (n, k, p, q), and ``winners``, uint8 of that shape: which element of each window it was.
-
-    ``x`` is (n, c, h, w), ``weight`` (k, c, r, s), ``bias`` (k,) or None. The first maximum wins; a NaN beats every
-    number, and of several NaNs the last one wins.
-
-    Raises:
-        ValueError: groups, or a window or an array that is too large.
-    """
-    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None):
-        arrays = (x, weight, weight if bias is None else bias, out, winners)
-        one(stream, *(array.reshape(-1) for array in arrays), geometry.conv.n)
+    kernel = _kernel(single(geometry), tiling, a.dtype, a.has("bias"))
+    yield call(kernel, blocks, tiling.threads, a.x, a.weight, a.bias, a.out, a.winners, conv.n)

@@ -25,23 +25,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry, effective
-from gpuconv.kernels.block.conv2d_relu_max_pool2d import fits_block, single, weight_pitch, weights_loading
+from gpuconv.kernels.block.conv2d_relu_max_pool2d import grouped, single, weight_pitch, weights_loading
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
-    Launch,
+    Call,
     Refusal,
     add_outer,
-    aligned,
-    array_type,
+    call,
     device_function,
     fitted,
     i32,
@@ -56,6 +54,7 @@ from gpuconv.kernels.device import (
     vector_access,
     widest_access,
 )
+from gpuconv.kernels.variant import Arguments
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
 _SHARED_ELEMENTS = 6 * 1024
@@ -197,8 +196,8 @@ def _choices(geometry: BlockGeometry) -> tuple[Tiling, ...]:
 
 def supports(geometry: BlockGeometry) -> Answer:
     """True for convolutions of stride 1 without groups, whose windows are neither long nor large."""
-    if not (answer := fits_block(geometry)):
-        return answer
+    if geometry.conv.groups > 1:
+        return grouped(geometry)
     conv, pool = geometry
     if conv.stride != (1, 1):
         return Refusal(f"a convolution with stride {conv.stride} leaves gaps, which this kernel would go through")
@@ -449,46 +448,11 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
     return conv2d_relu_max_pool2d_grad_input
 
 
-def launches(geometry: BlockGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty batch.
-
-    Args:
-        geometry, tiling, dtype: see :func:`launch`.
-        aligned16: the result begins at a multiple of 16 bytes.
-
-    Raises:
-        ValueError: groups, a stride, or a window or an array that is too large.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"conv2d_relu_max_pool2d_grad_input: {answer}")
-    conv, name = geometry.conv, np.dtype(dtype).name
-    if not conv.n:
-        return ()
+def calls(a: Arguments, geometry: BlockGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a block for each tile of some channels of an image."""
+    conv = geometry.conv
     blocks = conv.n
     for size, tile in ((conv.h, tiling.rows), (conv.w, tiling.columns), (conv.c, tiling.channels)):
         blocks *= -(-size // tile)
-    kernel, real = _kernel(single(geometry), tiling, name, aligned16), array_type(name)
-    signature = (real, real, real, array_type("uint8"), real)
-    return (Launch(kernel, signature, (blocks, 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(
-    grad: Any,
-    weight: Any,
-    y: Any,
-    winners: Any,
-    out: Any,
-    geometry: BlockGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-) -> None:
-    """``out``, (n, c, h, w), is the gradient for the input.
-
-    Given ``grad`` (n, k, p, q of the pooling), the forward's results ``y`` and ``winners`` of that shape, and its
-    ``weight`` (k, c, r, s).
-
-    Raises:
-        ValueError: groups, a stride, or a window or an array that is too large.
-    """
-    for one in launches(geometry, tiling, grad.dtype, aligned16=aligned(out)):
-        one(stream, *(array.reshape(-1) for array in (grad, weight, y, winners, out)))
+    kernel = _kernel(single(geometry), tiling, a.dtype, a.aligned("out"))
+    yield call(kernel, blocks, tiling.threads, a.grad, a.weight, a.y, a.winners, a.out)

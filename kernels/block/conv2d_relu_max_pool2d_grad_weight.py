@@ -20,23 +20,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry
-from gpuconv.kernels.block.conv2d_relu_max_pool2d import fits_block, origin, patch, single, steps
+from gpuconv.kernels.block.conv2d_relu_max_pool2d import grouped, origin, patch, single, steps
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
-    Launch,
+    Call,
     Refusal,
-    array_type,
+    call,
     device_function,
-    fits_offsets,
     fitted,
     fma,
     i32,
@@ -50,7 +48,8 @@ from gpuconv.kernels.device import (
     u32,
     unrolled,
 )
-from gpuconv.kernels.partial_sums import first_target, reduction_of_two
+from gpuconv.kernels.partial_sums import sum_parts_of_two
+from gpuconv.kernels.variant import Arguments
 
 #: Bytes of shared memory in float32; float64 takes less than twice as many, of the 48 KB that there are.
 _SHARED_BYTES = 24 * 1024
@@ -136,8 +135,8 @@ def _choices(geometry: BlockGeometry) -> tuple[Tiling, ...]:
 
 def supports(geometry: BlockGeometry) -> Answer:
     """True for windows of at most 512 taps and 256 pooled elements that fit into shared memory, without groups."""
-    if not (answer := fits_block(geometry)):
-        return answer
+    if geometry.conv.groups > 1:
+        return grouped(geometry)
     conv, pool = geometry
     if pool.r * pool.s > 256:
         return Refusal(f"a {pool.r}x{pool.s} pooling has more winners than a byte can tell apart")
@@ -317,52 +316,15 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
     return conv2d_relu_max_pool2d_grad_weight
 
 
-def launches(geometry: BlockGeometry, tiling: Tiling, dtype: Any) -> tuple[Launch, ...]:
-    """The launches of :func:`launch`: partial sums, and with several parts their reduction.
-
-    For an empty batch too: the gradients have elements, which are zero.
-
-    Raises:
-        ValueError: groups, or a window or an array that is too large.
-    """
-    if not (answer := supports(geometry) and fits_offsets(workspace=workspace_size(geometry, tiling))):
-        raise ValueError(f"conv2d_relu_max_pool2d_grad_weight: {answer}")
-    name, conv = np.dtype(dtype).name, geometry.conv
-    kernel = _kernel(single(geometry), dataclasses.replace(tiling, parts=1), name)
-    real = array_type(name)
-    signature = (real, real, real, array_type("uint8"), real, real) + (types.int64,) * 4
+def calls(a: Arguments, geometry: BlockGeometry, tiling: Tiling) -> Iterator[Call]:
+    """Partial sums, and with several parts their reduction; for an empty batch too: the gradients are zero."""
+    conv, elements = geometry.conv, a.out.size
+    kernel = _kernel(single(geometry), dataclasses.replace(tiling, parts=1), a.dtype)
     blocks = tiling.parts * -(-conv.k // tiling.filters) * -(-conv.c // tiling.channels)
-    first = Launch(kernel, signature, (blocks, 1, 1), (tiling.filters * conv.r * conv.s, 1, 1))
-    return (first,) if tiling.parts == 1 else (first, reduction_of_two(_elements(geometry), conv.k, name))
-
-
-def launch(
-    grad: Any,
-    x: Any,
-    y: Any,
-    winners: Any,
-    out: Any,
-    bias_out: Any,
-    geometry: BlockGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    workspace: Any = None,
-) -> None:
-    """``out``, (k, c, r, s), and ``bias_out``, (k,), are the gradients for weight and bias.
-
-    Given ``grad`` (n, k, p, q of the pooling), the forward's results ``y`` and ``winners`` of that shape, and its
-    input ``x``. ``workspace`` has :func:`workspace_size` elements, or is None where that is zero.
-
-    Raises:
-        ValueError: groups, a window or an array that is too large, or a workspace that is not what is needed.
-    """
-    size, elements = workspace_size(geometry, tiling), _elements(geometry)
-    targets = [first_target(one, workspace, size, op="conv2d_relu_max_pool2d_grad_weight") for one in (out, bias_out)]
-    first, *second = launches(geometry, tiling, grad.dtype)
-    items = geometry.conv.n * _tiles(geometry, tiling)
-    row = (elements + geometry.conv.k, elements) if size else (0, 0)
-    arrays = (array.reshape(-1) for array in (grad, x, y, winners, *targets))
-    first(stream, *arrays, *row, items, -(-items // tiling.parts))
-    for reduce in second:
-        reduce(stream, workspace, out.reshape(-1), bias_out, elements, elements + geometry.conv.k, tiling.parts)
+    several = tiling.parts > 1
+    targets = (a.workspace, a.workspace, elements + conv.k, elements) if several else (a.out, a.bias_out, 0, 0)
+    items = conv.n * _tiles(geometry, tiling)
+    inputs, threads = (a.grad, a.x, a.y, a.winners), tiling.filters * conv.r * conv.s
+    yield call(kernel, blocks, threads, *inputs, *targets, items, -(-items // tiling.parts))
+    if several:
+        yield sum_parts_of_two(a.workspace, a.out, a.bias_out, tiling.parts)

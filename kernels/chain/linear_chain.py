@@ -17,23 +17,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import ChainGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     Answer,
-    Launch,
+    Call,
     Refusal,
-    aligned,
-    array_type,
+    call,
     device_function,
-    fits_offsets,
     fma,
     jit,
     ldg,
@@ -45,6 +41,7 @@ from gpuconv.kernels.device import (
     vector_access,
     widest_access,
 )
+from gpuconv.kernels.variant import Arguments
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
 _SHARED_ELEMENTS = 6 * 1024
@@ -73,14 +70,13 @@ def pitch(size: int) -> int:
 
 
 def fits_chain(geometry: ChainGeometry) -> Answer:
-    """Whether there are as few layers as a kernel takes, whose arrays can be indexed with 32 bits."""
-    n, sizes, _ = geometry
+    """Whether there are as few layers as a kernel takes, and none is empty."""
+    sizes = geometry.sizes
     if len(sizes) - 1 > MOST_LAYERS:
         return Refusal(f"{len(sizes) - 1} layers are more than the {MOST_LAYERS} that a launch takes")
     if 0 in sizes:
         return Refusal(f"a layer without features: {sizes}")
-    weights = max(first * second for first, second in pairwise(sizes))
-    return fits_offsets(rows=n * max(sizes), weight=weights)
+    return True
 
 
 def supports(geometry: ChainGeometry) -> Answer:
@@ -221,58 +217,8 @@ def _kernel(
     return linear_chain
 
 
-def launches(
-    geometry: ChainGeometry,
-    tiling: Tiling,
-    dtype: Any,
-    *,
-    has_bias: tuple[bool, ...] | None = None,
-    aligned16: bool = True,
-) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for no rows.
-
-    Args:
-        geometry, tiling, dtype: see :func:`launch`.
-        has_bias: which layers have one; None for all.
-        aligned16: all weights begin at multiples of 16 bytes.
-
-    Raises:
-        ValueError: too many layers, too wide ones, or an array that is too large.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"linear_chain: {answer}")
+def calls(a: Arguments, geometry: ChainGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a block for some rows."""
     n, sizes, relu = geometry
-    if not n:
-        return ()
-    name, count = np.dtype(dtype).name, len(relu)
-    kernel = _kernel(sizes, relu, has_bias or (True,) * count, tiling, name, aligned16)
-    arrays = types.UniTuple(array_type(name), count)
-    signature = (array_type(name), arrays, arrays, arrays, types.int64)
-    return (Launch(kernel, signature, (-(-n // tiling.rows), 1, 1), (tiling.threads, 1, 1)),)
-
-
-def flat(arrays: Sequence[Any]) -> tuple[Any, ...]:
-    """Arrays as a kernel takes several."""
-    return tuple(array.reshape(-1) for array in arrays)
-
-
-def launch(
-    x: Any,
-    weights: Sequence[Any],
-    biases: Sequence[Any],
-    outs: Sequence[Any],
-    geometry: ChainGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-) -> None:
-    """``outs``, the results of each layer (n, size), with the weights (size, size before) and biases, (size,) or None.
-
-    ``x`` is (n, sizes[0]). Where the geometry says so, a ReLU has been applied.
-
-    Raises:
-        ValueError: too many layers, too wide ones, or an array that is too large.
-    """
-    has_bias = tuple(bias is not None for bias in biases)
-    given = [weight if bias is None else bias for weight, bias in zip(weights, biases, strict=True)]
-    for one in launches(geometry, tiling, x.dtype, has_bias=has_bias, aligned16=aligned(*weights)):
-        one(stream, x.reshape(-1), flat(weights), flat(given), flat(outs), geometry.n)
+    kernel = _kernel(sizes, relu, a.has("biases"), tiling, a.dtype, a.aligned("weights"))
+    yield call(kernel, -(-n // tiling.rows), tiling.threads, a.x, a.weights, a.biases, a.outs, n)

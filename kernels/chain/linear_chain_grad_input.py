@@ -19,23 +19,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import ChainGeometry
-from gpuconv.kernels.chain.linear_chain import fits_chain, flat, pitch
+from gpuconv.kernels.chain.linear_chain import fits_chain, pitch
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
-    Launch,
+    Call,
     Refusal,
-    aligned,
-    array_type,
+    call,
     device_function,
     fma,
     i32,
@@ -49,6 +47,7 @@ from gpuconv.kernels.device import (
     vector_access,
     widest_access,
 )
+from gpuconv.kernels.variant import Arguments
 
 #: Bytes of static shared memory.
 _SHARED_BYTES = 48 * 1024
@@ -264,49 +263,8 @@ def _kernel(
     return linear_chain_grad_input
 
 
-def launches(
-    geometry: ChainGeometry, tiling: Tiling, dtype: Any, *, need_input: bool = True, aligned16: bool = True
-) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for no rows.
-
-    Args:
-        geometry, tiling, dtype: see :func:`launch`.
-        need_input: whether the input's gradient is wanted.
-        aligned16: all weights begin at multiples of 16 bytes.
-
-    Raises:
-        ValueError: too many layers, too wide ones, or an array that is too large.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"linear_chain_grad_input: {answer}")
+def calls(a: Arguments, geometry: ChainGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a block for some rows."""
     n, sizes, relu = geometry
-    if not n:
-        return ()
-    name = np.dtype(dtype).name
-    arrays = types.UniTuple(array_type(name), len(relu))
-    signature = (array_type(name), arrays, arrays, arrays, array_type(name), types.int64)
-    kernel = _kernel(sizes, relu, tiling, name, need_input, aligned16)
-    return (Launch(kernel, signature, (-(-n // tiling.rows), 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(
-    grad: Any,
-    weights: Sequence[Any],
-    ys: Sequence[Any],
-    grads: Sequence[Any],
-    out: Any,
-    geometry: ChainGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-) -> None:
-    """``grads``, the gradients before each layer's ReLU, (n, size), and ``out``, that of the input, (n, sizes[0]).
-
-    Given ``grad`` (n, sizes[-1]), and of the forward the weights and the results ``ys``. The last of ``grads`` is not
-    written if no ReLU follows the last layer: it is ``grad``. ``out`` is None if it is not wanted.
-
-    Raises:
-        ValueError: too many layers, too wide ones, or an array that is too large.
-    """
-    for one in launches(geometry, tiling, grad.dtype, need_input=out is not None, aligned16=aligned(*weights)):
-        flat_out = (grad if out is None else out).reshape(-1)
-        one(stream, grad.reshape(-1), flat(weights), flat(ys), flat(grads), flat_out, geometry.n)
+    kernel = _kernel(sizes, relu, tiling, a.dtype, a.has("out"), a.aligned("weights"))
+    yield call(kernel, -(-n // tiling.rows), tiling.threads, a.grad, a.weights, a.ys, a.grads, a.out, n)

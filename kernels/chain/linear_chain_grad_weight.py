@@ -15,22 +15,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import ChainGeometry
-from gpuconv.kernels.chain.linear_chain import fits_chain, flat
+from gpuconv.kernels.chain.linear_chain import fits_chain
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
-    Launch,
+    Call,
     add_outer,
-    array_type,
+    call,
     device_function,
     i32,
     jit,
@@ -43,6 +42,7 @@ from gpuconv.kernels.device import (
     widest_access,
 )
 from gpuconv.kernels.update.all_at_once import dispatch
+from gpuconv.kernels.variant import Arguments
 
 #: Inputs of a tile, one a lane; and warps a block, which share the tile's results and its rows.
 _INPUTS, _WARPS = 32, 4
@@ -173,35 +173,7 @@ def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str) -> Callable[...,
     return linear_chain_grad_weight
 
 
-def launches(geometry: ChainGeometry, tiling: Tiling, dtype: Any) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`; for no rows too: the gradients have elements, which are zero.
-
-    Raises:
-        ValueError: too many layers, or an array that is too large.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"linear_chain_grad_weight: {answer}")
-    name = np.dtype(dtype).name
-    kernel, blocks = _kernel(geometry.sizes, tiling, name), _starts(geometry.sizes, tiling)[-1]
-    signature = (types.UniTuple(array_type(name), len(geometry.relu)),) * 4 + (types.int64,)
-    return (Launch(kernel, signature, (blocks, 1, 1), (32 * _WARPS, 1, 1)),)
-
-
-def launch(
-    xs: Sequence[Any],
-    grads: Sequence[Any],
-    weights_out: Sequence[Any],
-    biases_out: Sequence[Any],
-    geometry: ChainGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-) -> None:
-    """``weights_out``, (size, size before), and ``biases_out``, (size,), are the gradients of each layer.
-
-    Given each layer's input ``xs`` (n, size before), and the gradients ``grads`` (n, size) before its ReLU.
-
-    Raises:
-        ValueError: too many layers, or an array that is too large.
-    """
-    for one in launches(geometry, tiling, weights_out[0].dtype):
-        one(stream, flat(xs), flat(grads), flat(weights_out), flat(biases_out), geometry.n)
+def calls(a: Arguments, geometry: ChainGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch; for no rows too: the gradients are zero."""
+    kernel, blocks = _kernel(geometry.sizes, tiling, a.dtype), _starts(geometry.sizes, tiling)[-1]
+    yield call(kernel, blocks, 32 * _WARPS, a.xs, a.grads, a.weights_out, a.biases_out, geometry.n)

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
@@ -28,13 +27,11 @@ from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
-    Launch,
+    Call,
     Refusal,
-    aligned,
-    array_type,
     bank_conflicts,
+    call,
     device_function,
-    fits_offsets,
     fitted,
     fma,
     i32,
@@ -53,6 +50,7 @@ from gpuconv.kernels.device import (
     vector_access,
     widest_access,
 )
+from gpuconv.kernels.variant import Arguments
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
 _SHARED_ELEMENTS = 6 * 1024
@@ -150,17 +148,10 @@ def _choices(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
 
 
 def supports(geometry: Conv2dGeometry) -> Answer:
-    """True if each filter sees one channel, for all but long or large windows and arrays that need 64-bit offsets."""
-    n, c, k = geometry.n, geometry.c, geometry.k
-    fits = fits_offsets(
-        input=n * c * geometry.h * geometry.w,
-        weight=k * c // geometry.groups * geometry.r * geometry.s,
-        output=n * k * geometry.p * geometry.q,
-    )
-    if not fits:
-        return fits
-    if geometry.groups != c:
-        return Refusal(f"a filter sees {c // geometry.groups} channels: depthwise means as many groups as channels")
+    """True if each filter sees one channel, for all but long or large windows."""
+    if geometry.groups != geometry.c:
+        seen = geometry.c // geometry.groups
+        return Refusal(f"a filter sees {seen} channels: depthwise means as many groups as channels")
     window = f"a window of {geometry.r}x{geometry.s} taps with stride {geometry.stride}, dilation {geometry.dilation}"
     if _segment(geometry, 4) > _LONGEST_SEGMENT:
         return Refusal(f"{window} takes rows too long for the registers")
@@ -305,39 +296,9 @@ def _kernel(
     return conv2d_depthwise
 
 
-def launches(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, aligned16: bool = True
-) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty batch.
-
-    Args:
-        geometry, tiling, dtype: see :func:`launch`.
-        has_bias: there is a bias.
-        aligned16: input and output begin at multiples of 16 bytes.
-
-    Raises:
-        ValueError: a filter sees several channels, or a window or an array is too large.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"conv2d: {answer}")
-    if not geometry.n:
-        return ()
-    name = np.dtype(dtype).name
-    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, aligned16)
-    blocks = -(-geometry.n * geometry.c // tiling.planes)
-    blocks *= -(-geometry.p // tiling.rows) * -(-geometry.q // tiling.columns)
-    signature = (array_type(name),) * 4 + (types.int64,)
-    return (Launch(kernel, signature, (blocks, 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(
-    x: Any, weight: Any, bias: Any, out: Any, geometry: Conv2dGeometry, tiling: Tiling, stream: Any = None
-) -> None:
-    """``out[n,k,p,q] = bias[k] + Σ x · weight``; shapes as the geometry gives them, bias (k,) or None.
-
-    Raises:
-        ValueError: a filter sees several channels, or a window or an array is too large.
-    """
-    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, aligned16=aligned(x, out)):
-        arrays = (x, weight, weight if bias is None else bias, out)
-        one(stream, *(array.reshape(-1) for array in arrays), geometry.n * geometry.c)
+def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a block for each tile of some planes."""
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, a.dtype, a.has("bias"), a.aligned("x", "out"))
+    planes = geometry.n * geometry.c
+    blocks = -(-planes // tiling.planes) * -(-geometry.p // tiling.rows) * -(-geometry.q // tiling.columns)
+    yield call(kernel, blocks, tiling.threads, a.x, a.weight, a.bias, a.out, planes)

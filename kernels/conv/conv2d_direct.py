@@ -15,15 +15,15 @@ It is the variant for geometries that the others refuse, and the one to compare 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, fma, i32, jit, ldg, ldg_if, st, u32
+from gpuconv.kernels.device import Call, call, fma, i32, jit, ldg, ldg_if, st, u32
+from gpuconv.kernels.variant import Arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +35,6 @@ class Tiling:
     """
 
     threads: int
-
-
-def supports(geometry: Conv2dGeometry) -> Answer:
-    """True for every geometry whose arrays can be indexed with 32 bits."""
-    n, c, k = geometry.n, geometry.c, geometry.k
-    return fits_offsets(
-        input=n * c * geometry.h * geometry.w,
-        weight=k * c // geometry.groups * geometry.r * geometry.s,
-        output=n * k * geometry.p * geometry.q,
-    )
 
 
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
@@ -95,31 +85,8 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
     return conv2d_direct
 
 
-def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty batch.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"conv2d: {answer}")
-    outputs = geometry.n * geometry.k * geometry.p * geometry.q
-    if not outputs:
-        return ()
-    name = np.dtype(dtype).name
-    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias)
-    grid = (-(-outputs // tiling.threads), 1, 1)
-    return (Launch(kernel, (array_type(name),) * 4 + (types.int64,), grid, (tiling.threads, 1, 1)),)
-
-
-def launch(
-    x: Any, weight: Any, bias: Any, out: Any, geometry: Conv2dGeometry, tiling: Tiling, stream: Any = None
-) -> None:
-    """``out[n,k,p,q] = bias[k] + Σ x · weight``; shapes as the geometry gives them, bias (k,) or None.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None):
-        arrays = (x, weight, weight if bias is None else bias, out)
-        one(stream, *(array.reshape(-1) for array in arrays), out.size)
+def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a thread for each output."""
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, a.dtype, a.has("bias"))
+    blocks = -(-a.out.size // tiling.threads)
+    yield call(kernel, blocks, tiling.threads, a.x, a.weight, a.bias, a.out, a.out.size)

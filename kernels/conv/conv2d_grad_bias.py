@@ -12,8 +12,7 @@ each element is read once.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,9 @@ from numba import cuda, types
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
-    Answer,
-    Launch,
-    aligned,
-    array_type,
+    Call,
+    call,
     device_function,
-    fits_offsets,
     jit,
     minimum,
     reduction,
@@ -36,8 +32,8 @@ from gpuconv.kernels.device import (
     unrolled,
     vector_access,
 )
-from gpuconv.kernels.partial_sums import first_target
-from gpuconv.kernels.partial_sums import reduction as sum_parts
+from gpuconv.kernels.partial_sums import sum_parts
+from gpuconv.kernels.variant import Arguments
 
 #: Blocks that keep a large GPU busy.
 _ENOUGH_BLOCKS = 4 * MULTIPROCESSORS
@@ -59,11 +55,6 @@ class Tiling:
 
     threads: int
     parts: int
-
-
-def supports(shape: tuple[int, int, int, int]) -> Answer:
-    """True for every shape (n, k, p, q) whose elements can be indexed with 32 bits."""
-    return fits_offsets(output=math.prod(shape))
 
 
 def tilings(shape: tuple[int, int, int, int]) -> tuple[Tiling, ...]:
@@ -122,55 +113,15 @@ def _kernel(filters: int, plane: int, threads: int, dtype: str, vector: int) -> 
     return conv2d_grad_bias
 
 
-def launches(
-    shape: tuple[int, int, int, int], tiling: Tiling, dtype: Any, *, aligned16: bool = True
-) -> tuple[Launch, ...]:
-    """The launches of :func:`launch`: partial sums, and with several parts their reduction.
-
-    For an empty batch too: the gradient has elements, which are zero.
-
-    Args:
-        shape, tiling, dtype: see :func:`launch`.
-        aligned16: the gradient begins at a multiple of 16 bytes.
-
-    Raises:
-        ValueError: the gradient is too large for 32-bit offsets.
-    """
-    if not (answer := supports(shape)):
-        raise ValueError(f"conv2d_grad_bias: {answer}")
-    name, filters = np.dtype(dtype).name, shape[1]
-    kernel = _kernel(filters, shape[2] * shape[3], tiling.threads, name, _vector(shape, dtype, aligned16))
-    signature = (array_type(name),) * 2 + (types.int64,) * 2
-    first = Launch(kernel, signature, (filters * tiling.parts, 1, 1), (tiling.threads, 1, 1))
-    return (first,) if tiling.parts == 1 else (first, sum_parts(filters, name))
-
-
-def _vector(shape: tuple[int, int, int, int], dtype: Any, aligned16: bool) -> int:
-    """Elements of an access: 128 bits, if each plane begins at a multiple of as many."""
-    vector = 16 // np.dtype(dtype).itemsize
-    return vector if aligned16 and shape[2] * shape[3] % vector == 0 else 1
-
-
-def launch(
-    grad: Any,
-    out: Any,
-    shape: tuple[int, int, int, int],
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    workspace: Any = None,
-) -> None:
-    """``out``, (k,), is the sum of ``grad``, of ``shape`` (n, k, p, q), over n, p and q.
-
-    ``workspace`` has :func:`workspace_size` elements, or is None where that is zero.
-
-    Raises:
-        ValueError: the gradient is too large for 32-bit offsets, or the workspace is not what is needed.
-    """
-    aligned16 = aligned(grad)
-    first, *second = launches(shape, tiling, grad.dtype, aligned16=aligned16)
-    vectors = shape[0] * shape[2] * shape[3] // _vector(shape, grad.dtype, aligned16)
-    target = first_target(out, workspace, workspace_size(shape, tiling), op="conv2d_grad_bias")
-    first(stream, grad.reshape(-1), target, vectors, -(-vectors // tiling.parts))
-    for reduce in second:
-        reduce(stream, workspace, out, out.size, tiling.parts)
+def calls(a: Arguments, shape: tuple[int, int, int, int], tiling: Tiling) -> Iterator[Call]:
+    """Partial sums, and with several parts their reduction; for an empty batch too: the sums are zero."""
+    n, filters, p, q = shape
+    # 128 bits at once, if each plane begins at a multiple of as many.
+    vector = 16 // np.dtype(a.dtype).itemsize
+    vector = vector if a.aligned("grad") and p * q % vector == 0 else 1
+    kernel, vectors = _kernel(filters, p * q, tiling.threads, a.dtype, vector), n * p * q // vector
+    target = a.out if tiling.parts == 1 else a.workspace
+    blocks = filters * tiling.parts
+    yield call(kernel, blocks, tiling.threads, a.grad, target, vectors, -(-vectors // tiling.parts))
+    if tiling.parts > 1:
+        yield sum_parts(a.workspace, a.out, tiling.parts)

@@ -15,15 +15,15 @@ It is the variant for geometries that the others refuse, and the one to compare 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, fma, jit, ldg, st, u32
+from gpuconv.kernels.device import Call, call, fma, jit, ldg, st, u32
+from gpuconv.kernels.variant import Arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +35,6 @@ class Tiling:
     """
 
     threads: int
-
-
-def supports(geometry: Conv2dGeometry) -> Answer:
-    """True for every geometry whose arrays can be indexed with 32 bits."""
-    n, c, k = geometry.n, geometry.c, geometry.k
-    return fits_offsets(
-        input=n * c * geometry.h * geometry.w,
-        weight=k * c // geometry.groups * geometry.r * geometry.s,
-        output=n * k * geometry.p * geometry.q,
-    )
 
 
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
@@ -97,28 +87,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
     return conv2d_grad_input_direct
 
 
-def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty batch.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"conv2d_grad_input: {answer}")
-    elements = geometry.n * geometry.c * geometry.h * geometry.w
-    if not elements:
-        return ()
-    name = np.dtype(dtype).name
-    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name)
-    grid = (-(-elements // tiling.threads), 1, 1)
-    return (Launch(kernel, (array_type(name),) * 3 + (types.int64,), grid, (tiling.threads, 1, 1)),)
-
-
-def launch(grad: Any, weight: Any, out: Any, geometry: Conv2dGeometry, tiling: Tiling, stream: Any = None) -> None:
-    """``out``, (n, c, h, w), is the gradient for the input, given ``grad`` (n, k, p, q) and ``weight``.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    for one in launches(geometry, tiling, grad.dtype):
-        one(stream, *(array.reshape(-1) for array in (grad, weight, out)), out.size)
+def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a thread for each element of the gradient."""
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, a.dtype)
+    yield call(kernel, -(-a.out.size // tiling.threads), tiling.threads, a.grad, a.weight, a.out, a.out.size)

@@ -30,7 +30,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -41,13 +41,11 @@ from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
-    Launch,
+    Call,
     Refusal,
     add_outer,
-    aligned,
-    array_type,
+    call,
     device_function,
-    fits_offsets,
     i32,
     jit,
     ld,
@@ -60,6 +58,7 @@ from gpuconv.kernels.device import (
     u32,
     unrolled,
 )
+from gpuconv.kernels.variant import Arguments
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
 _SHARED_ELEMENTS = 6 * 1024
@@ -195,15 +194,7 @@ def _choices(geometry: Conv2dGeometry) -> list[Tiling]:
 
 
 def supports(geometry: Conv2dGeometry) -> Answer:
-    """True for all but large windows, strides and dilations; and arrays that need 64-bit offsets."""
-    n, c, k = geometry.n, geometry.c, geometry.k
-    fits = fits_offsets(
-        input=n * c * geometry.h * geometry.w,
-        weight=k * c // geometry.groups * geometry.r * geometry.s,
-        output=n * k * geometry.p * geometry.q,
-    )
-    if not fits:
-        return fits
+    """True for all but large windows, strides and dilations."""
     if geometry.stride[0] * geometry.stride[1] > _MOST_PHASES:
         return Refusal(f"stride {geometry.stride} would take more than {_MOST_PHASES} launches")
     pairs = phases(geometry)
@@ -426,38 +417,12 @@ def _kernel(
     return conv2d_grad_input_tiled
 
 
-def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
-    """The launches of :func:`launch`, one a phase, or none for an empty batch.
-
-    Args:
-        geometry, tiling, dtype: see :func:`launch`.
-        aligned16: the array for the result begins at a multiple of 16 bytes.
-
-    Raises:
-        ValueError: a window, a stride, a dilation or an array is too large.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"conv2d_grad_input: {answer}")
-    if not geometry.n:
-        return ()
-    name = np.dtype(dtype).name
-    aligned16 = aligned16 and geometry.stride[1] == 1 and geometry.w % (16 // np.dtype(dtype).itemsize) == 0
+def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """A launch for each phase, a block for each tile of some channels of an image."""
+    rows_aligned = geometry.stride[1] == 1 and geometry.w % (16 // np.dtype(a.dtype).itemsize) == 0
+    aligned16, single = a.aligned("out") and rows_aligned, dataclasses.replace(geometry, n=1)
     channel_blocks = geometry.groups * -(-geometry.c // geometry.groups // tiling.channels)
-    signature, block = (array_type(name),) * 3, (tiling.threads, 1, 1)
-    single = dataclasses.replace(geometry, n=1)
-    result = []
     for rows, columns in phases(geometry):
         tiles = -(-rows.size // tiling.rows) * -(-columns.size // tiling.columns)
-        kernel = _kernel(single, tiling, name, (rows, columns), aligned16)
-        result.append(Launch(kernel, signature, (geometry.n * channel_blocks * tiles, 1, 1), block))
-    return tuple(result)
-
-
-def launch(grad: Any, weight: Any, out: Any, geometry: Conv2dGeometry, tiling: Tiling, stream: Any = None) -> None:
-    """``out``, (n, c, h, w), is the gradient for the input, given ``grad`` (n, k, p, q) and ``weight``.
-
-    Raises:
-        ValueError: a window, a stride, a dilation or an array is too large.
-    """
-    for one in launches(geometry, tiling, grad.dtype, aligned16=aligned(out)):
-        one(stream, *(array.reshape(-1) for array in (grad, weight, out)))
+        kernel = _kernel(single, tiling, a.dtype, (rows, columns), aligned16)
+        yield call(kernel, geometry.n * channel_blocks * tiles, tiling.threads, a.grad, a.weight, a.out)

@@ -15,30 +15,16 @@ It is the variant for geometries that the others refuse, and the one to compare 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Answer,
-    Launch,
-    array_type,
-    fits_offsets,
-    fma,
-    i32,
-    jit,
-    ldg,
-    ldg_if,
-    minimum,
-    st,
-    u32,
-)
-from gpuconv.kernels.partial_sums import first_target, reduction
+from gpuconv.kernels.device import MULTIPROCESSORS, Call, call, fma, i32, jit, ldg, ldg_if, minimum, st, u32
+from gpuconv.kernels.partial_sums import sum_parts
+from gpuconv.kernels.variant import Arguments
 
 #: Threads that keep a large GPU busy.
 _ENOUGH_THREADS = 1024 * MULTIPROCESSORS
@@ -57,16 +43,6 @@ class Tiling:
 
     threads: int
     parts: int
-
-
-def supports(geometry: Conv2dGeometry) -> Answer:
-    """True for every geometry whose arrays can be indexed with 32 bits."""
-    n, c, k = geometry.n, geometry.c, geometry.k
-    return fits_offsets(
-        input=n * c * geometry.h * geometry.w,
-        weight=_elements(geometry),
-        output=n * k * geometry.p * geometry.q,
-    )
 
 
 def _elements(geometry: Conv2dGeometry) -> int:
@@ -147,43 +123,11 @@ def _kernel(geometry: Conv2dGeometry, threads: int, dtype: str) -> Callable[...,
     return conv2d_grad_weight_direct
 
 
-def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any) -> tuple[Launch, ...]:
-    """The launches of :func:`launch`: partial sums, and with several parts their reduction.
-
-    For an empty batch too: the gradient has elements, which are zero.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    if not (answer := supports(geometry) and fits_offsets(workspace=workspace_size(geometry, tiling))):
-        raise ValueError(f"conv2d_grad_weight: {answer}")
-    name, elements = np.dtype(dtype).name, _elements(geometry)
-    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling.threads, name)
-    grid = (-(-elements // tiling.threads), tiling.parts, 1)
-    first = Launch(kernel, (array_type(name),) * 3 + (types.int64,) * 2, grid, (tiling.threads, 1, 1))
-    return (first,) if tiling.parts == 1 else (first, reduction(elements, name))
-
-
-def launch(
-    grad: Any,
-    x: Any,
-    out: Any,
-    geometry: Conv2dGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    workspace: Any = None,
-) -> None:
-    """``out``, (k, c/groups, r, s), is the gradient for the weight, given ``grad`` (n, k, p, q) and ``x``.
-
-    ``workspace`` has :func:`workspace_size` elements, or is None where that is zero.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets, or the workspace is not what is needed.
-    """
-    first, *second = launches(geometry, tiling, grad.dtype)
-    rows = geometry.n * geometry.p
-    target = first_target(out, workspace, workspace_size(geometry, tiling), op="conv2d_grad_weight")
-    first(stream, *(array.reshape(-1) for array in (grad, x, target)), rows, -(-rows // tiling.parts))
-    for reduce in second:
-        reduce(stream, workspace, out.reshape(-1), out.size, tiling.parts)
+def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """Partial sums, and with several parts their reduction; for an empty batch too: the gradient is zero."""
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling.threads, a.dtype)
+    grid, rows = (-(-a.out.size // tiling.threads), tiling.parts), geometry.n * geometry.p
+    target = a.out if tiling.parts == 1 else a.workspace
+    yield call(kernel, grid, tiling.threads, a.grad, a.x, target, rows, -(-rows // tiling.parts))
+    if tiling.parts > 1:
+        yield sum_parts(a.workspace, a.out, tiling.parts)

@@ -21,22 +21,19 @@ Expected bottleneck: multiply-adds, where filters and columns fill the tile; els
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
-    Answer,
-    Launch,
+    Call,
     add_outer,
-    array_type,
+    call,
     device_function,
-    fits_offsets,
     i32,
     jit,
     ld,
@@ -48,7 +45,8 @@ from gpuconv.kernels.device import (
     u32,
     unrolled,
 )
-from gpuconv.kernels.partial_sums import first_target, reduction
+from gpuconv.kernels.partial_sums import sum_parts
+from gpuconv.kernels.variant import Arguments
 
 #: To write an element of the workspace and read it again takes as long as so many multiply-adds (on a large GPU: 8
 #: bytes at 4 TB/s, against 30 · 10¹² multiply-adds a second).
@@ -84,16 +82,6 @@ class Tiling:
     def threads(self) -> int:
         """Threads a block."""
         return self.filters * self.columns // (self.thread_filters * self.thread_columns)
-
-
-def supports(geometry: Conv2dGeometry) -> Answer:
-    """True for every geometry whose arrays can be indexed with 32 bits."""
-    n, c, k = geometry.n, geometry.c, geometry.k
-    return fits_offsets(
-        input=n * c * geometry.h * geometry.w,
-        weight=_elements(geometry),
-        output=n * k * geometry.p * geometry.q,
-    )
 
 
 def _elements(geometry: Conv2dGeometry) -> int:
@@ -354,46 +342,14 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
     return conv2d_grad_weight_implicit_gemm
 
 
-def launches(geometry: Conv2dGeometry, tiling: Tiling, dtype: Any) -> tuple[Launch, ...]:
-    """The launches of :func:`launch`: partial sums, and with several parts their reduction.
-
-    For an empty batch too: the gradient has elements, which are zero.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    if not (answer := supports(geometry) and fits_offsets(workspace=workspace_size(geometry, tiling))):
-        raise ValueError(f"conv2d_grad_weight: {answer}")
-    name = np.dtype(dtype).name
-    kernel = _kernel(dataclasses.replace(geometry, n=1), dataclasses.replace(tiling, parts=1), name)
+def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """Partial sums, and with several parts their reduction; for an empty batch too: the gradient is zero."""
+    kernel = _kernel(dataclasses.replace(geometry, n=1), dataclasses.replace(tiling, parts=1), a.dtype)
     down, across = _blocks(geometry, tiling.filters, tiling.columns)
-    grid = (down * across * geometry.groups, tiling.parts, 1)
-    first = Launch(kernel, (array_type(name),) * 3 + (types.int64,) * 2, grid, (tiling.threads, 1, 1))
-    return (first,) if tiling.parts == 1 else (first, reduction(_elements(geometry), name))
-
-
-def launch(
-    grad: Any,
-    x: Any,
-    out: Any,
-    geometry: Conv2dGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    workspace: Any = None,
-) -> None:
-    """``out``, (k, c/groups, r, s), is the gradient for the weight, given ``grad`` (n, k, p, q) and ``x``.
-
-    ``workspace`` has :func:`workspace_size` elements, or is None where that is zero.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets, or the workspace is not what is needed.
-    """
-    first, *second = launches(geometry, tiling, grad.dtype)
-    positions = geometry.n * geometry.p * geometry.q
+    grid, positions = (down * across * geometry.groups, tiling.parts), geometry.n * geometry.p * geometry.q
     # Whole stages a part, so that no stage belongs to two.
     size_a_part = -(-positions // (tiling.parts * tiling.positions)) * tiling.positions
-    target = first_target(out, workspace, workspace_size(geometry, tiling), op="conv2d_grad_weight")
-    first(stream, *(array.reshape(-1) for array in (grad, x, target)), positions, size_a_part)
-    for reduce in second:
-        reduce(stream, workspace, out.reshape(-1), out.size, tiling.parts)
+    target = a.out if tiling.parts == 1 else a.workspace
+    yield call(kernel, grid, tiling.threads, a.grad, a.x, target, positions, size_a_part)
+    if tiling.parts > 1:
+        yield sum_parts(a.workspace, a.out, tiling.parts)

@@ -32,10 +32,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
@@ -44,13 +43,11 @@ from gpuconv.kernels.device import (
     MAX_ELEMENTS,
     MULTIPROCESSORS,
     Answer,
-    Launch,
+    Call,
     Refusal,
     add_outer,
-    aligned,
-    array_type,
+    call,
     device_function,
-    fits_offsets,
     i32,
     jit,
     ld2,
@@ -68,6 +65,7 @@ from gpuconv.kernels.device import (
     vector_access,
     widest_access,
 )
+from gpuconv.kernels.variant import Arguments
 
 #: Bits of a thread's mask: one a row and one a column of the window.
 _MASK_BITS = 32
@@ -131,18 +129,12 @@ _SHAPES = (
 
 
 def supports(geometry: Conv2dGeometry) -> Answer:
-    """True for all but very long windows, and arrays that need 64-bit offsets."""
-    n, c, k = geometry.n, geometry.c, geometry.k
-    fits = fits_offsets(
-        input=n * c * geometry.h * geometry.w,
-        weight=k * c // geometry.groups * geometry.r * geometry.s,
-        output=n * k * geometry.p * geometry.q,
-    )
-    if fits and geometry.r + geometry.s > _MASK_BITS:
+    """True for all but very long windows."""
+    if geometry.r + geometry.s > _MASK_BITS:
         return Refusal(
             f"a window of {geometry.r}x{geometry.s} taps: rows and columns together may be {_MASK_BITS}, one bit each"
         )
-    return fits
+    return True
 
 
 def _products(geometry: Conv2dGeometry) -> int:
@@ -193,7 +185,7 @@ def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
 
 @specialised
 def _kernel(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, relu: bool, aligned16: bool
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool
 ) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
@@ -432,9 +424,6 @@ def _kernel(
                             value = total[i, j + e]
                             if has_bias:
                                 value += a[i]
-                            if relu:
-                                # NaN is not below 0, and stays.
-                                value = real(0) if value <= real(0) else value
                             b[e] = value
                         store_out(b, out, offset + other * pixels)
 
@@ -442,9 +431,8 @@ def _kernel(
 
 
 @specialised
-def _reduction(geometry: Conv2dGeometry, parts: int, dtype: str, has_bias: bool, relu: bool) -> Callable[..., None]:
+def _reduction(geometry: Conv2dGeometry, parts: int, dtype: str, has_bias: bool) -> Callable[..., None]:
     """The second kernel: one thread adds up the parts of one output."""
-    real = getattr(types, dtype)
     k, pixels = geometry.k, geometry.p * geometry.q
 
     @jit(launch_bounds=_REDUCTION_THREADS)
@@ -456,87 +444,27 @@ def _reduction(geometry: Conv2dGeometry, parts: int, dtype: str, has_bias: bool,
                 value += ldg(workspace, i + part * outputs)
             if has_bias:
                 value += ldg(bias, i // pixels % k)
-            if relu:
-                value = real(0) if value <= real(0) else value
             st(out, i, value)
 
     return conv2d_implicit_gemm_sum
 
 
-def launches(
-    geometry: Conv2dGeometry,
-    tiling: Tiling,
-    dtype: Any,
-    *,
-    has_bias: bool = True,
-    relu: bool = False,
-    aligned16: bool = True,
-) -> tuple[Launch, ...]:
-    """The launches of :func:`launch`, or none for an empty batch.
-
-    Args:
-        geometry, tiling, dtype, relu: see :func:`launch`.
-        has_bias: there is a bias.
-        aligned16: all arrays begin at multiples of 16 bytes.
+def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """The matrix product, and where its sums are cut into parts, the launch that adds them up.
 
     Raises:
-        ValueError: the window is too long, an array too large, or there are more parts than k-tiles.
+        ValueError: there are more parts than k-tiles.
     """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"conv2d: {answer}")
     if tiling.parts > (k_tiles := -(-_products(geometry) // tiling.depth)):
         raise ValueError(f"conv2d: a sum of {k_tiles} k-tiles cannot be cut into parts={tiling.parts}")
-    positions = geometry.n * geometry.p * geometry.q
-    if not positions:
-        return ()
-    name, single = np.dtype(dtype).name, dataclasses.replace(geometry, n=1)
-    split = tiling.parts > 1
-    kernel = _kernel(single, tiling, name, has_bias and not split, relu and not split, aligned16)
+    single, split = dataclasses.replace(geometry, n=1), tiling.parts > 1
+    target, written = (a.workspace, "workspace") if split else (a.out, "out")
+    aligned16, positions = a.aligned("x", "weight", written), geometry.n * geometry.p * geometry.q
+    kernel = _kernel(single, tiling, a.dtype, a.has("bias") and not split, aligned16)
     filter_tiles = geometry.groups * -(-geometry.k // geometry.groups // tiling.filters)
     blocks = -(-positions // tiling.positions) * filter_tiles * tiling.parts
-    array = array_type(name)
-    first = Launch(kernel, (array,) * 4 + (types.int64,), (blocks, 1, 1), (tiling.threads, 1, 1))
-    if not split:
-        return (first,)
-    kernel = _reduction(single, tiling.parts, name, has_bias, relu)
-    blocks = -(-positions * geometry.k // _REDUCTION_THREADS)
-    return first, Launch(kernel, (array,) * 3 + (types.int64,), (blocks, 1, 1), (_REDUCTION_THREADS, 1, 1))
-
-
-def launch(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    out: Any,
-    geometry: Conv2dGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    relu: bool = False,
-    workspace: Any = None,
-) -> None:
-    """``out[n,k,p,q] = bias[k] + Σ x · weight``; shapes as the geometry gives them, bias (k,) or None.
-
-    Args:
-        x, weight, bias, out: the arrays.
-        geometry, tiling: of the convolution.
-        stream: to launch on.
-        relu: write 0 in place of what is below.
-        workspace: a flat array of :func:`workspace_size` elements or more, if that is not zero.
-
-    Raises:
-        ValueError: the window is too long, an array too large, the workspace too small, or there are more parts than
-            k-tiles.
-    """
-    elements, has_bias = workspace_size(geometry, tiling), bias is not None
-    if elements and (workspace is None or workspace.size < elements):
-        given = "none" if workspace is None else f"one of {workspace.size}"
-        raise ValueError(f"conv2d: {tiling} needs a workspace of {elements} elements, got {given}")
-    target = workspace if elements else out
-    chosen = launches(geometry, tiling, x.dtype, has_bias=has_bias, relu=relu, aligned16=aligned(x, weight, target))
-    x, weight, out, target = (array.reshape(-1) for array in (x, weight, out, target))
-    bias = bias if has_bias else weight  # a kernel takes an array, though it reads none
-    for product in chosen[:1]:
-        product(stream, x, weight, bias, target, geometry.n * geometry.p * geometry.q)
-    for addition in chosen[1:]:
-        addition(stream, target, bias, out, out.size)
+    yield call(kernel, blocks, tiling.threads, a.x, a.weight, a.bias, target, positions)
+    if split:
+        kernel = _reduction(single, tiling.parts, a.dtype, a.has("bias"))
+        blocks = -(-a.out.size // _REDUCTION_THREADS)
+        yield call(kernel, blocks, _REDUCTION_THREADS, target, a.bias, a.out, a.out.size)

@@ -25,10 +25,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
@@ -36,14 +35,12 @@ from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     MULTIPROCESSORS,
     Answer,
-    Launch,
+    Call,
     Refusal,
     add_outer,
-    aligned,
-    array_type,
     bank_conflicts,
+    call,
     device_function,
-    fits_offsets,
     fitted,
     i32,
     jit,
@@ -59,6 +56,7 @@ from gpuconv.kernels.device import (
     weight_staging,
     widest_access,
 )
+from gpuconv.kernels.variant import Arguments
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
 _SHARED_ELEMENTS = 6 * 1024
@@ -171,15 +169,7 @@ def _choices(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
 
 
 def supports(geometry: Conv2dGeometry) -> Answer:
-    """True for all but long or large windows, and arrays that need 64-bit offsets."""
-    n, c, k = geometry.n, geometry.c, geometry.k
-    fits = fits_offsets(
-        input=n * c * geometry.h * geometry.w,
-        weight=k * c // geometry.groups * geometry.r * geometry.s,
-        output=n * k * geometry.p * geometry.q,
-    )
-    if not fits:
-        return fits
+    """True for all but long or large windows."""
     window = f"a window of {geometry.r}x{geometry.s} taps with stride {geometry.stride}, dilation {geometry.dilation}"
     if _segment(geometry, 4) > _LONGEST_SEGMENT:
         return Refusal(f"{window} takes rows too long for the registers")
@@ -339,40 +329,11 @@ def _kernel(
     return conv2d_tiled
 
 
-def launches(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: Any, *, has_bias: bool = True, aligned16: bool = True
-) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty batch.
-
-    Args:
-        geometry, tiling, dtype: see :func:`launch`.
-        has_bias: there is a bias.
-        aligned16: the output begins at a multiple of 16 bytes.
-
-    Raises:
-        ValueError: a window or an array is too large.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"conv2d: {answer}")
-    if not geometry.n:
-        return ()
-    name = np.dtype(dtype).name
-    filters = geometry.k // geometry.groups
+def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a block for each tile of some filters of an image."""
     blocks = geometry.n * geometry.groups
+    filters = geometry.k // geometry.groups
     for size, tile in ((geometry.p, tiling.rows), (geometry.q, tiling.columns), (filters, tiling.filters)):
         blocks *= -(-size // tile)
-    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, name, has_bias, aligned16)
-    return (Launch(kernel, (array_type(name),) * 4, (blocks, 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(
-    x: Any, weight: Any, bias: Any, out: Any, geometry: Conv2dGeometry, tiling: Tiling, stream: Any = None
-) -> None:
-    """``out[n,k,p,q] = bias[k] + Σ x · weight``; shapes as the geometry gives them, bias (k,) or None.
-
-    Raises:
-        ValueError: a window or an array is too large.
-    """
-    for one in launches(geometry, tiling, x.dtype, has_bias=bias is not None, aligned16=aligned(out)):
-        arrays = (x, weight, weight if bias is None else bias, out)
-        one(stream, *(array.reshape(-1) for array in arrays))
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, a.dtype, a.has("bias"), a.aligned("out"))
+    yield call(kernel, blocks, tiling.threads, a.x, a.weight, a.bias, a.out)

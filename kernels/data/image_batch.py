@@ -21,19 +21,17 @@ fifths. Where an image lies in the set is computed with 64 bits, so that the set
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import ImageBatchGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import (
     Answer,
-    Launch,
-    aligned,
-    array_type,
+    Call,
+    call,
     device_function,
     fits_offsets,
     fma,
@@ -48,8 +46,9 @@ from gpuconv.kernels.device import (
     vector_access,
     widest_access,
 )
+from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
+__all__ = ["Tiling", "calls", "tilings"]
 
 _BYTES = 256
 
@@ -67,8 +66,7 @@ class Tiling:
 
 def supports(geometry: ImageBatchGeometry) -> Answer:
     """True for every batch whose pixels can be counted with 32 bits."""
-    g = geometry
-    return fits_offsets(input=g.n * g.h * g.w, output=g.n * g.p * g.q)
+    return fits_offsets(input=geometry.n * geometry.h * geometry.w)
 
 
 def tilings(geometry: ImageBatchGeometry) -> tuple[Tiling, ...]:
@@ -206,58 +204,10 @@ def _kernel(
     return image_batch
 
 
-def launches(
-    geometry: ImageBatchGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True, counts_steps: bool = False
-) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty batch.
-
-    Args:
-        geometry, tiling, dtype: see :func:`launch`.
-        aligned16: the result begins at a multiple of 16 bytes.
-        counts_steps: the batch is found by the number of the step.
-
-    Raises:
-        ValueError: the batch is too large for 32-bit offsets.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"image_batch: {answer}")
-    if not geometry.n:
-        return ()
-    name = np.dtype(dtype).name
-    vector = widest_access(geometry.q, name) if aligned16 else 1
-    kernel = _kernel(geometry._replace(n=1, total=1), tiling.threads, name, vector, counts_steps)
-    real, whole = array_type(name), array_type("int64")
-    step = array_type("int32") if counts_steps else whole
-    signature = (real, array_type("uint8"), whole, whole, real, real, whole, step, types.int64, types.int64)
-    blocks = -(-(geometry.n * geometry.p * geometry.q // vector) // tiling.threads)
-    return (Launch(kernel, signature, (blocks, 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(
-    table: Any,
-    images: Any,
-    labels: Any,
-    index: Any,
-    transforms: Any,
-    out: Any,
-    out_labels: Any,
-    geometry: ImageBatchGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    step: Any = None,
-) -> None:
-    """``out``, (n, 1, p, q), and ``out_labels``, int64 (n,), of the images that ``index``, int64 (n,), names.
-
-    ``table`` is what the bytes 0 to 255 are standardised to, ``images`` uint8 (total, h, w), ``labels`` int64 (total,),
-    ``transforms`` (total, 2, 3), which is not looked at unless ``geometry.warps``. With ``step``, int32 (1,), the
-    images are those that ``index[step · n:][:n]`` names, of an index that is longer.
-
-    Raises:
-        ValueError: the batch is too large for 32-bit offsets.
-    """
-    read = (table, images.reshape(-1), labels, index, transforms.reshape(-1) if geometry.warps else table)
-    for one in launches(geometry, tiling, table.dtype, aligned16=aligned(out), counts_steps=step is not None):
-        # A kernel that counts no steps does not look at the array.
-        counted = index if step is None else step
-        one(stream, *read, out.reshape(-1), out_labels, counted, geometry.total, geometry.n)
+def calls(a: Arguments, geometry: ImageBatchGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a thread for each pixel or vector of pixels."""
+    vector = widest_access(geometry.q, a.dtype) if a.aligned("out") else 1
+    kernel = _kernel(geometry._replace(n=1, total=1), tiling.threads, a.dtype, vector, a.has("step"))
+    blocks = -(-(a.out.size // vector) // tiling.threads)
+    read, written = (a.table, a.images, a.labels, a.index, a.transforms), (a.out, a.out_labels)
+    yield call(kernel, blocks, tiling.threads, *read, *written, a.step, geometry.total, geometry.n)

@@ -27,8 +27,6 @@ of 32 bits, and memory is reached by flat offsets:
 ``ldg ldg2 ldg4``    loads through the read-only cache (``ld.global.nc``): global memory that the launch does not write
 ``ldg_if`` ...       likewise ``ldg2_if ldg4_if``: with a predicate, but no branch; where it is false they give zeros
                      and read nothing, whatever the offset
-``ldg_early`` ...    likewise ``ldg2_early ldg4_early``: as ``ldg_if``, but the load is made where it stands; others the
-                     compiler may delay until the value is needed, to save registers
 ``fma``              ``a * b + c`` rounded once
 ===================  ===================================================================================================
 
@@ -59,8 +57,10 @@ from gpuconv.kernels.device.host import (
 )
 from gpuconv.kernels.device.intrinsic import BODIES, SIMULATED, TWINS
 from gpuconv.kernels.device.launch import (
+    Call,
     Launch,
     array_type,
+    call,
     device_function,
     is_recording,
     jit,
@@ -73,12 +73,9 @@ from gpuconv.kernels.device.memory import (
     ld4,
     ldg,
     ldg2,
-    ldg2_early,
     ldg2_if,
     ldg4,
-    ldg4_early,
     ldg4_if,
-    ldg_early,
     ldg_if,
     st,
     st2,
@@ -90,10 +87,10 @@ from gpuconv.kernels.device.stage import staging, weight_staging
 from gpuconv.kernels.device.words import i32, maximum, minimum, u32
 
 __all__ = [
-    "BODIES", "MAX_ELEMENTS", "MULTIPROCESSORS", "SIMULATED", "TWINS", "Answer", "Launch", "Refusal", "add_outer",
-    "aligned", "array_type", "bank_conflicts", "device_function", "fits_offsets", "fitted", "fma", "i32",
-    "is_recording", "jit", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_early", "ldg2_if", "ldg4", "ldg4_early",
-    "ldg4_if", "ldg_early", "ldg_if", "maximum", "minimum", "recording", "reduce_scatter", "reduction",
+    "BODIES", "MAX_ELEMENTS", "MULTIPROCESSORS", "SIMULATED", "TWINS", "Answer", "Call", "Launch", "Refusal",
+    "add_outer", "aligned", "array_type", "bank_conflicts", "call", "device_function", "fits_offsets", "fitted", "fma",
+    "i32", "is_recording", "jit", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_if", "ldg4",
+    "ldg4_if", "ldg_if", "maximum", "minimum", "recording", "reduce_scatter", "reduction",
     "running_on_host", "st", "st2", "st4", "staging", "u32", "unrolled", "vector_access", "weight_staging",
     "widest_access",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda, types
@@ -74,6 +74,53 @@ class Launch:
         kernel, signature = self.kernel.py_func, self.signature
         with _pretended_device(cc):
             return cuda.compile(kernel, signature, device=False, cc=cc, abi="numba", output=output, **taken)[0]
+
+
+class Call(NamedTuple):
+    """A launch with its arguments."""
+
+    launch: Launch
+    arguments: tuple[Any, ...]
+
+
+def call(
+    kernel: Any,
+    blocks: int | tuple[int, ...],
+    threads: int | tuple[int, ...],
+    /,
+    *arguments: Any,
+    shared_bytes: int = 0,
+) -> Call:
+    """The launch of a kernel with its arguments, whose types make the kernel's signature.
+
+    Args:
+        kernel: by :func:`jit`.
+        blocks, threads: of the grid, and of a block: how many, or how many along each of up to three axes.
+        arguments: arrays; tuples of arrays of one type; int, which becomes an int64; NumPy's numbers, which stay what
+            they are.
+        shared_bytes: of dynamic shared memory.
+    """
+    signature = tuple(map(_type_of, arguments))
+    return Call(Launch(kernel, signature, _three(blocks), _three(threads), shared_bytes), arguments)
+
+
+def _three(size: int | tuple[int, ...]) -> tuple[int, int, int]:
+    whole = size if isinstance(size, tuple) else (size,)
+    first, second, third = (*whole, 1, 1)[:3]
+    return first, second, third
+
+
+def _type_of(argument: Any) -> Any:
+    """Numba's type of a kernel's argument."""
+    if isinstance(argument, tuple):
+        return types.UniTuple(_type_of(argument[0]), len(argument))
+    if isinstance(argument, np.generic):
+        return getattr(types, argument.dtype.name)
+    if isinstance(argument, int):
+        return types.int64
+    if not hasattr(argument, "dtype"):
+        raise TypeError(f"a kernel takes arrays, integers and NumPy's numbers, got {type(argument).__name__}")
+    return types.Array(getattr(types, np.dtype(argument.dtype).name), argument.ndim, "C")
 
 
 def _simulate(launch: Launch, arguments: tuple[Any, ...]) -> None:

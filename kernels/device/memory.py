@@ -97,7 +97,7 @@ _REGISTERS = {8: ("b8", "h"), 16: ("b16", "h"), 32: ("b32", "r"), 64: ("b64", "l
 _FLOAT_REGISTERS = {32: ("f32", "f"), 64: ("f64", "d")}
 
 
-def _predicated_load(count: int, *, early: bool = False) -> Callable[..., Any]:
+def _predicated_load(count: int) -> Callable[..., Any]:
     def body(typingctx: Any, array: Any, offset: Any, predicate: Any) -> Any:
         _checked_array(array, offset, count)
         bits = array.dtype.bitwidth
@@ -119,7 +119,7 @@ def _predicated_load(count: int, *, early: bool = False) -> Callable[..., Any]:
             constraints = ",".join([f"=&{register}"] * count + ["l", "r"])
             function = ir.FunctionType(result, [_I64, _I32])
             # The compiler may move this load: it has no side effects, and what it reads does not change.
-            load = ir.InlineAsm(function, assembly, constraints, side_effect=early)
+            load = ir.InlineAsm(function, assembly, constraints, side_effect=False)
             value = builder.call(load, [address, builder.zext(args[2], _I32)])
             elements = [value] if count == 1 else [builder.extract_value(value, i) for i in range(count)]
             if bits == 8:
@@ -201,9 +201,6 @@ ldg4 = intrinsic("ldg4", _load(4, read_only=True), _load_twin(4, read_only=True)
 ldg_if = intrinsic("ldg_if", _predicated_load(1), _predicated_load_twin(1))
 ldg2_if = intrinsic("ldg2_if", _predicated_load(2), _predicated_load_twin(2))
 ldg4_if = intrinsic("ldg4_if", _predicated_load(4), _predicated_load_twin(4))
-ldg_early = intrinsic("ldg_early", _predicated_load(1, early=True), _predicated_load_twin(1))
-ldg2_early = intrinsic("ldg2_early", _predicated_load(2, early=True), _predicated_load_twin(2))
-ldg4_early = intrinsic("ldg4_early", _predicated_load(4, early=True), _predicated_load_twin(4))
 st = intrinsic("st", _store(1), _store_twin(1))
 st2 = intrinsic("st2", _store(2), _store_twin(2))
 st4 = intrinsic("st4", _store(4), _store_twin(4))

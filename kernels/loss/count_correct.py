@@ -15,17 +15,16 @@ takes far longer.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, i32, jit, ld, ldg, ldg_if, st, u32
+from gpuconv.kernels.device import Call, call, i32, jit, ld, ldg, ldg_if, st, u32
+from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
+__all__ = ["Tiling", "calls", "tilings"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +36,6 @@ class Tiling:
     """
 
     threads: int
-
-
-def supports(shape: tuple[int, int]) -> Answer:
-    """True for every shape (rows, classes) whose elements can be indexed with 32 bits."""
-    return fits_offsets(input=math.prod(shape))
 
 
 def tilings(shape: tuple[int, int]) -> tuple[Tiling, ...]:
@@ -85,46 +79,7 @@ def _kernel(classes: int, threads: int, dtype: str, logs: bool) -> Callable[...,
     return count_correct
 
 
-def launches(shape: tuple[int, int], tiling: Tiling, dtype: Any, *, logs: bool = False) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`; for no rows too, of which 0 are right.
-
-    Args:
-        shape, tiling, dtype: see :func:`launch`.
-        logs: there is a log.
-
-    Raises:
-        ValueError: the logits are too many for 32-bit offsets.
-    """
-    if not (answer := supports(shape)):
-        raise ValueError(f"count_correct: {answer}")
-    name = np.dtype(dtype).name
-    real, count = array_type(name), array_type("int32")
-    signature = (real, array_type("int64"), count, real, real, count, types.int64)
-    return (Launch(_kernel(shape[1], tiling.threads, name, logs), signature, (1, 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(
-    logits: Any,
-    labels: Any,
-    out: Any,
-    shape: tuple[int, int],
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    loss: Any = None,
-    losses: Any = None,
-    step: Any = None,
-) -> None:
-    """``out``, int32 (1,): the rows of ``logits``, (rows, classes), that are largest at ``labels``, int64 (rows,).
-
-    With a log: ``step``, int32 (1,), counts from 0; ``out[step]`` becomes the number of rows and ``losses[step]``, of
-    the logits' type, the only element of ``loss``; then ``step`` is one more.
-
-    Raises:
-        ValueError: the logits are too many for 32-bit offsets.
-    """
-    flat = logits.reshape(-1)
-    # A kernel without a log does not look at its arrays.
-    log = (flat, flat, out) if step is None else (loss.reshape(-1), losses, step)
-    for one in launches(shape, tiling, logits.dtype, logs=step is not None):
-        one(stream, flat, labels, out, *log, shape[0])
+def calls(a: Arguments, shape: tuple[int, int], tiling: Tiling) -> Iterator[Call]:
+    """One launch of one block; for no rows too, of which 0 are right."""
+    kernel = _kernel(shape[1], tiling.threads, a.dtype, a.has("step"))
+    yield call(kernel, 1, tiling.threads, a.logits, a.labels, a.out, a.loss, a.losses, a.step, shape[0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from gpuconv.kernels.device import MULTIPROCESSORS
+from gpuconv.kernels.variant import Arguments
 
 _WARP = 32
 
@@ -39,3 +41,8 @@ def tilings(shape: tuple[int, int]) -> tuple[Tiling, ...]:
     if columns >= 8 * _WARP and rows < 16 * MULTIPROCESSORS:
         choices.insert(0, choices.pop())
     return tuple(dict.fromkeys(choices))
+
+
+def numbers(a: Arguments, classes: int) -> tuple[Any, Any, Any]:
+    """Of a cross entropy: the label that does not count, the share of the right class, and that of each class."""
+    return a.ignore_index, a.real(1 - a.label_smoothing), a.real(a.label_smoothing / classes)

@@ -16,22 +16,17 @@ latency of the launch and of three dependent passes for small batches; memory ba
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Answer, Launch, array_type, fits_offsets, jit, ldg, reduction, st, u32
-from gpuconv.kernels.loss.rowwise import Tiling, tilings
+from gpuconv.kernels.device import Call, call, jit, ldg, reduction, st, u32
+from gpuconv.kernels.loss.rowwise import Tiling, numbers, tilings
+from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
-
-
-def supports(shape: tuple[int, int]) -> Answer:
-    """True for every shape (rows, classes) whose elements can be indexed with 32 bits."""
-    return fits_offsets(input=math.prod(shape))
+__all__ = ["Tiling", "calls", "tilings"]
 
 
 @specialised
@@ -108,58 +103,10 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
     return softmax_cross_entropy
 
 
-def launches(
-    shape: tuple[int, int], tiling: Tiling, dtype: Any, *, has_weight: bool = False, smooths: bool = False
-) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none if there are no rows.
-
-    Args:
-        shape, tiling, dtype: see :func:`launch`.
-        has_weight: classes have weights.
-        smooths: ``label_smoothing`` is not 0.
-
-    Raises:
-        ValueError: the logits are too many for 32-bit offsets.
-    """
-    if not (answer := supports(shape)):
-        raise ValueError(f"softmax_cross_entropy: {answer}")
-    (rows, classes), name = shape, np.dtype(dtype).name
-    if not rows:
-        return ()
-    reals, real = array_type(name), getattr(types, name)
-    arrays = (reals, array_type("int64"), reals, reals, reals, array_type("int32"))
-    signature = (*arrays, types.int64, real, real, types.int64)
-    grid = (-(-rows * tiling.lanes // tiling.threads), 1, 1)
-    return (Launch(_kernel(classes, tiling, name, has_weight, smooths), signature, grid, (tiling.threads, 1, 1)),)
-
-
-def launch(
-    logits: Any,
-    labels: Any,
-    weight: Any,
-    losses: Any,
-    probabilities: Any,
-    wrong: Any,
-    shape: tuple[int, int],
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    ignore_index: int,
-    label_smoothing: float,
-) -> None:
-    """``losses``, (rows,), and ``probabilities``, (rows, classes), of ``logits`` with ``labels``, int64 (rows,).
-
-    ``weight`` is one number a class, or None for ones. ``wrong``, int32 (1,), has to hold the largest int32. It still
-    does if every label is a class or ``ignore_index``; else it is the first row whose label is not, and these rows have
-    the loss NaN. What the losses are: :meth:`gpuconv.backends.base.Backend.softmax_cross_entropy`.
-
-    Raises:
-        ValueError: the logits are too many for 32-bit offsets.
-    """
+def calls(a: Arguments, shape: tuple[int, int], tiling: Tiling) -> Iterator[Call]:
+    """One launch, some lanes for each row."""
     rows, classes = shape
-    real = logits.dtype.type
-    numbers = (ignore_index, real(1 - label_smoothing), real(label_smoothing / classes), rows)
-    options = {"has_weight": weight is not None, "smooths": label_smoothing != 0}
-    arrays = (logits.reshape(-1), labels, logits.reshape(-1) if weight is None else weight, losses)
-    for one in launches(shape, tiling, logits.dtype, **options):
-        one(stream, *arrays, probabilities.reshape(-1), wrong, *numbers)
+    kernel = _kernel(classes, tiling, a.dtype, a.has("weight"), a.label_smoothing != 0)
+    arrays = a.logits, a.labels, a.weight, a.losses, a.probabilities, a.wrong
+    blocks = -(-rows * tiling.lanes // tiling.threads)
+    yield call(kernel, blocks, tiling.threads, *arrays, *numbers(a, classes), rows)

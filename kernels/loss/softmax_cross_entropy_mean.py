@@ -15,17 +15,17 @@ and two reductions over the block. More than 32,768 logits are refused: they are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Answer, Launch, Refusal, array_type, jit, ldg, reduction, st, u32
-from gpuconv.kernels.loss.rowwise import Tiling
+from gpuconv.kernels.device import Answer, Call, Refusal, call, jit, ldg, reduction, st, u32
+from gpuconv.kernels.loss.rowwise import Tiling, numbers
+from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
+__all__ = ["Tiling", "calls", "tilings"]
 
 _MOST_LOGITS = 32_768
 #: What ``wrong`` holds where every label is a class.
@@ -161,55 +161,9 @@ def _kernel(classes: int, tiling: Tiling, dtype: str, has_weight: bool, smooths:
     return softmax_cross_entropy_mean
 
 
-def launches(
-    shape: tuple[int, int], tiling: Tiling, dtype: Any, *, has_weight: bool = False, smooths: bool = False
-) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`; for no rows too, of which the mean is NaN.
-
-    Args:
-        shape, tiling, dtype: see :func:`launch`.
-        has_weight: classes have weights.
-        smooths: ``label_smoothing`` is not 0.
-
-    Raises:
-        ValueError: the logits are too many for one block.
-    """
-    if not (answer := supports(shape)):
-        raise ValueError(f"softmax_cross_entropy_mean: {answer}")
-    name = np.dtype(dtype).name
-    reals, real = array_type(name), getattr(types, name)
-    arrays = (reals, array_type("int64"), reals, reals, reals, array_type("int32"))
-    signature = (*arrays, types.int64, real, real, types.int64)
-    kernel = _kernel(shape[1], tiling, name, has_weight, smooths)
-    return (Launch(kernel, signature, (1, 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(
-    logits: Any,
-    labels: Any,
-    weight: Any,
-    loss: Any,
-    out: Any,
-    wrong: Any,
-    shape: tuple[int, int],
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    ignore_index: int,
-    label_smoothing: float,
-) -> None:
-    """``loss``, (1,), is the mean of what ``softmax_cross_entropy`` gives, ``out``, (rows, classes), its gradient.
-
-    ``labels`` is int64 (rows,), ``weight`` (classes,) or None for ones. ``wrong``, int32 (1,), becomes the first row
-    whose label is neither a class nor ``ignore_index``, or the largest int32.
-
-    Raises:
-        ValueError: the logits are too many for one block.
-    """
+def calls(a: Arguments, shape: tuple[int, int], tiling: Tiling) -> Iterator[Call]:
+    """One launch of one block; for no rows too, of which the mean is NaN."""
     rows, classes = shape
-    real = logits.dtype.type
-    numbers = (ignore_index, real(1 - label_smoothing), real(label_smoothing / classes), rows)
-    options = {"has_weight": weight is not None, "smooths": label_smoothing != 0}
-    arrays = (logits.reshape(-1), labels, logits.reshape(-1) if weight is None else weight, loss, out.reshape(-1))
-    for one in launches(shape, tiling, logits.dtype, **options):
-        one(stream, *arrays, wrong, *numbers)
+    kernel = _kernel(classes, tiling, a.dtype, a.has("weight"), a.label_smoothing != 0)
+    arrays = a.logits, a.labels, a.weight, a.loss, a.out, a.wrong
+    yield call(kernel, 1, tiling.threads, *arrays, *numbers(a, classes), rows)

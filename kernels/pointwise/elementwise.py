@@ -9,13 +9,12 @@ array.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
-from gpuconv.kernels.device import Answer, Launch, device_function, fits_offsets, u32
+from gpuconv.kernels.device import device_function, u32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +26,6 @@ class Tiling:
     """
 
     threads: int
-
-
-def supports(shape: tuple[int, ...]) -> Answer:
-    """True for every shape whose elements can be indexed with 32 bits."""
-    return fits_offsets(input=math.prod(shape))
 
 
 def tilings(shape: tuple[int, ...]) -> tuple[Tiling, ...]:
@@ -69,8 +63,3 @@ def each(vector_step: Any, step: Any, threads: int, vector: int, *, first_block:
 def blocks_of(elements: int, tiling: Tiling, vector: int) -> int:
     """Blocks for so many elements."""
     return -(-(elements // vector + elements % vector) // tiling.threads)
-
-
-def launch_of(kernel: Any, signature: tuple[Any, ...], elements: int, tiling: Tiling, vector: int) -> Launch:
-    """The launch for so many elements."""
-    return Launch(kernel, signature, (blocks_of(elements, tiling, vector), 1, 1), (tiling.threads, 1, 1))

@@ -6,18 +6,17 @@ full occupancy. Expected bottleneck: memory bandwidth; an element is read once a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, aligned, array_type, device_function, jit, unrolled, vector_access
-from gpuconv.kernels.pointwise.elementwise import Tiling, each, launch_of, supports, tilings, vector_of
+from gpuconv.kernels.device import Call, call, device_function, jit, unrolled, vector_access
+from gpuconv.kernels.pointwise.elementwise import Tiling, blocks_of, each, tilings, vector_of
+from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
+__all__ = ["Tiling", "calls", "tilings"]
 
 
 def _step(dtype: str, vector: int) -> Any:
@@ -52,30 +51,8 @@ def _kernel(tiling: Tiling, dtype: str, vector: int) -> Callable[..., None]:
     return relu
 
 
-def launches(shape: tuple[int, ...], tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty array.
-
-    Args:
-        shape, tiling, dtype: see :func:`launch`.
-        aligned16: all arrays begin at multiples of 16 bytes.
-
-    Raises:
-        ValueError: the array is too large for 32-bit offsets.
-    """
-    if not (answer := supports(shape)):
-        raise ValueError(f"relu: {answer}")
-    elements, name, vector = math.prod(shape), np.dtype(dtype).name, vector_of(dtype, aligned16)
-    if not elements:
-        return ()
-    signature = (array_type(name),) * 2 + (types.int64,)
-    return (launch_of(_kernel(tiling, name, vector), signature, elements, tiling, vector),)
-
-
-def launch(x: Any, out: Any, shape: tuple[int, ...], tiling: Tiling, stream: Any = None) -> None:
-    """``out = max(x, 0)``; both of ``shape``, in memory that does not overlap.
-
-    Raises:
-        ValueError: the array is too large for 32-bit offsets.
-    """
-    for one in launches(shape, tiling, x.dtype, aligned16=aligned(x, out)):
-        one(stream, x.reshape(-1), out.reshape(-1), x.size)
+def calls(a: Arguments, shape: tuple[int, ...], tiling: Tiling) -> Iterator[Call]:
+    """One launch, a thread for each vector."""
+    vector = vector_of(a.dtype, a.aligned("x", "out"))
+    blocks = blocks_of(a.out.size, tiling, vector)
+    yield call(_kernel(tiling, a.dtype, vector), blocks, tiling.threads, a.x, a.out, a.out.size)

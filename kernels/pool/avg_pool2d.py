@@ -12,18 +12,18 @@ pooling, leave most of the threads without work.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, aligned, array_type, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
-from gpuconv.kernels.pool.pooling import Tiling, divisor, padded, row_vector, supports, tilings
+from gpuconv.kernels.device import Call, call, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
+from gpuconv.kernels.pool.pooling import Tiling, divisor, padded, row_vector, tilings
+from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
+__all__ = ["Tiling", "calls", "tilings"]
 
 
 @specialised
@@ -63,53 +63,8 @@ def _kernel(
     return avg_pool2d
 
 
-def launches(
-    geometry: Pool2dGeometry,
-    tiling: Tiling,
-    dtype: Any,
-    *,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-    aligned16: bool = True,
-) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty batch.
-
-    Args:
-        geometry, tiling, dtype, count_include_pad, divisor_override: see :func:`launch`.
-        aligned16: the input begins at a multiple of 16 bytes.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"avg_pool2d: {answer}")
-    windows = geometry.n * geometry.c * geometry.p * geometry.q
-    if not windows:
-        return ()
-    name = np.dtype(dtype).name
-    single, vector = dataclasses.replace(geometry, n=1, c=1), row_vector(geometry, name, aligned16)
-    kernel = _kernel(single, tiling.threads, name, vector, count_include_pad, divisor_override)
-    signature = (array_type(name),) * 2 + (types.int64,)
-    return (Launch(kernel, signature, (-(-windows // tiling.threads), 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(
-    x: Any,
-    out: Any,
-    geometry: Pool2dGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    count_include_pad: bool,
-    divisor_override: int | None,
-) -> None:
-    """``out``, (n, c, p, q), is the sum of each window of ``x`` (n, c, h, w) divided by its count of elements.
-
-    Padding counts if ``count_include_pad``; ``divisor_override``, if not None, takes the place of the count.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
-    for one in launches(geometry, tiling, x.dtype, **options, aligned16=aligned(x)):
-        one(stream, x.reshape(-1), out.reshape(-1), out.size)
+def calls(a: Arguments, geometry: Pool2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a thread for each window."""
+    single, vector = dataclasses.replace(geometry, n=1, c=1), row_vector(geometry, a.dtype, a.aligned("x"))
+    kernel = _kernel(single, tiling.threads, a.dtype, vector, a.count_include_pad, a.divisor_override)
+    yield call(kernel, -(-a.out.size // tiling.threads), tiling.threads, a.x, a.out, a.out.size)

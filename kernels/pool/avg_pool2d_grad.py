@@ -11,18 +11,18 @@ caches serve a gradient to the elements that share it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, array_type, i32, jit, ldg_if, st, u32
-from gpuconv.kernels.pool.pooling import Tiling, divisor, supports, tilings, uniform
+from gpuconv.kernels.device import Call, call, i32, jit, ldg_if, st, u32
+from gpuconv.kernels.pool.pooling import Tiling, divisor, tilings, uniform
+from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
+__all__ = ["Tiling", "calls", "tilings"]
 
 
 @specialised
@@ -68,46 +68,8 @@ def _kernel(
     return avg_pool2d_grad
 
 
-def launches(
-    geometry: Pool2dGeometry,
-    tiling: Tiling,
-    dtype: Any,
-    *,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty batch.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"avg_pool2d_grad: {answer}")
-    elements = geometry.n * geometry.c * geometry.h * geometry.w
-    if not elements:
-        return ()
-    name = np.dtype(dtype).name
+def calls(a: Arguments, geometry: Pool2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a thread for each element of the gradient."""
     single = dataclasses.replace(geometry, n=1, c=1)
-    kernel = _kernel(single, tiling.threads, name, count_include_pad, divisor_override)
-    signature = (array_type(name),) * 2 + (types.int64,)
-    return (Launch(kernel, signature, (-(-elements // tiling.threads), 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(
-    grad: Any,
-    out: Any,
-    geometry: Pool2dGeometry,
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    count_include_pad: bool,
-    divisor_override: int | None,
-) -> None:
-    """``out``, (n, c, h, w), is the gradient for the input, given ``grad`` (n, c, p, q); options as for the forward.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
-    for one in launches(geometry, tiling, grad.dtype, **options):
-        one(stream, grad.reshape(-1), out.reshape(-1), out.size)
+    kernel = _kernel(single, tiling.threads, a.dtype, a.count_include_pad, a.divisor_override)
+    yield call(kernel, -(-a.out.size // tiling.threads), tiling.threads, a.grad, a.out, a.out.size)

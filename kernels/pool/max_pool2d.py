@@ -12,18 +12,18 @@ pooling, leave most of the threads without work.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, aligned, array_type, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
-from gpuconv.kernels.pool.pooling import Tiling, keeping_larger, padded, row_vector, supports, tilings
+from gpuconv.kernels.device import Call, call, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
+from gpuconv.kernels.pool.pooling import Tiling, keeping_larger, padded, row_vector, tilings
+from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
+__all__ = ["Tiling", "calls", "tilings"]
 
 
 def _offset_type(geometry: Pool2dGeometry) -> str:
@@ -68,36 +68,8 @@ def _kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int) -> 
     return max_pool2d
 
 
-def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty batch.
-
-    Args:
-        geometry, tiling, dtype: see :func:`launch`.
-        aligned16: the input begins at a multiple of 16 bytes.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"max_pool2d: {answer}")
-    windows = geometry.n * geometry.c * geometry.p * geometry.q
-    if not windows:
-        return ()
-    name = np.dtype(dtype).name
-    single = dataclasses.replace(geometry, n=1, c=1)
-    kernel = _kernel(single, tiling.threads, name, row_vector(geometry, name, aligned16))
-    signature = (array_type(name),) * 2 + (array_type(_offset_type(geometry)), types.int64)
-    return (Launch(kernel, signature, (-(-windows // tiling.threads), 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(x: Any, out: Any, winners: Any, geometry: Pool2dGeometry, tiling: Tiling, stream: Any = None) -> None:
-    """``out``, the maxima (n, c, p, q) of ``x`` (n, c, h, w), and ``winners``, their offsets ``i · s + j``.
-
-    The first maximum wins; a NaN beats every number, and of several NaNs the last one wins. ``winners``, of the shape
-    of ``out``, is uint8 where a window has at most 256 elements and int32 otherwise.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    for one in launches(geometry, tiling, x.dtype, aligned16=aligned(x)):
-        one(stream, x.reshape(-1), out.reshape(-1), winners.reshape(-1), out.size)
+def calls(a: Arguments, geometry: Pool2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch, a thread for each window."""
+    single, vector = dataclasses.replace(geometry, n=1, c=1), row_vector(geometry, a.dtype, a.aligned("x"))
+    kernel, windows = _kernel(single, tiling.threads, a.dtype, vector), a.out.size
+    yield call(kernel, -(-windows // tiling.threads), tiling.threads, a.x, a.out, a.winners, windows)

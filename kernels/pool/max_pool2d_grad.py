@@ -15,7 +15,7 @@ windows overlap, the loads of the winners, which the caches serve.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry, effective
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, aligned, array_type, jit, ldg_if, st, u32, vector_access
-from gpuconv.kernels.pool.pooling import Tiling, supports, tilings
+from gpuconv.kernels.device import Call, call, jit, ldg_if, st, u32, vector_access
+from gpuconv.kernels.pool.pooling import Tiling, tilings
+from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "launch", "launches", "supports", "tilings"]
+__all__ = ["Tiling", "calls", "tilings"]
 
 
 def _apart(geometry: Pool2dGeometry) -> bool:
@@ -120,44 +121,15 @@ def _gather_kernel(geometry: Pool2dGeometry, threads: int, dtype: str) -> Callab
     return max_pool2d_grad
 
 
-def launches(geometry: Pool2dGeometry, tiling: Tiling, dtype: Any, *, aligned16: bool = True) -> tuple[Launch, ...]:
-    """The one launch of :func:`launch`, or none for an empty batch.
-
-    Args:
-        geometry, tiling, dtype: see :func:`launch`.
-        aligned16: the array for the result begins at a multiple of 16 bytes.
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    if not (answer := supports(geometry)):
-        raise ValueError(f"max_pool2d_grad: {answer}")
-    planes, name, stride = geometry.n * geometry.c, np.dtype(dtype).name, geometry.stride[1]
-    if not planes:
-        return ()
-    single = dataclasses.replace(geometry, n=1, c=1)
+def calls(a: Arguments, geometry: Pool2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """One launch: a thread for each cell, where windows do not overlap, else for each element of the gradient."""
+    single, stride = dataclasses.replace(geometry, n=1, c=1), geometry.stride[1]
     if _apart(geometry):
         down, across = _cells(geometry)
         rows_aligned = geometry.padding[1][0] == 0 and geometry.w % stride == 0
-        whole = aligned16 and rows_aligned and stride in (2, 4) and stride * np.dtype(dtype).itemsize <= 16
-        items, kernel = planes * down * across, _cell_kernel(single, tiling.threads, name, stride if whole else 1)
+        fits = stride in (2, 4) and stride * np.dtype(a.dtype).itemsize <= 16
+        vector = stride if a.aligned("out") and rows_aligned and fits else 1
+        items, kernel = geometry.n * geometry.c * down * across, _cell_kernel(single, tiling.threads, a.dtype, vector)
     else:
-        items, kernel = planes * geometry.h * geometry.w, _gather_kernel(single, tiling.threads, name)
-    offset_type = "uint8" if geometry.r * geometry.s <= 256 else "int32"
-    signature = (array_type(name), array_type(offset_type), array_type(name), types.int64)
-    return (Launch(kernel, signature, (-(-items // tiling.threads), 1, 1), (tiling.threads, 1, 1)),)
-
-
-def launch(grad: Any, winners: Any, out: Any, geometry: Pool2dGeometry, tiling: Tiling, stream: Any = None) -> None:
-    """``out``, (n, c, h, w), is the gradient for the input, given ``grad`` and ``winners``, both (n, c, p, q).
-
-    Raises:
-        ValueError: an array is too large for 32-bit offsets.
-    """
-    if _apart(geometry):
-        down, across = _cells(geometry)
-        items = geometry.n * geometry.c * down * across
-    else:
-        items = out.size
-    for one in launches(geometry, tiling, grad.dtype, aligned16=aligned(out)):
-        one(stream, grad.reshape(-1), winners.reshape(-1), out.reshape(-1), items)
+        items, kernel = a.out.size, _gather_kernel(single, tiling.threads, a.dtype)
+    yield call(kernel, -(-items // tiling.threads), tiling.threads, a.grad, a.winners, a.out, items)

@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 
 from gpuconv.geometry import Pool2dGeometry
-from gpuconv.kernels.device import Answer, device_function, fits_offsets, maximum, minimum
+from gpuconv.kernels.device import device_function, maximum, minimum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +21,6 @@ class Tiling:
     """
 
     threads: int
-
-
-def supports(geometry: Pool2dGeometry) -> Answer:
-    """True for every geometry whose arrays can be indexed with 32 bits."""
-    planes = geometry.n * geometry.c
-    return fits_offsets(input=planes * geometry.h * geometry.w, output=planes * geometry.p * geometry.q)
 
 
 def tilings(geometry: Pool2dGeometry) -> tuple[Tiling, ...]:

@@ -1,39 +1,120 @@
-"""One step of Adam or AdamW for all parameters of a network, in place and in one launch.
+"""One step of Adam (Kingma & Ba, 2015) or AdamW (Loshchilov & Hutter, 2019) for all parameters, in one launch.
 
-Elements are updated as in ``adam_update``, and blocks dealt out to the parameters as ``all_at_once`` says. Shared
-memory: none. Registers aimed at: at most 64. Expected bottleneck: the latency of the launch and of one load for
-a small network, memory bandwidth for a large one.
+``param -= lr / (1 - beta1^step) · mean / (sqrt(square) / sqrt(1 - beta2^step) + eps)``, with the new moments, which are
+changed in place, too. ``step`` counts from 1. Square root and divisions are the exactly rounded ones, a dozen
+instructions each, which the memory's time covers.
+
+A thread updates a vector of 128 bits, see ``elementwise``; blocks are dealt out to the parameters as ``all_at_once``
+says. Shared memory: none. Registers aimed at: at most 64. Expected bottleneck: the latency of the
+launch and of one load for a small network, memory bandwidth for a large one.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from numba import cuda, types
+
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, device_function, jit, ldg
+from gpuconv.kernels.device import Call, device_function, fma, jit, ldg, unrolled, vector_access
 from gpuconv.kernels.pointwise.elementwise import Tiling, each
-from gpuconv.kernels.update.adam_update import Rule, numbers_of, rule_of, step_of
 from gpuconv.kernels.update.all_at_once import (
+    calls_of,
     dispatch,
     first_blocks,
-    launches_of,
     numbers_array,
     numbers_size,
-    run,
-    supports,
     taking_row,
     tilings,
 )
+from gpuconv.kernels.variant import Arguments
 
-__all__ = [
-    "WIDTH", "Rule", "Tiling", "launch", "launches", "numbers_array", "numbers_of", "numbers_size", "rule_of",
-    "supports", "tilings",
-]  # fmt: skip
+__all__ = ["WIDTH", "Rule", "Tiling", "calls", "numbers_array", "numbers_of", "numbers_size", "tilings"]
 
 #: Numbers of a step: those of :func:`numbers_of`.
 WIDTH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which terms the formula has: one that is left out does not spread a NaN.
+
+    Attributes:
+        weight_decay: add a multiple of the parameters to the gradient (Adam).
+        shrink: multiply the parameters before the step (AdamW).
+    """
+
+    weight_decay: bool = False
+    shrink: bool = False
+
+
+def _step(dtype: str, vector: int, rule: Rule) -> Any:
+    """A device function that updates ``vector`` elements: of ``i, param, grad, mean, square`` and the numbers."""
+    real = getattr(types, dtype)
+    load, load_read_only, store = vector_access(vector)
+    has_decay, shrinks = rule.weight_decay, rule.shrink
+
+    @device_function
+    def adapt(
+        j: int,
+        params: Any,
+        grads: Any,
+        means: Any,
+        squares: Any,
+        rate: Any,
+        beta1: Any,
+        beta2: Any,
+        share1: Any,
+        share2: Any,
+        correction: Any,
+        eps: Any,
+        decay: Any,
+    ) -> None:
+        change = grads[j]
+        if has_decay:
+            change = fma(decay, params[j], change)
+        if shrinks:
+            params[j] = decay * params[j]
+        means[j] = fma(beta1, means[j], share1 * change)
+        squares[j] = fma(beta2, squares[j], share2 * change * change)
+        denominator = real(math.sqrt(squares[j])) / correction + eps
+        params[j] = fma(-rate, means[j] / denominator, params[j])
+
+    adapt_all = unrolled(adapt, vector)
+
+    @device_function
+    def step(i: Any, param: Any, grad: Any, mean: Any, square: Any, *numbers: Any) -> None:
+        params, grads = cuda.local.array(vector, real), cuda.local.array(vector, real)
+        means, squares = cuda.local.array(vector, real), cuda.local.array(vector, real)
+        load(params, param, i)
+        load_read_only(grads, grad, i)
+        load(means, mean, i)
+        load(squares, square, i)
+        adapt_all(params, grads, means, squares, *numbers)
+        store(means, mean, i)
+        store(squares, square, i)
+        store(params, param, i)
+
+    return step
+
+
+def numbers_of(
+    *, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool
+) -> tuple[float, ...]:
+    """What is the same for all elements, as the kernel takes it: computed here, in double precision."""
+    return (
+        lr / (1 - beta1**step),
+        beta1,
+        beta2,
+        1 - beta1,
+        1 - beta2,
+        math.sqrt(1 - beta2**step),
+        eps,
+        1 - lr * weight_decay if decoupled else weight_decay,
+    )
 
 
 @specialised
@@ -46,7 +127,7 @@ def _kernel(
     def work_of(number: int) -> Any:
         size, at = sizes[number], 4 * number
         work = each(
-            step_of(dtype, vector, rule), step_of(dtype, 1, rule), tiling.threads, vector, first_block=starts[number]
+            _step(dtype, vector, rule), _step(dtype, 1, rule), tiling.threads, vector, first_block=starts[number]
         )
 
         def update(arrays: Any, *numbers: Any) -> None:
@@ -67,48 +148,12 @@ def _kernel(
     return adam_update_all
 
 
-def launches(
-    sizes: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, aligned16: bool = True
-) -> tuple[Launch, ...]:
-    """The launches of :func:`launch`: one for each 16 parameters that have elements.
-
-    Args:
-        sizes, tiling, dtype: see :func:`launch`.
-        rule: which terms the formula has; None for Adam without weight decay.
-        aligned16: all arrays begin at multiples of 16 bytes.
-
-    Raises:
-        ValueError: a parameter is too large for 32-bit offsets.
-    """
-    chosen = rule or Rule()
+def calls(a: Arguments, sizes: tuple[int, ...], tiling: Tiling) -> Iterator[Call]:
+    """A launch for each 16 parameters that have elements."""
+    decays, decoupled = a.weight_decay != 0, bool(a.decoupled)
+    rule = Rule(decays and not decoupled, decays and decoupled)
 
     def kernel(*arguments: Any) -> Any:
-        return _kernel(*arguments, chosen)
+        return _kernel(*arguments, rule)
 
-    return launches_of(kernel, sizes, tiling, dtype, 4, aligned16=aligned16, op="adam_update_all")
-
-
-def launch(
-    params: Sequence[Any],
-    grads: Sequence[Any],
-    means: Sequence[Any],
-    squares: Sequence[Any],
-    numbers: Any,
-    sizes: tuple[int, ...],
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    weight_decay: float,
-    decoupled: bool,
-) -> None:
-    """What ``adam_update`` does, for several parameters of ``sizes`` elements.
-
-    ``numbers``, an array of the parameters' type that begins with :func:`numbers_array`, has the step's, and is moved
-    on to the next step; ``weight_decay`` and ``decoupled`` say which terms the formula has.
-
-    Raises:
-        ValueError: a parameter is too large for 32-bit offsets.
-    """
-    rule = rule_of(weight_decay=weight_decay, decoupled=decoupled)
-    dtype = params[0].dtype if params else numbers.dtype
-    run(functools.partial(launches, sizes, tiling, dtype, rule=rule), (params, grads, means, squares), numbers, stream)
+    return calls_of(kernel, a, ("params", "grads", "means", "squares"), sizes, tiling)

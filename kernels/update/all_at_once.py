@@ -15,28 +15,25 @@ One array holds it all, counts too, as numbers of the parameters' type::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numba import cuda, types
 
-from gpuconv.kernels.device import Answer, Launch, aligned, array_type, device_function, fits_offsets, ld, st, u32
+from gpuconv.kernels.device import Call, call, device_function, ld, st, u32
+from gpuconv.kernels.operations import UPDATE_THREADS, rows_at
 from gpuconv.kernels.pointwise.elementwise import Tiling, blocks_of, vector_of
+from gpuconv.kernels.variant import Arguments
 
 #: Parameters a launch. An array takes 56 bytes of arguments, of which a kernel has 4 KB; Adam's update takes four.
 _MOST = 16
 
 
-def supports(sizes: tuple[int, ...]) -> Answer:
-    """True for parameters of so many elements, if those of each can be indexed with 32 bits."""
-    return fits_offsets(input=max(sizes, default=0))
-
-
 def tilings(sizes: tuple[int, ...]) -> tuple[Tiling, ...]:
     """Blocks of 128 to 512 threads; many small parameters leave the larger ones partly empty."""
-    return Tiling(128), Tiling(256), Tiling(512)
+    return Tiling(UPDATE_THREADS), Tiling(256), Tiling(512)
 
 
 def _chunks(sizes: Sequence[int]) -> list[list[int]]:
@@ -50,21 +47,14 @@ def first_blocks(sizes: Sequence[int], tiling: Tiling, vector: int) -> list[int]
     return list(accumulate((blocks_of(size, tiling, vector) for size in sizes), initial=0))
 
 
-def _rows_at(sizes: tuple[int, ...]) -> int:
-    """Where the rows begin: behind a count for each block, of which small ones without vectors have the most."""
-    smallest = min(tilings(sizes), key=lambda tiling: tiling.threads)
-    counts = first_blocks([size for size in sizes if size], smallest, 1)[-1]
-    return -(-(1 + counts) // 4) * 4
-
-
 def numbers_size(sizes: tuple[int, ...], width: int, rows: int) -> int:
     """Elements of an array that holds the numbers of so many steps, ``width`` for each."""
-    return _rows_at(sizes) + rows * width
+    return rows_at(sizes) + rows * width
 
 
 def numbers_array(rows: Sequence[Sequence[float]], sizes: tuple[int, ...], dtype: Any) -> np.ndarray:
     """The beginning of such an array, on the host: the rows of the coming steps, no block having taken one yet."""
-    first = _rows_at(sizes)
+    first = rows_at(sizes)
     array = np.zeros(first + len(rows) * len(rows[0]), dtype)
     array[0], array[first:] = len(rows) - 1, np.ravel(rows)
     return array
@@ -109,51 +99,29 @@ def dispatch(works: Sequence[Any], starts: Sequence[int]) -> Any:
     return choice(0, len(works))
 
 
-def launches_of(
-    kernel: Callable[..., Any],
-    sizes: tuple[int, ...],
-    tiling: Tiling,
-    dtype: Any,
-    arrays: int,
-    *,
-    aligned16: bool,
-    op: str,
-) -> tuple[Launch, ...]:
+def calls_of(
+    kernel: Callable[..., Any], a: Arguments, names: Sequence[str], sizes: tuple[int, ...], tiling: Tiling
+) -> Iterator[Call]:
     """A launch for each 16 parameters that have elements.
 
     Args:
         kernel: a function of (sizes, tiling, dtype, vector, first_count, rows_at) that makes one; see
             :func:`taking_row`.
-        arrays: how many belong to a parameter.
-        aligned16: all of them begin at multiples of 16 bytes.
-        sizes, tiling, dtype, op: elements of each parameter, and the rest as usual.
+        a: has the numbers, and the lists of the arrays that belong to the parameters.
+        names: of these lists, in the order in which the kernel takes them.
+        sizes, tiling: elements of each parameter, and the rest as usual.
 
     Raises:
-        ValueError: a parameter is too large for 32-bit offsets, or the tiling is smaller than those of :func:`tilings`.
+        ValueError: the tiling is smaller than those of :func:`tilings`.
     """
-    if not (answer := supports(sizes)):
-        raise ValueError(f"{op}: {answer}")
-    name, vector, found = np.dtype(dtype).name, vector_of(dtype, aligned16), []
-    rows_at, first_count = _rows_at(sizes), 1
+    groups, vector = [getattr(a, name) for name in names], vector_of(a.dtype, a.aligned(*names))
+    first_count = 1
     for chunk in _chunks(sizes):
         own = tuple(sizes[number] for number in chunk)
-        signature = (types.UniTuple(array_type(name), arrays * len(own)), array_type(name))
-        grid = (first_blocks(own, tiling, vector)[-1], 1, 1)
-        made = kernel(own, tiling, name, vector, first_count, rows_at)
-        found.append(Launch(made, signature, grid, (tiling.threads, 1, 1)))
-        first_count += grid[0]
-        if first_count > rows_at:
-            raise ValueError(f"{op}: {tiling} has more blocks than the smallest of the tilings")
-    return tuple(found)
-
-
-def run(
-    launches: Callable[..., tuple[Launch, ...]], groups: Sequence[Sequence[Any]], numbers: Any, stream: Any
-) -> None:
-    """Launch the update of the parameters to whose arrays ``groups`` belong: a list of parameters, one of gradients...
-
-    ``launches`` is given ``aligned16`` by keyword.
-    """
-    made = launches(aligned16=aligned(*(array for group in groups for array in group)))
-    for launch, chunk in zip(made, _chunks([array.size for array in groups[0]]), strict=True):
-        launch(stream, tuple(group[number].reshape(-1) for number in chunk for group in groups), numbers)
+        made = kernel(own, tiling, a.dtype, vector, first_count, rows_at(sizes))
+        blocks = first_blocks(own, tiling, vector)[-1]
+        first_count += blocks
+        if first_count > rows_at(sizes):
+            raise ValueError(f"{tiling} has more blocks than the smallest of the tilings")
+        arrays = tuple(group[number] for number in chunk for group in groups)
+        yield call(made, blocks, tiling.threads, arrays, a.numbers)

@@ -1,39 +1,95 @@
 """One step of stochastic gradient descent for all parameters of a network, in place and in one launch.
 
-Elements are updated as in ``sgd_update``, and blocks dealt out to the parameters as ``all_at_once`` says. Shared
-memory: none. Registers aimed at: at most 40. Expected bottleneck: the latency of the launch and of one load for
-a small network, memory bandwidth for a large one.
+``g = grad + weight_decay · param; v = momentum · v + (1 - dampening) · g; param -= lr · v``. With Nesterov's momentum
+the last one is ``param -= lr · (g + momentum · v)``, without velocities it is ``param -= lr · g``.
+
+A thread updates a vector of 128 bits, see ``elementwise``; blocks are dealt out to the parameters as ``all_at_once``
+says. Shared memory: none. Registers aimed at: at most 40. Expected bottleneck: the latency of the
+launch and of one load for a small network, memory bandwidth for a large one.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from numba import cuda, types
+
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Launch, device_function, jit, ldg
+from gpuconv.kernels.device import Call, device_function, fma, jit, ldg, unrolled, vector_access
 from gpuconv.kernels.pointwise.elementwise import Tiling, each
 from gpuconv.kernels.update.all_at_once import (
+    calls_of,
     dispatch,
     first_blocks,
-    launches_of,
     numbers_array,
     numbers_size,
-    run,
-    supports,
     taking_row,
     tilings,
 )
-from gpuconv.kernels.update.sgd_update import Rule, numbers_of, rule_of, step_of
+from gpuconv.kernels.variant import Arguments
 
-__all__ = [
-    "WIDTH", "Rule", "Tiling", "launch", "launches", "numbers_array", "numbers_of", "numbers_size", "rule_of",
-    "supports", "tilings",
-]  # fmt: skip
+__all__ = ["WIDTH", "Rule", "Tiling", "calls", "numbers_array", "numbers_of", "numbers_size", "tilings"]
 
 #: Numbers of a step: those of :func:`numbers_of`.
 WIDTH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which terms the formula has: one that is left out does not spread a NaN.
+
+    Attributes:
+        momentum: there is a velocity.
+        nesterov: step along the gradient and the new velocity.
+        weight_decay: add a multiple of the parameters to the gradient.
+    """
+
+    momentum: bool = True
+    nesterov: bool = False
+    weight_decay: bool = False
+
+
+def _step(dtype: str, vector: int, rule: Rule) -> Any:
+    """A device function that updates ``vector`` elements: of ``i, param, grad, velocity`` and the numbers."""
+    real = getattr(types, dtype)
+    load, load_read_only, store = vector_access(vector)
+    has_momentum, nesterov, has_decay = rule.momentum, rule.nesterov, rule.weight_decay
+
+    @device_function
+    def descend(
+        j: int, params: Any, grads: Any, velocities: Any, lr: Any, momentum: Any, share: Any, weight_decay: Any
+    ) -> None:
+        change = grads[j]
+        if has_decay:
+            change = fma(weight_decay, params[j], change)
+        if has_momentum:
+            velocities[j] = fma(momentum, velocities[j], share * change)
+            change = fma(momentum, velocities[j], change) if nesterov else velocities[j]
+        params[j] = fma(-lr, change, params[j])
+
+    descend_all = unrolled(descend, vector)
+
+    @device_function
+    def step(i: Any, param: Any, grad: Any, velocity: Any, *numbers: Any) -> None:
+        params, grads = cuda.local.array(vector, real), cuda.local.array(vector, real)
+        velocities = cuda.local.array(vector, real)
+        load(params, param, i)
+        load_read_only(grads, grad, i)
+        if has_momentum:
+            load(velocities, velocity, i)
+        descend_all(params, grads, velocities, *numbers)
+        if has_momentum:
+            store(velocities, velocity, i)
+        store(params, param, i)
+
+    return step
+
+
+def numbers_of(*, lr: float, momentum: float, dampening: float, weight_decay: float) -> tuple[float, ...]:
+    """What the formula takes that is the same for all elements, as the kernel takes it."""
+    return lr, momentum, 1 - dampening, weight_decay
 
 
 @specialised
@@ -46,7 +102,7 @@ def _kernel(
     def work_of(number: int) -> Any:
         size, at = sizes[number], 3 * number
         work = each(
-            step_of(dtype, vector, rule), step_of(dtype, 1, rule), tiling.threads, vector, first_block=starts[number]
+            _step(dtype, vector, rule), _step(dtype, 1, rule), tiling.threads, vector, first_block=starts[number]
         )
 
         def update(arrays: Any, *numbers: Any) -> None:
@@ -65,50 +121,12 @@ def _kernel(
     return sgd_update_all
 
 
-def launches(
-    sizes: tuple[int, ...], tiling: Tiling, dtype: Any, *, rule: Rule | None = None, aligned16: bool = True
-) -> tuple[Launch, ...]:
-    """The launches of :func:`launch`: one for each 16 parameters that have elements.
-
-    Args:
-        sizes, tiling, dtype: see :func:`launch`.
-        rule: which terms the formula has; None for momentum alone.
-        aligned16: all arrays begin at multiples of 16 bytes.
-
-    Raises:
-        ValueError: a parameter is too large for 32-bit offsets.
-    """
-    chosen = rule or Rule()
+def calls(a: Arguments, sizes: tuple[int, ...], tiling: Tiling) -> Iterator[Call]:
+    """A launch for each 16 parameters that have elements."""
+    # Velocities are arrays, or all None.
+    rule = Rule(any(a.has("velocities")), bool(a.nesterov), a.weight_decay != 0)
 
     def kernel(*arguments: Any) -> Any:
-        return _kernel(*arguments, chosen)
+        return _kernel(*arguments, rule)
 
-    return launches_of(kernel, sizes, tiling, dtype, 3, aligned16=aligned16, op="sgd_update_all")
-
-
-def launch(
-    params: Sequence[Any],
-    grads: Sequence[Any],
-    velocities: Sequence[Any],
-    numbers: Any,
-    sizes: tuple[int, ...],
-    tiling: Tiling,
-    stream: Any = None,
-    *,
-    weight_decay: float,
-    nesterov: bool,
-) -> None:
-    """What ``sgd_update`` does, for several parameters of ``sizes`` elements; velocities are arrays or all None.
-
-    ``numbers``, an array of the parameters' type that begins with :func:`numbers_array`, has the step's, and is moved
-    on to the next step; ``weight_decay`` and ``nesterov`` say which terms the formula has.
-
-    Raises:
-        ValueError: a parameter is too large for 32-bit offsets.
-    """
-    has_velocity = any(velocity is not None for velocity in velocities)
-    rule = rule_of(has_velocity=has_velocity, weight_decay=weight_decay, nesterov=nesterov)
-    # A kernel without momentum does not look at its third array.
-    groups = (params, grads, velocities if has_velocity else params)
-    dtype = params[0].dtype if params else numbers.dtype
-    run(functools.partial(launches, sizes, tiling, dtype, rule=rule), groups, numbers, stream)
+    return calls_of(kernel, a, ("params", "grads", "velocities"), sizes, tiling)

@@ -346,17 +346,17 @@ def test_relu_loss_and_updates(dtype):
     sgd = {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01, "nesterov": False}
     adam = {"step": 3, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.01, "decoupled": True}
     for update, count, options in (
-        ("sgd_update", 1, sgd),
-        ("sgd_update", 1, {**sgd, "nesterov": True, "weight_decay": 0.0}),
-        ("adam_update", 2, adam),
-        ("adam_update", 2, {**adam, "decoupled": False}),
-        ("adam_update", 2, {**adam, "weight_decay": 0.0}),
+        ("sgd_update_all", 1, sgd),
+        ("sgd_update_all", 1, {**sgd, "nesterov": True, "weight_decay": 0.0}),
+        ("adam_update_all", 2, adam),
+        ("adam_update_all", 2, {**adam, "decoupled": False}),
+        ("adam_update_all", 2, {**adam, "weight_decay": 0.0}),
     ):
         arrays = [rng.random((6, 5)).astype(dtype) for _ in range(1 + count)]
         others = [array.copy() for array in arrays]
         step = rng.standard_normal((6, 5)).astype(dtype)
-        getattr(COMPILED, update)(arrays[0], step, *arrays[1:], **options)
-        getattr(NUMPY, update)(others[0], step, *others[1:], **options)
+        for backend, own in ((COMPILED, arrays), (NUMPY, others)):
+            getattr(backend, update)([own[0]], [step], *([state] for state in own[1:]), **options)
         for result, wanted in zip(arrays, others, strict=True):
             np.testing.assert_array_equal(result, wanted)
 
@@ -421,10 +421,10 @@ def test_arrays_of_all_kinds(change):
 def test_updates_reach_arrays_that_kernels_cannot_write_to():
     """A parameter that is a strided view is updated where it is."""
     memory = np.ones((4, 6), np.float32)
-    COMPILED.sgd_update(
-        memory[:, ::2],
-        np.ones((4, 3), np.float32),
-        None,
+    COMPILED.sgd_update_all(
+        [memory[:, ::2]],
+        [np.ones((4, 3), np.float32)],
+        [None],
         lr=0.5,
         momentum=0.0,
         dampening=0.0,

@@ -84,8 +84,8 @@ def test_what_the_rule_takes_is_compiled(monkeypatch):
         return [launch]
 
     monkeypatch.setattr(kernels.load("conv2d", choice.variant), "launches", launches)
-    assert compiling.compile_chosen("conv2d", geometry, "float32", {"has_bias": False}) == 1
-    assert asked == [((geometry, choice.tiling, "float32"), {"has_bias": False})]
+    assert compiling.compile_chosen("conv2d", geometry, "float32", {"absent": ("bias",)}) == 1
+    assert asked == [((geometry, choice.tiling, "float32"), {"absent": ("bias",)})]
     assert compiled == ["types"]
     monkeypatch.setattr(tuning, "choose", lambda *_: SimpleNamespace(variant=tuning.COMPOSED))
     assert compiling.compile_chosen("conv2d", geometry, "float32") == 0

@@ -335,13 +335,12 @@ def test_sectors_are_the_same_in_every_run(monkeypatch):
     """Wherever the memory of a process happens to lie: arrays begin as those of a device do."""
     pytest.importorskip("support.simulation")
     from bench import diagnosis, inspection
-    from bench.layers import OPERATIONS
+    from bench.layers import LAYERS
     from gpuconv import kernels
 
-    geometry = OPERATIONS["conv2d"].layers["lenet5.conv2"]
+    geometry = LAYERS["conv2d"]["lenet5.conv2"]
     tiling = kernels.load("conv2d", "direct").tilings(geometry)[0]
-    path = kernels.VARIANTS["conv2d"]["direct"]
-    job = inspection.Job("conv2d", "direct", path, "lenet5.conv2", geometry, tiling, "float32", ())
+    job = inspection.Job("conv2d", "direct", "lenet5.conv2", geometry, tiling, "float32", ())
     held, found = [], []
     for size in (0, 40, 4000):
         held.append(np.empty(size, np.uint8))  # what comes behind lies elsewhere

@@ -23,7 +23,7 @@ def geometry_of(case):
     return Conv2dGeometry.of(case.input, case.weight, **case.keywords)
 
 
-def check(module, case, tiling, *, relu=False, **options):
+def check(module, case, tiling):
     """Run a tiling on a case in float32; give the result and the trace's report, None where there is no trace.
 
     The expected result comes from the NumPy backend, in float64: these cases are too large for the reference's loops.
@@ -34,9 +34,7 @@ def check(module, case, tiling, *, relu=False, **options):
         *(array if array is None else array.astype(np.float64) for array in (x, weight, bias)), geometry
     )
     out = np.full(expected.shape, np.nan, np.float32)
-    if relu:
-        options["relu"], expected = True, numpy_backend.relu(expected)
-    report = run(module, (x, weight, bias), (out,), geometry, tiling, **options)
+    report = run(module, (x, weight, bias), (out,), geometry, tiling)
     np.testing.assert_allclose(out, expected, **TOLERANCE["float32"], err_msg=str(tiling))
     return out, report
 
@@ -89,13 +87,6 @@ def test_gemm_on_ragged_tiles(case):
             # With a depth of 16, weights are stored in two passes.
             limit = 1 if conflicts.access == "read" else tiling.depth / 8
             assert conflicts.degree <= limit, f"{tiling}: {conflicts}"
-
-
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_gemm_with_relu(parts):
-    """ReLU is applied once, to the whole sum and its bias, however many parts it has."""
-    case = ConvCase("gemm-relu", (2, 5, 6, 7), (9, 5, 3, 3), padding=1)
-    check(implicit_gemm, case, implicit_gemm.Tiling(32, 32, 8, 4, 4, parts), relu=True)
 
 
 def test_gemm_adds_up_in_a_fixed_order():

@@ -349,7 +349,6 @@ TWO, FOUR = r"(\.v2\.[bfu]32|\.b64)", r"(\.v4\.[bfu]32|\.v2\.b64)"
         ("ldg2 of float64", [r"ld\.global\.nc\.v2\.[bfu]64", r"st\.global\.v2\.[bfu]64"]),
         ("ldg4 of uint8", [r"ld\.global\.nc(\.v4\.[bu]8|\.[bu]32)"]),
         ("ldg4_if", [r"@on ld\.global\.nc\.v4\.f32", r"st\.global" + FOUR]),
-        ("ldg4_early", [r"@on ld\.global\.nc\.v4\.f32", r"st\.global" + FOUR]),
         ("ldg2_if of float64", [r"@on ld\.global\.nc\.v2\.f64"]),
         ("ldg_if of int32", [r"@on ld\.global\.nc\.b32"]),
         ("ldg_if of uint8", [r"@on ld\.global\.nc\.b8"]),

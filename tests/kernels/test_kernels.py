@@ -70,8 +70,8 @@ def test_more_images_than_a_grid_is_high(variant):
 @pytest.mark.parametrize(
     ("name", "shape", "weight"),
     [
-        ("input", (2**21, 1, 32, 33), (1, 1, 32, 33)),
-        ("output", (2**21, 1, 1, 1), (1025, 1, 1, 1)),
+        ("x", (2**21, 1, 32, 33), (1, 1, 32, 33)),
+        ("out", (2**21, 1, 1, 1), (1025, 1, 1, 1)),
         ("weight", (1, 2**16, 1, 1), (2**15 + 1, 2**16, 1, 1)),
     ],
 )

@@ -1,4 +1,4 @@
-"""A kernel variant takes one file and one line: the example of docs/kernels.md, added to a copy of the project."""
+"""A variant takes one file and one line, an operation as few: docs/kernels.md, added to a copy of the project."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def page():
     return (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def project(page, tmp_path):
-    """A copy of the project with the file and the line that the page gives."""
+def copy_project(tmp_path):
+    """What of the project runs, as if it were installed."""
     ignored = shutil.ignore_patterns("__pycache__", "results")
     for folder in "gpuconv", "kernels", "bench", "tests":
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
@@ -34,6 +33,11 @@ def project(page, tmp_path):
     (tmp_path / "gpuconv" / "kernels").symlink_to(tmp_path / "kernels", target_is_directory=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
 
+
+@pytest.fixture
+def project(page, tmp_path):
+    """A copy of the project with the file and the line that the page gives."""
+    copy_project(tmp_path)
     (code,) = re.findall(r'^```python\n("""Pointwise.*?)^```', page, re.MULTILINE | re.DOTALL)
     (tmp_path / "kernels" / "conv" / "conv2d_pointwise.py").write_text(code, encoding="utf-8")
     assert f'    "conv2d": {{\n{LINE}' in page
@@ -113,3 +117,40 @@ def test_it_is_judged(project):
         (launch,) = found["launches"]
         assert (launch["kernel"], launch["spill_bytes"], launch["float64_instructions"]) == ("conv2d_pointwise", 0, 0)
         assert found["simulated"]["faults"] == []
+
+
+@pytest.mark.slow
+def test_an_operation_is_added(page, tmp_path):
+    """An entry, a variant and its line, a method in each backend: the kernel gives what NumPy gives, odd sizes too."""
+    copy_project(tmp_path)
+    (code,) = re.findall(r'^```python\n("""Leaky.*?)^```', page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "kernels" / "pointwise" / "leaky_relu.py").write_text(code, encoding="utf-8")
+    places = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    before = {
+        "kernels/operations.py": '    "relu": Operation(',
+        "kernels/__init__.py": '    "relu": {',
+        "gpuconv/backends/base.py": "    @abstractmethod\n    def relu(self",
+        "gpuconv/backends/numpy_backend.py": "    def relu(self",
+        "gpuconv/backends/cuda/backend.py": "    def relu(self",
+    }
+    assert places.keys() == before.keys()
+    for name, added in places.items():
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert text.count(before[name]) == 1, name
+        (tmp_path / name).write_text(text.replace(before[name], f"{added}\n{before[name]}"), encoding="utf-8")
+    code = (
+        "import numpy as np\n"
+        "from gpuconv import backends, kernels\n"
+        "assert kernels.load('leaky_relu', 'elementwise').launches((0,), None, 'float32') == ()\n"
+        "for size in 0, 1, 7, 1024, 1031:\n"
+        "    for dtype in 'float32', 'float64':\n"
+        "        x = np.random.default_rng(0).standard_normal(size).astype(dtype)\n"
+        "        x[:1] = np.nan\n"
+        "        found = [backends.get(name).leaky_relu(x, 0.25) for name in ('numpy', 'numba', 'cuda')]\n"
+        "        for one in found:\n"
+        "            np.testing.assert_array_equal(one, np.where(x > 0, x, x / 4))\n"
+        "print('equal')\n"
+    )
+    done = run(tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "equal\n"

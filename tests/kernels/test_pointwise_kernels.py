@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import cases
@@ -18,6 +19,7 @@ from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.data import InputTransform
 from gpuconv.geometry import ImageBatchGeometry, Pool2dGeometry
 from gpuconv.kernels import VARIANTS, device, load
+from gpuconv.kernels.operations import OPERATIONS as DESCRIBED
 
 numpy_backend = NumpyBackend()
 
@@ -32,9 +34,7 @@ OPERATIONS = {
     "softmax_cross_entropy",
     "softmax_cross_entropy_grad",
     "softmax_cross_entropy_mean",
-    "sgd_update",
     "sgd_update_all",
-    "adam_update",
     "adam_update_all",
     "image_batch",
     "count_correct",
@@ -67,7 +67,7 @@ def elements(rng, size, dtype, *, aligned):
     """Random values with some special ones among them; an array that begins at a multiple of 16 bytes, or does not."""
     values = rng.standard_normal(size + 1).astype(dtype)[0 if aligned else 1 :][:size]
     values[::5] = rng.choice([0, -0.0, np.nan, np.inf, -np.inf], values[::5].shape)
-    assert device.aligned(values) == aligned
+    assert not size or device.aligned(values) == aligned
     return values
 
 
@@ -91,13 +91,6 @@ def test_relu(dtype, aligned):
                 np.testing.assert_array_equal(out, numpy_backend.relu_grad(grad, x))
 
 
-def updated(operation, arrays, options):
-    """The arrays after the NumPy backend's update; None stays None."""
-    arrays = [None if array is None else array.copy() for array in arrays]
-    getattr(numpy_backend, operation)(*arrays, **options)
-    return arrays
-
-
 SGD = [
     {"lr": 0.1, "momentum": momentum, "dampening": dampening, "weight_decay": decay, "nesterov": nesterov}
     for momentum, dampening, decay, nesterov in (
@@ -118,58 +111,51 @@ ADAM = [
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
-    ("operation", "options"), [("sgd_update", o) for o in SGD] + [("adam_update", o) for o in ADAM], ids=str
+    ("operation", "options"), [("sgd_update_all", o) for o in SGD] + [("adam_update_all", o) for o in ADAM], ids=str
 )
 def test_optimizers(operation, options, dtype, aligned):
-    """Parameters and state are updated in place as on the NumPy backend; a NaN stays in its element."""
-    rng = np.random.default_rng(1)
-    for size, module in itertools.product(SIZES, modules(operation)):
-        param, grad, state, square = (elements(rng, size, dtype, aligned=aligned) for _ in range(4))
-        has_state = operation == "adam_update" or options["momentum"] != 0
-        arrays = [param, grad, state if has_state else None]
-        if operation == "adam_update":
-            arrays.append(np.abs(square))
-        with np.errstate(invalid="ignore", over="ignore"):
-            expected = updated(operation, arrays, options)
-        written = [param, *(array for array in arrays[2:] if array is not None)]
-        run(module, arrays, (), (size,), module.tilings((size,))[size % 2], **options)
-        wanted = [expected[0], *(array for array in expected[2:] if array is not None)]
-        for ours, theirs in zip(written, wanted, strict=True):
-            np.testing.assert_allclose(ours, theirs, **TOLERANCE[dtype])
-
-
-@pytest.mark.grid(3)
-@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
-@pytest.mark.parametrize(
-    ("operation", "options"), [("sgd_update", o) for o in SGD] + [("adam_update", o) for o in ADAM], ids=str
-)
-def test_optimizers_of_all_parameters(operation, options, aligned):
-    """Every parameter is updated as by a launch of its own, bit for bit, whatever stands before and behind it."""
+    """Every parameter is updated in place as on the NumPy backend, bit for bit as alone; a NaN stays in its element."""
     rng = np.random.default_rng(1)
     # Of several blocks, of less than one, of nothing; more than a launch takes.
     sizes = (1031, 1, 0, 5, 128, 700, *range(2, 18))
-    arrays = [[elements(rng, size + 1, np.float32, aligned=True)[:size] for size in sizes] for _ in range(4)]
-    has_state = operation == "adam_update" or options["momentum"] != 0
-    groups = [*arrays[:2], arrays[2] if has_state else [None] * len(sizes)]
-    if operation == "adam_update":
-        groups.append([np.abs(array) for array in arrays[3]])
-    for one, module in itertools.product(modules(operation), modules(f"{operation}_all")):
-        expected = [[_copy(array, aligned=True) for array in group] for group in groups]
-        for parts in zip(*expected, strict=True):
-            if parts[0].size:
-                one.launch(*parts, parts[0].shape, one.tilings(parts[0].shape)[0], **options)
-        terms = {name: options[name] for name in ("weight_decay", "nesterov", "decoupled") if name in options}
-        given = {name: value for name, value in options.items() if name != "nesterov"}
-        row = module.numbers_of(**given)
-        for tiling in module.tilings(sizes):
-            ours = [[_copy(array, aligned=aligned) for array in group] for group in groups]
+    has_state = operation == "adam_update_all" or options["momentum"] != 0
+    groups = [[elements(rng, size, dtype, aligned=aligned) for size in sizes] for _ in range(3)]
+    if not has_state:
+        groups[2] = [None] * len(sizes)
+    if operation == "adam_update_all":
+        groups.append([np.abs(elements(rng, size, dtype, aligned=True)) for size in sizes])
+    expected = copies(groups, aligned=True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        getattr(numpy_backend, operation)(*expected, **options)
+    for module in modules(operation):
+        names = inspect.signature(module.numbers_of).parameters
+        row = module.numbers_of(**{name: options[name] for name in names})
+        terms = {name: options[name] for name in DESCRIBED[operation].numbers}
+
+        def update(groups, tiling, module=module, row=row, terms=terms):
+            sizes = tuple(array.size for array in groups[0])
             # The step's numbers are the second row's, which each block of the step before has moved on to.
-            numbers = module.numbers_array([[np.nan] * len(row), row], sizes, np.float32)
+            numbers = module.numbers_array([[np.nan] * len(row), row], sizes, dtype)
             numbers[1 : module.numbers_size(sizes, 0, 0)] = 1
-            run(module, (*ours, numbers), (), sizes, tiling, **terms)
-            for group, wanted in zip(ours, expected, strict=True):
-                for array, right in zip(group, wanted, strict=True):
-                    np.testing.assert_array_equal(array, right)
+            run(module, (*groups, numbers), (), sizes, tiling, **terms)
+
+        alone = copies(groups, aligned=True)
+        for number, size in enumerate(sizes):
+            if size:
+                update([[group[number]] for group in alone], module.tilings((size,))[number % 3])
+        for tiling in module.tilings(sizes):
+            ours = copies(groups, aligned=aligned)
+            update(ours, tiling)
+            for group, wanted, single in zip(ours, expected, alone, strict=True):
+                for array, right, same in zip(group, wanted, single, strict=True):
+                    if array is not None:
+                        np.testing.assert_allclose(array, right, **TOLERANCE[dtype])
+                        np.testing.assert_array_equal(array, same)
+
+
+def copies(groups, *, aligned):
+    """Copies of lists of arrays; see :func:`_copy`."""
+    return [[_copy(array, aligned=aligned) for array in group] for group in groups]
 
 
 def _copy(array, *, aligned):
@@ -335,7 +321,7 @@ def test_softmax_cross_entropy(shape, weighted, label_smoothing, dtype):
         for tiling in module.tilings(shape):
             wrong = np.full(1, NO_WRONG_LABEL, np.int32)
             results = nothing(shape[0], dtype), nothing(shape, dtype)
-            run(_Labelled(module, wrong), (logits, labels, weight), results, shape, tiling, **options)
+            run(module, (logits, labels, weight, wrong), results, shape, tiling, **options)
             np.testing.assert_allclose(results[0], reference.cross_entropy(*arguments), **TOLERANCE[dtype])
             np.testing.assert_allclose(results[1], probabilities, **TOLERANCE[dtype])
             assert wrong[0] == NO_WRONG_LABEL
@@ -364,7 +350,7 @@ def test_softmax_cross_entropy_mean(shape, weighted, label_smoothing, dtype):
         for tiling in module.tilings(shape):
             wrong = nothing(1, np.int32)
             loss, out = nothing(1, dtype), nothing(shape, dtype)
-            run(_Labelled(module, wrong), (logits, labels, weight), (loss, out), shape, tiling, **options)
+            run(module, (logits, labels, weight), (loss, out, wrong), shape, tiling, **options)
             np.testing.assert_allclose(loss[0], reference.cross_entropy(*arguments), **TOLERANCE[dtype])
             gradient = reference.cross_entropy_grad(np.array(1.0), *arguments)
             np.testing.assert_allclose(out, gradient, **TOLERANCE[dtype])
@@ -381,21 +367,11 @@ def test_a_mean_of_nothing_and_of_wrong_labels():
             wrong = nothing(1, np.int32)
             loss, out = nothing(1, np.float32), nothing(logits.shape, np.float32)
             tiling = module.tilings(logits.shape)[0]
-            run(_Labelled(module, wrong), (logits, labels, None), (loss, out), logits.shape, tiling, **options)
+            run(module, (logits, labels, None), (loss, out), logits.shape, tiling, rewritten=(wrong,), **options)
             assert np.isnan(loss[0])
             assert wrong[0] == first_wrong
             np.testing.assert_array_equal(out[(labels != 0)], 0)
             assert np.isfinite(out).all()
-
-
-class _Labelled:
-    """The module, given the array for wrong labels after the two that are written in full."""
-
-    def __init__(self, module, wrong):
-        self.module, self.wrong, self.__name__ = module, wrong, module.__name__
-
-    def launch(self, logits, labels, weight, losses, probabilities, *rest, **options):
-        self.module.launch(logits, labels, weight, losses, probabilities, self.wrong, *rest, **options)
 
 
 @pytest.mark.parametrize("lanes", [4, 32, 128])
@@ -412,7 +388,7 @@ def test_softmax_of_what_is_not_finite(lanes):
         results = nothing(6, np.float32), nothing((6, 9), np.float32)
         wrong = np.full(1, NO_WRONG_LABEL, np.int32)
         tiling = module.Tiling(128, lanes)
-        run(_Labelled(module, wrong), (logits, labels, None), results, logits.shape, tiling, **options)
+        run(module, (logits, labels, None, wrong), results, logits.shape, tiling, **options)
         for ours, theirs in zip(results, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
@@ -425,7 +401,7 @@ def test_labels_that_are_no_classes_are_reported():
         results, wrong = (nothing(5, np.float32), nothing((5, 3), np.float32)), np.full(1, NO_WRONG_LABEL, np.int32)
         weight = np.ones(3, np.float32)
         tiling = module.tilings((5, 3))[0]
-        run(_Labelled(module, wrong), (logits, labels, weight), results, (5, 3), tiling, **options)
+        run(module, (logits, labels, weight, wrong), results, (5, 3), tiling, **options)
         assert wrong[0] == 2
         np.testing.assert_allclose(results[0], [np.log(3), 0, np.nan, np.log(3), np.nan], rtol=1e-6)
     for module in modules("softmax_cross_entropy_grad"):
@@ -582,5 +558,5 @@ def test_empty_and_too_large(operation):
     for module in modules(operation):
         assert module.launches(empty, module.tilings(empty)[0], np.float32) == ()
         assert not module.supports(large)
-        with pytest.raises(ValueError, match=f"{operation}: input has .* needs 64-bit offsets.* Split the batch"):
+        with pytest.raises(ValueError, match=f"{operation}: .* has .* needs 64-bit offsets.* Split the batch"):
             module.launches(large, module.tilings(large)[0], np.float32)

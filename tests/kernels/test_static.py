@@ -69,8 +69,6 @@ BUDGETS = {
     "avg_pool2d_grad": Budget(32),
     "relu": Budget(32),
     "relu_grad": Budget(32),
-    "sgd_update": Budget(32),
-    "adam_update": Budget(48),
     "softmax_cross_entropy": Budget(32),
     "softmax_cross_entropy_grad": Budget(32),
     "softmax_cross_entropy_mean": Budget(64),
@@ -397,7 +395,8 @@ def test_occupancy(threads, registers, shared_bytes, blocks, limit):
 def test_roofline():
     """The figures that can be worked out by hand: ResNet's 3x3 layers, a ReLU, instructions of a few blocks."""
     from bench import roofline
-    from bench.layers import CONVOLUTIONS, OPERATIONS
+    from bench.layers import CONVOLUTIONS
+    from gpuconv.kernels.operations import OPERATIONS
 
     conv, gpu = OPERATIONS["conv2d"], roofline.H200
     for stage in "conv2", "conv3", "conv4", "conv5":
@@ -481,12 +480,14 @@ def test_a_bound_is_never_below_the_roofline():
 
 def test_layers():
     """Each operation has layers; each of them, and its small form for the simulator, is a valid geometry."""
-    from bench.layers import OPERATIONS
+    from bench.layers import LAYERS
+    from gpuconv.kernels.operations import OPERATIONS
 
-    assert set(VARIANTS) <= set(OPERATIONS), "give the operation an entry in bench/layers.py"
-    for name, operation in OPERATIONS.items():
-        assert operation.layers, name
-        for layer, geometry in operation.layers.items():
+    assert set(VARIANTS) <= set(LAYERS), "give the operation an entry in bench/layers.py"
+    for name, layers in LAYERS.items():
+        operation = OPERATIONS[name]
+        assert layers, name
+        for layer, geometry in layers.items():
             for terms in 8, 512:
                 small = operation.small(geometry, terms)
                 assert operation.flop(small) <= min(operation.flop(geometry), 10**8), layer

@@ -4,7 +4,6 @@ A script, because it needs Numba's real CUDA target, and the tests run with the 
 compiled, it prints why, under the key "unavailable".
 """
 
-import importlib
 import itertools
 import json
 import sys
@@ -13,8 +12,8 @@ from pathlib import Path
 
 from bench import sass
 from bench.inspection import Job, compiled, in_processes, result
-from bench.layers import OPERATIONS
-from gpuconv.kernels import VARIANTS
+from bench.layers import LAYERS
+from gpuconv.kernels import VARIANTS, load
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support import sampling
@@ -43,21 +42,21 @@ def jobs() -> Iterator[Job]:
     everything = sampling.wanted() == "all"
     turns = itertools.cycle((architecture,) for architecture in ARCHITECTURES)
     for operation, variants in VARIANTS.items():
-        layers = OPERATIONS[operation].layers
+        layers = LAYERS[operation]
         names = [name for name in CONVOLUTIONS if name in layers] or list(layers)
-        for variant, path in variants.items():
-            module = importlib.import_module(path)
+        for variant in variants:
+            module = load(operation, variant)
             first, *others = (name for name in names if module.supports(layers[name]))
             geometry = layers[first]
             tilings = module.tilings(geometry)
-            yield Job(operation, variant, path, first, geometry, tilings[0], "float64", ("sm_90a",))
+            yield Job(operation, variant, first, geometry, tilings[0], "float64", ("sm_90a",))
             for tiling in [tilings[0], *sampling.sampled(tilings[1:], 1, variant)]:
                 whole = everything or (tiling is tilings[0] and first == ARITHMETIC and variant != "direct")
                 architectures = ARCHITECTURES if whole else next(turns)
-                yield Job(operation, variant, path, first, geometry, tiling, "float32", architectures)
+                yield Job(operation, variant, first, geometry, tiling, "float32", architectures)
             for name in others if everything else ():
                 tiling = module.tilings(layers[name])[0]
-                yield Job(operation, variant, path, name, layers[name], tiling, "float32", ("sm_90a",))
+                yield Job(operation, variant, name, layers[name], tiling, "float32", ("sm_90a",))
 
 
 def main() -> None:

@@ -64,7 +64,6 @@ def launches() -> Iterator[tuple[str, device.Launch]]:
     yield "ldg2 of float64", launch(copy(device.ldg2, device.st2, 2), "float64")
     yield "ldg4 of uint8", launch(copy(device.ldg4, device.st4, 4), "uint8")
     yield "ldg4_if", launch(copy(device.ldg4_if, device.st4, 4, predicated=True))
-    yield "ldg4_early", launch(copy(device.ldg4_early, device.st4, 4, predicated=True))
     yield "ldg2_if of float64", launch(copy(device.ldg2_if, device.st2, 2, predicated=True), "float64")
     yield "ldg_if of int32", launch(copy(device.ldg_if, device.st, 1, predicated=True), "int32")
     yield "ldg_if of uint8", launch(copy(device.ldg_if, device.st, 1, predicated=True), "uint8")
@@ -75,7 +74,7 @@ def launches() -> Iterator[tuple[str, device.Launch]]:
     padded = Conv2dGeometry.of((32, 64, 56, 56), (64, 64, 3, 3), padding=1)
     yield "direct", direct.launches(padded, direct.tilings(padded)[0], "float32")[0]
     odd = Conv2dGeometry.of((2, 6, 13, 12), (4, 3, 3, 2), stride=(2, 3), dilation=(2, 3), groups=2)
-    yield "direct in float64", direct.launches(odd, direct.tilings(odd)[0], "float64", has_bias=False)[0]
+    yield "direct in float64", direct.launches(odd, direct.tilings(odd)[0], "float64", absent=("bias",))[0]
 
 
 def unavailable() -> str | None:

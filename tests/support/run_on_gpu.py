@@ -15,7 +15,7 @@ from numba import cuda, float32
 from bench import command, compiling, gpu_stages, layers, torch_ops, verify
 from gpuconv import functional as F
 from gpuconv import kernels
-from gpuconv.kernels import device
+from gpuconv.kernels import device, operations
 
 
 def compiled():
@@ -39,9 +39,9 @@ def variants(layers_each=2, tilings_each=2):
     cupy.cuda.set_allocator(None)
     place, most = verify.Place(torch, cupy, "cuda"), int(tilings_each)
     for operation in torch_ops.OPERATIONS:
-        described = layers.OPERATIONS[operation]
-        for name in list(described.layers)[: int(layers_each)]:
-            geometry = described.small(described.layers[name], 16)
+        described = operations.OPERATIONS[operation]
+        for name in list(layers.LAYERS[operation])[: int(layers_each)]:
+            geometry = described.small(layers.LAYERS[operation][name], 16)
             for variant in kernels.VARIANTS[operation]:
                 module = kernels.load(operation, variant)
                 if module.supports(geometry):

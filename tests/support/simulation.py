@@ -36,22 +36,25 @@ triples: set[tuple[str, Any, Any]] = set()
 _seeds = itertools.count()
 
 
-def run(module: Any, inputs: Any, results: Any, geometry: Any, tiling: Any, **options: Any) -> Any:
+def run(
+    module: Any, inputs: Any, results: Any, geometry: Any, tiling: Any, *, rewritten: Any = (), **options: Any
+) -> Any:
     """Launch a variant on arrays, `results` last, each an array or a list of them; give the trace's report, if any.
+
+    Behind the results stand those that may be written several times: `rewritten`.
 
     The workspace begins as NaN: what is read of it has been written. In the simulator the trace finds no fault, each
     element of the results is written once, and threads and blocks run in another order each time.
     """
     inputs = [np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array for array in inputs]
-    size = module.workspace_size(geometry, tiling) if hasattr(module, "workspace_size") else 0
-    if size:
+    if size := module.workspace_size(geometry, tiling):
         options["workspace"] = np.full(size, np.nan, results[0].dtype)
     triples.add((module.__name__, tiling, geometry))
     if COMPILED:
-        module.launch(*inputs, *results, geometry, tiling, None, **options)
+        module.launch(*inputs, *results, *rewritten, geometry, tiling, None, **options)
         return None
     with simulator.trace(seed=next(_seeds)) as report:
-        module.launch(*inputs, *results, geometry, tiling, None, **options)
+        module.launch(*inputs, *results, *rewritten, geometry, tiling, None, **options)
     if report.launches:
         assert report.clean, f"{tiling}: {report}"
     for result in (array for one in results for array in (one if isinstance(one, list) else [one])):

@@ -480,29 +480,6 @@ class NumbaBackend(NumpyBackend):
 
     # -- optimizer updates -------------------------------------------------------------------------------------------
 
-    def sgd_update(
-        self,
-        param: np.ndarray,
-        grad: np.ndarray,
-        velocity: np.ndarray | None,
-        *,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
-    ) -> None:
-        self.sgd_update_all(
-            [param],
-            [grad],
-            [velocity],
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-        )
-
     def sgd_update_all(
         self,
         params: Sequence[np.ndarray],
@@ -518,39 +495,8 @@ class NumbaBackend(NumpyBackend):
             decay = float(options["weight_decay"])
             kernel = _sgd(params[0].dtype, bool(slots), bool(options["nesterov"]), bool(decay))
             table.run(kernel, 8, float(options["lr"]), float(options["momentum"]), 1.0 - options["dampening"], decay)
-        elif len(params) == 1:
-            super().sgd_update(params[0], grads[0], velocities[0], **options)
         else:
             super().sgd_update_all(params, grads, velocities, **options)
-
-    def adam_update(
-        self,
-        param: np.ndarray,
-        grad: np.ndarray,
-        mean: np.ndarray,
-        square: np.ndarray,
-        *,
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-    ) -> None:
-        self.adam_update_all(
-            [param],
-            [grad],
-            [mean],
-            [square],
-            step=step,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            weight_decay=weight_decay,
-            decoupled=decoupled,
-        )
 
     def adam_update_all(
         self,
@@ -578,8 +524,6 @@ class NumbaBackend(NumpyBackend):
                 float(options["eps"]),
                 1 - lr * decay if decoupled else decay,
             )
-        elif len(params) == 1:
-            super().adam_update(params[0], grads[0], means[0], squares[0], **options)
         else:
             super().adam_update_all(params, grads, means, squares, **options)
 

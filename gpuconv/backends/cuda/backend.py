@@ -359,18 +359,31 @@ class CudaBackend(Backend):
             choice = tuning.choose(operation, geometry, np.dtype(dtype).name, platform=self.tuning_platform())
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = Plan(choice, geometry)
+            plan = self._plans[key] = Plan(choice, geometry, dtype)
         return plan
 
     def _device(self) -> int:
         return 0 if self.simulated else int(self.xp.cuda.runtime.getDevice())
 
-    def _run(self, operation: str, geometry: Any, *arrays: Any, **options: Any) -> None:
-        """Queue an operation by its plan."""
-        self._queue(self.plan(operation, geometry, arrays[0].dtype), *arrays, **options)
+    def _run(self, operation: str, geometry: Any, *inputs: Any, **options: Any) -> Any:
+        """Queue an operation by its plan; see :meth:`_queue`."""
+        return self._queue(self.plan(operation, geometry, inputs[0].dtype), *inputs, **options)
 
-    def _queue(self, plan: Plan, *arrays: Any, **options: Any) -> None:
-        """Queue the launches of a plan, with a workspace if it needs one."""
+    def _queue(self, plan: Plan, *inputs: Any, results: Sequence[Any] | None = None, **options: Any) -> Any:
+        """Queue the launches of a plan, with a workspace if it needs one.
+
+        Args:
+            plan: the operation's.
+            inputs: arrays that it reads, and those that it changes in place.
+            results: arrays that it writes; None for new ones.
+            options: numbers, and arrays that are passed by keyword.
+
+        Returns:
+            The result, or a tuple if there are several.
+        """
+        if results is None:
+            results = plan.new_results(self.xp.empty)
+        arrays = (*inputs, *results)
         if plan.workspace:
             first = arrays[0]
             dtype = (first[0] if isinstance(first, (list, tuple)) else first).dtype
@@ -382,6 +395,7 @@ class CudaBackend(Backend):
             plan.run(arrays, options)
         else:
             plan.queue(arrays, options, self.current_stream(), self._device(), self._check_device)
+        return results[0] if len(results) == 1 else tuple(results)
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
         platform = self.tuning_platform()
@@ -412,8 +426,8 @@ class CudaBackend(Backend):
             )
         found = []
         for variant in kernels.VARIANTS[operation]:
-            module = kernels.load(operation, variant)
-            for tiling in module.tilings(what) if module.supports(what) else ():
+            loaded = kernels.load(operation, variant)
+            for tiling in loaded.tilings(what) if loaded.supports(what) else ():
                 run = functools.partial(self._candidate, operation, variant, tiling, what)
                 found.append(Candidate(variant, tiling, run))
         return sorted(found, key=lambda one: (one.variant, one.tiling) != (rule.variant, rule.tiling))
@@ -422,15 +436,10 @@ class CudaBackend(Backend):
         """Run a variant; gives its first result."""
         dtype, key = arrays[0].dtype, (operation, variant, tiling, geometry, arrays[0].dtype, self._device())
         if key not in self._plans:
-            self._plans[key] = Plan(tuning.Choice(operation, variant, tiling, "argument", "a candidate"), geometry)
-        if isinstance(geometry, BlockGeometry):
-            shape = geometry.pool.output_shape
-            results = [self.xp.empty(shape, dtype), self.xp.empty(shape, np.uint8)]
-        else:
-            shapes = {"conv2d": geometry.output_shape, "conv2d_grad_input": geometry.input_shape}
-            results = [self.xp.empty(shapes.get(operation, geometry.weight_shape), dtype)]
-        self._queue(self._plans[key], *arrays, *results)
-        return results[0]
+            choice = tuning.Choice(operation, variant, tiling, "argument", "a candidate")
+            self._plans[key] = Plan(choice, geometry, dtype)
+        result = self._queue(self._plans[key], *arrays)
+        return result[0] if isinstance(result, tuple) else result
 
     # -- data --------------------------------------------------------------------------------------------------------
 
@@ -465,85 +474,59 @@ class CudaBackend(Backend):
     ) -> tuple[Array, Array]:
         (total, h, w), (p, q) = images.shape, size
         geometry = ImageBatchGeometry(n, total, h, w, p, q, warps=transforms is not None)
-        x, found = self.xp.empty((n, 1, *size), table.dtype), self.xp.empty((n,), np.int64)
-        self._run("image_batch", geometry, table, images, labels, index, transforms, x, found, **step)
-        return x, found
+        found: tuple[Array, Array] = self._run(
+            "image_batch", geometry, table, images, labels, index, transforms, **step
+        )
+        return found
 
     def count_correct(self, logits: Array, labels: Array) -> Array:
-        count = self.xp.empty((1,), np.int32)
-        self._run("count_correct", logits.shape, self._contiguous(logits), self._contiguous(labels), count)
-        return count.reshape(())
+        return self._run("count_correct", logits.shape, self._contiguous(logits), self._contiguous(labels)).reshape(())
 
     def log_step(self, logits: Array, labels: Array, loss: Array, losses: Array, counts: Array, step: Array) -> None:
-        arrays = self._contiguous(logits), self._contiguous(labels), counts
-        self._run("count_correct", logits.shape, *arrays, loss=loss, losses=losses, step=step)
+        log = {"loss": loss, "losses": losses, "step": step}
+        logits, labels = self._contiguous(logits), self._contiguous(labels)
+        self._run("count_correct", logits.shape, logits, labels, results=[counts], **log)
 
     # -- convolution -------------------------------------------------------------------------------------------------
 
     def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry) -> Array:
-        y = self.xp.empty(geometry.output_shape, x.dtype)
-        self._run("conv2d", geometry, x, weight, bias, y)
-        return y
+        return self._run("conv2d", geometry, x, weight, bias)
 
     def conv2d_grad_input(self, grad: Array, weight: Array, geometry: Conv2dGeometry) -> Array:
-        dx = self.xp.empty(geometry.input_shape, grad.dtype)
-        self._run("conv2d_grad_input", geometry, self._contiguous(grad), weight, dx)
-        return dx
+        return self._run("conv2d_grad_input", geometry, self._contiguous(grad), weight)
 
     def conv2d_grad_weight(self, grad: Array, x: Array, geometry: Conv2dGeometry) -> Array:
-        dw = self.xp.empty(geometry.weight_shape, grad.dtype)
-        self._run("conv2d_grad_weight", geometry, self._contiguous(grad), x, dw)
-        return dw
+        return self._run("conv2d_grad_weight", geometry, self._contiguous(grad), x)
 
     def conv2d_grad_bias(self, grad: Array) -> Array:
-        db = self.xp.empty(grad.shape[1:2], grad.dtype)
-        self._run("conv2d_grad_bias", grad.shape, self._contiguous(grad), db)
-        return db
+        return self._run("conv2d_grad_bias", grad.shape, self._contiguous(grad))
 
     # -- activation and pooling --------------------------------------------------------------------------------------
 
     def relu(self, x: Array) -> Array:
-        y = self.xp.empty(x.shape, x.dtype)
-        self._run("relu", x.shape, x, y)
-        return y
+        return self._run("relu", x.shape, x)
 
     def relu_grad(self, grad: Array, y: Array) -> Array:
-        dx = self.xp.empty(y.shape, y.dtype)
-        self._run("relu_grad", y.shape, self._contiguous(grad), y, dx)
-        return dx
+        return self._run("relu_grad", y.shape, self._contiguous(grad), y)
 
     def max_pool2d(self, x: Array, geometry: Pool2dGeometry) -> tuple[Array, Array]:
-        y = self.xp.empty(geometry.output_shape, x.dtype)
-        winners = self.xp.empty(geometry.output_shape, np.uint8 if geometry.r * geometry.s <= 256 else np.int32)
-        self._run("max_pool2d", geometry, x, y, winners)
-        return y, winners
+        found: tuple[Array, Array] = self._run("max_pool2d", geometry, x)
+        return found
 
     def max_pool2d_grad(self, grad: Array, winners: Array, geometry: Pool2dGeometry) -> Array:
-        dx = self.xp.empty(geometry.input_shape, grad.dtype)
-        self._run("max_pool2d_grad", geometry, self._contiguous(grad), winners, dx)
-        return dx
+        return self._run("max_pool2d_grad", geometry, self._contiguous(grad), winners)
 
     def avg_pool2d(
         self, x: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
     ) -> Array:
-        y = self.xp.empty(geometry.output_shape, x.dtype)
-        self._run("avg_pool2d", geometry, x, y, count_include_pad=count_include_pad, divisor_override=divisor_override)
-        return y
+        options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+        return self._run("avg_pool2d", geometry, x, **options)
 
     def avg_pool2d_grad(
         self, grad: Array, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
     ) -> Array:
-        dx = self.xp.empty(geometry.input_shape, grad.dtype)
-        grad = self._contiguous(grad)
-        self._run(
-            "avg_pool2d_grad",
-            geometry,
-            grad,
-            dx,
-            count_include_pad=count_include_pad,
-            divisor_override=divisor_override,
-        )
-        return dx
+        options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+        return self._run("avg_pool2d_grad", geometry, self._contiguous(grad), **options)
 
     # -- the fused block ---------------------------------------------------------------------------------------------
 
@@ -552,11 +535,10 @@ class CudaBackend(Backend):
     ) -> tuple[Array, Array]:
         operation, block = "conv2d_relu_max_pool2d", BlockGeometry(geometry, pool)
         plan = self.plan(operation, block, x.dtype)
-        if plan.module is None:
+        if plan.variant is None:
             return super().conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
-        y, winners = self.xp.empty(pool.output_shape, x.dtype), self.xp.empty(pool.output_shape, np.uint8)
-        self._queue(plan, x, weight, bias, y, winners)
-        return y, winners
+        found: tuple[Array, Array] = self._queue(plan, x, weight, bias)
+        return found
 
     def conv2d_relu_max_pool2d_grad(
         self,
@@ -572,14 +554,12 @@ class CudaBackend(Backend):
         operation, block = "conv2d_relu_max_pool2d_grad", BlockGeometry(geometry, pool)
         grad, (need_input, need_weight, need_bias) = self._contiguous(grad), needs
         dx = dw = db = None
-        if need_input and (plan := self.plan(f"{operation}_input", block, grad.dtype)).module is not None:
-            dx = self.xp.empty(geometry.input_shape, grad.dtype)
-            self._queue(plan, grad, weight, y, winners, dx)
+        if need_input and (plan := self.plan(f"{operation}_input", block, grad.dtype)).variant is not None:
+            dx = self._queue(plan, grad, weight, y, winners)
         if need_weight or need_bias:
             plan = self.plan(f"{operation}_weight", block, grad.dtype)
-            if plan.module is not None:
-                dw, db = self.xp.empty(geometry.weight_shape, grad.dtype), self.xp.empty((geometry.k,), grad.dtype)
-                self._queue(plan, grad, x, y, winners, dw, db)
+            if plan.variant is not None:
+                dw, db = self._queue(plan, grad, x, y, winners)
         # The composition goes through the gradient of the unpooled maps; once, if at all.
         rest = (need_input and dx is None, need_weight and dw is None, need_bias and db is None)
         if any(rest):
@@ -593,10 +573,9 @@ class CudaBackend(Backend):
         self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: ChainGeometry
     ) -> list[Array]:
         plan = self.plan("linear_chain", geometry, x.dtype)
-        if plan.module is None:
+        if plan.variant is None:
             return super().linear_chain(x, weights, biases, geometry)
-        ys = [self.xp.empty((geometry.n, size), x.dtype) for size in geometry.sizes[1:]]
-        self._queue(plan, x, weights, biases, ys)
+        ys: list[Array] = self._queue(plan, x, weights, biases)
         return ys
 
     def linear_chain_grad(
@@ -609,19 +588,18 @@ class CudaBackend(Backend):
         needs: tuple[bool, ...],
     ) -> tuple[Array | None, ...]:
         first, second = (self.plan(f"linear_chain_grad_{part}", geometry, grad.dtype) for part in ("input", "weight"))
-        if first.module is None or second.module is None:
+        if first.variant is None or second.variant is None:
             return super().linear_chain_grad(grad, x, weights, ys, geometry, needs)
         grad = self._contiguous(grad)
-        grads = [self.xp.empty(y.shape, grad.dtype) for y in ys]
+        grads, dx = first.new_results(self.xp.empty)
         if not geometry.relu[-1]:
             grads[-1] = grad
-        dx = self.xp.empty(x.shape, grad.dtype) if needs[0] else None
-        self._queue(first, grad, weights, ys, grads, dx)
+        if not needs[0]:
+            dx = None
+        self._queue(first, grad, weights, ys, results=(grads, dx))
         dweights, dbiases = [None] * len(weights), [None] * len(weights)
         if any(needs[1:]):
-            dweights = [self.xp.empty(weight.shape, grad.dtype) for weight in weights]
-            dbiases = [self.xp.empty(weight.shape[:1], grad.dtype) for weight in weights]
-            self._queue(second, (x, *ys[:-1]), grads, dweights, dbiases)
+            dweights, dbiases = self._queue(second, (x, *ys[:-1]), grads)
         parameters = (gradient for pair in zip(dweights, dbiases, strict=True) for gradient in pair)
         return dx, *(gradient if need else None for gradient, need in zip(parameters, needs[1:], strict=True))
 
@@ -637,11 +615,10 @@ class CudaBackend(Backend):
         label_smoothing: float,
     ) -> tuple[Array, Array]:
         labels = self._contiguous(labels.astype(np.int64, copy=False))
-        losses, probabilities = self.xp.empty(logits.shape[:1], logits.dtype), self.xp.empty(logits.shape, logits.dtype)
         first_wrong = self.xp.full(1, _NONE_WRONG, np.int32)
-        arrays = (self._contiguous(logits), labels, weight, losses, probabilities, first_wrong)
-        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
-        self._run("softmax_cross_entropy", logits.shape, *arrays, **options)
+        arrays = (self._contiguous(logits), labels, weight, first_wrong)
+        options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        losses, probabilities = self._run("softmax_cross_entropy", logits.shape, *arrays, **options)
         self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
         return losses, probabilities
 
@@ -655,13 +632,11 @@ class CudaBackend(Backend):
         label_smoothing: float,
     ) -> tuple[Array, Array] | None:
         plan = self.plan("softmax_cross_entropy_mean", logits.shape, logits.dtype)
-        if plan.module is None:
+        if plan.variant is None:
             return None
         labels = self._contiguous(labels.astype(np.int64, copy=False))
-        loss, dlogits = self.xp.empty((1,), logits.dtype), self.xp.empty(logits.shape, logits.dtype)
-        first_wrong = self.xp.empty((1,), np.int32)
-        arrays = (self._contiguous(logits), labels, weight, loss, dlogits, first_wrong)
-        self._queue(plan, *arrays, ignore_index=ignore_index, label_smoothing=label_smoothing)
+        options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        loss, dlogits, first_wrong = self._queue(plan, self._contiguous(logits), labels, weight, **options)
         self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
         return loss.reshape(()), dlogits
 
@@ -687,76 +662,11 @@ class CudaBackend(Backend):
         label_smoothing: float,
     ) -> Array:
         labels = self._contiguous(labels.astype(np.int64, copy=False))
-        dlogits = self.xp.empty(probabilities.shape, probabilities.dtype)
-        arrays = (self._contiguous(grad), probabilities, labels, weight, dlogits)
-        self._run(
-            "softmax_cross_entropy_grad",
-            probabilities.shape,
-            *arrays,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-        )
-        return dlogits
+        options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        arrays = (self._contiguous(grad), probabilities, labels, weight)
+        return self._run("softmax_cross_entropy_grad", probabilities.shape, *arrays, **options)
 
     # -- optimizer updates -------------------------------------------------------------------------------------------
-
-    def sgd_update(
-        self,
-        param: Array,
-        grad: Array,
-        velocity: Array | None,
-        *,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
-    ) -> None:
-        with self._in_place(param, velocity) as (param, velocity):
-            self._run(
-                "sgd_update",
-                param.shape,
-                param,
-                self._contiguous(grad),
-                velocity,
-                lr=lr,
-                momentum=momentum,
-                dampening=dampening,
-                weight_decay=weight_decay,
-                nesterov=nesterov,
-            )
-
-    def adam_update(
-        self,
-        param: Array,
-        grad: Array,
-        mean: Array,
-        square: Array,
-        *,
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-    ) -> None:
-        with self._in_place(param, mean, square) as (param, mean, square):
-            self._run(
-                "adam_update",
-                param.shape,
-                param,
-                self._contiguous(grad),
-                mean,
-                square,
-                step=step,
-                lr=lr,
-                beta1=beta1,
-                beta2=beta2,
-                eps=eps,
-                weight_decay=weight_decay,
-                decoupled=decoupled,
-            )
 
     @contextlib.contextmanager
     def _in_place(self, *arrays: Array | None) -> Iterator[list[Any]]:
@@ -782,8 +692,7 @@ class CudaBackend(Backend):
         **options: Any,
     ) -> None:
         terms = ("weight_decay", "nesterov")
-        if not self._update_all("sgd_update_all", (params, grads, velocities), options, terms, together):
-            super().sgd_update_all(params, grads, velocities, **options)
+        self._update_all("sgd_update_all", (params, grads, velocities), options, terms, together)
 
     def adam_update_all(
         self,
@@ -796,8 +705,7 @@ class CudaBackend(Backend):
         **options: Any,
     ) -> None:
         terms = ("weight_decay", "decoupled")
-        if not self._update_all("adam_update_all", (params, grads, means, squares), options, terms, together):
-            super().adam_update_all(params, grads, means, squares, **options)
+        self._update_all("adam_update_all", (params, grads, means, squares), options, terms, together)
 
     def _update_all(
         self,
@@ -806,25 +714,40 @@ class CudaBackend(Backend):
         options: dict[str, Any],
         terms: tuple[str, ...],
         together: Any,
-    ) -> bool:
-        """Update all parameters in one launch; False if nothing was done: dtypes differ, or by choice."""
+    ) -> None:
+        """Update all parameters in one launch; one by one if their dtypes differ, or one is not as kernels need it."""
         params, grads, *states = groups
         # Arrays that are written in place must be on the device and contiguous.
         written = [array for group in (params, *states) for array in group if array is not None]
         whole = all([isinstance(array, self.xp.ndarray) and array.flags.c_contiguous for array in written])
-        dtype, sizes, capture = params[0].dtype, tuple([param.size for param in params]), capturing.current()
-        plan = self.plan(operation, sizes, dtype)
-        if not whole or plan.module is None or not all([array.dtype == dtype for array in (*written, *grads)]):
-            if capture is not None:
-                raise RuntimeError(
-                    f"{operation}: a captured step updates all parameters in one launch, which takes contiguous arrays "
-                    "of one element type"
-                )
-            return False
-        grads = [self._contiguous(grad) for grad in grads]
+        dtype = params[0].dtype
+        if whole and all([array.dtype == dtype for array in (*written, *grads)]):
+            self._update(operation, groups, options, terms, together)
+            return
+        if capturing.current() is not None:
+            raise RuntimeError(
+                f"{operation}: a captured step updates all parameters in one launch, which takes contiguous arrays "
+                "of one element type"
+            )
+        for param, grad, *state in zip(*groups, strict=True):
+            with self._in_place(param, *state) as (own, *own_state):
+                self._update(operation, [[one] for one in (own, grad, *own_state)], options, terms, None)
+
+    def _update(
+        self,
+        operation: str,
+        groups: Sequence[Sequence[Any]],
+        options: dict[str, Any],
+        terms: tuple[str, ...],
+        together: Any,
+    ) -> None:
+        params, grads, *states = groups
+        dtype, sizes = params[0].dtype, tuple([param.size for param in params])
+        plan, grads = self.plan(operation, sizes, dtype), [self._contiguous(grad) for grad in grads]
+        written = [array for group in (params, *states) for array in group if array is not None]
         found = {name: options[name] for name in terms}
         numbers = self._numbers(plan, sizes, dtype, options, found, together, _narrow(written, grads))
-        if capture is not None:
+        if (capture := capturing.current()) is not None:
             capture.updates[-1].launches.append((together, numbers))
         elif together is not None:
             numbers.prepare(together)
@@ -832,7 +755,6 @@ class CudaBackend(Backend):
         # Only the formula's terms: what varies from step to step is in the numbers.
         found["weight_decay"] = float(found["weight_decay"] != 0)
         self._queue(plan, params, grads, *states, array, **found)
-        return True
 
     def _numbers(
         self,
@@ -845,20 +767,20 @@ class CudaBackend(Backend):
         narrow: bool,
     ) -> Any:
         """The array of the formula's numbers: kept with the optimizer, or new for a single step."""
-        module, tiling = plan.module, plan.choice.tiling
+        variant, tiling = plan.variant, plan.choice.tiling
         if together is None:
             if capturing.current() is not None:
                 raise RuntimeError(f"{plan.choice.operation}: a captured step has to be an optimizer's")
-            names = inspect.signature(module.numbers_of).parameters
-            row = module.numbers_of(**{name: options[name] for name in names})
-            return self.xp.asarray(module.numbers_array([row], sizes, dtype))
+            names = inspect.signature(variant.numbers_of).parameters
+            row = variant.numbers_of(**{name: options[name] for name in names})
+            return self.xp.asarray(variant.numbers_array([row], sizes, dtype))
         on = tuple([(name, bool(value)) for name, value in terms.items()])
         # Blocks count their steps. So launches with another number of blocks (for unaligned arrays) have a counter of
         # their own, and so do other parameters of the same sizes.
         key = plan.choice.operation, sizes, tiling, dtype, self._device(), on, narrow, together.members[0]
         if key not in together.prepared:
             numbers = importlib.import_module("gpuconv.backends.cuda.numbers")
-            together.prepared[key] = numbers.UpdateNumbers(self, module, sizes, dtype, on)
+            together.prepared[key] = numbers.UpdateNumbers(self, variant, sizes, dtype, on)
         return together.prepared[key]
 
     def _contiguous(self, array: Array) -> Array:

@@ -24,7 +24,7 @@ class UpdateNumbers:
 
     Args:
         backend: the CUDA backend.
-        module: the kernel's.
+        variant: the kernel's.
         sizes, dtype: number of elements of each parameter, and their dtype.
         terms: the update's options that determine which terms its formula has.
 
@@ -32,12 +32,12 @@ class UpdateNumbers:
         array: what the kernel reads and writes.
     """
 
-    def __init__(self, backend: Any, module: Any, sizes: tuple[int, ...], dtype: Any, terms: Any):
-        self._backend, self._module, self._layout, self._terms = backend, module, (sizes, dtype), terms
-        self._taken = inspect.signature(module.numbers_of).parameters
+    def __init__(self, backend: Any, variant: Any, sizes: tuple[int, ...], dtype: Any, terms: Any):
+        self._backend, self._variant, self._layout, self._terms = backend, variant, (sizes, dtype), terms
+        self._taken = inspect.signature(variant.numbers_of).parameters
         # Not in the memory of a step that is being captured, because it is written between two launches of the graph.
         with capturing.outside():
-            self.array = backend.xp.empty((module.numbers_size(sizes, module.WIDTH, ROWS),), dtype)
+            self.array = backend.xp.empty((variant.numbers_size(sizes, variant.WIDTH, ROWS),), dtype)
         self._settings: Any = None
         self._step, self._rows, self._left = -1, 0, 0.0
 
@@ -74,8 +74,8 @@ class UpdateNumbers:
             raise RuntimeError(
                 f"capture: the captured update has {then}, and the optimizer now {now}: capture the step again"
             )
-        rows = [self._module.numbers_of(**{name: one[name] for name in self._taken}) for one in coming]
-        self._backend.write(self.array, self._module.numbers_array(rows, *self._layout))
+        rows = [self._variant.numbers_of(**{name: one[name] for name in self._taken}) for one in coming]
+        self._backend.write(self.array, self._variant.numbers_array(rows, *self._layout))
         self._rows = len(rows)
         self._left = math.inf if len(rows) == 1 and together.stays() else float(len(rows))
 

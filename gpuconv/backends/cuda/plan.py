@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv import kernels
+from gpuconv.kernels.operations import OPERATIONS, OUT, each
 from gpuconv.tuning import COMPOSED, Choice
 
 __all__ = ["Plan", "flattened", "is_array"]
@@ -37,24 +38,41 @@ class Plan:
 
     Attributes:
         choice: variant and tiling, and why.
-        module: of the variant; None if the operation runs as its parts do.
+        variant: what runs; None if the operation runs as its parts do.
         workspace: elements of the workspace that it needs.
     """
 
-    __slots__ = ("_device", "_prepared", "choice", "geometry", "module", "workspace")
+    __slots__ = ("_device", "_prepared", "_results", "choice", "geometry", "variant", "workspace")
 
-    def __init__(self, choice: Choice, geometry: Any):
+    def __init__(self, choice: Choice, geometry: Any, dtype: Any):
         self.choice, self.geometry = choice, geometry
-        self.module: Any = None if choice.variant == COMPOSED else kernels.load(choice.operation, choice.variant)
+        self.variant: Any = None if choice.variant == COMPOSED else kernels.load(choice.operation, choice.variant)
         # Imported late, because it loads Numba's CUDA target.
         self._device: Any = importlib.import_module("gpuconv.kernels.device")
-        workspace_size = getattr(self.module, "workspace_size", None)
-        self.workspace = 0 if workspace_size is None else workspace_size(geometry, choice.tiling)
+        self.workspace = 0 if self.variant is None else self.variant.workspace_size(geometry, choice.tiling)
+        #: Shape and type of each result, or a list of those of several.
+        self._results: list[Any] = []
+        for array in OPERATIONS[choice.operation].positional:
+            if array.role == OUT:
+                operands = array.operands(geometry, np.dtype(dtype).name)
+                described = [(one.shape, np.dtype(one.dtype)) for one in each(operands)]
+                self._results.append(described if isinstance(operands, list) else described[0])
         self._prepared: dict[Any, _Prepared | None] = {}
+
+    def new_results(self, empty: Callable[..., Any]) -> list[Any]:
+        """New arrays for the results, in their order; for several that belong together a list of them.
+
+        Args:
+            empty: makes an array of a shape and type.
+        """
+        return [
+            [empty(shape, dtype) for shape, dtype in one] if isinstance(one, list) else empty(*one)
+            for one in self._results
+        ]
 
     def run(self, arrays: Sequence[Any], options: dict[str, Any], stream: int | None = None) -> None:
         """Call the variant's ``launch`` with the arrays themselves: NumPy's in the simulator."""
-        self.module.launch(*arrays, self.geometry, self.choice.tiling, stream, **options)
+        self.variant.launch(*arrays, self.geometry, self.choice.tiling, stream, **options)
 
     def queue(
         self,
@@ -74,7 +92,7 @@ class Plan:
             refuse: called with the operation and an array that is not there; it raises.
 
         Raises:
-            TypeError: an array is not of the type and size that the plan is for.
+            ValueError, TypeError: an array is not of the size, or type, that the plan is for.
         """
         if self._device.is_recording():
             self.run(arrays, options, stream)
@@ -107,15 +125,14 @@ class Plan:
             except (AttributeError, TypeError):
                 prepared = None  # the variant uses its arrays otherwise; or an error, which the next line raises again
             self._prepared[key] = prepared
+        if prepared is not None:
+            for array, (dtype, size) in zip(flat, prepared.expected, strict=True):
+                if array.nbytes != size or array.dtype != dtype:
+                    prepared = None  # some may be longer than they need be; others are refused
+                    break
         if prepared is None:
             self.run(arrays, options, stream)
             return
-        for array, (dtype, size) in zip(flat, prepared.expected, strict=True):
-            if array.nbytes != size or array.dtype != dtype:
-                raise TypeError(
-                    f"{self.choice.operation}: an array of {dtype} with {size} bytes is needed, got one of "
-                    f"{array.dtype} with {array.nbytes}"
-                )
         with _queueing:
             for launch in prepared.launches:
                 launch(addresses, stream)

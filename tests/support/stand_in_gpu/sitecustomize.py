@@ -74,9 +74,9 @@ lenet_gpu.kernels = lambda *_: [
 _launch = types.SimpleNamespace(kernel=types.SimpleNamespace(compile=lambda signature: None), signature=())
 compiling.recorded = lambda *_: [_launch]
 # LeNet's layers are enough, and smaller batches, of which NumPy's losses are soon there.
-for _operation in list(layers.OPERATIONS.values()):
-    for _name in [name for name in _operation.layers if not name.startswith("lenet5.")]:
-        dict.pop(_operation.layers, _name, None)
+for _named in layers.LAYERS.values():
+    for _name in [name for name in _named if not name.startswith("lenet5.")]:
+        dict.pop(_named, _name, None)
 
 _stage = sys.argv if "bench.gpu_stages" in sys.orig_argv else ()
 if "contact" in _stage:
