@@ -561,10 +561,11 @@ def _interpolations() -> list[Case]:
         ("nearest-exact", ((2, 3, 5), (2, 2, 3, 4), (1, 2, 2, 3, 2))),
         ("linear", ((2, 3, 5),)),
         ("bilinear", ((2, 2, 3, 4), (0, 2, 3, 4))),
+        ("bicubic", ((2, 2, 3, 4), (0, 2, 3, 4), (1, 1, 2, 7))),
         ("area", ((2, 3, 5), (2, 2, 3, 4))),
     ]:
         for options in ({"size": 7}, {"size": 2}, {"scale_factor": 2}, {"scale_factor": 1.7}, {"scale_factor": 0.6}):
-            corners = [{}, {"align_corners": True}] if "linear" in mode else [{}]
+            corners = [{}, {"align_corners": True}] if mode.endswith(("linear", "cubic")) else [{}]
             for extra in corners:
                 cases.append(
                     Case(
@@ -1397,7 +1398,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.interpolate(_X[None], (2, 2)), ValueError, "interpolate: size"),
     (lambda: F.interpolate(_X[None], scale_factor=0.1), ValueError, "interpolate: scale_factor"),
     (lambda: F.interpolate(_X[None], scale_factor=-1), ValueError, "interpolate: scale_factor"),
-    (lambda: F.interpolate(_X[None], 2, mode="bicubic"), ValueError, "interpolate: mode"),
+    (lambda: F.interpolate(_X[None], 2, mode="cubic"), ValueError, "interpolate: mode"),
     (lambda: F.interpolate(_X[None], 2, mode="bilinear"), ValueError, "interpolate: input"),
     (lambda: F.interpolate(_X[None], 2, align_corners=True), ValueError, "interpolate: align_corners"),
     (lambda: F.interpolate(_X[None], 2, antialias=True), ValueError, "interpolate: antialias"),
