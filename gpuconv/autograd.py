@@ -620,7 +620,8 @@ class Context:
         needs_input_grad: for each input of ``apply``, whether its gradient is wanted.
     """
 
-    __slots__ = ("_saved", "backend", "needs_input_grad")
+    #: With a dict: what is no array may be kept as an attribute, `ctx.size = 3`.
+    __slots__ = ("__dict__", "_saved", "backend", "needs_input_grad")
 
     def __init__(self, backend: Backend, needs_input_grad: tuple[bool, ...]):
         self.backend = backend
@@ -631,6 +632,15 @@ class Context:
         """Save what backward will need; nothing is saved if no gradient is wanted."""
         if any(self.needs_input_grad):
             self._saved = values
+
+    def save_for_backward(self, *values: Any) -> None:
+        """:meth:`save` by PyTorch's name."""
+        self.save(*values)
+
+    @property
+    def saved_tensors(self) -> tuple[Any, ...]:
+        """:attr:`saved` by PyTorch's name: the arrays that :meth:`save` kept."""
+        return self.saved
 
     @property
     def saved(self) -> tuple[Any, ...]:
@@ -654,6 +664,9 @@ class Function:
       one (the others, such as indices, carry no gradient).
     - ``backward(ctx, grad)`` returns one gradient for each input, None where ``ctx.needs_input_grad`` is false. It must
       not write into ``grad``, which others may use.
+
+    As in PyTorch, ``ctx.save_for_backward(x, y)`` and ``x, y = ctx.saved_tensors`` hand arrays from one to the other,
+    and ``ctx.name = value`` what is no array. Unlike there, both work on arrays, NumPy's or CuPy's, and not on Tensors.
     """
 
     @staticmethod

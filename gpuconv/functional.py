@@ -28,6 +28,7 @@ from gpuconv.geometry import (
     flag,
     integer,
     one_of,
+    pool_divisor,
     pool_window_1d,
     sides_1d,
     single,
@@ -115,6 +116,7 @@ from gpuconv.ops.shape import dimension, permute, reshape
 from gpuconv.ops.transposed import conv_transpose1d, conv_transpose2d
 from gpuconv.ops.unpooling import lp_pool1d, lp_pool2d, max_unpool1d, max_unpool2d
 from gpuconv.ops.unpooling import power_of as power_of
+from gpuconv.ops.volumes import avg_pool3d, conv3d, conv_transpose3d, lp_pool3d, max_pool3d, max_unpool3d
 from gpuconv.ops.windows import channel_shuffle, fold, interpolate, pixel_shuffle, pixel_unshuffle, unfold, upsample
 from gpuconv.random import default_generator
 
@@ -128,6 +130,7 @@ __all__ = [
     "alpha_dropout",
     "avg_pool1d",
     "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
     "batch_norm_relu",
     "binary_cross_entropy",
@@ -138,8 +141,10 @@ __all__ = [
     "conv2d",
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
+    "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",
+    "conv_transpose3d",
     "cosine_embedding_loss",
     "cosine_similarity",
     "cross_entropy",
@@ -176,11 +181,14 @@ __all__ = [
     "logsigmoid",
     "lp_pool1d",
     "lp_pool2d",
+    "lp_pool3d",
     "margin_ranking_loss",
     "max_pool1d",
     "max_pool2d",
+    "max_pool3d",
     "max_unpool1d",
     "max_unpool2d",
+    "max_unpool3d",
     "mish",
     "mse_loss",
     "nll_loss",
@@ -437,19 +445,9 @@ def _avg_pool(
         input,
         geometry=geometry,
         count_include_pad=flag(count_include_pad, "count_include_pad", op=op),
-        divisor_override=divisor(divisor_override, op=op),
+        divisor_override=pool_divisor(divisor_override, op=op),
     )
     return _unbatched(output, alone)
-
-
-def divisor(divisor_override: Any, *, op: str) -> int | None:
-    """Check ``divisor_override`` of an average pooling; None means the number of elements."""
-    if divisor_override is None:
-        return None
-    number = integer(divisor_override, "divisor_override", minimum=-(2**31), op=op)
-    if number == 0:
-        raise ValueError(f"{op}: divisor_override must not be zero")
-    return number
 
 
 def sum_pool2d(

@@ -426,6 +426,16 @@ def pool_window(
     return kernel, strides, sides, dilations
 
 
+def pool_divisor(divisor_override: Any, *, op: str) -> int | None:
+    """Check what an average is divided by; None is the number of elements."""
+    if divisor_override is None:
+        return None
+    number = integer(divisor_override, "divisor_override", minimum=-(2**31), op=op)
+    if number == 0:
+        raise ValueError(f"{op}: divisor_override must not be zero")
+    return number
+
+
 def pool_window_1d(kernel_size: Any, stride: Any, padding: Any, *, op: str) -> tuple[Pair, Pair, Any]:
     """Kernel size, stride and padding of a 1-D pooling as those of the 2-D one over a height of 1."""
     kernel = (1, single(kernel_size, "kernel_size", minimum=1, op=op))

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpuconv import use_backend
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 # What each script must print. Whether the figures are right, it checks itself.
@@ -32,6 +34,12 @@ FIGURES = {
     "padding_and_stride.py": ["narrow, padding='valid'   5x5", "padding='same'    7x7", "padding=2         9x9"],
     "pooling.py": ["max     [6.0, 8.0, 3.0, 4.0]", "average [3.25, 5.25, 2.0, 2.0]", "sum     [13.0, 21.0, 8.0, 8.0]"],
     "train_lenet.py": ["test accuracy 9"],
+    "autoencoder.py": ["more than 95% of the pixels come back"],
+    "cifar_net.py": ["new pictures: more than 70% right"],
+    "gan.py": ["more than 70% of the made pictures have one bright half"],
+    "segmentation_unet.py": ["more than 93% of the pixels right"],
+    "transfer_learning.py": ["trains 50 numbers of 2,978", "more than 85% right"],
+    "vgg_block.py": ["new pictures: more than 90% right"],
     "training_by_hand.py": ["step   0: total error 4.", "step 400: total error 0.0", "100% right"],
 }
 
@@ -59,6 +67,38 @@ def test_script_prints_its_figures(name, tmp_path):
     assert run.stderr == ""
     for figure in FIGURES[name]:
         assert figure in run.stdout
+
+
+#: Programs as one writes them for PyTorch: each has `build()`, and `train(model, steps)` which gives the losses.
+PROGRAMS = ("autoencoder", "cifar_net", "gan", "segmentation_unet", "transfer_learning", "vgg_block")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_has_pytorchs_losses(name):
+    """The same text with `torch` in place of `gpuconv`, from the same weights, loses the same in each step."""
+    torch = pytest.importorskip("torch", reason="pip install torch to compare with PyTorch")
+    text = (EXAMPLES / f"{name}.py").read_text()
+    steps, threads = 12, torch.get_num_threads()
+    losses, state = [], None
+    torch.set_num_threads(1)
+    try:
+        for library in ("gpuconv", "torch"):
+            names = {"__name__": name}
+            exec(compile(text.replace("gpuconv", library), f"{name}.py with {library}", "exec"), names)
+            if library == "gpuconv":
+                names["gpuconv"].manual_seed(0)
+                model = names["build"]()
+                state = model.state_dict()
+            else:
+                model = names["build"]()
+                model.load_state_dict({key: torch.tensor(value) for key, value in state.items()}, strict=True)
+            with use_backend("numpy"):
+                losses.append(names["train"](model, steps=steps))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(losses[0]) == len(losses[1]) >= steps
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.slow

@@ -23,10 +23,12 @@ from gpuconv.geometry import (
     integer,
     one_of,
     pair,
+    pool_divisor,
     pool_window,
     pool_window_1d,
     sides_1d,
     single,
+    triple,
 )
 from gpuconv.nn import init
 from gpuconv.nn.module import Module, Parameter
@@ -159,6 +161,41 @@ class Conv1d(_ConvNd):
         return F.conv1d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+class Conv3d(_ConvNd):
+    """3-D convolution with learned filters; see :func:`gpuconv.functional.conv3d` for the arguments."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        dtype: Any = np.float32,
+    ):
+        op = "Conv3d"
+        kernel = triple(kernel_size, "kernel_size", minimum=1, op=op)
+        strides = triple(stride, "stride", minimum=1, op=op)
+        dilations = triple(dilation, "dilation", minimum=1, op=op)
+        if isinstance(padding, str):
+            for pair_of in (strides[:2], strides[1:]):
+                conv_padding(padding, pair_of, (1, 1), op=op)
+        else:
+            triple(padding, "padding", minimum=0, op=op)
+        super().__init__(in_channels, out_channels, kernel, groups, bias, dtype)
+        self.stride, self.padding, self.dilation = strides, immutable(padding), dilations
+
+    def forward(self, input: Any) -> Any:
+        return F.conv3d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}"
+
+
 class Linear(_Weighted):
     """Fully connected layer, ``input · weightᵀ + bias``.
 
@@ -195,7 +232,7 @@ class _Pool(Module):
         if "dilation" in options:
             options["dilation"] = immutable(options["dilation"])
         if "divisor_override" in options:
-            options["divisor_override"] = F.divisor(options["divisor_override"], op=op)
+            options["divisor_override"] = pool_divisor(options["divisor_override"], op=op)
         self.kernel_size = immutable(kernel_size)
         self.stride = self.kernel_size if stride is None else immutable(stride)
         self.padding = immutable(padding)

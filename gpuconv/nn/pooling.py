@@ -6,20 +6,26 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from gpuconv import functional as F
-from gpuconv.geometry import adaptive_sizes, flag, immutable, sizes_of
+from gpuconv.geometry import adaptive_sizes, flag, immutable, pool_divisor, sizes_of
 from gpuconv.nn.layers import _Pool
 from gpuconv.nn.module import Module
 
 __all__ = [
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
     "AdaptiveMaxPool1d",
     "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
     "AvgPool1d",
+    "AvgPool3d",
     "LPPool1d",
     "LPPool2d",
+    "LPPool3d",
+    "MaxPool3d",
     "MaxUnpool1d",
     "MaxUnpool2d",
+    "MaxUnpool3d",
 ]
 
 
@@ -68,6 +74,12 @@ class AdaptiveAvgPool2d(_Adaptive):
     function = staticmethod(F.adaptive_avg_pool2d)
 
 
+class AdaptiveAvgPool3d(_Adaptive):
+    """Average pooling of (N, C, D, H, W) to a given output size."""
+
+    function = staticmethod(F.adaptive_avg_pool3d)
+
+
 class _AdaptiveMax(_Adaptive):
     def __init__(self, output_size: Any, return_indices: bool = False):
         super().__init__(output_size)
@@ -87,6 +99,88 @@ class AdaptiveMaxPool2d(_AdaptiveMax):
     """Max pooling to a given output size; (1, 1) is global max pooling."""
 
     function = staticmethod(F.adaptive_max_pool2d)
+
+
+class AdaptiveMaxPool3d(_AdaptiveMax):
+    """Max pooling of (N, C, D, H, W) to a given output size."""
+
+    function = staticmethod(F.adaptive_max_pool3d)
+
+
+class _Pool3d(Module):
+    """Checks its arguments as the function does, with the smallest volume that they leave something of."""
+
+    function: ClassVar[Callable[..., Any]]
+
+    def __init__(self, kernel_size: Any, stride: Any, padding: Any, **options: Any):
+        super().__init__()
+        op = type(self).__name__
+        _check_window(op, kernel_size, stride)
+        kernel = sizes_of(kernel_size, "kernel_size", 3, minimum=1, op=op)
+        if isinstance(padding, str):
+            raise TypeError(f"{op}: padding must be given in numbers, got {padding!r}")
+        for side, size in zip(sizes_of(padding, "padding", 3, minimum=0, op=op), kernel, strict=True):
+            if side > size // 2:
+                raise ValueError(f"{op}: padding {side} is more than half of kernel_size={kernel}")
+        if "dilation" in options:
+            options["dilation"] = sizes_of(options["dilation"], "dilation", 3, minimum=1, op=op)
+        for name in ("ceil_mode", "return_indices", "count_include_pad"):
+            if name in options:
+                options[name] = flag(options[name], name, op=op)
+        if "divisor_override" in options:
+            options["divisor_override"] = pool_divisor(options["divisor_override"], op=op)
+        self.kernel_size = immutable(kernel_size)
+        self.stride = self.kernel_size if stride is None else immutable(stride)
+        self.padding, self.options = immutable(padding), options
+
+    def forward(self, input: Any) -> Any:
+        return type(self).function(input, self.kernel_size, self.stride, self.padding, **self.options)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class MaxPool3d(_Pool3d):
+    """See :func:`gpuconv.functional.max_pool3d`."""
+
+    function = staticmethod(F.max_pool3d)
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ):
+        super().__init__(
+            kernel_size, stride, padding, dilation=dilation, return_indices=return_indices, ceil_mode=ceil_mode
+        )
+
+
+class AvgPool3d(_Pool3d):
+    """See :func:`gpuconv.functional.avg_pool3d`."""
+
+    function = staticmethod(F.avg_pool3d)
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ):
+        super().__init__(
+            kernel_size,
+            stride,
+            padding,
+            ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad,
+            divisor_override=divisor_override,
+        )
 
 
 def _check_window(op: str, kernel_size: Any, stride: Any) -> None:
@@ -157,3 +251,15 @@ class MaxUnpool2d(_MaxUnpool):
     """See :func:`gpuconv.functional.max_unpool2d`."""
 
     function = staticmethod(F.max_unpool2d)
+
+
+class LPPool3d(_LPPool):
+    """See :func:`gpuconv.functional.lp_pool3d`."""
+
+    function = staticmethod(F.lp_pool3d)
+
+
+class MaxUnpool3d(_MaxUnpool):
+    """See :func:`gpuconv.functional.max_unpool3d`."""
+
+    function = staticmethod(F.max_unpool3d)

@@ -11,7 +11,7 @@ from gpuconv import functional as F
 from gpuconv.geometry import integer, sizes_of
 from gpuconv.nn.layers import _ConvNd
 
-__all__ = ["ConvTranspose1d", "ConvTranspose2d"]
+__all__ = ["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
 
 
 class _ConvTransposeNd(_ConvNd):
@@ -107,3 +107,9 @@ class ConvTranspose2d(_ConvTransposeNd):
     """
 
     function = staticmethod(F.conv_transpose2d)
+
+
+class ConvTranspose3d(_ConvTransposeNd):
+    """Transposed 3-D convolution with learned filters; see :func:`gpuconv.functional.conv_transpose3d`."""
+
+    function = staticmethod(F.conv_transpose3d)

@@ -242,6 +242,38 @@ class ResizeAlong(Function):
         return xp.moveaxis(last, -1, axis)
 
 
+class ResizeBy(Function):
+    """Each element along a dimension a weighted sum of those before: a product with a matrix, (new, old)."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Array, *, matrix: np.ndarray, axis: int) -> Array:
+        xp = ctx.backend.xp
+        ctx.save(matrix, axis)
+        return xp.moveaxis(xp.matmul(xp.moveaxis(x, axis, -1), xp.asarray(matrix.T)), -1, axis)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        xp, (matrix, axis) = ctx.backend.xp, ctx.saved
+        return xp.moveaxis(xp.matmul(xp.moveaxis(grad, axis, -1), xp.asarray(matrix)), -1, axis)
+
+
+def _cubic(have: int, want: int, scale: float, align_corners: bool, dtype: Any) -> np.ndarray:
+    """Weights of the four pixels around each place: cubic convolution (Keys, 1981) with a = -0.75, as in PyTorch."""
+    if align_corners:
+        places = np.arange(want) * ((have - 1) / (want - 1) if want > 1 else 0.0)
+    else:
+        places = (np.arange(want) + 0.5) * scale - 0.5
+    first = np.floor(places)
+    matrix = np.zeros((want, have))
+    for tap in range(-1, 3):
+        distance = np.abs(places - first - tap)
+        near = (1.25 * distance - 2.25) * distance**2 + 1
+        far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+        columns = np.clip(first + tap, 0, have - 1).astype(np.int64)
+        np.add.at(matrix, (np.arange(want), columns), np.where(distance <= 1, near, far))
+    return matrix.astype(dtype)
+
+
 def interpolate(
     input: Any,
     size: Any = None,
@@ -257,10 +289,10 @@ def interpolate(
         input: floats.
         size: of the result, an integer or one a dimension.
         scale_factor: how many times larger the result is, instead of ``size``: ``floor(size · scale_factor)``.
-        mode: 'nearest', the pixel to the upper left; 'nearest-exact', the nearest one; 'linear' (3 dimensions) and
-            'bilinear' (4); 'area', the average over the pixels that an output pixel covers.
-        align_corners: for 'linear' and 'bilinear': the outermost pixels' centres are the same before and after, and
-            not their outer edges.
+        mode: 'nearest', the pixel to the upper left; 'nearest-exact', the nearest one; 'linear' (3 dimensions),
+            'bilinear' and 'bicubic' (4); 'area', the average over the pixels that an output pixel covers.
+        align_corners: for 'linear', 'bilinear' and 'bicubic': the outermost pixels' centres are the same before and
+            after, and not their outer edges.
         recompute_scale_factor: use the ratio of the sizes, rather than the ``scale_factor`` that gave them.
         antialias: not available.
 
@@ -273,18 +305,18 @@ def interpolate(
     """
     op = "interpolate"
     (input,) = floats(op, input=input)
-    one_of(op, "mode", mode, ("nearest", "nearest-exact", "linear", "bilinear", "area"))
+    one_of(op, "mode", mode, ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "area"))
     if antialias:
         raise ValueError(f"{op}: antialias is not available; average first, with avg_pool2d or mode='area'")
     shape = shape_of(input)
     spatial = len(shape) - 2
-    ranks = {"linear": (1,), "bilinear": (2,)}.get(mode, (1, 2, 3))
+    ranks = {"linear": (1,), "bilinear": (2,), "bicubic": (2,)}.get(mode, (1, 2, 3))
     if spatial not in ranks:
         raise ValueError(
             f"{op}: input for mode {mode!r} must have {' or '.join(str(r + 2) for r in ranks)} dimensions, got {shape}"
         )
-    if align_corners is not None and mode not in ("linear", "bilinear"):
-        raise ValueError(f"{op}: align_corners is for modes 'linear' and 'bilinear', got mode {mode!r}")
+    if align_corners is not None and mode not in ("linear", "bilinear", "bicubic"):
+        raise ValueError(f"{op}: align_corners is for modes 'linear', 'bilinear' and 'bicubic', got mode {mode!r}")
     if 0 in shape[1:]:
         raise ValueError(f"{op}: input must have channels and pixels, got shape {shape}")
     sizes, scales = _target(op, shape[2:], size, scale_factor, bool(recompute_scale_factor))
@@ -295,6 +327,10 @@ def interpolate(
             continue  # whatever scale_factor says, as in PyTorch
         if mode == "nearest" and spatial == 2 and want in (have, 2 * have):
             scale = have / want  # whatever scale_factor says, as in PyTorch for images
+        if mode == "bicubic":
+            matrix = _cubic(have, want, scale, bool(align_corners), element_type(input))
+            input = ResizeBy.apply(input, matrix=matrix, axis=axis)
+            continue
         low, high, weights = _sources(mode, have, want, scale, bool(align_corners), element_type(input))
         input = ResizeAlong.apply(input, low=low, high=high, weights=weights, axis=axis)
     return input

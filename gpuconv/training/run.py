@@ -405,5 +405,12 @@ def _build(config: TrainConfig, dataset: Dataset) -> Classifier:
             f" {config.data!r} have {classes} classes",
         )
     model = build(config.model, **{**config.model_arguments, "num_classes": classes})
+    if model.input_shape[0] != 1:
+        raise SettingValueError(
+            Setting("model"),
+            f" {config.model!r} takes images of {model.input_shape[0]} channels, and those of ",
+            Setting("data"),
+            f" {config.data!r} have one; train it with nn and optim",
+        )
     model.classes = dataset.classes
     return model

@@ -498,7 +498,7 @@ def test_help_is_quick(capsys):
         ("gpuconv train --schedule ", {"cosine", "constant"}),
         ("gpuconv train --optimizer a", {"adam"}),
         ("gpuconv train --loss ", {"cross_entropy", "half_squared_error"}),
-        ("gpuconv train --model ", {"lenet5"}),
+        ("gpuconv train --model l", {"lenet5"}),
         ("gpuconv train --data m", {"mnist", "mnist-sample"}),
         ("gpuconv train --data ./", set()),
         ("gpuconv train --out r", set()),

@@ -225,3 +225,29 @@ def test_backward_hooks_of_modules() -> None:
         seen.append([*calls, np.asarray(leaf.grad)])
     for mine, yours in zip(seen[1], seen[0], strict=True):
         np.testing.assert_allclose(mine, yours, rtol=1e-6)
+
+
+def test_a_function_as_in_pytorch() -> None:
+    """The text of a Function with a context's attributes and saved arrays gives PyTorch's values and gradients."""
+    x = np.random.default_rng(0).standard_normal((2, 3))
+    results = []
+    for L, function, make in ((torch, torch.autograd.Function, torch.tensor), (gpuconv, gpuconv.Function, Tensor)):
+
+        class Scaled(function):  # type: ignore[misc, valid-type]
+            @staticmethod
+            def forward(ctx: Any, a: Any, b: Any) -> Any:
+                ctx.save_for_backward(a, b)
+                ctx.factor = 3.0
+                return a * b * ctx.factor
+
+            @staticmethod
+            def backward(ctx: Any, grad: Any) -> Any:
+                a, b = ctx.saved_tensors
+                return grad * b * ctx.factor, grad * a * ctx.factor if ctx.needs_input_grad[1] else None
+
+        a, b = make(x, requires_grad=True), make(x + 1)
+        y = Scaled.apply(a, b)
+        y.sum().backward()
+        results.append([np.asarray(y.detach() if L is torch else y), np.asarray(a.grad)])
+    for mine, yours in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(mine, yours)

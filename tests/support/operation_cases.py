@@ -251,6 +251,14 @@ MODULES: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("ConvTranspose1d", (2, 3, 3, 2), {"output_padding": 1}, (2, 2, 4)),
     ("ConvTranspose2d", (2, 4, 3), {"stride": (2, 1), "padding": 1, "groups": 2}, (1, 2, 3, 4)),
     ("ConvTranspose2d", (2, 3, 2), {"bias": False, "dilation": 2}, (2, 3, 4)),
+    ("Conv3d", (2, 4, (2, 3, 1)), {"stride": (1, 2, 1), "padding": 1, "groups": 2}, (1, 2, 3, 4, 2)),
+    ("Conv3d", (2, 3, 3), {"padding": "same", "bias": False}, (2, 3, 4, 2)),
+    ("ConvTranspose3d", (2, 3, 2, 2), {"output_padding": 1}, (2, 2, 2, 3, 2)),
+    ("MaxPool3d", (2,), {"stride": 1, "padding": 1}, (2, 2, 3, 4, 2)),
+    ("AvgPool3d", ((1, 2, 2),), {"ceil_mode": True}, (2, 2, 3, 3, 4)),
+    ("AdaptiveAvgPool3d", ((2, None, 1),), {}, (1, 2, 3, 4, 2)),
+    ("AdaptiveMaxPool3d", (2,), {}, (1, 2, 3, 4, 2)),
+    ("LPPool3d", (2, 2), {}, (1, 2, 3, 4, 2)),
     ("AvgPool1d", (3,), {"stride": 1, "padding": 1}, (2, 2, 5)),
     ("AdaptiveAvgPool1d", (3,), {}, (2, 2, 5)),
     ("AdaptiveAvgPool2d", ((2, None),), {}, (2, 2, 5, 3)),
@@ -553,10 +561,11 @@ def _interpolations() -> list[Case]:
         ("nearest-exact", ((2, 3, 5), (2, 2, 3, 4), (1, 2, 2, 3, 2))),
         ("linear", ((2, 3, 5),)),
         ("bilinear", ((2, 2, 3, 4), (0, 2, 3, 4))),
+        ("bicubic", ((2, 2, 3, 4), (0, 2, 3, 4), (1, 1, 2, 7))),
         ("area", ((2, 3, 5), (2, 2, 3, 4))),
     ]:
         for options in ({"size": 7}, {"size": 2}, {"scale_factor": 2}, {"scale_factor": 1.7}, {"scale_factor": 0.6}):
-            corners = [{}, {"align_corners": True}] if "linear" in mode else [{}]
+            corners = [{}, {"align_corners": True}] if mode.endswith(("linear", "cubic")) else [{}]
             for extra in corners:
                 cases.append(
                     Case(
@@ -1000,7 +1009,7 @@ def _unpooled(name: str, pool: str, shapes: Any, arguments: Any, **options: Any)
 WINDOWS = [
     *[
         _transposed(f"conv_transpose{rank}d", rank, options, *sizes)
-        for rank in (1, 2)
+        for rank in (1, 2, 3)
         for options, sizes in [
             ({}, (2, 3, 2, 3)),
             ({"stride": 2, "padding": 1, "output_padding": 1}, (2, 2, 3, 2)),
@@ -1016,6 +1025,25 @@ WINDOWS = [
         lambda L, x, w: L.nn.functional.conv_transpose2d(x, w, None, (1, 2), (0, 1), (0, 1), 1, (2, 1)),
         ((In((1, 2, 2, 3)), In((2, 2, 2, 3))),),
     ),
+    *[
+        Case(
+            f"conv3d({options}, {kernel})",
+            lambda L, x, w, b, options=options: L.nn.functional.conv3d(x, w, b, **options),
+            tuple(
+                (In((*lead, cin, *size)), In((cout, cin // options.get("groups", 1), *kernel)), In((cout,)))
+                for lead, size in (((1,), (3, 4, 3)), ((2,), (5, 4, 6)), ((), (4, 3, 5)), ((0,), (3, 3, 3)))
+            ),
+        )
+        for options, cin, cout, kernel in [
+            ({}, 2, 3, (2, 2, 2)),
+            ({"stride": 2, "padding": 1}, 2, 2, (3, 2, 3)),
+            ({"stride": (2, 1, 1), "padding": (2, 1, 0), "groups": 2}, 2, 4, (2, 3, 1)),
+            ({"dilation": (2, 1, 2), "padding": 2}, 1, 2, (2, 3, 2)),
+            ({"padding": "same", "dilation": 2}, 1, 2, (3, 2, 1)),
+            ({"padding": "valid", "stride": 3}, 1, 1, (1, 2, 2)),
+            ({"padding": (3, 0, 0), "stride": (4, 1, 1)}, 1, 1, (2, 1, 1)),
+        ]
+    ],
     # Large enough for compiled kernels.
     Case(
         "conv_transpose2d(large)",
@@ -1033,6 +1061,58 @@ WINDOWS = [
         for kind in ("avg", "max")
         for size in (1, 2, (3, 1), (None, 2), 7)
     ],
+    *[
+        _pooled(f"adaptive_{kind}_pool3d", ((1, 2, 2, 4, 3), (2, 3, 5, 4), (0, 1, 2, 2, 2)), size)
+        for kind in ("avg", "max")
+        for size in (1, 2, (2, None, 3))
+    ],
+    _pooled("adaptive_max_pool3d", ((1, 2, 2, 4, 3), (2, 3, 5, 4)), (2, 1, 2), return_indices=True),
+    *[
+        _pooled("max_pool3d", ((1, 2, 3, 4, 5), (2, 4, 5, 4), (0, 2, 3, 4, 5)), *arguments, **options)
+        for arguments, options in [
+            ((2,), {}),
+            ((2, 1), {"return_indices": True}),
+            (((2, 3, 2), 2, (1, 1, 0)), {"return_indices": True}),
+            (((1, 2, 2), (2, 1, 3)), {"ceil_mode": True, "return_indices": True}),
+            ((2, 1, 1), {"dilation": (1, 2, 1), "return_indices": True}),
+        ]
+    ],
+    *[
+        Case(
+            f"max_pool3d of {kind}",
+            lambda L, x: L.nn.functional.max_pool3d(x, 2, 1, return_indices=True),
+            ((In((1, 2, 2, 3), values, grad=False),),),
+            smooth=False,
+        )
+        for kind, values in [
+            ("ties", ((((1, 0, 1), (1, 1, 0)), ((1, 1, 1), (0, 1, 1))),)),
+            ("NaN", ((((NAN, 0, 1), (NAN, 1, 0)), ((1, NAN, 1), (0, NAN, 1))),)),
+        ]
+    ],
+    Case(
+        "max_pool3d with ties",
+        lambda L, x: L.nn.functional.max_pool3d(x, 2, 1),
+        on((2, 3, 4, 3), kind="whole"),
+        smooth=False,
+    ),
+    *[
+        _pooled("avg_pool3d", ((1, 2, 3, 4, 5), (2, 4, 5, 4)), *arguments, **options)
+        for arguments, options in [
+            ((2,), {}),
+            (((2, 3, 2), 2, (1, 1, 0)), {}),
+            (((2, 3, 2), 1, 1), {"count_include_pad": False}),
+            (((2, 3, 2), 2, 1), {"ceil_mode": True, "count_include_pad": True}),
+            (((2, 3, 2), 2, 1), {"ceil_mode": True, "count_include_pad": False}),
+            ((2, 1, 1), {"divisor_override": 3, "ceil_mode": True}),
+        ]
+    ],
+    _unpooled("max_unpool3d", "max_pool3d", ((1, 2, 2, 4, 6), (2, 4, 2, 6)), (2,)),
+    _unpooled("max_unpool3d", "max_pool3d", ((1, 2, 3, 4, 5),), (2, 2), output_size=(3, 4, 5)),
+    *[
+        _pooled("lp_pool3d", ((1, 2, 3, 4, 5), (2, 4, 5, 4)), p, *arguments, **options)
+        for p, arguments, options in [(2, (2,), {}), (1, ((2, 1, 3), 2), {"ceil_mode": True}), (INF, (2,), {})]
+    ],
+    _pooled("interpolate", ((1, 2, 3, 4, 5),), (2, 3, 4), mode="area"),
     _pooled("adaptive_max_pool1d", ((2, 2, 6), (3, 7)), 4, return_indices=True),
     _pooled("adaptive_max_pool2d", ((1, 2, 4, 3), (2, 5, 7)), (3, 2), return_indices=True),
     *[
@@ -1123,6 +1203,7 @@ _X = np.ones((2, 3), np.float32)
 _I = np.ones((2, 3), np.int64)
 _B = np.ones((2, 3), bool)
 _IMAGE = np.ones((2, 2, 3), np.float32)
+_VOLUME = np.ones((1, 2, 2, 2, 3), np.float32)
 _FILTERS = np.ones((2, 1, 2, 2), np.float32)
 
 
@@ -1158,6 +1239,25 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: gpuconv.nn.ConvTranspose2d(2, 2, 3, 2, output_padding=2), ValueError, "ConvTranspose2d: output_padding"),
     (lambda: gpuconv.nn.ConvTranspose2d(2, 3, 3, groups=2), ValueError, "ConvTranspose2d: groups"),
     (lambda: gpuconv.nn.ConvTranspose2d(2, 2, 3, 2)(_IMAGE, (99, 99)), ValueError, "ConvTranspose2d: output_size"),
+    (lambda: F.conv3d(_IMAGE, _X), ValueError, "conv3d: weight"),
+    (lambda: F.conv3d(_VOLUME, _VOLUME, groups=3), ValueError, "conv3d: weight has 2 input channels"),
+    (lambda: F.conv3d(_VOLUME, _VOLUME, np.ones(2, np.float32)), ValueError, "conv3d: bias"),
+    (lambda: F.conv3d(_VOLUME, _VOLUME, stride=(1, 2)), ValueError, "conv3d: stride"),
+    (lambda: F.conv3d(_VOLUME, _VOLUME, padding="same", stride=2), ValueError, "conv3d: padding='same'"),
+    (lambda: F.conv3d(_VOLUME, _VOLUME, padding="some"), ValueError, "conv3d: padding"),
+    (lambda: F.conv3d(_VOLUME, np.ones((1, 2, 9, 1, 1), np.float32)), ValueError, "conv3d: weight spans 9x1"),
+    (lambda: F.conv_transpose3d(_VOLUME, _VOLUME), ValueError, "conv_transpose3d: weight has 1 input channels"),
+    (lambda: F.conv_transpose3d(_VOLUME[0], _VOLUME[0]), ValueError, "conv_transpose3d: weight"),
+    (lambda: F.conv_transpose3d(_VOLUME, _VOLUME[0][:, None], padding=3), ValueError, "conv_transpose3d: padding"),
+    (lambda: F.max_pool3d(_IMAGE, 2), ValueError, "max_pool3d: input"),
+    (lambda: F.max_pool3d(_VOLUME, 2, padding=2), ValueError, "max_pool3d: padding"),
+    (lambda: F.max_pool3d(_VOLUME, (2, 2)), ValueError, "max_pool3d: kernel_size"),
+    (lambda: F.max_pool3d(_VOLUME, 5), ValueError, "max_pool3d: kernel_size"),
+    (lambda: F.avg_pool3d(_VOLUME, 1, divisor_override=0), ValueError, "avg_pool3d: divisor_override"),
+    (lambda: gpuconv.nn.MaxPool3d(2, padding=2), ValueError, "MaxPool3d: padding"),
+    (lambda: gpuconv.nn.AvgPool3d(2, divisor_override=0), ValueError, "AvgPool3d: divisor_override"),
+    (lambda: gpuconv.nn.Conv3d(1, 1, 3, 2, "same"), ValueError, "Conv3d: padding='same'"),
+    (lambda: gpuconv.nn.Conv3d(1, 1, (3, 3)), ValueError, "Conv3d: kernel_size"),
     (lambda: F.adaptive_max_pool2d(_IMAGE, 0), ValueError, "adaptive_max_pool2d: output_size"),
     (lambda: F.adaptive_max_pool2d(_IMAGE, (1, 2, 3)), ValueError, "adaptive_max_pool2d: output_size"),
     (lambda: F.adaptive_avg_pool1d(_IMAGE[None], 1), ValueError, "adaptive_avg_pool1d: input"),
@@ -1298,7 +1398,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.interpolate(_X[None], (2, 2)), ValueError, "interpolate: size"),
     (lambda: F.interpolate(_X[None], scale_factor=0.1), ValueError, "interpolate: scale_factor"),
     (lambda: F.interpolate(_X[None], scale_factor=-1), ValueError, "interpolate: scale_factor"),
-    (lambda: F.interpolate(_X[None], 2, mode="bicubic"), ValueError, "interpolate: mode"),
+    (lambda: F.interpolate(_X[None], 2, mode="cubic"), ValueError, "interpolate: mode"),
     (lambda: F.interpolate(_X[None], 2, mode="bilinear"), ValueError, "interpolate: input"),
     (lambda: F.interpolate(_X[None], 2, align_corners=True), ValueError, "interpolate: align_corners"),
     (lambda: F.interpolate(_X[None], 2, antialias=True), ValueError, "interpolate: antialias"),
