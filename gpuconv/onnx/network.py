@@ -67,6 +67,7 @@ class OnnxModule(Module):
         super().__init__()
         self.inputs: list[Value] = graph.inputs
         self.outputs: list[str] = graph.outputs
+        self._steps: list[_Step] = []
         self._constants: dict[str, np.ndarray] = {}
         self._places: dict[str, tuple[Module, str]] = {}
         for name, array in graph.initializers.items():
