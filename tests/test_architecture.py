@@ -62,6 +62,7 @@ ALLOWED = {
         "models",
         "names",
         "nn",
+        "onnx",
         "plots",
         "random",
         "storage",

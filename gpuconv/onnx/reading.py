@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuconv.onnx import elementwise, layers, reductions, shaping  # noqa: F401 - they fill the table of operators
 from gpuconv.onnx.network import Graph, OnnxModule, Value
-from gpuconv.onnx.node import OPERATORS, Node
+from gpuconv.onnx.node import OPERATORS, Node, library
 from gpuconv.storage import FileError
 
 __all__ = ["OLDEST_OPSET", "load"]
@@ -37,8 +37,7 @@ def load(source: str | os.PathLike[str] | Any) -> OnnxModule:
             are named), or weights outside of its folder.
         ImportError: the ``onnx`` package is missing.
     """
-    import onnx
-
+    onnx = library()
     if isinstance(source, onnx.ModelProto):
         model, name, folder = onnx.ModelProto(), "the model", None
         model.CopyFrom(source)
