@@ -63,6 +63,7 @@ ALLOWED = {
         "models",
         "names",
         "nn",
+        "onnx",
         "plots",
         "random",
         "storage",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.autograd import Tensor
+from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backends import use_backend
-from gpuconv.nn.module import Module, Parameter
+from gpuconv.nn.module import Module, Parameter, evaluating
+from gpuconv.nn.summary import LayerSummary, Summary
 from gpuconv.onnx.node import OPERATORS, Node
 
 __all__ = ["Graph", "OnnxModule", "Value"]
@@ -67,9 +69,13 @@ class OnnxModule(Module):
         super().__init__()
         self.inputs: list[Value] = graph.inputs
         self.outputs: list[str] = graph.outputs
+        self._steps: list[_Step] = []
         self._constants: dict[str, np.ndarray] = {}
         self._places: dict[str, tuple[Module, str]] = {}
+        used = {name for node in graph.nodes for name in node.inputs} | set(graph.outputs)
         for name, array in graph.initializers.items():
+            if name not in used:
+                continue
             kind = _kind(name, array, graph.nodes)
             if kind == "constant":
                 self._constants[name] = array
@@ -102,6 +108,29 @@ class OnnxModule(Module):
             pass
         outputs = [v if isinstance(v := values[name], Tensor) else Tensor(v) for name in self.outputs]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def summary(self, input_shape: Sequence[int] | None = None) -> Summary:
+        """The nodes that run, their outputs' shapes, parameters and connections; of a batch of one.
+
+        Args:
+            input_shape: of the first input, the batch left out; None is what the graph says.
+
+        Raises:
+            ValueError: the graph does not say the size of an input.
+        """
+        inputs = []
+        for number, value in enumerate(self.inputs):
+            shape = (value.shape or ())[1:] if number or input_shape is None else tuple(input_shape)
+            if value.shape is None or not all([isinstance(size, int) for size in shape]):
+                raise ValueError(f"summary: the graph does not say how large input {value.name} is; pass input_shape")
+            whole = (1, *shape) if value.shape else ()
+            inputs.append(Tensor(np.zeros(whole, value.dtype)))
+        layers: list[LayerSummary] = []
+        with evaluating(self), no_grad():
+            values = dict(zip([value.name for value in self.inputs], self._checked(tuple(inputs)), strict=True))
+            for node, found in self._run(values):
+                layers.append(_counted(node, found))
+        return Summary(tuple(layers))
 
     def _run(self, values: dict[str, Any]) -> Iterator[tuple[Node, dict[str, Any]]]:
         """Run the nodes; after each one it and all values that there are then."""
@@ -142,6 +171,18 @@ class OnnxModule(Module):
             if tensor.ndim != len(value.shape):
                 raise ValueError(f"input {value.name} must be one number, got shape {tensor.shape}")
         return tensors
+
+
+def _counted(node: Node, values: dict[str, Any]) -> LayerSummary:
+    """A node's line in a summary; each output of a convolution or product has a use of each weight of its filter."""
+    learned = [values[name] for name in node.inputs if name and isinstance(values[name], Parameter)]
+    shape = tuple(values[node.outputs[0]].shape[1:])
+    parameters = sum([value.numel() for value in learned])
+    uses = 0
+    if node.op in ("Conv", "Gemm", "MatMul") and learned:
+        channels = shape[0] if node.op == "Conv" else shape[-1]
+        uses = math.prod(shape) * parameters // channels
+    return LayerSummary(node.name, node.op, shape, parameters, uses)
 
 
 def _family(dtype: np.dtype) -> str:

@@ -11,7 +11,16 @@ import numpy as np
 from gpuconv import functional as F
 from gpuconv.autograd import Tensor
 
-__all__ = ["OPERATORS", "Node", "Operator", "constant", "host", "operator", "ranked", "scalar", "shape_of"]
+__all__ = ["OPERATORS", "Node", "Operator", "constant", "host", "library", "operator", "ranked", "scalar", "shape_of"]
+
+
+def library() -> Any:
+    """The ``onnx`` package. ImportError: it is missing; the message says what would do."""
+    try:
+        import onnx
+    except ImportError:
+        raise ImportError("gpuconv.onnx needs the onnx package: pip install 'gpuconv[onnx]'") from None
+    return onnx
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuconv.onnx import elementwise, layers, reductions, shaping  # noqa: F401 - they fill the table of operators
 from gpuconv.onnx.network import Graph, OnnxModule, Value
-from gpuconv.onnx.node import OPERATORS, Node
+from gpuconv.onnx.node import OPERATORS, Node, library
 from gpuconv.storage import FileError
 
 __all__ = ["OLDEST_OPSET", "load"]
@@ -37,14 +37,27 @@ def load(source: str | os.PathLike[str] | Any) -> OnnxModule:
             are named), or weights outside of its folder.
         ImportError: the ``onnx`` package is missing.
     """
-    import onnx
-
+    onnx = library()
     if isinstance(source, onnx.ModelProto):
         model, name, folder = onnx.ModelProto(), "the model", None
         model.CopyFrom(source)
     else:
         path = Path(source)
         model, name, folder = _read(path), os.fspath(path), path.parent
+    try:
+        return _network(model, name, folder)
+    except FileError:
+        raise
+    except onnx.checker.ValidationError as error:
+        raise FileError(f"{name}: not a valid ONNX model: {_line(str(error).strip().splitlines()[0])}") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        # Names that are no text, sizes below nothing, attributes of another type: any of a damaged file's bytes.
+        raise FileError(f"{name}: cannot be made into a network: {_line(error)}") from error
+
+
+def _network(model: Any, name: str, folder: Path | None) -> OnnxModule:
+    import onnx
+
     if model.functions:
         from onnx import inliner
 
@@ -53,11 +66,13 @@ def load(source: str | os.PathLike[str] | Any) -> OnnxModule:
     opset = _opset(model, name)
     _fetch_external(model, name, folder)
     if model.ByteSize() <= _LARGEST_CHECKED:
-        try:
-            onnx.checker.check_model(model)
-        except onnx.checker.ValidationError as error:
-            raise FileError(f"{name}: not a valid ONNX model: {str(error).strip().splitlines()[0]}") from None
+        onnx.checker.check_model(model)
     return OnnxModule(_graph(model.graph, opset, name)).eval()
+
+
+def _line(text: Any) -> str:
+    """Text from a file or about one, on one line."""
+    return " ".join(str(text).split())
 
 
 def _read(path: Path) -> Any:
@@ -103,7 +118,7 @@ def _refuse_unknown(model: Any, name: str) -> None:
     for node in model.graph.node:
         ours = node.domain in ("", "ai.onnx")
         if not (ours and node.op_type in OPERATORS):
-            op = node.op_type if ours else f"{node.domain}.{node.op_type}"
+            op = _line(node.op_type if ours else f"{node.domain}.{node.op_type}")
             unknown.setdefault(f"{op} of opset {versions.get(node.domain, '?')}", []).append(_name_of(node))
     if unknown:
         listed = "; ".join(
@@ -114,7 +129,7 @@ def _refuse_unknown(model: Any, name: str) -> None:
 
 
 def _name_of(node: Any) -> str:
-    return node.name or (node.output[0] if node.output else node.op_type)
+    return _line(node.name or (node.output[0] if node.output else node.op_type))
 
 
 # -- weights outside of the file --------------------------------------------------------------------------------------
@@ -142,7 +157,7 @@ def _fetch_external(model: Any, name: str, folder: Path | None) -> None:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
-        what = f"{name}: {tensor.name} lies in another file, {location!r},"
+        what = f"{name}: {_line(tensor.name)} lies in another file, {location!r},"
         if folder is None:
             raise FileError(f"{what} and a model that is no file has no folder to look in")
         other, inside = (folder / location).resolve(), folder.resolve()
@@ -184,7 +199,7 @@ def _array(tensor: Any, name: str) -> np.ndarray:
         wanted = elementwise.element_type(tensor.data_type)
         return np.array(numpy_helper.to_array(tensor), dtype=wanted)  # a copy, which can be written
     except (ValueError, TypeError, KeyError) as error:
-        raise FileError(f"{name}: {tensor.name or 'a constant'} cannot be read: {error}") from None
+        raise FileError(f"{name}: {_line(tensor.name) or 'a constant'} cannot be read: {_line(error)}") from None
 
 
 def _graph(graph: Any, opset: int, name: str) -> Graph:

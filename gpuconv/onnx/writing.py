@@ -12,6 +12,7 @@ from gpuconv.autograd import Tensor, moved, to_numpy
 from gpuconv.files import write_atomically
 from gpuconv.nn.module import Module
 from gpuconv.onnx.exporters import EXPORTERS
+from gpuconv.onnx.node import library
 from gpuconv.onnx.tracing import Call, Operand, Trace, trace
 from gpuconv.version import __version__
 
@@ -44,6 +45,7 @@ def save(model: Module, path: str | os.PathLike[str], example: Any, *, dynamic_b
     """
     if not isinstance(model, Module):
         raise TypeError(f"save: model must be a Module, got {type(model).__name__}")
+    library()
     several = example if isinstance(example, (tuple, list)) else (example,)
     inputs = [value if isinstance(value, Tensor) else Tensor(value) for value in several]
     first = trace(model, inputs)
@@ -182,7 +184,7 @@ class _Writer:
                 raise ValueError(f"save: {_difference(self._trace, self._beside)}")
             self._write(call, beside)
         for name, operand in zip(self._output_names, self._trace.outputs, strict=True):
-            self._nodes.append(self._helper.make_node("Identity", [self._name(operand)], [name], name=name))
+            self._give_out(self._name(operand), name)
         nodes = self._needed()
         used = {name for node in nodes for name in node.input}
         arrays = {name: array for name, array in (self._trace.state | self._arrays).items() if name in used}
@@ -208,6 +210,18 @@ class _Writer:
         onnx.checker.check_model(model)
         data: bytes = model.SerializeToString(deterministic=True)
         return data
+
+    def _give_out(self, value: str, name: str) -> None:
+        """Make a value an output of that name: that of the node that makes it, if it is no output already."""
+        if value not in self._made_by:  # an input or a parameter, or an output already
+            self._nodes.append(self._helper.make_node("Identity", [value], [name], name=name))
+            return
+        del self._made_by[value]
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                for place, used in enumerate(names):
+                    names[place] = name if used == value else used
+        self._names = {key: name if used == value else used for key, used in self._names.items()}
 
     def _write(self, call: Call, beside: Call) -> None:
         name = call.name

@@ -362,6 +362,21 @@ def test_a_reader_who_has_seen_enough():
     assert run.stderr == ""
 
 
+def test_summary_of_an_onnx_file(capsys, tmp_path, monkeypatch):
+    """Its nodes, with the parameters and connections that the same network has; a size that the file leaves open."""
+    pytest.importorskip("onnx", reason="pip install onnx: ONNX files are read with it")
+    monkeypatch.chdir(tmp_path)
+    gpuconv.onnx.save(LeNet5(), "lenet.onnx", np.zeros((1, 1, 32, 32), np.float32))
+    out = outcome(capsys, "summary", "lenet.onnx")[1]
+    assert out.startswith("lenet.onnx, input 1x32x32\n")
+    assert out.splitlines()[-1] == outcome(capsys, "summary", "lenet5")[1].splitlines()[-1]
+    assert "Conv_0" in out
+    (tmp_path / "text.onnx").write_text("a text")
+    status, _, error = outcome(capsys, "summary", "text.onnx")
+    assert status == 2
+    assert error.startswith("gpuconv: text.onnx: not an ONNX file")
+
+
 def test_info_says_why_a_backend_is_missing(capsys, monkeypatch):
     """Each backend with its state, the one that is taken, and each extra."""
     _, out, _ = outcome(capsys, "info")
