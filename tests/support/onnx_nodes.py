@@ -9,7 +9,6 @@ does not apply; everything else has to pass.
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnx.backend.test.case import node as generating
+from onnx.backend.test.case.node import collect_testcases
 from onnx.backend.test.loader import load_model_tests
 
 import gpuconv.functional as F
@@ -82,7 +81,8 @@ def _generated() -> Iterable[NodeCase]:
     with warnings.catch_warnings():
         # Building the cases of other operators overflows casts on purpose.
         warnings.simplefilter("ignore")
-        tests = _cases_of_our_operators()
+        np.random.seed(0)  # noqa: NPY002 - the wheel draws its inputs from the global generator
+        tests = collect_testcases(None)
     single = {test.name: test for test in tests if len(test.model.graph.node) == 1}
     for test in tests:
         # An expanded model computes what its one node does, by the operator's definition out of smaller ones.
@@ -92,16 +92,6 @@ def _generated() -> Iterable[NodeCase]:
         for inputs, outputs in test.data_sets:
             node = original.model.graph.node[0]
             yield _case(test, f"node/{test.name}", test.model, node, inputs, outputs)
-
-
-def _cases_of_our_operators() -> list[Any]:
-    """The generated cases of files that name one of them; others take ten times as long to compute as to skip."""
-    for file in sorted(Path(generating.__path__[0]).glob("*.py")):
-        text = file.read_text(encoding="utf-8")
-        if file.stem != "__init__" and any(f'"{operator}"' in text for operator in OPERATORS):
-            np.random.seed(0)  # noqa: NPY002 - the wheel draws its inputs from the global generator
-            importlib.import_module(f"{generating.__name__}.{file.stem}")
-    return generating._NodeTestCases
 
 
 def _stored() -> Iterable[NodeCase]:
