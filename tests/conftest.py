@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -61,6 +62,11 @@ def pytest_report_header() -> list[str]:
         "oracles: " + ", ".join(map(_version, ORACLES)),
         f"cases: {cases} ({sampling.CHOICES[cases]})",
     ]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Among the few is no file that takes seconds before its first test: onnx computes cases when it is imported."""
+    return True if sampling.wanted() == "few" and collection_path.name == "test_onnx_nodes.py" else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

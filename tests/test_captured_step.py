@@ -74,9 +74,10 @@ def lenet():
 
 @simulated
 @pytest.mark.slow
-def test_three_steps_of_lenet():
+@pytest.mark.parametrize("steps", [2, pytest.param(3, marks=pytest.mark.thorough)])
+def test_steps_of_lenet(steps):
     """A step of warm-up, the one that is captured, and a repetition: losses to 1e-5, as on the NumPy backend."""
-    options = {"steps": 3, "make_model": lenet, "shape": (1, 1, 32, 32)}
+    options = {"steps": steps, "make_model": lenet, "shape": (1, 1, 32, 32)}
     ours, parameters, _ = trained("cuda", OPTIMIZERS["momentum"], captured=1, **options)
     theirs, expected, _ = trained("numpy", OPTIMIZERS["momentum"], captured=0, **options)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)

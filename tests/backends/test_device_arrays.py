@@ -705,7 +705,7 @@ def test_training_by_a_graph(capturing, tmp_path, monkeypatch, augment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", [32, 64, pytest.param(512, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("batch", [32, *(pytest.param(n, marks=pytest.mark.thorough) for n in (64, 512))])
 def test_captured_lenet_has_the_losses_of_the_host(capturing, batch):
     """100 steps in float64, the memory that a step frees being reused: losses as on the NumPy backend to 1e-10."""
     steps = 100

@@ -132,7 +132,7 @@ def test_convolution_gradients(case):
     np.testing.assert_allclose(dw, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_fused_block(case):
     """Convolution, ReLU and max pooling in one give the parts' maxima, winners and gradients."""

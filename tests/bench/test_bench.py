@@ -115,6 +115,7 @@ def test_a_table_that_is_too_wide_is_listed(monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_training(tmp_path):
     """--memory gives the peak of a process of its own, which holds at least what a step of that batch keeps."""
     out = tmp_path / "lenet.json"
@@ -127,6 +128,7 @@ def test_memory_is_that_of_training(tmp_path):
     assert f"{many['peak_mb']:.0f} (+" in process.stdout
 
 
+@pytest.mark.slow
 def test_memory_of_a_peer():
     """PyTorch's process runs the same steps, without gpuconv's compiled backend in it."""
     pytest.importorskip("torch", reason="measures PyTorch's memory")
@@ -145,6 +147,7 @@ def test_speedup_is_the_median_of_ratios(timing):
     assert timing.speedup(ours, theirs).median == 2
 
 
+@pytest.mark.slow
 def test_contenders_take_turns_without_the_garbage_collector(timing):
     """Every round has one sample of each contender, begins with another one, and runs with the collector off."""
     import gc

@@ -61,6 +61,7 @@ class Clock:
 SLOW = "conv2d_relu_max_pool2d_grad_input"
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(
     "operation",
     [pytest.param(name, marks=pytest.mark.slow if name == SLOW else ()) for name in torch_ops.OPERATIONS],

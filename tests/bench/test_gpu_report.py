@@ -409,6 +409,7 @@ def test_first_contact_that_hangs_says_where(tmp_path):
     assert figures["wrong"] == "pooling and ReLU: did not come to its end"
 
 
+@pytest.mark.slow
 def test_training_beside_the_cpu(tmp_path, monkeypatch):
     """One epoch on two backends of the CPU: accuracies, seconds, images a second; a worse one, or a word of what could
     not be captured, fails."""
@@ -468,6 +469,7 @@ def tests_file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_tests_without_real_sizes(tests_file, jobs):
     """Neither those nor compute-sanitizer's are chosen; one that fails is named, with what it says."""
@@ -481,6 +483,7 @@ def test_tests_without_real_sizes(tests_file, jobs):
     assert set(figures["slowest"]) >= {"test_one", "test_two"}
 
 
+@pytest.mark.slow
 def test_real_sizes_for_the_time_that_there_is(tests_file):
     """Ended by itself when that is over, and passed if nothing was wrong until then."""
     done, path = stage("real-sizes", tests_file.parent, "--tests", str(tests_file), "--jobs", "1", "--seconds", "1.2")
@@ -491,6 +494,7 @@ def test_real_sizes_for_the_time_that_there_is(tests_file):
     assert line == f"{figures['passed']} passed, 0 failed, 0 skipped of 6"
 
 
+@pytest.mark.slow
 def test_tests_that_do_not_run_say_why(tmp_path):
     """Without a GPU tests/test_gpu.py is skipped as a whole, which is no success."""
     done, path = stage("tests", tmp_path, "--jobs", "1")

@@ -191,6 +191,7 @@ def test_a_run_that_augments_goes_on_augmenting(capsys, few_digits):
     assert "augment is True there and False here" in one_line(capsys, "train", "--resume", "--no-augment")
 
 
+@pytest.mark.slow
 def test_early_stop_is_said(capsys, few_digits):
     """A run that stops before its last epoch says why, and which weights it keeps."""
     options = ("--epochs", 30, "--patience", 1, "--lr", 0.3, "--momentum", 0, "--schedule", "constant")
@@ -201,6 +202,7 @@ def test_early_stop_is_said(capsys, few_digits):
     )
 
 
+@pytest.mark.slow
 @posix
 def test_interrupt_saves_and_says_how_to_go_on(few_digits, capsys):
     """Ctrl-C ends with 130 and one line; the command in it, typed as printed, brings the run to its end."""
@@ -224,6 +226,7 @@ def test_interrupt_saves_and_says_how_to_go_on(few_digits, capsys):
     assert "    1/4" not in out
 
 
+@pytest.mark.slow
 @posix
 def test_a_full_disk_is_one_line():
     """The file that could not be written is named, and there is no traceback."""
@@ -280,6 +283,7 @@ def test_predict_draws_a_bar_for_each_class(capsys, run):
         assert abs(len(bar) - 0.4 * float(percent)) <= 1
 
 
+@pytest.mark.slow
 def test_predict_answers_for_a_photograph(capsys, run, tmp_path):
     """A large picture in colour, with shadows and noise, dark on light: an answer, whatever it is worth."""
     y, x = np.mgrid[0:2000, 0:3000]

@@ -141,7 +141,7 @@ def check(operation, block, arrays, tilings):
             assert operation == GRAD_INPUT
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_kernel(operation, block):

@@ -4,10 +4,11 @@ A script, because it needs Numba's real CUDA target, and the tests run with the 
 compiled, it prints why, under the key "unavailable".
 """
 
+import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bench import sass
@@ -20,11 +21,9 @@ from support import sampling
 
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 
-#: Layer on which convolutions are bound by arithmetic.
-ARITHMETIC = "resnet50.conv3-3x3"
 #: Of the convolutions: plain, depthwise, small, strided, 1x1. Of the other operations all layers are taken.
 CONVOLUTIONS = (
-    ARITHMETIC,
+    "resnet50.conv3-3x3",
     "mobilenet2.depthwise-112",
     "lenet5.conv1",
     "lenet5.conv2",
@@ -34,29 +33,42 @@ CONVOLUTIONS = (
 
 
 def jobs() -> Iterator[Job]:
-    """Each variant's first layer in all tilings for all architectures, the others in the first tiling for one.
-
-    In a sample: the first layer in two tilings for an architecture each, by turns; the first tiling of kernels that are
-    bound by arithmetic for all.
-    """
-    everything = sampling.wanted() == "all"
-    turns = itertools.cycle((architecture,) for architecture in ARCHITECTURES)
+    """Each variant's first layer in all tilings for all architectures, the others in the first tiling for one."""
     for operation, variants in VARIANTS.items():
         layers = LAYERS[operation]
         names = [name for name in CONVOLUTIONS if name in layers] or list(layers)
         for variant in variants:
             module = load(operation, variant)
-            first, *others = (name for name in names if module.supports(layers[name]))
-            geometry = layers[first]
-            tilings = module.tilings(geometry)
-            yield Job(operation, variant, first, geometry, tilings[0], "float64", ("sm_90a",))
-            for tiling in [tilings[0], *sampling.sampled(tilings[1:], 1, variant)]:
-                whole = everything or (tiling is tilings[0] and first == ARITHMETIC and variant != "direct")
-                architectures = ARCHITECTURES if whole else next(turns)
-                yield Job(operation, variant, first, geometry, tiling, "float32", architectures)
-            for name in others if everything else ():
-                tiling = module.tilings(layers[name])[0]
-                yield Job(operation, variant, name, layers[name], tiling, "float32", ("sm_90a",))
+            supported = [name for name in names if module.supports(layers[name])]
+            for name in supported:
+                geometry, first = layers[name], name == supported[0]
+                tilings = module.tilings(geometry)
+                architectures = ARCHITECTURES if first else ("sm_90a",)
+                for tiling in tilings if first else tilings[:1]:
+                    yield Job(operation, variant, name, geometry, tiling, "float32", architectures)
+                if first:
+                    yield Job(operation, variant, name, geometry, tilings[0], "float64", ("sm_90a",))
+
+
+def sample(every: Iterable[Job]) -> Iterator[Job]:
+    """Of each variant, float64 and two tilings of the first layer, for one architecture each, by turns.
+
+    For the first tiling of what is bound by arithmetic, for all architectures.
+    """
+    turns = itertools.cycle(ARCHITECTURES)
+    groups: dict[tuple[str, str, str], list[Job]] = {}
+    for job in every:
+        groups.setdefault((job.operation, job.variant, job.dtype), []).append(job)
+    for first, *others in groups.values():
+        arithmetic = first.layer == CONVOLUTIONS[0] and first.variant != "direct"
+        yield (
+            first
+            if arithmetic or first.dtype == "float64"
+            else dataclasses.replace(first, architectures=(next(turns),))
+        )
+        others = [job for job in others if job.layer == first.layer]
+        for job in sampling.sampled(others, 1, first.variant):
+            yield dataclasses.replace(job, architectures=(next(turns),))
 
 
 def main() -> None:
@@ -66,7 +78,8 @@ def main() -> None:
     except sass.ToolMissing as missing:
         print(json.dumps({"unavailable": str(missing)}))
         return
-    outcomes = in_processes(compiled, list(jobs()), simulate=False)
+    wanted = list(jobs() if sampling.wanted() == "all" else sample(jobs()))
+    outcomes = in_processes(compiled, wanted, simulate=False)
     print(json.dumps([result(job, outcome, None) for job, outcome in outcomes]))
 
 
