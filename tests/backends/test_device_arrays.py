@@ -587,7 +587,7 @@ def test_training_on_the_device(machine, digits, tmp_path, settings, monkeypatch
     assert type(resumed.model.conv1.weight.data) is machine.ndarray
     said = [record.getMessage() for record in caplog.records if record.name == "gpuconv.training"]
     assert len(said) == (0 if "loss" in settings else 3)
-    assert all(line.startswith("training goes on without a CUDA graph, step by step: capture: ") for line in said)
+    assert all(line.startswith("training continues without a CUDA graph, step by step: capture: ") for line in said)
     with gpuconv.use_backend("numpy"):
         host = training.fit(training.TrainConfig(**{**vars(config), "backend": "numpy"}), tmp_path / "host")
     for other in (straight, host):
