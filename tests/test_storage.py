@@ -239,7 +239,7 @@ def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(storage.FileError, match="no such file"):
         gpuconv.load(tmp_path)
     (tmp_path / "checkpoint.safetensors").touch()
-    with pytest.raises(storage.FileError, match="has not ended; resume it"):
+    with pytest.raises(storage.FileError, match="has not finished; resume it"):
         gpuconv.load(tmp_path)
     good = {"model": "lenet5", "config": {"num_classes": 2}, "classes": ["x", "y"], "input_transform": None}
     weights = models.build("lenet5", num_classes=2).state_dict()

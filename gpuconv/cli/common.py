@@ -159,7 +159,7 @@ def load_model(path: Path | None) -> tuple[Classifier, Path]:
         path = newest_run(MODEL, "train a model with 'gpuconv train', or give --model PATH")
     if (path / CHECKPOINT).exists() and not (path / MODEL).exists():
         command = shlex.join(["gpuconv", "train", "--resume", "--out", str(path)])
-        raise Failure(f"{path}: the training has not come to its end; go on with: {command}")
+        raise Failure(f"{path}: the training has not finished; continue with: {command}")
     return storage.load_model(path), path
 
 

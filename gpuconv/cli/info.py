@@ -36,7 +36,7 @@ def info() -> None:
     except (ValueError, backends.BackendUnavailable) as error:
         taken = f"none: {error}"
     chosen = os.environ.get(backends.ENVIRONMENT_VARIABLE)
-    source = f"{backends.ENVIRONMENT_VARIABLE}={chosen}" if chosen else "chosen by itself"
+    source = f"{backends.ENVIRONMENT_VARIABLE}={chosen}" if chosen else "chosen automatically"
     line("  taken", f"{taken} ({source})")
     console.print("\nextras", style="bold")
     for name in ("cli", "cuda12", "cuda13", "bench"):

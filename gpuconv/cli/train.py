@@ -55,9 +55,9 @@ from gpuconv.training import (
 
 _PICTURES = {
     "curves.png": "loss and accuracy by epoch",
-    "confusion.png": "which class was taken for which",
+    "confusion.png": "true and predicted classes",
     "filters.png": "the learned filters",
-    "activations.png": "one image's way through the layers",
+    "activations.png": "one image's activations, layer by layer",
 }
 
 
@@ -161,7 +161,7 @@ def train(
             result = fit(config, folder, resume=resume, on_event=view)
         except Interrupted as interrupted:
             command = shlex.join(["gpuconv", "train", "--resume", "--out", str(folder)])
-            raise Failure(f"{interrupted}; go on with: {command}", 128 + interrupted.signal) from interrupted
+            raise Failure(f"{interrupted}; continue with: {command}", 128 + interrupted.signal) from interrupted
         except FileExistsError as error:
             raise Failure(f"{os_error(error)} (--resume, or another --out)") from error
     dataset = load_dataset(config.data)
@@ -221,7 +221,7 @@ class _TrainingView:
 
     def _say_compiling(self, message: str) -> None:
         why_not_kept = message.partition("for this process only: ")[2]
-        how_often = f"for this run only: {why_not_kept}" if why_not_kept else "later runs find it done"
+        how_often = f"for this run only: {why_not_kept}" if why_not_kept else "kept for later runs"
         self.print(f"compiling for this CPU, which takes some seconds; {how_often}")
 
     def _progress(self) -> Progress:
@@ -272,7 +272,7 @@ class _TrainingView:
         elif isinstance(event, EarlyStop):
             # Every epoch after the best one had a higher loss; a resume with a smaller --patience finds more.
             number = event.epoch - event.best_epoch
-            goes_on = f"; --resume --patience {number + 1} goes on" if self.finished else ""
+            goes_on = f"; to continue: --resume --patience {number + 1}" if self.finished else ""
             self.print(
                 f"stopped: the validation loss has not fallen for {number} {'epoch' if number == 1 else 'epochs'}; "
                 f"epoch {event.best_epoch}'s weights are kept{goes_on}"
@@ -293,12 +293,12 @@ class _TrainingView:
             f"{held_out}; backend {event.backend}"
         )
         if event.finished:
-            done = f" after epoch {event.epochs}/{event.epochs}; --resume --epochs {event.epochs + 1} goes on"
+            done = f" after epoch {event.epochs}/{event.epochs}; to continue: --resume --epochs {event.epochs + 1}"
             self.print(f"nothing is left to train{done if event.epochs_done == event.epochs else ''}")
             return
         if event.resumed:
             step = f", step {event.steps_done} of the next" if event.steps_done else ""
-            self.print(f"going on after epoch {event.epochs_done}{step}")
+            self.print(f"resuming after epoch {event.epochs_done}{step}")
         self.print_line(self._row("epoch", "loss", "right", "validation", "right", "time"), style="bold")
         if self.progress:
             self.progress.add_task(
@@ -331,8 +331,8 @@ class _TrainingView:
     def show_files(self, samples: Sequence[Path]) -> None:
         """Say what is where, and what to do next."""
         self.print(f"in {self.folder}:")
-        texts = {MODEL: "the model, for gpuconv.load", METRICS: "a line of JSON an epoch", **_PICTURES}
-        texts[f"{SAMPLES}/"] = "test images, named by what they show"
+        texts = {MODEL: "the model, for gpuconv.load", METRICS: "one JSON line for each epoch", **_PICTURES}
+        texts[f"{SAMPLES}/"] = "test images, named by their class"
         for name, text in texts.items():
             say(self.console, f"  {name:17}  {text}", indent=4)
         image = samples[min(7, len(samples) - 1)]

@@ -97,7 +97,7 @@ def load_model(path: str | os.PathLike[str]) -> Classifier:
     if path.is_dir():
         path = path / "model.safetensors"
         if not path.exists() and (path.parent / "checkpoint.safetensors").exists():
-            raise FileError(f"{path}: not there yet, the training has not ended; resume it")
+            raise FileError(f"{path}: does not exist yet, because the training has not finished; resume it")
     tensors, content = load_tensors(path, _MODEL)
     try:
         model = build(content["model"], **content["config"])

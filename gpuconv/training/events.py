@@ -25,7 +25,7 @@ class Started(Event):
         backend: name of the backend.
         train_images, validation_images, test_images: number of images.
         epochs, steps: epochs of the run, steps of an epoch.
-        resumed: whether it goes on from a checkpoint.
+        resumed: whether it was resumed from a checkpoint.
         epochs_done, steps_done: what that checkpoint had: epochs, and steps of the next one.
         finished: whether there is nothing left to train.
     """

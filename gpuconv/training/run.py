@@ -279,7 +279,7 @@ class Run:
             if self.captured.captured:
                 raise
             self.captured = None
-            _logger.warning("training goes on without a CUDA graph, step by step: %s", error)
+            _logger.warning("training continues without a CUDA graph, step by step: %s", error)
             return False
         self.unread += 1
         self.step += 1

@@ -133,7 +133,7 @@ def test_resume_of_what_is_done(capsys, run):
     (run / "curves.png").unlink()
     status, out, _ = outcome(capsys, "train", "--resume", "--out", run)
     assert status == 0
-    assert "nothing is left to train after epoch 2/2; --resume --epochs 3 goes on" in out
+    assert "nothing is left to train after epoch 2/2; to continue: --resume --epochs 3" in out
     assert (run / "curves.png").exists()
 
 
@@ -145,7 +145,7 @@ def test_a_finished_run_goes_on(capsys, few_digits):
     model, curves = ((folder / name).read_bytes() for name in ("model.safetensors", "curves.png"))
     status, out, err = outcome(capsys, "train", "--resume", "--epochs", 4)
     assert (status, err) == (0, "")
-    assert "going on after epoch 2\n" in out
+    assert "resuming after epoch 2\n" in out
     assert re.findall(r"^ +(\d)/4 ", out, re.MULTILINE) == ["3", "4"]
     assert [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     assert (folder / "model.safetensors").read_bytes() != model
@@ -174,7 +174,7 @@ def test_a_stopped_run_goes_on(capsys, few_digits):
     _, out, _ = outcome(capsys, "train", "--resume")
     assert re.search(r"^nothing is left to train$", out, re.MULTILINE)
     assert "fallen for 1 epoch;" in out
-    assert "; --resume --patience 2 goes on\n" in out
+    assert "; to continue: --resume --patience 2\n" in out
     _, out, _ = outcome(capsys, "train", "--resume", "--patience", 2)
     assert re.search(rf"^ +{done + 1}/30 ", out, re.MULTILINE)
 
@@ -215,13 +215,13 @@ def test_interrupt_saves_and_says_how_to_go_on(few_digits, capsys):
     assert training.returncode == 130
     assert err.startswith("gpuconv: interrupted")
     assert err.count("\n") == 1
-    assert "has not come to its end" in one_line(capsys, "predict", "x.png", "--model", "my run")
+    assert "has not finished" in one_line(capsys, "predict", "x.png", "--model", "my run")
 
-    program, *command = shlex.split(err.split("go on with: ")[1])
+    program, *command = shlex.split(err.split("continue with: ")[1])
     assert program == "gpuconv"
     status, out, _ = outcome(capsys, *command)
     assert status == 0
-    assert "going on after epoch" in out
+    assert "resuming after epoch" in out
     assert "    4/4" in out
     assert "    1/4" not in out
 

@@ -240,10 +240,10 @@ FAULTS = {
         "ld.global.nc.u32 %r5, [%rd4]; st.global.u32 [%rd4], %r5; ret;",
         "read through the read-only cache",
     ),
-    "a barrier that some miss": ("setp.lt.u32 %p1, %r1, 9; @%p1 bra E; bar.sync 0; E: ret;", "do not come"),
+    "a barrier that some miss": ("setp.lt.u32 %p1, %r1, 9; @%p1 bra E; bar.sync 0; E: ret;", "do not reach"),
     "two barriers": (
         "setp.lt.u32 %p1, %r1, 9; @%p1 bra A; bar.sync 0; bra.uni B; A: bar.sync 0; B: ret;",
-        "do not come",
+        "do not reach",
     ),
     "a shuffle that some miss": (
         "setp.lt.u32 %p1, %r1, 9; @%p1 bra E; mov.u32 %r2, 31; mov.u32 %r3, -1;"

@@ -318,7 +318,7 @@ class CudaBackend(Backend):
                     return array
                 if capture is not None:
                     raise TypeError(
-                        f"{name}, of shape {array.shape}, is on the host, from where every repetition takes it anew"
+                        f"{name}, of shape {array.shape}, is on the host, and would be copied again by every launch"
                     )
                 array = self.xp.asarray(array)
             self._check_device(name, array)
