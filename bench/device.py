@@ -144,7 +144,9 @@ def rank_at(place: Any, clock: measure.Clock, operation: str, geometry: Any, doc
 
     found = [one for one in document["results"] if not one["faults"]]
     chosen = {str(number): (one, *_kernel(operation, geometry, one)) for number, one in enumerate(found)}
-    case, lines = verify.Case(place, operation, geometry), []
+    with progress.during("the reference in float64"):
+        case = verify.Case(place, operation, geometry)
+    lines = []
     for one, module, tiling in chosen.values():
         name = f"{one['variant']} {tiling}"
         progress(f"checking {name}")

@@ -8,7 +8,6 @@ How it is timed: ``gpuconv/tuning/measure.py``. What is timed: ``bench/contender
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.util
 import os
 import subprocess
@@ -34,19 +33,11 @@ def _joined(numbers: Sequence[int]) -> str:
     return ",".join(map(str, numbers))
 
 
-def _peer(text: str) -> str:
-    if text not in PEERS:
-        near = difflib.get_close_matches(text.lower(), PEERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise argparse.ArgumentTypeError(f"unknown peer {text!r}; there are {', '.join(PEERS)}{hint}")
-    return text
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("lenet", "LeNet-5 training steps and inference, images/s.")
     add = parser.add_argument
     add("--backend", default="auto", metavar="NAME", help="gpuconv's backend; default: what gpuconv takes by itself")
-    add("--peer", action="append", type=_peer, default=[], metavar="NAME", help=f"also: {', '.join(PEERS)}; repeatable")
+    add("--peer", action="append", default=[], metavar="NAME", help=f"also: {', '.join(PEERS)}; repeatable")
     add(
         "--batches",
         type=command.whole_numbers,
@@ -74,7 +65,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--memory", action="store_true", help="also the peak memory of training, each library in its own process")
     parser.json_option()
     arguments = parser.parse_args(argv)
-    arguments.peer = list(dict.fromkeys(arguments.peer))
+    arguments.peer = command.fitting("--peer", arguments.peer, PEERS) if arguments.peer else []
     return arguments
 
 

@@ -271,9 +271,10 @@ def _run(argv: Sequence[str] | None) -> int:
         backends._load.cache_clear()
         document["arrays"] = "stand-in"
         document |= measure(_Counting(None), lambda: None, arguments.profile)
+    progress("")
     for name in ("launch_us", "primitive_us", "eager_step_us", "captured_call_us", "captured_call_from_host_us"):
         real = f", {document['with_driver'][name]:.1f} with the driver's" if "with_driver" in document else ""
-        say(f"{name:28} {document[name]:8.1f}{real}")
+        print(f"{name:28} {document[name]:8.1f}{real}")
     document["complete"] = True
     if arguments.json:
         write(document, arguments.json)

@@ -95,7 +95,8 @@ def table(document: dict[str, Any], statistic: Any = min) -> report.Table:
         rows.append([name, _over(times, before), _over(times, now), f"{times[fastest]:.2f}", _label(fastest)])
     gpu = document["machine"]["gpu"]
     header = ["operation, layer", "then", "now", "best µs", "the fastest"]
-    return report.Table(f"{gpu['name']}, {document['date'][:10]}: time of the rule's over the best", header, rows)
+    title = f"{gpu['name']}, {document['date'][:10]}: time of the rule's over the best"
+    return report.Table(title, header, rows, left=True)
 
 
 def winners(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

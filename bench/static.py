@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bench import command, report, roofline, sass, step
-from bench.command import Parser, Refused, check_writable, fitting, say, start, write
+from bench.command import Parser, Refused, check_writable, fitting, progress, say, start, write
 from bench.inspection import (
     Failure,
     Job,
@@ -289,7 +289,8 @@ def _show_step(arguments: argparse.Namespace) -> None:
 
     batch, optimizer = arguments.batch or 64, arguments.optimizer or "sgd"
     try:
-        launches, others = step.record(batch, optimizer), step.around(batch, augment=arguments.augment)
+        with progress.during("recording a step"):
+            launches, others = step.record(batch, optimizer), step.around(batch, augment=arguments.augment)
     except BackendUnavailable as error:
         raise Refused(str(error)) from None
     print(step.table(launches, others, batch))
@@ -320,7 +321,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return 0
     choose_target(simulate=False)
     jobs = _jobs(arguments)
-    sass.check()
+    with progress.during("looking for the compilers"):
+        sass.check()
     settings = {name: vars(arguments)[name] for name in ("op", "variants", "layers", "full", "dtype")}
     document = command.document("static", settings, compilers=sass.versions(), architectures=arguments.cc, results=[])
     interrupted = False

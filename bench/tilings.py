@@ -436,7 +436,8 @@ def _run(argv: Sequence[str] | None) -> int:
     for path in arguments.kernel:
         own_kernel.check(path, task.operation, task.geometry, task.layer, limit=arguments.limit)
     if not on_host:
-        sass.check()
+        with progress.during("looking for the compilers"):
+            sass.check()
     run = _CudaRun(task, arguments, document)
     others = command.OtherProcesses()
     try:

@@ -148,7 +148,7 @@ class Clock(Protocol):
     """What takes a sample."""
 
     def host_us(self, step: Step) -> float:
-        """Microseconds that the host needs for a call, as :meth:`sample_us` wants them; it warms up for them, too."""
+        """Microseconds that the host needs for a call, as :meth:`sample_us` wants them."""
 
     def sample_us(self, step: Step, host_us: float) -> float:
         """Microseconds that a call takes."""
@@ -265,8 +265,7 @@ class HostClock:
         self._sample_s, self._wait = sample_s, wait
 
     def host_us(self, step: Step) -> float:
-        """Nothing that a sample needs to know; a sample that warms up."""
-        self._sample(step, self._sample_s)
+        """Nothing that a sample needs to know."""
         return 0.0
 
     def sample_us(self, step: Step, host_us: float) -> float:

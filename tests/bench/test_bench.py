@@ -191,7 +191,7 @@ def test_settle_waits_for_busy_threads(timing, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--peer=torhc"], "unknown peer 'torhc'; there are torch, onnxruntime; did you mean 'torch'?"),
+        (["--peer=torhc"], "--peer: there is no 'torhc'; did you mean 'torch'?"),
         (["--peer=OnnxRuntime"], "did you mean 'onnxruntime'?"),
         (["--backend=nump"], "unknown backend 'nump'; there are cuda, numba, numpy, auto; did you mean 'numpy'?"),
         (["--batches=64,0"], "'0' is not a whole number of at least 1"),

@@ -111,6 +111,10 @@ def reduced_precision(out):
     out *= 1 + 3e-4 * np.random.default_rng(0).standard_normal(out.shape, np.float32)
 
 
+def beside(out):
+    np.lib.stride_tricks.as_strided(out, (out.size + 1,), (out.itemsize,))[out.size] = 0
+
+
 def race(out, runs=iter(range(9))):  # noqa: B008 - counts the calls
     out.reshape(-1)[0] *= 1 + 1e-6 * next(runs)
 
@@ -121,11 +125,12 @@ def race(out, runs=iter(range(9))):  # noqa: B008 - counts the calls
         (unwritten, "1 are NaN"),
         (one_wrong, "result 0 differs by"),
         (reduced_precision, "result 0 differs by"),
+        (beside, "out-of-bounds write: the memory beside a result was written to"),
         (race, "two runs on the same inputs differ: a race"),
     ],
 )
 def test_planted_faults_are_found(monkeypatch, spoil, words):
-    """A kernel that leaves an element out, gets one wrong, computes in TF32, or not twice the same, is not right."""
+    """Not right: an element is left out or wrong, TF32, a write beside the result, not twice the same."""
     real = kernels.load("conv2d", "direct")
 
     def launch(x, weight, bias, out, *rest):

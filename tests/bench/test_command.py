@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 import time
 
@@ -134,3 +135,9 @@ def test_results_are_read_or_refused(tmp_path):
 def test_measurements_on_disk_can_be_read(path):
     """Those of before are as good as those of today."""
     assert command.read(path)["benchmark"] in ("lenet", "gpu", "lenet-gpu", "gpu-report", "overhead")
+
+
+def test_threads_are_bounded_before_numpy_is_loaded():
+    """What bounds them, or tells that NumPy is missing or too new, imports none of it."""
+    code = "import sys, bench.lenet, bench.contenders, bench.gpu_report; sys.exit('numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=command.ROOT, check=True)
