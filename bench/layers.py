@@ -96,6 +96,12 @@ MAPS: dict[str, tuple[int, ...]] = {
     "resnet50.relu2": CONVOLUTIONS["resnet50.conv2-expand"].output_shape,
 }
 
+#: Maps that batch normalisation goes through: images, channels, positions.
+NORMS: dict[str, tuple[int, int, int]] = {
+    "resnet50.norm2": (_LARGE, 64, 56 * 56),
+    "resnet50.norm5": (_LARGE, 2048, 7 * 7),
+}
+
 #: Logits: rows and classes.
 LOGITS: dict[str, tuple[int, int]] = {"lenet5.loss": (_LENET, 10), "resnet50.loss": (_LARGE, 1000)}
 
@@ -128,6 +134,10 @@ LAYERS: dict[str, Mapping[str, Any]] = {
     "softmax_cross_entropy": LOGITS,
     "softmax_cross_entropy_grad": LOGITS,
     "softmax_cross_entropy_mean": LOGITS,
+    "batch_norm_stats": NORMS,
+    "batch_norm": NORMS,
+    "batch_norm_grad_stats": NORMS,
+    "batch_norm_grad_input": NORMS,
     "sgd_update_all": PARAMETERS,
     "adam_update_all": PARAMETERS,
     "image_batch": IMAGES,

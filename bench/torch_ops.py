@@ -280,6 +280,40 @@ def _adam_update_all(torch: Any, sizes: Any, tensors: Any, keywords: Any) -> Ste
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
+def _batch_norm_stats(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    (x,) = tensors
+    return lambda: tuple(reversed(torch.var_mean(x, (0, 2), correction=0)))
+
+
+def _batch_norm(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    x, mean, var, weight, bias, residual = tensors
+    norm, last = torch.nn.functional.batch_norm, torch.relu if keywords["relu"] else lambda y: y
+    return lambda: (last(norm(x, mean, var, weight, bias, False, 0.0, keywords["eps"]) + residual),)
+
+
+def _batch_norm_grad_stats(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    grad, x, y, mean, var = tensors
+
+    def step() -> Any:
+        g = torch.ops.aten.threshold_backward(grad, y, 0)
+        unit = (x - mean[:, None]) * torch.rsqrt(var + keywords["eps"])[:, None]
+        return (g * unit).sum((0, 2)), g.sum((0, 2))
+
+    return step
+
+
+def _batch_norm_grad_input(torch: Any, shape: Any, tensors: Any, keywords: Any) -> Step:
+    grad, x, y, mean, var, weight, dweight, dbias = tensors
+
+    def step() -> Any:
+        g, rate = torch.ops.aten.threshold_backward(grad, y, 0), torch.rsqrt(var + keywords["eps"])[:, None]
+        unit = (x - mean[:, None]) * rate
+        share = 1 / (shape[0] * shape[2])
+        return (g - (dbias[:, None] + unit * dweight[:, None]) * share) * rate * weight[:, None], g
+
+    return step
+
+
 def _image_batch(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
     table, images, labels, index, transforms = tensors
     top, left = (g.p - g.h) // 2, (g.q - g.w) // 2
@@ -326,6 +360,10 @@ OPERATIONS: Mapping[str, Callable[[Any, Any, Any, Any], Step]] = {
     "linear_chain_grad_input": _linear_chain_grad_input,
     "linear_chain_grad_weight": _linear_chain_grad_weight,
     "softmax_cross_entropy_mean": _softmax_cross_entropy_mean,
+    "batch_norm_stats": _batch_norm_stats,
+    "batch_norm": _batch_norm,
+    "batch_norm_grad_stats": _batch_norm_grad_stats,
+    "batch_norm_grad_input": _batch_norm_grad_input,
     "sgd_update_all": _sgd_update_all,
     "adam_update_all": _adam_update_all,
     "image_batch": _image_batch,

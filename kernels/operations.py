@@ -197,6 +197,10 @@ def _small_rows(shape: tuple[int, int], terms: int) -> tuple[int, int]:
     return min(shape[0], 32), shape[1]
 
 
+def _small_channels(shape: tuple[int, int, int], terms: int) -> tuple[int, int, int]:
+    return min(shape[0], 2), min(shape[1], 4), min(shape[2], 256)
+
+
 def _small_sizes(sizes: tuple[int, ...], terms: int) -> tuple[int, ...]:
     return tuple(min(size, 500) for size in sizes)
 
@@ -259,6 +263,10 @@ def _windows(g: Pool2dGeometry) -> int:
 
 def _rows(shape: tuple[int, int]) -> tuple[int, ...]:
     return shape[:1]
+
+
+def _channels(shape: tuple[int, int, int]) -> tuple[int, ...]:
+    return shape[1:2]
 
 
 def _classes(shape: tuple[int, int]) -> tuple[int, ...]:
@@ -502,6 +510,58 @@ OPERATIONS: dict[str, Operation] = {
         ),
         flop=math.prod,
         small=_small_rows,
+    ),
+    # Shapes are (n, c, length): a batch of images as rows of a channel each. ``y`` is there where a ReLU is behind.
+    "batch_norm_stats": Operation(
+        (Array("x", tuple), Array("mean", _channels, OUT), Array("var", _channels, OUT)),
+        flop=lambda shape: 4 * math.prod(shape),
+        small=_small_channels,
+    ),
+    "batch_norm": Operation(
+        (
+            Array("x", tuple),
+            Array("mean", _channels),
+            Array("var", _channels, holds=POSITIVE),
+            Array("weight", _channels, optional=True),
+            Array("bias", _channels, optional=True),
+            Array("residual", tuple, optional=True),
+            Array("out", tuple, OUT),
+        ),
+        flop=lambda shape: 4 * math.prod(shape),
+        small=_small_channels,
+        numbers={"eps": 1e-5, "relu": False},
+    ),
+    "batch_norm_grad_stats": Operation(
+        (
+            Array("grad", tuple),
+            Array("x", tuple),
+            Array("y", tuple, optional=True),
+            Array("mean", _channels),
+            Array("var", _channels, holds=POSITIVE),
+            Array("dweight", _channels, OUT),
+            Array("dbias", _channels, OUT),
+        ),
+        flop=lambda shape: 4 * math.prod(shape),
+        small=_small_channels,
+        numbers={"eps": 1e-5},
+    ),
+    # Without ``dweight`` and ``dbias`` mean and variance do not depend on x.
+    "batch_norm_grad_input": Operation(
+        (
+            Array("grad", tuple),
+            Array("x", tuple),
+            Array("y", tuple, optional=True),
+            Array("mean", _channels),
+            Array("var", _channels, holds=POSITIVE),
+            Array("weight", _channels, optional=True),
+            Array("dweight", _channels, optional=True),
+            Array("dbias", _channels, optional=True),
+            Array("out", tuple, OUT),
+            Array("residual_out", tuple, OUT, optional=True),
+        ),
+        flop=lambda shape: 5 * math.prod(shape),
+        small=_small_channels,
+        numbers={"eps": 1e-5},
     ),
     # Their numbers say which terms the formula has; what they are in each step is in the array ``numbers``.
     "sgd_update_all": _update(

@@ -263,3 +263,25 @@ def test_without_a_gpu_the_reason_is_given():
         pytest.skip("there is a GPU")
     assert any(word in lines[0] for word in ("driver", "CuPy", "numba-cuda"))
     assert lines[1] != "cuda"
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("absent", [(), ("weight", "bias"), ("residual",)], ids=str)
+def test_batch_norm_runs_on_its_kernels(training, absent):
+    """Batch normalisation with an addition and a ReLU behind it: result and gradients are the NumPy backend's."""
+    rng = np.random.default_rng(3)
+    shape, found = (2, 3, 4, 4), {}
+    given = {"weight": rng.normal(size=3), "bias": rng.normal(size=3), "residual": rng.normal(size=shape)}
+    x, grad, statistics = rng.normal(5, 2, shape), rng.normal(size=shape), (rng.normal(5, 1, 3), rng.uniform(1, 4, 3))
+    for backend in ("numpy", "cuda"):
+        with gpuconv.use_backend(backend):
+            tensors = {"input": Tensor(x.copy(), requires_grad=True)}
+            tensors |= {name: Tensor(given[name], requires_grad=True) for name in given if name not in absent}
+            running = [array.copy() for array in statistics]
+            input = tensors["input"]
+            rest = {name: tensors.get(name) for name in given}
+            y = F.batch_norm_relu(input, *running, **rest, training=training)
+            y.backward(grad)
+            found[backend] = [y.numpy(), *running, *(tensor.grad.numpy() for tensor in tensors.values())]
+    for ours, theirs in zip(found["cuda"], found["numpy"], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)

@@ -120,6 +120,28 @@ def adam_all(numpy, params, grads, means, squares, numbers, sizes, *, weight_dec
         param -= rate * (mean / (np.sqrt(square) / correction + eps))
 
 
+def norm_stats(numpy, x, mean, var, shape):
+    mean[...], var[...] = numpy.batch_norm(x, None, None, None, None, None, eps=1e-5, relu=False)[1:]
+
+
+def norm(numpy, x, mean, var, weight, bias, residual, out, shape, **options):
+    out[...] = numpy.batch_norm(x, mean, var, weight, bias, residual, **options)[0]
+
+
+def norm_grad_stats(numpy, grad, x, y, mean, var, dweight, dbias, shape, eps):
+    needs = (False, True, True, False)
+    found = numpy.batch_norm_grad(grad, x, y, mean, var, None, eps=eps, own=False, needs=needs)
+    dweight[...], dbias[...] = found[1:3]
+
+
+def norm_grad_input(numpy, grad, x, y, mean, var, weight, dweight, dbias, out, other, shape, eps):
+    needs, own = (True, False, False, True), dweight is not None
+    found = numpy.batch_norm_grad(grad, x, y, mean, var, weight, eps=eps, own=own, needs=needs)
+    out[...] = found[0]
+    if other is not None:
+        other[...] = found[3]
+
+
 #: Operations that are no primitives, or take several arrays as one: the same on hosts.
 FUSED = {
     "conv2d_relu_max_pool2d": block,
@@ -129,6 +151,10 @@ FUSED = {
     "linear_chain_grad_input": chain_grad_input,
     "linear_chain_grad_weight": chain_grad_weight,
     "softmax_cross_entropy_mean": mean_loss,
+    "batch_norm_stats": norm_stats,
+    "batch_norm": norm,
+    "batch_norm_grad_stats": norm_grad_stats,
+    "batch_norm_grad_input": norm_grad_input,
     "sgd_update_all": sgd_all,
     "adam_update_all": adam_all,
     "image_batch": image_batch,

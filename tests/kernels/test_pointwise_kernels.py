@@ -13,6 +13,7 @@ import test_block_kernels
 import test_gradient_kernels
 import test_kernels
 import test_linear_kernels
+import test_norm_kernels
 from support.simulation import TOLERANCE, run
 
 from gpuconv.backends.numpy_backend import NumpyBackend
@@ -52,8 +53,8 @@ def nothing(shape, dtype):
 
 
 def test_every_operation_is_tested():
-    """What stands in the table of kernels is run by one of the five files."""
-    others = test_kernels, test_gradient_kernels, test_block_kernels, test_linear_kernels
+    """What stands in the table of kernels is run by one of these files."""
+    others = test_kernels, test_gradient_kernels, test_block_kernels, test_linear_kernels, test_norm_kernels
     assert {*VARIANTS} == OPERATIONS.union(*(other.OPERATIONS for other in others))
 
 

@@ -603,6 +603,64 @@ class CudaBackend(Backend):
         parameters = (gradient for pair in zip(dweights, dbiases, strict=True) for gradient in pair)
         return dx, *(gradient if need else None for gradient, need in zip(parameters, needs[1:], strict=True))
 
+    # -- batch normalisation -----------------------------------------------------------------------------------------
+
+    def batch_norm(
+        self,
+        x: Array,
+        mean: Array | None,
+        var: Array | None,
+        weight: Array | None,
+        bias: Array | None,
+        residual: Array | None,
+        *,
+        eps: float,
+        relu: bool,
+    ) -> tuple[Array, Array, Array]:
+        if not x.size:
+            return super().batch_norm(x, mean, var, weight, bias, residual, eps=eps, relu=relu)
+        x, residual = self._contiguous(x), None if residual is None else self._contiguous(residual)
+        if mean is None or var is None:
+            mean, var = self._run("batch_norm_stats", x.shape, x)
+        y = self._run("batch_norm", x.shape, x, mean, var, weight, bias, residual, eps=eps, relu=relu)
+        return y, mean, var
+
+    def batch_norm_grad(
+        self,
+        grad: Array,
+        x: Array,
+        y: Array | None,
+        mean: Array,
+        var: Array,
+        weight: Array | None,
+        *,
+        eps: float,
+        own: bool,
+        needs: tuple[bool, ...],
+    ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
+        if not x.size:
+            return super().batch_norm_grad(grad, x, y, mean, var, weight, eps=eps, own=own, needs=needs)
+        need_x, need_weight, need_bias, need_residual = needs
+        grad, x = self._contiguous(grad), self._contiguous(x)
+        dx = dw = db = None
+        if own or need_weight or need_bias:
+            dw, db = self._run("batch_norm_grad_stats", x.shape, grad, x, y, mean, var, eps=eps)
+        dresidual = grad if need_residual else None
+        if need_x or (need_residual and y is not None):
+            plan = self.plan("batch_norm_grad_input", x.shape, grad.dtype)
+            dx, dresidual = plan.new_results(self.xp.empty)
+            sums = (dw, db) if own else (None, None)
+            # Without a ReLU the gradient of what was added is the result's own.
+            results = dx, dresidual if need_residual and y is not None else None
+            self._queue(plan, grad, x, y, mean, var, weight, *sums, results=results, eps=eps)
+            dresidual = grad if y is None else dresidual
+        return (
+            dx if need_x else None,
+            dw if need_weight else None,
+            db if need_bias else None,
+            dresidual if need_residual else None,
+        )
+
     # -- loss --------------------------------------------------------------------------------------------------------
 
     def softmax_cross_entropy(
