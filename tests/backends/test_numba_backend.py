@@ -263,6 +263,7 @@ def test_windows_of_one_element_have_winners():
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_large_images_are_cut_into_bands(monkeypatch):
     """An image whose scratch does not fit the cache is computed band by band, with the same result."""
     monkeypatch.setattr(conv, "SCRATCH_BYTES", 2000)
