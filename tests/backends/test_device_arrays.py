@@ -693,6 +693,7 @@ def same(one, other):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [False, True])
 def test_training_by_a_graph(capturing, tmp_path, monkeypatch, augment):
     """Full batches by a graph, the shorter last one by itself: as without a graph, bit for bit, also when resumed.

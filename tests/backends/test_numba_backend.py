@@ -121,6 +121,7 @@ def test_convolution(case, variant, monkeypatch):
     _forget_runs()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_convolution_gradients(case):
     """The gradients for input and weight agree with NumPy's."""
@@ -132,6 +133,7 @@ def test_convolution_gradients(case):
     np.testing.assert_allclose(dw, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.grid(4)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_fused_block(case):
@@ -154,6 +156,7 @@ def test_fused_block(case):
                     np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lenet-conv2", "everything"])
 def test_float64(name):
     """float64 is float64 throughout: kernels agree with NumPy's to its precision."""
@@ -180,6 +183,7 @@ def test_float64(name):
         np.testing.assert_allclose(*backend_results, **TOLERANCE[np.float64])
 
 
+@pytest.mark.slow
 def test_fused_block_gradcheck():
     """The sparse backward is the derivative of the fused forward, padding, stride and leftover rows included."""
     rng = np.random.default_rng(0)
@@ -192,6 +196,7 @@ def test_fused_block_gradcheck():
         assert gradcheck(block, inputs)
 
 
+@pytest.mark.slow
 def test_ties_and_non_finite_values():
     """The first of equal maxima wins, of NaNs the last; NaN and infinity pass through ReLU and pooling as in NumPy."""
     rng = np.random.default_rng(0)
@@ -228,6 +233,7 @@ def test_what_did_not_win_has_no_gradient():
         np.testing.assert_array_equal(plain, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", [{"stride": 1}, {"padding": 1}, {"dilation": 2, "stride": 2}, {"ceil_mode": True}])
 def test_other_poolings_are_composed(pooling):
     """A pooling whose windows overlap, are padded, dilated or hang over takes the parts, with their results."""
@@ -240,6 +246,7 @@ def test_other_poolings_are_composed(pooling):
     np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
+@pytest.mark.slow
 def test_windows_of_one_element_have_winners():
     """A pooling of nothing has a winner in each window, as its gradient reads them: also on an odd, padded image."""
     rng = np.random.default_rng(0)
@@ -256,6 +263,7 @@ def test_windows_of_one_element_have_winners():
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_large_images_are_cut_into_bands(monkeypatch):
     """An image whose scratch does not fit the cache is computed band by band, with the same result."""
     monkeypatch.setattr(conv, "SCRATCH_BYTES", 2000)

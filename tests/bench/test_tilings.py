@@ -54,7 +54,7 @@ def line_of(path: Path, text: str) -> int:
     return next(n for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if text in line)
 
 
-def verified(path: Path, limit: float = 20):
+def verified(path: Path, limit: float = 120):
     """The verdict on a file, for LeNet's second convolution."""
     from bench import own_kernel
     from bench.layers import CONVOLUTIONS
@@ -175,8 +175,8 @@ def test_a_write_beside_an_array(tmp_path):
 )
 def test_a_file_that_cannot_be_judged(tmp_path, right, wrong, kind, words):
     """One report each, whatever the file does to the process that runs it."""
-    # Two seconds are not enough for what ends, on a busy machine.
-    verdict = verified(planted(tmp_path, right, wrong), limit=2 if kind == "endless loop" else 60)
+    # Where nothing hangs, the limit is not to be reached on a busy machine either.
+    verdict = verified(planted(tmp_path, right, wrong), limit=2 if kind == "endless loop" else 120)
     if "not compiled" in verdict.kinds():
         pytest.skip(verdict.text())
     assert [found for found in verdict.kinds() if found != "bank conflicts"] == [kind], verdict.text()
