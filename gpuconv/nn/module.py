@@ -351,6 +351,14 @@ class Module:
             buffer.data = moved(buffer.data, backend)
         return self
 
+    def cpu(self: _M) -> _M:
+        """Move all parameters, their gradients, and all buffers to the host; returns self."""
+        return self.to("cpu")
+
+    def cuda(self: _M) -> _M:
+        """Move them to the GPU; returns self. BackendUnavailable: there is none."""
+        return self.to("cuda")
+
     def float(self: _M) -> _M:
         """Make all floats among parameters, their gradients and buffers float32; returns self."""
         return self._converted(np.float32)

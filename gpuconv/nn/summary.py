@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import Tensor, no_grad
-from gpuconv.nn.layers import Conv1d, Conv2d, Linear
+from gpuconv.nn.layers import Conv1d, Conv2d, Conv3d, Linear
 from gpuconv.nn.module import Module, evaluating
+from gpuconv.nn.transposed import _ConvTransposeNd
 
 
 @dataclass(frozen=True)
 class LayerSummary:
     """One layer: its dotted name, kind, output shape (batch left out), parameters and connections.
 
-    A connection is one use of a weight or bias: each output element has ``weights of its filter + 1`` of them.
+    A connection is one use of a weight or bias: each output element has ``weights of its filter + 1`` of them; of a
+    transposed convolution each input element has the weights of its filter.
     Pooling, activations and flattening have neither parameters nor connections.
     """
 
@@ -121,14 +123,18 @@ def _noting(layer: Module, name: str, layers: list[LayerSummary]) -> Any:
         first = output[0] if isinstance(output, tuple) else output
         shape = tuple(first.shape[1:])
         parameters = sum(parameter.numel() for parameter in layer.parameters())
-        layers.append(LayerSummary(name, type(layer).__name__, shape, parameters, _connections(layer, shape)))
+        connections = _connections(layer, tuple(inputs[0].shape[1:]), shape)
+        layers.append(LayerSummary(name, type(layer).__name__, shape, parameters, connections))
         return output
 
     return forward
 
 
-def _connections(layer: Module, output_shape: tuple[int, ...]) -> int:
-    if not isinstance(layer, (Conv1d, Conv2d, Linear)):
+def _connections(layer: Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
+    if isinstance(layer, _ConvTransposeNd):  # each input element takes a whole filter, each output element the bias
+        biases = math.prod(output_shape) if layer.bias is not None else 0
+        return math.prod(input_shape) * math.prod(layer.weight.shape[1:]) + biases
+    if not isinstance(layer, (Conv1d, Conv2d, Conv3d, Linear)):
         return 0
     per_output = math.prod(layer.weight.shape[1:]) + (layer.bias is not None)
     return math.prod(output_shape) * per_output

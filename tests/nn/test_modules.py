@@ -277,3 +277,19 @@ def test_a_network_with_batch_norm_learns_as_in_torch() -> None:
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4, atol=1e-5)
     for name, value in theirs.state_dict().items():
         np.testing.assert_allclose(ours.state_dict()[name], value.numpy(), rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_connections_of_a_transposed_convolution() -> None:
+    """Each input element is multiplied by a whole filter, and each output element takes a bias."""
+    (layer,) = nn.Sequential(nn.ConvTranspose2d(2, 3, 2, stride=2)).summary((2, 4, 5)).layers
+    assert (layer.output_shape, layer.parameters) == ((3, 8, 10), 2 * 3 * 4 + 3)
+    assert layer.connections == 2 * 4 * 5 * 3 * 4 + 3 * 8 * 10
+    (layer,) = nn.Sequential(nn.Conv3d(2, 3, 2)).summary((2, 4, 5, 3)).layers
+    assert layer.connections == 3 * 3 * 4 * 2 * (2 * 8 + 1)
+
+
+def test_to_the_host() -> None:
+    """As by to(): the module itself."""
+    layer = nn.Linear(2, 2)
+    assert layer.cpu() is layer
+    assert layer.weight.device == "cpu"
