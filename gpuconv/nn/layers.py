@@ -7,6 +7,7 @@ the layer and the argument.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,13 @@ class _ConvNd(Module):
     #: Whether the weight's first dimension are the input's channels.
     transposed = False
 
+    stride: Any
+    padding: Any
+    dilation: Any
+    #: 'zeros', or another mode of `functional.pad`, and by how much that pads, from the last dimension to the first.
+    padding_mode = "zeros"
+    _amounts: tuple[int, ...] = ()
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel: tuple[int, ...], groups: int, bias: bool, dtype: Any
     ):
@@ -74,8 +82,29 @@ class _ConvNd(Module):
         first, second = (second, first) if self.transposed else (first, second)
         _default_parameters(self, (first, second // self.groups, *kernel), self.out_channels, bias, dtype)
 
+    def _pad_by(self, mode: Any, sides: Sequence[tuple[int, int]]) -> None:
+        """Check the mode of padding; ``sides`` are before and behind each dimension."""
+        self.padding_mode = one_of(
+            mode, "padding_mode", ("zeros", "reflect", "replicate", "circular"), op=type(self).__name__
+        )
+        if mode != "zeros":
+            self._amounts = tuple(size for pair_of in reversed(sides) for size in pair_of)
+
+    def _padded(self, input: Any) -> tuple[Any, Any]:
+        """The input, and how much the convolution pads it with zeros."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        return F.pad(input, self._amounts, self.padding_mode), 0
+
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        shown = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        for name, default in (("padding", 0), ("output_padding", 0), ("dilation", 1)):
+            value = getattr(self, name, default)
+            if value != default and set(value if isinstance(value, tuple) else (value,)) != {default}:
+                shown += f", {name}={value!r}"
+        shown += f", groups={self.groups}" if self.groups > 1 else ""
+        shown += "" if self.bias is not None else ", bias=False"
+        return shown + (f", padding_mode={self.padding_mode}" if self.padding_mode != "zeros" else "")
 
 
 class Conv2d(_ConvNd):
@@ -96,6 +125,7 @@ class Conv2d(_ConvNd):
         dilation: IntOrPair = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         *,
         dtype: Any = np.float32,
     ):
@@ -103,19 +133,18 @@ class Conv2d(_ConvNd):
         strides = pair(stride, "stride", minimum=1, op="Conv2d")
         dilations = pair(dilation, "dilation", minimum=1, op="Conv2d")
         extent = effective(kernel[0], dilations[0]), effective(kernel[1], dilations[1])
-        conv_padding(padding, strides, extent, op="Conv2d")
+        sides = conv_padding(padding, strides, extent, op="Conv2d")
         super().__init__(in_channels, out_channels, kernel, groups, bias, dtype)
         self.stride, self.padding, self.dilation = strides, immutable(padding), dilations
+        self._pad_by(padding_mode, sides)
 
     def arguments(self) -> tuple[Any, ...]:
         """What ``functional.conv2d`` takes behind the input."""
         return self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
 
     def forward(self, input: Any) -> Any:
-        return F.conv2d(input, *self.arguments())
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}"
+        input, padding = self._padded(input)
+        return F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Conv1d(_ConvNd):
@@ -131,18 +160,21 @@ class Conv1d(_ConvNd):
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         *,
         dtype: Any = np.float32,
     ):
         kernel = single(kernel_size, "kernel_size", minimum=1, op="Conv1d")
         step = single(stride, "stride", minimum=1, op="Conv1d")
         spread = single(dilation, "dilation", minimum=1, op="Conv1d")
-        conv_padding(sides_1d(padding, op="Conv1d"), (1, step), (1, effective(kernel, spread)), op="Conv1d")
+        sides = conv_padding(sides_1d(padding, op="Conv1d"), (1, step), (1, effective(kernel, spread)), op="Conv1d")
         super().__init__(in_channels, out_channels, (kernel,), groups, bias, dtype)
         self.stride, self.padding, self.dilation = step, immutable(padding), spread
+        self._pad_by(padding_mode, sides[1:])
 
     def forward(self, input: Any) -> Any:
-        return F.conv1d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        input, padding = self._padded(input)
+        return F.conv1d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Conv3d(_ConvNd):
@@ -158,6 +190,7 @@ class Conv3d(_ConvNd):
         dilation: Any = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         *,
         dtype: Any = np.float32,
     ):
@@ -166,18 +199,19 @@ class Conv3d(_ConvNd):
         strides = triple(stride, "stride", minimum=1, op=op)
         dilations = triple(dilation, "dilation", minimum=1, op=op)
         if isinstance(padding, str):
-            for pair_of in (strides[:2], strides[1:]):
-                conv_padding(padding, pair_of, (1, 1), op=op)
+            sides = [
+                conv_padding(padding, (1 if max(strides) == 1 else 2, 1), (effective(size, spread), 1), op=op)[0]
+                for size, spread in zip(kernel, dilations, strict=True)
+            ]
         else:
-            triple(padding, "padding", minimum=0, op=op)
+            sides = [(size, size) for size in triple(padding, "padding", minimum=0, op=op)]
         super().__init__(in_channels, out_channels, kernel, groups, bias, dtype)
         self.stride, self.padding, self.dilation = strides, immutable(padding), dilations
+        self._pad_by(padding_mode, sides)
 
     def forward(self, input: Any) -> Any:
-        return F.conv3d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}"
+        input, padding = self._padded(input)
+        return F.conv3d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Linear(Module):
@@ -201,7 +235,7 @@ class Linear(Module):
         return F.linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}"
+        return f"{self.in_features}, {self.out_features}" + (", bias=False" if self.bias is None else "")
 
 
 class _Pool(Module):
