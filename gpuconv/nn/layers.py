@@ -101,7 +101,7 @@ class _ConvNd(Module):
         for name, default in (("padding", 0), ("output_padding", 0), ("dilation", 1)):
             value = getattr(self, name, default)
             if value != default and set(value if isinstance(value, tuple) else (value,)) != {default}:
-                shown += f", {name}={value!r}"
+                shown += f", {name}={value}"
         shown += f", groups={self.groups}" if self.groups > 1 else ""
         shown += "" if self.bias is not None else ", bias=False"
         return shown + (f", padding_mode={self.padding_mode}" if self.padding_mode != "zeros" else "")
