@@ -7,6 +7,7 @@ messages name the layer and the argument.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,8 @@ class _Weighted(Module):
     weight: Parameter
     bias: Parameter | None
 
-    def connections_of_an_output(self) -> int:
-        return math.prod(self.weight.shape[1:]) + (self.bias is not None)
+    def connections(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
+        return math.prod(output_shape) * (math.prod(self.weight.shape[1:]) + (self.bias is not None))
 
 
 def _default_parameters(layer: _Weighted, shape: tuple[int, ...], outputs: int, bias: Any, dtype: Any) -> None:
@@ -65,7 +66,13 @@ def _default_parameters(layer: _Weighted, shape: tuple[int, ...], outputs: int, 
 class _ConvNd(_Weighted):
     #: Whether the weight's first dimension are the input's channels.
     transposed = False
+
     stride: Any
+    padding: Any
+    dilation: Any
+    #: 'zeros', or another mode of `functional.pad`, and by how much that pads, from the last dimension to the first.
+    padding_mode = "zeros"
+    _amounts: tuple[int, ...] = ()
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: tuple[int, ...], groups: int, bias: bool, dtype: Any
@@ -83,15 +90,36 @@ class _ConvNd(_Weighted):
         first, second = (second, first) if self.transposed else (first, second)
         _default_parameters(self, (first, second // self.groups, *kernel), self.out_channels, bias, dtype)
 
-    def connections_of_an_output(self) -> int:
+    def connections(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
         if not self.transposed:
-            return super().connections_of_an_output()
-        # Each input element reaches a window of outputs, and the windows are a stride apart: the mean, borders aside.
-        uses = self.in_channels // self.groups * math.prod(self.kernel_size)
-        return uses // int(np.prod(self.stride)) + (self.bias is not None)
+            return super().connections(input_shape, output_shape)
+        # Each input element takes a whole filter, each output element the bias.
+        biases = math.prod(output_shape) if self.bias is not None else 0
+        return math.prod(input_shape) * math.prod(self.weight.shape[1:]) + biases
+
+    def _pad_by(self, mode: Any, sides: Sequence[tuple[int, int]]) -> None:
+        """Check the mode of padding; ``sides`` are before and behind each dimension."""
+        self.padding_mode = one_of(
+            mode, "padding_mode", ("zeros", "reflect", "replicate", "circular"), op=type(self).__name__
+        )
+        if mode != "zeros":
+            self._amounts = tuple(size for pair_of in reversed(sides) for size in pair_of)
+
+    def _padded(self, input: Any) -> tuple[Any, Any]:
+        """The input, and how much the convolution pads it with zeros."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        return F.pad(input, self._amounts, self.padding_mode), 0
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        shown = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        for name, default in (("padding", 0), ("output_padding", 0), ("dilation", 1)):
+            value = getattr(self, name, default)
+            if value != default and set(value if isinstance(value, tuple) else (value,)) != {default}:
+                shown += f", {name}={value}"
+        shown += f", groups={self.groups}" if self.groups > 1 else ""
+        shown += "" if self.bias is not None else ", bias=False"
+        return shown + (f", padding_mode={self.padding_mode}" if self.padding_mode != "zeros" else "")
 
 
 class Conv2d(_ConvNd):
@@ -112,6 +140,7 @@ class Conv2d(_ConvNd):
         dilation: IntOrPair = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         *,
         dtype: Any = np.float32,
     ):
@@ -119,19 +148,18 @@ class Conv2d(_ConvNd):
         strides = pair(stride, "stride", minimum=1, op="Conv2d")
         dilations = pair(dilation, "dilation", minimum=1, op="Conv2d")
         extent = effective(kernel[0], dilations[0]), effective(kernel[1], dilations[1])
-        conv_padding(padding, strides, extent, op="Conv2d")
+        sides = conv_padding(padding, strides, extent, op="Conv2d")
         super().__init__(in_channels, out_channels, kernel, groups, bias, dtype)
         self.stride, self.padding, self.dilation = strides, immutable(padding), dilations
+        self._pad_by(padding_mode, sides)
 
     def arguments(self) -> tuple[Any, ...]:
         """The arguments of ``functional.conv2d`` after the input."""
         return self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
 
     def forward(self, input: Any) -> Any:
-        return F.conv2d(input, *self.arguments())
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}"
+        input, padding = self._padded(input)
+        return F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Conv1d(_ConvNd):
@@ -147,18 +175,21 @@ class Conv1d(_ConvNd):
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         *,
         dtype: Any = np.float32,
     ):
         kernel = single(kernel_size, "kernel_size", minimum=1, op="Conv1d")
         step = single(stride, "stride", minimum=1, op="Conv1d")
         spread = single(dilation, "dilation", minimum=1, op="Conv1d")
-        conv_padding(sides_1d(padding, op="Conv1d"), (1, step), (1, effective(kernel, spread)), op="Conv1d")
+        sides = conv_padding(sides_1d(padding, op="Conv1d"), (1, step), (1, effective(kernel, spread)), op="Conv1d")
         super().__init__(in_channels, out_channels, (kernel,), groups, bias, dtype)
         self.stride, self.padding, self.dilation = step, immutable(padding), spread
+        self._pad_by(padding_mode, sides[1:])
 
     def forward(self, input: Any) -> Any:
-        return F.conv1d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        input, padding = self._padded(input)
+        return F.conv1d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Conv3d(_ConvNd):
@@ -174,6 +205,7 @@ class Conv3d(_ConvNd):
         dilation: Any = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         *,
         dtype: Any = np.float32,
     ):
@@ -182,18 +214,19 @@ class Conv3d(_ConvNd):
         strides = triple(stride, "stride", minimum=1, op=op)
         dilations = triple(dilation, "dilation", minimum=1, op=op)
         if isinstance(padding, str):
-            for pair_of in (strides[:2], strides[1:]):
-                conv_padding(padding, pair_of, (1, 1), op=op)
+            sides = [
+                conv_padding(padding, (1 if max(strides) == 1 else 2, 1), (effective(size, spread), 1), op=op)[0]
+                for size, spread in zip(kernel, dilations, strict=True)
+            ]
         else:
-            triple(padding, "padding", minimum=0, op=op)
+            sides = [(size, size) for size in triple(padding, "padding", minimum=0, op=op)]
         super().__init__(in_channels, out_channels, kernel, groups, bias, dtype)
         self.stride, self.padding, self.dilation = strides, immutable(padding), dilations
+        self._pad_by(padding_mode, sides)
 
     def forward(self, input: Any) -> Any:
-        return F.conv3d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}"
+        input, padding = self._padded(input)
+        return F.conv3d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Linear(_Weighted):
@@ -214,7 +247,7 @@ class Linear(_Weighted):
         return F.linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}"
+        return f"{self.in_features}, {self.out_features}" + (", bias=False" if self.bias is None else "")
 
 
 class _Pool(Module):

@@ -351,6 +351,14 @@ class Module:
             buffer.data = moved(buffer.data, backend)
         return self
 
+    def cpu(self: _M) -> _M:
+        """Move all parameters, their gradients, and all buffers to the host; returns self."""
+        return self.to("cpu")
+
+    def cuda(self: _M) -> _M:
+        """Move them to the GPU; returns self. BackendUnavailable: there is none."""
+        return self.to("cuda")
+
     def float(self: _M) -> _M:
         """Convert all float parameters, gradients and buffers to float32; returns self."""
         return self._converted(np.float32)
@@ -470,8 +478,8 @@ class Module:
         with evaluating(self):
             return summarize(self, input_shape)
 
-    def connections_of_an_output(self) -> int:
-        """Connections of each element of the layer's output: uses of a weight or a bias. 0 where there are none."""
+    def connections(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
+        """Connections of a layer, for shapes without the batch: uses of a weight or a bias. 0 where there are none."""
         return 0
 
 

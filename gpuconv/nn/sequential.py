@@ -122,7 +122,8 @@ def _fusible(modules: list[Module], kinds: _Kinds, position: int) -> int:
         return 2
     if types[0] is Linear:
         return _linear_run(kinds, position)
-    if types[:2] != [Conv2d, ReLU]:
+    first: Any = modules[position]
+    if types[:2] != [Conv2d, ReLU] or first.padding_mode != "zeros":
         return 1
     last: Any = modules[position + 2] if types[2:] == [MaxPool2d] else None
     return 3 if last is not None and not last.options["return_indices"] else 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from gpuconv.autograd import Tensor, no_grad
 class LayerSummary:
     """One layer: its dotted name, kind, output shape (batch left out), parameters and connections.
 
-    A connection is one use of a weight or bias: each output element has ``weights of its filter + 1`` of them.
+    A connection is one use of a weight or bias: each output element has ``weights of its filter + 1`` of them; of a
+    transposed convolution each input element has the weights of its filter.
     Pooling, activations and flattening have neither parameters nor connections.
     """
 
@@ -117,7 +117,7 @@ def _noting(layer: Any, name: str, layers: list[LayerSummary]) -> Any:
         first = output[0] if isinstance(output, tuple) else output
         shape = tuple(first.shape[1:])
         parameters = sum(parameter.numel() for parameter in layer.parameters())
-        connections = math.prod(shape) * layer.connections_of_an_output()
+        connections = layer.connections(tuple(inputs[0].shape[1:]), shape)
         layers.append(LayerSummary(name, type(layer).__name__, shape, parameters, connections))
         return output
 

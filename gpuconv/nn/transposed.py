@@ -82,10 +82,6 @@ class _ConvTransposeNd(_ConvNd):
             self.dilation,
         )
 
-    def extra_repr(self) -> str:
-        shown = f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}"
-        return shown + (f", output_padding={self.output_padding}" if any(self.output_padding) else "")
-
 
 class ConvTranspose1d(_ConvTransposeNd):
     """Transposed 1-D convolution with learned filters; see :func:`gpuconv.functional.conv_transpose1d`.

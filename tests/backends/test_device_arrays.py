@@ -501,8 +501,28 @@ def test_moving_a_model(machine):
             optimizer.step()
         # Left behind, it would be copied in every step.
         assert type(optimizer._arrays[0]["velocity"]) is kind
-    with pytest.raises(ValueError, match=r"unknown backend 'cuda:0'.*did you mean 'cuda'"):
-        model.to("cuda:0")
+    assert type(model.to("cuda:0").weight.data) is machine.ndarray
+    with pytest.raises(ValueError, match=r"'cuda:1'.*CUDA_VISIBLE_DEVICES"):
+        model.to("cuda:1")
+
+
+def test_moving_a_tensor(machine):
+    """Its gradient comes back to where it was; what is assigned to it is brought where it is."""
+    x = Tensor(np.arange(3, dtype=np.float32), requires_grad=True)
+    there = (x * 2).to("cuda")
+    assert there.device == "cuda"
+    assert there.device.type == "cuda"
+    assert there.cuda() is there
+    back = (there * there).cpu()
+    assert type(back.data) is np.ndarray
+    (back + 1).sum().backward()
+    assert type(x.grad.data) is np.ndarray
+    np.testing.assert_array_equal(x.grad.numpy(), 8 * np.arange(3))
+    kept = there.detach().clone()
+    kept[0] = Tensor(np.float32(5))
+    kept[1:] = 7.0
+    assert type(kept.data) is machine.ndarray
+    np.testing.assert_array_equal(kept.numpy(), [5, 7, 7])
 
 
 def test_gradients_are_where_their_leaves_are(machine):

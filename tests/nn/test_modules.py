@@ -277,3 +277,43 @@ def test_a_network_with_batch_norm_learns_as_in_torch() -> None:
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4, atol=1e-5)
     for name, value in theirs.state_dict().items():
         np.testing.assert_allclose(ours.state_dict()[name], value.numpy(), rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_connections_of_a_transposed_convolution() -> None:
+    """Each input element is multiplied by a whole filter, and each output element takes a bias."""
+    (layer,) = nn.Sequential(nn.ConvTranspose2d(2, 3, 2, stride=2)).summary((2, 4, 5)).layers
+    assert (layer.output_shape, layer.parameters) == ((3, 8, 10), 2 * 3 * 4 + 3)
+    assert layer.connections == 2 * 4 * 5 * 3 * 4 + 3 * 8 * 10
+    (layer,) = nn.Sequential(nn.Conv3d(2, 3, 2)).summary((2, 4, 5, 3)).layers
+    assert layer.connections == 3 * 3 * 4 * 2 * (2 * 8 + 1)
+
+
+def test_to_the_host() -> None:
+    """As by to(): the module itself."""
+    layer = nn.Linear(2, 2)
+    assert layer.cpu() is layer
+    assert layer.weight.device == "cpu"
+
+
+def test_reprs_show_what_differs_from_the_default() -> None:
+    """As PyTorch's do."""
+    torch = pytest.importorskip("torch", reason="pip install torch to compare with PyTorch")
+    for name, arguments, options in [
+        ("Conv2d", (3, 6, 5), {}),
+        ("Conv2d", (4, 6, (5, 3)), {"stride": 2, "padding": (1, 1), "dilation": (1, 2), "groups": 2, "bias": False}),
+        ("Conv2d", (4, 6, 3), {"padding": "same", "padding_mode": "circular"}),
+        ("Conv3d", (4, 6, 3), {"padding": (1, 0, 0)}),
+        ("ConvTranspose2d", (4, 6, 3), {"stride": 2, "output_padding": 1}),
+        ("ConvTranspose3d", (4, 6, 3), {"bias": False}),
+    ]:
+        ours, theirs = (getattr(L.nn, name)(*arguments, **options) for L in (gpuconv, torch))
+        assert repr(ours) == repr(theirs)
+    assert "bias=False" in repr(nn.Linear(2, 3, bias=False))
+
+
+def test_a_padding_mode_is_kept_in_a_sequence() -> None:
+    """Convolution and ReLU run as one primitive only where zeros are padded."""
+    layers = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.MaxPool2d(2))
+    x = Tensor(np.random.default_rng(0).standard_normal((1, 1, 4, 4)).astype(np.float32))
+    assert layers.blocks() == [("0",), ("1",), ("2",)]
+    np.testing.assert_array_equal(layers(x).numpy(), layers[2](layers[1](layers[0](x))).numpy())
