@@ -342,11 +342,10 @@ def _adaptive_avg_pool(to: Any, call: Any, x: str, *, output_size: tuple[int, ..
     if _divide(have, output_size):
         window = [size // want for size, want in zip(have, output_size, strict=True)]
         return to.node("AveragePool", x, kernel_shape=window, strides=window)
-    if len(have) != 2:
-        raise ValueError(f"windows that adapt from {have} to {output_size}")
-    rows, columns = (_averages(size, want) for size, want in zip(have, output_size, strict=True))
-    dtype = call.inputs[0].dtype
-    return to.node("MatMul", to.constant(rows, dtype), to.node("MatMul", x, to.constant(columns.T, dtype)))
+    for axis, (size, want) in enumerate(zip(have, output_size, strict=True), start=2):
+        if size != want:
+            x = _product_along(to, x, _averages(size, want), axis, call)
+    return x
 
 
 def _divide(have: Any, output_size: Any) -> bool:
@@ -366,10 +365,20 @@ def _averages(length: int, size: int) -> np.ndarray:
 def _adaptive_max_pool(to: Any, call: Any, x: str, *, output_size: tuple[int, ...]) -> Any:
     have = call.inputs[0].shape[2:]
     if not _divide(have, output_size):
-        raise ValueError(f"windows that adapt from {have} to {output_size}")
+        return _largest_of_windows(to, x, have, output_size)
     window = [size // want for size, want in zip(have, output_size, strict=True)]
     values, indices = to.node("MaxPool", x, outputs=2, kernel_shape=window, strides=window)
     return values, to.node("Mod", indices, to.constant(math.prod(have)))
+
+
+def _largest_of_windows(to: Any, x: str, have: Any, output_size: Any) -> Any:
+    """The largest element of each window, axis by axis: of the first elements of all windows, the second ones..."""
+    for axis, (size, want) in enumerate(zip(have, output_size, strict=True), start=2):
+        starts, ends = np.arange(want) * size // want, -(-np.arange(1, want + 1) * size // want)
+        taps = [np.minimum(starts + tap, ends - 1) for tap in range(int((ends - starts).max()))]
+        parts = [to.node("Gather", x, to.constant(places), axis=axis) for places in taps]
+        x = to.node("Max", *parts) if len(parts) > 1 else parts[0]
+    return x
 
 
 @exporter("Linear")
@@ -619,6 +628,55 @@ def _resize_along(to: Any, call: Any, x: str, *, low: Any, high: Any, weights: A
         to.node("Mul", first, to.constant(1 - along, dtype)),
         to.node("Mul", second, to.constant(along, dtype)),
     )
+
+
+@exporter("ResizeBy")
+def _resize_by(to: Any, call: Any, x: str, *, matrix: np.ndarray, axis: int) -> Any:
+    return _product_along(to, x, matrix, axis, call)
+
+
+def _product_along(to: Any, x: str, matrix: np.ndarray, axis: int, call: Any) -> Any:
+    """The product of a matrix, (new, old), with the elements along an axis."""
+    ndim, factor = len(call.inputs[0].shape), to.constant(matrix.T, call.inputs[0].dtype)
+    if axis == ndim - 1:
+        return to.node("MatMul", x, factor)
+    order = [*[i for i in range(ndim) if i != axis], axis]
+    last = to.node("MatMul", to.node("Transpose", x, perm=order), factor)
+    return to.node("Transpose", last, perm=[order.index(i) for i in range(ndim)])
+
+
+@exporter("CutDepths")
+def _cut_depths(to: Any, call: Any, x: str, *, depths: Any) -> Any:
+    channels = call.inputs[0].shape[1]
+    # The places' first planes, and from them on the filter's; past the last one are zeros.
+    planes = np.arange(depths.places)[:, None] * depths.stride + np.arange(depths.taps) * depths.dilation
+    behind = max(0, int(planes.max()) + 1 - depths.front - depths.length)
+    sides = [(0, 0), (0, 0), (depths.front, behind), (0, 0), (0, 0)]
+    padded = to.node("Pad", x, to.constant(_pads(sides)), _number(to, 0, call))
+    parts = to.node("Transpose", to.node("Gather", padded, to.constant(planes), axis=2), perm=[0, 2, 1, 3, 4, 5])
+    return to.node("Reshape", parts, to.constant([-1, channels * depths.taps, *call.inputs[0].shape[3:]]))
+
+
+@exporter("AddDepths")
+def _add_depths(to: Any, call: Any, x: str, *, depths: Any) -> Any:
+    # As a transposed convolution along the depth, with filters that put one plane each where it belongs.
+    _, rows, height, width = call.inputs[0].shape
+    taps, channels = depths.taps, rows // depths.taps
+    filters = np.tile(np.eye(taps).reshape(taps, 1, taps, 1), (channels, 1, 1, 1))
+    behind = (depths.places - 1) * depths.stride + depths.dilation * (taps - 1) + 1 - depths.front - depths.length
+    parts = to.node("Reshape", x, to.constant([-1, depths.places, rows, height * width]))
+    y = to.node(
+        "ConvTranspose",
+        to.node("Transpose", parts, perm=[0, 2, 1, 3]),
+        to.constant(filters, call.inputs[0].dtype),
+        strides=[depths.stride, 1],
+        dilations=[depths.dilation, 1],
+        pads=[0, 0, 0, 0],
+        group=channels,
+    )
+    sides = [(0, 0), (0, 0), (-depths.front, -behind), (0, 0)]
+    y = to.node("Pad", y, to.constant(_pads(sides)), _number(to, 0, call))
+    return to.node("Reshape", y, to.constant([-1, channels, depths.length, height, width]))
 
 
 @exporter("Unfold")

@@ -244,7 +244,7 @@ class _Writer:
         if operand.kind == "state":
             return str(operand.key)
         if (operand.kind, operand.key) not in self._names:
-            raise ValueError("it uses a result that has no counterpart in ONNX")
+            raise ValueError("save: the model uses a result, the places of maxima say, that ONNX does not give here")
         return self._names[operand.kind, operand.key]
 
     def _symbol(self, axis: int, size: int) -> str | None:

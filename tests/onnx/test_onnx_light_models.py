@@ -32,6 +32,8 @@ MODELS = (
     "squeezenet",
     "shufflenet",
 )
+#: Those that run on the compiled backend, too: its kernels for nine networks take minutes to compile.
+COMPILED = ("bvlc_alexnet", "inception_v1", "squeezenet")
 #: What the reference of the onnx package computes in seconds, and not in minutes.
 QUICK = ("squeezenet", "shufflenet")
 
@@ -87,12 +89,18 @@ def _prepared(name: str, folder: Path) -> tuple[Path, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_light_model(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "backend"), [(name, "numpy") for name in MODELS] + [(name, "numba") for name in COMPILED]
+)
+def test_light_model(name: str, backend: str, tmp_path: Path) -> None:
     """Forward as in ONNX Runtime, to 1e-4 of the largest output; and every parameter gets a finite gradient."""
     if onnx_running.onnxruntime is None and name not in QUICK:
         pytest.skip("pip install onnxruntime: the reference of the onnx package would take minutes")
-    path, images = _prepared(name, tmp_path)
+    with gpuconv.use_backend(backend):
+        _as_in_the_runtime(*_prepared(name, tmp_path))
+
+
+def _as_in_the_runtime(path: Path, images: np.ndarray) -> None:
     (expected,) = onnx_running.run(path, images)
     network = gpuconv.onnx.load(path)
     with gpuconv.no_grad():

@@ -376,3 +376,46 @@ def test_weights_outside_of_the_folder_are_not_read(tmp_path: Path) -> None:
     assert "holds 12 of its 24 bytes" in _refused(_outside(folder / "a.onnx", "short.bin"))
     with pytest.raises(FileError, match="no folder to look in"):
         gpuconv.onnx.load(onnx.load(folder / "a.onnx", load_external_data=False))
+
+
+# -- files that PyTorch exports ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::Warning:torch", "ignore:.*legacy TorchScript")
+@pytest.mark.parametrize("opset", [11, 13, 17])
+def test_a_network_that_pytorch_exports(opset: int, tmp_path: Path) -> None:
+    """Outputs and gradients are PyTorch's, the weights have its names."""
+    torch = pytest.importorskip("torch", reason="pip install torch: its exporter writes the file")
+
+    class Network(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
+            self.up = torch.nn.Upsample(scale_factor=2, mode="bilinear")
+            self.norm = torch.nn.GroupNorm(2, 4)
+            self.heads = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 5)])
+
+        def forward(self, x: Any) -> Any:
+            x = torch.nn.functional.max_pool2d(self.up(torch.relu(self.conv(x))), 3, 2, ceil_mode=True)
+            x = torch.nn.functional.hardswish(self.norm(x))[:, :, 1:].mean((2, 3))
+            return self.heads[1](torch.nn.functional.gelu(self.heads[0](x.view(x.size(0), -1))))
+
+    torch.manual_seed(0)
+    network, path = Network(), tmp_path / "net.onnx"
+    images = torch.randn(2, 3, 15, 13)
+    torch.onnx.export(
+        network, (images,), path, opset_version=opset, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "n"}}
+    )
+    loaded, images = gpuconv.onnx.load(path), torch.randn(5, 3, 15, 13)
+    expected = network(images)
+    expected.square().sum().backward()
+    output = loaded(images.numpy())
+    np.testing.assert_allclose(output.numpy(), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+    (output * output).sum().backward()
+    own = dict(loaded.named_parameters())
+    compared = 0
+    for name, parameter in network.named_parameters():
+        if not name.startswith("norm"):  # which it writes in another shape, under another name
+            compared += 1
+            np.testing.assert_allclose(own[name].grad.numpy(), parameter.grad.numpy(), rtol=1e-3, atol=1e-4)
+    assert compared == 6
