@@ -27,7 +27,14 @@ from gpuconv.tuning import measure
 _QUICK_TILINGS = 3
 _QUICK_LAYERS = (
     *("lenet5.*", "resnet50.conv2-3x3", "resnet50.conv4-3x3", "resnet50.conv3-reduce", "vgg16.conv3_2"),
-    *("mobilenet2.depthwise-14", "resnet50.pool1", "resnet50.pool2", "resnet50.relu2", "resnet50.loss"),
+    *(
+        "mobilenet2.depthwise-14",
+        "resnet50.pool1",
+        "resnet50.pool2",
+        "resnet50.relu2",
+        "resnet50.norm2",
+        "resnet50.loss",
+    ),
 )
 
 # -- what is asked for -----------------------------------------------------------------------------------------------
