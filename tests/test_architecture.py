@@ -124,7 +124,7 @@ def test_nothing_imports_bench():
 
 def test_variants_table_lists_the_folder():
     """Each kernel file is in VARIANTS, and each entry is a file: a variant can be neither forgotten nor left behind."""
-    shared = {"all_at_once", "compiled", "driver", "elementwise", "partial_sums", "pooling", "rowwise"}
+    shared = {"all_at_once", "channels", "compiled", "driver", "elementwise", "partial_sums", "pooling", "rowwise"}
     shared |= {"operations", "variant"}
     files = {p for p in (ROOT / "kernels").rglob("*.py") if p.parent.name != "device" and p.stem != "__init__"}
     listed = {module for variants in gpuconv.kernels.VARIANTS.values() for module in variants.values()}
