@@ -288,15 +288,20 @@ def compiling():
 
 
 @pytest.mark.slow
-def test_kernels_are_right_as_compiled(compiling):
+@pytest.mark.parametrize(
+    ("files", "operations"),
+    [("test_kernels.py", ["conv2d"]), pytest.param("test_*kernels.py", list(VARIANTS), marks=pytest.mark.thorough)],
+    ids=["conv2d", "all"],
+)
+def test_kernels_are_right_as_compiled(compiling, files, operations):
     """Of the simulator's grids one case in 40, every kernel among them; `make compiled-test` runs all tests."""
-    files = sorted(map(str, TESTS.glob("kernels/test_*kernels.py")))
+    files = sorted(map(str, TESTS.glob(f"kernels/{files}")))
     command = [sys.executable, "-m", "pytest", "-q", "--cases=few", "-m", "grid", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, env=compiling, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
     line = next(line for line in done.stdout.splitlines() if "compiled and interpreted" in line)
     print(line)
-    kernels = {module for variants in VARIANTS.values() for module in variants.values()}
+    kernels = {module for operation in operations for module in VARIANTS[operation].values()}
     assert line.endswith(f"of {len(kernels)} kernels"), line
 
 
