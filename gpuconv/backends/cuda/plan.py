@@ -67,10 +67,14 @@ class Plan:
         Args:
             empty: makes an array of a shape and type.
         """
-        return [
-            [empty(shape, dtype) for shape, dtype in one] if isinstance(one, list) else empty(*one)
-            for one in self._results
-        ]
+        # Queued at each step: a call less counts.
+        made: list[Any] = []
+        for one in self._results:
+            if one.__class__ is tuple:
+                made.append(empty(*one))
+            else:
+                made.append([empty(*part) for part in one])
+        return made
 
     def run(self, arrays: Sequence[Any], options: dict[str, Any], stream: int | None = None) -> None:
         """Call the variant's ``launch`` with the arrays themselves: NumPy's in the simulator."""
