@@ -382,7 +382,8 @@ class CudaBackend(Backend):
             The result, or a tuple if there are several.
         """
         if results is None:
-            results = plan.new_results(self.xp.empty)
+            empty = self.xp.empty
+            results = plan.new_results(empty) if plan.single is None else (empty(*plan.single),)
         arrays = (*inputs, *results)
         if plan.workspace:
             first = arrays[0]

@@ -40,9 +40,10 @@ class Plan:
         choice: variant and tiling, and why.
         variant: what runs; None if the operation runs as its parts do.
         workspace: elements of the workspace that it needs.
+        single: shape and type of the only result; None if there are several.
     """
 
-    __slots__ = ("_device", "_prepared", "_results", "choice", "geometry", "variant", "workspace")
+    __slots__ = ("_device", "_prepared", "_results", "choice", "geometry", "single", "variant", "workspace")
 
     def __init__(self, choice: Choice, geometry: Any, dtype: Any):
         self.choice, self.geometry = choice, geometry
@@ -57,6 +58,7 @@ class Plan:
                 operands = array.operands(geometry, np.dtype(dtype).name)
                 described = [(one.shape, np.dtype(one.dtype)) for one in each(operands)]
                 self._results.append(described if isinstance(operands, list) else described[0])
+        self.single = self._results[0] if len(self._results) == 1 and isinstance(self._results[0], tuple) else None
         self._prepared: dict[Any, _Prepared | None] = {}
 
     def new_results(self, empty: Callable[..., Any]) -> list[Any]:
@@ -65,10 +67,14 @@ class Plan:
         Args:
             empty: makes an array of a shape and type.
         """
-        return [
-            [empty(shape, dtype) for shape, dtype in one] if isinstance(one, list) else empty(*one)
-            for one in self._results
-        ]
+        # Queued at each step: a call less counts.
+        made: list[Any] = []
+        for one in self._results:
+            if one.__class__ is tuple:
+                made.append(empty(*one))
+            else:
+                made.append([empty(*part) for part in one])
+        return made
 
     def run(self, arrays: Sequence[Any], options: dict[str, Any], stream: int | None = None) -> None:
         """Call the variant's ``launch`` with the arrays themselves: NumPy's in the simulator."""
