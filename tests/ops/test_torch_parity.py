@@ -119,6 +119,51 @@ def test_conv2d(convolution: tuple[list[tuple[int, ...]], dict[str, Any]], seed:
 
 
 @st.composite
+def transposed(draw: st.DrawFn) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
+    """Shapes of input, weight and bias, and keywords of a transposed convolution; some do not fit together."""
+    groups, channels, maps = (draw(st.integers(1, 3)) for _ in range(3))
+    lead = draw(st.sampled_from([(), (1,), (2,)]))  # of no image PyTorch takes what it otherwise refuses
+    shapes = [
+        (*lead, groups * channels + draw(st.sampled_from([0] * 12 + [1])), *draw(st.tuples(*[st.integers(1, 6)] * 2))),
+        (groups * channels, maps, *draw(st.tuples(*[st.integers(1, 4)] * 2))),
+        (groups * maps + draw(st.sampled_from([0] * 12 + [1])),),
+    ]
+    return shapes, {
+        "stride": draw(sizes(1, 3)),
+        "padding": draw(sizes(0, 3)),
+        "output_padding": draw(sizes(0, draw(st.sampled_from([0, 1, 2])))),
+        "dilation": draw(sizes(1, 3)),
+        "groups": groups,
+    }
+
+
+@given(transposed(), st.integers(0, 2**32 - 1))
+def test_conv_transpose2d(convolution: tuple[list[tuple[int, ...]], dict[str, Any]], seed: int) -> None:
+    """Forward and three gradients, for whatever stride, padding, output padding, dilation and groups."""
+    shapes, options = convolution
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(shape) for shape in shapes]
+    compare(lambda *a: F.conv_transpose2d(*a, **options), lambda *a: T.conv_transpose2d(*a, **options), arrays, seed)
+
+
+@given(
+    st.sampled_from(["avg", "max"]),
+    st.tuples(*[st.integers(1, 7)] * 2),
+    st.tuples(*[st.integers(1, 5)] * 2),
+    st.integers(0, 2**32 - 1),
+)
+def test_adaptive_pooling(kind: str, image: tuple[int, int], size: tuple[int, int], seed: int) -> None:
+    """Values, indices and gradients, of ties too, for whatever sizes before and after."""
+    rng = np.random.default_rng(seed)
+    arrays = [rng.integers(-2, 3, (2, 2, *image)).astype(np.float64)]
+    options = {"return_indices": True} if kind == "max" else {}
+    name = f"adaptive_{kind}_pool2d"
+    compare(
+        lambda x: getattr(F, name)(x, size, **options), lambda x: getattr(T, name)(x, size, **options), arrays, seed
+    )
+
+
+@st.composite
 def poolings(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     """Shape of an input, and kernel_size, stride and padding; some do not fit together."""
     lead = draw(st.sampled_from([(2,), (0, 2), (1, 1), (2, 3)]))
