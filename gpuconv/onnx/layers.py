@@ -55,6 +55,16 @@ class _Window:
         ]
 
     @property
+    def counts(self) -> list[int]:
+        """How many windows there are, if what hangs over the edge does not count."""
+        return [
+            (length + sum(side) - dilation * (size - 1) - 1) // stride + 1
+            for length, side, dilation, size, stride in zip(
+                self.lengths, self.sides, self.dilation, self.kernel, self.stride, strict=True
+            )
+        ]
+
+    @property
     def symmetric(self) -> bool:
         """Whether as much is before as behind."""
         return all([before == after for before, after in self.sides])
@@ -164,6 +174,30 @@ def _conv_transpose(node: Node, x: Any, weight: Any, bias: Any = None) -> Any:
 def _without(node: Node, name: str) -> Node:
     attributes = {key: value for key, value in node.attributes.items() if key != name}
     return Node(node.op, node.name, node.inputs, node.outputs, attributes, node.opset)
+
+
+@operator("Conv+Relu", "Conv+Relu+MaxPool")
+def _block(node: Node, x: Any, weight: Any, bias: Any = None) -> Any:
+    """Neighbours that have a primitive of their own: see ``gpuconv.onnx.network``."""
+    conv, _, *pool = node.get("parts")
+    window = _Window(conv, shape_of(x)[2:], shape_of(weight)[2:])
+    if window.rank != 2:
+        y = F.relu(_conv(conv, x, weight, bias))
+        return _max_pool(pool[0], y) if pool else y
+    arguments = x, weight, bias, window.stride, window.padding, window.dilation, conv.get("group", 1)
+    if not pool:
+        return F.conv2d_relu(*arguments)
+    pooling = _Window(pool[0], window.counts, pool[0].get("kernel_shape"))
+    if not pooling.usual:
+        return _max_pool(pool[0], F.conv2d_relu(*arguments))
+    return F.conv2d_relu_max_pool2d(
+        *arguments,
+        kernel_size=pooling.kernel,
+        pool_stride=pooling.stride,
+        pool_padding=pooling.padding,
+        pool_dilation=pooling.dilation,
+        ceil_mode=pooling.ceil,
+    )
 
 
 @operator("Col2Im", settings=(1, 2))

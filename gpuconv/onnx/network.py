@@ -69,6 +69,7 @@ class OnnxModule(Module):
         super().__init__()
         self.inputs: list[Value] = graph.inputs
         self.outputs: list[str] = graph.outputs
+        self._nodes: list[Node] = []
         self._steps: list[_Step] = []
         self._constants: dict[str, np.ndarray] = {}
         self._places: dict[str, tuple[Module, str]] = {}
@@ -82,9 +83,10 @@ class OnnxModule(Module):
             else:
                 value = Parameter(array) if kind == "parameter" else Tensor(array)
                 self._places[name] = _placed(self, name, value)
-        self._steps = self._planned(graph)
+        self._nodes = self._left(graph)
+        self._steps = self._planned(_fused(self._nodes, graph.outputs))
 
-    def _planned(self, graph: Graph) -> list[_Step]:
+    def _left(self, graph: Graph) -> list[Node]:
         """The nodes that have to run each time; what follows from constants alone is computed here, once."""
         left = []
         for node in graph.nodes:
@@ -94,9 +96,13 @@ class OnnxModule(Module):
                 left.append(node)
         needed = {name for node in left for name in node.inputs} | set(graph.outputs)
         self._constants = {name: value for name, value in self._constants.items() if name in needed}
+        return left
+
+    def _planned(self, nodes: list[Node]) -> list[_Step]:
+        """The nodes as they run, and what each one is the last to need."""
         steps: list[_Step] = []
-        kept = {*graph.outputs, *self._constants, *self._places}
-        for node in reversed(left):
+        kept = {*self.outputs, *self._constants, *self._places}
+        for node in reversed(nodes):
             done = {name for name in (*node.inputs, *node.outputs) if name and name not in kept}
             kept |= done
             steps.append(_Step(node, tuple(sorted(done))))
@@ -104,7 +110,7 @@ class OnnxModule(Module):
 
     def forward(self, *inputs: Any) -> Any:
         values: dict[str, Any] = dict(zip([value.name for value in self.inputs], self._checked(inputs), strict=True))
-        for _ in self._run(values):
+        for _ in self._run(values, self._steps):
             pass
         outputs = [v if isinstance(v := values[name], Tensor) else Tensor(v) for name in self.outputs]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
@@ -128,15 +134,15 @@ class OnnxModule(Module):
         layers: list[LayerSummary] = []
         with evaluating(self), no_grad():
             values = dict(zip([value.name for value in self.inputs], self._checked(tuple(inputs)), strict=True))
-            for node, found in self._run(values):
+            for node, found in self._run(values, self._planned(self._nodes)):
                 layers.append(_counted(node, found))
         return Summary(tuple(layers))
 
-    def _run(self, values: dict[str, Any]) -> Iterator[tuple[Node, dict[str, Any]]]:
+    def _run(self, values: dict[str, Any], steps: list[_Step]) -> Iterator[tuple[Node, dict[str, Any]]]:
         """Run the nodes; after each one it and all values that there are then."""
         values |= self._constants
         values |= {name: getattr(scope, attribute) for name, (scope, attribute) in self._places.items()}
-        for node, done in self._steps:
+        for node, done in steps:
             values |= _named(node, _computed(node, values, self.training))
             yield node, values
             for name in done:
@@ -171,6 +177,39 @@ class OnnxModule(Module):
             if tensor.ndim != len(value.shape):
                 raise ValueError(f"input {value.name} must be one number, got shape {tensor.shape}")
         return tensors
+
+
+def _fused(nodes: list[Node], outputs: Sequence[str]) -> list[Node]:
+    """The nodes; Conv, Relu and MaxPool in a row, or the first two, are one if nobody else needs what is between."""
+    users: dict[str, list[int]] = {name: [-1] for name in outputs}
+    for number, node in enumerate(nodes):
+        for name in node.inputs:
+            users.setdefault(name, []).append(number)
+
+    def next_one(node: Node, op: str) -> int | None:
+        """The only user of a node's only output, if it is of a type."""
+        using = users.get(node.outputs[0], [])
+        alone = len(using) == 1 and using[0] >= 0 and not any(node.outputs[1:])
+        return using[0] if alone and nodes[using[0]].op == op else None
+
+    gone: set[int] = set()
+    result: dict[int, Node] = {}
+    for number, node in enumerate(nodes):
+        if number in gone:
+            continue
+        parts, last = [node], number
+        for op in ("Relu", "MaxPool") if node.op == "Conv" else ():
+            following = next_one(parts[-1], op)
+            if following is None or (op == "MaxPool" and any(nodes[following].outputs[1:])):
+                break
+            parts.append(nodes[following])
+            gone.add(following)
+            last = following
+        if len(parts) > 1:
+            op = "+".join(part.op for part in parts)
+            node = Node(op, node.name, node.inputs, parts[-1].outputs[:1], {"parts": parts}, node.opset)
+        result[last] = node  # where its last part stood, so that all that it needs is there
+    return [result[number] for number in sorted(result)]
 
 
 def _counted(node: Node, values: dict[str, Any]) -> LayerSummary:

@@ -195,6 +195,26 @@ def test_a_network_runs_in_the_simulator(every_backend: Backend) -> None:
         np.testing.assert_allclose(one.grad.numpy(), other.grad.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("pads", [[1, 1, 1, 1], [2, 0, 1, 1]], ids=str)
+def test_neighbours_run_as_one_unless_somebody_looks_between(pads: list[int], backend: Backend) -> None:
+    """Convolution, ReLU and pooling are one step, of the same result; not if what is between them is wanted, too."""
+    nodes = [
+        _node("Conv", "x weight bias", "a", pads=pads, strides=[1, 2]),
+        _node("Relu", "a", "b"),
+        _node("MaxPool", "b", "y", kernel_shape=[2, 3], strides=[2, 2], pads=pads, ceil_mode=1),
+    ]
+    weights, x = {"weight": _floats(4, 2, 3, 3), "bias": _floats(4)}, _floats(2, 2, 9, 11)
+    fused = gpuconv.onnx.load(_model(nodes, {"x": ["N", 2, 9, 11]}, weights))
+    apart = gpuconv.onnx.load(_model(nodes, {"x": ["N", 2, 9, 11]}, weights, outputs=("y", "b", "a")))
+    assert [len(fused._steps), len(apart._steps)] == [1, 3]
+    whole, (expected, *_) = fused(x), apart(x)
+    np.testing.assert_allclose(whole.numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
+    for result in (whole, expected):
+        (result * result).sum().backward()
+    for one, other in zip(fused.parameters(), apart.parameters(), strict=True):
+        np.testing.assert_allclose(one.grad.numpy(), other.grad.numpy(), rtol=1e-4, atol=1e-4)
+
+
 def test_16_bit_weights_become_float32() -> None:
     """The network computes in float32, on float32."""
     model = _linear()
