@@ -66,7 +66,10 @@ def read(path: Path) -> dict[str, Any]:
         raise Refused(f"{path}: cannot be read ({error})") from None
     if not isinstance(document, dict) or document.get("benchmark") != "gpu" or document.get("schema") != report.SCHEMA:
         raise Refused(f"{path}: not results of bench.gpu, schema {report.SCHEMA}")
-    return document
+    known = [result for result in document["results"] if result["operation"] in kernels.VARIANTS]
+    if gone := {result["operation"] for result in document["results"]} - {result["operation"] for result in known}:
+        say(f"{path}: passed over, as there are no kernels for them any more: {', '.join(sorted(gone))}")
+    return {**document, "results": known}
 
 
 def timed(result: dict[str, Any], statistic: Any = min) -> dict[tuple[str, str], float]:
