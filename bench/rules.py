@@ -54,6 +54,19 @@ def parsed(text: str) -> Any:
         raise Refused(f"not a geometry: {text} ({error})") from None
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The results in a file, but for those of operations that have no kernels any more, which one line names.
+
+    Raises:
+        Refused: it cannot be read, or holds something else.
+    """
+    document = command.read(path, "gpu")
+    known = [result for result in document["results"] if result["operation"] in kernels.VARIANTS]
+    if gone := {result["operation"] for result in document["results"]} - {result["operation"] for result in known}:
+        say(f"{path}: passed over, as there are no kernels for them any more: {', '.join(sorted(gone))}")
+    return {**document, "results": known}
+
+
 def timed(result: dict[str, Any], statistic: Any = min) -> dict[tuple[str, str], float]:
     """Microseconds of each kernel that is right and was timed, by variant and tiling; a statistic of its samples."""
     found = [kernel for kernel in result["kernels"] if kernel["us"] and kernel["fault"] is None]
@@ -145,7 +158,7 @@ def _run(argv: Sequence[str] | None) -> int:
     add("--median", action="store_true", help="of each kernel the median sample, and not the fastest")
     add("--winners", action="store_true", help="print instead what beats the rule, as gpuconv ships it")
     arguments = parser.parse_args(argv)
-    documents = [command.read(path, "gpu") for path in arguments.results]
+    documents = [read(path) for path in arguments.results]
     if arguments.winners:
         content = {"schema": store.DEFAULTS_SCHEMA, "defaults": winners(documents)}
         print(json.dumps(content, indent=1))

@@ -223,6 +223,17 @@ def test_other_files_are_refused(content, words, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_operations_that_are_gone_are_passed_over(tmp_path, capsys):
+    """Old results name operations that have no kernels any more: one line says which, the others are shown."""
+    path, known = tmp_path / "results.json", result(kernel(*TAKEN, [1.0]))
+    path.write_text(json.dumps(document_of(known, {**known, "operation": "conv_net", "geometry": "NetGeometry()"})))
+    assert rules.main([str(path)]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == f"{path}: passed over, as there are no kernels for them any more: conv_net\n"
+    assert "conv2d" in shown.out
+    assert "conv_net" not in shown.out
+
+
 def test_a_variant_asked_for_is_not_the_rule(tmp_path, capsys, monkeypatch):
     """With GPUCONV_VARIANTS set, the table would show something else."""
     monkeypatch.setenv("GPUCONV_VARIANTS", "conv2d=direct")
@@ -239,6 +250,7 @@ RESULTS = [
     for document in map(json.loads, (path.read_text() for path in (command.ROOT / "bench" / "results").glob("*.json")))
     if document["benchmark"] == "gpu"
     for one in document["results"]
+    if one["operation"] in kernels.VARIANTS
 ]
 
 

@@ -125,7 +125,7 @@ def test_an_operation_is_added(page, tmp_path):
     copy_project(tmp_path)
     (code,) = re.findall(r'^```python\n("""Leaky.*?)^```', page, re.MULTILINE | re.DOTALL)
     (tmp_path / "kernels" / "pointwise" / "leaky_relu.py").write_text(code, encoding="utf-8")
-    places = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    places = dict(re.findall(r"^```\n# (\S+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
     before = {
         "kernels/operations.py": '    "relu": Operation(',
         "kernels/__init__.py": '    "relu": {',
