@@ -106,6 +106,7 @@ def test_parameters() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("vgg13_bn", "vgg16_bn", "vgg19_bn")])
 def test_figures_of_a_summary(name: str) -> None:
     """What `gpuconv summary` shows: parameters to the last one, and multiply-adds as published: they tell strides."""

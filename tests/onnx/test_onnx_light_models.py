@@ -90,7 +90,12 @@ def _prepared(name: str, folder: Path) -> tuple[Path, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "backend"), [(name, "numpy") for name in MODELS] + [(name, "numba") for name in COMPILED]
+    ("name", "backend"),
+    [
+        pytest.param(name, backend, marks=[pytest.mark.thorough] * ((name, backend) != ("squeezenet", "numpy")))
+        for backend, names in (("numpy", MODELS), ("numba", COMPILED))
+        for name in names
+    ],
 )
 def test_light_model(name: str, backend: str, tmp_path: Path) -> None:
     """Forward as in ONNX Runtime, to 1e-4 of the largest output; and every parameter gets a finite gradient."""
