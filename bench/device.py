@@ -172,10 +172,10 @@ def rank_at(place: Any, clock: measure.Clock, operation: str, geometry: Any, doc
 
 
 def _kernel(operation: str, geometry: Any, found: dict[str, Any]) -> tuple[Any, Any]:
-    """Module and tiling of a result."""
-    if found["file"] is None:
-        from gpuconv import kernels
+    """Variant and tiling of a result."""
+    from gpuconv import kernels
 
+    if found["file"] is None:
         module: Any = kernels.load(operation, found["variant"])
     else:
         from bench.own_kernel import load

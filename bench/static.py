@@ -45,7 +45,7 @@ _DEFAULT_LAYERS = (
     "lenet5.relu1",
     "lenet5.loss",
     "lenet5.images*",
-    "lenet5.fc1-weight",
+    "resnet50.norm2",
     "resnet50.conv2-3x3",
     "resnet50.conv3-reduce",
     "mobilenet2.depthwise-14",

@@ -431,21 +431,33 @@ def _conv_net(to: Any, call: Any, x: str, *parameters: str, geometry: Any) -> An
 # -- normalisation ----------------------------------------------------------------------------------------------------
 
 
-@exporter("NormalizeBy")
-def _normalize_by(to: Any, call: Any, x: str, mean: str, var: str, weight: str, bias: str, *, eps: float) -> Any:
-    channels = call.inputs[0].shape[1]
-    sources = [to.before_reshape(name) if name else name for name in (weight, bias, mean, var)]
-    if all([not name or to.shape_of(name) == (channels,) for name in sources]):
-        dtype = call.inputs[0].dtype
-        weight, bias, mean, var = (
-            name or to.constant(np.full(channels, fill), dtype)
-            for name, fill in zip(sources, (1, 0, 0, 1), strict=True)
-        )
-        return to.node("BatchNormalization", x, weight, bias, mean, var, epsilon=eps)
-    rate = to.node("Sqrt", to.node("Add", var, _number(to, eps, call)))
-    y = to.node("Div", to.node("Sub", x, mean), rate)
-    y = to.node("Mul", y, weight) if weight else y
-    return to.node("Add", y, bias) if bias else y
+@exporter("BatchNorm")
+def _batch_norm(
+    to: Any,
+    call: Any,
+    x: str,
+    weight: str,
+    bias: str,
+    residual: str,
+    mean: str,
+    var: str,
+    *,
+    eps: float,
+    relu: bool,
+) -> Any:
+    (_, channels, *others), dtype = call.inputs[0].shape, call.inputs[0].dtype
+    if mean:
+        weight, bias = (name or to.constant(np.full(channels, fill), dtype) for name, fill in ((weight, 1), (bias, 0)))
+        y = to.node("BatchNormalization", x, weight, bias, mean, var, epsilon=eps)
+    else:  # the statistics of x itself
+        axes, wide = to.constant([0, *range(2, 2 + len(others))]), to.constant([1, channels, *[1] * len(others)])
+        centered = to.node("Sub", x, to.node("ReduceMean", x, axes))
+        spread = to.node("ReduceMean", to.node("Mul", centered, centered), axes)
+        y = to.node("Div", centered, to.node("Sqrt", to.node("Add", spread, _number(to, eps, call))))
+        y = to.node("Mul", y, to.node("Reshape", weight, wide)) if weight else y
+        y = to.node("Add", y, to.node("Reshape", bias, wide)) if bias else y
+    y = to.node("Add", y, residual) if residual else y
+    return to.node("Relu", y) if relu else y
 
 
 @exporter("Normalize")

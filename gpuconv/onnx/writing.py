@@ -161,11 +161,6 @@ class _Writer:
             self._arrays[name] = array
         return self._constants[key]
 
-    def before_reshape(self, name: str) -> str:
-        """What a value is a reshaped one of; itself if it is none."""
-        op, inputs = self._made_by.get(name, ("", ()))
-        return inputs[0] if op == "Reshape" else name
-
     def shape_of(self, name: str) -> tuple[int, ...] | None:
         """The shape of a parameter, buffer or constant; None for others."""
         array = self._trace.state.get(name, self._arrays.get(name))

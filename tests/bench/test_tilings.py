@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
 import json
 import os
@@ -262,9 +261,10 @@ def test_times_of_a_device_are_filled_in(tmp_path):
 def judged_by(job) -> list[dict]:
     """As of a compiled job, with grids and blocks that are real, and shares of multiply-adds that are not."""
     from bench.inspection import tiling_text
+    from gpuconv import kernels
 
     share = 0.3 + len(tiling_text(dataclasses.asdict(job.tiling))) % 7 / 10
-    module = importlib.import_module(job.module)
+    module = kernels.load(job.operation, job.variant)
     return [
         {
             "kernel": "kernel",
@@ -407,7 +407,10 @@ def test_points_of_the_roofline_stand_where_they_belong():
         (["--layer", "lenet.conv2", "--png", "LICENSE/pictures"], "--png: cannot make the folder LICENSE/pictures"),
         (["--layer", "lenet.conv2", "--kernel", "no.py"], "--kernel: no.py: unreadable: no.py: No such file"),
         (["--layer", "lenet.conv2", "--kernel", "LICENSE"], "--kernel: LICENSE: syntax error: line 1 is not Python"),
-        (["--layer", "lenet.conv2", "--kernel", "bench/command.py"], "contract: it lacks supports(geometry), tilings"),
+        (
+            ["--layer", "lenet.conv2", "--kernel", "bench/command.py"],
+            "it lacks tilings(geometry), calls(a, geometry",
+        ),
         ([], "say which layer"),
     ],
 )

@@ -150,7 +150,7 @@ def test_sizes_that_need_64_bit_offsets_are_refused(operation, variant):
     if operation == "conv2d_grad_bias":
         geometry = geometry.output_shape
     assert not module.supports(geometry)
-    with pytest.raises(ValueError, match=f"{operation}: output has .* needs 64-bit offsets.* Split the batch"):
+    with pytest.raises(ValueError, match=f"{operation}: grad has .* needs 64-bit offsets.* Split the batch"):
         module.launches(geometry, module.tilings(geometry)[0], np.float32)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.operation_cases import LOSSES
 
 import gpuconv
 from gpuconv import Tensor, nn
@@ -18,28 +19,6 @@ except ImportError:
     torch = None
 
 needs_torch = pytest.mark.skipif(torch is None, reason="pip install torch to compare with PyTorch")
-
-#: Losses: name, arguments, keywords, kinds of inputs.
-LOSSES: list[tuple[str, dict[str, Any], str]] = [
-    ("L1Loss", {}, "rr"),
-    ("SmoothL1Loss", {"beta": 0.5}, "rr"),
-    ("HuberLoss", {"reduction": "sum", "delta": 0.5}, "rr"),
-    ("NLLLoss", {"weight": "weight", "ignore_index": 1}, "ri"),
-    ("BCELoss", {"reduction": "none"}, "uu"),
-    ("BCELoss", {"weight": "weight"}, "uu"),
-    ("BCEWithLogitsLoss", {"weight": "weight", "pos_weight": "weight"}, "ru"),
-    ("KLDivLoss", {"reduction": "batchmean"}, "ru"),
-    ("KLDivLoss", {"reduction": "sum", "log_target": True}, "rr"),
-    ("PoissonNLLLoss", {"full": True}, "uu"),
-    ("GaussianNLLLoss", {"full": True}, "rru"),
-    ("MarginRankingLoss", {"margin": 0.3}, "rrs"),
-    ("HingeEmbeddingLoss", {"margin": 0.3}, "rs"),
-    ("SoftMarginLoss", {}, "rs"),
-    ("CosineEmbeddingLoss", {"margin": 0.1}, "rrl"),
-    ("TripletMarginLoss", {"p": 1.0, "swap": True}, "rrr"),
-    ("CosineSimilarity", {"dim": 0}, "rr"),
-    ("PairwiseDistance", {"p": 1.0, "keepdim": True}, "rr"),
-]
 
 
 def _drawn(kind: str, rng: np.random.Generator) -> np.ndarray:

@@ -1492,3 +1492,25 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: gpuconv.nn.utils.parameters_to_vector([]), ValueError, "parameters_to_vector: parameters"),
     (lambda: gpuconv.nn.utils.vector_to_parameters(_X, []), ValueError, "vector_to_parameters: vec"),
 ]
+
+#: Losses: name, arguments, keywords, kinds of inputs.
+LOSSES: list[tuple[str, dict[str, Any], str]] = [
+    ("L1Loss", {}, "rr"),
+    ("SmoothL1Loss", {"beta": 0.5}, "rr"),
+    ("HuberLoss", {"reduction": "sum", "delta": 0.5}, "rr"),
+    ("NLLLoss", {"weight": "weight", "ignore_index": 1}, "ri"),
+    ("BCELoss", {"reduction": "none"}, "uu"),
+    ("BCELoss", {"weight": "weight"}, "uu"),
+    ("BCEWithLogitsLoss", {"weight": "weight", "pos_weight": "weight"}, "ru"),
+    ("KLDivLoss", {"reduction": "batchmean"}, "ru"),
+    ("KLDivLoss", {"reduction": "sum", "log_target": True}, "rr"),
+    ("PoissonNLLLoss", {"full": True}, "uu"),
+    ("GaussianNLLLoss", {"full": True}, "rru"),
+    ("MarginRankingLoss", {"margin": 0.3}, "rrs"),
+    ("HingeEmbeddingLoss", {"margin": 0.3}, "rs"),
+    ("SoftMarginLoss", {}, "rs"),
+    ("CosineEmbeddingLoss", {"margin": 0.1}, "rrl"),
+    ("TripletMarginLoss", {"p": 1.0, "swap": True}, "rrr"),
+    ("CosineSimilarity", {"dim": 0}, "rr"),
+    ("PairwiseDistance", {"p": 1.0, "keepdim": True}, "rr"),
+]

@@ -661,7 +661,7 @@ def test_messages_tell_which_words_are_settings():
             "<patience> needs validation images; set <validation_fraction> abo",
         ),
         ({"data": 5}, "<data> must be a name or a path, got 5"),
-        ({"model": "epochs"}, "<model> must be one of lenet5, with-dropout, got 'epochs'"),
+        ({"model": "epochs"}, f"<model> must be one of {', '.join(models.MODELS)}, got 'epochs'"),
     ]:
         with pytest.raises(training.NamesSettings) as caught:
             TrainConfig(**changes)
