@@ -193,9 +193,8 @@ def test_each_budget_is_of_a_kernel():
 
     names = set()
     for operation, variants in VARIANTS.items():
-        for module, geometry in itertools.product(
-            [load(operation, one) for one in variants], LAYERS[operation].values()
-        ):
+        modules = [load(operation, variant) for variant in variants]
+        for module, geometry in itertools.product(modules, LAYERS[operation].values()):
             for tiling in module.tilings(geometry) if module.supports(geometry) else ():
                 names |= {launch.kernel.fn.__name__ for launch in module.launches(geometry, tiling, "float32")}
     assert set(BUDGETS) <= names

@@ -296,3 +296,17 @@ def test_a_padding_mode_is_kept_in_a_sequence() -> None:
     x = Tensor(np.random.default_rng(0).standard_normal((1, 1, 4, 4)).astype(np.float32))
     assert layers.blocks() == [("0",), ("1",), ("2",)]
     np.testing.assert_array_equal(layers(x).numpy(), layers[2](layers[1](layers[0](x))).numpy())
+
+
+@needs_torch
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_max_unpooling(dimensions: int) -> None:
+    """What a pooling with indices took goes back to its place, as in PyTorch."""
+    x = np.random.default_rng(0).normal(size=(2, 3, *[5] * dimensions)).astype(np.float32)
+    results = []
+    for library, input in ((nn, Tensor(x)), (torch.nn, torch.from_numpy(x))):
+        pooled, indices = getattr(library, f"MaxPool{dimensions}d")(2, stride=2, return_indices=True)(input)
+        back = getattr(library, f"MaxUnpool{dimensions}d")(2, stride=2)(pooled, indices, x.shape)
+        results.append(back.numpy())
+    np.testing.assert_array_equal(*results)
