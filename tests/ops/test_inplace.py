@@ -114,12 +114,26 @@ def test_refused_assignments() -> None:
     assert buffer.tolist() == [[0.0] * 3] * 2
 
 
+def test_masked_fill_in_place() -> None:
+    """What the mask marks has the value, and passes no gradient on, as in PyTorch."""
+    x, mask = np.arange(6.0).reshape(2, 3), np.array([[True, False, False], [False, True, True]])
+    results = []
+    for make in (torch.tensor, Tensor):
+        leaf = make(x, requires_grad=True)
+        y = leaf * 2
+        assert y.masked_fill_(make(mask), 7.0) is y
+        y.sum().backward()
+        results.append((y.detach().numpy(), leaf.grad.numpy()))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
         ("add_", (1.5,)), ("sub_", (0.5,)), ("mul_", (3.0,)), ("div_", (2.0,)), ("pow_", (2,)), ("exp_", ()),
         ("abs_", ()), ("neg_", ()), ("clamp_", (-0.5, 0.5)), ("relu_", ()), ("sigmoid_", ()), ("tanh_", ()),
-        ("fill_", (2.0,)), ("zero_", ()),
+        ("fill_", (2.0,)), ("zero_", ()), ("sqrt_", ()),
     ],
 )  # fmt: skip
 def test_methods_in_place(name: str, arguments: tuple[Any, ...]) -> None:
