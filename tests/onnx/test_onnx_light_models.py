@@ -34,8 +34,6 @@ MODELS = (
 )
 #: Those that run on the compiled backend, too: its kernels for nine networks take minutes to compile.
 COMPILED = ("bvlc_alexnet", "inception_v1", "squeezenet")
-#: What the reference of the onnx package computes in seconds, and not in minutes.
-QUICK = ("squeezenet", "shufflenet")
 
 
 def _weights(model: Any, rng: np.random.Generator) -> None:
@@ -99,8 +97,6 @@ def _prepared(name: str, folder: Path) -> tuple[Path, np.ndarray]:
 )
 def test_light_model(name: str, backend: str, tmp_path: Path) -> None:
     """Forward as in ONNX Runtime, to 1e-4 of the largest output; and every parameter gets a finite gradient."""
-    if onnx_running.onnxruntime is None and name not in QUICK:
-        pytest.skip("pip install onnxruntime: the reference of the onnx package would take minutes")
     with gpuconv.use_backend(backend):
         _as_in_the_runtime(*_prepared(name, tmp_path))
 

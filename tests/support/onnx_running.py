@@ -1,4 +1,4 @@
-"""Runs ONNX files as others do: with ONNX Runtime, or where it is missing the reference of the `onnx` package."""
+"""Runs ONNX files as others do: with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 
 try:
     import onnxruntime
 except ImportError:
     onnxruntime = None
 
-RUNTIME = "onnx.reference" if onnxruntime is None else "ONNX Runtime"
-
 
 def run(path: str | os.PathLike[str], *inputs: Any) -> list[np.ndarray]:
-    """The outputs of the file's graph, for its inputs in order."""
-    names = [value.name for value in onnx.load(path).graph.input]
-    feed = dict(zip(names, map(np.asarray, inputs), strict=True))
+    """The outputs of the file's graph, for its inputs in order; the test is skipped where ONNX Runtime is missing."""
     if onnxruntime is None:
-        from onnx.reference import ReferenceEvaluator
-
-        return ReferenceEvaluator(os.fspath(path)).run(None, feed)
+        pytest.skip("pip install onnxruntime to compare with it")
+    names = [value.name for value in onnx.load(path).graph.input]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    return session.run(None, feed)
+    return session.run(None, dict(zip(names, map(np.asarray, inputs), strict=True)))
