@@ -49,6 +49,7 @@ def variants(operation, shape, dtype):
             yield module, tiling
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_stats(shape, dtype):
@@ -62,6 +63,7 @@ def test_stats(shape, dtype):
         np.testing.assert_allclose(found[1], var, rtol=1e-5 if dtype == "float32" else 1e-12, err_msg=str(tiling))
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("absent", [(), ("weight", "bias"), ("residual",)], ids=str)
@@ -85,6 +87,7 @@ def test_normalising(shape, absent, relu, dtype):
         np.testing.assert_allclose(out, expected, **TOLERANCE[dtype], err_msg=str(tiling))
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
