@@ -7,6 +7,23 @@ from gpuconv.geometry import integer
 from gpuconv.models.classifier import Classifier
 
 
+def _classifier(num_classes: int, dropout: float) -> dict[str, nn.Module]:
+    """What follows the maps in both networks."""
+    return {
+        "avgpool": nn.AdaptiveAvgPool2d((6, 6)),
+        "flatten": nn.Flatten(),
+        "classifier": nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(256 * 6 * 6, 4096),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Linear(4096, num_classes),
+        ),
+    }
+
+
 class AlexNet(Classifier):
     """Five convolutions and three fully connected layers: 61,100,840 parameters for 1,000 classes.
 
@@ -34,17 +51,7 @@ class AlexNet(Classifier):
                     nn.ReLU(),
                     nn.MaxPool2d(3, 2),
                 ),
-                "avgpool": nn.AdaptiveAvgPool2d((6, 6)),
-                "flatten": nn.Flatten(),
-                "classifier": nn.Sequential(
-                    nn.Dropout(dropout),
-                    nn.Linear(256 * 6 * 6, 4096),
-                    nn.ReLU(),
-                    nn.Dropout(dropout),
-                    nn.Linear(4096, 4096),
-                    nn.ReLU(),
-                    nn.Linear(4096, num_classes),
-                ),
+                **_classifier(num_classes, dropout),
             },
             config={"num_classes": num_classes, "dropout": dropout},
             input_shape=(3, 224, 224),
@@ -81,17 +88,7 @@ class ZFNet(Classifier):
                     nn.ReLU(),
                     nn.MaxPool2d(3, 2),
                 ),
-                "avgpool": nn.AdaptiveAvgPool2d((6, 6)),
-                "flatten": nn.Flatten(),
-                "classifier": nn.Sequential(
-                    nn.Dropout(dropout),
-                    nn.Linear(256 * 6 * 6, 4096),
-                    nn.ReLU(),
-                    nn.Dropout(dropout),
-                    nn.Linear(4096, 4096),
-                    nn.ReLU(),
-                    nn.Linear(4096, num_classes),
-                ),
+                **_classifier(num_classes, dropout),
             },
             config={"num_classes": num_classes, "dropout": dropout},
             input_shape=(3, 224, 224),

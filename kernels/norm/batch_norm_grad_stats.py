@@ -24,13 +24,12 @@ from gpuconv.kernels.device import (
     fma,
     jit,
     ldg,
-    reduction,
     st,
     u32,
     unrolled,
     vector_access,
 )
-from gpuconv.kernels.norm.channels import Parts, Tiling, tilings, vector_of, walk, workspace_size
+from gpuconv.kernels.norm.channels import Parts, Tiling, tilings, total_over_block, vector_of, walk, workspace_size
 from gpuconv.kernels.partial_sums import sum_parts_of_two
 from gpuconv.kernels.variant import Arguments
 
@@ -44,7 +43,7 @@ def _kernel(
     """``apart``: elements from the sums of one part to those of the next."""
     real = getattr(types, dtype)
     load = vector_access(vector)[1]
-    sum_of_block = reduction(threads, threads, dtype)
+    total_of = total_over_block(threads, vector, dtype)
 
     @device_function
     def add(j: int, sums: Any, products: Any, grads: Any, values: Any, results: Any, middle: Any) -> None:
@@ -67,13 +66,6 @@ def _kernel(
         add_all(sums, products, grads, values, results, middle)
 
     add_up = walk(channels, length, threads, vector, visit)
-
-    @device_function
-    def total_of(sums: Any) -> Any:
-        total = sums[0]
-        for j in range(1, vector):
-            total += sums[j]
-        return sum_of_block(total)
 
     @jit(launch_bounds=threads)
     def batch_norm_grad_stats(

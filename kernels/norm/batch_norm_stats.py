@@ -25,13 +25,12 @@ from gpuconv.kernels.device import (
     fma,
     jit,
     ldg,
-    reduction,
     st,
     u32,
     unrolled,
     vector_access,
 )
-from gpuconv.kernels.norm.channels import Parts, Tiling, tilings, vector_of, walk, workspace_size
+from gpuconv.kernels.norm.channels import Parts, Tiling, tilings, total_over_block, vector_of, walk, workspace_size
 from gpuconv.kernels.variant import Arguments
 
 __all__ = ["Tiling", "calls", "tilings", "workspace_size"]
@@ -43,7 +42,7 @@ _JOINING_THREADS = 128
 def _kernel(channels: int, length: int, threads: int, dtype: str, vector: int, parts: bool) -> Callable[..., None]:
     real = getattr(types, dtype)
     load = vector_access(vector)[1]
-    sum_of_block = reduction(threads, threads, dtype)
+    total_of = total_over_block(threads, vector, dtype)
 
     @device_function
     def add(j: int, sums: Any, values: Any) -> None:
@@ -69,13 +68,6 @@ def _kernel(channels: int, length: int, threads: int, dtype: str, vector: int, p
 
     add_up = walk(channels, length, threads, vector, first)
     add_deviations = walk(channels, length, threads, vector, second)
-
-    @device_function
-    def total_of(sums: Any) -> Any:
-        total = sums[0]
-        for j in range(1, vector):
-            total += sums[j]
-        return sum_of_block(total)
 
     @jit(launch_bounds=threads)
     def batch_norm_stats(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from gpuconv.kernels.device import MULTIPROCESSORS, device_function, minimum, u32
+from gpuconv.kernels.device import MULTIPROCESSORS, device_function, minimum, reduction, u32
 
 #: Blocks that keep a large GPU busy, and elements that are worth one.
 _ENOUGH_BLOCKS, _FEWEST_ELEMENTS = 4 * MULTIPROCESSORS, 4096
@@ -70,6 +70,20 @@ def walk(channels: int, length: int, threads: int, vector: int, visit: Any) -> A
             i += threads
 
     return through
+
+
+def total_over_block(threads: int, vector: int, dtype: str) -> Any:
+    """A device function of ``sums``, ``vector`` of them in each thread: their sum over the block, in each thread."""
+    sum_of_block = reduction(threads, threads, dtype)
+
+    @device_function
+    def total_of(sums: Any) -> Any:
+        total = sums[0]
+        for j in range(1, vector):
+            total += sums[j]
+        return sum_of_block(total)
+
+    return total_of
 
 
 @dataclasses.dataclass(frozen=True)
