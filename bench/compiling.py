@@ -123,14 +123,15 @@ def _compiled(launch: Any) -> int:
 
 @functools.cache
 def recorded(kind: str, *arguments: Any) -> list[Any]:
-    """Launches of LeNet, noted and not made.
+    """Launches of a network, noted and not made.
 
     Args:
-        kind: 'step', a training step; 'float64', one in double precision; 'decayed', one with weight decay; 'around',
-            what ``gpuconv train`` captures besides; 'moved', that with augmentation; 'inference', logits.
-        arguments: of the function of ``bench/step.py``: the batch.
+        kind: of LeNet, 'step', a training step; 'float64', one in double precision; 'decayed', one with weight decay;
+            'around', what ``gpuconv train`` captures besides; 'moved', that with augmentation; 'inference', logits.
+            'network': a training step and the logits of any.
+        arguments: of the function of ``bench/step.py``: the batch; of ``bench/network.py``: name, batch, size.
     """
-    from bench import step
+    from bench import network, step
 
     functions: dict[str, Callable[..., Any]] = {
         "step": step.launches,
@@ -139,12 +140,13 @@ def recorded(kind: str, *arguments: Any) -> list[Any]:
         "around": step.around_launches,
         "moved": functools.partial(step.around_launches, augment=True),
         "inference": step.inference_launches,
+        "network": network.launches,
     }
     return [launch for launch, _ in functions[kind](*arguments)]
 
 
-def lenet_work(wanted: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Arguments of :func:`compile_recorded` for the kernels of LeNet, none of them twice.
+def recorded_work(wanted: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Arguments of :func:`compile_recorded` for the kernels of networks, none of them twice.
 
     Args:
         wanted: arguments of :func:`recorded`.
@@ -165,8 +167,8 @@ def lenet_work(wanted: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 
 def step_work(batches: Iterable[int]) -> list[tuple[Any, ...]]:
-    """As :func:`lenet_work`: training steps, and the logits of one image."""
-    return lenet_work([*(("step", batch) for batch in batches), ("inference", 1)])
+    """As :func:`recorded_work`: training steps, and the logits of one image."""
+    return recorded_work([*(("step", batch) for batch in batches), ("inference", 1)])
 
 
 def call(function: Callable[..., int], *arguments: Any) -> int:

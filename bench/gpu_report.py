@@ -323,6 +323,24 @@ def _layers(path: Path) -> tuple[dict[str, Any], list[str]]:
     return figures, [f"{line}; faster than torch on {faster} of {len(ratios)} layers" if ratios else line]
 
 
+def _network(path: Path) -> tuple[dict[str, Any], list[str]]:
+    from gpuconv.tuning.measure import spread
+
+    document, figures, lines = _read(path), {}, []
+    wrong = []
+    for result in document["results"]:
+        ms = {label: 1e3 * spread(seconds).median for label, seconds in result["seconds"].items()}
+        figures[result["task"]] = {"ms": ms, "times": result["speedup"], "failed": result["failed"]}
+        lines.append(f"{result['task']}, ms: " + ", ".join(f"{label} {value:.2f}" for label, value in ms.items()))
+        wrong += [
+            f"{result['task']}: {label}: {why}" for label, why in result["failed"].items() if "torch" not in label
+        ]
+    if wrong:
+        figures["wrong"] = "; ".join(wrong)
+    settings = document["settings"]
+    return figures, [f"{settings['model']}, {settings['batch']} images", *lines]
+
+
 def _overhead(path: Path) -> tuple[dict[str, Any], list[str]]:
     figures = _read(path)
     wanted = ("launch_us", "eager_step_us", "captured_call_us")
@@ -359,6 +377,11 @@ def _layers_command(job: Job) -> list[str] | str:
     return [*_module("gpu"), *given]
 
 
+def _network_command(job: Job) -> list[str] | str:
+    given = ["--backend", "cuda", "--rounds", "7", "--seconds", "1", "--jobs", str(job.jobs)]
+    return [*_module("network"), *given, "--json", str(job.out / "network.json")]
+
+
 def _overhead_command(job: Job) -> list[str] | str:
     if importlib.util.find_spec("bench.overhead") is None:
         return "there is no bench.overhead"
@@ -373,12 +396,13 @@ def _stage(name: str, about: str, limit: float, digest: Digest, *, ends: bool = 
 STAGES = (
     _stage("environment", "versions, device, driver", 40, _environment, needed=True),
     _stage("contact", "a first kernel of each kind, LeNet captured", 150, _contact, needed=True),
-    _stage("compile", "kernels of all stages, a process a core", 110, _compile, ends=True),
+    _stage("compile", "kernels of all stages, a process a core", 140, _compile, ends=True),
     _stage("training", "gpuconv train with its defaults, beside the CPU", 60, _training),
     Stage("lenet", "LeNet's step beside PyTorch's, batches 64, 512", 80, _lenet_command, "lenet_gpu.json", _lenet),
     Stage("layers", "bench.gpu --quick: right, then beside cuDNN", 110, _layers_command, "gpu.json", _layers),
+    Stage("network", "ResNet-18 beside PyTorch's", 75, _network_command, "network.json", _network),
     Stage("overhead", "the host's part of launches and steps", 30, _overhead_command, "overhead.json", _overhead),
-    _stage("tests", "tests/test_gpu.py", 100, _tests, ends=True),
+    _stage("tests", "tests/test_gpu.py", 140, _tests, ends=True),
     _stage("sanitizer", "memcheck and racecheck on small layers", 70, _sanitizer),
     _stage("real-sizes", "every tiling, for the rest of the time", 480, _tests, ends=True, rest=True),
 )

@@ -113,7 +113,7 @@ def contact(results: Results, arguments: argparse.Namespace) -> int:
     losses = {batch: thread.submit(_losses, "numpy", batch, steps, "float64") for batch in batches}
     work = [(compiling.compile_chosen, *one) for one in _contact_layers()]
     recorded = [(kind, batch) for kind in ("step", "float64") for batch in batches]
-    work += [(compiling.compile_recorded, *one) for one in compiling.lenet_work(recorded)]
+    work += [(compiling.compile_recorded, *one) for one in compiling.recorded_work(recorded)]
     count = compiling.compile_all(compiling.call, work, arguments.jobs)
     eager, references = eagerly.result(), {batch: future.result() for batch, future in losses.items()}
     results.put(compiled=count, compile_seconds=time.perf_counter() - start, parts=[])
@@ -307,14 +307,17 @@ def kernels_of_the_stages(batches: Sequence[int]) -> Iterator[tuple[Any, ...]]:
     batch = TrainConfig().batch_size
     of_training: list[tuple[Any, ...]] = [("step", batch), ("decayed", batch), ("around", batch)]
     of_training += [("inference", one) for one in (256, batch)]
-    for one in compiling.lenet_work(of_training):
+    for one in compiling.recorded_work(of_training):
         yield (compiling.compile_recorded, *one)
     for one in compiling.step_work(batches):
         yield (compiling.compile_recorded, *one)
     for one in gpu.compile_work(gpu.cases(quick=True), quick=True):
         yield (compiling.compile_kernels, *one)
-    # tests/test_gpu.py: training with augmentation, every variant in float64, what the rule takes for each convolution.
-    for one in compiling.lenet_work([("decayed", 64), ("around", 64), ("moved", 64)]):
+    # tests/test_gpu.py: training with augmentation, networks, every variant in float64, what the rule takes for each
+    # convolution.
+    for one in compiling.recorded_work([("decayed", 64), ("around", 64), ("moved", 64)]):
+        yield (compiling.compile_recorded, *one)
+    for one in compiling.recorded_work([("network", name, 4, 64) for name in ("resnet18", "mobilenet_v2")]):
         yield (compiling.compile_recorded, *one)
     for operation, named in layers.LAYERS.items():
         for name, geometry in named.items():

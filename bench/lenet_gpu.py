@@ -99,7 +99,7 @@ def torch_inference(torch: Any, device: str, weights: Weights, images: list[Any]
     if not captured:
         return lambda: forward(next(turn))
     static = ready[0].clone()
-    graph, logits = _torch_captured(torch, lambda: forward(static))
+    graph, logits = torch_captured(torch, lambda: forward(static))
 
     def replay() -> Any:
         static.copy_(next(turn))
@@ -109,7 +109,7 @@ def torch_inference(torch: Any, device: str, weights: Weights, images: list[Any]
     return replay
 
 
-def _torch_captured(torch: Any, step: Callable[[], Any]) -> tuple[Any, Any]:
+def torch_captured(torch: Any, step: Callable[[], Any]) -> tuple[Any, Any]:
     """The graph of a step, and what it returns; by the recipe of PyTorch's documentation."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -165,7 +165,7 @@ def torch_graph(torch: Any, device: str, weights: Weights, batches: Batches) -> 
         optimizer.step()
         return loss.detach()
 
-    graph, loss = _torch_captured(torch, step)
+    graph, loss = torch_captured(torch, step)
     # The warm-up has trained; a momentum of zero is that of a first step.
     with torch.no_grad():
         for name, parameter in model.named_parameters():

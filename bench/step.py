@@ -28,7 +28,7 @@ BACKWARD_MACS = 2 * FORWARD_MACS - 6 * 784 * 25
 FORWARD_BYTES = 4 * 1024 + (5 + 4) * 1176 + (5 + 4) * 400 + 8 * (120 + 84 + 10)
 
 
-def _noted() -> Any:
+def noted_graph() -> Any:
     """A graph that keeps the arrays of its launches, which are looked at, and made again one by one."""
     from gpuconv.backends.cuda.graph import SimulatedGraph
     from gpuconv.kernels import device
@@ -116,7 +116,7 @@ def around_launches(batch: int, *, augment: bool = False) -> list[tuple[Any, tup
     from gpuconv import backends
 
     images, logits = _around(batch, augment)
-    backend, graph = backends.get("cuda"), _noted()
+    backend, graph = backends.get("cuda"), noted_graph()
     operands = OPERATIONS["image_batch"].operands(images, "float32")
     table, pixels, labels, order, transforms = (backend.asarray(np.zeros(one.shape, one.dtype)) for one in operands[:5])
     scores, loss, losses = (backend.asarray(np.zeros(shape, np.float32)) for shape in (logits, 1, 1))
@@ -142,7 +142,7 @@ def inference_launches(batch: int) -> list[tuple[Any, tuple[Any, ...]]]:
     import gpuconv
     from gpuconv import Tensor, backends, models
 
-    backend, graph = backends.get("cuda"), _noted()
+    backend, graph = backends.get("cuda"), noted_graph()
     with gpuconv.use_backend(backend), gpuconv.no_grad():
         model = models.LeNet5().to(backend).eval()
         images = Tensor(backend.asarray(np.zeros((batch, 1, 32, 32), np.float32)))
@@ -209,7 +209,7 @@ def launches(
     from gpuconv import Tensor, backends, models, optim
     from gpuconv.captured_step import CapturedStep
 
-    backend, graph = backends.get("cuda"), _noted()
+    backend, graph = backends.get("cuda"), noted_graph()
     with gpuconv.use_backend(backend):
         model = models.LeNet5()
         for parameter in model.parameters():

@@ -442,6 +442,8 @@ class Tensor:
             seed = to_array(grad, self.dtype)
             if self._node is not None:
                 seed = self._node.ctx.backend.asarray(seed, "grad")
+            elif type(seed) is not type(self.data):
+                seed = moved(seed, "cpu" if isinstance(self.data, np.ndarray) else "cuda")
             if tuple(seed.shape) != self.shape:
                 raise ValueError(f"backward: grad must have the shape {self.shape}, got {tuple(seed.shape)}")
         _run_backward(self, seed, retain_graph)

@@ -37,11 +37,11 @@ if (_reason := _why_not()) is not None:
 
 import cupy  # noqa: E402
 import torch  # noqa: E402
-from support import captured_steps, device_functions  # noqa: E402
+from support import captured_steps, device_functions, operation_cases  # noqa: E402
 from support.lenet_training import trained  # noqa: E402
 
 import gpuconv  # noqa: E402
-from bench import layers, torch_ops, verify  # noqa: E402
+from bench import contenders, layers, network, torch_ops, verify  # noqa: E402
 from gpuconv import Tensor, backends, kernels, training, tuning  # noqa: E402
 from gpuconv import functional as F  # noqa: E402
 
@@ -98,6 +98,36 @@ def test_float64(operation, variant):
 def test_every_operation_on_cupy_arrays(number):
     """Values and gradients equal the NumPy backend's; nothing on the way calls NumPy on a device array."""
     device_functions.compare(cupy, number)
+
+
+@pytest.mark.parametrize("family", operation_cases.FAMILIES)
+def test_every_call_on_cupy_arrays(family):
+    """Values and gradients of each call that PyTorch judges on the host equal the NumPy backend's."""
+    device_functions.compare_family(cupy, family)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_networks_train_as_on_the_host(name):
+    """Logits and the losses of captured steps in float32, running statistics among what they change."""
+    found = {}
+    for backend in ("numpy", "cuda"):
+        with gpuconv.use_backend(backend):
+            model, images, labels = network.network(name, 4, 64)
+            model.to(backend).eval()
+            x = Tensor(backends.get(backend).asarray(images))
+            with gpuconv.no_grad():
+                logits = model(x).numpy()
+            model.train()
+            step = contenders.training_step(model, gpuconv.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9))
+            run = gpuconv.capture(step) if backend == "cuda" else step
+            losses = [run(x, labels).item() for _ in range(5)]
+            statistics = {key: value.numpy() for key, value in model.named_buffers()}
+        found[backend] = logits, losses, statistics
+    ours, theirs = found["cuda"], found["numpy"]
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=0, atol=1e-3 * np.abs(theirs[0]).max())
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-2)
+    for key, value in theirs[2].items():
+        np.testing.assert_allclose(ours[2][key], value, rtol=0, atol=1e-2 * max(1, np.abs(value).max()), err_msg=key)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

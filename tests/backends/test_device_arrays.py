@@ -14,7 +14,7 @@ import types
 
 import numpy as np
 import pytest
-from support import captured_steps, device_functions, fake_cupy, lenet_training
+from support import captured_steps, device_functions, fake_cupy, lenet_training, operation_cases
 from support.operation_cases import FAMILIES
 
 import gpuconv
@@ -539,6 +539,12 @@ def test_gradients_are_where_their_leaves_are(machine):
 def test_every_operation_works_on_device_arrays(machine):
     """Values and gradients equal the NumPy backend's; nothing on the way calls NumPy on a device array."""
     device_functions.compare(machine)
+
+
+@pytest.mark.parametrize("family", operation_cases.FAMILIES)
+def test_every_call_on_device_arrays(machine, family):
+    """Each call that PyTorch judges on the host, likewise."""
+    device_functions.compare_family(machine, family)
 
 
 @pytest.mark.slow

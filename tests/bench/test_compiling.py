@@ -58,10 +58,10 @@ def test_lenets_kernels_are_found_once():
     assert one == [work for work in two if work[1] != (512,)]
     # What does not depend on the batch is not compiled again.
     assert 0 < len(two) - len(one) < len(steps)
-    decayed = compiling.lenet_work([("step", 2), ("decayed", 2), ("around", 2)])
+    decayed = compiling.recorded_work([("step", 2), ("decayed", 2), ("around", 2)])
     assert [work for work in decayed if work[0] == "decayed"] == [("decayed", (2,), 11)]
     assert [work[0] for work in decayed[-2:]] == ["around", "around"]
-    assert compiling.lenet_work([("step", -1), ("step", 2)]) == one[: len(steps)]
+    assert compiling.recorded_work([("step", -1), ("step", 2)]) == one[: len(steps)]
     launch = compiling.recorded("step", 2)[11]
     assert launch.kernel is not None
     assert compiling.recorded("decayed", 2)[11].kernel is not launch.kernel

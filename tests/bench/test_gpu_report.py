@@ -384,7 +384,7 @@ def test_first_contact_that_fails_names_what(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_stages, "_compare_captured", lambda *_: "fine")
     monkeypatch.setattr(gpu_stages, "_compare_eager", lambda *_: "fine")
     monkeypatch.setattr(gpu_stages, "_torch_arrays", lambda: "fine")
-    monkeypatch.setattr(gpu_stages.compiling, "lenet_work", lambda wanted: [])
+    monkeypatch.setattr(gpu_stages.compiling, "recorded_work", lambda wanted: [])
     monkeypatch.setattr(gpu_stages.compiling, "compile_all", lambda *_: 0)
     arguments = ["contact", "--out", str(tmp_path), "--backend", "numpy", "--batches", "2", "--steps", "2"]
     assert gpu_stages.main(arguments) == 1
@@ -397,7 +397,7 @@ def test_first_contact_that_hangs_says_where(tmp_path):
     """When its seconds are over it ends itself; the part that it was in is not right."""
     script = (
         "import sys, time; from bench import gpu_stages as g\n"
-        "g._pooling = lambda backend: time.sleep(100); g.compiling.lenet_work = lambda wanted: []\n"
+        "g._pooling = lambda backend: time.sleep(100); g.compiling.recorded_work = lambda wanted: []\n"
         "g.compiling.compile_all = lambda *_: 0\n"
         f"sys.exit(g.main(['contact', '--out', {str(tmp_path)!r}, '--backend', 'numpy', '--batches', '2', "
         "'--steps', '2', '--seconds', '3']))"
@@ -526,7 +526,7 @@ def test_the_sanitizer_finds_a_planted_fault_first(monkeypatch, tmp_path, clean,
 
 def test_kernels_of_the_stages(monkeypatch):
     """Training's come first; each kind of work names a function and arguments that it takes."""
-    monkeypatch.setattr(gpu_stages.compiling, "lenet_work", lambda wanted: [(kind, (), 0) for kind, *_ in wanted])
+    monkeypatch.setattr(gpu_stages.compiling, "recorded_work", lambda wanted: [(kind, (), 0) for kind, *_ in wanted])
     work = list(gpu_stages.kernels_of_the_stages([64]))
     assert work[0][1] == "step"
     functions = [one[0].__name__ for one in work]

@@ -194,7 +194,7 @@ def test_against_torch(name: str, arguments: dict[str, Any], size: int, count: i
     """From the same weights: logits in float32; in float64, which tells a mistake from rounding behind a hundred
     layers, the gradients of a training step, running statistics, and logits behind the step.
     """
-    from support.torch_twin import twin
+    from bench.torch_twin import twin
 
     gpuconv.manual_seed(0)
     model = _narrowed(models.build(name, **arguments))

@@ -1,6 +1,7 @@
 """Every kind of operation once, on device arrays beside the host's: with CuPy on a GPU, and with its stand-in."""
 
 import numpy as np
+from support.operation_cases import FAMILIES
 
 import gpuconv
 from gpuconv import Tensor
@@ -45,3 +46,54 @@ def compare(cupy, number=None):
             found += [y.numpy(), leaf.grad.numpy()]
         np.testing.assert_allclose(found[0], found[2], rtol=1e-4, atol=1e-5, err_msg=str(one))
         np.testing.assert_allclose(found[1], found[3], rtol=1e-4, atol=1e-5, err_msg=str(one))
+
+
+def compare_family(cupy, family):
+    """Each call of `operation_cases.py` in both float types, on device arrays beside the NumPy backend.
+
+    Results and gradients agree and stay on the device. All calls are made, and what is wrong with some is in one
+    AssertionError: the next run on a GPU may be weeks away.
+    """
+    wrong = []
+    for case in FAMILIES[family]:
+        for number, sample in enumerate(case.samples):
+            for dtype in (np.float32, np.float64) if number == 0 else (np.float32,):
+                try:
+                    with np.errstate(divide="ignore", invalid="ignore"):  # NumPy tells of them, a GPU does not
+                        _compare_call(cupy, case, sample, dtype)
+                except Exception as error:
+                    shapes = [one.shape for one in sample]
+                    wrong.append(f"{case} of {shapes}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                    break
+    assert not wrong, f"{len(wrong)} wrong:\n" + "\n".join(wrong)
+
+
+def _compare_call(cupy, case, sample, dtype):
+    arrays = case.draw(sample, dtype)
+    found = {}
+    for backend in ("numpy", "cuda"):
+        with gpuconv.use_backend(backend):
+            own = [array if backend == "numpy" else cupy.asarray(array) for array in arrays]
+            inputs = [
+                Tensor(array, requires_grad=one.grad and array.dtype.kind == "f")
+                for one, array in zip(sample, own, strict=True)
+            ]
+            results = case.call(gpuconv, *inputs)
+            results = list(results) if isinstance(results, (tuple, list)) else [results]
+            rng = np.random.default_rng(1)
+            for result in results:
+                assert backend == "numpy" or type(result.data) is cupy.ndarray, "a result left the device"
+                if result.requires_grad:
+                    result.backward(np.asarray(rng.standard_normal(result.shape), result.dtype), retain_graph=True)
+            found[backend] = [one.numpy() for one in results]
+            # Gradients at NaN and infinities are not compared, see test_operations.py.
+            for leaf, array in zip(inputs, arrays, strict=True):
+                if leaf.grad is not None:
+                    assert backend == "numpy" or type(leaf.grad.data) is cupy.ndarray, "a gradient left the device"
+                    found[backend].append(np.where(np.isfinite(array), leaf.grad.numpy(), 0))
+    assert len(found["cuda"]) == len(found["numpy"])
+    tolerance = {np.float32: 1e-4, np.float64: 1e-9}[dtype]
+    for ours, theirs in zip(found["cuda"], found["numpy"], strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        largest = np.max(np.abs(theirs), initial=1.0, where=np.isfinite(theirs)) if theirs.dtype.kind == "f" else 0
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * largest)
