@@ -118,7 +118,7 @@ def test_networks_train_as_on_the_host(name):
             with gpuconv.no_grad():
                 logits = model(x).numpy()
             model.train()
-            step = contenders.training_step(model, gpuconv.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9))
+            step = contenders.training_step(model, gpuconv.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9))
             run = gpuconv.capture(step) if backend == "cuda" else step
             losses = [run(x, labels).item() for _ in range(5)]
             statistics = {key: value.numpy() for key, value in model.named_buffers()}
