@@ -106,7 +106,7 @@ def test_every_call_on_cupy_arrays(family):
     device_functions.compare_family(cupy, family)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18"])
 def test_networks_train_as_on_the_host(name):
     """Logits and the losses of captured steps in float32, running statistics among what they change."""
     found = {}

@@ -18,6 +18,7 @@ from support import captured_steps, device_functions, fake_cupy, lenet_training,
 from support.operation_cases import FAMILIES
 
 import gpuconv
+from bench import compiling
 from gpuconv import Tensor, backends, kernels, models, nn, optim, training, tuner, tuning
 from gpuconv import functional as F
 from gpuconv.backends.cuda import backend as cuda_backend
@@ -545,6 +546,16 @@ def test_every_operation_works_on_device_arrays(machine):
 def test_every_call_on_device_arrays(machine, family):
     """Each call that PyTorch judges on the host, likewise."""
     device_functions.compare_family(machine, family)
+
+
+def test_launches_are_noted_on_device_arrays(machine):
+    """What `make gpu-report` compiles before it runs anything."""
+    step, around = ["conv2d_relu_max_pool2d", "sgd_update_all"], ["image_batch", "count_correct"]
+    wanted = {"step": step, "float64": step, "decayed": step, "around": around, "moved": around}
+    for kind, (first, last) in {**wanted, "inference": ("conv2d_relu_max_pool2d", "linear_chain")}.items():
+        launches = compiling.recorded.__wrapped__(kind, 8)
+        assert (launches[0].kernel.operation, launches[-1].kernel.operation) == (first, last), kind
+    assert len(compiling.recorded.__wrapped__("network", "shufflenet_v2_x1_0", 2, 64)) > 100
 
 
 @pytest.mark.slow
