@@ -19,6 +19,7 @@ On a CPU backend there is nothing to gain, and ``capture`` returns the step unch
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -119,10 +120,9 @@ class CapturedStep:
             return self._result
 
     def _warmed(self, arrays: list[Any], inputs: tuple[Any, ...]) -> Any:
-        if self._warmup == 1 and self._several:
-            with capturing.noting_results() as self._made:
-                result = self._step(*inputs)
-        else:
+        with capturing.warming_up(), contextlib.ExitStack() as stack:
+            if self._warmup == 1 and self._several:
+                self._made = stack.enter_context(capturing.noting_results())
             result = self._step(*inputs)
         self._warmup -= 1
         self._expected = [(array.shape, array.dtype) for array in arrays]

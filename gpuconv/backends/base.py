@@ -289,11 +289,15 @@ class Backend(ABC):
             self.conv2d_grad_bias(dense) if needs[2] else None,
         )
 
-    # -- fully connected layers: matrix products of the array library, unless a backend can do better ----------------
+    # -- matrix products: those of the array library, unless a backend can do better ---------------------------------
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Matrix product over the last two dimensions; leading ones broadcast, as in ``numpy.matmul``."""
+        return self.xp.matmul(a, b)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """``x · weightᵀ + bias``: x (..., in), weight (out, in), bias (out,) or None; result (..., out)."""
-        y = x @ weight.T
+        y = self.matmul(x, weight.T)
         if bias is not None:
             y += bias
         return y
@@ -304,11 +308,11 @@ class Backend(ABC):
 
     def linear_grad_input(self, grad: Array, weight: Array) -> Array:
         """Gradient for x, (..., in), given grad (..., out)."""
-        return grad @ weight
+        return self.matmul(grad, weight)
 
     def linear_grad_weight(self, grad: Array, x: Array) -> Array:
         """Gradient for weight, (out, in), given grad (..., out) and x (..., in)."""
-        return grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+        return self.matmul(grad.reshape(-1, grad.shape[-1]).T, x.reshape(-1, x.shape[-1]))
 
     def linear_grad_bias(self, grad: Array) -> Array:
         """Gradient for bias, (out,), given grad (..., out)."""

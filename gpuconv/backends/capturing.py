@@ -14,7 +14,18 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-__all__ = ["Capture", "Captured", "Update", "capturing", "current", "made", "noting_results", "outside"]
+__all__ = [
+    "Capture",
+    "Captured",
+    "Update",
+    "ahead",
+    "capturing",
+    "current",
+    "made",
+    "noting_results",
+    "outside",
+    "warming_up",
+]
 
 _current: ContextVar[Capture | None] = ContextVar("gpuconv_capture", default=None)
 
@@ -182,6 +193,25 @@ class Captured(NamedTuple):
     leaves: list[tuple[weakref.ref[Any], Any]]
     old_grads: list[tuple[weakref.ref[Any], Any]]
     new_grads: list[tuple[weakref.ref[Any], Any]]
+
+
+_warming: ContextVar[bool] = ContextVar("gpuconv_warming_up", default=False)
+
+
+@contextlib.contextmanager
+def warming_up() -> Iterator[None]:
+    """Inside the ``with`` block a step runs that is to be captured."""
+    token = _warming.set(True)
+    try:
+        with _active():
+            yield
+    finally:
+        _warming.reset(token)
+
+
+def ahead() -> bool:
+    """Whether a step is being captured, or warms up for it: what no graph can hold has to be done in another way."""
+    return bool(active) and (_warming.get() or _current.get() is not None)
 
 
 def _root(array: Any) -> Any:

@@ -245,11 +245,12 @@ class MatMul(Function):
     def forward(ctx: Context, a: Array, b: Array) -> Array:
         need_a, need_b = ctx.needs_input_grad
         ctx.save(a if need_b else None, b if need_a else None, a.shape, b.shape)
-        return ctx.backend.xp.asarray(ctx.backend.xp.matmul(a, b))
+        return ctx.backend.xp.asarray(ctx.backend.matmul(a, b))
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, Array | None]:
         a, b, a_shape, b_shape = ctx.saved
+        product = ctx.backend.matmul
         # A vector is a row (left) or a column (right): add that dimension, and remove it from the result.
         a2_shape = a_shape if len(a_shape) > 1 else (1, *a_shape)
         b2_shape = b_shape if len(b_shape) > 1 else (*b_shape, 1)
@@ -260,8 +261,12 @@ class MatMul(Function):
         elif len(b_shape) == 1:
             grad = grad[..., None]
         return (
-            None if b is None else _sum_to(grad @ b.reshape(b2_shape).swapaxes(-1, -2), a2_shape).reshape(a_shape),
-            None if a is None else _sum_to(a.reshape(a2_shape).swapaxes(-1, -2) @ grad, b2_shape).reshape(b_shape),
+            None
+            if b is None
+            else _sum_to(product(grad, b.reshape(b2_shape).swapaxes(-1, -2)), a2_shape).reshape(a_shape),
+            None
+            if a is None
+            else _sum_to(product(a.reshape(a2_shape).swapaxes(-1, -2), grad), b2_shape).reshape(b_shape),
         )
 
 

@@ -98,13 +98,22 @@ class AMax(Function):
         return xp.where(winners, share, grad.dtype.type(0))
 
 
+def _first_extreme(xp: Any, a: Array, axis: int | None, largest: bool) -> Any:
+    """Index of the first largest, or smallest, element; of the first NaN where there is one."""
+    where = (xp.argmax if largest else xp.argmin)(a, axis=axis)
+    if xp is not np and a.dtype.kind == "f":  # CuPy gives the index of any of several NaNs
+        nan = xp.isnan(a)
+        where = xp.where(nan.any(axis=axis), nan.argmax(axis=axis), where)
+    return where
+
+
 class MaxAlong(Function):
     """The largest, or smallest, element along a dimension, and its first index. A NaN counts as the extremum."""
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, axis: int, keepdims: bool, largest: bool) -> tuple[Array, Array]:
         xp = ctx.backend.xp
-        where = xp.expand_dims((xp.argmax if largest else xp.argmin)(a, axis=axis), axis).astype(np.int64)
+        where = xp.expand_dims(_first_extreme(xp, a, axis, largest), axis).astype(np.int64)
         y = xp.take_along_axis(a, where, axis=axis)
         ctx.save(a.shape, where, axis, keepdims)
         return (y, where) if keepdims else (y.squeeze(axis), where.squeeze(axis))
@@ -124,7 +133,7 @@ class ArgMax(Function):
     @staticmethod
     def forward(ctx: Context, a: Array, *, axis: int | None, keepdims: bool, largest: bool) -> Array:
         xp = ctx.backend.xp
-        where = xp.asarray((xp.argmax if largest else xp.argmin)(a, axis=axis)).astype(np.int64)
+        where = xp.asarray(_first_extreme(xp, a, axis, largest)).astype(np.int64)
         if not keepdims:
             return where
         return where.reshape((1,) * a.ndim) if axis is None else xp.expand_dims(where, axis)

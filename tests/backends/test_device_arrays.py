@@ -841,6 +841,12 @@ def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path, m
 # -- captured steps, and what is done to them ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("family", operation_cases.FAMILIES)
+def test_every_call_in_a_captured_step(capturing, family):
+    """Values and gradients equal the NumPy backend's, of the values of a later call."""
+    device_functions.compare_captured(capturing, family)
+
+
 @pytest.mark.parametrize("check", captured_steps.CHECKS, ids=lambda check: check.__name__)
 def test_captured_steps(capturing, check):
     """See each check. The same run on a GPU."""

@@ -1,5 +1,7 @@
 """Every kind of operation once, on device arrays beside the host's: with CuPy on a GPU, and with its stand-in."""
 
+import functools
+
 import numpy as np
 from support.operation_cases import FAMILIES
 
@@ -54,18 +56,68 @@ def compare_family(cupy, family):
     Results and gradients agree and stay on the device. All calls are made, and what is wrong with some is in one
     AssertionError: the next run on a GPU may be weeks away.
     """
+    _all_right(
+        (case, sample, functools.partial(_compare_call, cupy, case, sample, dtype))
+        for case in FAMILIES[family]
+        for number, sample in enumerate(case.samples)
+        for dtype in ((np.float32, np.float64) if number == 0 else (np.float32,))
+    )
+
+
+def compare_captured(cupy, family):
+    """The first sample of each call, forward and backward, inside of a captured step, which gets other values then."""
+    _all_right(
+        (case, case.samples[0], functools.partial(_compare_captured, cupy, case))
+        for case in FAMILIES[family]
+        if case.name not in NOT_CAPTURED
+    )
+
+
+def _all_right(checks):
     wrong = []
-    for case in FAMILIES[family]:
-        for number, sample in enumerate(case.samples):
-            for dtype in (np.float32, np.float64) if number == 0 else (np.float32,):
-                try:
-                    with np.errstate(divide="ignore", invalid="ignore"):  # NumPy tells of them, a GPU does not
-                        _compare_call(cupy, case, sample, dtype)
-                except Exception as error:
-                    shapes = [one.shape for one in sample]
-                    wrong.append(f"{case} of {shapes}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-                    break
+    for case, sample, check in checks:
+        try:
+            with np.errstate(divide="ignore", invalid="ignore"):  # NumPy tells of them, a GPU does not
+                check()
+        except Exception as error:
+            shapes = [one.shape for one in sample]
+            wrong.append(f"{case} of {shapes}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
     assert not wrong, f"{len(wrong)} wrong:\n" + "\n".join(wrong)
+
+
+#: The number of classes is the largest value, which the host has to know.
+NOT_CAPTURED = ("one_hot",)
+
+
+def _compare_captured(cupy, case):
+    sample = case.samples[0]
+    first = case.draw(sample, np.float32)
+    second = [np.ascontiguousarray(array[::-1]) if array.ndim else array for array in first]
+    wanted = [one.grad and array.dtype.kind == "f" for one, array in zip(sample, first, strict=True)]
+
+    def step(*inputs):
+        results = case.call(gpuconv, *inputs)
+        results = list(results) if isinstance(results, (tuple, list)) else [results]
+        for leaf in inputs:
+            leaf.grad = None
+        for result in results:
+            if result.requires_grad:
+                (result * result).sum().backward(retain_graph=True)
+        return [*results, *(leaf.grad for leaf in inputs if leaf.grad is not None)]
+
+    with gpuconv.use_backend("numpy"):
+        theirs = [one.numpy() for one in step(*map(Tensor, second, wanted))]
+    with gpuconv.use_backend("cuda"):
+        captured = gpuconv.capture(step, warmup=1)
+        for values in (first, first, second):
+            results = captured(*(Tensor(cupy.asarray(array), grad) for array, grad in zip(values, wanted, strict=True)))
+        assert captured.captured
+        ours = [one.numpy() for one in results]
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        largest = np.max(np.abs(other), initial=1.0, where=np.isfinite(other)) if other.dtype.kind == "f" else 0
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * largest)
 
 
 def _compare_call(cupy, case, sample, dtype):

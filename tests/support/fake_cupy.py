@@ -260,10 +260,16 @@ def _raw(value):
 
 def _computed(function, *arguments, **options):
     """What a function of NumPy gives, on the device: a view, or new memory that a captured stream writes later."""
+    products = (np.matmul, operator.matmul)
+    if Stream.current.noted is not None and function in products and np.result_type(*arguments).kind == "f":
+        # As CuPy 14 says, of floats; products of integers are a kernel of its own.
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
     with np.errstate(all="ignore"):  # a GPU computes without a word
         value = function(*arguments, **options)
     if isinstance(value, tuple):
-        return tuple(_wrapped(part) for part in value)
+        return tuple(
+            _computed(lambda *a, n=n, **o: function(*a, **o)[n], *arguments, **options) for n in range(len(value))
+        )
     if not isinstance(value, (np.ndarray, np.generic)):
         return value
     value = np.asarray(value)
@@ -499,8 +505,6 @@ for _name in (
     "arccos",
     "arcsin",
     "arctan",
-    "argmax",
-    "argmin",
     "around",
     "array",
     "broadcast_to",
@@ -546,6 +550,21 @@ for _name in (
     "zeros",
 ):
     globals()[_name] = _module_function(_name)
+
+
+def _one_of_several_nans(name):
+    """Of several NaNs CuPy's reduction finds any; this one the last."""
+
+    def index(a, axis=None):
+        a = np.asarray(a)
+        nan = np.isnan(np.flip(a, axis))
+        length = a.size if axis is None else a.shape[axis]
+        return np.where(nan.any(axis), length - 1 - nan.argmax(axis), getattr(np, name)(a, axis))
+
+    return lambda a, axis=None: _computed(index, _host(a), axis=axis)
+
+
+argmax, argmin = map(_one_of_several_nans, ("argmax", "argmin"))
 
 
 def count_nonzero(a):

@@ -568,6 +568,41 @@ class CudaBackend(Backend):
             dx, dw, db = (new if old is None else old for old, new in zip((dx, dw, db), composed, strict=True))
         return dx if need_input else None, dw if need_weight else None, db if need_bias else None
 
+    # -- matrix products ---------------------------------------------------------------------------------------------
+
+    # Those of cuBLAS, but in a step that is captured, where CuPy refuses to call it: there a product is a convolution
+    # with filters of 1×1. The steps that warm up are computed alike, so that kernels are compiled before the capture.
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        if not capturing.ahead() or np.result_type(a.dtype, b.dtype).kind != "f":
+            return super().matmul(a, b)
+        left, right = a if a.ndim > 1 else a[None, :], b if b.ndim > 1 else b[:, None]
+        if right.ndim == 2:  # one product of all rows
+            batch, left = left.shape[:-2], left.reshape(1, -1, left.shape[-1])
+            rows = (*batch, a.shape[-2]) if a.ndim > 1 else ()
+        else:
+            batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+            left = self.xp.broadcast_to(left, (*batch, *left.shape[-2:])).reshape(-1, *left.shape[-2:])
+            right = self.xp.broadcast_to(right, (*batch, *right.shape[-2:]))
+            rows = (*batch, a.shape[-2]) if a.ndim > 1 else batch
+        # A group of channels a matrix: filters (groups · m, k, 1, 1) on an image (1, groups · k, 1, n).
+        (groups, m, k), n = left.shape, right.shape[-1]
+        shape = (*rows, n) if b.ndim > 1 else rows
+        if 0 in (groups, m, k, n):
+            return self.xp.zeros(shape, left.dtype)
+        image, filters = right.reshape(1, groups * k, 1, n), left.reshape(groups * m, k, 1, 1)
+        geometry = Conv2dGeometry.of(image.shape, filters.shape, groups=groups)
+        return self.conv2d(self._contiguous(image), self._contiguous(filters), None, geometry).reshape(shape)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        if not capturing.ahead() or 0 in x.shape or 0 in weight.shape:
+            return super().linear(x, weight, bias)
+        # Without the transposed copy of weight that a product would need.
+        images, filters = x.reshape(-1, x.shape[-1], 1, 1), weight.reshape(*weight.shape, 1, 1)
+        geometry = Conv2dGeometry.of(images.shape, filters.shape)
+        y = self.conv2d(self._contiguous(images), self._contiguous(filters), bias, geometry)
+        return y.reshape(*x.shape[:-1], weight.shape[0])
+
     # -- fully connected layers --------------------------------------------------------------------------------------
 
     def linear_chain(
