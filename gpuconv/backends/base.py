@@ -289,6 +289,12 @@ class Backend(ABC):
             self.conv2d_grad_bias(dense) if needs[2] else None,
         )
 
+    # -- numbers of an operation -------------------------------------------------------------------------------------
+
+    def constant(self, values: Any, dtype: Any = None) -> Array:
+        """Numbers that an operation makes up, such as indices and weights, as an array of this backend."""
+        return self.xp.asarray(values, dtype)
+
     # -- matrix products: those of the array library, unless a backend can do better ---------------------------------
 
     def matmul(self, a: Array, b: Array) -> Array:

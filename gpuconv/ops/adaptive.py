@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpuconv.autograd import Context, Function
-from gpuconv.backends import Array
+from gpuconv.backends import Array, Backend
 from gpuconv.geometry import adaptive_sizes
 from gpuconv.geometry import flag as checked_flag
 from gpuconv.ops.checks import floats, shape_of
@@ -45,11 +45,13 @@ class AdaptiveAvgPool(Function):
             starts, ends = _windows(length, size)
             total = 0
             for tap in range(max(end - start for start, end in zip(starts, ends, strict=True))):
-                inside = xp.asarray([start + tap < end for start, end in zip(starts, ends, strict=True)])
-                where = xp.asarray([min(start + tap, end - 1) for start, end in zip(starts, ends, strict=True)])
+                inside = ctx.backend.constant([start + tap < end for start, end in zip(starts, ends, strict=True)])
+                where = ctx.backend.constant(
+                    [min(start + tap, end - 1) for start, end in zip(starts, ends, strict=True)]
+                )
                 # Selected, not multiplied by zero: a NaN outside the window must not come in.
                 total = total + xp.where(_along(inside, x, axis), xp.take(x, where, axis=axis), x.dtype.type(0))
-            x = total / _counts(xp, x, axis, starts, ends)
+            x = total / _counts(ctx.backend, x, axis, starts, ends)
         return x
 
     @staticmethod
@@ -67,7 +69,7 @@ class AdaptiveAvgPool(Function):
                     )
                 continue
             starts, ends = _windows(length, size)
-            share = grad / _counts(xp, grad, axis, starts, ends)
+            share = grad / _counts(ctx.backend, grad, axis, starts, ends)
             spread = xp.zeros((*grad.shape[:axis], length, *grad.shape[axis + 1 :]), grad.dtype)
             for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
                 spread[_part(axis, start, end)] += share[_part(axis, index, index + 1)]
@@ -93,7 +95,9 @@ class AdaptiveMaxPool(Function):
             best: Any = None
             for tap in range(max(end - start for start, end in zip(starts, ends, strict=True))):
                 # A window that has ended meets its last element again, which is no larger than itself.
-                where = xp.asarray([min(start + tap, end - 1) for start, end in zip(starts, ends, strict=True)])
+                where = ctx.backend.constant(
+                    [min(start + tap, end - 1) for start, end in zip(starts, ends, strict=True)]
+                )
                 candidate, place = xp.take(x, where, axis=axis), _along(where, x, axis)
                 whole = place * below + (xp.take(index, where, axis=axis) if below > 1 else 0)
                 if best is None:
@@ -135,9 +139,9 @@ def _part(axis: int, start: int, end: int) -> tuple[slice, ...]:
     return (*[slice(None)] * axis, slice(start, end))
 
 
-def _counts(xp: Any, x: Array, axis: int, starts: list[int], ends: list[int]) -> Array:
+def _counts(backend: Backend, x: Array, axis: int, starts: list[int], ends: list[int]) -> Array:
     counts = [end - start for start, end in zip(starts, ends, strict=True)]
-    return _along(xp.asarray(counts, dtype=x.dtype), x, axis)
+    return _along(backend.constant(counts, x.dtype), x, axis)
 
 
 def _prepared(op: str, input: Any, output_size: Any, letters: str) -> tuple[Any, bool, tuple[int, ...]]:

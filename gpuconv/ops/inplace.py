@@ -17,6 +17,7 @@ from gpuconv.backends import Array
 from gpuconv.ops import activation, arithmetic, elementwise
 from gpuconv.ops.arithmetic import _sum_to as sum_to
 from gpuconv.ops.arithmetic import cast
+from gpuconv.ops.shape import constant_index
 from gpuconv.random import default_generator
 
 __all__ = ["setitem"]
@@ -27,6 +28,7 @@ class SetItem(Function):
 
     @staticmethod
     def forward(ctx: Context, a: Array, values: Array, *, index: Any) -> Array:
+        index = constant_index(ctx.backend, index)
         ctx.save(index, values.shape)
         y = a.copy()
         y[index] = values

@@ -59,7 +59,7 @@ class PadAlong(Function):
     def forward(ctx: Context, x: Array, *, where: tuple[int, ...], first: tuple[int, int, int], axis: int) -> Array:
         ctx.save(x.shape, where, first, axis)
         xp = ctx.backend.xp
-        return xp.take(x, xp.asarray(np.asarray(where, np.int64)), axis=axis)
+        return xp.take(x, ctx.backend.constant(where, np.int64), axis=axis)
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> Array:

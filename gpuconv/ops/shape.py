@@ -7,8 +7,10 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gpuconv.autograd import Context, Function, Tensor, tensor_method
-from gpuconv.backends import Array
+from gpuconv.backends import Array, Backend
 
 
 class Reshape(Function):
@@ -41,11 +43,25 @@ class Permute(Function):
         return grad.transpose(inverse)
 
 
+def constant_index(backend: Backend, index: Any) -> Any:
+    """An index with the backend's arrays in place of lists and of the host's arrays. Masks stay as they are."""
+    if backend.xp is np:
+        return index
+    parts = index if isinstance(index, tuple) else (index,)
+    return tuple(
+        backend.constant(part)
+        if isinstance(part, (list, np.ndarray)) and np.ndim(part) and np.asarray(part).dtype.kind in "iu"
+        else part
+        for part in parts
+    )
+
+
 class GetItem(Function):
     """``a[index]``, with NumPy's indexing."""
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, index: Any) -> Array:
+        index = constant_index(ctx.backend, index)
         ctx.save(a.shape, index)
         return ctx.backend.xp.asarray(a[index])
 

@@ -220,13 +220,13 @@ class ResizeAlong(Function):
     def forward(
         ctx: Context, x: Array, *, low: np.ndarray, high: np.ndarray, weights: np.ndarray | None, axis: int
     ) -> Array:
-        xp = ctx.backend.xp
+        xp, constant = ctx.backend.xp, ctx.backend.constant
         ctx.save(x.shape, (low, high, weights), axis)
-        first = xp.take(x, xp.asarray(low), axis=axis)
+        first = xp.take(x, constant(low), axis=axis)
         if weights is None:
             return first
-        along = xp.asarray(weights.astype(x.dtype)).reshape(-1, *[1] * (x.ndim - axis - 1))
-        return first * (1 - along) + xp.take(x, xp.asarray(high), axis=axis) * along
+        along = constant(weights, x.dtype).reshape(-1, *[1] * (x.ndim - axis - 1))
+        return first * (1 - along) + xp.take(x, constant(high), axis=axis) * along
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> Array:
@@ -238,7 +238,7 @@ class ResizeAlong(Function):
         np.add.at(matrix, (rows, low), 1 if weights is None else 1 - weights)
         if weights is not None:
             np.add.at(matrix, (rows, high), weights)
-        last = ctx.backend.matmul(xp.moveaxis(grad, axis, -1), xp.asarray(matrix))
+        last = ctx.backend.matmul(xp.moveaxis(grad, axis, -1), ctx.backend.constant(matrix))
         return xp.moveaxis(last, -1, axis)
 
 
@@ -249,12 +249,12 @@ class ResizeBy(Function):
     def forward(ctx: Context, x: Array, *, matrix: np.ndarray, axis: int) -> Array:
         xp = ctx.backend.xp
         ctx.save(matrix, axis)
-        return xp.moveaxis(ctx.backend.matmul(xp.moveaxis(x, axis, -1), xp.asarray(matrix.T)), -1, axis)
+        return xp.moveaxis(ctx.backend.matmul(xp.moveaxis(x, axis, -1), ctx.backend.constant(matrix.T)), -1, axis)
 
     @staticmethod
     def backward(ctx: Context, grad: Array) -> Array:
         xp, (matrix, axis) = ctx.backend.xp, ctx.saved
-        return xp.moveaxis(ctx.backend.matmul(xp.moveaxis(grad, axis, -1), xp.asarray(matrix)), -1, axis)
+        return xp.moveaxis(ctx.backend.matmul(xp.moveaxis(grad, axis, -1), ctx.backend.constant(matrix)), -1, axis)
 
 
 def _cubic(have: int, want: int, scale: float, align_corners: bool, dtype: Any) -> np.ndarray:

@@ -312,10 +312,7 @@ class CudaBackend(Backend):
         with self.computing():
             if not isinstance(array, self.xp.ndarray):
                 if capture is not None and not array.shape:
-                    with capturing.outside():  # a number in the step's code, which does not change
-                        array = self.xp.asarray(array)
-                    capture.keeps(array)
-                    return array
+                    return self.constant(array)  # a number in the step's code, which does not change
                 if capture is not None:
                     raise TypeError(
                         f"{name}, of shape {array.shape}, is on the host, and would be copied again by every launch"
@@ -323,6 +320,14 @@ class CudaBackend(Backend):
                 array = self.xp.asarray(array)
             self._check_device(name, array)
             return self._contiguous(array)
+
+    def constant(self, values: Any, dtype: Any = None) -> Array:
+        if (capture := capturing.current()) is None or isinstance(values, self.xp.ndarray):
+            return super().constant(values, dtype)
+        with capturing.outside():  # a graph would repeat the copy, from memory of the host that is used anew then
+            array = super().constant(values, dtype)
+        capture.keeps(array)
+        return array
 
     def _check_device(self, name: str, array: Any) -> None:
         if not isinstance(array, self.xp.ndarray):
