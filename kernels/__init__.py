@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "conv2d_grad_input": {
         "direct": "gpuconv.kernels.conv.conv2d_grad_input_direct",
         "tiled": "gpuconv.kernels.conv.conv2d_grad_input_tiled",
+        "implicit_gemm": "gpuconv.kernels.conv.conv2d_grad_input_implicit_gemm",
     },
     "conv2d_grad_weight": {
         "direct": "gpuconv.kernels.conv.conv2d_grad_weight_direct",

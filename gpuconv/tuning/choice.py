@@ -89,6 +89,12 @@ def _fills_a_weight_gemm(g: Conv2dGeometry, dtype: str) -> bool:
     return g.k // g.groups >= 16 and _reduction(g) >= 64
 
 
+def _gradient_fills_a_gemm(g: Conv2dGeometry, dtype: str) -> bool:
+    products, positions = g.k * g.r * g.s, g.n * g.h * g.w
+    alike = dtype == "float32" and g.groups == 1 and g.stride == (1, 1)
+    return alike and g.c >= 32 and products >= 64 and positions >= 1024
+
+
 def _reuses_a_halo(g: Conv2dGeometry, dtype: str) -> bool:
     return g.r * g.s > 1 and g.p * g.q >= 16
 
@@ -125,6 +131,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("direct", _always, "supports everything"),
     ),
     "conv2d_grad_input": (
+        Rule(
+            "implicit_gemm",
+            _gradient_fills_a_gemm,
+            "float32, stride 1, at least 32 channels, 64 products a sum and 1,024 positions: as forward",
+        ),
         Rule(
             "tiled",
             _serves_several_channels,

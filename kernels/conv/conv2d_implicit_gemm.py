@@ -457,14 +457,24 @@ def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Ca
     """
     if tiling.parts > (k_tiles := -(-_products(geometry) // tiling.depth)):
         raise ValueError(f"conv2d: a sum of {k_tiles} k-tiles cannot be cut into parts={tiling.parts}")
-    single, split = dataclasses.replace(geometry, n=1), tiling.parts > 1
-    target, written = (a.workspace, "workspace") if split else (a.out, "out")
-    aligned16, positions = a.aligned("x", "weight", written), geometry.n * geometry.p * geometry.q
-    kernel = _kernel(single, tiling, a.dtype, a.has("bias") and not split, aligned16)
+    if tiling.parts == 1:
+        yield product(a, geometry, tiling, "x", "weight", "out", bias="bias")
+        return
+    yield product(a, geometry, tiling, "x", "weight", "workspace")
+    kernel = _reduction(dataclasses.replace(geometry, n=1), tiling.parts, a.dtype, a.has("bias"))
+    blocks = -(-a.out.size // _REDUCTION_THREADS)
+    yield call(kernel, blocks, _REDUCTION_THREADS, a.workspace, a.bias, a.out, a.out.size)
+
+
+def product(
+    a: Arguments, geometry: Conv2dGeometry, tiling: Tiling, x: str, weight: str, out: str, bias: str | None = None
+) -> Call:
+    """The launch of the product, of the arrays of these names."""
+    has_bias, positions = bias is not None and a.has(bias), geometry.n * geometry.p * geometry.q
+    single, aligned16 = dataclasses.replace(geometry, n=1), a.aligned(x, weight, out)
+    kernel = _kernel(single, tiling, a.dtype, has_bias, aligned16)
     filter_tiles = geometry.groups * -(-geometry.k // geometry.groups // tiling.filters)
     blocks = -(-positions // tiling.positions) * filter_tiles * tiling.parts
-    yield call(kernel, blocks, tiling.threads, a.x, a.weight, a.bias, target, positions)
-    if split:
-        kernel = _reduction(single, tiling.parts, a.dtype, a.has("bias"))
-        blocks = -(-a.out.size // _REDUCTION_THREADS)
-        yield call(kernel, blocks, _REDUCTION_THREADS, target, a.bias, a.out, a.out.size)
+    # For a bias that there is not stands an array that is not looked at.
+    arrays = (getattr(a, name) for name in (x, weight, bias or weight, out))
+    return call(kernel, blocks, tiling.threads, *arrays, positions)

@@ -48,6 +48,7 @@ BUDGETS = {
     "conv2d_implicit_gemm": Budget(152, {64: 0.80, 32: 0.72, 16: 0.60}, best=0.85, wide_loads=32),
     "conv2d_depthwise": Budget(64),
     "conv2d_grad_input_direct": Budget(64),
+    "conv2d_turned_filters": Budget(32),
     "conv2d_grad_input_tiled": Budget(128, {64: 0.89, 32: 0.83, 16: 0.75, 4: 0.57}, best=0.90),
     # The sum runs over positions: of both matrices no 128 bits lie together, and each value fetched takes a predicate
     # of its own. So it stays below the product of the forward pass.
