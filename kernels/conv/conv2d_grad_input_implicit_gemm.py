@@ -63,8 +63,11 @@ def turned(geometry: Conv2dGeometry) -> Conv2dGeometry:
 
 
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
-    """Those of the product that leave its sums whole."""
-    return tuple(tiling for tiling in forward.tilings(turned(geometry)) if tiling.parts == 1)
+    """Those of the product that leave its sums whole; without that of 1x1 filters which spills registers."""
+    found = (tiling for tiling in forward.tilings(turned(geometry)) if tiling.parts == 1)
+    return tuple(
+        tiling for tiling in found if geometry.r * geometry.s > 1 or tiling.filters < 128 or tiling.positions < 128
+    )
 
 
 def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
