@@ -221,6 +221,7 @@ def test_ties_and_non_finite_values():
             np.testing.assert_array_equal(winners[counts], expected_winners[counts])
 
 
+@pytest.mark.slow
 def test_what_did_not_win_has_no_gradient():
     """A winner that is not positive, and its byte, whatever it is, change no gradient."""
     x, weight, bias, _ = CONV_CASES[1].arrays(np.float32)
@@ -463,6 +464,7 @@ def _training_results() -> list[bytes]:
     return [array.tobytes() for array in (z.numpy(), matrix, *(t.grad.numpy() for t in tensors))]
 
 
+@pytest.mark.slow
 def test_same_bits_whatever_the_threads(team):
     """Results are the same to the bit on one thread, on two, on more than there are cores, and from run to run."""
     results = []
@@ -597,6 +599,7 @@ def filled(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_compiled_code_is_found_by_the_next_process(filled):
     """The first process says that it compiles a kernel; the second one finds it on disk and says nothing."""
     second = in_new_process(CONVOLVE, NUMBA_CACHE_DIR=str(filled))
@@ -604,6 +607,7 @@ def test_compiled_code_is_found_by_the_next_process(filled):
     assert list(filled.rglob("*forward_by*.nbc"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "kept"),
     [
@@ -627,6 +631,7 @@ def test_damaged_files_of_compiled_code(filled, suffix, kept, tmp_path):
     assert next_one.stdout == "result 18.0 18.0\n", next_one.stderr
 
 
+@pytest.mark.slow
 def test_no_directory_for_compiled_code():
     """Where nothing can be written, kernels are compiled for the process, which says so."""
     refuse = """

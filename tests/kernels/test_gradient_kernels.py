@@ -71,6 +71,7 @@ RAGGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("operation", "variant"), RAGGED)
 def test_tiles_for_large_layers(operation, variant):
     """Tilings of a layer of ResNet, on a few ragged blocks; a sum is cut into three parts, of which one is empty.
@@ -93,6 +94,7 @@ def test_tiles_for_large_layers(operation, variant):
                 assert conflicts.degree <= (1.5 if wraps else 1), f"{tiling}: {conflicts}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("operation", "variant"), TABLE)
 def test_the_order_of_summation_is_fixed(operation, variant):
     """The same bits whatever the order in which threads and blocks run."""
@@ -110,6 +112,7 @@ def test_the_order_of_summation_is_fixed(operation, variant):
     np.testing.assert_array_equal(results[2], results[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("operation", "variant"), TABLE)
 def test_what_is_not_finite_spreads_as_on_numpy(operation, variant):
     """A NaN or an infinity in the gradient or the input reaches what its products enter, and nothing else."""
