@@ -37,14 +37,14 @@ $(VENV)/.$(EXTRA): pyproject.toml | $(BIN)/python
 train: $(VENV)/.cli  ## train LeNet-5 on the bundled digits into runs/lenet5 (a new run continues where one was stopped)
 	$(BIN)/gpuconv train --out $(OUT) --resume
 
-test: $(VENV)/.$(EXTRA)  ## every test, of grids of cases a sample, and the built wheel: 13 minutes on two cores
+test: $(VENV)/.$(EXTRA)  ## every test, of grids of cases a sample, and the built wheel: about 9 minutes on two cores
 	$(BIN)/python -m pytest $(WORKERS) --cases=sample
 	$(BIN)/python tests/check_wheel.py
 
 test-all: $(VENV)/.$(EXTRA)  ## every test in every case: half an hour or more on two cores
 	$(BIN)/python -m pytest $(WORKERS) --cases=all
 
-quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: two minutes
+quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: about a minute
 	$(BIN)/python -m pytest $(WORKERS) --cases=few -x
 
 # Arguments for pytest, as there: make compiled-test ARGS="-k depthwise"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import signal
@@ -80,6 +81,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen.sort(key=lambda item: item.get_closest_marker("slow") is None)
     items[:] = chosen
     _counts[:] = len(chosen), everything
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays to the end: garbage collection, which some tests ask for, need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 #: Cases that run, and all that were collected: in this process, or in those that run the tests.

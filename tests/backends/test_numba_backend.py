@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CONV_CASES, POOL_CASES, ConvCase
+from support.sampling import sampled
 
 import gpuconv
 from gpuconv import backends
@@ -106,6 +108,7 @@ def _forward_runs() -> Iterator[Any]:
                 yield pytest.param(case, variant, id=f"{case.name}-{variant}", marks=marks)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(("case", "variant"), list(_forward_runs()))
 def test_convolution(case, variant, monkeypatch):
     """Both forward kernels, plain and with ReLU, agree with NumPy's."""
@@ -122,6 +125,7 @@ def test_convolution(case, variant, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_convolution_gradients(case):
     """The gradients for input and weight agree with NumPy's."""
@@ -140,7 +144,7 @@ def test_fused_block(case):
     """Convolution, ReLU and max pooling in one give the parts' maxima, winners and gradients."""
     x, weight, bias, _ = case.arrays(np.float32)
     geometry = geometry_of(case)
-    for window in windows_of(geometry)[: 2 if case.name in TYPICAL else 1]:
+    for window in sampled(windows_of(geometry)[: 2 if case.name in TYPICAL else 1], 1, case):
         pool = Pool2dGeometry.of(geometry.output_shape, window)
         y, winners = COMPILED.conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
         expected, expected_winners = NUMPY.conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
@@ -157,7 +161,7 @@ def test_fused_block(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lenet-conv2", "everything"])
+@pytest.mark.parametrize("name", ["lenet-conv2", pytest.param("everything", marks=pytest.mark.thorough)])
 def test_float64(name):
     """float64 is float64 throughout: kernels agree with NumPy's to its precision."""
     case = next(case for case in CONV_CASES if case.name == name)
@@ -217,6 +221,7 @@ def test_ties_and_non_finite_values():
             np.testing.assert_array_equal(winners[counts], expected_winners[counts])
 
 
+@pytest.mark.slow
 def test_what_did_not_win_has_no_gradient():
     """A winner that is not positive, and its byte, whatever it is, change no gradient."""
     x, weight, bias, _ = CONV_CASES[1].arrays(np.float32)
@@ -301,6 +306,7 @@ def test_matrix_product(sizes, transposed):
         np.testing.assert_allclose(rectified, np.maximum(expected + bias, 0), **tolerance)
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("case", POOL_CASES, ids=str)
 def test_pooling(case):
     """Max pooling with ties, NaN and -inf, average pooling in all its ways of counting, and their gradients."""
@@ -458,6 +464,7 @@ def _training_results() -> list[bytes]:
     return [array.tobytes() for array in (z.numpy(), matrix, *(t.grad.numpy() for t in tensors))]
 
 
+@pytest.mark.slow
 def test_same_bits_whatever_the_threads(team):
     """Results are the same to the bit on one thread, on two, on more than there are cores, and from run to run."""
     results = []
@@ -582,30 +589,49 @@ CONVOLVE = """
 """
 
 
-def test_compiled_code_is_found_by_the_next_process(tmp_path):
-    """The first process says that it compiles a kernel; the second one finds it on disk and says nothing."""
-    first, second = (in_new_process(CONVOLVE, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A folder with the code that a process has compiled, which says so."""
+    folder = tmp_path_factory.mktemp("compiled")
+    first = in_new_process(CONVOLVE, NUMBA_CACHE_DIR=str(folder))
     assert re.match(r"compiling forward_by_\w+ for Forward\(", first.stdout), first.stderr
     assert first.stdout.endswith("result 18.0 18.0\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_compiled_code_is_found_by_the_next_process(filled):
+    """The first process says that it compiles a kernel; the second one finds it on disk and says nothing."""
+    second = in_new_process(CONVOLVE, NUMBA_CACHE_DIR=str(filled))
     assert second.stdout == "result 18.0 18.0\n", second.stderr
-    assert list(tmp_path.rglob("*forward_by*.nbc"))
+    assert list(filled.rglob("*forward_by*.nbc"))
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.5], ids=["empty", "cut"])
-def test_damaged_files_of_compiled_code(kept, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suffix", "kept"),
+    [
+        pytest.param("nbc", 0.5, id="code-cut"),
+        pytest.param("nbi", 0.0, id="index-empty"),
+        pytest.param("nbc", 0.0, id="code-empty", marks=pytest.mark.thorough),
+        pytest.param("nbi", 0.5, id="index-cut", marks=pytest.mark.thorough),
+    ],
+)
+def test_damaged_files_of_compiled_code(filled, suffix, kept, tmp_path):
     """Files of compiled code that are empty or cut short are replaced: the process after next finds them whole."""
-    in_new_process(CONVOLVE, NUMBA_CACHE_DIR=str(tmp_path))
-    for suffix in ("nbc", "nbi"):
-        files = list(tmp_path.rglob(f"*.{suffix}"))
-        assert len(files) > 1
-        for file in files:
-            file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
-        damaged, next_one = (in_new_process(CONVOLVE, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
-        assert "again: its file cannot be read" in damaged.stdout, damaged.stderr
-        assert damaged.stdout.endswith("result 18.0 18.0\n")
-        assert next_one.stdout == "result 18.0 18.0\n", next_one.stderr
+    folder = tmp_path / "cache"
+    shutil.copytree(filled, folder)
+    files = list(folder.rglob(f"*.{suffix}"))
+    assert len(files) > 1
+    for file in files:
+        file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    damaged, next_one = (in_new_process(CONVOLVE, NUMBA_CACHE_DIR=str(folder)) for _ in range(2))
+    assert "again: its file cannot be read" in damaged.stdout, damaged.stderr
+    assert damaged.stdout.endswith("result 18.0 18.0\n")
+    assert next_one.stdout == "result 18.0 18.0\n", next_one.stderr
 
 
+@pytest.mark.slow
 def test_no_directory_for_compiled_code():
     """Where nothing can be written, kernels are compiled for the process, which says so."""
     refuse = """

@@ -57,15 +57,9 @@ class Clock:
 # -- right or wrong --------------------------------------------------------------------------------------------------
 
 
-#: Takes ten seconds in the simulator, the others together as many.
-SLOW = "conv2d_relu_max_pool2d_grad_input"
-
-
+@pytest.mark.slow
 @pytest.mark.grid(3)
-@pytest.mark.parametrize(
-    "operation",
-    [pytest.param(name, marks=pytest.mark.slow if name == SLOW else ()) for name in torch_ops.OPERATIONS],
-)
+@pytest.mark.parametrize("operation", torch_ops.OPERATIONS)
 def test_every_variant_is_right_on_small_layers(operation):
     """References and arguments fit: each variant of each operation passes as it is."""
     described = OPERATIONS[operation]
@@ -270,6 +264,7 @@ def machine(monkeypatch):
         monkeypatch.setitem(layers.LAYERS, operation, {"lenet5.small": geometry})
 
 
+@pytest.mark.slow
 def test_a_run(machine, capsys, tmp_path):
     """Every variant and tiling that supports the layer is checked and timed; the rule's choice is marked; one file."""
     out = str(tmp_path / "new" / "gpu.json")
@@ -290,6 +285,7 @@ def test_a_run(machine, capsys, tmp_path):
     assert "TF32 of torch: matmul False, cuDNN False" in output.err
 
 
+@pytest.mark.slow
 def test_bench_tilings_times_at_the_same_place(machine):
     """It asks where to run, and with what clock; the document names the device."""
     tiling, other = kernels.load("conv2d", "direct").tilings(CONV)[:2]
@@ -329,6 +325,7 @@ def test_kernels_are_compiled_before(monkeypatch):
     assert compiling.compile_kernels("conv2d", "direct", CONV, "float32", 2) == 1
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_is_reported_and_not_timed(machine, monkeypatch, capsys, tmp_path):
     """Exit code 1, a line that says which; the others have their times."""
     load = kernels.load
@@ -469,6 +466,7 @@ def lenet_run(document, machine, keep=lambda: None):
         return lenet_gpu.run(document, machine, Clock(), SimulatedGraph, keep)
 
 
+@pytest.mark.slow
 def test_lenet_steps_agree_and_are_timed(lenet_machine, capsys, monkeypatch, tmp_path):
     """Ours and PyTorch's give the same losses, and take turns; a contender that fails is named."""
     document = lenet_document()
@@ -500,6 +498,7 @@ def test_lenet_steps_agree_and_are_timed(lenet_machine, capsys, monkeypatch, tmp
         assert table.markdown() in readme
 
 
+@pytest.mark.slow
 def test_torch_compile_is_asked_for(lenet_machine, monkeypatch):
     """Without a mode it is not among the peers; with one, it is compiled in that."""
     modes = []
@@ -513,6 +512,7 @@ def test_torch_compile_is_asked_for(lenet_machine, monkeypatch):
     assert modes == ["default"]
 
 
+@pytest.mark.slow
 def test_ours_is_right_before_a_peer_is_made(lenet_machine, monkeypatch):
     """A captured step whose third call is wrong: no peer is made, eager is timed; the next batch goes on."""
     order, real = [], lenet_gpu._ours
@@ -546,6 +546,7 @@ def test_ours_is_right_before_a_peer_is_made(lenet_machine, monkeypatch):
 order_of_a_right_batch = ("numpy", "eager", "captured", "peers")
 
 
+@pytest.mark.slow
 def test_eager_is_compared_with_numpy(lenet_machine, monkeypatch):
     """Where eager is wrong as captured is, both are: nothing is timed."""
     real = lenet_gpu._ours
@@ -564,6 +565,7 @@ def test_eager_is_compared_with_numpy(lenet_machine, monkeypatch):
     assert [table.title for table in report.lenet_gpu_tables(document)][-1] == "What failed"
 
 
+@pytest.mark.slow
 def test_each_image_is_waited_for(lenet_machine, monkeypatch):
     """Inference: from a call until the device is done, for each of them; wrong logits are not timed."""
     calls = []
@@ -628,6 +630,7 @@ def test_wrong_losses_are_not_timed():
     assert contest.failed["e"] == "there is nothing to compare it with: b failed"
 
 
+@pytest.mark.slow
 def test_a_lenet_run_keeps_what_it_has(lenet_machine, machine, monkeypatch, capsys, tmp_path):
     """A device that fails at the second batch: exit code 1, the others go on. Ctrl-C: 130, and the first is kept."""
     monkeypatch.setattr(device, "device_place", lambda: lenet_machine)

@@ -342,18 +342,6 @@ def stage(name, out, *arguments):
     return done, path if path.exists() else None
 
 
-@pytest.mark.slow
-def test_first_contact_on_the_cpu(tmp_path):
-    """Each part, with the compiled CPU backend in the GPU's place: right, and the report says how many."""
-    done, path = stage("contact", tmp_path, "--backend", "numba", "--batches", "4,8", "--steps", "6")
-    assert done.returncode == 0, done.stderr
-    figures, lines = gpu_report._contact(path)
-    names = [part["part"] for part in figures["parts"]]
-    assert names[4:-1] == ["LeNet, eager", "LeNet captured, batch 4", "LeNet captured, batch 8"]
-    assert all(part["right"] for part in figures["parts"])
-    assert lines[0].startswith("8 of 8 right; compiled in ")
-
-
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_first_contact_finds_a_wrong_captured_step(monkeypatch, dtype):
     """One that is right in its first call, and a millionth off behind it: in either precision."""
@@ -573,10 +561,17 @@ def test_the_whole_report_with_the_cpu_in_the_gpus_place(tmp_path):
     assert not [name for name, entry in stages.items() if "unreadable" in entry["figures"]]
     may_be_missing = {"overhead", "sanitizer"}
     assert {entry["status"] for name, entry in stages.items() if name not in may_be_missing} == {"passed"}
-    assert stages["contact"]["figures"]["parts"][-1]["right"]
-    assert stages["training"]["figures"]["gpu"]["test_accuracy"] > 0.97
-    assert list(stages["lenet"]["figures"]["batches"]) == ["64", "512", "inference"]
-    assert {"gpuconv", "gpuconv eager", "torch eager"} <= set(stages["lenet"]["figures"]["batches"]["64"]["us"])
+    parts = stages["contact"]["figures"]["parts"]
+    assert [part["part"] for part in parts][4:-1] == [
+        "LeNet, eager",
+        "LeNet captured, batch 4",
+        "LeNet captured, batch 8",
+    ]
+    assert all(part["right"] for part in parts)
+    assert stages["contact"]["lines"][0].startswith("8 of 8 right; compiled in ")
+    assert stages["training"]["figures"]["gpu"]["test_accuracy"] > 0.9
+    assert list(stages["lenet"]["figures"]["batches"]) == ["4", "8", "inference"]
+    assert {"gpuconv", "gpuconv eager", "torch eager"} <= set(stages["lenet"]["figures"]["batches"]["4"]["us"])
     layers = stages["layers"]["figures"]
     assert layers["right"] == layers["kernels"] > 100
     assert stages["real-sizes"]["figures"]["passed"] == 3

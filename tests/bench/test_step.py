@@ -53,6 +53,7 @@ def test_the_floor():
     assert step.FORWARD_BYTES == 19_992
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     """A table with a row for each launch and their sums; the same as JSON; what does not fit is one line."""
 

@@ -331,6 +331,7 @@ def test_both_commands_give_one_bound(direction, layer, tmp_path, monkeypatch, c
     assert "STATIC ANALYSIS" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_sectors_are_the_same_in_every_run(monkeypatch):
     """Wherever the memory of a process happens to lie: arrays begin as those of a device do."""
     pytest.importorskip("support.simulation")
@@ -422,6 +423,7 @@ def test_what_cannot_be_ranked(arguments, words):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["forward", "grad_input", "grad_weight"])
 def test_a_cpu_is_timed(tmp_path, monkeypatch, capsys, direction):
     """The variants of the compiled backend and NumPy's, each compared with float64, by real time; peers are beside."""

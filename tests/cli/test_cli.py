@@ -609,6 +609,7 @@ def in_terminal(width, environment, *arguments):
     return child.wait(timeout=60), written.decode()
 
 
+@pytest.mark.slow
 @posix
 def test_progress_on_a_terminal(few_digits):
     """A bar with loss, accuracy, images/s and remaining time while it trains, and a cursor that is there afterwards."""
@@ -621,6 +622,7 @@ def test_progress_on_a_terminal(few_digits):
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", text), "colours in spite of NO_COLOR"
 
 
+@pytest.mark.slow
 @posix
 def test_a_narrow_terminal(run):
     """Bars fit, and the table of confusion is left out where it does not."""
@@ -686,6 +688,7 @@ def test_a_table_is_never_cut(width, environment, columns):
         assert max(map(len, lines)) <= width
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("width", [24, 40, 60])
 def test_training_in_a_narrow_terminal(few_digits, width):
@@ -705,6 +708,7 @@ def test_training_in_a_narrow_terminal(few_digits, width):
     assert re.search(r"test accuracy \d+\.\d\d% of 100 images", " ".join(lines))
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("command", [["info"], ["tune", "--geometry", "8,6,14,14,16,5,5", "--backend", "numba"]])
 def test_prose_in_a_narrow_terminal(command, tmp_path):

@@ -74,6 +74,7 @@ def test_every_benchmark_begins_with_it():
         ), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_benchmarks_in_other_encodings(encoding):
     """In the C locale, without Python's UTF-8 mode, tables with µs and × come to their end."""

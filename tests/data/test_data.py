@@ -509,6 +509,7 @@ def hard_pictures(digit, rng):
     yield "sheet that runs out of the picture", desk[:480, :640]
 
 
+@pytest.mark.slow
 def test_a_digit_is_found_in_hard_pictures(digits):
     """Cropped closely, faint, in a corner, unevenly lit, on a sheet that lies on a desk: it is found."""
     rng = np.random.default_rng(0)

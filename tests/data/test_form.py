@@ -285,6 +285,8 @@ def test_a_checkpoint_holds_the_form(in_folder, digits):
     assert fit(moved, "run", resume=True).model.form.size == (8, 8)
 
 
+@pytest.mark.slow
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_on_data_of_ones_own(capsys, in_folder, kind, digits):
     """predict answers for the samples and for each test picture as the model does for the arrays, evaluate likewise."""

@@ -33,6 +33,7 @@ def read(image, **options):
 # -- digits ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_digits_are_found_wherever_they_are_written(digits, model):
     """Of each kind of picture, with parameters that nothing was tuned on, nine tenths of what is right of plain ones.
 

@@ -152,6 +152,8 @@ def test_kernel(operation, block):
     check(operation, block, arrays_of(block, np.float64), slice(1))
 
 
+@pytest.mark.slow
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("block", LENET, ids=str)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_layers_of_lenet(operation, block):

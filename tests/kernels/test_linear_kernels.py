@@ -101,7 +101,9 @@ def test_kernel(operation, geometry):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(
+    "operation", [pytest.param(name, marks=[pytest.mark.thorough] * name.endswith("weight")) for name in OPERATIONS]
+)
 def test_the_classifier_of_lenet(operation):
     """The layers that these kernels are for."""
     check(operation, LENET, "float32", slice(1))

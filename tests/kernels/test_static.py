@@ -563,9 +563,14 @@ def test_command(tmp_path):
         (["--fast"], "unrecognized arguments: --fast; --help lists the options"),
     ],
 )
-def test_bad_arguments_give_one_line(arguments, message):
+def test_bad_arguments_give_one_line(arguments, message, capsys):
     """What cannot be shown is refused with one line that says what would do, and status 2."""
-    done = static(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    from bench.static import main
+
+    status = main(arguments)
+    out, err = capsys.readouterr()
+    if "pip install" in err:
+        pytest.skip(err.strip())
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

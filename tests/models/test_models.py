@@ -80,6 +80,21 @@ def _numpy() -> Iterator[None]:
         yield
 
 
+class _NoGenerator:
+    """Gives zeros for random numbers, at once: of a hundred million numbers seconds are left."""
+
+    def normal(self, mean: float, std: float, shape: tuple[int, ...]) -> np.ndarray:
+        return np.zeros(shape)
+
+    uniform = normal
+
+
+@pytest.fixture
+def first_values_are_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of names and shapes."""
+    monkeypatch.setattr(nn.init, "default_generator", _NoGenerator)
+
+
 def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -91,6 +106,7 @@ def test_every_model_is_held_to_figures() -> None:
         assert getattr(models, name) is cls
 
 
+@pytest.mark.usefixtures("first_values_are_zeros")
 def test_parameters() -> None:
     """As published; U-Net's by the paper's layers, with padding and batch normalisation."""
     for name in SMALL:
@@ -107,6 +123,7 @@ def test_parameters() -> None:
 
 @pytest.mark.slow
 @pytest.mark.grid(5)
+@pytest.mark.usefixtures("first_values_are_zeros")
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("vgg13_bn", "vgg16_bn", "vgg19_bn")])
 def test_figures_of_a_summary(name: str) -> None:
     """What `gpuconv summary` shows: parameters to the last one, and multiply-adds as published: they tell strides."""
@@ -120,7 +137,8 @@ def test_figures_of_a_summary(name: str) -> None:
         assert abs(summary.connections / 1e9 - multiply_adds) < 0.02 * multiply_adds + 0.005, summary.connections
 
 
-@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one[:3] == "vgg")) for one in NAMES])
+@pytest.mark.usefixtures("first_values_are_zeros")
+@pytest.mark.parametrize("name", NAMES)
 def test_names_are_torchvisions(name: str) -> None:
     """A file of its weights loads strictly."""
     state = models.build(name, num_classes=2).state_dict()
@@ -180,9 +198,11 @@ def _narrowed(model: Any) -> Any:
 @needs_torch
 @pytest.mark.slow
 @pytest.mark.usefixtures("backend")
-def test_compiled_against_torch() -> None:
-    """One of them on each backend for the CPU."""
-    test_against_torch("resnet18", {"num_classes": 5}, 32, 4)
+@pytest.mark.parametrize("name", ["unet", pytest.param("resnet18", marks=pytest.mark.thorough)])
+def test_compiled_against_torch(name: str) -> None:
+    """Two of them on each backend for the CPU: narrow, or on small images, for each size of a layer is compiled."""
+    arguments: dict[str, Any] = {"num_classes": 3, "widths": (8, 16)} if name == "unet" else {"num_classes": 5}
+    test_against_torch(name, arguments, {"unet": 27, "resnet18": 32}[name], 4)
 
 
 @needs_torch

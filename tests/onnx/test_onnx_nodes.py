@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -13,9 +15,6 @@ from support.onnx_nodes import Case
 
 from gpuconv.backends import Backend
 from gpuconv.onnx.node import OPERATORS
-
-CASES = onnx_nodes.collect()
-APPLICABLE = [case for case in CASES if onnx_nodes.why_not(case) is None]
 
 #: How many apply, and how many do not for each reason, in the release they were counted in.
 COUNTED_IN = "1.23"
@@ -33,27 +32,46 @@ COUNTS = {
 WITHOUT = {"GlobalLpPool", "Conv+Relu", "Conv+Relu+MaxPool"}
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of a `case` runs on each that applies."""
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", _applicable(_cases(metafunc.config)), ids=str)
+
+
+@pytest.fixture(scope="module")
+def cases(request: pytest.FixtureRequest) -> list[Case]:
+    """All of them."""
+    return _cases(request.config)
+
+
+@functools.cache
+def _cases(config: pytest.Config) -> list[Case]:
+    assert config.cache is not None
+    return onnx_nodes.collected(config.cache.mkdir("onnx-nodes"))
+
+
+def _applicable(cases: list[Case]) -> list[Case]:
+    return [case for case in cases if onnx_nodes.why_not(case) is None]
+
+
 @pytest.mark.skipif(
     not onnx.__version__.startswith(COUNTED_IN + "."),
     reason=f"tests were counted in onnx {COUNTED_IN}; other releases have others (all that apply run anyway)",
 )
-def test_no_case_is_left_out_silently() -> None:
+def test_no_case_is_left_out_silently(cases: list[Case]) -> None:
     """The rule takes in and leaves out exactly those tests that were looked through by hand."""
-    counted = onnx_nodes.summary(CASES)
+    counted = onnx_nodes.summary(cases)
     print(*[f"{count:>6}  {what}" for what, count in counted.most_common()], sep="\n")
     assert counted == COUNTS
 
 
-def test_every_operator_has_cases_that_apply() -> None:
+def test_every_operator_has_cases_that_apply(cases: list[Case]) -> None:
     """In whatever release of onnx is installed, no operator goes without a test."""
-    assert set().union(*(case.operators for case in APPLICABLE)) >= set(OPERATORS) - WITHOUT
+    assert set().union(*(case.operators for case in _applicable(cases))) >= set(OPERATORS) - WITHOUT
 
 
-@pytest.mark.parametrize("case", APPLICABLE, ids=str)
 def test_node(backend: Backend, case: Case) -> None:
     """The result is the expected one: shape and element type exactly, values within the suite's tolerance."""
-    if (function := onnx_nodes.missing(case)) is not None:
-        pytest.skip(f"gpuconv.functional has no {function} yet")
     results = onnx_nodes.run(case)
     assert len(results) == len(case.outputs)
     for result, expected in zip(results, case.outputs, strict=True):

@@ -51,23 +51,21 @@ def jobs() -> Iterator[Job]:
 
 
 def sample(every: Iterable[Job]) -> Iterator[Job]:
-    """Of each variant, float64 and two tilings of the first layer, for one architecture each, by turns.
+    """Of each variant, float64 and a tiling of the first layer, for one architecture, by turns.
 
-    For the first tiling of what is bound by arithmetic, for all architectures.
+    Of what is bound by arithmetic, the first tiling for all architectures, and another one for one.
     """
     turns = itertools.cycle(ARCHITECTURES)
     groups: dict[tuple[str, str, str], list[Job]] = {}
     for job in every:
         groups.setdefault((job.operation, job.variant, job.dtype), []).append(job)
     for first, *others in groups.values():
-        arithmetic = first.layer == CONVOLUTIONS[0] and first.variant != "direct"
-        yield (
-            first
-            if arithmetic or first.dtype == "float64"
-            else dataclasses.replace(first, architectures=(next(turns),))
-        )
-        others = [job for job in others if job.layer == first.layer]
-        for job in sampling.sampled(others, 1, first.variant):
+        tilings = [job for job in others if job.layer == first.layer]
+        if first.dtype == "float64" or (first.layer == CONVOLUTIONS[0] and first.variant != "direct"):
+            yield first
+        else:
+            tilings.insert(0, first)
+        for job in sampling.sampled(tilings, 1, first.variant):
             yield dataclasses.replace(job, architectures=(next(turns),))
 
 

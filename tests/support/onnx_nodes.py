@@ -9,6 +9,9 @@ the whole rule by which one does not apply; everything else has to pass.
 
 from __future__ import annotations
 
+import hashlib
+import pickle
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -22,7 +25,10 @@ from onnx import numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 from onnx.backend.test.loader import load_model_tests
 
-import gpuconv.functional as F
+if __name__ == "__main__":  # run as a script, from anywhere
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.shared import kept
+
 import gpuconv.onnx
 from gpuconv.onnx.node import OPERATORS
 from gpuconv.onnx.reading import OLDEST_OPSET
@@ -66,6 +72,14 @@ class Case:
 def collect() -> list[Case]:
     """All backend tests of the installed onnx wheel, applicable or not."""
     return [*_generated(), *_stored()]
+
+
+def collected(folder: Path) -> list[Case]:
+    """The same, kept in a file of the folder: it takes seconds to generate them, and each process wants them."""
+    source = f"{onnx.__version__} {np.__version__} {sys.version} {Path(__file__).read_text(encoding='utf-8')}"
+    name = f"onnx-nodes-{hashlib.sha256(source.encode()).hexdigest()[:16]}.pickle"
+    cases: list[Case] = pickle.loads(kept(folder / name, lambda: pickle.dumps(collect())))
+    return cases
 
 
 def _generated() -> Iterable[Case]:
@@ -125,17 +139,6 @@ def _types(case: Case) -> set[str]:
     found = {str(np.asarray(value).dtype) for value in (*case.inputs, *case.outputs)}
     declared = [value.type.tensor_type.elem_type for value in (*case.model.graph.input, *case.model.graph.output)]
     return found | {str(onnx.helper.tensor_dtype_to_np_dtype(number)) for number in declared}
-
-
-def missing(case: Case) -> str | None:
-    """The function that a test needs and gpuconv has not, if there is one: operators are there for all dimensions."""
-    names = {"Conv": "conv", "ConvTranspose": "conv_transpose", "MaxPool": "max_pool", "AveragePool": "avg_pool"}
-    names |= {"LpPool": "conv", "MaxUnpool": "max_unpool"}
-    for op in case.operators & set(names):
-        function = f"{names[op]}{np.ndim(case.inputs[0]) - 2}d"
-        if not hasattr(F, function):
-            return function
-    return "einsum" if "Einsum" in case.operators and not hasattr(F, "einsum") else None
 
 
 def summary(cases: Iterable[Case]) -> Counter[str]:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 CHOICES = {
     "all": "each case: make test-all",
     "sample": "one in n of the tests marked grid(n), no case marked thorough, all else: make test",
-    "few": "one in 40, and three or more, of each test that is not marked slow: make quick",
+    "few": "one in 40, and two or more, of a grid three, of each test that is not marked slow: make quick",
 }
 #: Read here and by the processes that tests start.
 VARIABLE = "GPUCONV_TEST_CASES"
@@ -55,15 +55,15 @@ def select(items: Sequence[pytest.Item], choice: str) -> list[pytest.Item]:
 
 def _of_one_test(cases: list[pytest.Item], choice: str) -> list[pytest.Item]:
     usual = [case for case in cases if not case.get_closest_marker("thorough")] or cases[:1]
+    marker = cases[0].get_closest_marker("grid")
     if choice == "few":
         usual = [case for case in usual if not case.get_closest_marker("slow")]
-        return _one_in(40, usual)
-    marker = cases[0].get_closest_marker("grid")
-    return _one_in(marker.args[0], usual) if marker else usual
+        return _one_in(40, usual, least=3 if marker else 2)
+    return _one_in(marker.args[0], usual, least=3) if marker else usual
 
 
-def _one_in(number: int, cases: list[pytest.Item]) -> list[pytest.Item]:
-    count = max(3, -(-len(cases) // number))
+def _one_in(number: int, cases: list[pytest.Item], least: int) -> list[pytest.Item]:
+    count = max(least, -(-len(cases) // number))
     values = [case.callspec.params if hasattr(case, "callspec") else {} for case in cases]
     return [cases[index] for index in spread([case.nodeid for case in cases], values, count)]
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +13,15 @@ def made_once(folders: pytest.TempPathFactory, name: str, make: Callable[[], str
     base = folders.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # each process has a folder there
-    path = base / name
-    with open(base / f"{name}.lock", "w") as lock:
+    return kept(base / name, lambda: make().encode()).decode()
+
+
+def kept(path: Path, make: Callable[[], bytes]) -> bytes:
+    """What is in a file, which the first process to ask makes, and others wait for."""
+    with open(f"{path}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            path.write_text(make(), encoding="utf-8")
-    return path.read_text(encoding="utf-8")
+            part = path.with_suffix(".part")  # a process that is stopped leaves no half of the file
+            part.write_bytes(make())
+            part.replace(path)
+    return path.read_bytes()

@@ -1,0 +1,95 @@
+"""A GPU's place taken by the CPU: for `make gpu-report`.
+
+The cuda backend is one of the CPU; of CuPy and torch.cuda there is what the benchmarks ask for. Kernels
+are taken to be right without being run. So commands, processes and files are real, and nothing else is.
+"""
+
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench import compiling, layers, lenet_gpu, verify
+from gpuconv import backends
+
+_real_available, _real_instance, _RealPlace = backends.available, backends._instance, verify.Place
+if "bench.overhead" not in sys.orig_argv:  # which has its own stand-in, and says so
+    backends.available = lambda: {**_real_available(), "cuda": None}
+    # Compiling each layer of a network would take minutes.
+    _cpu = "numpy" if "bench.network" in sys.orig_argv else "numba"
+    backends._instance = lambda name: _real_instance(_cpu if name == "cuda" else name)
+
+runtime = types.SimpleNamespace(driverGetVersion=lambda: 13000, deviceGetAttribute=lambda number, device: 1_500_000)
+sys.modules["cupy"] = cupy = types.ModuleType("cupy")
+cupy.cuda = types.SimpleNamespace(runtime=runtime)
+cupy.from_dlpack, cupy.empty = np.from_dlpack, np.empty
+_real_cuda_is_available = torch.cuda.is_available
+torch.cuda.is_available = lambda: sys._getframe(1).f_code.co_name == "device_place" or _real_cuda_is_available()
+
+
+class Event:
+    def __init__(self, enable_timing):
+        self.at = 0.0
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 1000 * (end.at - self.at) + 0.001
+
+
+class Torch(types.ModuleType):
+    """PyTorch, on the host whatever is asked for."""
+
+    cuda = types.SimpleNamespace(
+        Event=Event,
+        synchronize=lambda: None,
+        get_device_properties=lambda number: types.SimpleNamespace(
+            name="stand-in", major=9, minor=0, multi_processor_count=1, total_memory=2**30, L2_cache_size=2**10
+        ),
+    )
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def empty(self, size, **options):
+        return torch.empty(min(size, 2**20), **{**options, "device": "cpu"})
+
+
+def _verify(place, operation, variant, geometry, tilings, **_):
+    return {tiling: verify.Verdict(0.0, 0.0, None) for tiling in tilings}
+
+
+verify.Place, verify.verify = lambda *_: _RealPlace(Torch("torch"), cupy, "cpu"), _verify
+verify.operands = lambda *_: []
+verify.launch = verify.peer = lambda *_: lambda: None
+lenet_gpu.kernels = lambda *_: [
+    {"kernel": "one", "blocks": 1, "threads": 1, "arguments": 1, "bytes": 1, "flop": 1, "us": 2.0, "floor_us": 1.0}
+]
+# The steps of LeNet have kernels, and there is nothing to compile.
+_launch = types.SimpleNamespace(kernel=types.SimpleNamespace(compile=lambda signature: None), signature=())
+compiling.recorded = lambda *_: [_launch]
+# LeNet's layers are enough, and so are smaller batches, of which NumPy's losses are soon there, two rounds, two epochs.
+for _named in layers.LAYERS.values():
+    for _name in [name for name in _named if not name.startswith("lenet5.")]:
+        dict.pop(_named, _name, None)
+
+_stage = sys.argv if "bench.gpu_stages" in sys.orig_argv else ()
+if "contact" in _stage:
+    sys.argv += ["--batches", "4,8", "--steps", "6"]
+if "training" in _stage:
+    sys.argv += ["--epochs", "2"]
+if "bench.lenet" in sys.orig_argv:
+    sys.argv += ["--batches", "4,8", "--seconds", "0.05"]
+if {"bench.lenet", "bench.gpu"} & set(sys.orig_argv):
+    sys.argv += ["--rounds", "2"]
+if {"tests", "real-sizes"} & set(_stage):
+    sys.argv += ["--tests", str(Path(__file__).with_name("on_a_gpu.py"))]
+if "bench.network" in sys.orig_argv:  # a small network instead of a large one
+    sys.argv += ["--model", "squeezenet1_1", "--batch", "1", "--size", "48", "--rounds", "2", "--seconds", "0.1"]
