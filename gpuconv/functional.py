@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import Function, tensor_method
+from gpuconv.dtypes import float_type, kind_of
 from gpuconv.geometry import (
     Conv2dGeometry,
     IntOrPair,
@@ -48,7 +49,6 @@ from gpuconv.ops.adaptive import (
     adaptive_max_pool3d,
 )
 from gpuconv.ops.arithmetic import add, cast, mul, sum
-from gpuconv.ops.checks import FLOATS as _FLOATS
 from gpuconv.ops.checks import REDUCTIONS, share
 from gpuconv.ops.checks import element_type as _element_type
 from gpuconv.ops.checks import floats as _floats
@@ -524,7 +524,7 @@ def tanh(input: Any) -> Any:
 def softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
     """``e^input / Σ e^input`` along ``dim``: positive, with sum 1.
 
-    The input is converted to ``dtype`` (float32 or float64) first, if that is given. IndexError: no such dimension.
+    The input is converted to ``dtype``, a float type, first, if that is given. IndexError: no such dimension.
     """
     return _along(_activation.Softmax, "softmax", input, dim, dtype)
 
@@ -536,13 +536,7 @@ def log_softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
 
 def _along(function: type[Function], op: str, input: Any, dim: int, dtype: Any) -> Any:
     if dtype is not None:
-        try:
-            wanted = np.dtype(dtype)
-        except TypeError:
-            raise TypeError(f"{op}: dtype must be float32 or float64, got {dtype!r}") from None
-        if wanted not in _FLOATS:
-            raise TypeError(f"{op}: dtype must be float32 or float64, got {wanted}")
-        input = cast(_operand(op, "input", input), wanted)
+        input = cast(_operand(op, "input", input), float_type(dtype, op))
     (input,) = _floats(op, input=input)
     shape = _shape(input)
     dim = dimension(dim, len(shape), op)
@@ -714,11 +708,11 @@ def cross_entropy(
         raise ValueError(f"{op}: weight must have shape ({classes},), one value a class, got {_shape(weight)}")
     ignore_index = integer(ignore_index, "ignore_index", minimum=-(2**63), op=op)
     rows = _classes_last(input, class_dim)
-    if _element_type(target).kind == "f":
+    if kind_of(_element_type(target)) == "f":
         if ignore_index >= 0:
             raise ValueError(f"{op}: ignore_index={ignore_index} names a label, but target holds probabilities")
         return _soft_cross_entropy(op, rows, target, weight, reduction, label_smoothing, shape, class_dim)
-    if _element_type(target).kind not in "iu":
+    if kind_of(_element_type(target)) not in "iu":
         raise TypeError(f"{op}: target must hold integer labels or float probabilities, got {_element_type(target)}")
     if _shape(target) != rest:
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpuconv.autograd import Tensor, is_grad_enabled, moved, no_grad, overwrite, to_array
+from gpuconv.dtypes import kind_of
 from gpuconv.nn.summary import Summary, summarize
 
 _M = TypeVar("_M", bound="Module")
@@ -376,7 +377,7 @@ class Module:
     def _converted(self: _M, dtype: Any) -> _M:
         values: list[Tensor] = [*self.parameters(), *self.buffers()]
         for value in (*values, *[value.grad for value in values if value.grad is not None]):
-            if value.dtype.kind == "f":
+            if kind_of(value.dtype) == "f":
                 value.data = value.data.astype(dtype, copy=False)
         return self
 

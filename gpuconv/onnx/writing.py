@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.autograd import Tensor, moved, to_numpy
+from gpuconv.dtypes import kind_of
 from gpuconv.files import write_atomically
 from gpuconv.nn.module import Module
 from gpuconv.onnx.exporters import EXPORTERS
@@ -82,7 +83,7 @@ def _another(value: Tensor, times: int) -> Tensor:
 def _varied(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Other values in the same range, be it of labels or of probabilities; another mean, maximum, first element."""
     other = rng.permutation(array.reshape(-1)).reshape(array.shape)
-    if array.dtype.kind != "f" or not array.size:
+    if kind_of(array.dtype) != "f" or not array.size:
         return other
     low, share = array.min(), rng.uniform(0.5, 1, array.shape)
     alike = np.array_equal(array, np.full_like(array, low), equal_nan=True)
@@ -104,7 +105,7 @@ def _difference(first: Trace, other: Trace) -> str:
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+    return a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=kind_of(a.dtype) == "f"))
 
 
 class _Writer:

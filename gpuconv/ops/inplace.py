@@ -7,13 +7,14 @@ gradient flows through the change. See ``Tensor._in_place``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuconv import versions
 from gpuconv.autograd import Context, Function, Tensor, backend_of, is_grad_enabled, moved, tensor_method, to_array
 from gpuconv.backends import Array
+from gpuconv.dtypes import element_type, kind_of
 from gpuconv.ops import activation, arithmetic, elementwise
 from gpuconv.ops.arithmetic import _sum_to as sum_to
 from gpuconv.ops.arithmetic import cast
@@ -24,6 +25,8 @@ __all__ = ["setitem"]
 
 class SetItem(Function):
     """``a`` with the elements at ``index`` replaced by ``values``, which broadcast."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
 
     @staticmethod
     def forward(ctx: Context, a: Array, values: Array, *, index: Any) -> Array:
@@ -154,6 +157,8 @@ def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: An
 class Move(Function):
     """The same elements on another device. The context's backend is that of the source: where the gradient goes."""
 
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
+
     @staticmethod
     def backward(ctx: Context, grad: Array) -> Array:
         return moved(grad, ctx.backend)
@@ -161,7 +166,7 @@ class Move(Function):
 
 def _is_type(value: Any) -> bool:
     try:
-        np.dtype(value)
+        element_type(value)
     except TypeError:
         return False
     return value is not None
@@ -200,9 +205,10 @@ def to(
     if dtype is not None:
         if not _is_type(dtype):
             raise TypeError(f"to: dtype must be an element type, got {dtype!r}")
-        if np.dtype(dtype).kind not in "fiub" or np.dtype(dtype) == np.float16:
-            raise TypeError(f"to: dtype must be float32, float64, an integer or bool, got {np.dtype(dtype)}")
-        result = cast(result, np.dtype(dtype))
+        dtype = element_type(dtype)
+        if kind_of(dtype) not in "fiub":
+            raise TypeError(f"to: dtype must be a float, an integer or bool, got {dtype}")
+        result = cast(result, dtype)
     if device is not None:
         if not isinstance(device, str) and not hasattr(device, "asarray"):
             raise TypeError(f"to: device must be 'cpu' or 'cuda', got {device!r}")
@@ -223,9 +229,3 @@ def cpu(self: Tensor) -> Tensor:
 def cuda(self: Tensor) -> Tensor:
     """On the GPU; itself if it is. BackendUnavailable: there is none."""
     return to(self, device="cuda")
-
-
-@tensor_method
-def half(self: Tensor) -> Tensor:
-    """There are no half types to compute in. TypeError: always; the message says what would do."""
-    raise TypeError("half: kernels compute in float32 and float64; float() makes it float32")

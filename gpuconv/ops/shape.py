@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from gpuconv.autograd import Context, Function, Tensor, tensor_method
 from gpuconv.backends import Array
@@ -13,6 +13,8 @@ from gpuconv.backends import Array
 
 class Reshape(Function):
     """The same elements in another shape."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, shape: tuple[int, ...]) -> Array:
@@ -26,6 +28,8 @@ class Reshape(Function):
 
 class Permute(Function):
     """The dimensions in another order."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, dims: tuple[int, ...]) -> Array:
@@ -43,6 +47,8 @@ class Permute(Function):
 
 class GetItem(Function):
     """``a[index]``, with NumPy's indexing."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, index: Any) -> Array:

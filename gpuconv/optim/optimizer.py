@@ -11,6 +11,7 @@ import numpy as np
 from gpuconv import backends, versions
 from gpuconv.autograd import Tensor, native, overwrite, to_array
 from gpuconv.backends import Backend, capturing
+from gpuconv.dtypes import kind_of
 from gpuconv.geometry import flag
 
 __all__ = ["Optimizer", "Together"]
@@ -167,7 +168,7 @@ class Optimizer:
         self._check_settings({name: value for name, value in own.items() if name != "params"})
         there = {id(param) for param in self.params}
         for param in params:
-            if not isinstance(param, Tensor) or not param.is_leaf or param.dtype.kind != "f":
+            if not isinstance(param, Tensor) or not param.is_leaf or kind_of(param.dtype) != "f":
                 raise TypeError(f"{kind}: params must be leaf Tensors of floats, got {type(param).__name__}")
             if id(param) in there:
                 raise ValueError(f"{kind}: a parameter of shape {param.shape} is there twice")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.dtypes import kind_of
 from gpuconv.files import write_atomically
 from gpuconv.storage import pytorch
 
@@ -164,7 +165,7 @@ def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         if not isinstance(name, str):
             raise TypeError(f"save: the names of a state are strings, got {name!r}")
         array = np.asarray(value.detach().numpy() if hasattr(value, "detach") else value, order="C")
-        if array.dtype.kind not in "fiub":
+        if kind_of(array.dtype) not in "fiub":
             raise TypeError(f"save: {name} is no array of numbers, but of {type(value).__name__}")
         arrays[name] = array.astype(array.dtype.newbyteorder("<"), copy=False)
     write_atomically(path, to_bytes(arrays))
