@@ -43,6 +43,7 @@ from gpuconv.creation import (
     randn_like,
     randperm,
     tensor,
+    to_torch,
     zeros,
     zeros_like,
 )
@@ -275,6 +276,7 @@ __all__ = [
     "tanh",
     "tensor",
     "tile",
+    "to_torch",
     "training",
     "transpose",
     "trunc",

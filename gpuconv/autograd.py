@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from gpuconv import backends, versions
-from gpuconv.arrays import adopted, device, on_device
+from gpuconv.arrays import adopted, as_torch, device, on_device
 from gpuconv.backends import Array, Backend, capturing
 from gpuconv.dtypes import bfloat16, element_type, is_half, kind_of
 
@@ -30,6 +30,7 @@ __all__ = [
     "GradcheckError",
     "Tensor",
     "backend_of",
+    "destination",
     "gradcheck",
     "is_default_seed",
     "is_grad_enabled",
@@ -158,6 +159,40 @@ def moved(array: Array, backend: str | Backend) -> Array:
     return backend.asarray(array if isinstance(array, backend.xp.ndarray) else to_numpy(array))
 
 
+def destination(what: Sequence[Any], dtype: Any = None, device: Any = None) -> tuple[np.dtype | None, Any]:
+    """The element type and the device (or backend) that the arguments of ``to`` name; None for what they do not.
+
+    Raises:
+        TypeError: one is neither, or no type of numbers.
+    """
+    for one in what:
+        if isinstance(one, Tensor):
+            dtype, device = one.dtype, one.device
+        elif isinstance(one, bool):
+            raise TypeError(f"to: device and dtype are expected, got {one!r}")
+        elif _is_type(one):
+            dtype = one
+        else:
+            device = one
+    if dtype is not None:
+        if not _is_type(dtype):
+            raise TypeError(f"to: dtype must be an element type, got {dtype!r}")
+        dtype = element_type(dtype)
+        if kind_of(dtype) not in "fiub":
+            raise TypeError(f"to: dtype must be a float, an integer or bool, got {dtype}")
+    if device is not None and not isinstance(device, (str, Backend)):
+        raise TypeError(f"to: device must be 'cpu' or 'cuda', got {device!r}")
+    return dtype, device
+
+
+def _is_type(value: Any) -> bool:
+    try:
+        element_type(value)
+    except TypeError:
+        return False
+    return value is not None
+
+
 def native(dtype: np.dtype) -> np.dtype:
     """A dtype in the machine's byte order, which all results have."""
     return dtype if dtype.isnative else dtype.newbyteorder("=")
@@ -197,11 +232,7 @@ def _is_torch(data: Any) -> bool:
 def _like(result: Array, template: Any) -> Any:
     """Return an array as the kind that the caller passed: torch for torch, Numba for Numba, otherwise unchanged."""
     if _is_torch(template):
-        import torch
-
-        if kind_of(result.dtype) != result.dtype.kind:  # bfloat16, which DLPack does not hand over
-            return torch.from_dlpack(result.view(np.int16)).view(torch.bfloat16)
-        return torch.from_dlpack(result)
+        return as_torch(result)
     if _library(template) == "numba" or _library(template) == "numba_cuda":
         from numba import cuda
 

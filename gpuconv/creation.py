@@ -8,11 +8,12 @@ sets unless another one is given.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import as_torch
 from gpuconv.autograd import Tensor, moved, to_array
 from gpuconv.dtypes import element_type
 from gpuconv.random import default_generator
@@ -37,6 +38,7 @@ __all__ = [
     "randn_like",
     "randperm",
     "tensor",
+    "to_torch",
     "zeros",
     "zeros_like",
 ]
@@ -86,6 +88,18 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
     if not isinstance(ndarray, np.ndarray):
         raise TypeError(f"from_numpy: ndarray must be a numpy.ndarray, got {type(ndarray).__name__}")
     return Tensor(ndarray)
+
+
+def to_torch(data: Any) -> Any:
+    """A Tensor or array as a torch tensor on the same memory; of a mapping, as a state dict is one, a dict of them.
+
+    Raises:
+        ImportError: PyTorch is not installed.
+    """
+    if isinstance(data, Mapping):
+        return {name: to_torch(value) for name, value in data.items()}
+    array = to_array(data)
+    return as_torch(array.view(np.ndarray) if isinstance(array, np.ndarray) else array)
 
 
 def is_tensor(obj: Any) -> bool:

@@ -12,9 +12,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv import versions
-from gpuconv.autograd import Context, Function, Tensor, backend_of, is_grad_enabled, moved, tensor_method, to_array
+from gpuconv.autograd import (
+    Context,
+    Function,
+    Tensor,
+    backend_of,
+    destination,
+    is_grad_enabled,
+    moved,
+    tensor_method,
+    to_array,
+)
 from gpuconv.backends import Array
-from gpuconv.dtypes import element_type, kind_of
 from gpuconv.ops import activation, arithmetic, elementwise
 from gpuconv.ops.arithmetic import _sum_to as sum_to
 from gpuconv.ops.arithmetic import cast
@@ -164,14 +173,6 @@ class Move(Function):
         return moved(grad, ctx.backend)
 
 
-def _is_type(value: Any) -> bool:
-    try:
-        element_type(value)
-    except TypeError:
-        return False
-    return value is not None
-
-
 @tensor_method
 def to(
     self: Tensor, *what: Any, dtype: Any = None, device: Any = None, non_blocking: bool = False, copy: bool = False
@@ -190,28 +191,9 @@ def to(
         ValueError: no such device.
         BackendUnavailable: it cannot run here.
     """
-    for one in what:
-        if isinstance(one, Tensor):
-            dtype, device = one.dtype, one.device
-        elif isinstance(one, bool):
-            raise TypeError(f"to: device and dtype are expected, got {one!r}")
-        elif isinstance(one, str) and not _is_type(one):
-            device = one
-        elif _is_type(one):
-            dtype = one
-        else:
-            device = one
-    result = self
-    if dtype is not None:
-        if not _is_type(dtype):
-            raise TypeError(f"to: dtype must be an element type, got {dtype!r}")
-        dtype = element_type(dtype)
-        if kind_of(dtype) not in "fiub":
-            raise TypeError(f"to: dtype must be a float, an integer or bool, got {dtype}")
-        result = cast(result, dtype)
+    dtype, device = destination(what, dtype, device)
+    result = self if dtype is None else cast(self, dtype)
     if device is not None:
-        if not isinstance(device, str) and not hasattr(device, "asarray"):
-            raise TypeError(f"to: device must be 'cpu' or 'cuda', got {device!r}")
         array = moved(result.data, device)
         if array is not result.data:
             source, result = result, Tensor._of(array)

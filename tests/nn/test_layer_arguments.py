@@ -31,7 +31,7 @@ TABLE = [
         "dilation": STEPS,
         "groups": ([1, 2, I64(2)], [0, -1, 3, 1.0, "1", None, (1,)]),
         "bias": ([True, False, None], ["no", 2, 1.5]),
-        "dtype": (["float32", np.float64, ">f4"], ["nope", "float16", np.int32, complex]),
+        "dtype": (["float32", np.float64, ">f4", "float16"], ["nope", np.int32, complex]),
     }),
     ("Conv1d", {"in_channels": 2, "out_channels": 4, "kernel_size": 3}, {
         "kernel_size": SIZE,
