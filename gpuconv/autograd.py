@@ -9,6 +9,7 @@ walk is iterative, so the depth of a graph is limited by memory only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import operator
 import sys
@@ -42,6 +43,7 @@ __all__ = [
     "tensor_method",
     "to_array",
     "to_numpy",
+    "undone",
 ]
 
 _grad_enabled: ContextVar[bool] = ContextVar("gpuconv_grad_enabled", default=True)
@@ -80,6 +82,23 @@ def recording(note: Callable[..., None]) -> Iterator[None]:
         yield
     finally:
         _recorder.reset(token)
+
+
+#: What puts back what was written, one call for each write; None where it stays, as mostly.
+_undo: ContextVar[list[Callable[[], None]] | None] = ContextVar("gpuconv_undo", default=None)
+
+
+@contextlib.contextmanager
+def undone() -> Iterator[None]:
+    """After a ``with`` block put back, for this thread, gradients of leaves and what :func:`overwrite` wrote in it."""
+    writes: list[Callable[[], None]] = []
+    token = _undo.set(writes)
+    try:
+        yield
+    finally:
+        _undo.reset(token)
+        for put_back in reversed(writes):
+            put_back()
 
 
 def is_grad_enabled() -> bool:
@@ -208,6 +227,8 @@ def overwrite(target: Array, source: Array, by: str = "overwrite") -> None:
     """
     if isinstance(target, np.ndarray) and not target.flags.writeable:
         raise ValueError(f"{by}: the array of shape {target.shape} is read-only; give the Tensor a copy of it")
+    if (undo := _undo.get()) is not None:
+        undo.append(functools.partial(overwrite, target, target.copy(), by))
     versions.changed(target, by)
     if isinstance(target, np.ndarray):
         target[...] = to_numpy(source)
@@ -989,6 +1010,8 @@ def _add_to_leaf(leaf: Tensor, grad: Array, shared: bool) -> None:
     if capture is not None:
         capture.writes_grad(leaf)
     so_far = leaf._grad
+    if (undo := _undo.get()) is not None:
+        undo.append(functools.partial(setattr, leaf, "_grad", so_far))
     if so_far is None:
         leaf._grad = Tensor._of(grad.copy() if shared else grad)
     elif capture is not None and so_far.dtype == grad.dtype and so_far.shape == tuple(grad.shape):

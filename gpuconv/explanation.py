@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import backends
-from gpuconv.autograd import Tensor
+from gpuconv.autograd import Tensor, undone
 from gpuconv.backends import Backend
 from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
 
@@ -69,7 +69,7 @@ def explain(
     backend: str | None = None,
     training: bool = False,
 ) -> Explanation:
-    """Run ``function`` on zeros, and report which primitives ran and how.
+    """Run ``function`` on zeros, and report which primitives ran and how. Running statistics and gradients stay.
 
     Neighbouring layers that run as one operation, such as ``Conv2d → ReLU → MaxPool2d``, are one primitive.
 
@@ -85,7 +85,7 @@ def explain(
     """
     chosen = backends.current() if backend is None else backends.get(backend)
     observed = _observing(chosen)
-    with backends.use_backend(observed):
+    with backends.use_backend(observed), undone():
         result = function(Tensor(np.zeros(input_shape, np.float32), requires_grad=training))
         if training:
             result.backward(np.zeros(result.shape, np.float32))

@@ -375,7 +375,7 @@ def max_pool2d(
     The gradient goes to the first maximum of a window. A NaN in a window makes its result NaN.
 
     Args:
-        input: floats.
+        input: floats, or integers of at most 32 bits, which have no gradient.
         kernel_size: size of the window, int or (height, width).
         stride: distance of windows; None means ``kernel_size``.
         padding: around the input, at most half the window; it is never the maximum.
@@ -395,7 +395,10 @@ def max_pool2d(
 
 
 def _max_pool(op: str, input: Any, kernel_size: Any, options: dict[str, Any], return_indices: bool) -> Any:
-    (input,) = _floats(op, input=input)
+    input = _operand(op, "input", input)
+    dtype = _element_type(input)
+    if op != "max_pool2d" or dtype.kind not in "iu" or dtype.itemsize > 4:  # those are PyTorch's exceptions
+        (input,) = _floats(op, input=input)
     input, alone = _batched(op, input, "NCHW")
     geometry = Pool2dGeometry.of(_shape(input), kernel_size, **options, op=op)
     return_indices = flag(return_indices, "return_indices", op=op)
