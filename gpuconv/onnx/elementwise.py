@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import dtypes
 from gpuconv import functional as F
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
@@ -296,22 +297,23 @@ def _where(node: Node, condition: Any, a: Any, b: Any) -> Any:
 
 
 def element_type(number: int) -> np.dtype:
-    """The element type of ONNX's number, as it is computed in here: floats of 16 bits are float32.
+    """The element type of ONNX's number.
 
     Raises:
         ValueError: text, complex numbers, and what has fewer bits.
+        ModuleNotFoundError: bfloat16, and ``ml_dtypes`` is not installed.
     """
     import onnx
 
     name = onnx.TensorProto.DataType.Name(number)
     if name not in _TYPES:
         raise ValueError(f"elements of type {name}, which gpuconv does not have")
-    return np.dtype(_TYPES[name])
+    return dtypes.element_type(_TYPES[name])
 
 
 _TYPES = {
-    "FLOAT16": np.float32,
-    "BFLOAT16": np.float32,
+    "FLOAT16": np.float16,
+    "BFLOAT16": "bfloat16",
     "FLOAT": np.float32,
     "DOUBLE": np.float64,
     "BOOL": np.bool_,
