@@ -46,7 +46,7 @@ class Classifier(Sequential):
             batch_size: images at a time.
 
         Returns:
-            (N, classes), or (classes,) for one image; each row positive, summing to 1.
+            (N, classes), or (classes,) for one image, in the model's type; each row positive, summing to 1.
 
         Raises:
             TypeError: neither integers nor floats.
@@ -54,7 +54,8 @@ class Classifier(Sequential):
         """
         images = to_numpy(inputs)
         one = images.ndim == (2 if kind_of(images.dtype) in "iu" else 3)
-        probabilities = F.softmax(super().predict(self.prepare(images), batch_size), 1)
+        prepared = self.prepare(images).astype(next(iter(self.parameters())).dtype, copy=False)
+        probabilities = F.softmax(super().predict(prepared, batch_size), 1)
         return probabilities[0] if one else probabilities
 
     def prepare(self, images: Any) -> NDArray[np.float32]:

@@ -112,6 +112,9 @@ def test_files(half: str, tmp_path: Path) -> None:
     image = gpuconv.randn(1, 1, 32, 32, dtype=half)
     assert again(image).dtype == half
     np.testing.assert_array_equal(again(image).numpy(), model(image).numpy())
+    assert again.predict(np.zeros((2, 1, 32, 32), np.float32)).dtype == half
+    assert again.summary((1, 32, 32)).parameters == 61_706
+    assert "conv2d" in str(gpuconv.explain(again, (1, 1, 32, 32), training=True))
     state = model.state_dict()
     gpuconv.save(state, path)
     tensors = load_file(path)
@@ -123,3 +126,28 @@ def test_files(half: str, tmp_path: Path) -> None:
         for name, array in state.items():
             np.testing.assert_array_equal(found[name], array, strict=True)
         models.LeNet5().load_state_dict(found)  # of float32: converted
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_norms_of_gradients(half: str) -> None:
+    """Norms whose squares float16 could not hold are clipped as PyTorch clips them."""
+    gradients = [np.full(n, 200.0, np.float32) for n in (4, 100)]
+    ours = [gpuconv.zeros(len(g), dtype=half, requires_grad=True) for g in gradients]
+    theirs = [torch.zeros(len(g), dtype=getattr(torch, half), requires_grad=True) for g in gradients]
+    for mine, yours, gradient in zip(ours, theirs, gradients, strict=True):
+        mine.grad, yours.grad = Tensor(gradient).to(half), torch.tensor(gradient).to(yours.dtype)
+    total = gpuconv.nn.utils.clip_grad_norm_(ours, 10.0)
+    expected = torch.nn.utils.clip_grad_norm_(theirs, 10.0)
+    assert total.dtype == half
+    np.testing.assert_allclose(total.item(), expected.item(), rtol=HALVES[half])
+    for mine, yours in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.grad.float().numpy(), yours.grad.float(), rtol=2 * HALVES[half])
+
+
+def test_dropout_of_half_types() -> None:
+    """The scale is float32's; what is kept is rounded once."""
+    x = gpuconv.full((1000,), 3.0, dtype="bfloat16")
+    for function in (gpuconv.functional.dropout, lambda x, p: gpuconv.functional.dropout1d(x.view(1, -1, 1), p)):
+        y = function(x, 0.3)
+        assert y.dtype == x.dtype
+        assert {*y.float().flatten().tolist()} == {0.0, Tensor(np.float32(3 / 0.7)).bfloat16().item()}
