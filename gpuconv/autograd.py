@@ -776,6 +776,8 @@ class Function:
             arrays, half, ctx = _widened(ctx, arrays)
         with backend.computing():
             results = cls.forward(ctx, *arrays, **options)
+        if short and isinstance(ctx, _Widened):
+            ctx.forget_given()
         several = isinstance(results, tuple)
         # NumPy turns arrays without dimensions into scalars; here they stay arrays.
         xp = backend.xp
@@ -809,6 +811,10 @@ class _Widened(Context):
 
     def save(self, *values: Any) -> None:
         super().save(*[self._given.get(id(value), value) for value in values])
+
+    def forget_given(self) -> None:
+        """Let go of the inputs that were not saved."""
+        self._given = {}
 
     @property
     def saved(self) -> tuple[Any, ...]:

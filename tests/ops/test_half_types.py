@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -243,6 +244,22 @@ def test_a_function_of_the_user_computes_in_float32() -> None:
         x += 1
     with pytest.raises(RuntimeError, match="changed in place"):
         y.backward(np.ones(2, np.float16))
+
+
+def test_views_and_what_is_kept() -> None:
+    """What only moves elements shows the same memory; an input that backward does not need is let go of."""
+    x = gpuconv.randn(4, 6, dtype="bfloat16", requires_grad=True)
+    for view in (x.view(2, 12), x[1:], x.t(), x.narrow(1, 2, 3), x.expand(3, 4, 6), x.flip(0), x.chunk(2)[1]):
+        assert np.shares_memory(view.data, x.data)
+        assert view.dtype == x.dtype
+        view.sum().backward()
+    np.testing.assert_array_equal(x.grad.float().numpy()[2, 2:5], 9)
+    between = x * 2
+    known = weakref.ref(between.data)
+    y = F.relu(between)
+    del between
+    assert known() is None
+    y.sum().backward()
 
 
 def test_without_ml_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:

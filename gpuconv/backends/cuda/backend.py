@@ -1,8 +1,8 @@
 """The CUDA backend: CuPy arrays for storage, the kernels of ``gpuconv.kernels``, and CuPy's cuBLAS for products.
 
-:meth:`CudaBackend.asarray` checks and converts all arrays: after it they are contiguous, float32 or float64, and on one
-device. Work is queued on the caller's current CuPy stream. ``gpuconv.tuning`` chooses the variant and tiling of a
-kernel.
+:meth:`CudaBackend.asarray` checks and converts all arrays: after it they are contiguous, and on one device. Kernels
+compute in float32 and float64. Work is queued on the caller's current CuPy stream. ``gpuconv.tuning`` chooses the
+variant and tiling of a kernel.
 
 With ``NUMBA_ENABLE_CUDASIM=1`` the kernels run in ``gpuconv.lab.simulator`` on NumPy arrays: slowly, but with every
 access checked.
