@@ -9,7 +9,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from numpy import dtype, float32, float64, int8, int16, int32, int64, uint8
+# Not in __all__: `from gpuconv import *` must not hide Python's own.
+from numpy import bool_ as bool  # noqa: F401
+from numpy import dtype, float16, float32, float64, int8, int16, int32, int64, uint8
+from numpy import float16 as half
+from numpy import float32 as float  # noqa: F401
+from numpy import float64 as double
+from numpy import int16 as short
+from numpy import int32 as int  # noqa: F401
+from numpy import int64 as long
 
 from gpuconv import autograd, backends, cuda, functional, geometry, nn, optim
 from gpuconv.arrays import device
@@ -35,6 +43,7 @@ from gpuconv.creation import (
     randn_like,
     randperm,
     tensor,
+    to_torch,
     zeros,
     zeros_like,
 )
@@ -166,6 +175,7 @@ __all__ = [
     "data",
     "device",
     "div",
+    "double",
     "dtype",
     "einsum",
     "empty",
@@ -177,6 +187,7 @@ __all__ = [
     "eye",
     "flatten",
     "flip",
+    "float16",
     "float32",
     "float64",
     "floor",
@@ -187,6 +198,7 @@ __all__ = [
     "gather",
     "geometry",
     "gradcheck",
+    "half",
     "index_select",
     "int8",
     "int16",
@@ -205,6 +217,7 @@ __all__ = [
     "log10",
     "log_softmax",
     "logsumexp",
+    "long",
     "manual_seed",
     "masked_fill",
     "matmul",
@@ -242,6 +255,7 @@ __all__ = [
     "rsqrt",
     "save",
     "select",
+    "short",
     "sigmoid",
     "sign",
     "sin",
@@ -262,6 +276,7 @@ __all__ = [
     "tanh",
     "tensor",
     "tile",
+    "to_torch",
     "training",
     "transpose",
     "trunc",
@@ -277,7 +292,9 @@ __all__ = [
     "zeros_like",
 ]
 
+#: Names that are loaded when they are first used: module, and what it has; None for the module itself.
 _LAZY = {
+    "bfloat16": ("gpuconv.dtypes", "bfloat16"),
     "capture": ("gpuconv.captured_step", "capture"),
     "data": ("gpuconv.data", None),
     "models": ("gpuconv.models", None),
@@ -295,7 +312,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'gpuconv' has no attribute {name!r}")
     module_name, attribute = _LAZY[name]
     module = importlib.import_module(module_name)
-    value = module if attribute is None else getattr(module, attribute)
+    value: Any = module if attribute is None else getattr(module, attribute)
+    if name == "bfloat16":  # a function: its error says what is missing
+        value = value()
     globals()[name] = value
     return value
 

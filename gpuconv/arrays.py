@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Stream", "adopted", "device", "on_device", "stream_handle"]
+import numpy as np
+
+from gpuconv.dtypes import kind_of
+
+__all__ = ["StateArray", "Stream", "adopted", "as_torch", "device", "on_device", "stream_handle"]
 
 #: DLPack's numbers for memory of a CUDA device, and for memory that the driver moves between device and host.
 _DLPACK_CUDA = (2, 13)
@@ -74,6 +78,30 @@ def adopted(data: Any, xp: Any) -> Any:
             if not hasattr(data, "__cuda_array_interface__"):
                 raise
     return xp.asarray(data)
+
+
+def as_torch(array: Any) -> Any:
+    """An array of NumPy or CuPy as a torch tensor on the same memory. ImportError: PyTorch is not installed."""
+    import torch
+
+    if kind_of(array.dtype) != array.dtype.kind:  # bfloat16, which DLPack does not hand over: by its bits
+        return torch.from_dlpack(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_dlpack(array)
+
+
+class StateArray(np.ndarray):
+    """An array of a state dict: NumPy's, which torch's functions, ``load_state_dict`` among them, take for a tensor."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        """Call a function of torch with tensors in place of these arrays (torch's protocol for such types)."""
+
+        def converted(value: Any) -> Any:
+            if isinstance(value, cls):
+                return as_torch(value.view(np.ndarray))
+            return type(value)(map(converted, value)) if type(value) in (tuple, list) else value
+
+        return function(*converted(tuple(arguments)), **{k: converted(v) for k, v in (options or {}).items()})
 
 
 @dataclass(frozen=True)

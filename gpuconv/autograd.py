@@ -9,6 +9,7 @@ walk is iterative, so the depth of a graph is limited by memory only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import operator
 import sys
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from gpuconv import backends, versions
-from gpuconv.arrays import adopted, device, on_device
+from gpuconv.arrays import adopted, as_torch, device, on_device
 from gpuconv.backends import Array, Backend, capturing
+from gpuconv.dtypes import bfloat16, element_type, is_half, kind_of
 
 __all__ = [
     "Context",
@@ -29,6 +31,7 @@ __all__ = [
     "GradcheckError",
     "Tensor",
     "backend_of",
+    "destination",
     "gradcheck",
     "is_default_seed",
     "is_grad_enabled",
@@ -40,6 +43,7 @@ __all__ = [
     "tensor_method",
     "to_array",
     "to_numpy",
+    "undone",
 ]
 
 _grad_enabled: ContextVar[bool] = ContextVar("gpuconv_grad_enabled", default=True)
@@ -80,6 +84,23 @@ def recording(note: Callable[..., None]) -> Iterator[None]:
         _recorder.reset(token)
 
 
+#: What puts back what was written, one call for each write; None where it stays, as mostly.
+_undo: ContextVar[list[Callable[[], None]] | None] = ContextVar("gpuconv_undo", default=None)
+
+
+@contextlib.contextmanager
+def undone() -> Iterator[None]:
+    """After a ``with`` block put back, for this thread, gradients of leaves and what :func:`overwrite` wrote in it."""
+    writes: list[Callable[[], None]] = []
+    token = _undo.set(writes)
+    try:
+        yield
+    finally:
+        _undo.reset(token)
+        for put_back in reversed(writes):
+            put_back()
+
+
 def is_grad_enabled() -> bool:
     """Whether operations record the graph at present."""
     return _grad_enabled.get()
@@ -102,7 +123,7 @@ def to_array(data: Any, dtype: Any = None) -> Array:
         array = data
     else:
         array, dtype = _converted(data, dtype)
-    return array if dtype is None or array.dtype == np.dtype(dtype) else array.astype(dtype)
+    return array if dtype is None or array.dtype == (wanted := element_type(dtype)) else array.astype(wanted)
 
 
 def _converted(data: Any, dtype: Any) -> tuple[Array, Any]:
@@ -110,6 +131,10 @@ def _converted(data: Any, dtype: Any) -> tuple[Array, Any]:
     if _is_torch(data) and data.requires_grad:
         raise TypeError("a torch tensor that requires grad: pass tensor.detach(), gpuconv cannot extend torch's graph")
     library = backends.get("cuda").xp if on_device(data) else np
+    if _is_torch(data) and str(data.dtype) == "torch.bfloat16":  # NumPy and DLPack do not know it: by its bits
+        import torch
+
+        return adopted(data.view(torch.int16), library).view(bfloat16()), dtype
     if library is not np or _is_torch(data) or (hasattr(data, "__dlpack__") and not hasattr(data, "__array__")):
         try:
             array = adopted(data, library)
@@ -125,7 +150,7 @@ def _converted(data: Any, dtype: Any) -> tuple[Array, Any]:
             raise TypeError("rows of unequal length: cannot be made into an array") from None
         if python_numbers and array.dtype == np.float64 and dtype is None:
             dtype = np.float32
-    if array.dtype.kind not in "fiub":
+    if kind_of(array.dtype) not in "fiub":
         raise TypeError(f"elements must be numbers, got type {array.dtype}")
     return array, dtype
 
@@ -153,6 +178,40 @@ def moved(array: Array, backend: str | Backend) -> Array:
     return backend.asarray(array if isinstance(array, backend.xp.ndarray) else to_numpy(array))
 
 
+def destination(what: Sequence[Any], dtype: Any = None, device: Any = None) -> tuple[np.dtype | None, Any]:
+    """The element type and the device (or backend) that the arguments of ``to`` name; None for what they do not.
+
+    Raises:
+        TypeError: one is neither, or no type of numbers.
+    """
+    for one in what:
+        if isinstance(one, Tensor):
+            dtype, device = one.dtype, one.device
+        elif isinstance(one, bool):
+            raise TypeError(f"to: device and dtype are expected, got {one!r}")
+        elif _is_type(one):
+            dtype = one
+        else:
+            device = one
+    if dtype is not None:
+        if not _is_type(dtype):
+            raise TypeError(f"to: dtype must be an element type, got {dtype!r}")
+        dtype = element_type(dtype)
+        if kind_of(dtype) not in "fiub":
+            raise TypeError(f"to: dtype must be a float, an integer or bool, got {dtype}")
+    if device is not None and not isinstance(device, (str, Backend)):
+        raise TypeError(f"to: device must be 'cpu' or 'cuda', got {device!r}")
+    return dtype, device
+
+
+def _is_type(value: Any) -> bool:
+    try:
+        element_type(value)
+    except TypeError:
+        return False
+    return value is not None
+
+
 def native(dtype: np.dtype) -> np.dtype:
     """A dtype in the machine's byte order, which all results have."""
     return dtype if dtype.isnative else dtype.newbyteorder("=")
@@ -168,6 +227,8 @@ def overwrite(target: Array, source: Array, by: str = "overwrite") -> None:
     """
     if isinstance(target, np.ndarray) and not target.flags.writeable:
         raise ValueError(f"{by}: the array of shape {target.shape} is read-only; give the Tensor a copy of it")
+    if (undo := _undo.get()) is not None:
+        undo.append(functools.partial(overwrite, target, target.copy(), by))
     versions.changed(target, by)
     if isinstance(target, np.ndarray):
         target[...] = to_numpy(source)
@@ -178,7 +239,7 @@ def overwrite(target: Array, source: Array, by: str = "overwrite") -> None:
         )
     else:
         # If both have one dtype and are contiguous, as usual, this is a copy of memory without a kernel.
-        backends.current(target).xp.copyto(target, source)
+        backends.current(target).xp.copyto(target, source.astype(target.dtype, copy=False))
 
 
 def _library(data: Any) -> str:
@@ -192,9 +253,7 @@ def _is_torch(data: Any) -> bool:
 def _like(result: Array, template: Any) -> Any:
     """Return an array as the kind that the caller passed: torch for torch, Numba for Numba, otherwise unchanged."""
     if _is_torch(template):
-        import torch
-
-        return torch.from_dlpack(result)
+        return as_torch(result)
     if _library(template) == "numba" or _library(template) == "numba_cuda":
         from numba import cuda
 
@@ -227,7 +286,7 @@ class Tensor:
 
     def __init__(self, data: Any, requires_grad: bool = False, *, dtype: Any = None):
         self.data: Array = to_array(data, dtype)
-        if requires_grad and self.data.dtype.kind != "f":
+        if requires_grad and kind_of(self.data.dtype) != "f":
             raise TypeError(f"Tensor: requires_grad needs float elements, got {self.data.dtype}")
         self.requires_grad = bool(requires_grad)
         self._grad: Tensor | None = None
@@ -356,7 +415,7 @@ class Tensor:
         return int(self.item())
 
     def __index__(self) -> int:
-        if self.dtype.kind not in "iub" or self.shape:
+        if kind_of(self.dtype) not in "iub" or self.shape:
             raise TypeError(f"only an integer Tensor without dimensions is an index, got {self.dtype}, {self.shape}")
         return int(self.item())
 
@@ -386,8 +445,12 @@ class Tensor:
                 return NotImplemented  # no numbers: perhaps it knows how to compare itself with a Tensor
         backend = backends.current(self.data, *([] if values is other else [values]))
         with backend.computing():
-            values = values if values is other else backend.asarray(values)
-            result = Tensor._of(backend.xp.asarray(compare(backend.asarray(self.data), values)))
+            own = backend.asarray(self.data)
+            if values is not other:
+                values = backend.asarray(values)
+                if own.dtype != values.dtype and _is_half(own) and _is_half(values):
+                    own, values = own.astype(np.float32), values.astype(np.float32)
+            result = Tensor._of(backend.xp.asarray(compare(own, values)))
         if (note := _recorder.get()) is not None:
             note(compare, (self, other), {}, [result])
         return result
@@ -455,7 +518,7 @@ class Tensor:
             TypeError: its elements are no floats.
             RuntimeError: an operation made it, which decides; ``detach()`` gives a Tensor that is free of it.
         """
-        if requires_grad and self.dtype.kind != "f":
+        if requires_grad and kind_of(self.dtype) != "f":
             raise TypeError(f"requires_grad_: needs float elements, got {self.dtype}")
         if not requires_grad and not self.is_leaf:
             raise RuntimeError("requires_grad_: an operation that is recorded made this Tensor; use detach()")
@@ -567,8 +630,8 @@ class Tensor:
         if result.shape != self.shape:
             raise ValueError(f"{sign}: the result has shape {result.shape}, and is to be written into {self.shape}")
         order = "buif"  # in PyTorch's order: bool, integers, floats
-        if (order.index(result.dtype.kind) > 0) > (order.index(self.dtype.kind) > 0) or (
-            result.dtype.kind == "f" and self.dtype.kind != "f"
+        if (order.index(kind_of(result.dtype)) > 0) > (order.index(kind_of(self.dtype)) > 0) or (
+            kind_of(result.dtype) == "f" and kind_of(self.dtype) != "f"
         ):
             raise TypeError(f"{sign}: the result is {result.dtype}, which {self.dtype} cannot hold")
         if result.dtype != self.dtype:
@@ -669,7 +732,13 @@ class Function:
 
     As in PyTorch, ``ctx.save_for_backward(x, y)`` and ``x, y = ctx.saved_tensors`` hand arrays from one to the other,
     and ``ctx.name = value`` what is no array. Unlike there, both work on arrays, NumPy's or CuPy's, and not on Tensors.
+
+    Both compute in float32 on float16 and bfloat16: such inputs and gradients reach them as float32. The (first) result
+    is rounded to the type of the first float among the inputs, and each gradient to that of its input.
     """
+
+    #: Which of the two are given half types as they are, because they only move elements: 'forward', 'backward'.
+    takes_half: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
     def forward(ctx: Context, *inputs: Any, **options: Any) -> Any:
@@ -688,25 +757,36 @@ class Function:
         Returns a Tensor (or a tuple of them) if any input is one, else an array of the kind of the first input.
         """
         recording = _grad_enabled.get()
-        arrays, needs, any_tensor = [], [], False
+        arrays, needs, any_tensor, short = [], [], False, False
         for x in inputs:
             if isinstance(x, Tensor):
                 any_tensor = True
                 if capturing.active and x._node is None and (capture := capturing.current()) is not None:
                     capture.reads_leaf(x)
-                arrays.append(x.data)
+                array = x.data
                 needs.append(recording and x.requires_grad)
             else:
-                arrays.append(None if x is None else to_array(x))
+                array = None if x is None else to_array(x)
                 needs.append(False)
+            arrays.append(array)
+            if array is not None and array.itemsize == 2:
+                short = True  # perhaps a half type
         backend = backends.current(*arrays)
-        ctx = Context(backend, tuple(needs))
+        arrays = [None if a is None else backend.asarray(a) for a in arrays]
+        ctx, half = Context(backend, tuple(needs)), None
+        if short and "forward" not in cls.takes_half:
+            arrays, half, ctx = _widened(ctx, arrays)
         with backend.computing():
-            results = cls.forward(ctx, *[None if a is None else backend.asarray(a) for a in arrays], **options)
+            results = cls.forward(ctx, *arrays, **options)
+        if short and isinstance(ctx, _Widened):
+            ctx.forget_given()
         several = isinstance(results, tuple)
         # NumPy turns arrays without dimensions into scalars; here they stay arrays.
         xp = backend.xp
         results = [r if isinstance(r, xp.ndarray) else xp.asarray(r) for r in (results if several else (results,))]
+        if half is not None and results[0].dtype.kind == "f":
+            with backend.computing():  # what is too large becomes infinite
+                results[0] = results[0].astype(half)
         if capturing.active:
             capturing.made(results[0])
         if any_tensor:
@@ -720,6 +800,43 @@ class Function:
         if (note := _recorder.get()) is not None:
             note(cls, inputs, options, results)
         return tuple(results) if several else results[0]
+
+
+class _Widened(Context):
+    """The context of a function that is given half types as float32: of inputs it keeps what was given."""
+
+    __slots__ = ("_given",)
+
+    def __init__(self, ctx: Context, given: dict[int, Array]):
+        super().__init__(ctx.backend, ctx.needs_input_grad)
+        self._given = given  # by the id of the float32 array
+
+    def save(self, *values: Any) -> None:
+        super().save(*[self._given.get(id(value), value) for value in values])
+
+    def forget_given(self) -> None:
+        """Let go of the inputs that were not saved."""
+        self._given = {}
+
+    @property
+    def saved(self) -> tuple[Any, ...]:
+        return tuple(value.astype(np.float32) if _is_half(value) else value for value in super().saved)
+
+
+def _is_half(value: Any) -> bool:
+    return hasattr(value, "dtype") and is_half(value.dtype)
+
+
+def _widened(ctx: Context, arrays: list[Array | None]) -> tuple[list[Array | None], np.dtype | None, Context]:
+    """The arrays with float32 in place of half types, the half type of the result if it has one, and the context."""
+    floats = [a for a in arrays if a is not None and kind_of(a.dtype) == "f"]
+    if not any(map(_is_half, floats)):
+        return arrays, None, ctx
+    wide = [a.astype(np.float32) if a is not None and is_half(a.dtype) else a for a in arrays]
+    # A number beside a half type, an array without dimensions, is float32: it does not make the result wider.
+    first = next((a for a in floats if a.ndim), next(filter(_is_half, floats)))
+    given = {id(w): a for w, a in zip(wide, arrays, strict=True) if w is not a}
+    return wide, first.dtype if _is_half(first) else None, _Widened(ctx, given)
 
 
 _numbers = itertools.count()
@@ -774,7 +891,7 @@ def _hooked(vertex: _Node | Tensor, grad: Array) -> Array:
             raise ValueError(
                 f"register_hook: the hook must keep the gradient's shape {grad.shape}, got {changed.shape}"
             )
-        if changed.dtype.kind not in "fiub" or isinstance(changed, np.ndarray) != isinstance(grad, np.ndarray):
+        if kind_of(changed.dtype) not in "fiub" or isinstance(changed, np.ndarray) != isinstance(grad, np.ndarray):
             raise TypeError("register_hook: the hook must return numbers where the gradient lives")
         grad = changed.astype(grad.dtype, copy=False)
     return grad
@@ -817,6 +934,8 @@ def _spread(node: _Node, grad: Array, grads: dict[Any, Array]) -> None:
     """Compute the gradients of a node's inputs from its result's, and add them to those already there."""
     if node.changes != versions.latest:
         _check_unchanged(node, node.ctx._saved)
+    if grad.itemsize == 2 and "backward" not in node.function.takes_half:
+        grad = grad.astype(np.float32)
     results = node.function.backward(node.ctx, grad)
     results = results if isinstance(results, (tuple, list)) else (results,)
     if len(results) != len(node.edges):
@@ -872,7 +991,7 @@ def _checked(node: _Node, position: int, value: Any, grad: Any) -> Array:
         raise TypeError(f"{name} must be an array of the {node.ctx.backend.name} backend, got {type(grad).__name__}")
     if grad.shape != shape:
         raise ValueError(f"{name} must have the input's shape {tuple(shape)}, got {tuple(grad.shape)}")
-    if grad.dtype.kind not in "fiub":
+    if kind_of(grad.dtype) not in "fiub":
         raise TypeError(f"{name} must hold numbers, got {grad.dtype}")
     return grad.astype(dtype, copy=False)
 
@@ -899,6 +1018,8 @@ def _add_to_leaf(leaf: Tensor, grad: Array, shared: bool) -> None:
     if capture is not None:
         capture.writes_grad(leaf)
     so_far = leaf._grad
+    if (undo := _undo.get()) is not None:
+        undo.append(functools.partial(setattr, leaf, "_grad", so_far))
     if so_far is None:
         leaf._grad = Tensor._of(grad.copy() if shared else grad)
     elif capture is not None and so_far.dtype == grad.dtype and so_far.shape == tuple(grad.shape):

@@ -1,18 +1,21 @@
 """Functions that create Tensors, with PyTorch's names: ``zeros``, ``randn``, ``arange``.
 
-Floats are float32 unless ``dtype`` says otherwise. ``device`` is 'cpu' or 'cuda'. Random numbers are drawn on the host,
-from the generator that ``gpuconv.manual_seed`` sets unless another one is given.
+Floats are float32 unless ``dtype`` says otherwise: a type, as ``gpuconv.float16``, or its name, as 'bfloat16'.
+``device`` is 'cpu' or 'cuda'. Random numbers are drawn on the host, from the generator that ``gpuconv.manual_seed``
+sets unless another one is given.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gpuconv.arrays import as_torch
 from gpuconv.autograd import Tensor, moved, to_array
+from gpuconv.dtypes import element_type
 from gpuconv.random import default_generator
 
 __all__ = [
@@ -35,13 +38,14 @@ __all__ = [
     "randn_like",
     "randperm",
     "tensor",
+    "to_torch",
     "zeros",
     "zeros_like",
 ]
 
 
 def _made(array: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
-    array = array if dtype is None else np.asarray(array, dtype)
+    array = array if dtype is None else np.asarray(array, element_type(dtype))
     return Tensor(array if device is None else moved(array, device), bool(requires_grad))
 
 
@@ -86,6 +90,18 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
     return Tensor(ndarray)
 
 
+def to_torch(data: Any) -> Any:
+    """A Tensor or array as a torch tensor on the same memory; of a mapping, as a state dict is one, a dict of them.
+
+    Raises:
+        ImportError: PyTorch is not installed.
+    """
+    if isinstance(data, Mapping):
+        return {name: to_torch(value) for name, value in data.items()}
+    array = to_array(data)
+    return as_torch(array.view(np.ndarray) if isinstance(array, np.ndarray) else array)
+
+
 def is_tensor(obj: Any) -> bool:
     """Whether it is a Tensor."""
     return isinstance(obj, Tensor)
@@ -93,17 +109,17 @@ def is_tensor(obj: Any) -> bool:
 
 def zeros(*size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Zeros; ``size`` is integers or one sequence of them."""
-    return _made(np.zeros(_sizes("zeros", size), dtype), None, device, requires_grad)
+    return _made(np.zeros(_sizes("zeros", size), element_type(dtype)), None, device, requires_grad)
 
 
 def ones(*size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Ones; ``size`` is integers or one sequence of them."""
-    return _made(np.ones(_sizes("ones", size), dtype), None, device, requires_grad)
+    return _made(np.ones(_sizes("ones", size), element_type(dtype)), None, device, requires_grad)
 
 
 def empty(*size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Uninitialised elements; ``size`` is integers or one sequence of them."""
-    return _made(np.empty(_sizes("empty", size), dtype), None, device, requires_grad)
+    return _made(np.empty(_sizes("empty", size), element_type(dtype)), None, device, requires_grad)
 
 
 def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
@@ -133,7 +149,7 @@ def full_like(input: Any, fill_value: Any, *, dtype: Any = None, requires_grad: 
 def empty_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Uninitialised elements, in the input's shape and dtype, on its device."""
     array = to_array(input)
-    made = np.empty(array.shape, array.dtype if dtype is None else dtype)
+    made = np.empty(array.shape, array.dtype if dtype is None else element_type(dtype))
     return Tensor(made if isinstance(array, np.ndarray) else moved(made, "cuda"), requires_grad)
 
 
@@ -175,7 +191,7 @@ def eye(
 ) -> Tensor:
     """Ones on the diagonal of an (n, m) matrix, zeros elsewhere."""
     rows, columns = _sizes("eye", (n, n if m is None else m))
-    return _made(np.eye(rows, columns, dtype=dtype), None, device, requires_grad)
+    return _made(np.eye(rows, columns, dtype=element_type(dtype)), None, device, requires_grad)
 
 
 def rand(
@@ -195,7 +211,7 @@ def randn(
 
 
 def _drawn(dtype: Any) -> Any:
-    return np.float64 if np.dtype(dtype) == np.float64 else np.float32
+    return np.float64 if element_type(dtype) == np.float64 else np.float32
 
 
 def rand_like(input: Any, *, generator: Any = None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import backends
-from gpuconv.autograd import Tensor
+from gpuconv.autograd import Tensor, undone
 from gpuconv.backends import Backend
 from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
 
@@ -69,12 +69,12 @@ def explain(
     backend: str | None = None,
     training: bool = False,
 ) -> Explanation:
-    """Run ``function`` on zeros, and report which primitives ran and how.
+    """Run ``function`` on zeros, and report which primitives ran and how. Running statistics and gradients stay.
 
     Neighbouring layers that run as one operation, such as ``Conv2d → ReLU → MaxPool2d``, are one primitive.
 
     Args:
-        function: takes a Tensor and returns one; for example a Module.
+        function: takes a Tensor and returns one; for example a Module, which is given its parameters' type.
         input_shape: shape of the input, with the batch size, on which choices may depend.
         backend: name of a backend; None for the current one.
         training: run backward as well.
@@ -85,10 +85,12 @@ def explain(
     """
     chosen = backends.current() if backend is None else backends.get(backend)
     observed = _observing(chosen)
-    with backends.use_backend(observed):
-        result = function(Tensor(np.zeros(input_shape, np.float32), requires_grad=training))
+    parameters: Any = getattr(function, "parameters", tuple)()
+    dtype = next((parameter.dtype for parameter in parameters), np.dtype(np.float32))
+    with backends.use_backend(observed), undone():
+        result = function(Tensor(np.zeros(input_shape, dtype), requires_grad=training))
         if training:
-            result.backward(np.zeros(result.shape, np.float32))
+            result.backward(np.zeros(result.shape, result.dtype))
     return Explanation(f"{chosen.name} ({chosen.describe()})", tuple(observed.steps))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import Function, tensor_method
+from gpuconv.dtypes import computed, float_type, kind_of
 from gpuconv.geometry import (
     Conv2dGeometry,
     IntOrPair,
@@ -48,7 +49,6 @@ from gpuconv.ops.adaptive import (
     adaptive_max_pool3d,
 )
 from gpuconv.ops.arithmetic import add, cast, mul, sum
-from gpuconv.ops.checks import FLOATS as _FLOATS
 from gpuconv.ops.checks import REDUCTIONS, share
 from gpuconv.ops.checks import element_type as _element_type
 from gpuconv.ops.checks import floats as _floats
@@ -375,7 +375,7 @@ def max_pool2d(
     The gradient goes to the first maximum of a window. A NaN in a window makes its result NaN.
 
     Args:
-        input: floats.
+        input: floats, or integers of at most 32 bits, which have no gradient.
         kernel_size: size of the window, int or (height, width).
         stride: distance of windows; None means ``kernel_size``.
         padding: around the input, at most half the window; it is never the maximum.
@@ -395,7 +395,10 @@ def max_pool2d(
 
 
 def _max_pool(op: str, input: Any, kernel_size: Any, options: dict[str, Any], return_indices: bool) -> Any:
-    (input,) = _floats(op, input=input)
+    input = _operand(op, "input", input)
+    dtype = _element_type(input)
+    if op != "max_pool2d" or dtype.kind not in "iu" or dtype.itemsize > 4:  # those are PyTorch's exceptions
+        (input,) = _floats(op, input=input)
     input, alone = _batched(op, input, "NCHW")
     geometry = Pool2dGeometry.of(_shape(input), kernel_size, **options, op=op)
     return_indices = flag(return_indices, "return_indices", op=op)
@@ -524,7 +527,7 @@ def tanh(input: Any) -> Any:
 def softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
     """``e^input / Σ e^input`` along ``dim``: positive, with sum 1.
 
-    The input is converted to ``dtype`` (float32 or float64) first, if that is given. IndexError: no such dimension.
+    The input is converted to ``dtype``, a float type, first, if that is given. IndexError: no such dimension.
     """
     return _along(_activation.Softmax, "softmax", input, dim, dtype)
 
@@ -536,13 +539,7 @@ def log_softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
 
 def _along(function: type[Function], op: str, input: Any, dim: int, dtype: Any) -> Any:
     if dtype is not None:
-        try:
-            wanted = np.dtype(dtype)
-        except TypeError:
-            raise TypeError(f"{op}: dtype must be float32 or float64, got {dtype!r}") from None
-        if wanted not in _FLOATS:
-            raise TypeError(f"{op}: dtype must be float32 or float64, got {wanted}")
-        input = cast(_operand(op, "input", input), wanted)
+        input = cast(_operand(op, "input", input), float_type(dtype, op))
     (input,) = _floats(op, input=input)
     shape = _shape(input)
     dim = dimension(dim, len(shape), op)
@@ -571,7 +568,7 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.
         raise TypeError(f"dropout: generator must be a numpy.random.Generator, got {type(generator).__name__}")
     random = (generator or default_generator()).random(_shape(input), dtype=np.float32)
     scale = 0.0 if p == 1 else 1 / (1 - p)
-    return _activation.Dropout.apply(input, np.where(random >= p, scale, 0.0).astype(_element_type(input)))
+    return _activation.Dropout.apply(input, np.where(random >= p, scale, 0.0).astype(computed(_element_type(input))))
 
 
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
@@ -714,11 +711,11 @@ def cross_entropy(
         raise ValueError(f"{op}: weight must have shape ({classes},), one value a class, got {_shape(weight)}")
     ignore_index = integer(ignore_index, "ignore_index", minimum=-(2**63), op=op)
     rows = _classes_last(input, class_dim)
-    if _element_type(target).kind == "f":
+    if kind_of(_element_type(target)) == "f":
         if ignore_index >= 0:
             raise ValueError(f"{op}: ignore_index={ignore_index} names a label, but target holds probabilities")
         return _soft_cross_entropy(op, rows, target, weight, reduction, label_smoothing, shape, class_dim)
-    if _element_type(target).kind not in "iu":
+    if kind_of(_element_type(target)) not in "iu":
         raise TypeError(f"{op}: target must hold integer labels or float probabilities, got {_element_type(target)}")
     if _shape(target) != rest:
         raise ValueError(

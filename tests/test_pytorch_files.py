@@ -167,8 +167,11 @@ def saved(torch, request, tmp_path):
     return save
 
 
-def test_every_type_and_layout_comes_back(torch, saved):
-    """All element types but floats of a byte, all layouts, parameters, and plain things beside them."""
+def test_every_type_and_layout_comes_back(torch, saved, monkeypatch):
+    """All element types but floats of a byte, all layouts, parameters, and plain things beside them.
+
+    bfloat16 without ml_dtypes is float32.
+    """
     names = "float64 float32 float16 int64 int32 int16 int8 uint8 bool complex64 complex128"
     x = torch.arange(24.0).reshape(2, 3, 4)
     things = {name: torch.tensor([[0, 1, 3], [4, 5, 6]]).to(getattr(torch, name)) for name in names.split()}
@@ -184,9 +187,13 @@ def test_every_type_and_layout_comes_back(torch, saved):
         else:
             assert found[name] == (str(thing) if name == "device" else thing), name
     half = torch.tensor([1.5, -2, float("inf"), float("nan"), 3e38]).to(torch.bfloat16)
-    found = gpuconv.load(saved([half, half[1:3]]))
-    np.testing.assert_array_equal(found[0], half.float().numpy(), strict=True)
-    np.testing.assert_array_equal(found[1], half[1:3].float().numpy(), strict=True)
+    for kind in (gpuconv.bfloat16, np.float32):
+        found = gpuconv.load(saved([half, half[1:3]]))
+        for array, tensor in zip(found, (half, half[1:3]), strict=True):
+            assert array.dtype == kind
+            np.testing.assert_array_equal(array.astype(np.float32), tensor.float().numpy())
+        assert found[1].base is not None
+        monkeypatch.setattr("gpuconv.storage.pytorch.has_bfloat16", lambda: False)
 
 
 def test_shared_memory_is_shared_again(torch, saved):

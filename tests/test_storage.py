@@ -115,7 +115,7 @@ TAKE = "build its network and take the weights with model.load_state_dict(gpucon
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (safetensors_of("BF16", bytes(4), [2]), f"in which conv1.weight holds bfloat16; {TAKE}"),
+        (safetensors_of("C64", bytes(16), [2]), f"in which conv1.weight holds complex64; {TAKE}"),
         (WHOLE, f"not a gpuconv-model file but some other safetensors file; {TAKE}"),
         (zip_of("archive/data.pkl"), f"it is a pickle, as torch.save writes it; {TAKE}"),
         (pickle.dumps({}, protocol=2), f"it is a pickle, as torch.save writes it; {TAKE}"),
@@ -137,8 +137,8 @@ def test_where_a_model_is_needed_weights_are_refused(tmp_path, content, says):
     [
         (safetensors_of("F8_E4M3", bytes(2), [2]), "conv1.weight holds float8_e4m3; convert it"),
         (
-            safetensors_of("BF16", bytes(4), [2], {"gpuconv": "{}"}),
-            "conv1.weight holds bfloat16, which gpuconv does not",
+            safetensors_of("C64", bytes(16), [2], {"gpuconv": "{}"}),
+            "conv1.weight holds complex64, which gpuconv does not",
         ),
         (zip_of("a.npy"), "it is a zip archive"),
         (pickle.dumps({"a": np.ones(2)}), "it holds numpy"),
@@ -171,8 +171,11 @@ def test_a_folder_is_no_file(tmp_path):
         storage.load_tensors(tmp_path, "gpuconv-model")
 
 
-def test_weights_of_another_library_come_back(tmp_path):
-    """A state is written as any library reads it, and safetensors of any library are read, bfloat16 as float32."""
+def test_weights_of_another_library_come_back(tmp_path, monkeypatch):
+    """A state is written as any library reads it, and safetensors of any library are read.
+
+    bfloat16 without ml_dtypes is float32.
+    """
     from safetensors.numpy import load_file
 
     layer, path = nn.Linear(3, 2), tmp_path / "state.safetensors"
@@ -182,6 +185,12 @@ def test_weights_of_another_library_come_back(tmp_path):
         for name, array in layer.state_dict().items():
             np.testing.assert_array_equal(state[name], array, strict=True)
     path.write_bytes(safetensors_of("BF16", np.array([0x3F80, 0xC040, 0x7F80], "<u2").tobytes(), [1, 3]))
+    half = gpuconv.load(path)
+    assert half["conv1.weight"].dtype == gpuconv.bfloat16
+    np.testing.assert_array_equal(half["conv1.weight"].astype(np.float32), [[1, -3, np.inf]])
+    gpuconv.save(half, again := tmp_path / "again.safetensors")
+    assert again.read_bytes()[-6:] == path.read_bytes()[-6:]
+    monkeypatch.setattr("gpuconv.storage.tensors.has_bfloat16", lambda: False)
     widened = np.array([[1, -3, np.inf]], np.float32)
     np.testing.assert_array_equal(gpuconv.load(path)["conv1.weight"], widened, strict=True)
     for kind in (np.float64, np.float16, np.int64, np.uint8, np.bool_, np.complex64):

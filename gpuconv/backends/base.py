@@ -1,9 +1,10 @@
 """What a backend provides: array storage, and the primitives that the operations of ``gpuconv.ops`` are written in.
 
 A primitive takes and returns arrays of the backend's own kind, never Tensors, and knows nothing of the autograd graph.
-Its arguments have been checked: shapes by ``gpuconv.geometry``, dtypes and devices by :meth:`Backend.asarray`. It reads
-its arrays and does not write them, except for the optimizer updates. A gradient argument is called ``grad`` and has the
-shape of the output that it belongs to.
+Its arguments have been checked: shapes by ``gpuconv.geometry``, dtypes and devices by :meth:`Backend.asarray`. Half
+types do not reach it: ``gpuconv.autograd`` hands it float32 in their place. It reads its arrays and does not write
+them, except for the optimizer updates. A gradient argument is called ``grad`` and has the shape of the output that it
+belongs to.
 
 Element-wise operations that are not worth a kernel use :attr:`Backend.xp`, the backend's array library (NumPy or CuPy).
 """

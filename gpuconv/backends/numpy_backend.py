@@ -35,7 +35,7 @@ class NumpyBackend(Backend):
             return array
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
-        if array.dtype.kind == "f" and array.dtype not in _FLOATS:
+        if array.dtype.kind == "f" and array.itemsize not in (2, 4, 8):
             raise TypeError(
                 f"{name} has element type {array.dtype}; the {self.name} backend computes in float32 and float64"
             )

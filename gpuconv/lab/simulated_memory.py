@@ -173,7 +173,9 @@ def allocating(pool: Pool) -> Iterator[None]:
 def empty(shape: Any, dtype: Any = float, *, stream: Any = None) -> np.ndarray:
     """An array in memory of the current pool, which it gives back with its last view."""
     shape = tuple(shape) if isinstance(shape, (tuple, list)) else (int(shape),)
-    return np.asarray(Memory(_current.get(), shape, np.dtype(dtype), stream))
+    dtype = np.dtype(dtype)
+    array = np.asarray(Memory(_current.get(), shape, dtype, stream))
+    return array if array.dtype == dtype else array.view(dtype)  # the interface has no word for bfloat16
 
 
 def array_at(address: int, size: int, dtype: Any) -> np.ndarray:

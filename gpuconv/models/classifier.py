@@ -11,6 +11,7 @@ from gpuconv import functional as F
 from gpuconv.autograd import to_numpy
 from gpuconv.data.form import ImageForm
 from gpuconv.data.preprocess import InputTransform
+from gpuconv.dtypes import kind_of
 from gpuconv.nn.sequential import Sequential
 
 
@@ -45,15 +46,16 @@ class Classifier(Sequential):
             batch_size: images at a time.
 
         Returns:
-            (N, classes), or (classes,) for one image; each row positive, summing to 1.
+            (N, classes), or (classes,) for one image, in the model's type; each row positive, summing to 1.
 
         Raises:
             TypeError: neither integers nor floats.
             ValueError: another shape; or raw images, and the model was never trained or given an ``input_transform``.
         """
         images = to_numpy(inputs)
-        one = images.ndim == (2 if images.dtype.kind in "iu" else 3)
-        probabilities = F.softmax(super().predict(self.prepare(images), batch_size), 1)
+        one = images.ndim == (2 if kind_of(images.dtype) in "iu" else 3)
+        prepared = self.prepare(images).astype(next(iter(self.parameters())).dtype, copy=False)
+        probabilities = F.softmax(super().predict(prepared, batch_size), 1)
         return probabilities[0] if one else probabilities
 
     def prepare(self, images: Any) -> NDArray[np.float32]:
@@ -70,9 +72,9 @@ class Classifier(Sequential):
         """
         images = to_numpy(images)
         shape = ", ".join(map(str, self.input_shape))
-        if images.dtype.kind not in "iuf":
+        if kind_of(images.dtype) not in "iuf":
             raise TypeError(f"images must be integers from 0 to 255, or prepared floats, got {images.dtype}")
-        raw = images.dtype.kind != "f"
+        raw = kind_of(images.dtype) != "f"
         if images.ndim not in ((2, 3, 4) if raw else (3, 4)):
             raise ValueError(
                 f"images must be integers (N, H, W) or (H, W), or prepared floats (N, {shape}), got {images.dtype} of "

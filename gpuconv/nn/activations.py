@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv import functional as F
+from gpuconv.dtypes import element_type
 from gpuconv.geometry import integer
 from gpuconv.nn.module import Module, Parameter
 
@@ -106,7 +107,7 @@ class PReLU(Module):
         super().__init__()
         self.num_parameters = integer(num_parameters, "num_parameters", minimum=1, op="PReLU")
         self.init = init
-        self.weight = Parameter(np.full(self.num_parameters, init, dtype))
+        self.weight = Parameter(np.full(self.num_parameters, init, element_type(dtype)))
 
     def forward(self, input: Any) -> Any:
         return F.prelu(input, self.weight)

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpuconv import functional as F
 from gpuconv.autograd import to_array
+from gpuconv.dtypes import float_type
 from gpuconv.geometry import (
     IntOrPair,
     PaddingLike,
@@ -49,12 +50,7 @@ def _default_parameters(layer: _Weighted, shape: tuple[int, ...], outputs: int, 
     """Give a layer weight and bias, both uniform in ``± 1 / sqrt(fan_in)``, which is PyTorch's default."""
     op = type(layer).__name__
     bias = bias is not None and flag(bias, "bias", op=op)  # PyTorch accepts None too
-    try:
-        dtype = np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"{op}: dtype must be float32 or float64, got {dtype!r}") from None
-    if dtype.newbyteorder("=") not in (np.float32, np.float64):
-        raise TypeError(f"{op}: dtype must be float32 or float64, got {dtype}")
+    dtype = float_type(dtype, op)
     layer.weight = Parameter(np.empty(shape, dtype))
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     init.uniform_(layer.weight, -bound, bound)

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpuconv.autograd import Tensor, is_grad_enabled, moved, no_grad, overwrite, to_array
+from gpuconv.arrays import StateArray
+from gpuconv.autograd import Tensor, destination, is_grad_enabled, moved, no_grad, overwrite, to_array
+from gpuconv.dtypes import kind_of
 from gpuconv.nn.summary import Summary, summarize
 
 _M = TypeVar("_M", bound="Module")
@@ -331,24 +333,33 @@ class Module:
         function(self)
         return self
 
-    def to(self: _M, backend: Any) -> _M:
-        """Move all parameters, their gradients, and all buffers to the device of a backend; returns self.
+    def to(self: _M, *what: Any, dtype: Any = None, device: Any = None, non_blocking: bool = False) -> _M:
+        """Move parameters, gradients, buffers to a device, or give floats another type; returns self.
 
-        Operations run where the parameters are. Optimizers keep working: their arrays follow.
+        Operations run where the parameters are. Optimizers keep working: their arrays follow to a
+        device. Of another type, make them anew.
 
         Args:
-            backend: 'cuda', 'cpu' for the host, the name of another backend, or a Backend.
+            what: a device, an element type, or both, in this order; or a Tensor, whose device and type are taken.
+            dtype: a float type; integers keep theirs.
+            device: 'cuda', 'cpu' for the host, the name of another backend, or a Backend.
+            non_blocking: taken, and not looked at: what is queued on a device runs in order.
 
         Raises:
+            TypeError: neither, or no float type.
             ValueError: no such backend.
             BackendUnavailable: it cannot run here; the message says why.
         """
-        for parameter in self.parameters():
-            parameter.data = moved(parameter.data, backend)
-            if parameter.grad is not None:
-                parameter.grad.data = moved(parameter.grad.data, backend)
-        for buffer in self.buffers():
-            buffer.data = moved(buffer.data, backend)
+        dtype, device = destination(what, dtype, device)
+        if dtype is not None and kind_of(dtype) != "f":
+            raise TypeError(f"to: dtype must be a float type, got {dtype}; parameters have no other")
+        values: list[Tensor] = [*self.parameters(), *self.buffers()]
+        for value in (*values, *[value.grad for value in values if value.grad is not None]):
+            if device is not None:
+                value.data = moved(value.data, device)
+            if dtype is not None and value.dtype != dtype and kind_of(value.dtype) == "f":
+                with np.errstate(over="ignore"):  # too large for a half type: infinite, as in an operation
+                    value.data = value.data.astype(dtype)
         return self
 
     def cpu(self: _M) -> _M:
@@ -361,33 +372,29 @@ class Module:
 
     def float(self: _M) -> _M:
         """Convert all float parameters, gradients and buffers to float32; returns self."""
-        return self._converted(np.float32)
+        return self.to(dtype=np.float32)
 
     def double(self: _M) -> _M:
         """Convert all float parameters, gradients and buffers to float64; returns self."""
-        return self._converted(np.float64)
+        return self.to(dtype=np.float64)
 
     def half(self: _M) -> _M:
-        """Not supported: kernels compute in float32 and float64. TypeError: always."""
-        raise TypeError(
-            f"{type(self).__name__}: half: kernels compute in float32 and float64; float() makes it float32"
-        )
+        """Convert all float parameters, gradients and buffers to float16; returns self. Inputs must be float16, too."""
+        return self.to(dtype=np.float16)
 
-    def _converted(self: _M, dtype: Any) -> _M:
-        values: list[Tensor] = [*self.parameters(), *self.buffers()]
-        for value in (*values, *[value.grad for value in values if value.grad is not None]):
-            if value.dtype.kind == "f":
-                value.data = value.data.astype(dtype, copy=False)
-        return self
+    def bfloat16(self: _M) -> _M:
+        """As :meth:`half`, to bfloat16. ModuleNotFoundError: ``ml_dtypes`` is not installed."""
+        return self.to(dtype="bfloat16")
 
     # -- weights in and out ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of all parameters and buffers as NumPy arrays, with PyTorch's dotted names and layouts.
 
-        A shared parameter or buffer is listed under each of its names, as in PyTorch.
+        A shared parameter or buffer is listed under each of its names, as in PyTorch. torch's ``load_state_dict`` takes
+        it as it is; ``gpuconv.to_torch`` makes tensors of it for what takes nothing else, such as ``torch.save``.
         """
-        return {name: value.numpy().copy() for name, value in self._state()}
+        return {name: value.numpy().copy().view(StateArray) for name, value in self._state()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Set all parameters and buffers from arrays (NumPy, torch, ...); if anything does not fit, nothing is changed.
@@ -395,8 +402,8 @@ class Module:
         A shared parameter or buffer needs only one of its names. With ``strict=False``, names may be missing or
         unknown.
 
-        bfloat16 and the floats of a byte, which NumPy lacks, are widened: their values are all float32's, too. Names
-        that all begin with ``module.``, as those of a network inside torch's DataParallel, are taken without it.
+        Values are converted to the types of the parameters. Names that all begin with ``module.``, as those of a
+        network inside torch's DataParallel, are taken without it.
 
         Raises:
             ValueError: missing or unknown names, or a shape that does not fit; the message lists them.

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv import functional as F
-from gpuconv.autograd import Tensor
+from gpuconv.autograd import Tensor, overwrite
+from gpuconv.dtypes import element_type
 from gpuconv.geometry import integer
 from gpuconv.nn.module import Module, Parameter
 
@@ -31,11 +32,11 @@ def _reshaped(values: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _ones(shape: Any, dtype: Any) -> Parameter:
-    return Parameter(np.ones(shape, dtype))
+    return Parameter(np.ones(shape, element_type(dtype)))
 
 
 def _zeros(shape: Any, dtype: Any) -> Parameter:
-    return Parameter(np.zeros(shape, dtype))
+    return Parameter(np.zeros(shape, element_type(dtype)))
 
 
 class _RunningNorm(Module):
@@ -64,8 +65,8 @@ class _RunningNorm(Module):
         self.weight = _ones(num_features, dtype) if affine else None
         self.bias = _zeros(num_features, dtype) if affine else None
         tracked = self.track_running_stats
-        self.register_buffer("running_mean", Tensor(np.zeros(num_features, dtype)) if tracked else None)
-        self.register_buffer("running_var", Tensor(np.ones(num_features, dtype)) if tracked else None)
+        self.register_buffer("running_mean", Tensor(np.zeros(num_features, element_type(dtype))) if tracked else None)
+        self.register_buffer("running_var", Tensor(np.ones(num_features, element_type(dtype))) if tracked else None)
         self.register_buffer("num_batches_tracked", Tensor(np.zeros((), np.int64)) if tracked else None)
 
     def _check(self, input: Any) -> None:
@@ -108,7 +109,7 @@ class _BatchNorm(_RunningNorm):
         own = self.training or self.running_mean is None
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.data += 1
+            overwrite(self.num_batches_tracked.data, self.num_batches_tracked.data + 1, "a count of batches")
             if self.momentum is None:  # the mean over all batches
                 momentum = 1 / self.num_batches_tracked.item()
         return {

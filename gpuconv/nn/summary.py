@@ -87,7 +87,7 @@ def summarize(module: Any, input_shape: Sequence[int]) -> Summary:
     """
     layers: list[LayerSummary] = []
     with no_grad(), _layer_by_layer(module, layers):
-        module(Tensor(np.zeros((1, *input_shape), np.float32)))
+        module(Tensor(np.zeros((1, *input_shape), next((p.dtype for p in module.parameters()), np.float32))))
     return Summary(tuple(layers))
 
 

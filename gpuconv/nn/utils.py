@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import Tensor, overwrite, to_array, to_numpy
+from gpuconv.dtypes import is_half
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "get_total_norm", "parameters_to_vector", "vector_to_parameters"]
 
@@ -34,7 +35,8 @@ def _norm(gradients: list[Tensor], norm_type: float) -> Tensor:
     """The norm of all gradients together, on their device."""
     if not gradients:
         return Tensor(np.zeros((), np.float32))
-    norms = [gradient.norm(norm_type) for gradient in gradients]
+    # In float32 at least: a sum of squares soon leaves float16's range.
+    norms = [(gradient.float() if is_half(gradient.dtype) else gradient).norm(norm_type) for gradient in gradients]
     first = norms[0]
     for other in norms[1:]:
         if math.isinf(norm_type):
@@ -47,7 +49,14 @@ def _norm(gradients: list[Tensor], norm_type: float) -> Tensor:
 def get_total_norm(tensors: Iterable[Tensor], norm_type: float = 2.0) -> Tensor:
     """The norm of all Tensors together, as if they were one vector."""
     op = "get_total_norm"
-    return _norm([one.detach() for one in _parameters(op, tensors)], _number(op, "norm_type", norm_type))
+    given = [one.detach() for one in _parameters(op, tensors)]
+    return _of_type(_norm(given, _number(op, "norm_type", norm_type)), given)
+
+
+def _of_type(total: Tensor, gradients: list[Tensor]) -> Tensor:
+    """A norm in the type of the gradients, if that is one half type."""
+    types = {gradient.dtype for gradient in gradients}
+    return total.type_as(gradients[0]) if len(types) == 1 and is_half(types.pop()) else total
 
 
 def clip_grad_norm_(
@@ -78,7 +87,7 @@ def clip_grad_norm_(
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         overwrite(gradient.data, (gradient.detach() * factor.type_as(gradient)).data, op)
-    return total
+    return _of_type(total, gradients)
 
 
 def clip_grad_value_(parameters: Any, clip_value: float) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import dtypes
 from gpuconv import functional as F
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
+from gpuconv.dtypes import kind_of
 from gpuconv.onnx.node import Node, constant, host, operator, scalar, shape_of
 from gpuconv.ops import arithmetic, elementwise, nonlinear
 from gpuconv.ops.arithmetic import _sum_to as sum_to
@@ -125,9 +127,9 @@ def _swish(node: Node, x: Any) -> Any:
 @operator("Shrink")
 def _shrink(node: Node, x: Any) -> Any:
     lambd, bias = node.get("lambd", 0.5), node.get("bias", 0.0)
-    if host(x).dtype.kind == "f" and bias == 0:
+    if kind_of(host(x).dtype) == "f" and bias == 0:
         return F.hardshrink(x, lambd)
-    if host(x).dtype.kind == "f" and bias == lambd:
+    if kind_of(host(x).dtype) == "f" and bias == lambd:
         return F.softshrink(x, lambd)
     low, high = x + constant(bias, x), x - constant(bias, x)
     zero = constant(0, x)
@@ -156,7 +158,7 @@ def _clip(node: Node, x: Any, low: Any = None, high: Any = None) -> Any:
     low, high = (bound.item() if isinstance(bound, np.ndarray) and bound.size == 1 else bound for bound in (low, high))
     if low is None and high is None:
         return x
-    if low == 0 and high == 6 and x.dtype.kind == "f":
+    if low == 0 and high == 6 and kind_of(x.dtype) == "f":
         return F.relu6(x)
     return elementwise.clamp(x, low, high)
 
@@ -201,11 +203,11 @@ def _binary(name: str, function: Callable[[Any, Any], Any]) -> None:
 
 
 def _div(a: Any, b: Any) -> Any:
-    if a.dtype.kind == "f":
+    if kind_of(a.dtype) == "f":
         return arithmetic.div(a, b)
     a, b = host(a), host(b)
-    quotient = np.abs(a) // np.abs(b) if a.dtype.kind == "i" else a // b
-    return (quotient * (np.sign(a) * np.sign(b)) if a.dtype.kind == "i" else quotient).astype(a.dtype)
+    quotient = np.abs(a) // np.abs(b) if kind_of(a.dtype) == "i" else a // b
+    return (quotient * (np.sign(a) * np.sign(b)) if kind_of(a.dtype) == "i" else quotient).astype(a.dtype)
 
 
 for _name, _two in {
@@ -241,9 +243,9 @@ def _bit_shift(node: Node, x: Any, by: Any) -> Any:
 
 @operator("Pow", settings=(1,))
 def _pow(node: Node, a: Any, b: Any) -> Any:
-    if isinstance(b, np.ndarray) and b.size == 1 and b.ndim <= a.ndim and a.dtype.kind == "f":
+    if isinstance(b, np.ndarray) and b.size == 1 and b.ndim <= a.ndim and kind_of(a.dtype) == "f":
         return arithmetic.pow(a, scalar(b))
-    if a.dtype.kind != "f":
+    if kind_of(a.dtype) != "f":
         return np.power(host(a), host(b)).astype(a.dtype)
     return Power.apply(a, arithmetic.cast(_aligned(node, a, b), a.dtype))
 
@@ -295,22 +297,23 @@ def _where(node: Node, condition: Any, a: Any, b: Any) -> Any:
 
 
 def element_type(number: int) -> np.dtype:
-    """The element type of ONNX's number, as it is computed in here: floats of 16 bits are float32.
+    """The element type of ONNX's number.
 
     Raises:
         ValueError: text, complex numbers, and what has fewer bits.
+        ModuleNotFoundError: bfloat16, and ``ml_dtypes`` is not installed.
     """
     import onnx
 
     name = onnx.TensorProto.DataType.Name(number)
     if name not in _TYPES:
         raise ValueError(f"elements of type {name}, which gpuconv does not have")
-    return np.dtype(_TYPES[name])
+    return dtypes.element_type(_TYPES[name])
 
 
 _TYPES = {
-    "FLOAT16": np.float32,
-    "BFLOAT16": np.float32,
+    "FLOAT16": np.float16,
+    "BFLOAT16": "bfloat16",
     "FLOAT": np.float32,
     "DOUBLE": np.float64,
     "BOOL": np.bool_,

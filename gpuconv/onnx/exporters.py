@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.dtypes import kind_of
+
 __all__ = ["EXPORTERS"]
 
 EXPORTERS: dict[str, Callable[..., Any]] = {}
@@ -101,7 +103,7 @@ def _power(to: Any, call: Any, a: str, b: str) -> Any:
 
 @exporter("Modulo")
 def _modulo(to: Any, call: Any, a: str, b: str, *, name: str) -> Any:
-    if name == "mod" and call.inputs[0].dtype.kind == "f":
+    if name == "mod" and kind_of(call.inputs[0].dtype) == "f":
         raise ValueError("the remainder of floats with the sign of the divisor")
     return to.node("Mod", a, b, fmod=int(name == "fmod"))
 
@@ -144,7 +146,7 @@ def _round(to: Any, call: Any, x: str, *, decimals: int) -> Any:
 
 @exporter("Test")
 def _test(to: Any, call: Any, x: str, *, name: str) -> Any:
-    x = x if call.inputs[0].dtype.kind == "f" else _as_type(to, x, np.float32)
+    x = x if kind_of(call.inputs[0].dtype) == "f" else _as_type(to, x, np.float32)
     if name == "isfinite":
         return to.node("Not", to.node("Or", to.node("IsNaN", x), to.node("IsInf", x)))
     return to.node({"isnan": "IsNaN", "isinf": "IsInf"}[name], x)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import functional as F
+from gpuconv.dtypes import kind_of
 from gpuconv.onnx.node import Node, constant, host, operator, ranked, shape_of
 from gpuconv.onnx.shaping import axes_of, whole
 from gpuconv.ops import arithmetic, elementwise, rearrange, reduce
@@ -215,7 +216,7 @@ def _col2im(node: Node, x: Any, image: Any, block: Any) -> Any:
 @operator("MaxPool")
 def _max_pool(node: Node, x: Any) -> Any:
     window = _Window(node, shape_of(x)[2:], node.get("kernel_shape"))
-    integers = None if x.dtype.kind == "f" else x.dtype
+    integers = None if kind_of(x.dtype) == "f" else x.dtype
     if integers is not None:
         x = arithmetic.cast(x, np.dtype(np.float32))
     if node.wants(1) and not window.usual:

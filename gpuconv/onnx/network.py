@@ -11,6 +11,7 @@ import numpy as np
 
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backends import use_backend
+from gpuconv.dtypes import kind_of
 from gpuconv.nn.module import Module, Parameter, evaluating
 from gpuconv.nn.summary import LayerSummary, Summary
 from gpuconv.onnx.node import OPERATORS, Node
@@ -225,7 +226,7 @@ def _counted(node: Node, values: dict[str, Any]) -> LayerSummary:
 
 
 def _family(dtype: np.dtype) -> str:
-    return "i" if dtype.kind in "iu" else dtype.kind
+    return "i" if kind_of(dtype) in "iu" else kind_of(dtype)
 
 
 def _kind(name: str, array: np.ndarray, nodes: list[Node]) -> str:
@@ -233,7 +234,7 @@ def _kind(name: str, array: np.ndarray, nodes: list[Node]) -> str:
     uses = [
         (OPERATORS[node.op], position) for node in nodes for position, used in enumerate(node.inputs) if used == name
     ]
-    if array.dtype.kind != "f" or (uses and all([position in op.settings for op, position in uses])):
+    if kind_of(array.dtype) != "f" or (uses and all([position in op.settings for op, position in uses])):
         return "constant"
     if array.ndim == 0 or any([position in op.buffers for op, position in uses]):
         return "buffer"

@@ -26,7 +26,7 @@ def load(source: str | os.PathLike[str] | Any) -> OnnxModule:
 
     Float initializers are its Parameters, under their names; those that a graph only reads as a setting (the bounds of
     a Clip, say), single numbers and running statistics are not learned. Integers, and what follows from them alone, are
-    computed on the host, once where it can be. Floats of 16 bits become float32.
+    computed on the host, once where it can be. It computes in the types of the file.
 
     Args:
         source: path of a file of opset 6 or newer, or an ``onnx.ModelProto``. Weights outside of the file are read from

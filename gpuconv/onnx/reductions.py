@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import gpuconv.functional as F
+from gpuconv.dtypes import kind_of
 from gpuconv.onnx.node import Node, constant, host, operator, scalar, shape_of
 from gpuconv.onnx.shaping import axes_of
 from gpuconv.ops import arithmetic, elementwise, rearrange, reduce
@@ -20,9 +21,9 @@ def _extreme(x: Any, axes: list[int], keep: bool, *, largest: bool) -> Any:
     if math.prod(shape_of(x)[axis] for axis in axes):
         return (reduce.amax if largest else reduce.amin)(x, axes, keep)
     of_nothing: Any = not largest
-    if x.dtype.kind == "f":
+    if kind_of(x.dtype) == "f":
         of_nothing = -math.inf if largest else math.inf
-    elif x.dtype.kind in "iu":
+    elif kind_of(x.dtype) in "iu":
         of_nothing = np.iinfo(x.dtype).min if largest else np.iinfo(x.dtype).max
     shape = [1 if axis in axes else size for axis, size in enumerate(shape_of(x)) if keep or axis not in axes]
     return np.full(shape, of_nothing, x.dtype)
@@ -33,13 +34,13 @@ def _sum(x: Any, axes: list[int], keep: bool) -> Any:
 
 
 def _mean(x: Any, axes: list[int], keep: bool) -> Any:
-    if x.dtype.kind == "f":
+    if kind_of(x.dtype) == "f":
         return arithmetic.mean(x, axes, keep)
     return host(x).mean(axis=tuple(axes), keepdims=keep).astype(x.dtype)
 
 
 def _norm(x: Any, axes: list[int], keep: bool) -> Any:
-    if x.dtype.kind == "f":
+    if kind_of(x.dtype) == "f":
         return reduce.norm(x, 2, axes, keep)
     return arithmetic.cast(elementwise.sqrt(_sum(elementwise.square(x), axes, keep)), x.dtype)
 
@@ -120,7 +121,7 @@ def _gemm(node: Node, a: Any, b: Any, c: Any = None) -> Any:
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
     a = permute(a, (1, 0)) if node.get("transA", 0) else a
     vector = c is None or shape_of(c) in ((shape_of(b)[0 if node.get("transB", 0) else 1],),)
-    if alpha == 1 and beta == 1 and vector and a.dtype.kind == "f":
+    if alpha == 1 and beta == 1 and vector and kind_of(a.dtype) == "f":
         return F.linear(a, b if node.get("transB", 0) else permute(b, (1, 0)), c)
     product = arithmetic.matmul(a, permute(b, (1, 0)) if node.get("transB", 0) else b)
     product = product if alpha == 1 else product * constant(alpha, product)

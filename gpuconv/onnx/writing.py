@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.autograd import Tensor, moved, to_numpy
+from gpuconv.dtypes import is_half, kind_of
 from gpuconv.files import write_atomically
 from gpuconv.nn.module import Module
 from gpuconv.onnx.exporters import EXPORTERS
@@ -18,13 +19,17 @@ from gpuconv.version import __version__
 
 __all__ = ["OPSET", "save"]
 
-#: Of the files that are written; IR version 8 goes with it.
+#: Of the files that are written, and the IR version that goes with it. The second pair is for bfloat16, which
+#: convolutions and pooling have from opset 22 on.
 OPSET = 18
 _IR_VERSION = 8
+_OF_BFLOAT16 = 22, 10
 
 
 def save(model: Module, path: str | os.PathLike[str], example: Any, *, dynamic_batch: bool = True) -> None:
     """Write a model as an ONNX file of opset 18, which other runtimes execute and :func:`load` reads.
+
+    With bfloat16 in it the opset is 22.
 
     The model runs in evaluation mode, on the example and on another input, and what both runs do is written. So a loop
     or a branch of Python is written as it went. Parameters and buffers keep the names of ``state_dict``; fused
@@ -82,7 +87,7 @@ def _another(value: Tensor, times: int) -> Tensor:
 def _varied(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Other values in the same range, be it of labels or of probabilities; another mean, maximum, first element."""
     other = rng.permutation(array.reshape(-1)).reshape(array.shape)
-    if array.dtype.kind != "f" or not array.size:
+    if kind_of(array.dtype) != "f" or not array.size:
         return other
     low, share = array.min(), rng.uniform(0.5, 1, array.shape)
     alike = np.array_equal(array, np.full_like(array, low), equal_nan=True)
@@ -104,7 +109,7 @@ def _difference(first: Trace, other: Trace) -> str:
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+    return a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=kind_of(a.dtype) == "f"))
 
 
 class _Writer:
@@ -193,12 +198,15 @@ class _Writer:
                 for name, a in arrays.items()
             ],
         )
+        types = {array.dtype.name for array in arrays.values()}
+        types |= {operand.dtype.name for operand in (*self._trace.inputs, *self._trace.outputs)}
+        opset, ir_version = _OF_BFLOAT16 if "bfloat16" in types else (OPSET, _IR_VERSION)
         model = self._helper.make_model(
             graph,
             producer_name="gpuconv",
             producer_version=__version__,
-            opset_imports=[self._helper.make_opsetid("", OPSET)],
-            ir_version=_IR_VERSION,
+            opset_imports=[self._helper.make_opsetid("", opset)],
+            ir_version=ir_version,
         )
         if model.ByteSize() >= 2**31:
             raise ValueError("save: the model is larger than 2 GiB, more than an ONNX file holds")
@@ -223,7 +231,8 @@ class _Writer:
         ours = call.function.__module__.startswith(("gpuconv.", "_operator"))
         if not ours or name not in EXPORTERS:
             raise ValueError(f"save: the model uses {name}, which gpuconv cannot write as ONNX")
-        inputs = ["" if operand is None else self._name(operand) for operand in call.inputs]
+        half = next((operand.dtype for operand in call.inputs if operand is not None and is_half(operand.dtype)), None)
+        inputs = ["" if operand is None else self._name(operand, half) for operand in call.inputs]
         try:
             results = EXPORTERS[name](self, Both(call, beside), *inputs, **call.options)
         except (ValueError, TypeError) as error:
@@ -233,9 +242,11 @@ class _Writer:
         for operand, result in zip(call.outputs, results if isinstance(results, tuple) else (results,), strict=False):
             self._names[operand.kind, operand.key] = result
 
-    def _name(self, operand: Operand) -> str:
+    def _name(self, operand: Operand, half: Any = None) -> str:
         if operand.kind == "constant":
-            return self.constant(operand.key, operand.dtype)
+            # A number beside a half type is float32 in here, and of the half type in a file.
+            number = half is not None and not operand.shape and operand.dtype == np.float32
+            return self.constant(operand.key, half if number else operand.dtype)
         if operand.kind == "state":
             return str(operand.key)
         if (operand.kind, operand.key) not in self._names:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
 from gpuconv.backends import Array
+from gpuconv.dtypes import computed, is_half, kind_of, promoted
 from gpuconv.ops.shape import dimension
 
 #: Of element types: a float beside an integer is a float, whatever their sizes.
@@ -34,22 +36,22 @@ def _operands(a: Any, b: Any, *, floats: bool = False) -> tuple[Any, Any]:
         a, b = (x if isinstance(x, _NUMBERS) else _array_like(x) for x in (a, b))
     else:
         a, b = _array_like(a), _array_like(b)
-        if a.dtype == b.dtype and (not floats or to_array(a).dtype.kind == "f"):
+        if a.dtype == b.dtype and (not floats or kind_of(to_array(a).dtype) == "f"):
             return a, b
     ranks: list[list[np.dtype]] = [[], [], []]
     for x in (a, b):
         number = isinstance(x, _NUMBERS)
-        dtype = _DEFAULTS[_CATEGORIES.get(np.asarray(x).dtype.kind, 1)] if number else to_array(x).dtype
+        dtype = _DEFAULTS[_CATEGORIES.get(kind_of(np.asarray(x).dtype), 1)] if number else to_array(x).dtype
         ranks[2 if number else 0 if x.ndim else 1].append(dtype)
     wanted: np.dtype | None = None
     for dtypes in ranks:
         for dtype in dtypes:
-            if wanted is None or _CATEGORIES[dtype.kind] > _CATEGORIES[wanted.kind]:
+            if wanted is None or _CATEGORIES[kind_of(dtype)] > _CATEGORIES[kind_of(wanted)]:
                 wanted = dtype
-            elif dtypes[0] is not dtype and _CATEGORIES[dtype.kind] == _CATEGORIES[wanted.kind]:
-                wanted = np.promote_types(wanted, dtype)
+            elif dtypes[0] is not dtype and _CATEGORIES[kind_of(dtype)] == _CATEGORIES[kind_of(wanted)]:
+                wanted = promoted(wanted, dtype)
     assert wanted is not None
-    if floats and wanted.kind != "f":
+    if floats and kind_of(wanted) != "f":
         wanted = _DEFAULTS[2]
     return _as_type(a, wanted), _as_type(b, wanted)
 
@@ -60,8 +62,9 @@ def _array_like(x: Any) -> Any:
 
 def _as_type(x: Any, dtype: np.dtype) -> Any:
     if isinstance(x, _NUMBERS):
-        # Beside uint8, -1 is 255, as in PyTorch; what no integer type holds is an OverflowError.
-        return np.asarray(x, dtype) if dtype.kind == "f" else np.asarray(x).astype(dtype)
+        # Beside uint8, -1 is 255, as in PyTorch; what no integer type holds is an OverflowError. Beside half types,
+        # which compute in float32, a number is not rounded.
+        return np.asarray(x, computed(dtype)) if kind_of(dtype) == "f" else np.asarray(x).astype(dtype)
     return cast(x, dtype)
 
 
@@ -69,7 +72,7 @@ def cast(x: Any, dtype: Any) -> Any:
     """``x`` in another element type; itself if it has it. Integers have no gradient."""
     if to_array(x).dtype == dtype:
         return x
-    if isinstance(x, Tensor) and np.dtype(dtype).kind != "f":
+    if isinstance(x, Tensor) and kind_of(np.dtype(dtype)) != "f":
         x = x.detach()
     return Cast.apply(x, dtype=dtype)
 
@@ -82,11 +85,47 @@ def type_as(a: Any, other: Any) -> Any:
 
 def _floating(x: Any) -> Any:
     """``x``; integers as float32."""
-    return x if to_array(x).dtype.kind == "f" else cast(x, _DEFAULTS[2])
+    return x if kind_of(to_array(x).dtype) == "f" else cast(x, _DEFAULTS[2])
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def rounded_once(function: _F) -> _F:
+    """Decorator of a function of several operations: on half types all of them compute in float32.
+
+    Its results get the half type. Arguments of mixed float types are left as they are: it may refuse them.
+    """
+
+    @functools.wraps(function)
+    def in_float32(*arguments: Any, **options: Any) -> Any:
+        for value in (*arguments, *options.values()) if options else arguments:
+            if getattr(value.data if isinstance(value, Tensor) else value, "itemsize", 0) == 2:
+                break  # perhaps of a half type
+        else:
+            return function(*arguments, **options)
+        given = {id(value): to_array(value).dtype for value in (*arguments, *options.values()) if _is_array(value)}
+        types = {dtype for dtype in given.values() if kind_of(dtype) == "f"}
+        if len(types) != 1 or not is_half(half := next(iter(types))):
+            return function(*arguments, **options)
+
+        def widened(value: Any) -> Any:
+            return cast(value, _DEFAULTS[2]) if given.get(id(value)) == half else value
+
+        result = function(*map(widened, arguments), **{name: widened(value) for name, value in options.items()})
+        return cast(result, half) if to_array(result).dtype == _DEFAULTS[2] else result
+
+    return in_float32  # type: ignore[return-value]
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or (hasattr(value, "dtype") and hasattr(value, "ndim"))
 
 
 class Cast(Function):
     """The same values in another dtype; the gradient is converted back."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, dtype: Any) -> Array:
@@ -342,7 +381,7 @@ def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -
         ValueError: a dimension is named twice.
     """
     a, axes = _array_like(a), None
-    if to_array(a).dtype.kind != "f":
+    if kind_of(to_array(a).dtype) != "f":
         a = cast(a, _DEFAULTS[1])
     if dim is not None:
         ndim = len(a.shape)
@@ -355,6 +394,7 @@ def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -
 
 
 @tensor_method
+@rounded_once
 def mean(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Any:
     """Mean over ``dim`` (an int, several, or None for all)."""
     total = sum(a, dim, keepdim)

@@ -9,9 +9,9 @@ import numpy as np
 
 from gpuconv import geometry
 from gpuconv.autograd import Tensor, to_array
+from gpuconv.dtypes import is_half
 
 __all__ = [
-    "FLOATS",
     "REDUCTIONS",
     "element_type",
     "flag",
@@ -24,7 +24,7 @@ __all__ = [
     "share",
 ]
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -39,21 +39,24 @@ def operand(op: str, name: str, value: Any) -> Any:
     return value if hasattr(value, "dtype") and hasattr(value, "ndim") and not isinstance(value, np.generic) else array
 
 
-def floats(op: str, *, optional: Sequence[str] = (), **operands: Any) -> list[Any]:
-    """Check that all operands hold one and the same float type, and return them; the ``optional`` ones may be None."""
+def floats(op: str, *, optional: Sequence[str] = (), wide: Sequence[str] = (), **operands: Any) -> list[Any]:
+    """Check that all operands hold one and the same float type, and return them; the ``optional`` ones may be None.
+
+    Where the first is of a half type, the ``wide`` ones may be float32.
+    """
     checked: list[Any] = []
-    first_name, first_type = None, None
+    first_name, first_type = None, _FLOATS[0]
     for name, value in operands.items():
         if value is None and name in optional:
             checked.append(None)
             continue
         given = value if isinstance(value, Tensor) else operand(op, name, value)
         dtype = element_type(given)
-        if dtype not in FLOATS:
-            raise TypeError(f"{op}: {name} must hold float32 or float64, got {dtype}; convert it")
-        if first_type is None:
+        if dtype not in _FLOATS and not is_half(dtype):
+            raise TypeError(f"{op}: {name} must hold floats of 16, 32 or 64 bits, got {dtype}; convert it")
+        if first_name is None:
             first_name, first_type = name, dtype
-        elif dtype != first_type:
+        elif dtype != first_type and not (name in wide and dtype == _FLOATS[0] and is_half(first_type)):
             raise TypeError(f"{op}: {name} is {dtype} but {first_name} is {first_type}; convert one of them")
         checked.append(given)
     return checked

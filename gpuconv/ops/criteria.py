@@ -15,9 +15,10 @@ import numpy as np
 
 from gpuconv.autograd import Context, Function, Tensor, to_array
 from gpuconv.backends import Array
+from gpuconv.dtypes import kind_of
 from gpuconv.geometry import integer
 from gpuconv.ops.arithmetic import _sum_to as sum_to
-from gpuconv.ops.arithmetic import add, div, exp, log, mean, mul, sub
+from gpuconv.ops.arithmetic import add, div, exp, log, mean, mul, rounded_once, sub
 from gpuconv.ops.arithmetic import sum as _sum
 from gpuconv.ops.checks import REDUCTIONS, element_type, floats, number, one_of, operand, shape_of
 from gpuconv.ops.elementwise import clamp, minimum, sqrt, square, where
@@ -112,11 +113,13 @@ class Huber(Difference):
         return scale * xp.clip(d, -width, width)
 
 
+@rounded_once
 def l1_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
     """``|input - target|``."""
     return _reduced(L1.apply(*_pair("l1_loss", input, target, reduction)), reduction)
 
 
+@rounded_once
 def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Any:
     """``½ d² / beta`` where the difference d is below ``beta``, else ``|d| - ½ beta`` (Girshick, 2015)."""
     op = "smooth_l1_loss"
@@ -129,6 +132,7 @@ def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float
     return _reduced(Huber.apply(input, target, width=beta, scale=1 / beta), reduction)
 
 
+@rounded_once
 def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> Any:
     """``½ d²`` where the difference d is below ``delta``, else ``delta · (|d| - ½ delta)`` (Huber, 1964)."""
     op = "huber_loss"
@@ -168,6 +172,7 @@ class NLL(Function):
         return xp.where(hit, share[:, None], grad.dtype.type(0)), None, None
 
 
+@rounded_once
 def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> Any:
     """``-weight[t] · input[t]`` for each label t: with ``log_softmax`` before it, the cross-entropy.
 
@@ -191,7 +196,7 @@ def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -1
         raise ValueError(f"{op}: input must have shape (N, C), (C,) or (N, C, d1, ...), got a single number")
     class_dim = 0 if len(shape) == 1 else 1
     classes, rest = shape[class_dim], shape[:class_dim] + shape[class_dim + 1 :]
-    if element_type(target).kind not in "iu":
+    if kind_of(element_type(target)) not in "iu":
         raise TypeError(f"{op}: target must hold integer labels, got {element_type(target)}")
     if shape_of(target) != rest:
         raise ValueError(f"{op}: target must have shape {rest}, as input has {shape}; got {shape_of(target)}")
@@ -278,6 +283,7 @@ def _broadcasts(op: str, name: str, value: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{op}: {name} of shape {shape_of(value)} does not broadcast to {shape}")
 
 
+@rounded_once
 def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Any:
     """``-weight · (t · log x + (1 - t) · log(1 - x))``, each logarithm at least -100.
 
@@ -297,6 +303,7 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction:
     return _weighted(op, BinaryCrossEntropy.apply(input, target), weight, reduction)
 
 
+@rounded_once
 def binary_cross_entropy_with_logits(
     input: Any, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
 ) -> Any:
@@ -341,6 +348,7 @@ class KLDivergence(Function):
         return -grad * target if need_x else None, grad * (xp.log(target) + 1 - x) if need_target else None
 
 
+@rounded_once
 def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Any:
     """``t · (log t - input)``: the divergence of the input's probabilities from the target's.
 
@@ -360,6 +368,7 @@ def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = 
     return div(_sum(losses), rows)
 
 
+@rounded_once
 def poisson_nll_loss(
     input: Any, target: Any, log_input: bool = True, full: bool = False, eps: float = 1e-8, reduction: str = "mean"
 ) -> Any:
@@ -378,6 +387,7 @@ def poisson_nll_loss(
     return _reduced(losses, reduction)
 
 
+@rounded_once
 def gaussian_nll_loss(
     input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
 ) -> Any:
@@ -410,6 +420,7 @@ def gaussian_nll_loss(
 # -- of distances ----------------------------------------------------------------------------------------------------
 
 
+@rounded_once
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Any:
     """``x1 · x2 / (|x1| · |x2|)`` along ``dim``; each norm at least ``eps``. Shapes broadcast.
 
@@ -427,6 +438,7 @@ def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Any:
     return _sum(mul(*units), axis)
 
 
+@rounded_once
 def pairwise_distance(x1: Any, x2: Any, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Any:
     """The p-norm of ``x1 - x2 + eps`` along the last dimension. Shapes broadcast."""
     op = "pairwise_distance"
@@ -440,6 +452,7 @@ def _signs(op: str, target: Any, losses: tuple[int, ...]) -> Any:
     return target
 
 
+@rounded_once
 def margin_ranking_loss(input1: Any, input2: Any, target: Any, margin: float = 0.0, reduction: str = "mean") -> Any:
     """``max(0, -t · (input1 - input2) + margin)`` for t of 1 or -1."""
     op = "margin_ranking_loss"
@@ -452,6 +465,7 @@ def margin_ranking_loss(input1: Any, input2: Any, target: Any, margin: float = 0
     return _reduced(losses, reduction)
 
 
+@rounded_once
 def hinge_embedding_loss(input: Any, target: Any, margin: float = 1.0, reduction: str = "mean") -> Any:
     """The input where t is 1, and ``max(0, margin - input)`` where t is -1; elsewhere both."""
     op = "hinge_embedding_loss"
@@ -464,12 +478,14 @@ def hinge_embedding_loss(input: Any, target: Any, margin: float = 1.0, reduction
     return _reduced(add(near, where(kind(signs != -1), input, 0.0)), reduction)
 
 
+@rounded_once
 def soft_margin_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
     """``log(1 + e^(-t · input))`` for t of 1 or -1."""
     input, target = _pair("soft_margin_loss", input, target, reduction)
     return _reduced(mul(LogSigmoid.apply(mul(input, target)), -1), reduction)
 
 
+@rounded_once
 def cosine_embedding_loss(input1: Any, input2: Any, target: Any, margin: float = 0.0, reduction: str = "mean") -> Any:
     """``1 - cos(input1, input2)`` where t is 1, ``max(0, cos(...) - margin)`` where it is -1.
 
@@ -496,6 +512,7 @@ def cosine_embedding_loss(input1: Any, input2: Any, target: Any, margin: float =
     return _reduced(losses, reduction)
 
 
+@rounded_once
 def triplet_margin_loss(
     anchor: Any,
     positive: Any,

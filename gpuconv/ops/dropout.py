@@ -9,6 +9,7 @@ import numpy as np
 
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
+from gpuconv.dtypes import computed
 from gpuconv.ops.activation import Dropout
 from gpuconv.ops.checks import element_type, floats, number, shape_of
 from gpuconv.random import default_generator
@@ -106,14 +107,14 @@ def _channels(
     leading = 2 if len(shape) in batched else 1
     random = generator.random((*shape[:leading], *[1] * (len(shape) - leading)), dtype=np.float32)
     scale = 0.0 if p == 1 else 1 / (1 - p)
-    return Dropout.apply(input, np.where(random >= p, scale, 0.0).astype(element_type(input)))
+    return Dropout.apply(input, np.where(random >= p, scale, 0.0).astype(computed(element_type(input))))
 
 
 def _alpha(input: Any, p: float, generator: np.random.Generator, shape: tuple[int, ...]) -> Any:
     kept = generator.random(shape, dtype=np.float32) >= p
     # Mean and variance after dropping, for inputs of mean 0 and variance 1. With p = 1 all is dropped.
     gain = 0.0 if p == 1 else 1 / math.sqrt((_SATURATED**2 * p + 1) * (1 - p))
-    dtype = element_type(input)
+    dtype = computed(element_type(input))
     scale = np.where(kept, gain, 0.0).astype(dtype)
     shift = (np.where(kept, 0.0, _SATURATED * gain) - _SATURATED * gain * p).astype(dtype)
     return AlphaDropout.apply(input, scale, shift)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gpuconv.ops.arithmetic import matmul, sum
+from gpuconv.ops.arithmetic import matmul, rounded_once, sum
 from gpuconv.ops.checks import element_type, operand, shape_of
 from gpuconv.ops.shape import getitem, permute, reshape
 
@@ -14,6 +14,7 @@ __all__ = ["einsum"]
 _DOTS = "ΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠ"  # stand for the dimensions of an ellipsis, the last letter for the last dimension
 
 
+@rounded_once
 def einsum(equation: str, *operands: Any) -> Any:
     """Sum of products of elements, by Einstein's convention: ``einsum("ik,kj->ij", a, b)`` is a matrix product.
 
@@ -31,7 +32,7 @@ def einsum(equation: str, *operands: Any) -> Any:
     if not isinstance(equation, str):
         raise TypeError(f"{op}: equation must be a str, got {type(equation).__name__}")
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
-        operands = tuple(operands[0])
+        return einsum(equation, *operands[0])
     given = [operand(op, f"operands[{number}]", value) for number, value in enumerate(operands)]
     if not given:
         raise ValueError(f"{op}: operands must have at least one element")

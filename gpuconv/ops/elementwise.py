@@ -13,6 +13,7 @@ import numpy as np
 
 from gpuconv.autograd import Context, Function, Tensor, no_grad, tensor_method
 from gpuconv.backends import Array
+from gpuconv.dtypes import kind_of
 from gpuconv.geometry import integer
 from gpuconv.ops.arithmetic import _NUMBERS as NUMBERS
 from gpuconv.ops.arithmetic import _floating as floating
@@ -290,7 +291,7 @@ def abs(input: Any) -> Any:
 def neg(input: Any) -> Any:
     """``-x``. TypeError: bools, which have ``logical_not``."""
     input = operand("neg", "input", input)
-    if element_type(input).kind == "b":
+    if kind_of(element_type(input)) == "b":
         raise TypeError("neg: input must hold numbers, got bool; write input == 0")
     return mul(input, -1)
 
@@ -299,7 +300,7 @@ def neg(input: Any) -> Any:
 def square(input: Any) -> Any:
     """``x²``."""
     input = operand("square", "input", input)
-    return Square.apply(cast(input, np.int64) if element_type(input).kind == "b" else input)
+    return Square.apply(cast(input, np.int64) if kind_of(element_type(input)) == "b" else input)
 
 
 @tensor_method
@@ -388,7 +389,7 @@ def log10(input: Any) -> Any:
 
 def _step(op: str, name: str, input: Any) -> Any:
     input = operand(op, "input", input)
-    if element_type(input).kind != "f" and name != "sign":
+    if kind_of(element_type(input)) != "f" and name != "sign":
         return input  # whole numbers already
     return Step.apply(input, name=name)
 
@@ -397,10 +398,10 @@ def _step(op: str, name: str, input: Any) -> Any:
 def sign(input: Any) -> Any:
     """-1, 0 or 1; the gradient is 0. Of NaN 0, as in PyTorch."""
     input = operand("sign", "input", input)
-    if element_type(input).kind == "b":
+    if kind_of(element_type(input)) == "b":
         return input
     result = _step("sign", "sign", input)
-    return where(isnan(input), 0, result) if element_type(input).kind == "f" else result
+    return where(isnan(input), 0, result) if kind_of(element_type(input)) == "f" else result
 
 
 @tensor_method
@@ -426,7 +427,7 @@ def round(input: Any, *, decimals: int = 0) -> Any:
     """Round to ``decimals`` decimal places, halves to even; the gradient is 0."""
     input = operand("round", "input", input)
     decimals = integer(decimals, "decimals", minimum=-300, op="round")
-    return Round.apply(input, decimals=decimals) if element_type(input).kind == "f" else input
+    return Round.apply(input, decimals=decimals) if kind_of(element_type(input)) == "f" else input
 
 
 @tensor_method
@@ -591,7 +592,7 @@ class Where(Function):
 
 def _mask(op: str, name: str, value: Any) -> Any:
     value = operand(op, name, value)
-    if element_type(value).kind != "b":
+    if kind_of(element_type(value)) != "b":
         raise TypeError(f"{op}: {name} must hold bools, got {element_type(value)}; write {name} != 0")
     return value
 
@@ -643,8 +644,8 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
     if len(getattr(value, "shape", ())):
         raise ValueError(f"{op}: value must be one number, got shape {tuple(value.shape)}")
     dtype = element_type(input)
-    kind = np.asarray(value).dtype.kind if isinstance(value, NUMBERS) else element_type(value).kind
-    if kind == "f" and dtype.kind != "f":
+    kind = kind_of(np.asarray(value).dtype) if isinstance(value, NUMBERS) else kind_of(element_type(value))
+    if kind == "f" and kind_of(dtype) != "f":
         raise TypeError(f"{op}: value {value!r} is no {dtype}, which is what input holds")
     value = np.asarray(value, dtype) if isinstance(value, NUMBERS) else cast(value, dtype)
     return Where.apply(mask, value, input)

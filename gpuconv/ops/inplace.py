@@ -7,12 +7,22 @@ gradient flows through the change. See ``Tensor._in_place``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuconv import versions
-from gpuconv.autograd import Context, Function, Tensor, backend_of, is_grad_enabled, moved, tensor_method, to_array
+from gpuconv.autograd import (
+    Context,
+    Function,
+    Tensor,
+    backend_of,
+    destination,
+    is_grad_enabled,
+    moved,
+    tensor_method,
+    to_array,
+)
 from gpuconv.backends import Array
 from gpuconv.ops import activation, arithmetic, elementwise
 from gpuconv.ops.arithmetic import _sum_to as sum_to
@@ -25,6 +35,8 @@ __all__ = ["setitem"]
 
 class SetItem(Function):
     """``a`` with the elements at ``index`` replaced by ``values``, which broadcast."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
 
     @staticmethod
     def forward(ctx: Context, a: Array, values: Array, *, index: Any) -> Array:
@@ -156,17 +168,11 @@ def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: An
 class Move(Function):
     """The same elements on another device. The context's backend is that of the source: where the gradient goes."""
 
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
+
     @staticmethod
     def backward(ctx: Context, grad: Array) -> Array:
         return moved(grad, ctx.backend)
-
-
-def _is_type(value: Any) -> bool:
-    try:
-        np.dtype(value)
-    except TypeError:
-        return False
-    return value is not None
 
 
 @tensor_method
@@ -187,27 +193,9 @@ def to(
         ValueError: no such device.
         BackendUnavailable: it cannot run here.
     """
-    for one in what:
-        if isinstance(one, Tensor):
-            dtype, device = one.dtype, one.device
-        elif isinstance(one, bool):
-            raise TypeError(f"to: device and dtype are expected, got {one!r}")
-        elif isinstance(one, str) and not _is_type(one):
-            device = one
-        elif _is_type(one):
-            dtype = one
-        else:
-            device = one
-    result = self
-    if dtype is not None:
-        if not _is_type(dtype):
-            raise TypeError(f"to: dtype must be an element type, got {dtype!r}")
-        if np.dtype(dtype).kind not in "fiub" or np.dtype(dtype) == np.float16:
-            raise TypeError(f"to: dtype must be float32, float64, an integer or bool, got {np.dtype(dtype)}")
-        result = cast(result, np.dtype(dtype))
+    dtype, device = destination(what, dtype, device)
+    result = self if dtype is None else cast(self, dtype)
     if device is not None:
-        if not isinstance(device, str) and not hasattr(device, "asarray"):
-            raise TypeError(f"to: device must be 'cpu' or 'cuda', got {device!r}")
         array = moved(result.data, device)
         if array is not result.data:
             source, result = result, Tensor._of(array)
@@ -225,9 +213,3 @@ def cpu(self: Tensor) -> Tensor:
 def cuda(self: Tensor) -> Tensor:
     """On the GPU; itself if it is. BackendUnavailable: there is none."""
     return to(self, device="cuda")
-
-
-@tensor_method
-def half(self: Tensor) -> Tensor:
-    """There are no half types to compute in. TypeError: always; the message says what would do."""
-    raise TypeError("half: kernels compute in float32 and float64; float() makes it float32")

@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gpuconv.autograd import Context, Function, Tensor, backend_of, overwrite, to_array
 from gpuconv.backends import Array
+from gpuconv.dtypes import computed
 from gpuconv.geometry import integer
 from gpuconv.ops.arithmetic import _sum_to as sum_to
-from gpuconv.ops.arithmetic import add, div, mul, pow
+from gpuconv.ops.arithmetic import add, div, mul, pow, rounded_once
 from gpuconv.ops.checks import element_type, floats, number, shape_of
 from gpuconv.ops.elementwise import clamp, square
 from gpuconv.ops.padding import PadConstant
@@ -131,7 +134,8 @@ class BatchNorm(Function):
 
 
 def _operands(op: str, input: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
-    input, weight, bias = floats(op, input=input, weight=weight, bias=bias, optional=("weight", "bias"))
+    both = ("weight", "bias")
+    input, weight, bias = floats(op, input=input, weight=weight, bias=bias, optional=both, wide=both)
     return input, weight, bias
 
 
@@ -156,7 +160,7 @@ def _per_channel(value: Any, ndim: int) -> Any:
 def _running(op: str, channels: int, dtype: Any, running_mean: Any, running_var: Any) -> None:
     _of_shape(op, (channels,), running_mean=running_mean, running_var=running_var)
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
-        if value is not None and element_type(value) != dtype:
+        if value is not None and element_type(value) not in (dtype, computed(dtype)):
             raise TypeError(f"{op}: {name} is {element_type(value)} but input is {dtype}; convert one of them")
 
 
@@ -166,7 +170,8 @@ def _move(running: Any, now: Any, momentum: float, scale: float = 1.0) -> None:
     backend = backend_of(Tensor(to_array(now)))
     with backend.computing():
         before, found = backend.asarray(values), backend.asarray(to_array(now)).reshape(values.shape)
-        moved = before * values.dtype.type(1 - momentum) + found * values.dtype.type(momentum * scale)
+        number = computed(values.dtype).type
+        moved = before * number(1 - momentum) + found * number(momentum * scale)
     overwrite(values, moved, "a running statistic")
 
 
@@ -244,7 +249,8 @@ def _batch_norm(
     eps: float,
 ) -> Any:
     given = {"weight": weight, "bias": bias, "residual": residual}
-    operands = floats(op, input=input, **{name: value for name, value in given.items() if value is not None})
+    there = {name: value for name, value in given.items() if value is not None}
+    operands = floats(op, input=input, **there, wide=("weight", "bias"))
     input, rest = operands[0], iter(operands[1:])
     weight, bias, residual = (None if value is None else next(rest) for value in given.values())
     shape, eps, momentum = shape_of(input), _eps(op, eps), number(op, "momentum", momentum)
@@ -344,13 +350,13 @@ def layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any 
 def rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     """``x / sqrt(mean(x²) + eps) · weight`` over the last dimensions (Zhang & Sennrich, 2019).
 
-    ``eps``: None for the machine epsilon of the input's dtype.
+    ``eps``: None for the machine epsilon of the type in which it computes: the input's; float32 for half types.
     """
     op = "rms_norm"
     input, weight, _ = _operands(op, input, weight, None)
     wanted, axes = _normalized(op, input, normalized_shape)
     _of_shape(op, wanted, weight=weight)
-    eps = {4: 2.0**-23, 8: 2.0**-52}[element_type(input).itemsize] if eps is None else _eps(op, eps)
+    eps = float(np.finfo(computed(element_type(input))).eps) if eps is None else _eps(op, eps)
     options: dict[str, Any] = {"inside": shape_of(input), "axes": axes, "eps": eps, "centered": False}
     return Normalize.apply(input, weight, None, **options)[0]
 
@@ -377,6 +383,7 @@ def group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None
     return Normalize.apply(input, weight, bias, inside=inside, axes=(2,), eps=_eps(op, eps), centered=True)[0]
 
 
+@rounded_once
 def local_response_norm(input: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Any:
     """``x / (k + alpha · m)^beta``, m the mean square of ``size`` neighbouring channels (Krizhevsky et al., 2012).
 
@@ -399,6 +406,7 @@ def local_response_norm(input: Any, size: int, alpha: float = 1e-4, beta: float 
     return div(input, pow(add(mul(total, alpha / size), k), beta))
 
 
+@rounded_once
 def normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> Any:
     """``x / max(|x|_p, eps)`` with the p-norm along ``dim``. IndexError: no such dimension."""
     op = "normalize"

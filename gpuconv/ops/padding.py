@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
+from gpuconv.dtypes import kind_of
 from gpuconv.geometry import integer
 from gpuconv.ops.checks import element_type, number, one_of, operand, shape_of
 
@@ -19,6 +20,8 @@ _MODES = ("constant", "reflect", "replicate", "circular")
 
 class PadConstant(Function):
     """Add ``sides`` elements (or remove, if negative) before and after each dimension."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     @staticmethod
     def forward(ctx: Context, x: Array, *, sides: tuple[tuple[int, int], ...], value: float) -> Array:
@@ -54,6 +57,8 @@ class PadAlong(Function):
 
     ``first`` is where in the result and in the input the run starts, and its length.
     """
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
 
     @staticmethod
     def forward(ctx: Context, x: Array, *, where: tuple[int, ...], first: tuple[int, int, int], axis: int) -> Array:
@@ -121,7 +126,7 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float | N
             raise ValueError(f"{op}: pad {(before, after)} leaves less than nothing of dim {axis}, of size {size}")
     if mode == "constant":
         fill = 0.0 if value is None else number(op, "value", value)
-        whole = element_type(input).kind != "f"
+        whole = kind_of(element_type(input)) != "f"
         if whole and fill != int(fill):
             raise TypeError(f"{op}: value {value} is a float, which {element_type(input)} cannot hold")
         return PadConstant.apply(input, sides=sides, value=int(fill) if whole else fill)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
+from gpuconv.dtypes import kind_of
 
 __all__ = ["Pointwise", "erf", "expit", "softplus"]
 
@@ -35,7 +36,7 @@ class Pointwise(Function):
     def backward(cls, ctx: Context, grad: Array) -> Array:
         kept, options = ctx.saved
         slope = cls.slope(ctx.backend.xp, kept, **options)
-        return ctx.backend.xp.where(slope, grad, grad.dtype.type(0)) if slope.dtype.kind == "b" else grad * slope
+        return ctx.backend.xp.where(slope, grad, grad.dtype.type(0)) if kind_of(slope.dtype) == "b" else grad * slope
 
 
 def expit(xp: Any, x: Array) -> Array:

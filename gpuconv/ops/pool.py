@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
 from gpuconv.geometry import Pool2dGeometry
 
 
 class MaxPool2d(Function):
-    """Maximum of each window; with ``return_indices`` also where it was, ``row · w + column``."""
+    """Maximum of each window; with ``return_indices`` also where it was, ``row · w + column``.
+
+    Integers of at most 32 bits are compared as floats that hold them exactly.
+    """
 
     @staticmethod
     def forward(
         ctx: Context, x: Array, *, geometry: Pool2dGeometry, return_indices: bool
     ) -> Array | tuple[Array, Array]:
-        y, winners = ctx.backend.max_pool2d(x, geometry)
+        if x.dtype.kind == "f":
+            y, winners = ctx.backend.max_pool2d(x, geometry)
+        else:
+            y, winners = ctx.backend.max_pool2d(x.astype(np.float32 if x.itemsize <= 2 else np.float64), geometry)
+            y = y.astype(x.dtype)
         ctx.save(winners, geometry)
         if return_indices:
             return y, ctx.backend.max_pool2d_indices(winners, geometry)

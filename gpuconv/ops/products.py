@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpuconv.autograd import tensor_method
-from gpuconv.ops.arithmetic import add, matmul, mul
+from gpuconv.ops.arithmetic import add, matmul, mul, rounded_once
 from gpuconv.ops.checks import element_type, number, operand, shape_of
 
 __all__ = ["addmm", "baddbmm", "bmm", "mm"]
@@ -52,12 +52,14 @@ def _with_sum(op: str, input: Any, product: Any, beta: float, alpha: float) -> A
 
 
 @tensor_method
+@rounded_once
 def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     """``beta · input + alpha · mat1 · mat2``; the input broadcasts."""
     return _with_sum("addmm", input, _product("addmm", ("mat1", "mat2"), mat1, mat2, 2), beta, alpha)
 
 
 @tensor_method
+@rounded_once
 def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     """``beta · input + alpha · batch1 · batch2``, for batches of matrices; the input broadcasts."""
     return _with_sum("baddbmm", input, _product("baddbmm", ("batch1", "batch2"), batch1, batch2, 3), beta, alpha)

@@ -7,12 +7,13 @@ index out of range (a GPU does not notice such an index), and ``ValueError`` for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
 from gpuconv.backends import Array
+from gpuconv.dtypes import bfloat16, kind_of, promoted
 from gpuconv.geometry import integer
 from gpuconv.ops.arithmetic import _sum_to as sum_to
 from gpuconv.ops.arithmetic import cast
@@ -60,6 +61,8 @@ def _before(axis: int) -> tuple[slice, ...]:
 class Cat(Function):
     """Arrays joined along a dimension."""
 
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
+
     @staticmethod
     def forward(ctx: Context, *arrays: Array, axis: int) -> Array:
         ctx.save([a.shape[axis] for a in arrays], axis)
@@ -85,9 +88,9 @@ def _several(op: str, tensors: Any) -> list[Any]:
     order = "buif"
     wanted = element_type(given[0])
     for dtype in map(element_type, given[1:]):
-        if (dtype.kind in "ui" and wanted.kind in "ui") or dtype.kind == wanted.kind:
-            wanted = np.promote_types(wanted, dtype)
-        elif order.index(dtype.kind) > order.index(wanted.kind):
+        if (kind_of(dtype) in "ui" and kind_of(wanted) in "ui") or kind_of(dtype) == kind_of(wanted):
+            wanted = promoted(wanted, dtype)
+        elif order.index(kind_of(dtype)) > order.index(kind_of(wanted)):
             wanted = dtype
     return [cast(tensor, wanted) for tensor in given]
 
@@ -143,6 +146,8 @@ def stack(tensors: Any, dim: int = 0) -> Any:
 
 class Narrow(Function):
     """Some elements in a row along a dimension: a view."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, axis: int, start: int, length: int) -> Array:
@@ -346,6 +351,8 @@ def reshape_as(input: Any, other: Any) -> Any:
 class Expand(Function):
     """The elements repeated by broadcasting: a read-only view."""
 
+    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
+
     @staticmethod
     def forward(ctx: Context, a: Array, *, shape: tuple[int, ...]) -> Array:
         ctx.save(a.shape)
@@ -358,6 +365,8 @@ class Expand(Function):
 
 class Repeat(Function):
     """The whole array repeated along each dimension; there are as many repeats as dimensions."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, repeats: tuple[int, ...]) -> Array:
@@ -374,6 +383,8 @@ class Repeat(Function):
 class Flip(Function):
     """The elements in reverse order along some dimensions."""
 
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
+
     @staticmethod
     def forward(ctx: Context, a: Array, *, axes: tuple[int, ...]) -> Array:
         ctx.save(axes)
@@ -387,6 +398,8 @@ class Flip(Function):
 
 class Clone(Function):
     """A copy in C order."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     @staticmethod
     def forward(ctx: Context, a: Array) -> Array:
@@ -476,6 +489,8 @@ def contiguous(input: Any) -> Any:
 class IndexSelect(Function):
     """The elements at some indices along a dimension."""
 
+    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
+
     @staticmethod
     def forward(ctx: Context, a: Array, index: Array, *, axis: int) -> Array:
         ctx.save(a.shape, index, axis)
@@ -491,6 +506,8 @@ class IndexSelect(Function):
 
 class Gather(Function):
     """``a[..., index[i, j, k], ...]`` along a dimension: one element for each element of the index."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
 
     @staticmethod
     def forward(ctx: Context, a: Array, index: Array, *, axis: int) -> Array:
@@ -520,7 +537,7 @@ class OneHot(Function):
 def checked_index(op: str, name: str, index: Any, size: int) -> Any:
     """Check that an index holds integers and, on the host, that each is in range. IndexError: one is not."""
     index = operand(op, name, index)
-    if element_type(index).kind not in "iu":
+    if kind_of(element_type(index)) not in "iu":
         raise TypeError(f"{op}: {name} must hold integers, got {element_type(index)}")
     values = to_array(index)
     if isinstance(values, np.ndarray) and values.size and not (values.min() >= 0 and values.max() < size):
@@ -580,7 +597,7 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Any:
     """
     op = "one_hot"
     tensor = operand(op, "tensor", tensor)
-    if element_type(tensor).kind not in "iu":
+    if kind_of(element_type(tensor)) not in "iu":
         raise TypeError(f"{op}: tensor must hold integers, got {element_type(tensor)}")
     classes = integer(num_classes, "num_classes", minimum=-1, op=op)
     labels = to_array(tensor)
@@ -631,14 +648,12 @@ def is_contiguous(input: Any) -> bool:
 @tensor_method
 def is_floating_point(input: Any) -> bool:
     """Whether the elements are floats."""
-    return element_type(input).kind == "f"
+    return kind_of(element_type(input)) == "f"
 
 
 def _conversion(name: str, dtype: Any) -> None:
     def convert(input: Any) -> Any:
-        if np.dtype(dtype).kind == "f" or to_array(input).dtype == dtype:
-            return cast(input, dtype)
-        return cast(input.detach(), dtype)
+        return cast(input, dtype)
 
     convert.__name__ = name
     convert.__doc__ = f"The elements as {np.dtype(dtype)}; itself if they are."
@@ -646,6 +661,7 @@ def _conversion(name: str, dtype: Any) -> None:
 
 
 for _name, _dtype in (
+    ("half", np.float16),
     ("float", np.float32),
     ("double", np.float64),
     ("int", np.int32),
@@ -653,3 +669,12 @@ for _name, _dtype in (
     ("bool", bool),
 ):
     _conversion(_name, _dtype)
+
+
+def _bfloat16(input: Any) -> Any:
+    """The elements as bfloat16; itself if they are. ModuleNotFoundError: ``ml_dtypes`` is not installed."""
+    return cast(input, bfloat16())
+
+
+_bfloat16.__name__ = "bfloat16"
+tensor_method(_bfloat16)

@@ -15,6 +15,7 @@ import numpy as np
 
 from gpuconv.autograd import Context, Function, tensor_method
 from gpuconv.backends import Array
+from gpuconv.dtypes import kind_of
 from gpuconv.ops.arithmetic import _floating as floating
 from gpuconv.ops.arithmetic import cast, mean
 from gpuconv.ops.checks import element_type, floats, number, operand, shape_of
@@ -412,7 +413,7 @@ class Norm(Function):
 
 def _whole(input: Any) -> Any:
     """Integers as int64, as PyTorch sums and multiplies them."""
-    return input if element_type(input).kind == "f" else cast(input, np.int64)
+    return input if kind_of(element_type(input)) == "f" else cast(input, np.int64)
 
 
 @tensor_method

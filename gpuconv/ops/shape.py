@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from gpuconv.backends import Array, Backend
 
 class Reshape(Function):
     """The same elements in another shape."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, shape: tuple[int, ...]) -> Array:
@@ -28,6 +30,8 @@ class Reshape(Function):
 
 class Permute(Function):
     """The dimensions in another order."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, dims: tuple[int, ...]) -> Array:
@@ -58,6 +62,8 @@ def constant_index(backend: Backend, index: Any) -> Any:
 
 class GetItem(Function):
     """``a[index]``, with NumPy's indexing."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
 
     @staticmethod
     def forward(ctx: Context, a: Array, *, index: Any) -> Array:

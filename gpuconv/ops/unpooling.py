@@ -7,9 +7,10 @@ from typing import Any
 
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
+from gpuconv.dtypes import kind_of
 from gpuconv.geometry import Pool2dGeometry, integer, single, sizes_of
 from gpuconv.ops.activation import ReLU
-from gpuconv.ops.arithmetic import mul, pow
+from gpuconv.ops.arithmetic import mul, pow, rounded_once
 from gpuconv.ops.checks import element_type, floats, number, operand, shape_of
 from gpuconv.ops.elementwise import abs, neg, sign
 from gpuconv.ops.layout import batched, unbatched, with_height, without_height
@@ -49,7 +50,7 @@ def unpool(
     indices = operand(op, "indices", indices)
     if shape_of(indices) != shape_of(input):
         raise ValueError(f"{op}: indices must have the input's shape {shape_of(input)}, got {shape_of(indices)}")
-    if element_type(indices).kind not in "iu":
+    if kind_of(element_type(indices)) not in "iu":
         raise TypeError(f"{op}: indices must hold integers, got {element_type(indices)}")
     input, alone = batched(op, input, letters)
     indices, _ = batched(op, indices, letters)
@@ -132,6 +133,7 @@ def _power_mean_2d(op: str, input: Any, norm_type: Any, kernel: Any, stride: Any
     )
 
 
+@rounded_once
 def lp_pool2d(input: Any, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Any:
     """``(Σ x^p)^(1/p)`` over each window of (N, C, H, W) or (C, H, W), p being ``norm_type``.
 
@@ -155,6 +157,7 @@ def lp_pool2d(input: Any, norm_type: float, kernel_size: Any, stride: Any = None
     return unbatched(_power_mean_2d(op, input, norm_type, kernel_size, stride, ceil_mode), alone)
 
 
+@rounded_once
 def lp_pool1d(input: Any, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Any:
     """:func:`lp_pool2d` of (N, C, L) or (C, L)."""
     op = "lp_pool1d"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
 from gpuconv.geometry import Conv2dGeometry, Pair, Pool2dGeometry, flag, pool_divisor, triple
-from gpuconv.ops.arithmetic import add
+from gpuconv.ops.arithmetic import add, rounded_once
 from gpuconv.ops.checks import floats, shape_of
 from gpuconv.ops.conv import Conv2d
 from gpuconv.ops.layout import batched, unbatched
@@ -156,6 +156,7 @@ def conv3d(
     return unbatched(output, alone)
 
 
+@rounded_once
 def conv_transpose3d(
     input: Any,
     weight: Any,
@@ -284,6 +285,7 @@ class PlaneOf(Function):
         return index // width * size
 
 
+@rounded_once
 def avg_pool3d(
     input: Any,
     kernel_size: Any,
@@ -312,6 +314,7 @@ def avg_pool3d(
     )
 
 
+@rounded_once
 def lp_pool3d(input: Any, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Any:
     """:func:`lp_pool2d` of (N, C, D, H, W) or (C, D, H, W)."""
     op = "lp_pool3d"

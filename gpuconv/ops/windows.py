@@ -12,6 +12,7 @@ from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
 from gpuconv.geometry import integer, pair
 from gpuconv.ops.adaptive import AdaptiveAvgPool
+from gpuconv.ops.arithmetic import rounded_once
 from gpuconv.ops.checks import element_type, floats, number, one_of, operand, shape_of
 from gpuconv.ops.shape import permute, reshape
 
@@ -274,6 +275,7 @@ def _cubic(have: int, want: int, scale: float, align_corners: bool, dtype: Any) 
     return matrix.astype(dtype)
 
 
+@rounded_once
 def interpolate(
     input: Any,
     size: Any = None,

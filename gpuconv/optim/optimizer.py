@@ -11,6 +11,7 @@ import numpy as np
 from gpuconv import backends, versions
 from gpuconv.autograd import Tensor, native, overwrite, to_array
 from gpuconv.backends import Backend, capturing
+from gpuconv.dtypes import is_half, kind_of
 from gpuconv.geometry import flag
 
 __all__ = ["Optimizer", "Together"]
@@ -167,7 +168,7 @@ class Optimizer:
         self._check_settings({name: value for name, value in own.items() if name != "params"})
         there = {id(param) for param in self.params}
         for param in params:
-            if not isinstance(param, Tensor) or not param.is_leaf or param.dtype.kind != "f":
+            if not isinstance(param, Tensor) or not param.is_leaf or kind_of(param.dtype) != "f":
                 raise TypeError(f"{kind}: params must be leaf Tensors of floats, got {type(param).__name__}")
             if id(param) in there:
                 raise ValueError(f"{kind}: a parameter of shape {param.shape} is there twice")
@@ -237,8 +238,9 @@ class Optimizer:
                 parameter's array is read-only; nothing is updated.
         """
         loss = None if closure is None else closure()
-        # By the kind of array, as a network may lie on two devices; by group; and by the steps that were not taken.
-        updates: dict[tuple[type, int, int], tuple[Together, list[list[Any]]]] = {}
+        # By the kind of array, as a network may lie on two devices; half types by themselves; by group; and by the
+        # steps that were not taken.
+        updates: dict[tuple[Any, ...], tuple[Together, list[list[Any]]]] = {}
         missing: list[int] = []
         name = f"{type(self).__name__}.step"
         capture = capturing.current()
@@ -250,7 +252,7 @@ class Optimizer:
             data, grad = param.data, grad_tensor.data
             if capture is not None:
                 capture.reads_grad(param)
-            key = type(data), id(group), self._behind[number]
+            key = type(data), data.itemsize == 2, id(group), self._behind[number]
             if key not in updates:
                 updates[key] = Together(self, group, self._behind[number]), []
             together, of_a_kind = updates[key]
@@ -279,8 +281,8 @@ class Optimizer:
             for together, of_a_kind in updates.values():
                 for number in together.members:
                     self._versions[number].changes(name)
-                params, *others = zip(*of_a_kind, strict=True)
-                self._update(backends.current(params[0]), together, params, *others)
+                update = self._update_halves if is_half(of_a_kind[0][0].dtype) else self._update
+                update(backends.current(of_a_kind[0][0]), together, *zip(*of_a_kind, strict=True))
         except BaseException:
             self.steps -= 1
             raise
@@ -290,6 +292,17 @@ class Optimizer:
             for number in missing:
                 self._behind[number] += 1
         return loss
+
+    def _update_halves(self, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
+        """:meth:`_update` of half types, which the slots have too: computed in float32, and rounded once."""
+        with backend.computing():
+            wide = [[array.astype(np.float32) for array in of_all] for of_all in arrays]
+        self._update(backend, together, *wide)
+        with backend.computing():
+            for number, (stored, computed) in enumerate(zip(arrays, wide, strict=True)):
+                if number != 1:  # gradients stay as they are
+                    for target, values in zip(stored, computed, strict=True):
+                        target[...] = values
 
     def _check(self, param: Tensor, grad: Any, arrays: dict[str, Any]) -> None:
         """Check shapes and dtypes before a compiled update, which relies on those of the parameter."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuconv.dtypes import kind_of
 from gpuconv.storage.tensors import FileError, is_ours, load_any, load_tensors, save_state, save_tensors
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Returns:
         A model of ``gpuconv.models`` in evaluation mode, whose ``predict`` takes raw images. Of other files arrays by
-        their names; or, of PyTorch's, whatever containers they hold, with arrays for tensors. bfloat16 becomes float32.
+        their names; or, of PyTorch's, whatever containers they hold, with arrays for tensors. bfloat16 is that of
+        ``ml_dtypes``; without it, it becomes float32.
 
     Raises:
         FileError: the file is missing or broken, or holds something that is neither an array nor a plain container;
@@ -108,6 +110,9 @@ def load_model(path: str | os.PathLike[str]) -> Classifier:
             model.form = None if content["form"] is None else ImageForm.from_dict(content["form"])
         elif model.input_transform is not None and model.input_transform.size == (32, 32):
             model.form = MNIST_FORM  # the file is from before models had a form, and pictures were read in MNIST's
+        types = {array.dtype for array in tensors.values() if kind_of(array.dtype) == "f"}
+        if len(types) == 1:
+            model.to(dtype=types.pop())
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path}: does not describe a model that this version knows ({error})") from None

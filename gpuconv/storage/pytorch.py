@@ -5,7 +5,8 @@ name what tensors, numbers, strings and plain containers are made of, and nothin
 its name, before anything is called. Both formats are read, the zip archive of PyTorch 1.6 and newer
 (``caffe2/serialize/inline_container.h``), and the sequence of pickles before it (``torch/serialization.py``).
 
-Tensors become NumPy arrays; those that shared memory share it again. bfloat16, which NumPy lacks, becomes float32.
+Tensors become NumPy arrays; those that shared memory share it again. bfloat16, which NumPy lacks, is that of
+``ml_dtypes``; without it, it becomes float32.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from gpuconv.dtypes import bfloat16, has_bfloat16
 
 __all__ = ["Unreadable", "is_pickle", "is_torch_zip", "read", "widened"]
 
@@ -116,6 +119,8 @@ class _Storage:
         """All of it as a flat array. Always the same memory, so that tensors share what they shared."""
         if kind != _BFLOAT16:
             return self.bytes.view(_TYPES[kind])
+        if has_bfloat16():
+            return self.bytes.view(bfloat16())
         if self._widened is None:
             self._widened = widened(self.bytes)
         return self._widened
@@ -300,8 +305,8 @@ def _from_pickles(file: BinaryIO) -> Any:
             storages[key] = _Storage(kind, np.empty(count * _size_of(kind), np.uint8))
         return storages[key]
 
-    # Tensors come before what is in their storages, which is read into the memory that they have by then. That of
-    # bfloat16 is widened when it is looked at: too early, so those tensors are made from the second reading.
+    # Tensors come before what is in their storages, which is read into the memory that they have by then. bfloat16 that
+    # is widened is so when it is looked at: too early, so those tensors are made from the second reading.
     begin = file.tell()
     next_pickle(storage_of)
     keys = next_pickle()

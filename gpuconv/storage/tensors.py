@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.autograd import to_numpy
+from gpuconv.dtypes import bfloat16, has_bfloat16, kind_of
 from gpuconv.files import write_atomically
 from gpuconv.storage import pytorch
 
@@ -60,9 +62,12 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.
         with safe_open(os.fspath(path), framework="numpy") as file:
             entries = file.metadata() or {}
             types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
-            # NumPy lacks bfloat16 and the 8-bit floats; complex numbers, which it has, occur in no network here.
+            # NumPy lacks the 8-bit floats; complex numbers, which it has, occur in no network here.
             strange = [f"{name} holds {_TYPES.get(t, t)}" for name, t in types.items() if t not in _READABLE]
-            tensors = {} if strange else {name: file.get_tensor(name) for name in types}
+            if not strange and "BF16" in types.values():  # which safetensors does not read into NumPy's arrays
+                tensors = _foreign_tensors(Path(path))
+            else:
+                tensors = {} if strange else {name: file.get_tensor(name) for name in types}
     except FileNotFoundError:
         raise FileError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError, TypeError) as error:
@@ -95,8 +100,8 @@ def _take(path: str | os.PathLike[str]) -> str:
 
 
 #: The element types that a file of ours may have, as safetensors calls them; and what others are called elsewhere.
-_READABLE = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
-_TYPES = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3", "F8_E5M2": "float8_e5m2", "C64": "complex64"}
+_READABLE = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+_TYPES = {"F8_E4M3": "float8_e4m3", "F8_E5M2": "float8_e5m2", "C64": "complex64"}
 
 
 def _what_it_is(path: Path) -> str:
@@ -146,7 +151,7 @@ def _digest(arrays: Mapping[str, np.ndarray], content: str) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"\n{name} {array.dtype.newbyteorder('<').str} {array.shape}\n".encode())
-        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -163,8 +168,9 @@ def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         if not isinstance(name, str):
             raise TypeError(f"save: the names of a state are strings, got {name!r}")
-        array = np.asarray(value.detach().numpy() if hasattr(value, "detach") else value, order="C")
-        if array.dtype.kind not in "fiub":
+        # A tensor of whichever library; other values are refused below.
+        array = np.asarray(to_numpy(value.detach()) if hasattr(value, "detach") else value, order="C")
+        if kind_of(array.dtype) not in "fiub":
             raise TypeError(f"save: {name} is no array of numbers, but of {type(value).__name__}")
         arrays[name] = array.astype(array.dtype.newbyteorder("<"), copy=False)
     write_atomically(path, to_bytes(arrays))
@@ -177,8 +183,8 @@ def load_any(path: Path) -> Any:
         path: a safetensors file, or one of ``torch.save``.
 
     Returns:
-        Of safetensors, arrays by their names; of PyTorch, what was saved, with arrays for tensors. bfloat16 is widened
-        to float32.
+        Of safetensors, arrays by their names; of PyTorch, what was saved, with arrays for tensors. bfloat16 becomes
+        float32 if ``ml_dtypes`` is not installed.
 
     Raises:
         FileError: it is missing, broken, or holds what is neither array nor plain container; the message says which.
@@ -219,7 +225,7 @@ def _foreign_tensors(path: Path) -> dict[str, np.ndarray]:
     for name, entry in entries:
         kind, data = entry["dtype"], np.frombuffer(entry["data"], np.uint8)
         if kind == "BF16":
-            array = pytorch.widened(data)
+            array = data.view(bfloat16()) if has_bfloat16() else pytorch.widened(data)
         elif kind in _READABLE or kind == "C64":
             array = data.view(_numpy_type(kind))
         else:

@@ -283,6 +283,19 @@ def test_build_suggests_the_nearest_model():
         models.LeNet5(hidden=(120,))
 
 
+def test_explain_changes_nothing():
+    """Running statistics, counts of batches and gradients stay as they were, however the model is called."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.InstanceNorm2d(2, track_running_stats=True))
+    model(Tensor(np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32))).sum().backward()
+    model[0].bias.grad = None
+    before, grads = model.state_dict(), [p.grad for p in model.parameters()]
+    for function, training in ((model, True), (model, False), (lambda x: model(x) * 2, True)):
+        gpuconv.explain(function, (3, 1, 6, 6), backend="numpy", training=training)
+        for name, value in model.state_dict().items():
+            np.testing.assert_array_equal(value, before[name], err_msg=name)
+        assert all(p.grad is grad for p, grad in zip(model.parameters(), grads, strict=True))
+
+
 def test_explain_shows_what_runs():
     """explain lists the primitives of a run; a fused block shows as its parts on a backend that only composes it."""
     text = str(gpuconv.explain(small_network(), (2, 1, 8, 8), backend="numpy"))

@@ -215,16 +215,23 @@ def test_neighbours_run_as_one_unless_somebody_looks_between(pads: list[int], ba
         np.testing.assert_allclose(one.grad.numpy(), other.grad.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_16_bit_weights_become_float32() -> None:
-    """The network computes in float32, on float32."""
+def test_16_bit_weights_stay() -> None:
+    """The network takes and gives float16, and trains; ``float()`` makes it one of float32."""
     model = _linear()
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor).astype(np.float16)
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
     network, x = gpuconv.onnx.load(model), _floats(4, 3)
-    assert network(x).dtype == np.float32
-    np.testing.assert_allclose(network(x).numpy(), gpuconv.onnx.load(_linear())(x).numpy(), atol=1e-2)
+    expected = gpuconv.onnx.load(_linear())(x).numpy()
+    y = network(x.astype(np.float16))
+    assert y.dtype == np.float16
+    np.testing.assert_allclose(y.numpy(), expected, atol=1e-2)
+    y.sum().backward()
+    assert {parameter.grad.dtype for parameter in network.parameters()} == {np.dtype(np.float16)}
+    wide = network.float()(x)
+    assert wide.dtype == np.float32
+    np.testing.assert_allclose(wide.numpy(), expected, atol=1e-2)
 
 
 def test_functions_of_a_model_are_taken_apart() -> None:

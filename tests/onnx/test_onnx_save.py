@@ -251,6 +251,37 @@ def _dimensions(path: Path) -> list[Any]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_half_types(half: str, tmp_path: Path) -> None:
+    """Inputs, outputs, parameters and numbers in the code are of the half type; runtimes, and load, give the same."""
+    pytest.importorskip("ml_dtypes", reason="NumPy has no bfloat16; pip install ml_dtypes")
+    layers = [
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(48, 4),
+    ]
+    network = nn.Sequential(*layers, Calling(lambda x: F.softmax(x * 1.7 - 0.1, 1) / 3)).to(half)
+    x, path = gpuconv.randn(2, 2, 8, 8, dtype=half), tmp_path / "half.onnx"
+    network(x)  # which moves the running statistics
+    expected = network.eval()(x)
+    gpuconv.onnx.save(network, path, x)
+    file = onnx.load(path)
+    onnx.checker.check_model(file, full_check=True)
+    number = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}[half]
+    assert {value.type.tensor_type.elem_type for value in (*file.graph.input, *file.graph.output)} == {number}
+    assert {t.data_type for t in file.graph.initializer} <= {number, onnx.TensorProto.INT64}
+    assert file.opset_import[0].version == (18 if half == "float16" else 22)
+    again = gpuconv.onnx.load(path)(x)
+    assert again.dtype == expected.dtype
+    np.testing.assert_allclose(again.float().numpy(), expected.float().numpy(), rtol=2e-2)
+    if half == "float16":  # ONNX Runtime has no convolution of bfloat16 on a CPU
+        (got,) = onnx_running.run(path, x.numpy())
+        np.testing.assert_allclose(got, expected.numpy(), rtol=4e-3)
+
+
 def test_the_batch_is_of_any_size_unless_it_is_not(tmp_path: Path) -> None:
     """Its size is N in the file; where the caller or the model fixes it, it is a number."""
     path, x = tmp_path / "a.onnx", _small(0, 2, 1, 32, 32)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import gpuconv
 from gpuconv import Tensor, nn, optim
 
 OPTIMIZERS = [
@@ -55,6 +56,35 @@ def test_steps_equal_torch(name, options):
     # PyTorch keeps NAdam's product of momenta in float32.
     rtol = 1e-6 if name == "NAdam" else 1e-12
     np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=rtol, atol=1e-14)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("half", "allowed"), [("float16", 2e-3), ("bfloat16", 1.6e-2)])
+def test_steps_of_half_types(half, allowed):
+    """State has the parameter's type; nine steps end where torch's and float32's do, but for some roundings."""
+    torch = pytest.importorskip("torch", reason="pip install torch to compare with PyTorch")
+    pytest.importorskip("ml_dtypes", reason="NumPy has no bfloat16; pip install ml_dtypes")
+    dtype, rng = gpuconv.dtypes.element_type(half), np.random.default_rng(0)
+    start, gradients = rng.standard_normal((3, 4)).astype(dtype), rng.standard_normal((9, 3, 4)).astype(dtype)
+    for name, options in OPTIMIZERS:
+        ended = []
+        for kind in (dtype, np.float32):
+            param = Tensor(start.astype(kind), requires_grad=True)
+            optimizer = getattr(optim, name)([param], **options)
+            run(optimizer, param, gradients.astype(kind))
+            assert {array.dtype for slots in optimizer._arrays for array in slots.values()} <= {np.dtype(kind)}
+            ended.append(param.numpy())
+        assert ended[0].dtype == dtype
+        theirs = torch.tensor(start.astype(np.float32)).to(getattr(torch, half)).requires_grad_()
+        optimizer = getattr(torch.optim, name)([theirs], **options)
+        for gradient in gradients:
+            theirs.grad = torch.tensor(gradient.astype(np.float32)).to(theirs.dtype)
+            optimizer.step()
+        found = ended[0].astype(np.float32)
+        np.testing.assert_allclose(found, ended[1], rtol=0, atol=2 * allowed, err_msg=f"{name} {options}")
+        np.testing.assert_allclose(
+            found, theirs.detach().float(), rtol=0, atol=4 * allowed, err_msg=f"{name} {options}"
+        )
 
 
 def test_formulas_by_hand():

@@ -16,10 +16,12 @@ from gpuconv import Tensor, nn, optim
 from gpuconv import functional as F
 
 
-def small_step(device, captured=True, **options):
+def small_step(device, captured=True, dtype=np.float32, **options):
     """A training step of a small network, captured or not, its model and its optimizer."""
     gpuconv.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).to(device)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).to(device, dtype)
+    if dtype != np.float32:
+        model.register_forward_pre_hook(lambda _, inputs: tuple(x.to(dtype) for x in inputs))
     optimizer = optim.SGD(model.parameters(), **{"lr": 0.1, "momentum": 0.9, **options})
     step = step_of(model, optimizer)
     with gpuconv.use_backend(device):
@@ -139,6 +141,18 @@ def schedule_of_many_steps(cupy):
     host.schedule = optimizer.schedule
     ours, theirs = losses_of(step, "cuda", 600), losses_of(host_step, "numpy", 600)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def half_types(cupy):
+    """Forward, backward and update of parameters of 16 bits are in the graph; it rounds as an eager step does."""
+    for dtype, allowed in (("float16", 2e-3), ("bfloat16", 1.6e-2)):
+        step, model, optimizer = small_step("cuda", dtype=dtype)
+        losses = losses_of(step, "cuda")
+        np.testing.assert_allclose(losses, expected_losses(dtype=dtype), rtol=allowed)
+        assert len(set(losses)) > 1
+        assert {str(p.data.dtype) for p in model.parameters()} == {str(p.grad.data.dtype) for p in model.parameters()}
+        assert {str(array.dtype) for slots in optimizer._arrays for array in slots.values()} == {dtype}
+        assert all(isinstance(p.data, cupy.ndarray) for p in model.parameters())
 
 
 def gradients_add_up(cupy):
@@ -523,7 +537,8 @@ def changed_before_backward(cupy):
 
 
 CHECKS = [
-    several_streams, outlives_its_model, parameter_replaced, state_loaded, settings_changed, schedule_of_many_steps,
+    half_types, several_streams, outlives_its_model, parameter_replaced, state_loaded, settings_changed,
+    schedule_of_many_steps,
     gradients_add_up, kept_between_calls, result_of_the_host, captures_that_fail, shared_parameter, threads_take_turns,
     several_updates_in_a_step, gradients_are_there, forgotten_gradients, results_that_are_kept,
     replaced_data_is_restored, numbers_in_the_code, step_in_a_step, schedules_that_end, first_call_that_fails,

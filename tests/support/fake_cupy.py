@@ -337,6 +337,7 @@ class ndarray:
     ndim = property(lambda self: self.host.ndim)
     size = property(lambda self: self.host.size)
     nbytes = property(lambda self: self.host.nbytes)
+    itemsize = property(lambda self: self.host.itemsize)
     flags = property(lambda self: self.host.flags)
     T = property(lambda self: _computed(lambda host: host.T, self.host))
     device = property(lambda self: Device(self._device))

@@ -37,7 +37,8 @@ from gpuconv.onnx.reading import OLDEST_OPSET
 STORED_KINDS = ("pytorch-converted", "pytorch-operator", "simple")
 
 #: Element types that gpuconv has, as the wheel's arrays have them.
-TYPES = {"float32", "float64", "bool"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+TYPES = {"float16", "bfloat16", "float32", "float64", "bool"}
+TYPES |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 #: Tests that do not apply although their operators and types do: the end of the name, and why.
 EXCLUDED = {

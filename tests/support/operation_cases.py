@@ -1227,7 +1227,6 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: gpuconv.tensor(_X).to("gpu"), ValueError, "backend"),
     (lambda: gpuconv.tensor(_X).to(1.5), TypeError, "to: device"),
     (lambda: gpuconv.tensor(_X).to(np.complex64), TypeError, "to: dtype"),
-    (lambda: gpuconv.tensor(_X).half(), TypeError, "half: "),
     (lambda: gpuconv.device("cuda:1"), ValueError, "device: name"),
     (lambda: gpuconv.tensor(_X).register_hook(print), RuntimeError, "register_hook: "),
     (lambda: gpuconv.tensor(_I).requires_grad_(), TypeError, "requires_grad_: "),

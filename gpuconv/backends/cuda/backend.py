@@ -1,8 +1,8 @@
 """The CUDA backend: CuPy arrays for storage, the kernels of ``gpuconv.kernels``, and CuPy's cuBLAS for products.
 
-:meth:`CudaBackend.asarray` checks and converts all arrays: after it they are contiguous, float32 or float64, and on one
-device. Work is queued on the caller's current CuPy stream. ``gpuconv.tuning`` chooses the variant and tiling of a
-kernel.
+:meth:`CudaBackend.asarray` checks and converts all arrays: after it they are contiguous, and on one device. Kernels
+compute in float32 and float64. Work is queued on the caller's current CuPy stream. ``gpuconv.tuning`` chooses the
+variant and tiling of a kernel.
 
 With ``NUMBA_ENABLE_CUDASIM=1`` the kernels run in ``gpuconv.lab.simulator`` on NumPy arrays: slowly, but with every
 access checked.
@@ -56,7 +56,7 @@ def _simulating() -> bool:
 
 
 #: Element types of arrays that operations take as they are.
-_COMPUTED = frozenset(np.dtype(name) for name in ("float32", "float64", "int64", "int32", "uint8", "bool"))
+_TAKEN = frozenset(np.dtype(name) for name in ("float32", "float64", "float16", "int64", "int32", "uint8", "bool"))
 
 #: Number of plans to keep: without a limit, batches of many sizes would add up.
 _MOST_PLANS = 4096
@@ -296,7 +296,7 @@ class CudaBackend(Backend):
             if capture is not None:
                 capture.touches(array)
             # Fast path: most arrays need no conversion.
-            if not self.simulated and array.dtype in _COMPUTED and array.flags.c_contiguous:
+            if not self.simulated and array.dtype in _TAKEN and array.flags.c_contiguous:
                 if array.data.device_id != self._device():
                     self._check_device(name, array)
                 return array
@@ -305,7 +305,7 @@ class CudaBackend(Backend):
                 array = array.astype(array.dtype.newbyteorder("="))
         elif not self.simulated and on_device(array):
             array = adopted(array, self.xp)
-        if array.dtype.kind == "f" and array.dtype not in (np.float32, np.float64):
+        if array.dtype.kind == "f" and array.itemsize not in (2, 4, 8):
             raise TypeError(f"{name} has element type {array.dtype}; the cuda backend computes in float32 and float64")
         if self.simulated:
             return self._contiguous(np.asarray(array))
