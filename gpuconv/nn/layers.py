@@ -55,10 +55,10 @@ def _default_parameters(layer: _Weighted, shape: tuple[int, ...], outputs: int, 
         raise TypeError(f"{op}: dtype must be float32 or float64, got {dtype!r}") from None
     if dtype.newbyteorder("=") not in (np.float32, np.float64):
         raise TypeError(f"{op}: dtype must be float32 or float64, got {dtype}")
-    layer.weight = Parameter(np.empty(shape, dtype))
+    layer.weight = Parameter(init.empty(shape, dtype))
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     init.uniform_(layer.weight, -bound, bound)
-    layer.bias = Parameter(np.empty(outputs, dtype)) if bias else None
+    layer.bias = Parameter(init.empty(outputs, dtype)) if bias else None
     if layer.bias is not None:
         init.uniform_(layer.bias, -bound, bound)
 
