@@ -48,7 +48,7 @@ class Dataset:
         classes: the name of each class.
         validation_images, validation_labels: a validation set, or None: then it is split off the training images.
         skipped: what was found and cannot be used, a line a file that begins with its name.
-        pictures: whether it was read from a folder of pictures, each of which was brought to one size.
+        digest: of the pixels of all images, if they were read from a folder of pictures; else empty.
 
     Raises:
         TypeError: images that are not uint8, labels that are not integers.
@@ -64,7 +64,7 @@ class Dataset:
     validation_images: Any = None
     validation_labels: Any = None
     skipped: tuple[str, ...] = ()
-    pictures: bool = False
+    digest: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -84,6 +84,11 @@ class Dataset:
                 raise ValueError(
                     f"{part}_images are {_size(images)} pixels, but train_images are {_size(self.train_images)}"
                 )
+
+    @property
+    def pictures(self) -> bool:
+        """Whether it was read from a folder of pictures, each of which was brought to one size."""
+        return bool(self.digest)
 
     @property
     def channels(self) -> int:
@@ -252,7 +257,7 @@ def load_image_folder(
         os.fspath(folder), *found.training, *found.testing, found.classes,
         None if validation is None else validation.images,
         None if validation is None else validation.labels,
-        found.skipped, pictures=True,
+        found.skipped, found.digest,
     )  # fmt: skip
 
 

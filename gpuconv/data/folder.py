@@ -37,7 +37,6 @@ class Pictures:
         files: in order.
         size: height and width to which each is brought, see `gpuconv.data.decode.decode_pixels`.
         channels: 1 for grey, 3 for colours.
-        digest: of the content of all pictures.
 
     Indexing with a number gives one picture, with a slice or an array of numbers an array of pictures.
 
@@ -47,8 +46,8 @@ class Pictures:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, files: Sequence[Path], size: tuple[int, int], channels: int, digest: str = ""):
-        self.files, self.size, self.channels, self.digest = tuple(files), size, channels, digest
+    def __init__(self, files: Sequence[Path], size: tuple[int, int], channels: int):
+        self.files, self.size, self.channels = tuple(files), size, channels
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,7 +78,7 @@ class Pictures:
 
     def subset(self, index: NDArray[np.int64]) -> Pictures:
         """Some of them, in the order of an array of numbers."""
-        return Pictures([self.files[i] for i in index], self.size, self.channels, self.digest)
+        return Pictures([self.files[i] for i in index], self.size, self.channels)
 
 
 def subset(images: Any, index: NDArray[np.int64]) -> Any:
@@ -107,13 +106,14 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder of pictures holds: the parts, the names of the classes, and what was skipped, a line a file."""
+    """What a folder of pictures holds: parts, names of the classes, what was skipped, and a digest of all pixels."""
 
     training: Part
     testing: Part
     validation: Part | None
     classes: tuple[str, ...]
     skipped: tuple[str, ...]
+    digest: str
 
 
 class _File(NamedTuple):
@@ -159,13 +159,13 @@ def read_folder(
             images = read[position : position + len(part)]
             images = images if len(kept) == len(part) else images[kept]
         else:
-            images = Pictures([part[i].path for i in kept], size, channels, digest)
+            images = Pictures([part[i].path for i in kept], size, channels)
         done[name] = Part(images, labels)
         position += len(part)
     _check_classes(folder, classes, done[_TRAINING].labels, skipped)
     if not len(done["test"].labels):
         raise DataError(f"{folder}: no picture of the test set can be read; the first: {skipped[0]}")
-    return Folder(done[_TRAINING], done["test"], done.get("validation"), classes, tuple(skipped))
+    return Folder(done[_TRAINING], done["test"], done.get("validation"), classes, tuple(skipped), digest)
 
 
 def _found(folder: Path, seed: int, test_fraction: float) -> tuple[tuple[str, ...], dict[str, list[_File]], list[str]]:

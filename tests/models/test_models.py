@@ -275,14 +275,6 @@ def test_a_model_in_a_file(tmp_path: Path) -> None:
         np.testing.assert_array_equal(again(images).numpy(), model.eval()(images).numpy())
 
 
-def test_digits_have_one_channel(tmp_path: Path) -> None:
-    """Training on them refuses a network for colour images before it begins."""
-    from gpuconv.training import TrainConfig, fit
-
-    with pytest.raises(ValueError, match="takes images of 3 channels"):
-        fit(TrainConfig(model="squeezenet1_1", epochs=1), tmp_path / "run")
-
-
 def test_states_that_do_not_fit() -> None:
     """All that is missing, too much or of another shape is listed, and nothing is loaded."""
     model = models.build("squeezenet1_1", num_classes=3)
