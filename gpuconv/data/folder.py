@@ -90,8 +90,18 @@ def sampled(images: Any) -> NDArray[np.uint8]:
     """All images of a set, or as many as take 256 MiB, evenly distributed over it."""
     count = max(1, _SAMPLE // max(1, math.prod(images.shape[1:])))
     if count >= len(images):
-        return images[:] if isinstance(images, Pictures) else images
-    return images[np.linspace(0, len(images) - 1, count).astype(np.int64)]
+        return _read_at_once(images, np.arange(len(images))) if isinstance(images, Pictures) else images
+    index = np.linspace(0, len(images) - 1, count).astype(np.int64)
+    return _read_at_once(images, index) if isinstance(images, Pictures) else images[index]
+
+
+def _read_at_once(pictures: Pictures, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Some pictures, by several threads."""
+
+    def read(first: int) -> NDArray[np.uint8]:
+        return pictures[index[first : first + _CHUNK]]
+
+    return np.concatenate([*Ahead(read, range(0, len(index), _CHUNK))])
 
 
 # -- reading a folder ------------------------------------------------------------------------------------------------

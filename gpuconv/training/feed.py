@@ -77,6 +77,7 @@ class HostFeed(_Log):
         self._count = len(labels) - (len(labels) > batch_size > 1 and len(labels) % batch_size == 1)
         super().__init__(backend, batch_count(self._count, batch_size))
         self._batches: Ahead[tuple[np.ndarray, np.ndarray]] | None = None
+        self._current: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
 
     def __len__(self) -> int:
         """Number of images of an epoch."""
@@ -114,8 +115,11 @@ class HostFeed(_Log):
 
     def next_inputs(self, step: int) -> tuple[Any, ...]:
         """As :meth:`inputs`, on the host."""
-        assert self._batches is not None
-        return next(self._batches)
+        # A step that could not be captured is asked for again.
+        if self._current is None or self._current[0] != step:
+            assert self._batches is not None
+            self._current = step, next(self._batches)
+        return self._current[1]
 
     def next_batch(self, *inputs: Any) -> tuple[Any, Any]:
         """As :meth:`batch`, of a step that is captured."""
@@ -126,7 +130,7 @@ class HostFeed(_Log):
         """End the threads."""
         if self._batches is not None:
             self._batches.close()
-            self._batches = None
+        self._batches = self._current = None
 
 
 class Feed(_Log):

@@ -191,6 +191,7 @@ def test_an_epoch_of_batches(backend, kinds):
             index = order[4 * step : 4 * step + 4]
             wanted = transform(augmented(images[index], kinds, seed=2, epoch=epoch, step=step))
             np.testing.assert_array_equal(backend.to_numpy(x), wanted)
+            assert feed.next_inputs(step)[0] is feed.next_inputs(step)[0]
             np.testing.assert_array_equal(backend.to_numpy(y), labels[index])
     feed.close()
     assert len(HostFeed(images[:1], labels[:1], transform, backend, batch_size=4, seed=2)) == 1
