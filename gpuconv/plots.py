@@ -37,6 +37,7 @@ _TITLE, _LABEL, _SMALL = 12, 10, 8.5  # points
 _SIGNED, _POSITIVE, _PICTURE = "RdBu_r", "viridis", "gray"
 _SHORT_NAME = 6  # letters of a class name that fit below a bar
 _MOST_FILTERS, _MOST_CHANNELS, _MOST_MAPS = 32, 16, 64  # more would be too small to see
+_MOST_LAYERS = 12  # more would make a picture that no program shows
 
 
 def require_matplotlib() -> None:
@@ -155,7 +156,9 @@ def save_confusion(matrix: ArrayLike, classes: Sequence[str], path: _PathLike) -
 
 
 def save_filters(model: Module, path: _PathLike) -> None:
-    """Draw the weights of all 2-D convolution layers: one column for each filter, one row for each input map.
+    """Draw the weights of 2-D convolution layers: one column for each filter, one row for each input map.
+
+    Of a deep network these are the first twelve.
 
     Raises:
         ValueError: ``model`` has no such layer.
@@ -166,7 +169,7 @@ def save_filters(model: Module, path: _PathLike) -> None:
     if not layers:
         raise ValueError(f"save_filters: {type(model).__name__} has no 2-D convolution layer")
     panels = []
-    for name, layer in layers:
+    for name, layer in layers[:_MOST_LAYERS]:
         weight = layer.weight.numpy()
         filters, channels = weight.shape[:2]
         shown = weight[:_MOST_FILTERS, :_MOST_CHANNELS].swapaxes(0, 1)

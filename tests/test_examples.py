@@ -39,9 +39,14 @@ FIGURES = {
     "gan.py": ["more than 70% of the made pictures have one bright half"],
     "segmentation_unet.py": ["more than 93% of the pixels right"],
     "transfer_learning.py": ["trains 50 numbers of 2,978", "more than 85% right"],
+    "own_pictures.py": ["4 classes: circle, cross, square, triangle", "a new picture of a cross: cross"],
     "vgg_block.py": ["new pictures: more than 90% right"],
     "training_by_hand.py": ["step   0: total error 4.", "step 400: total error 0.0", "100% right"],
 }
+
+
+#: What is given to a script, so that it takes seconds on the slowest backend.
+ARGUMENTS = {"own_pictures.py": ("--pictures", "100", "--epochs", "4")}
 
 
 def test_every_script_is_listed():
@@ -60,7 +65,7 @@ def test_script_prints_its_figures(name, tmp_path):
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "GPUCONV_BACKEND": "numpy"}
     environment["PYTHONIOENCODING"] = "ascii:strict"
     run = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / name)],
+        [sys.executable, "-W", "error", str(EXAMPLES / name), *ARGUMENTS.get(name, ())],
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -61,7 +61,7 @@ complete_data = completing(*DATASETS)
 
 def option(setting: str) -> str:
     """What a field of TrainConfig is called on the command line."""
-    # Those of a model's constructor have no option.
+    # Those of a model's constructor have none.
     return setting if setting == "model_arguments" else f"--{setting.replace('_', '-')}"
 
 

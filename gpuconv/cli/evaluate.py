@@ -69,23 +69,32 @@ def evaluate(
 def _dataset(network: Classifier, given: str | None) -> tuple[Dataset, str]:
     """The data set to test on and, if it was not given, why this one."""
     form = network.form
+    channels, *size = network.input_shape
+    if form is not None:
+        size = list(form.size)
+
+    def load(name: str) -> Dataset:
+        return load_dataset(name, image_size=(size[0], size[1]), channels=channels).with_channels(channels)
+
     if given is not None:
-        dataset, origin = load_dataset(given), ""
+        dataset, origin = load(given), ""
     elif form is None or form.source is None:
         # A file from before models knew their data.
-        dataset, origin = load_dataset(TrainConfig.data), " (the model does not say what it learned from)"
+        dataset, origin = load(TrainConfig.data), " (the model does not say what it learned from)"
     else:
         if form.source not in DATASETS and not Path(form.source).is_dir():
             raise Failure(f"{form.source}, which the model learned from, is no longer there; say where with --data")
-        dataset, origin = load_dataset(form.source), ", which it was trained with"
-    size = dataset.test_images.shape[1:]
-    if form is not None and size != form.size:
-        theirs, ours = ("x".join(map(str, sizes)) for sizes in (size, form.size))
+        dataset, origin = load(form.source), ", which it was trained with"
+    if form is not None and dataset.size != form.size:
+        theirs, ours = ("x".join(map(str, sizes)) for sizes in (dataset.size, form.size))
         raise Failure(f"the images of {dataset.name} are {theirs} pixels, but the model learned from {ours}")
     if len(dataset.classes) != len(network.classes):
         raise Failure(
             f"{dataset.name} has {len(dataset.classes)} classes, but the model knows {len(network.classes)} classes"
         )
+    if dataset.pictures and dataset.classes != network.classes:
+        name = next(name for name in dataset.classes if name not in network.classes)
+        raise Failure(f"{dataset.name} has a class {name!r}, which the model does not know")
     return dataset, origin
 
 

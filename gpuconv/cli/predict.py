@@ -17,12 +17,12 @@ from rich.console import Console
 from gpuconv import backends
 from gpuconv.cli.common import complain, load_model, new_console, on_backend, printable
 from gpuconv.data import DataError, ImageForm, read_picture
+from gpuconv.data.decode import PICTURE_ENDINGS
 from gpuconv.data.form import MNIST_FORM
 
-#: Extensions of pictures in a folder; a file that is named itself may have any name.
-_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 _MANY = 3  # above this number of pictures, one line each instead of a bar for each class
 _MOST_BARS = 20
+_WIDEST = 64  # columns of a picture that is drawn
 
 
 def predict(
@@ -67,7 +67,8 @@ def predict(
                 complain(str(error))
                 answers.append({"image": str(file), "error": str(error)})
                 continue
-            probabilities = network.predict(picture)
+            grey_for_colours = picture.ndim == 2 and network.input_shape[0] == 3
+            probabilities = network.predict(np.stack([picture] * 3) if grey_for_colours else picture)
             answer = network.classes[int(probabilities.argmax())]
             of_classes = dict(zip(network.classes, map(float, probabilities), strict=True))
             answers.append({"image": str(file), "class": answer, "probabilities": of_classes})
@@ -96,7 +97,7 @@ def _pictures(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     inside = sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), key=_natural)
-    pictures = [entry for entry in inside if entry.suffix.lower() in _ENDINGS and not entry.is_dir()]
+    pictures = [entry for entry in inside if entry.suffix.lower() in PICTURE_ENDINGS and not entry.is_dir()]
     if pictures and len(pictures) < len(inside):
         complain(f"{path}: skipped what is no picture: {_named(inside, pictures)}")
     return pictures or [path]
@@ -165,14 +166,19 @@ def _bar(share: float, width: int, *, ascii_only: bool) -> str:
 
 
 def _drawing(picture: NDArray[np.uint8], *, ascii_only: bool) -> list[str]:
-    """A picture, (H, W), as lines of characters: brighter pixels are fuller characters, as on a dark screen.
+    """A picture, (H, W) or (3, H, W), as lines of characters: brighter pixels are fuller, as on a dark screen.
 
     A character is about twice as high as wide, so it stands for two pixels, one above the other. In pictures of at most
     16 rows, two characters stand for one pixel.
     """
     shades = np.array(list(" .:-=+*#%@" if ascii_only else " ░▒▓█"))
     values = picture.astype(np.float64)
-    if len(picture) <= 16:
+    if values.ndim == 3:
+        values = np.tensordot((0.299, 0.587, 0.114), values, 1)  # brightness, by ITU-R BT.601
+    if values.shape[1] > _WIDEST:
+        step = -(-values.shape[1] // _WIDEST)
+        values = values[::step, ::step]
+    if len(values) <= 16:
         values = values.repeat(2, axis=1)
     else:
         values = np.pad(values, ((0, len(values) % 2), (0, 0)), mode="edge")

@@ -28,9 +28,10 @@ from gpuconv.cli.common import (
     new_console,
     newest_run,
     os_error,
+    printable,
     say,
 )
-from gpuconv.data import Dataset, load_dataset
+from gpuconv.data import AUGMENTATIONS, Dataset
 from gpuconv.data.errors import missing_extra
 from gpuconv.models import MODELS
 from gpuconv.training import (
@@ -45,10 +46,13 @@ from gpuconv.training import (
     EpochEnd,
     Event,
     Finished,
+    FolderRead,
     Interrupted,
+    Reading,
     Result,
     Started,
     TrainConfig,
+    WeightsLoaded,
     fit,
     saved_config,
 )
@@ -72,7 +76,8 @@ def train(
     data: Annotated[
         str | None,
         _setting(
-            "Data set: mnist-sample (comes with gpuconv), mnist (downloaded), or a folder of IDX files.",
+            "Data set: mnist-sample (comes with gpuconv); mnist, fashion-mnist, cifar10, cifar100 (downloaded); or a "
+            "folder: of pictures, a folder a class, or of IDX files.",
             "data",
             complete=complete_data,
         ),
@@ -111,9 +116,44 @@ def train(
     validation_fraction: Annotated[
         float | None, _setting("Share of the training images held out for validation.", "validation_fraction")
     ] = None,
+    image_size: Annotated[
+        int | None,
+        _setting(
+            "Height and width that pictures are brought to. [default: what the network is made for]", "image_size"
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        _setting(
+            "Weights to start from (.safetensors, .pt, .pth, or a run); a last layer for another number of classes is "
+            "left out.",
+            "weights",
+            "FILE",
+        ),
+    ] = None,
     augment: Annotated[
         bool | None,
-        _setting("Rotate, scale and shift the training images at random, differently in each epoch.", "augment"),
+        _setting(
+            "Change the training images at random, differently in each epoch: digits are rotated, scaled and shifted, "
+            "pictures cropped and mirrored, large ones changed in colour, too.",
+            "augment",
+        ),
+    ] = None,
+    augment_with: Annotated[
+        str | None,
+        typer.Option(
+            help=f"--augment by these changes alone: some of {', '.join(AUGMENTATIONS)}, with commas between.",
+            metavar="NAMES",
+            autocompletion=completing(*AUGMENTATIONS),
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse a folder in which files are no pictures or cannot be read."),
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Threads that read pictures. [default: one a core, at most 4]", min=0, metavar="N"),
     ] = None,
     patience: Annotated[
         int | None, _setting("Stop after this many epochs without a lower validation loss.", "patience")
@@ -139,8 +179,13 @@ def train(
         "data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,
         "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule, "loss": loss, "seed": seed,
         "validation_fraction": validation_fraction, "augment": augment, "patience": patience,
-        "checkpoint_every": checkpoint_every, "backend": backend,
+        "checkpoint_every": checkpoint_every, "backend": backend, "image_size": image_size,
+        "weights": None if weights is None else str(weights),
     }  # fmt: skip
+    if augment_with is not None:
+        if augment is False:
+            raise Failure("--no-augment and --augment-with contradict each other")
+        options["augment"] = augment_with
     given = {name: value for name, value in options.items() if value is not None}
     if resume:
         folder = out or newest_run(CHECKPOINT, "nothing to resume; give --out DIR")
@@ -158,15 +203,14 @@ def train(
     # the threads spin while they wait for each other; and sums rounded in one order make a run the same anywhere.
     with threadpool_limits(1, user_api="blas"), _TrainingView(new_console(), config, folder) as view:
         try:
-            result = fit(config, folder, resume=resume, on_event=view)
+            result = fit(config, folder, resume=resume, on_event=view, strict=strict, workers=workers)
         except Interrupted as interrupted:
             command = shlex.join(["gpuconv", "train", "--resume", "--out", str(folder)])
             raise Failure(f"{interrupted}; continue with: {command}", 128 + interrupted.signal) from interrupted
         except FileExistsError as error:
             raise Failure(f"{os_error(error)} (--resume, or another --out)") from error
-    dataset = load_dataset(config.data)
-    _write_pictures(result, dataset, folder)
-    view.show_files(_write_samples(dataset, folder))
+    _write_pictures(result, folder)
+    view.show_files(_write_samples(result.dataset, folder))
 
 
 def _new_run_folder(config: TrainConfig) -> Path:
@@ -213,7 +257,7 @@ class _TrainingView:
 
     def __init__(self, console: Console, config: TrainConfig, folder: Path):
         self.console, self.config, self.folder = console, config, folder
-        self.test_images, self.validates, self.finished = 0, True, False
+        self.test_images, self.validates, self.finished, self.reading = 0, True, False, False
         # Not console.is_terminal, which FORCE_COLOR sets too: colours may go into a file, a bar may not.
         interactive = sys.stdout.isatty() and not console.is_dumb_terminal
         self.progress = self._progress() if interactive else None
@@ -257,6 +301,15 @@ class _TrainingView:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
             self._start(event)
+        elif isinstance(event, Reading):
+            if not self.reading:
+                self.reading = True
+                self.print(f"reading {event.total:,} pictures")
+        elif isinstance(event, FolderRead):
+            self._show_folder(event)
+        elif isinstance(event, WeightsLoaded):
+            left_out = f"; not those of another last layer: {', '.join(event.left_out)}" if event.left_out else ""
+            self.print(f"starting from the weights in {printable(event.path)}{left_out}")
         elif isinstance(event, BatchEnd) and self.progress:
             done = (event.epoch - 1) * event.steps + event.step
             self.progress.update(
@@ -283,6 +336,21 @@ class _TrainingView:
                 f"after {event.seconds:.0f} s of training",
                 style="bold",
             )
+
+    def _show_folder(self, event: FolderRead) -> None:
+        """What was found, and what was not taken."""
+        if event.skipped:
+            number = len(event.skipped)
+            self.print(f"skipped {number:,} {'file' if number == 1 else 'files'} (--strict refuses them):")
+            for line in event.skipped[:_MOST_SKIPPED]:
+                self.print_line(f"  {printable(line)}")
+            if number > _MOST_SKIPPED:
+                self.print(f"  and {number - _MOST_SKIPPED:,} more, in {self.folder / SKIPPED}")
+                self.folder.mkdir(parents=True, exist_ok=True)
+                text = "".join(f"{printable(line)}\n" for line in event.skipped)
+                storage.write_atomically(self.folder / SKIPPED, text.encode())
+        if not event.in_memory:
+            self.print("they do not fit into memory, and are read again when they are needed")
 
     def _start(self, event: Started) -> None:
         self.test_images, self.validates = event.test_images, event.validation_images > 0
@@ -339,18 +407,21 @@ class _TrainingView:
         self.print_line("next: " + shlex.join(["gpuconv", "predict", str(image), "--model", str(self.folder)]))
 
 
+#: Skipped files that are shown, and the file in the run directory that lists more of them.
+_MOST_SKIPPED, SKIPPED = 5, "skipped.txt"
+
 #: Of the columns of an epoch's row, with the space before each; and which are left out first in a narrow terminal.
 _WIDTHS = (7, 9, 9, 13, 9, 10)
 _LEFT_OUT, _LEFT_OUT_WITHOUT_VALIDATION = (5, 2, 1, 3), (4, 3, 5, 1)
 
 
-def _write_pictures(result: Result, dataset: Dataset, folder: Path) -> None:
+def _write_pictures(result: Result, folder: Path) -> None:
     from gpuconv import plots
 
     plots.save_curves([asdict(epoch) for epoch in result.history], folder / "curves.png")
     plots.save_confusion(result.confusion, result.model.classes, folder / "confusion.png")
     plots.save_filters(result.model, folder / "filters.png")
-    plots.save_activations(result.model, dataset.test_images[0], folder / "activations.png")
+    plots.save_activations(result.model, result.dataset.test_images[0], folder / "activations.png")
 
 
 def _file_names(classes: Sequence[str]) -> list[str]:
@@ -362,16 +433,20 @@ def _file_names(classes: Sequence[str]) -> list[str]:
 
 
 def _write_samples(dataset: Dataset, folder: Path) -> list[Path]:
-    """The first test image of each class, of ten at most, as PNG; large enough to look at."""
+    """The first test image of each class, of ten at most, as PNG; small ones large enough to look at."""
     from PIL import Image
 
     (folder / SAMPLES).mkdir(exist_ok=True)
     names = _file_names(dataset.classes)
     labels, first = np.unique(dataset.test_labels, return_index=True)
     paths = []
+    times = 1 if dataset.pictures else 10
     for label, number in zip(labels[:10], first, strict=False):
         buffer = io.BytesIO()
-        Image.fromarray(dataset.test_images[number].repeat(10, axis=0).repeat(10, axis=1)).save(buffer, "PNG")
+        pixels = dataset.test_images[number]
+        if pixels.ndim == 3:
+            pixels = pixels.transpose(1, 2, 0)
+        Image.fromarray(pixels.repeat(times, axis=0).repeat(times, axis=1)).save(buffer, "PNG")
         paths.append(folder / SAMPLES / f"{names[label]}.png")
         storage.write_atomically(paths[-1], buffer.getvalue())
     return paths

@@ -1,4 +1,4 @@
-"""Fetching the full MNIST set from its mirrors into a cache folder."""
+"""Fetching data sets from their mirrors into a cache folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from gpuconv.data.errors import missing_extra
 from gpuconv.files import cache_folder
 
-__all__ = ["download_mnist"]
+__all__ = ["download", "download_mnist"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,39 @@ _SHA256 = {
 _TIMEOUT_S = (4.0, 8.0)  # to connect, and between two pieces of data
 
 
+@dataclass(frozen=True)
+class _Remote:
+    """Files of a data set that are kept as they are published, with the publisher's md5 of each."""
+
+    mirrors: tuple[str, ...]
+    md5: dict[str, str]
+
+
+_REMOTES = {
+    # The md5 are those of github.com/zalandoresearch/fashion-mnist.
+    "fashion-mnist": _Remote(
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        ),
+        {
+            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+    ),
+    # The binary archives: those "for Python" are pickles, which can run code. The md5 are those of the data's page,
+    # www.cs.toronto.edu/~kriz/cifar.html.
+    "cifar10": _Remote(
+        ("https://www.cs.toronto.edu/~kriz/",), {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"}
+    ),
+    "cifar100": _Remote(
+        ("https://www.cs.toronto.edu/~kriz/",), {"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"}
+    ),
+}
+
+
 def download_mnist(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """The folder with the four unpacked files of MNIST, which are downloaded if they are not there yet.
 
@@ -49,49 +83,77 @@ def download_mnist(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         ConnectionError: no mirror delivered a file. One line that names the hosts and what each answered.
         OSError: the cache folder cannot be written.
     """
+    hashes = {name: f"sha256:{sha256}" for name, sha256 in _SHA256.items()}
+    return _download("mnist", _MIRRORS, hashes, cache_dir, unpack=True)
+
+
+def download(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The folder with the files of ``fashion-mnist``, ``cifar10`` or ``cifar100``, as they are published.
+
+    They are downloaded if they are not there yet, and checked against their md5. For the rest see `download_mnist`.
+    """
+    remote = _REMOTES[name]
+    hashes = {file: f"md5:{md5}" for file, md5 in remote.md5.items()}
+    return _download(name, remote.mirrors, hashes, cache_dir, unpack=False)
+
+
+def _download(
+    data: str,
+    tried_first: tuple[str, ...],
+    hashes: dict[str, str],
+    cache_dir: str | os.PathLike[str] | None,
+    *,
+    unpack: bool,
+) -> Path:
+    """The folder of a data set, with its files; hashes by the names of the files."""
     try:
         import pooch
         import requests
     except ImportError:
-        raise missing_extra("downloading MNIST", "pooch") from None
+        raise missing_extra(f"downloading {data}", "pooch") from None
 
-    folder = Path(cache_dir or os.environ.get("GPUCONV_DATA") or cache_folder()).expanduser() / "mnist"
-    mirrors = list(_MIRRORS)
-    for name, sha256 in _SHA256.items():
+    folder = Path(cache_dir or os.environ.get("GPUCONV_DATA") or cache_folder()).expanduser() / data
+    mirrors = list(tried_first)
+    for name, known_hash in hashes.items():
         answers = {}
         for mirror in tuple(mirrors):
             try:
                 with _pooch_silent():
                     pooch.retrieve(
-                        mirror + name + ".gz",
-                        known_hash=f"sha256:{sha256}",
+                        mirror + name + ".gz" * unpack,
+                        known_hash=known_hash,
                         fname=name,
                         path=folder,
-                        downloader=_fetch_unpacked,
+                        downloader=_fetch_unpacked if unpack else _fetch,
                     )
                 break
             except (requests.RequestException, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
                 answers[urlsplit(mirror).netloc] = _in_few_words(error)
                 mirrors.append(mirrors.pop(0))  # the files to come begin with a mirror that may work
             except OSError as error:
-                raise OSError(f"mnist: cannot write to {folder} ({error.strerror or error})") from None
+                raise OSError(f"{data}: cannot write to {folder} ({error.strerror or error})") from None
         else:
             tried = ", ".join(f"{host}: {answer}" for host, answer in answers.items())
             raise ConnectionError(
-                f"mnist: {name} could not be downloaded ({tried}); "
+                f"{data}: {name} could not be downloaded ({tried}); "
                 f"'mnist-sample' comes with gpuconv and needs no network"
             )
     return folder
 
 
-def _fetch_unpacked(url: str, output_file: str, pooch_instance: Any) -> None:
-    """A downloader for `pooch.retrieve`: so that the hash is taken of the unpacked file."""
+def _fetch(url: str, output_file: str, pooch_instance: Any) -> None:
+    """A downloader for `pooch.retrieve` that gives up in time."""
     import pooch
 
     _log.info("downloading %s", url)
+    pooch.HTTPDownloader(chunk_size=1 << 16, timeout=_TIMEOUT_S)(url, output_file, pooch_instance)
+
+
+def _fetch_unpacked(url: str, output_file: str, pooch_instance: Any) -> None:
+    """A downloader for `pooch.retrieve`: so that the hash is taken of the unpacked file."""
     packed = output_file + ".gz"
     try:
-        pooch.HTTPDownloader(chunk_size=1 << 16, timeout=_TIMEOUT_S)(url, packed, pooch_instance)
+        _fetch(url, packed, pooch_instance)
         with open(packed, "rb") as raw, open(output_file, "wb") as unpacked:
             # A server that declares the file's gzip as transfer encoding has it unpacked on the way.
             source = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw

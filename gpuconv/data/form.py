@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuconv.data.folder import sampled
 from gpuconv.data.raster import border
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class ImageForm:
             mass in 28x28. Then a picture may show a digit anywhere. Otherwise the whole picture is used.
         blank: whether some images have a single brightness; if not, a blank picture is refused.
         source: where they are from: a name that `load_dataset` knows, or a folder's absolute path; None if not known.
+        channels: 1 where the images are grey, 3 where they have colours.
+        cut: whether a picture is cut to the proportions of the images, as `load_image_folder` does it; otherwise it is
+            filled up at its edges.
 
     Raises:
         TypeError: a value of another type.
@@ -46,6 +50,8 @@ class ImageForm:
     digits: bool = False
     blank: bool = False
     source: str | None = None
+    channels: int = 1
+    cut: bool = False
 
     def __post_init__(self) -> None:
         if (
@@ -61,7 +67,9 @@ class ImageForm:
             raise ValueError(
                 f"ImageForm: polarity is {self.polarity!r}; it must be 'light on dark', 'dark on light' or None"
             )
-        for name in ("digits", "blank"):
+        if isinstance(self.channels, bool) or self.channels not in (1, 3):
+            raise ValueError(f"ImageForm: channels is {self.channels!r}; it must be 1 (grey) or 3 (colours)")
+        for name in ("digits", "blank", "cut"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise TypeError(f"ImageForm: {name} is {getattr(self, name)!r}; it must be True or False")
             object.__setattr__(self, name, bool(getattr(self, name)))
@@ -75,20 +83,22 @@ class ImageForm:
 
     @classmethod
     def of(cls, dataset: Dataset, source: str | None = None) -> ImageForm:
-        """The form of a data set's images, found by looking at all of them, training and test.
+        """The form of a data set's images, found by looking at them, training and test: at all, or at 256 MiB of each.
 
-        They have a polarity if it can be told for half of them (see `polarities`) and is the same for all of these.
-        They are digits as MNIST's if 95 % are 28x28, of one polarity, fit 20x20 and have their centre of mass within a
-        pixel of the middle.
+        Grey images have a polarity if it can be told for half of them (see `polarities`) and is the same for all of
+        these. They are digits as MNIST's if 95 % are 28x28, of one polarity, fit 20x20 and have their centre of mass
+        within a pixel of the middle. Images in colours have neither.
 
         Args:
             dataset: what a model is trained on.
             source: where it can be found again, see the attribute.
         """
-        size = (dataset.train_images.shape[1], dataset.train_images.shape[2])
+        size = dataset.size
+        if dataset.channels != 1:
+            return cls(size, blank=True, source=source, channels=dataset.channels, cut=dataset.pictures)
         seen = dict.fromkeys((-1, 0, 1), 0)
         as_mnist, blank, total = {1: 0, -1: 0}, 0, 0
-        for images in (dataset.train_images, dataset.test_images):
+        for images in map(sampled, (dataset.train_images, dataset.test_images)):
             for first in range(0, len(images), _EXAMINED):
                 part = images[first : first + _EXAMINED]
                 total += len(part)
@@ -105,7 +115,7 @@ class ImageForm:
         for sign, number in as_mnist.items():
             if number >= 0.95 * total:
                 polarity, digits = _NAMES[sign], True
-        return cls(size, polarity, digits, blank > 0, source)
+        return cls(size, polarity, digits, blank > 0, source, cut=dataset.pictures)
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as JSON types; `from_dict` restores them, also through JSON text."""
@@ -120,7 +130,8 @@ class ImageForm:
             TypeError, ValueError: a value is none that the constructor takes.
         """
         known = {"size", "polarity", "digits", "blank", "source"}
-        if set(values) != known:
+        # Files from before there were colours have no more than these.
+        if set(values) - {"channels", "cut"} != known:
             raise ValueError(f"ImageForm: keys are {sorted(values)}; they must be {sorted(known)}")
         return cls(**values)
 

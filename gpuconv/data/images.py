@@ -12,7 +12,7 @@ from typing import IO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuconv.data.decode import decode
+from gpuconv.data.decode import decode, decode_pixels
 from gpuconv.data.errors import DataError
 from gpuconv.data.find import LEAST_CONTRAST, NoDigitError, find_digit
 from gpuconv.data.form import MNIST_FORM, ImageForm, polarities
@@ -59,9 +59,10 @@ def read_picture(path_or_file: str | os.PathLike[str] | IO[bytes], form: ImageFo
 
     A picture of exactly the form's size, or an enlargement of one in which each pixel has become a square of equal
     pixels, keeps its pixels. From any other picture, the digit is taken as by `read_digit` if the form is that of
-    MNIST's digits. Otherwise the whole picture is scaled to fit the form's size without changing its proportions, and
-    filled up at its edges with the brightness of its border. In either case, a picture that is clearly of the other
-    polarity is inverted: one in which three quarters of the border are nearly of one brightness, dark (below 64) or
+    MNIST's digits. If the form says that pictures are cut, or has colours, its middle is taken as by
+    `load_image_folder`. Otherwise the whole picture is scaled to fit the form's size without changing its proportions,
+    and filled up at its edges with the brightness of its border. A grey picture that is clearly of the other polarity
+    is inverted: one in which three quarters of the border are nearly of one brightness, dark (below 64) or
     light (above 191), and something stands out from it.
 
     Args:
@@ -69,12 +70,15 @@ def read_picture(path_or_file: str | os.PathLike[str] | IO[bytes], form: ImageFo
         form: ``model.form`` of a trained model, or `ImageForm.of` a data set.
 
     Returns:
-        (H, W), uint8, H and W being the form's size.
+        (H, W), uint8, H and W being the form's size; (3, H, W) if it has colours.
 
     Raises:
         DataError, ImportError: as `read_digit`. A blank picture is refused unless the data had blank images.
     """
     name = _name(path_or_file)
+    if form.channels == 3 or (form.cut and not form.digits):
+        pixels = decode_pixels(path_or_file, name, form.size, form.channels)
+        return 255 - pixels if form.channels == 1 and form.is_opposite(pixels) else pixels
     gray = decode(path_or_file, name, form.size)
     if form.digits:
         digit = _digit(gray, name, "auto")

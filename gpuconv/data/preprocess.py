@@ -1,4 +1,4 @@
-"""From raw uint8 digits to the network's input: zero-padded and standardised."""
+"""From raw uint8 images to the network's input: zero-padded and standardised."""
 
 from __future__ import annotations
 
@@ -22,37 +22,43 @@ class InputTransform:
 
     Attributes:
         size: height and width of the result, in pixels. LeNet's is (32, 32), for digits of 28x28.
-        mean: mean brightness of the padded training images, on a scale from 0 to 1.
-        std: their standard deviation, above 0.
+        mean: mean brightness of the padded training images, on a scale from 0 to 1; of colour images a tuple, one for
+            each channel.
+        std: their standard deviation, above 0; likewise.
 
     Raises:
-        TypeError: `size` is no pair of ints, or `mean` or `std` no number.
+        TypeError: `size` is no pair of ints, or `mean` or `std` no number or tuple of as many numbers.
         ValueError: a size below 1, a mean that is not finite, or a std that is not finite and above 0.
     """
 
     size: tuple[int, int]
-    mean: float
-    std: float
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
 
     def __post_init__(self) -> None:
         size = _pair(self.size)
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
-                raise TypeError(f"InputTransform: {name} is {value!r}; it must be a number")
-            object.__setattr__(self, name, float(value))
-        if not math.isfinite(self.mean):
+            object.__setattr__(self, name, _numbers(name, value))
+        if np.shape(self.mean) != np.shape(self.std):
+            raise TypeError(f"InputTransform: mean is {self.mean} and std {self.std}; they must be as many numbers")
+        if not np.isfinite(self.mean).all():
             raise ValueError(f"InputTransform: mean is {self.mean}; it must be finite")
-        if not (math.isfinite(self.std) and self.std > 0):
+        if not (np.isfinite(self.std).all() and np.all(np.asarray(self.std) > 0)):
             raise ValueError(f"InputTransform: std is {self.std}; it must be finite and above 0")
         object.__setattr__(self, "size", size)
 
+    @property
+    def channels(self) -> int:
+        """Of the images: 1 where mean and std are single numbers."""
+        return len(self.mean) if isinstance(self.mean, tuple) else 1
+
     @classmethod
     def fit(cls, images: NDArray[np.uint8], size: tuple[int, int] = (32, 32)) -> InputTransform:
-        """The transform under which the padded `images` have mean 0 and standard deviation 1.
+        """The transform under which the padded `images` have mean 0 and standard deviation 1, in each channel.
 
         Args:
-            images: (N, H, W) or (H, W), uint8, at least one pixel.
+            images: (N, H, W) or (H, W), or colours, (N, C, H, W); uint8, at least one pixel.
             size: height and width to pad to.
 
         Raises:
@@ -62,46 +68,54 @@ class InputTransform:
         Images of one brightness have no deviation; `std` is 1 then.
         """
         size = _pair(size)
-        images = _as_batch(images, size)
+        images = _as_batch(images, size, 4 if np.ndim(images) == 4 else 3)
         if images.size == 0:
             raise ValueError(f"InputTransform.fit: images has shape {images.shape}; at least one image is needed")
-        # Integers of any length: the sums are exact, so the result depends on no order of summation.
-        histogram = np.zeros(256, dtype=np.int64)
-        for first in range(0, len(images), 1024):  # bincount makes a copy of 8 bytes a pixel
-            histogram += np.bincount(images[first : first + 1024].ravel(), minlength=256)
-        total = sum(int(n) * value for value, n in enumerate(histogram))
-        squares = sum(int(n) * value * value for value, n in enumerate(histogram))
-        pixels = len(images) * size[0] * size[1]  # padding adds zeros: to the count, but to neither sum
-        deviation = math.sqrt(pixels * squares - total * total) / (255 * pixels)
-        return cls(size, total / (255 * pixels), deviation or 1.0)
+        if images.ndim == 3:
+            return cls(size, *_mean_and_deviation(images, size))
+        means, deviations = zip(*(_mean_and_deviation(images[:, c], size) for c in range(images.shape[1])), strict=True)
+        return cls(size, means, deviations)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Transform images into the network's input.
 
         Args:
-            images: (N, H, W) or (H, W), uint8, brightness 0 to 255, no larger than `size`. N may be 0.
+            images: uint8, brightness 0 to 255, no larger than `size`: (N, H, W) or (H, W); of several channels
+                (N, C, H, W) or (C, H, W). N may be 0.
 
         Returns:
-            (N, 1, *size), float32; N is 1 for a single image.
+            (N, C, *size), float32; N is 1 for a single image.
 
         Raises:
             TypeError: `images` is not uint8.
-            ValueError: `images` has another number of dimensions or is larger than `size`.
+            ValueError: `images` has another number of dimensions or channels, or is larger than `size`.
         """
-        images, table = _as_batch(images, self.size), self.table()
-        count, height, width = images.shape
+        images, tables = _as_batch(images, self.size, 3 if self.channels == 1 else 4), self.table().reshape(-1, 256)
+        if images.ndim == 3:
+            images = images[:, None]
+        count, channels, height, width = images.shape
+        if channels != len(tables):
+            raise ValueError(f"InputTransform: images has {channels} channels; it must have {len(tables)}")
         top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
-        result = np.full((count, 1, *self.size), table[0])
-        result[:, 0, top : top + height, left : left + width] = table[images]
+        result = np.empty((count, channels, *self.size), np.float32)
+        for channel, table in enumerate(tables):
+            if (height, width) != self.size:
+                result[:, channel] = table[0]
+            result[:, channel, top : top + height, left : left + width] = table[images[:, channel]]
         return result
 
     def table(self) -> NDArray[np.float32]:
-        """What the bytes 0 to 255 are standardised to, (256,); each is rounded to float32 once, from float64."""
-        return ((np.arange(256) / 255 - self.mean) / self.std).astype(np.float32)
+        """What the bytes 0 to 255 are standardised to, (256,), or (C, 256) where there is a mean for each channel.
+
+        Each is rounded to float32 once, from float64.
+        """
+        mean, std = np.asarray(self.mean)[..., None], np.asarray(self.std)[..., None]
+        return ((np.arange(256) / 255 - mean) / std).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as JSON types; `from_dict` restores them exactly, also through JSON text."""
-        return {"size": list(self.size), "mean": self.mean, "std": self.std}
+        mean, std = (list(n) if isinstance(n, tuple) else n for n in (self.mean, self.std))
+        return {"size": list(self.size), "mean": mean, "std": std}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> InputTransform:
@@ -116,6 +130,31 @@ class InputTransform:
         return cls(**values)
 
 
+def _numbers(name: str, value: Any) -> float | tuple[float, ...]:
+    if isinstance(value, (tuple, list)) and value:
+        return tuple(_number(name, one) for one in value)
+    return _number(name, value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
+        raise TypeError(f"InputTransform: {name} is {value!r}; it must be a number, or a tuple with one a channel")
+    return float(value)
+
+
+def _mean_and_deviation(images: NDArray[np.uint8], size: tuple[int, int]) -> tuple[float, float]:
+    """Of images of one channel, (N, H, W), padded with black to a size."""
+    # Integers of any length: the sums are exact, so the result depends on no order of summation.
+    histogram = np.zeros(256, dtype=np.int64)
+    for first in range(0, len(images), 1024):  # bincount makes a copy of 8 bytes a pixel
+        histogram += np.bincount(images[first : first + 1024].ravel(), minlength=256)
+    total = sum(int(n) * value for value, n in enumerate(histogram))
+    squares = sum(int(n) * value * value for value, n in enumerate(histogram))
+    pixels = len(images) * size[0] * size[1]  # padding adds zeros: to the count, but to neither sum
+    deviation = math.sqrt(pixels * squares - total * total) / (255 * pixels)
+    return total / (255 * pixels), deviation or 1.0
+
+
 def _pair(size: Any) -> tuple[int, int]:
     if (
         not isinstance(size, (tuple, list))
@@ -128,17 +167,19 @@ def _pair(size: Any) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def _as_batch(images: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _as_batch(images: Any, size: tuple[int, int], ndim: int) -> NDArray[np.uint8]:
+    """A batch of `ndim` dimensions, from one or from a single image."""
     images = np.asarray(images)
     if images.dtype != np.uint8:
         raise TypeError(
             f"InputTransform: images has dtype {images.dtype}; it must be uint8, with brightness from 0 to 255"
         )
-    if images.ndim not in (2, 3):
-        raise ValueError(f"InputTransform: images has shape {images.shape}; it must be (N, H, W) or (H, W)")
-    if images.ndim == 2:
+    if images.ndim not in (ndim - 1, ndim):
+        wanted = "(N, H, W) or (H, W)" if ndim == 3 else "(N, C, H, W) or (C, H, W)"
+        raise ValueError(f"InputTransform: images has shape {images.shape}; it must be {wanted}")
+    if images.ndim == ndim - 1:
         images = images[None]
-    height, width = images.shape[1:]
+    height, width = images.shape[-2:]
     if height > size[0] or width > size[1]:
         raise ValueError(
             f"InputTransform: images are {height}x{width} pixels, larger than size {size}; "

@@ -13,7 +13,7 @@ from gpuconv.models.densenet import DenseNet121, DenseNet161
 from gpuconv.models.googlenet import GoogLeNet
 from gpuconv.models.lenet import LeNet5
 from gpuconv.models.mobilenet import MobileNetV2
-from gpuconv.models.resnet import ResNet18, ResNet34, ResNet50, ResNet101
+from gpuconv.models.resnet import ResNet18, ResNet20, ResNet34, ResNet50, ResNet101
 from gpuconv.models.shufflenet import ShuffleNetV2x10
 from gpuconv.models.squeezenet import SqueezeNet10, SqueezeNet11
 from gpuconv.models.unet import UNet
@@ -38,6 +38,7 @@ __all__ = [
     "LeNet5",
     "MobileNetV2",
     "ResNet18",
+    "ResNet20",
     "ResNet34",
     "ResNet50",
     "ResNet101",
@@ -54,6 +55,7 @@ __all__ = [
     "lenet5",
     "mobilenet_v2",
     "resnet18",
+    "resnet20",
     "resnet34",
     "resnet50",
     "resnet101",
@@ -85,6 +87,7 @@ MODELS: dict[str, type[Classifier]] = {
     "vgg13_bn": VGG13BN,
     "vgg16_bn": VGG16BN,
     "vgg19_bn": VGG19BN,
+    "resnet20": ResNet20,
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "resnet50": ResNet50,
@@ -103,7 +106,7 @@ MODELS: dict[str, type[Classifier]] = {
 alexnet, zfnet, googlenet, mobilenet_v2, unet, lenet5 = AlexNet, ZFNet, GoogLeNet, MobileNetV2, UNet, LeNet5
 vgg11, vgg13, vgg16, vgg19 = VGG11, VGG13, VGG16, VGG19
 vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = VGG11BN, VGG13BN, VGG16BN, VGG19BN
-resnet18, resnet34, resnet50, resnet101 = ResNet18, ResNet34, ResNet50, ResNet101
+resnet18, resnet20, resnet34, resnet50, resnet101 = ResNet18, ResNet20, ResNet34, ResNet50, ResNet101
 densenet121, densenet161 = DenseNet121, DenseNet161
 squeezenet1_0, squeezenet1_1, shufflenet_v2_x1_0 = SqueezeNet10, SqueezeNet11, ShuffleNetV2x10
 

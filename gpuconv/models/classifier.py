@@ -41,8 +41,9 @@ class Classifier(Sequential):
         """Class probabilities of images.
 
         Args:
-            inputs: raw images, integers 0 to 255, (N, H, W), (N, 1, H, W) or (H, W) for one, which the model prepares
-                itself; or floats (N, C, H, W) or (C, H, W), already prepared.
+            inputs: raw images, integers 0 to 255, which the model prepares itself: (N, H, W), (N, 1, H, W) or (H, W)
+                for one; of a model of colours (N, 3, H, W) or (3, H, W). Or floats (N, C, H, W) or (C, H, W), already
+                prepared.
             batch_size: images at a time.
 
         Returns:
@@ -53,7 +54,7 @@ class Classifier(Sequential):
             ValueError: another shape; or raw images, and the model was never trained or given an ``input_transform``.
         """
         images = to_numpy(inputs)
-        one = images.ndim == (2 if kind_of(images.dtype) in "iu" else 3)
+        one = images.ndim == (2 if kind_of(images.dtype) in "iu" and self.input_shape[0] == 1 else 3)
         prepared = self.prepare(images).astype(next(iter(self.parameters())).dtype, copy=False)
         probabilities = F.softmax(super().predict(prepared, batch_size), 1)
         return probabilities[0] if one else probabilities
@@ -75,9 +76,11 @@ class Classifier(Sequential):
         if kind_of(images.dtype) not in "iuf":
             raise TypeError(f"images must be integers from 0 to 255, or prepared floats, got {images.dtype}")
         raw = kind_of(images.dtype) != "f"
-        if images.ndim not in ((2, 3, 4) if raw else (3, 4)):
+        channels = self.input_shape[0]
+        if images.ndim not in ((2, 3, 4) if raw and channels == 1 else (3, 4)):
+            of_raw = "(N, H, W) or (H, W)" if channels == 1 else f"(N, {channels}, H, W) or ({channels}, H, W)"
             raise ValueError(
-                f"images must be integers (N, H, W) or (H, W), or prepared floats (N, {shape}), got {images.dtype} of "
+                f"images must be integers {of_raw}, or prepared floats (N, {shape}), got {images.dtype} of "
                 f"shape {images.shape}"
             )
         if raw:
@@ -94,10 +97,12 @@ class Classifier(Sequential):
                 "this model has no input_transform, so it cannot prepare raw images; train it, load a trained one, or "
                 "set model.input_transform = InputTransform.fit(images)"
             )
-        if images.ndim == 4:
-            if images.shape[1] != 1:
-                raise ValueError(f"raw images must have one channel, got shape {images.shape}")
-            images = images[:, 0]
+        channels = self.input_shape[0]
+        if images.ndim == 4 or channels != 1:
+            if images.shape[-3] != channels:
+                have = "one channel" if channels == 1 else f"{channels} channels"
+                raise ValueError(f"raw images must have {have}, got shape {images.shape}")
+            images = images[:, 0] if channels == 1 else images
         if images.size and (images.min() < 0 or images.max() > 255):
             raise ValueError(f"raw images must lie between 0 and 255, got {images.min()} to {images.max()}")
         return self.input_transform(images.astype(np.uint8))

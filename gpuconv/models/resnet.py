@@ -104,6 +104,43 @@ class ResNet(Classifier):
         for_relu(self, linear=False)
 
 
+class ResNet20(Classifier):
+    """For images of 32x32, as of CIFAR-10 (section 4.2 of the paper): 272,474 parameters for 10 classes.
+
+    A 3×3 convolution, three groups of three basic blocks with 16, 32 and 64 maps, global average pooling, one fully
+    connected layer. Where the number of maps grows, the input comes through a 1×1 convolution; the paper fills up with
+    zeros there. Images of other sizes are taken, too.
+
+    Args:
+        num_classes: outputs.
+    """
+
+    def __init__(self, num_classes: int = 10):
+        integer(num_classes, "num_classes", minimum=1, op="ResNet20")
+        layers: dict[str, nn.Module] = {
+            "conv1": nn.Conv2d(3, 16, 3, padding=1, bias=False),
+            "bn1": nn.BatchNorm2d(16),
+            "relu": nn.ReLU(inplace=True),
+        }
+        channels = 16
+        for number, width in enumerate((16, 32, 64)):
+            first = BasicBlock(channels, width, 2 if number else 1)
+            layers[f"layer{number + 1}"] = nn.Sequential(first, BasicBlock(width, width), BasicBlock(width, width))
+            channels = width
+        super().__init__(
+            {
+                **layers,
+                "avgpool": nn.AdaptiveAvgPool2d((1, 1)),
+                "flatten": nn.Flatten(),
+                "fc": nn.Linear(channels, num_classes),
+            },
+            config={"num_classes": num_classes},
+            input_shape=(3, 32, 32),
+            num_classes=num_classes,
+        )
+        for_relu(self, linear=False)
+
+
 class ResNet18(ResNet):
     """11,689,512 parameters."""
 

@@ -6,6 +6,10 @@ Fans are counted as in PyTorch: for a weight (out, in, R, S) fan_in is ``in · R
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -13,6 +17,23 @@ from numpy.random import Generator
 from gpuconv.autograd import Tensor, overwrite
 from gpuconv.geometry import one_of
 from gpuconv.random import default_generator
+
+_shapes_only = ContextVar("shapes_only", default=False)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Layers made in this context have parameters of the right shapes, but no memory for them: to count with."""
+    token = _shapes_only.set(True)
+    try:
+        yield
+    finally:
+        _shapes_only.reset(token)
+
+
+def empty(shape: Any, dtype: Any) -> np.ndarray:
+    """An array to be filled by one of the functions below; inside :func:`shapes_only`, one that takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype), shape) if _shapes_only.get() else np.empty(shape, dtype)
 
 
 def fans(tensor: Tensor) -> tuple[int, int]:
@@ -25,17 +46,22 @@ def fans(tensor: Tensor) -> tuple[int, int]:
 
 def uniform_(tensor: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Uniform between ``low`` and ``high``."""
+    if _shapes_only.get():
+        return tensor
     return _fill(tensor, (generator or default_generator()).uniform(low, high, tensor.shape))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Normal with ``mean`` and standard deviation ``std``."""
+    if _shapes_only.get():
+        return tensor
     return _fill(tensor, (generator or default_generator()).normal(mean, std, tensor.shape))
 
 
 def constant_(tensor: Tensor, value: float) -> Tensor:
     """Set every element to ``value``."""
-    tensor.data[...] = value
+    if not _shapes_only.get():
+        tensor.data[...] = value
     return tensor
 
 
@@ -64,6 +90,8 @@ def trunc_normal_(
     """
     if not (a < b and a < mean + 4 * std and b > mean - 4 * std):
         raise ValueError(f"trunc_normal_: next to nothing of mean {mean}, std {std} lies between {a} and {b}")
+    if _shapes_only.get():
+        return tensor
     draw = generator or default_generator()
     values = draw.normal(mean, std, tensor.shape)
     while (outside := (values < a) | (values > b)).any():

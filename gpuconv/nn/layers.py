@@ -51,10 +51,10 @@ def _default_parameters(layer: _Weighted, shape: tuple[int, ...], outputs: int, 
     op = type(layer).__name__
     bias = bias is not None and flag(bias, "bias", op=op)  # PyTorch accepts None too
     dtype = float_type(dtype, op)
-    layer.weight = Parameter(np.empty(shape, dtype))
+    layer.weight = Parameter(init.empty(shape, dtype))
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     init.uniform_(layer.weight, -bound, bound)
-    layer.bias = Parameter(np.empty(outputs, dtype)) if bias else None
+    layer.bias = Parameter(init.empty(outputs, dtype)) if bias else None
     if layer.bias is not None:
         init.uniform_(layer.bias, -bound, bound)
 

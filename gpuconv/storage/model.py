@@ -105,7 +105,10 @@ def load_model(path: str | os.PathLike[str]) -> Classifier:
         model = build(content["model"], **content["config"])
         model.classes = tuple(content["classes"])
         transform = content["input_transform"]
-        model.input_transform = None if transform is None else InputTransform.from_dict(transform)
+        if transform is not None:
+            model.input_transform = InputTransform.from_dict(transform)
+            # A network may have been trained on other sizes than its usual one.
+            model.input_shape = (model.input_shape[0], *model.input_transform.size)
         if "form" in content:
             model.form = None if content["form"] is None else ImageForm.from_dict(content["form"])
         elif model.input_transform is not None and model.input_transform.size == (32, 32):

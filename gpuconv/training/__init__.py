@@ -52,10 +52,13 @@ from gpuconv.training.events import (
     EpochEnd,
     Event,
     Finished,
+    FolderRead,
     Interrupted,
+    Reading,
     Result,
     Started,
     TrainingDiverged,
+    WeightsLoaded,
 )
 from gpuconv.training.fitting import fit
 
@@ -74,9 +77,11 @@ __all__ = [
     "Evaluation",
     "Event",
     "Finished",
+    "FolderRead",
     "Interrupted",
     "NamesSettings",
     "OtherRun",
+    "Reading",
     "Result",
     "Setting",
     "SettingTypeError",
@@ -84,6 +89,7 @@ __all__ = [
     "Started",
     "TrainConfig",
     "TrainingDiverged",
+    "WeightsLoaded",
     "evaluate",
     "fit",
     "saved_config",

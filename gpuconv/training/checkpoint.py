@@ -90,8 +90,9 @@ class Checkpoint:
 
     def check_goes_on_with(self, config: TrainConfig, dataset: Dataset) -> None:
         """Raise an error for settings that are not the run's, or for fewer epochs than have been done."""
-        # A checkpoint from before augmentation existed does not mention it.
-        theirs, ours = {"augment": False, **self.content["config"]}, asdict(config)
+        # A checkpoint from before these settings existed does not mention them.
+        new = {"augment": False, "image_size": None, "weights": None}
+        theirs, ours = {**new, **self.content["config"]}, asdict(config)
         parts: list[str] = []
         for name in {**ours, **theirs}:
             # The data are compared by content, below.
@@ -127,7 +128,13 @@ class Checkpoint:
 def fingerprint(dataset: Dataset) -> str:
     """A digest of a data set's content, independent of where it is stored."""
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
-    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
+    arrays = [dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels]
+    if dataset.validation_images is not None:
+        arrays += [dataset.validation_images, dataset.validation_labels]
+    digest.update(dataset.digest.encode())
+    for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        # Pictures have been digested when they were read; they may be in files now.
+        if not (dataset.pictures and array.ndim > 1):
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -15,6 +15,7 @@ import numpy as np
 from gpuconv import backends, optim
 from gpuconv import functional as F
 from gpuconv.autograd import Tensor
+from gpuconv.data.augment import check_augmentations
 from gpuconv.models import MODELS, Classifier
 from gpuconv.names import did_you_mean
 
@@ -99,6 +100,10 @@ class TrainConfig:
         data: a data set, as :func:`gpuconv.data.load_dataset` takes it.
         model: a name of ``gpuconv.models.MODELS``.
         model_arguments: of the model's constructor, JSON types. The number of classes comes from the data.
+        image_size: height and width of the network's input. None: of a folder of pictures the size that the network is
+            made for; other images as they are, or padded with black to that size if the network takes no other.
+        weights: a file of weights to start from, see :func:`gpuconv.training.network.load_weights`; None for random
+            ones.
         epochs: passes through the training images.
         batch_size: images in a step.
         optimizer: 'sgd' or 'adam'.
@@ -112,8 +117,11 @@ class TrainConfig:
         seed: of the initial weights, the order of images, the choice of validation images, augmentation and dropout; at
             least 0.
         validation_fraction: share of the training images that is held out for validation; at least 0 and below 1.
-        augment: whether training images are rotated, scaled and shifted a little at random, differently in each epoch
-            (:func:`gpuconv.data.random_transforms`). Validation and test images are not.
+        augment: whether training images are changed at random, differently in each epoch. Validation and test images
+            are not. True: grey images are rotated, scaled and shifted a little
+            (:func:`gpuconv.data.random_transforms`); of pictures and colour images, small ones are cropped and
+            mirrored, large ones cropped, scaled, mirrored and changed in colour. Or names of
+            :data:`gpuconv.data.AUGMENTATIONS`, separated by commas: ``"crop,flip"``.
         patience: stop after this many epochs without a lower validation loss; None never stops early.
         checkpoint_every: steps between two checkpoints. There is also one at the end of each epoch.
         backend: 'numpy', ...; 'auto' for the current one (see ``gpuconv.use_backend``).
@@ -136,10 +144,12 @@ class TrainConfig:
     loss: str = "cross_entropy"
     seed: int = 0
     validation_fraction: float = 0.1
-    augment: bool = False
+    augment: bool | str = False
     patience: int | None = None
     checkpoint_every: int = 200
     backend: str = "auto"
+    image_size: int | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, (str, os.PathLike)):
@@ -156,9 +166,13 @@ class TrainConfig:
             self._integer(name, minimum)
         if self.patience is not None:
             self._integer("patience", 1)
-        if not isinstance(self.augment, (bool, np.bool_)):
-            raise SettingTypeError(Setting("augment"), f" must be True or False, got {self.augment!r}")
-        self._set("augment", bool(self.augment))
+        if self.image_size is not None:
+            self._integer("image_size", 1)
+        if self.weights is not None:
+            if not isinstance(self.weights, (str, os.PathLike)):
+                raise SettingTypeError(Setting("weights"), f" must be a path or None, got {self.weights!r}")
+            self._set("weights", os.fspath(self.weights))
+        self._check_augment()
         self._number("lr", "above 0", lambda value: value > 0)
         self._number("momentum", "at least 0 and below 1", lambda value: 0 <= value < 1)
         self._number("weight_decay", "at least 0", lambda value: value >= 0)
@@ -168,6 +182,19 @@ class TrainConfig:
                 Setting("patience"), " needs validation images; set ", Setting("validation_fraction"), " above 0"
             )
         self._check_model_arguments()
+
+    def _check_augment(self) -> None:
+        if isinstance(self.augment, (bool, np.bool_)):
+            self._set("augment", bool(self.augment))
+            return
+        if not isinstance(self.augment, str):
+            raise SettingTypeError(Setting("augment"), f" must be True, False or names, got {self.augment!r}")
+        names = [name.strip() for name in self.augment.split(",")]
+        try:
+            check_augmentations(names)
+        except ValueError as error:
+            raise SettingValueError(Setting("augment"), f" {error}") from None
+        self._set("augment", ",".join(names))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

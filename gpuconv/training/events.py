@@ -7,12 +7,55 @@ from pathlib import Path
 
 import numpy as np
 
+from gpuconv.data import Dataset
 from gpuconv.models import Classifier
 from gpuconv.training.config import NamesSettings
 
 
 class Event:
     """Base of what :func:`fit` reports while it runs. Epochs and steps count from 1."""
+
+
+@dataclass(frozen=True)
+class Reading(Event):
+    """Some of a folder's pictures are read.
+
+    Attributes:
+        done, total: of how many.
+    """
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class FolderRead(Event):
+    """A folder of pictures is read.
+
+    Attributes:
+        classes: names of the classes.
+        size: height and width to which the pictures were brought.
+        skipped: what cannot be used, a line a file that begins with its name.
+        in_memory: whether the pictures are kept; otherwise they are read again when they are needed.
+    """
+
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    skipped: tuple[str, ...]
+    in_memory: bool
+
+
+@dataclass(frozen=True)
+class WeightsLoaded(Event):
+    """The run starts from the weights of a file.
+
+    Attributes:
+        path: of the file.
+        left_out: names of weights that the network has no use for: those of a last layer of another number of classes.
+    """
+
+    path: str
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -138,6 +181,7 @@ class Result:
     """The result of a training run.
 
     Attributes:
+        dataset: what it was trained on.
         model: with the kept weights, in evaluation mode; ``model.predict`` takes raw images.
         model_path: where it was written.
         backend: name of the backend.
@@ -151,6 +195,7 @@ class Result:
         seconds: of all epochs together.
     """
 
+    dataset: Dataset
     model: Classifier
     model_path: Path
     backend: str

@@ -1,21 +1,139 @@
 """Stores the training images of a run, and makes the batches from them.
 
-Images are stored as in the data set, one byte a pixel: 47 MB for all of MNIST, a fifth of the 246 MB that they take
-when padded and standardised. The backend's ``image_batch`` turns them into inputs at each step.
+:class:`Feed` is for grey images in memory. They are stored as in the data set, one byte a pixel: 47 MB for all of
+MNIST, a fifth of the 246 MB that they take when padded and standardised. The backend's ``image_batch`` turns them into
+inputs at each step. :class:`HostFeed` is for images in colours, and for those that are read from files: threads of the
+host prepare the batches ahead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gpuconv.autograd import overwrite
 from gpuconv.backends import Backend
-from gpuconv.data import InputTransform, batch_count, batch_indices, random_transforms
+from gpuconv.data import Ahead, InputTransform, augmented, batch_count, batch_indices, random_transforms
 
 
-class Feed:
+class _Log:
+    """Loss and number of correct answers of the steps of an epoch, and the number of the next step, on the device.
+
+    The kernels of a captured step advance the number themselves.
+    """
+
+    def __init__(self, backend: Backend, steps: int):
+        self._backend = backend
+        self._step = backend.asarray(np.zeros(1, np.int32))
+        self._log = backend.asarray(np.zeros(steps, np.float32)), backend.asarray(np.zeros(steps, np.int32))
+
+    def log(self, logits: Any, labels: Any, loss: Any) -> None:
+        """Record a step's loss and number of correct answers on the device, and advance to the next step."""
+        self._backend.log_step(logits, labels, loss, *self._log, self._step)
+
+    def logged(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """What :meth:`log` recorded in steps ``first`` to ``last - 1``; waits for the device."""
+        losses, counts = (self._backend.to_numpy(log[first:last]) for log in self._log)
+        return losses, counts
+
+    def close(self) -> None:
+        """Let go of what prepares batches."""
+
+
+class HostFeed(_Log):
+    """Labelled images on the host or in files; threads read, augment and standardise the batches ahead, in order.
+
+    What a batch holds depends on the seed and the numbers of its epoch and step alone. If an epoch would end with a
+    batch of one image, of which batch normalisation can make nothing, that image is left out of this epoch.
+
+    Args:
+        images: (N, H, W) or (N, 3, H, W), uint8: an array, or pictures in files.
+        labels: (N,), int64.
+        transform: how they become inputs.
+        backend: where the batches are needed.
+        batch_size: images of a batch, at most.
+        seed: of the order, and of the augmentation.
+        augmentations: names of :data:`gpuconv.data.AUGMENTATIONS`.
+        workers: threads; by default one a core, four at most.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        labels: np.ndarray,
+        transform: InputTransform,
+        backend: Backend,
+        *,
+        batch_size: int,
+        seed: int,
+        augmentations: Sequence[str] = (),
+        workers: int | None = None,
+    ):
+        self._images, self._labels, self._transform = images, labels, transform
+        self._batch_size, self._seed, self._augmentations = batch_size, seed, augmentations
+        self._workers = workers
+        self._count = len(labels) - (len(labels) > batch_size > 1 and len(labels) % batch_size == 1)
+        super().__init__(backend, batch_count(self._count, batch_size))
+        self._batches: Ahead[tuple[np.ndarray, np.ndarray]] | None = None
+        self._current: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
+
+    def __len__(self) -> int:
+        """Number of images of an epoch."""
+        return self._count
+
+    def begin(self, epoch: int, step: int = 0) -> None:
+        """Shuffle the images, and have batches prepared from ``step`` on, counted from 0."""
+        self.close()
+        (order,) = batch_indices(len(self._labels), len(self._labels), seed=self._seed, epoch=epoch)
+        images, labels, size, kinds = self._images, self._labels, self._batch_size, self._augmentations
+        order, seed, transform = order[: self._count], self._seed, self._transform
+
+        # Refers to no self: who drops the feed ends the threads.
+        def prepared(step: int) -> tuple[np.ndarray, np.ndarray]:
+            index = order[step * size : (step + 1) * size]
+            batch = images[index]
+            if kinds:
+                batch = augmented(batch, kinds, seed=seed, epoch=epoch, step=step)
+            return transform(batch), labels[index]
+
+        steps = batch_count(self._count, size)
+        self._batches = Ahead(prepared, range(step, steps), self._workers)
+        overwrite(self._step, np.array([step], np.int32))
+
+    def inputs(self, step: int) -> tuple[Any, ...]:
+        """The arguments of a step, as arrays of the backend; steps are asked for in order, beginning with that of
+        :meth:`begin`.
+        """
+        return tuple(map(self._backend.asarray, self.next_inputs(step)))
+
+    def batch(self, *inputs: Any) -> tuple[Any, Any]:
+        """Network inputs, (n, C, *size) float32, and labels, (n,) int64, from what :meth:`inputs` returned."""
+        images, labels = inputs
+        return images, labels
+
+    def next_inputs(self, step: int) -> tuple[Any, ...]:
+        """As :meth:`inputs`, on the host."""
+        # A step that could not be captured is asked for again.
+        if self._current is None or self._current[0] != step:
+            assert self._batches is not None
+            self._current = step, next(self._batches)
+        return self._current[1]
+
+    def next_batch(self, *inputs: Any) -> tuple[Any, Any]:
+        """As :meth:`batch`, of a step that is captured."""
+        images, labels = map(self._backend.asarray, inputs)
+        return images, labels
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = self._current = None
+
+
+class Feed(_Log):
     """Labelled images on a backend, in a new order in each epoch.
 
     On a GPU they are uploaded once, if they take no more than half of the free memory; the other half is left for
@@ -46,7 +164,8 @@ class Feed:
         seed: int,
         augment: bool,
     ):
-        self._backend, self._size, self._batch_size = backend, transform.size, batch_size
+        super().__init__(backend, batch_count(len(images), batch_size))
+        self._size, self._batch_size = transform.size, batch_size
         self._seed, self._augment = seed, augment
         order, transforms = np.empty(len(images), np.int64), np.empty((len(images), 2, 3), np.float32)
         kept = [order, images, labels, *([transforms] if augment else [])]
@@ -59,10 +178,6 @@ class Feed:
         self._table = backend.asarray(transform.table())
         # If images are copied batch by batch, each batch is a data set of its own, used as a whole.
         self._all_of_a_batch = backend.asarray(np.arange(min(batch_size, len(images))))
-        #: Of the epoch: number of the next step; loss and number of correct answers of each step. They are on the
-        #: device, where the kernels of a captured step advance the number themselves.
-        self._step, steps = backend.asarray(np.zeros(1, np.int32)), batch_count(len(images), batch_size)
-        self._log = backend.asarray(np.zeros(steps, np.float32)), backend.asarray(np.zeros(steps, np.int32))
 
     def __len__(self) -> int:
         """Number of images."""
@@ -111,12 +226,3 @@ class Feed:
         return self._backend.next_image_batch(
             self._table, images, labels, self._order, transforms, self._size, self._step, self._batch_size
         )
-
-    def log(self, logits: Any, labels: Any, loss: Any) -> None:
-        """Record a step's loss and number of correct answers on the device, and advance to the next step."""
-        self._backend.log_step(logits, labels, loss, *self._log, self._step)
-
-    def logged(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """What :meth:`log` recorded in steps ``first`` to ``last - 1``; waits for the device."""
-        losses, counts = (self._backend.to_numpy(log[first:last]) for log in self._log)
-        return losses, counts

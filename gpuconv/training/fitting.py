@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from gpuconv import backends, storage
-from gpuconv.data import load_dataset
+from gpuconv.data import Dataset, load_dataset
 from gpuconv.random import default_generator
 from gpuconv.training.checkpoint import CHECKPOINT, METRICS, MODEL, Checkpoint, locked, refuse_existing
 from gpuconv.training.config import TrainConfig
-from gpuconv.training.events import Event, Result
+from gpuconv.training.events import Event, FolderRead, Reading, Result
+from gpuconv.training.network import plan, weights_file
 from gpuconv.training.run import Run
 from gpuconv.training.signals import Signals
 
@@ -26,6 +27,9 @@ def fit(
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    dataset: Dataset | None = None,
+    strict: bool = False,
+    workers: int | None = None,
 ) -> Result:
     """Train a model, or resume training it, and write it into the run directory ``out``.
 
@@ -55,6 +59,10 @@ def fit(
               differently.
         on_event: called with each :class:`Event`, in this thread.
         data_dir: where downloaded data are kept, see :func:`gpuconv.data.load_dataset`.
+        dataset: the images, instead of those that ``config.data`` names. A model knows only this name of them.
+        strict: refuse a folder of pictures in which some cannot be used, instead of leaving these out.
+        workers: threads that read pictures and prepare batches; by default one a core, four at most. The result does
+            not depend on their number. 0: no threads.
 
     Raises:
         FileExistsError: ``out`` holds a run, and ``resume`` is not set.
@@ -68,7 +76,11 @@ def fit(
     out = Path(out)
     if not resume:
         refuse_existing(out)
-    dataset = load_dataset(config.data, cache_dir=data_dir)
+    tell = on_event or (lambda event: None)
+    if config.weights is not None and not (out / CHECKPOINT).exists():
+        weights_file(config.weights)
+    if dataset is None:
+        dataset = _load(config, data_dir, strict, workers, tell)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out), Signals() as signals, _kept_generator(), np.errstate(over="ignore", invalid="ignore"):
         for name in (CHECKPOINT, METRICS, MODEL):
@@ -84,10 +96,36 @@ def fit(
         if name == backends.AUTO:
             name = checkpoint.backend if checkpoint else backends.current().name
         with backends.use_backend(name) as backend:
-            run = Run(config, out, dataset, backend, signals, on_event or (lambda event: None))
+            run = Run(config, out, dataset, backend, signals, tell, checkpoint=checkpoint, workers=workers)
             if checkpoint:
                 run.restore(checkpoint)
             return run.train()
+
+
+def _load(
+    config: TrainConfig,
+    data_dir: str | os.PathLike[str] | None,
+    strict: bool,
+    workers: int | None,
+    tell: Callable[[Event], None],
+) -> Dataset:
+    """The data of a run; what can be known before they are read is checked first."""
+    channels, *size = plan(config).input_shape
+    if config.image_size is not None:
+        size = [config.image_size] * 2
+    dataset = load_dataset(
+        config.data,
+        cache_dir=data_dir,
+        image_size=(size[0], size[1]),
+        channels=channels,
+        strict=strict,
+        workers=workers,
+        progress=lambda done, total: tell(Reading(done, total)),
+    )
+    if dataset.pictures:
+        in_memory = isinstance(dataset.train_images, np.ndarray)
+        tell(FolderRead(dataset.classes, dataset.size, dataset.skipped, in_memory))
+    return dataset
 
 
 @contextmanager

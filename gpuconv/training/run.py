@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ import numpy as np
 from gpuconv import backends, storage
 from gpuconv.autograd import Tensor
 from gpuconv.captured_step import CapturedStep, capture
-from gpuconv.data import DATASETS, Dataset, ImageForm, InputTransform, batch_count, split
-from gpuconv.models import Classifier, build
+from gpuconv.data import DATASETS, Dataset, ImageForm, InputTransform, batch_count, default_augmentations, split
+from gpuconv.data.folder import sampled, subset
 from gpuconv.random import default_generator, manual_seed
 from gpuconv.storage import FileError
 from gpuconv.training.checkpoint import CHECKPOINT, KIND, METRICS, MODEL, Checkpoint, fingerprint
-from gpuconv.training.config import LOSSES, OPTIMIZERS, SCHEDULES, Setting, SettingValueError, TrainConfig
-from gpuconv.training.evaluation import evaluate
+from gpuconv.training.config import LOSSES, OPTIMIZERS, SCHEDULES, Setting, TrainConfig
+from gpuconv.training.evaluation import Evaluation, evaluate
 from gpuconv.training.events import (
     BatchEnd,
     CheckpointSaved,
@@ -35,8 +36,10 @@ from gpuconv.training.events import (
     Result,
     Started,
     TrainingDiverged,
+    WeightsLoaded,
 )
-from gpuconv.training.feed import Feed
+from gpuconv.training.feed import Feed, HostFeed
+from gpuconv.training.network import build_network, load_weights, transform_of, weights_file
 from gpuconv.training.signals import Signals
 
 #: Seconds between two reads of the losses of captured steps; each read waits for the device.
@@ -55,32 +58,42 @@ class Run:
         backend: backends.Backend,
         signals: Signals,
         report: Callable[[Event], None],
+        *,
+        checkpoint: Checkpoint | None = None,
+        workers: int | None = None,
     ):
         self.config, self.out, self.dataset = config, out, dataset
         self.backend, self.signals, self.report = backend, signals, report
-        self.fingerprint = fingerprint(dataset)
+        self.fingerprint, self.workers = fingerprint(dataset), workers
 
         manual_seed(config.seed)
-        self.model = _build(config, dataset).to(backend)
+        self.model = build_network(config, dataset, backend)
+        loaded = None
+        if config.weights is not None and checkpoint is None:
+            loaded = load_weights(self.model, weights_file(config.weights))
+            self.report(WeightsLoaded(config.weights, loaded.left_out))
+        given, dataset = dataset, dataset.with_channels(self.model.input_shape[0])
+        self.dataset = dataset
+        self.model.to(backend)
         self.optimizer = OPTIMIZERS[config.optimizer](config, self.model)
         self.optimizer.schedule = self._lr
 
-        training, validation = split(len(dataset.train_images), config.validation_fraction, config.seed)
-        transform = InputTransform.fit(dataset.train_images[training], self.model.input_shape[1:])
-        self.model.input_transform = transform
-        self.form = self.model.form = ImageForm.of(dataset, _lasting(config.data))
-        self.feed = Feed(
-            dataset.train_images[training],
-            dataset.train_labels[training],
-            transform,
-            backend,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            augment=config.augment,
-        )
-        self.validation_images = transform(dataset.train_images[validation])
-        self.validation_labels = dataset.train_labels[validation]
-        self.steps = batch_count(len(training), config.batch_size)
+        images, labels = dataset.train_images, dataset.train_labels
+        #: Raw, as in the data set.
+        self.validation_images, self.validation_labels = dataset.validation_images, dataset.validation_labels
+        if self.validation_images is None:
+            training, validation = split(len(images), config.validation_fraction, config.seed)
+            self.validation_images, self.validation_labels = subset(images, validation), labels[validation]
+            images, labels = subset(images, training), labels[training]
+        if checkpoint is not None and "input_transform" in checkpoint.content:
+            transform = InputTransform.from_dict(checkpoint.content["input_transform"])
+        else:
+            transform = transform_of(self.model, sampled(images), loaded)
+        self.model.input_transform = self.transform = transform
+        # A network of colours that learned from grey digits is asked about digits.
+        self.form = self.model.form = ImageForm.of(given if given.channels == 1 else dataset, _lasting(config.data))
+        self.feed = self._new_feed(images, labels)
+        self.steps = batch_count(len(self.feed), config.batch_size)
 
         self.step = 0  # steps done in the current epoch; all of them, while it has not been validated
         self.loss_sum, self.correct = 0.0, 0  # over the images of those steps
@@ -96,6 +109,22 @@ class Run:
         self.captured = captured if isinstance(captured, CapturedStep) else None
         self.unread = 0  # captured steps whose loss and right answers have not been read back
         self.next_read = 0.0
+
+    def _new_feed(self, images: Any, labels: np.ndarray) -> Feed | HostFeed:
+        config, dataset = self.config, self.dataset
+        size, seed = config.batch_size, config.seed
+        if isinstance(config.augment, bool) and not dataset.pictures and dataset.channels == 1:
+            augment = config.augment
+            return Feed(images, labels, self.transform, self.backend, batch_size=size, seed=seed, augment=augment)
+        kinds: tuple[str, ...] = ()
+        if isinstance(config.augment, str):
+            kinds = tuple(config.augment.split(","))
+        elif config.augment:
+            kinds = default_augmentations(dataset.size)
+        return HostFeed(
+            images, labels, self.transform, self.backend, batch_size=size, seed=seed, augmentations=kinds,
+            workers=self.workers,
+        )  # fmt: skip
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -113,6 +142,7 @@ class Run:
                 "config": asdict(self.config),
                 "data": self.fingerprint,
                 "form": self.form.to_dict(),
+                "input_transform": self.transform.to_dict(),
                 "backend": self.backend.name,
                 "optimizer": scalars,
                 "generator": default_generator().bit_generator.state,
@@ -177,6 +207,10 @@ class Run:
 
     def train(self) -> Result:
         """Train to the end of the run."""
+        with closing(self.feed):
+            return self._train()
+
+    def _train(self) -> Result:
         was_finished = self.finished
         self.report(
             Started(
@@ -307,7 +341,7 @@ class Run:
         started = time.perf_counter()
         loss = accuracy = None
         if len(self.validation_labels):
-            validation = evaluate(self.model, self.validation_images, self.validation_labels, loss=self.config.loss)
+            validation = self._evaluated(self.validation_images, self.validation_labels)
             loss, accuracy = validation.loss, validation.accuracy
             if not math.isfinite(loss):
                 raise self._diverged(self.step, f"the validation loss is {loss}")
@@ -329,19 +363,23 @@ class Run:
         self._write_metrics()
         self.report(epoch)
 
+    def _evaluated(self, images: Any, labels: np.ndarray) -> Evaluation:
+        return evaluate(self.model, images, labels, loss=self.config.loss, workers=self.workers)
+
     def _finish(self, was_finished: bool) -> Result:
         kept_epoch = len(self.history)
         if self.config.patience is not None and self.best is not None and self.best_epoch is not None:
             self.model.load_state_dict(self.best)
             kept_epoch = self.best_epoch
         self.model.eval()
-        test = evaluate(self.model, self.dataset.test_images, self.dataset.test_labels, loss=self.config.loss)
+        test = self._evaluated(self.dataset.test_images, self.dataset.test_labels)
         path = self.out / MODEL
         storage.save(self.model, path)
         seconds = sum(epoch.seconds for epoch in self.history)
         self.report(Finished(test.loss, test.accuracy, seconds, self.best_epoch, kept_epoch, path))
         self._stop_if_asked()
         return Result(
+            dataset=self.dataset,
             model=self.model,
             model_path=path,
             backend=self.backend.name,
@@ -393,24 +431,3 @@ class Run:
 def _lasting(data: str) -> str:
     """The data set's name, or the absolute path of its folder, so that any process can find it again."""
     return data if data in DATASETS else os.path.abspath(os.path.expanduser(data))
-
-
-def _build(config: TrainConfig, dataset: Dataset) -> Classifier:
-    classes = len(dataset.classes)
-    if config.model_arguments.get("num_classes", classes) != classes:
-        raise SettingValueError(
-            Setting("model_arguments"),
-            f": num_classes is {config.model_arguments['num_classes']}, but ",
-            Setting("data"),
-            f" {config.data!r} have {classes} classes",
-        )
-    model = build(config.model, **{**config.model_arguments, "num_classes": classes})
-    if model.input_shape[0] != 1:
-        raise SettingValueError(
-            Setting("model"),
-            f" {config.model!r} takes images of {model.input_shape[0]} channels, and those of ",
-            Setting("data"),
-            f" {config.data!r} have one; train it with nn and optim",
-        )
-    model.classes = dataset.classes
-    return model

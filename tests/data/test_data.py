@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import sys
+import tarfile
 import threading
 
 import hypothesis
@@ -140,8 +141,11 @@ def test_unknown_names(tmp_path):
     """A typo gets the nearest name, a path that is no folder says so."""
     with pytest.raises(ValueError, match="did you mean 'mnist-sample'"):
         load_dataset("mnist-sampel")
-    with pytest.raises(ValueError, match="unknown data set 'cifar10'; give 'mnist-sample' or 'mnist'"):
-        load_dataset("cifar10")
+    for name, near in (("cifra10", "cifar10"), ("fashion_mnist", "fashion-mnist"), ("CIFAR-100", "cifar100")):
+        with pytest.raises(ValueError, match=f"did you mean '{near}'"):
+            load_dataset(name)
+    with pytest.raises(ValueError, match="unknown data set 'imagenet'; give 'mnist-sample', 'mnist', 'fashion-mnist',"):
+        load_dataset("imagenet")
     with pytest.raises(ValueError, match="unknown data set ''"):
         load_dataset("")
     with pytest.raises(ValueError, match="no folder"):
@@ -194,13 +198,13 @@ def mirrors(tmp_path, monkeypatch):
         (path,) = tmp_path.glob(name.replace("-idx", "?idx") + "*")
         contents[name] = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     monkeypatch.setattr(download, "_SHA256", {n: hashlib.sha256(c).hexdigest() for n, c in contents.items()})
-    mode, requests = {"first": "good"}, []
+    mode, requests = {"first": "good", "contents": contents}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             _, mirror, name = self.path.split("/")
             requests.append((mirror, name))
-            body = gzip.compress(contents[name.removesuffix(".gz")])
+            body = mode.get("packed", {}).get(name) or gzip.compress(contents[name.removesuffix(".gz")])
             how = mode["first"] if mirror == "first" else mode.get("second", "good")
             if how == "404":
                 self.send_error(404)
@@ -269,6 +273,81 @@ def test_mirror_that_unpacks_on_the_way(mirrors, monkeypatch):
     assert load_dataset("mnist").test_images.shape == (6, 5, 4)
     assert [mirror for mirror, _ in requests] == ["first"] * 4
     assert (cache / "mnist").is_dir()
+
+
+def test_sets_whose_files_are_kept_packed(mirrors, monkeypatch):
+    """Fashion-MNIST and CIFAR are kept as they are published, checked against the publisher's md5, fetched once."""
+    mode, requests, cache = mirrors
+    monkeypatch.setattr(download, "_REMOTES", {**download._REMOTES})
+    remote = download._REMOTES["fashion-mnist"]
+    packed = {name: gzip.compress(mode["contents"][name.removesuffix(".gz")], mtime=0) for name in remote.md5}
+    archive = io.BytesIO()
+    batches = cifar_files(10)
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, content in batches.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    packed["cifar-10-binary.tar.gz"] = archive.getvalue()
+    mode["packed"] = packed
+    for name, files in (("fashion-mnist", list(remote.md5)), ("cifar10", ["cifar-10-binary.tar.gz"])):
+        md5 = {file: hashlib.md5(packed[file], usedforsecurity=False).hexdigest() for file in files}
+        monkeypatch.setitem(download._REMOTES, name, download._Remote(download._MIRRORS, md5))
+    clothes, cifar = (load_dataset(name, cache_dir=cache) for name in ("fashion-mnist", "cifar10"))
+    assert clothes.train_images.shape == (6, 5, 4)
+    assert clothes.classes[9] == "Ankle boot"
+    assert cifar.train_images.shape == (15, 3, 32, 32)
+    assert cifar.classes == ("one", "two", "three")
+    served = len(requests)
+    mode["first"] = "404"
+    load_dataset("cifar10", cache_dir=cache)
+    assert len(requests) == served == 5
+    kept = cache / "cifar10" / "cifar-10-binary.tar.gz"
+    kept.write_bytes(kept.read_bytes()[:-1])
+    load_dataset("cifar10", cache_dir=cache)
+    assert requests[-1] == ("second", "cifar-10-binary.tar.gz")
+
+
+def cifar_files(kind):
+    """The binary files of CIFAR, three records in each: the names of the classes, and pixels that count."""
+    rng = np.random.default_rng(kind)
+
+    def records(first):
+        pixels = rng.integers(0, 256, (3, 3072), dtype=np.uint8)
+        pixels[:, 0] = first + np.arange(3)
+        labels = np.array([[2], [1], [0]] if kind == 10 else [[9, 2], [9, 1], [9, 0]], np.uint8)
+        return np.concatenate([labels, pixels], axis=1).tobytes()
+
+    names = b"one\ntwo\nthree\n\n"
+    if kind == 100:
+        return {"train.bin": records(0), "test.bin": records(9), "fine_label_names.txt": names}
+    files = {f"data_batch_{i + 1}.bin": records(3 * i) for i in range(5)}
+    return {**files, "test_batch.bin": records(100), "batches.meta.txt": names}
+
+
+@pytest.mark.parametrize("kind", [10, 100])
+def test_folder_of_cifar(kind, tmp_path):
+    """Colours plane by plane, in the order of the files; CIFAR-100's second label byte; what does not fit is named."""
+    files = cifar_files(kind)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    dataset = load_dataset(tmp_path)
+    train = "data_batch_2.bin" if kind == 10 else "train.bin"
+    number, length = (3, 3073) if kind == 10 else (0, 3074)
+    assert (dataset.channels, dataset.size, dataset.classes) == (3, (32, 32), ("one", "two", "three"))
+    np.testing.assert_array_equal(dataset.train_images[:, 0, 0, 0], np.arange(15 if kind == 10 else 3))
+    np.testing.assert_array_equal(dataset.train_labels[:3], [2, 1, 0])
+    record = files[train][:length]
+    assert dataset.train_images[number].tobytes() == record[-3072:]
+    (tmp_path / train).write_bytes(files[train][:-1])
+    with pytest.raises(DataError, match=f"{train}: .*no multiple of {length:,}"):
+        load_dataset(tmp_path)
+    (tmp_path / train).write_bytes(b"\x07" * length)
+    with pytest.raises(DataError, match=f"{train}: holds the label 7, but 3 classes"):
+        load_dataset(tmp_path)
+    (tmp_path / train).unlink()
+    with pytest.raises(DataError, match=f"{train}: cannot be read"):
+        load_dataset(tmp_path)
 
 
 def test_damaged_cache_is_fetched_anew_and_no_mirror_is_one_line(mirrors):

@@ -13,7 +13,7 @@ from gpuconv import Tensor, backends, models, nn, optim, training
 from gpuconv import functional as F
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.data import Dataset, InputTransform, batch_indices, load_dataset, random_transforms
-from gpuconv.training.feed import Feed
+from gpuconv.training.feed import Feed, HostFeed
 
 SIZE = (9, 8)
 
@@ -96,10 +96,13 @@ def test_images_that_there_are_not(wrong):
 # -- by a graph --------------------------------------------------------------------------------------------------------
 
 
-def trained(backend, *, augment, captured):
+def trained(backend, *, augment, captured, host=False):
     """Losses and numbers of right answers of two epochs of three steps, and the parameters after them."""
     with gpuconv.use_backend(backend) as chosen:
         feed = made(chosen, augment=augment, batch_size=4, count=12)
+        if host:
+            images, labels, transform = image_set(12)
+            feed = HostFeed(images, labels, transform, chosen, batch_size=4, seed=4, augmentations=("crop", "flip"))
         gpuconv.manual_seed(0)
         model = nn.Sequential(
             nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 6), nn.ReLU(), nn.Linear(6, 3)
@@ -152,6 +155,19 @@ def test_a_captured_step_gathers_and_counts(augment, resident, monkeypatch):
     names = [launch.kernel.fn.__name__ for launch, _ in step._graph.launches]
     assert names[0] == "image_batch"
     assert names[-1] == "count_correct"
+
+
+@pytest.mark.slow
+@simulated
+def test_a_captured_step_takes_batches_of_the_host():
+    """What threads have prepared is copied to where the graph reads it."""
+    losses, counts, parameters, step = trained("cuda", augment=False, captured=True, host=True)
+    theirs, their_counts, expected_parameters, _ = trained("numpy", augment=False, captured=False, host=True)
+    np.testing.assert_allclose(losses, theirs, rtol=1e-4)
+    assert counts == their_counts
+    for one, other in zip(parameters, expected_parameters, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    assert "image_batch" not in {launch.kernel.fn.__name__ for launch, _ in step._graph.launches}
 
 
 class Small(models.Classifier):

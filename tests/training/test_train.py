@@ -773,7 +773,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path, digits, c
 
 def test_divergence_where_no_step_has_been_taken(tmp_path, digits, monkeypatch):
     """At the first step the gradient of the loss itself is named; where there is none, the message says so."""
-    real = models.build
+    real = training.run.build_network
 
     def huge(*arguments, **options):
         model = real(*arguments, **options)
@@ -787,7 +787,7 @@ def test_divergence_where_no_step_has_been_taken(tmp_path, digits, monkeypatch):
     scripted_validation(monkeypatch, [np.inf])
     with pytest.raises(TrainingDiverged, match=r"step 12 of 12: the validation loss is inf; no gradient has been"):
         fit(config, tmp_path / "a", resume=True)
-    monkeypatch.setattr(training.run, "build", huge)
+    monkeypatch.setattr(training.run, "build_network", huge)
     with pytest.raises(TrainingDiverged, match=r"step 1 of 12: the loss is (inf|nan); .* linear\.(weight|bias), nan"):
         fit(config, tmp_path / "b")
 
