@@ -60,6 +60,7 @@ ALLOWED = {
         "data",
         "files",
         "geometry",
+        "lab",
         "models",
         "names",
         "nn",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import operator
 import sys
@@ -127,38 +126,23 @@ class _Constant:
         return records.with_attributes(array)
 
 
-class _Memory:
-    """Makes arrays of a type given as a type of NumPy or of Numba."""
-
-    def __init__(self, as_dtype: Callable[[Any], Any]) -> None:
-        self._as_dtype = as_dtype
-
-    def _dtype(self, dtype: Any) -> np.dtype[Any]:
-        return np.dtype(dtype if isinstance(dtype, (type, np.dtype)) else self._as_dtype(dtype))
-
-
 class _Cut(np.ndarray[Any, Any]):
     """Dynamic shared memory, of which kernels make views of types as Numba names them."""
 
     def view(self, kind: Any) -> Any:  # type: ignore[override]
-        return super().view(kind if isinstance(kind, (type, np.dtype)) else numpy_support().as_dtype(kind))
+        return super().view(records.dtype_of(kind))
 
 
-def numpy_support() -> Any:
-    """Numba's module that translates types."""
-    return importlib.import_module("numba.cuda.np.numpy_support")
-
-
-class Local(_Memory):
+class _Local:
     """``cuda.local``."""
 
     def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Array:
         """An array of the thread that calls, filled with NaN."""
-        dtype = self._dtype(dtype)
+        dtype = records.dtype_of(dtype)
         return records.with_attributes(np.full(shape, poison(dtype), dtype))
 
 
-class Shared(_Memory):
+class _Shared:
     """``cuda.shared``."""
 
     def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
@@ -168,7 +152,7 @@ class Shared(_Memory):
         shared = launch.block_now.shared
         where = site(frame.f_code, frame.f_lasti)
         if where not in shared.arrays:
-            shared.arrays[where] = self._make(launch, where, shape, self._dtype(dtype), alignment or 0)
+            shared.arrays[where] = self._make(launch, where, shape, records.dtype_of(dtype), alignment or 0)
         return shared.arrays[where]
 
     @staticmethod
@@ -325,6 +309,8 @@ NAMES: dict[str, Any] = {
     "threadfence_block": _fence(block=True),
     "threadfence_system": _fence(block=False),
     "nanosleep": _nanosleep,
+    "shared": _Shared(),
+    "local": _Local(),
     "const": _Constant,
     "atomic": _Atomic,
     "cg": _CooperativeGroups,
@@ -338,13 +324,8 @@ NAMES: dict[str, Any] = {
 }
 
 
-def install(target: dict[str, Any], as_dtype: Callable[[Any], Any]) -> None:
-    """Put them into the names of a module, from where kernels take them from now on.
-
-    Args:
-        target: of the module.
-        as_dtype: NumPy's type of a type of Numba.
-    """
+def install(target: dict[str, Any]) -> None:
+    """Put them into the names of a module, from where kernels take them from now on."""
     global _names
     launching.names = _names = target
-    target.update(NAMES, shared=Shared(as_dtype), local=Local(as_dtype))
+    target.update(NAMES)

@@ -12,10 +12,10 @@ import gc
 import math
 import random
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -62,6 +62,8 @@ class Settings:
     report: Report | None = None
     #: Seconds after which a launch is ended.
     limit: float | None = None
+    #: Launches by the name of the kernel, of the whole process.
+    launches: ClassVar[Counter[str]] = Counter()
 
 
 def in_kernel() -> bool:
@@ -340,6 +342,10 @@ class Launch:
             value = argument.value
             copied = type(argument).__name__ == "In" and not hasattr(value, "_ary")  # what is on the device stays there
             return self._argument(value.copy() if copied else value)
+        if hasattr(argument, "copy_to_host") and not hasattr(argument, "_ary"):  # memory of a GPU
+            host = argument.copy_to_host()
+            self.after.append(lambda: argument.copy_to_device(host))
+            return self._argument(host)
         array = getattr(argument, "_ary", argument)  # of cuda.to_device
         if isinstance(array, np.void) and array.dtype.names is not None:
             record, give_back = records.as_argument(array)
@@ -365,6 +371,7 @@ class Launch:
             raise SimulationError(
                 f"{self.name}: ended after {Settings.limit:g} s; its threads stand at {places}"
             ) from None
+        Settings.launches[self.name] += 1
         for give_back in self.after:
             give_back()
         if self.tracer is not None:

@@ -1,7 +1,8 @@
-"""Records, as kernels see them: ``array[i].field`` and ``array[i]['field']`` are the same."""
+"""Types of elements. Records, as kernels see them: ``array[i].field`` and ``array[i]['field']`` are the same."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,18 @@ from typing import Any
 import numpy as np
 
 from gpuconv.lab.traced_arrays import TracedRecord
+
+
+def dtype_of(kind: Any) -> np.dtype[Any]:
+    """NumPy's type of a type as a kernel names it, which may be one of Numba's."""
+    if isinstance(kind, (type, np.dtype, str)):
+        return np.dtype(kind)
+    try:
+        support = importlib.import_module("numba.cuda.np.numpy_support")
+    except ImportError:  # numba-cuda before 0.21
+        support = importlib.import_module("numba.np.numpy_support")
+    dtype: np.dtype[Any] = support.as_dtype(kind)
+    return dtype
 
 
 class Records(np.recarray[Any, Any]):

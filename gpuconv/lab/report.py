@@ -14,7 +14,7 @@ from gpuconv.lab.traced_arrays import Buffer, address_of, bounds_of
 
 @dataclass(frozen=True)
 class Fault:
-    """An error of a kernel at one place in its source; the details are those of its first occurrence."""
+    """An error of a kernel at one place in its source; the details are those of the smallest launch that shows it."""
 
     #: "race", "uninitialized read", "out-of-bounds read" (or write, or atomic), "negative index", "divergent barrier".
     kind: str
@@ -24,6 +24,8 @@ class Fault:
     details: str
     #: How many elements, accesses or barriers it concerns. In memory with several dtypes, elements of the smallest.
     count: int
+    #: The smallest launch in which it occurred, as ``kernel[grid, block]``; the details are of that one.
+    launch: str = ""
 
     def __str__(self) -> str:
         times = f" ({self.count} times)" if self.count > 1 else ""
@@ -102,9 +104,11 @@ class Report:
 
     def __init__(self) -> None:
         self.launches = 0
+        #: Threads of the launch under way, and what it is called.
+        self.now: tuple[int, str] = (0, "")
         #: By kind and key: sites and details of the first one, and the count.
-        self._faults: dict[tuple[str, Any], tuple[tuple[str, ...], str, int]] = {}
-        self._remarks: dict[tuple[str, Any], tuple[tuple[str, ...], str, int]] = {}
+        self._faults: dict[tuple[str, Any], _Seen] = {}
+        self._remarks: dict[tuple[str, Any], _Seen] = {}
         self._shared: dict[tuple[Any, ...], list[Any]] = {}
         self._global: dict[tuple[Any, ...], list[Any]] = {}
         self._buffers: list[Buffer] = []
@@ -115,7 +119,7 @@ class Report:
     @property
     def faults(self) -> tuple[Fault, ...]:
         """All errors of the kernels, one entry for each place and array."""
-        return tuple(Fault(kind, *seen) for (kind, _), seen in self._faults.items())
+        return tuple(seen.fault(kind) for (kind, _), seen in self._faults.items())
 
     @property
     def remarks(self) -> tuple[Fault, ...]:
@@ -124,7 +128,7 @@ class Report:
         "same-value write": threads that nothing orders write one value to an element, and none reads it. "negative
         index": a number in the source that counts from the end of an array.
         """
-        return tuple(Fault(kind, *seen) for (kind, _), seen in self._remarks.items())
+        return tuple(seen.fault(kind) for (kind, _), seen in self._remarks.items())
 
     @property
     def races(self) -> tuple[Fault, ...]:
@@ -220,13 +224,31 @@ class Report:
 
     def add(self, kind: str, key: Any, sites: tuple[str, ...], details: str, count: int = 1) -> None:
         """Count a fault; the first of its kind and key gives the details."""
-        _count(self._faults, kind, key, sites, details, count)
+        self._count(self._faults, kind, key, sites, details, count)
 
     def remark(self, kind: str, key: Any, sites: tuple[str, ...], details: str, count: int = 1) -> None:
         """Count what is no fault."""
-        _count(self._remarks, kind, key, sites, details, count)
+        self._count(self._remarks, kind, key, sites, details, count)
+
+    def _count(
+        self, found: dict[Any, _Seen], kind: str, key: Any, sites: tuple[str, ...], details: str, count: int
+    ) -> None:
+        seen = found.get((kind, key))
+        before = 0 if seen is None else seen.count
+        if seen is None or self.now[0] < seen.threads:
+            found[kind, key] = seen = _Seen(sites, details, 0, *self.now)
+        seen.count = before + count
 
 
-def _count(found: dict[Any, Any], kind: str, key: Any, sites: tuple[str, ...], details: str, count: int) -> None:
-    sites, details, before = found.get((kind, key), (sites, details, 0))
-    found[kind, key] = sites, details, before + count
+@dataclass
+class _Seen:
+    """A fault of one kind and place: the details are those in the smallest launch."""
+
+    sites: tuple[str, ...]
+    details: str
+    count: int
+    threads: int
+    launch: str
+
+    def fault(self, kind: str) -> Fault:
+        return Fault(kind, self.sites, self.details, self.count, self.launch)

@@ -38,9 +38,10 @@ import contextlib
 import copy
 import functools
 import importlib
+import linecache
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -48,7 +49,7 @@ from gpuconv.lab import device_names, host, launching
 from gpuconv.lab.launching import Settings, SimulationError
 from gpuconv.lab.report import Report
 
-__all__ = ["Report", "SimulationError", "activate", "trace"]
+__all__ = ["Report", "Simulation", "SimulationError", "activate", "simulate", "trace"]
 
 
 def activate(seed: int = 0, *, limit: float | None = None) -> None:
@@ -95,7 +96,6 @@ def _patch(cuda: ModuleType) -> None:
         probe = kernel.FakeCUDAKernel(lambda: None, device=False)
         for name in ("fn", "_device", "_debug", "extensions", "grid_dim", "block_dim", "dynshared_size"):
             getattr(probe, name)
-        as_dtype = api.numpy_support.as_dtype
         names = {"fp16": api.FakeCUDAModule((1, 1, 1), (1, 1, 1), 0).fp16}
         host_names = host.patch(cuda)
     except (ImportError, AttributeError, TypeError) as error:
@@ -103,7 +103,7 @@ def _patch(cuda: ModuleType) -> None:
             f"gpuconv.lab.simulator does not know the layout of this numba.cuda simulator ({error}): it was written "
             "for numba-cuda 0.20.0 to 0.30.4"
         ) from error
-    device_names.install(vars(cuda), as_dtype)
+    device_names.install(vars(cuda))
     vars(cuda).update(names, **host_names)
     kernel.FakeCUDAKernel.__call__ = _call
     kernel.FakeCUDAKernel.__getitem__ = _configured
@@ -117,19 +117,93 @@ def trace(*, seed: int | None = None) -> Iterator[Report]:
     Args:
         seed: of the order of threads in these launches, instead of the one given to :func:`activate`.
 
+    A launch belongs to the innermost of several.
+
     Raises:
-        RuntimeError: the simulator is not active, or another trace is under way.
+        RuntimeError: the simulator is not active.
     """
     if not launching.names:
         raise RuntimeError("the simulator is not active: call gpuconv.lab.simulator.activate() first")
-    if Settings.report is not None:
-        raise RuntimeError("a trace is under way, and traces cannot be nested")
-    report, before = Report(), Settings.seed
-    Settings.report, Settings.seed = report, before if seed is None else seed
+    with _tracing(seed) as report:
+        yield report
+
+
+@contextlib.contextmanager
+def _tracing(seed: int | None) -> Iterator[Report]:
+    report, before = Report(), (Settings.report, Settings.seed)
+    Settings.report, Settings.seed = report, Settings.seed if seed is None else seed
     try:
         yield report
     finally:
-        Settings.report, Settings.seed = None, before
+        Settings.report, Settings.seed = before
+
+
+# -- without switching it on -----------------------------------------------------------------------------
+
+
+def simulate(kernel: Any, *, trace: bool = False, seed: int = 0, limit: float | None = None) -> Simulation:
+    """A kernel that runs in the laboratory when it is launched: ``simulate(kernel)[grid, block](x, y)``.
+
+    It needs no :func:`activate`: real kernels run in the same process, before and after.
+
+    Args:
+        kernel: of ``numba.cuda``, or a Python function that is written like one.
+        trace: whether to record every access; launches then return a :class:`~gpuconv.lab.report.Report`.
+        seed: of the order of threads and blocks.
+        limit: seconds after which a launch is ended, with the lines where its threads stand; None for never.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    return Simulation(kernel, trace, seed, limit)
+
+
+class Simulation:
+    """What :func:`simulate` gives. Arguments are NumPy arrays, used in place, numbers, and tuples of such.
+
+    Device arrays of ``numba.cuda`` are copied to the host and back.
+    """
+
+    def __init__(self, kernel: Any, trace: bool, seed: int, limit: float | None) -> None:
+        cuda = importlib.import_module("numba.cuda")
+        if is_simulated(cuda):
+            if launching.names is not vars(cuda):
+                _patch(cuda)
+            self._function = getattr(kernel, "fn", kernel)
+            if not callable(self._function):
+                raise TypeError(f"simulate: a kernel or a Python function is wanted, not {type(kernel).__name__}")
+        else:
+            from gpuconv.lab import binding  # needs numba.cuda as it is for a GPU
+
+            self._function = binding.bind(kernel)
+        self._trace, self._seed, self._limit = trace, seed, limit
+        options = getattr(kernel, "targetoptions", {})
+        self._debug = bool(options.get("debug", getattr(kernel, "_debug", False)))
+
+    def __getitem__(self, configuration: Any) -> Callable[..., Report | None]:
+        grid, block, *rest = configuration
+        dynamic = rest[1] if len(rest) > 1 else 0
+        return functools.partial(self._launch, grid, block, dynamic)
+
+    def forall(self, ntasks: int, tpb: int = 128, stream: Any = 0, sharedmem: int = 0) -> Callable[..., Report | None]:
+        """As a kernel's: blocks of ``tpb`` threads, of which there are at least ``ntasks``."""
+        return self[max(1, -(-ntasks // (tpb or 128))), tpb or 128, stream, sharedmem]
+
+    def _launch(self, grid: Any, block: Any, dynamic: int, *args: Any) -> Report | None:
+        before = Settings.seed, Settings.limit
+        Settings.seed, Settings.limit = self._seed, self._limit
+        try:
+            with _tracing(None) if self._trace else contextlib.nullcontext() as report:
+                launching.run(self._function, grid, block, args, dynamic=dynamic, debug=self._debug)
+            return report
+        finally:
+            Settings.seed, Settings.limit = before
+
+
+def source_line(site: str) -> str:
+    """The line of source at a place that a report names, as "file.py:12"."""
+    path, _, line = site.rpartition(":")
+    return linecache.getline(path, int(line)).strip()
 
 
 # -- methods of Numba's simulated kernels ----------------------------------------------------------------

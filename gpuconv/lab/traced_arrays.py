@@ -224,10 +224,12 @@ class TracedArray:
                 yield self.values[i]
 
     T = property(lambda self: self._tracer.view(self, self.values.T))
+    real = property(lambda self: self._tracer.view(self, self.values.real))
+    imag = property(lambda self: self._tracer.view(self, self.values.imag))
 
     def view(self, dtype: Any) -> TracedArray:
         """Its memory as another type."""
-        return self._tracer.view(self, self.values.view(self._tracer.dtype(dtype)))
+        return self._tracer.view(self, self.values.view(self._tracer.dtype_of(dtype)))
 
     def reshape(self, *shape: Any) -> TracedArray:
         """Its memory in another shape."""

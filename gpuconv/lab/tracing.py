@@ -6,7 +6,6 @@ evaluated after each block, in bulk, by NumPy: see :class:`gpuconv.lab.report.Re
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from types import CodeType
@@ -16,6 +15,7 @@ import numpy as np
 
 from gpuconv.lab import tables
 from gpuconv.lab.places import WARP, Array, Dim3, Site, is_written_negative, site, site_name, thread_name
+from gpuconv.lab.records import dtype_of
 from gpuconv.lab.report import Report
 from gpuconv.lab.tables import Events
 from gpuconv.lab.traced_arrays import (
@@ -60,6 +60,7 @@ class Tracer:
 
     def __init__(self, report: Report, kernel: Callable[..., None], grid: Dim3, block: Dim3) -> None:
         self.report, self.kernel, self.grid, self.block_dim = report, kernel, grid, block
+        report.now = math.prod(grid) * math.prod(block), f"{kernel.__name__}[{grid}, {block}]"
         self.log: list[tuple[int, int, CodeType, int]] = []
         #: The value of each write in the log, in its order.
         self.written: list[Any] = []
@@ -82,6 +83,8 @@ class Tracer:
         self._static_end: dict[Any, int] = {}
 
     # Arrays.
+
+    dtype_of = staticmethod(dtype_of)
 
     def wrap(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of the kernel, with traced arrays in the place of arrays."""
@@ -152,13 +155,6 @@ class Tracer:
                 self._races_between_blocks()
                 self._global_accesses.clear()
             buffer.refine(smaller)
-
-    def dtype(self, of: Any) -> np.dtype[Any]:
-        """NumPy's type of a type that a kernel names."""
-        if isinstance(of, (type, np.dtype)):
-            return np.dtype(of)
-        dtype: np.dtype[Any] = importlib.import_module("numba.cuda.np.numpy_support").as_dtype(of)
-        return dtype
 
     def shared(self, values: Array, where: Site, alignment: int, memory: object, *, dynamic: bool) -> TracedArray:
         """A traced array for a shared array that the instruction ``where`` made, or for dynamic shared memory.
