@@ -25,6 +25,8 @@ class Events(NamedTuple):
     block: Array
     #: A number for the value that was written, the same for equal ones; -1 where nothing was.
     value: Array
+    #: Its place in the log of the launch.
+    time: Array
 
     def take(self, rows: Array) -> Events:
         """Some of the rows."""

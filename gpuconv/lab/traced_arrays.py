@@ -160,6 +160,7 @@ class TracedArray:
         self._log((self._atomic, position, frame.f_code, frame.f_lasti))
         old = self.values[index]
         new = self.values[index] = update(old)
+        self._tracer.atomic(self.buffer, self.address + position * self.scale, changes=bool(new != old))
         return old, new
 
     def _log_at(self, code: int, index: tuple[int, ...], frame: FrameType) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpuconv.lab import tables
+from gpuconv.lab.ordering import Ordering, Orders
 from gpuconv.lab.places import WARP, Array, Dim3, Site, is_written_negative, site, site_name, thread_name
 from gpuconv.lab.records import dtype_of
 from gpuconv.lab.report import Report
@@ -78,6 +79,9 @@ class Tracer:
         self._accesses: list[tuple[int, int, int]] = []
         self._sites: dict[Site, int] = {}
         self._global_accesses: list[Array] = []
+        #: How many accesses are no longer in the log, because they are evaluated.
+        self._evaluated = 0
+        self._orders = Orders(math.prod(block))
         #: By the shared memory of a block: the buffer of its dynamic part, and where its static part ends.
         self._dynamic: dict[Any, Buffer] = {}
         self._static_end: dict[Any, int] = {}
@@ -209,6 +213,7 @@ class Tracer:
         """A block passes a barrier, at which its threads wait at ``sites``; some may have ``left`` the kernel."""
         self._epoch += 1
         block.epoch = self._epoch
+        self._orders.meet(self._now(), block.number, range(math.prod(self.block_dim)), None)
         if len(sites) > 1 or left:
             names = tuple(sorted(map(site_name, sites)))
             gone = ", when others have left the kernel" if left else ""
@@ -217,15 +222,26 @@ class Tracer:
 
     def syncwarp(self, block: BlockOnTheWay, threads: list[int]) -> None:
         """Threads of a warp have waited for each other."""
+        self._orders.meet(self._now(), block.number, threads, threads[0] // WARP)
 
     def fence(self, *, block: bool) -> None:
         """The current thread passes a fence: for its ``block``, or for the whole device."""
+        self._orders.fence(self._now(), self._block, self._thread, for_block=block)
+
+    def atomic(self, buffer: Buffer, address: int, *, changes: bool) -> None:
+        """The current thread's atomic comes to an element."""
+        element = (id(buffer), address, self._block if buffer.shared else None)
+        self._orders.atomic(self._now(), self._block, self._thread, element, changes=changes)
+
+    def _now(self) -> int:
+        return self._evaluated + len(self.log)
 
     def grid_barrier(self, blocks: Sequence[BlockOnTheWay]) -> None:
         """All blocks have waited for each other."""
         self._flush()
         self._races_between_blocks()
         self._global_accesses.clear()
+        self._orders = Orders(math.prod(self.block_dim))  # all that was before is in order with all that follows
         for block in blocks:
             self._epoch += 1
             block.epoch = self._epoch
@@ -281,9 +297,11 @@ class Tracer:
             epoch -= epoch[0]
             value = np.full(len(log), -1)
             value[kind == WRITE] = self._number_values()
-            e = Events(array, kind, nbytes, address, where, run, thread, epoch, block, value)
+            time = self._evaluated + np.arange(len(log))
+            e = Events(array, kind, nbytes, address, where, run, thread, epoch, block, value, time)
             self._count_requests(e)
             self._check_elements(e)
+        self._evaluated += len(log)
         log.clear()
         runs.clear()
 
@@ -364,7 +382,7 @@ class Tracer:
         for buffer in self._buffers:
             span = slice(*np.searchsorted(written, (buffer.first, buffer.first + buffer.written.size)))
             buffer.written[written[span] - buffer.first] += counts[span]
-        columns = (unit, e.block, e.kind, e.site, e.array, e.value)
+        columns = (unit, e.block, e.kind, e.site, e.array, e.value, e.thread, e.time)
         self._global_accesses.append(np.stack([column[~shared] for column in columns]).astype(np.int32))
 
         chosen = np.flatnonzero(np.isin(unit, written))
@@ -372,7 +390,17 @@ class Tracer:
         place = tables.changes(e.epoch[order], unit[order])
         table = e.take(order)
         ordered = self._ordered if any(run[2] is not None for run in self._runs) else None
-        self._add_races(table, tables.conflicts(place, table, table.thread, ordered), between_blocks=False)
+        found = tables.conflicts(place, table, table.thread, ordered)
+        if found[0].size and self._orders.matter:
+            self._orders.catch_up()
+            order_within = self._in_order(self._orders.within)
+            found = tables.conflicts(
+                place,
+                table,
+                table.thread,
+                lambda e, one, other: order_within(e, one, other) or (ordered is not None and ordered(e, one, other)),
+            )
+        self._add_races(table, found, between_blocks=False)
 
         chosen = np.flatnonzero(shared)
         order = chosen[tables.sorting(e.block[chosen], unit[chosen])]
@@ -392,10 +420,22 @@ class Tracer:
         lanes = [int(e.thread[i]) % WARP for i in (one, other)]
         return any(clocks[1 - i][lanes[i]] > clocks[i][lanes[i]] for i in (0, 1))
 
+    def _in_order(self, ordering: Ordering) -> Callable[[Events, int, int], bool]:
+        """Whether threads synchronised between two accesses, of which the first is earlier in the log."""
+        threads = math.prod(self.block_dim)
+
+        def ordered(e: Events, one: int, other: int) -> bool:
+            who = [int(e.block[i]) * threads + int(e.thread[i]) for i in (one, other)]
+            return ordering.ordered(who[0], int(e.time[one]), who[1], int(e.time[other]))
+
+        return ordered
+
     def _races_between_blocks(self) -> None:
         if not self._global_accesses:
             return
-        unit, block, kind, where, array, value = np.concatenate(self._global_accesses, axis=1).astype(np.int64)
+        unit, block, kind, where, array, value, thread, time = np.concatenate(self._global_accesses, axis=1).astype(
+            np.int64
+        )
         written = np.concatenate([buffer.written for buffer in self._buffers])
         last = np.full_like(written, -1)
         last[unit[kind != READ]] = block[kind != READ]
@@ -407,8 +447,13 @@ class Tracer:
         address = self._columns(array, lambda traced: traced.buffer.address)
         address += (unit - self._columns(array, lambda traced: traced.buffer.first)) * granule
         unknown = np.zeros_like(unit)
-        e = Events(array, kind, granule, address, where, unknown, unknown, unknown, block, value).take(chosen)
-        self._add_races(e, tables.conflicts(tables.changes(unit[chosen]), e, e.block, None), between_blocks=True)
+        e = Events(array, kind, granule, address, where, unknown, thread, unknown, block, value, time).take(chosen)
+        place = tables.changes(unit[chosen])
+        found = tables.conflicts(place, e, e.block, None)
+        if found[0].size and self._orders.matter:
+            self._orders.catch_up()
+            found = tables.conflicts(place, e, e.block, self._in_order(self._orders.between))
+        self._add_races(e, found, between_blocks=True)
 
     def _add_races(self, e: Events, found: tuple[Array, Array, Array], *, between_blocks: bool) -> None:
         one, other = (e.take(rows) for rows in found[:2])
@@ -426,6 +471,11 @@ class Tracer:
                 sites.append(self._site_name(int(side.site[i])))
                 deeds.append(f"{KINDS[int(side.kind[i])]} at {sites[-1]} by {who}")
             details = f"{array.element(int(one.address[i]))}: {deeds[0]}, {deeds[1]}"
+            if self._orders.matter:
+                early, late = sorted((one.take(mine[:1]), other.take(mine[:1])), key=lambda access: int(access.time[0]))
+                both = Events(*(np.concatenate(columns) for columns in zip(early, late, strict=True)))
+                if self._in_order(self._orders.meant)(both, 0, 1):
+                    details += "; atomics lie between, but without cuda.threadfence() they order nothing else"
             add, kind = (self.report.remark, "same-value write") if harmless else (self.report.add, "race")
             add(kind, (array.name, between_blocks, *sites), tuple(sites), details, mine.size)
 

@@ -285,3 +285,90 @@ def test_arrays_of_objects_are_refused():
     """A GPU has no Python objects."""
     with pytest.raises(TypeError, match="Python objects"):
         cuda.jit(lambda x: None)[1, 1](np.array([None]))
+
+
+# -- locks, and what orders memory -----------------------------------------------------------------------
+
+
+def locked(fences, barriers):
+    """Threads, or blocks as wholes, add to a plain counter under a lock made of atomics."""
+    before, behind = fences
+
+    @cuda.jit
+    def kernel(lock, total):
+        if not barriers or cuda.threadIdx.x == 0:
+            while cuda.atomic.cas(lock, 0, 0, 1) != 0:
+                pass
+            if before:
+                cuda.threadfence()
+        if barriers:
+            cuda.syncthreads()
+        total[cuda.threadIdx.x if barriers else 0] += 1
+        if barriers:
+            cuda.syncthreads()
+        if not barriers or cuda.threadIdx.x == 0:
+            if behind:
+                cuda.threadfence()
+            cuda.atomic.exch(lock, 0, 0)
+
+    return kernel
+
+
+@pytest.mark.parametrize("fences", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("barriers", [False, True], ids=["threads", "blocks"])
+def test_a_lock_orders_what_it_guards(fences, barriers):
+    """With a fence behind taking it and one before leaving it: no race. Without one, a race, and what is missing."""
+    total = np.zeros(8, np.int32)
+    with simulator.trace() as report:
+        locked(fences, barriers)[6, 8](np.zeros(1, np.int32), total)
+    assert total[0] == (6 if barriers else 48)
+    assert report.clean == all(fences), str(report)
+    if not report.clean:
+        assert {fault.kind for fault in report.faults} == {"race"}
+        assert all("without cuda.threadfence() they order nothing" in fault.details for fault in report.faults)
+
+
+def test_what_a_lock_does_not_guard():
+    """An access outside of it races, and no fence would help."""
+
+    @cuda.jit
+    def kernel(lock, total):
+        while cuda.atomic.cas(lock, 0, 0, 1) != 0:
+            pass
+        cuda.threadfence()
+        total[0] += 1
+        cuda.threadfence()
+        cuda.atomic.exch(lock, 0, 0)
+        if cuda.grid(1) == 3:
+            total[0] += 1
+
+    with simulator.trace() as report:
+        kernel[4, 2](np.zeros(1, np.int32), np.zeros(1, np.int32))
+    assert report.races, str(report)
+    assert "threadfence" not in str(report)
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_the_last_block_sums_up(fenced):
+    """The usual reduction in one launch: the block that counts last reads what all others wrote."""
+
+    @cuda.jit
+    def kernel(x, parts, count, total):
+        last = cuda.shared.array(1, int32)
+        if cuda.threadIdx.x == 0:
+            parts[cuda.blockIdx.x] = x[cuda.blockIdx.x]
+            if fenced:
+                cuda.threadfence()
+            last[0] = cuda.atomic.add(count, 0, 1) == cuda.gridDim.x - 1
+            if fenced:
+                cuda.threadfence()
+        cuda.syncthreads()
+        if last[0] and cuda.threadIdx.x == 0:
+            for i in range(cuda.gridDim.x):
+                total[0] += parts[i]
+
+    x, total = np.arange(12, dtype=np.float32), np.zeros(1, np.float32)
+    with simulator.trace() as report:
+        kernel[12, 4](x, np.zeros(12, np.float32), np.zeros(1, np.int32), total)
+    assert total[0] == x.sum()
+    assert report.clean == fenced, str(report)
