@@ -63,6 +63,7 @@ ALLOWED = {
         "data",
         "files",
         "geometry",
+        "lab",
         "models",
         "names",
         "nn",

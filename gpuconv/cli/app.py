@@ -12,6 +12,7 @@ import typer
 
 import gpuconv
 from gpuconv import backends
+from gpuconv.cli.check import check
 from gpuconv.cli.common import INTERRUPTED, Failure, complain, option, os_error
 from gpuconv.cli.evaluate import evaluate
 from gpuconv.cli.info import info
@@ -75,7 +76,7 @@ def _in_one_line(error: Exception) -> str:
 def _app() -> typer.Typer:
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_top)
-    for command in (train, evaluate, predict, tune, summary, info):
+    for command in (train, evaluate, predict, tune, summary, info, check):
         app.command()(command)
     return app
 

@@ -133,8 +133,8 @@ def _predicated_load(count: int) -> Callable[..., Any]:
 
 # -- for the simulator -----------------------------------------------------------------------------------
 #
-# In a trace a twin is given a `gpuconv.lab.tracing.TracedArray`, which makes the same checks and more. Its methods take
-# an access to be that of their caller's caller, the kernel: the twin itself has to call them.
+# In a trace a twin is given a `gpuconv.lab.traced_arrays.TracedArray`, which makes the same checks and more. Its
+# methods take an access to be that of their caller's caller, the kernel: the twin itself has to call them.
 
 
 def _elements(array: Any, offset: Any, count: int) -> slice:

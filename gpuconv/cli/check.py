@@ -1,0 +1,49 @@
+"""``gpuconv check``: a script whose Numba CUDA kernels run in the laboratory."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpuconv.cli.common import Failure
+
+
+def check(
+    script: Annotated[Path, typer.Argument(help="A Python file that launches kernels of numba.cuda.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="What the script finds in sys.argv.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of threads and blocks.")] = 0,
+    limit: Annotated[float, typer.Option(help="Seconds that a launch may take.")] = 60.0,
+) -> int:
+    """Run a script with its Numba CUDA kernels on the CPU, and report races and other faults.
+
+    Every access to memory is recorded. Exits with 1 if there is a fault. Needs no GPU.
+    """
+    if not script.is_file():
+        raise Failure(f"check: {script} is not a file")
+    try:
+        from gpuconv.lab import simulator
+
+        simulator.activate(seed, limit=limit)
+    except (ImportError, RuntimeError) as error:
+        raise Failure(f"check: {error}") from error
+    before = sys.argv, sys.path[:]
+    sys.argv, sys.path[0:0] = [str(script), *(arguments or [])], [os.fspath(script.parent.resolve())]
+    status = 0
+    try:
+        with simulator.trace() as report:
+            try:
+                runpy.run_path(str(script), run_name="__main__")
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            except simulator.SimulationError as error:
+                status = 1
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    finally:
+        sys.argv, sys.path[:] = before
+    print(report)
+    return status or int(bool(report.faults))

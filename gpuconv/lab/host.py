@@ -1,0 +1,142 @@
+"""The host's side of ``numba.cuda`` in the simulator, where Numba's own lacks it: a device, memory, streams, events."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import inspect
+import time
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+#: What a card answers, by the name that `cuda.get_current_device()` has for it: an H100 SXM5 (CUDA's deviceQuery).
+CARD: dict[str, Any] = {
+    "name": b"SIMULATOR (as an H100)",
+    "id": 0,
+    "compute_capability": (9, 0),
+    "COMPUTE_CAPABILITY_MAJOR": 9,
+    "COMPUTE_CAPABILITY_MINOR": 0,
+    "MAX_THREADS_PER_BLOCK": 1024,
+    "MAX_BLOCK_DIM_X": 1024,
+    "MAX_BLOCK_DIM_Y": 1024,
+    "MAX_BLOCK_DIM_Z": 64,
+    "MAX_GRID_DIM_X": 2**31 - 1,
+    "MAX_GRID_DIM_Y": 65_535,
+    "MAX_GRID_DIM_Z": 65_535,
+    "MAX_SHARED_MEMORY_PER_BLOCK": 48 * 1024,
+    "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": 227 * 1024,
+    "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": 228 * 1024,
+    "MAX_REGISTERS_PER_BLOCK": 65_536,
+    "MAX_REGISTERS_PER_MULTIPROCESSOR": 65_536,
+    "MAX_THREADS_PER_MULTI_PROCESSOR": 2048,
+    "MULTIPROCESSOR_COUNT": 132,
+    "WARP_SIZE": 32,
+    "TOTAL_CONSTANT_MEMORY": 65_536,
+    "CLOCK_RATE": 1_980_000,
+    "MEMORY_CLOCK_RATE": 2_619_000,
+    "GLOBAL_MEMORY_BUS_WIDTH": 5120,
+    "L2_CACHE_SIZE": 50 * 1024 * 1024,
+    "ASYNC_ENGINE_COUNT": 3,
+    "CONCURRENT_KERNELS": 1,
+    "COOPERATIVE_LAUNCH": 1,
+    "UNIFIED_ADDRESSING": 1,
+    "MANAGED_MEMORY": 1,
+    "CONCURRENT_MANAGED_ACCESS": 1,
+    "CAN_MAP_HOST_MEMORY": 1,
+    "INTEGRATED": 0,
+    "KERNEL_EXEC_TIMEOUT": 0,
+    "ECC_ENABLED": 1,
+    "TCC_DRIVER": 0,
+    "PCI_BUS_ID": 0,
+    "PCI_DEVICE_ID": 0,
+    "PCI_DOMAIN_ID": 0,
+}
+MEMORY = 80 * 1024**3
+_MemoryInfo = namedtuple("_MemoryInfo", "free,total")
+
+
+def patch(cuda: ModuleType) -> dict[str, Any]:
+    """Mend classes of Numba's simulator, and give the names that the module ``numba.cuda`` lacks or has wrong."""
+    devices = importlib.import_module("numba.cuda.simulator.cudadrv.devices")
+    device = devices.FakeCUDADevice
+    device.__getattr__ = _attribute
+    device.compute_capability = CARD["compute_capability"]
+    devices.FakeCUDAContext.compute_capability = CARD["compute_capability"]
+    devices.FakeCUDAContext.get_memory_info = lambda self: _MemoryInfo(MEMORY, MEMORY)
+    kernel = importlib.import_module("numba.cuda.simulator.kernel")
+    kernel.FakeOverload.max_cooperative_grid_blocks = lambda self, blockdim, dynsmemsize=0: BLOCKS_AT_ONCE
+    stream, event = cuda.stream, cuda.event
+    for name, value in _STREAM.items():
+        setattr(stream, name, value)
+    for name, value in _EVENT.items():
+        setattr(event, name, value)
+    arrays = importlib.import_module("numba.cuda.simulator.cudadrv.devicearray")
+    return {
+        "jit": _any_option(cuda.jit),
+        "pinned": _pinned,
+        "managed_array": arrays.managed_array,
+        "mapped_array_like": arrays.device_array_like,
+        "profile_start": _nothing,
+        "profile_stop": _nothing,
+        "profiling": contextlib.nullcontext,
+        "event_elapsed_time": _elapsed,
+    }
+
+
+#: Blocks of a cooperative grid that are said to fit: enough for mistakes between blocks to show.
+BLOCKS_AT_ONCE = 16
+
+
+def _attribute(device: Any, name: str) -> Any:
+    if name in CARD:
+        return CARD[name]
+    raise AttributeError(f"the simulated device has no {name}: gpuconv.lab.host.CARD lists what it has")
+
+
+def _nothing(*args: Any, **keywords: Any) -> None:
+    """What has no effect without a device."""
+
+
+@contextlib.contextmanager
+def _pinned(*arrays: np.ndarray[Any, Any]) -> Iterator[None]:
+    yield
+
+
+def _any_option(jit: Callable[..., Any]) -> Callable[..., Any]:
+    """``cuda.jit`` that accepts the compiler's options which Numba's simulator does not know."""
+    known = set(inspect.signature(jit).parameters)
+
+    @functools.wraps(jit)
+    def wrapper(func_or_sig: Any = None, **options: Any) -> Any:
+        return jit(func_or_sig, **{name: value for name, value in options.items() if name in known})
+
+    return wrapper
+
+
+# -- streams and events: all work is done when a launch returns ------------------------------------------
+
+
+def _add_callback(stream: Any, callback: Callable[..., None], arg: Any = None) -> None:
+    callback(stream, 0, arg)
+
+
+async def _async_done(stream: Any) -> Any:
+    return stream
+
+
+def _record(event: Any, stream: Any = 0) -> None:
+    event._time = time.perf_counter()
+
+
+def _elapsed(event: Any, other: Any) -> float:
+    """Milliseconds of this process, which say nothing of a GPU."""
+    return 1e3 * (other._time - event._time)
+
+
+_STREAM: dict[str, Any] = {"add_callback": _add_callback, "async_done": _async_done, "handle": 0}
+_EVENT: dict[str, Any] = {"record": _record, "elapsed_time": _elapsed, "query": lambda event: True, "_time": 0.0}

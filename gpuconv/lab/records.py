@@ -1,0 +1,50 @@
+"""Types of elements. Records, as kernels see them: ``array[i].field`` and ``array[i]['field']`` are the same."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpuconv.lab.traced_arrays import TracedRecord
+
+
+def dtype_of(kind: Any) -> np.dtype[Any]:
+    """NumPy's type of a type as a kernel names it, which may be one of Numba's."""
+    if isinstance(kind, (type, np.dtype, str)):
+        return np.dtype(kind)
+    try:
+        support = importlib.import_module("numba.cuda.np.numpy_support")
+    except ImportError:  # numba-cuda before 0.21
+        support = importlib.import_module("numba.np.numpy_support")
+    dtype: np.dtype[Any] = support.as_dtype(kind)
+    return dtype
+
+
+class Records(np.recarray[Any, Any]):
+    """An array of records, with their fields as attributes."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(value, TracedRecord):
+            value = value.whole(sys._getframe(1))
+        super().__setitem__(index, value)
+
+
+def with_attributes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The array itself, or for one of records a view of it with their fields as attributes."""
+    return array if array.dtype.names is None else array.view(Records)
+
+
+def as_argument(record: np.void) -> tuple[Any, Callable[[], None]]:
+    """A record for a kernel, and a function that writes what became of it back."""
+    copy = np.zeros(1, record.dtype)
+    copy[0] = record
+
+    def give_back() -> None:
+        for name in record.dtype.names or ():
+            record[name] = copy[name][0]
+
+    return copy.view(Records)[0], give_back

@@ -1,0 +1,84 @@
+"""What ``pytest --cuda-lab`` does: kernels run in the simulator, and a fault fails the test that launched it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gpuconv.lab import simulator
+from gpuconv.lab.launching import Settings
+from gpuconv.lab.report import Fault
+
+
+class Laboratory:
+    """The plugin, once it is switched on.
+
+    Args:
+        seed: of the order of threads and blocks.
+        limit: seconds that a launch may take.
+        trace: whether accesses are recorded.
+    """
+
+    def __init__(self, *, seed: int, limit: float, trace: bool) -> None:
+        self._seed, self._limit, self._trace = seed, limit, trace
+        self._faults: Counter[str] = Counter()
+        #: Launches by kernel: of this process, and of those that ran tests for it.
+        self._launches: Counter[str] = Counter()
+        try:
+            simulator.activate(seed, limit=limit)
+        except (RuntimeError, ImportError) as error:
+            raise pytest.UsageError(f"--cuda-lab: {error}") from error
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        """A test with the launches that it makes."""
+        if not self._trace:
+            return (yield)
+        with simulator.trace(seed=self._seed) as report:
+            result = yield
+        marks = [kind for mark in item.iter_markers("cuda_lab") for kind in mark.kwargs.get("allow", ())]
+        faults = [fault for fault in report.faults if not fault.kind.startswith(tuple(marks))]
+        self._faults.update(fault.kind for fault in faults)
+        if faults:
+            pytest.fail("\n".join(map(_told, faults)), pytrace=False)
+        return result
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """A process that ran tests for another one hands its counts over."""
+        self._launches.update(Settings.launches)
+        output = getattr(session.config, "workeroutput", None)
+        if output is not None:
+            output["cuda_lab"] = [dict(self._launches), dict(self._faults)]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take them over."""
+        launches, faults = getattr(node, "workeroutput", {}).get("cuda_lab", ({}, {}))
+        self._launches.update(launches)
+        self._faults.update(faults)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """What was launched, and what was found."""
+        terminalreporter.section("cuda lab")
+        what = f"{_several(self._launches.total(), 'launch')} of {_several(len(self._launches), 'kernel')}"
+        found = ", ".join(f"{kind} ({count})" for kind, count in self._faults.most_common())
+        if not self._launches:
+            found = "no kernel of numba.cuda ran"
+        elif not self._trace:
+            found = "accesses were not recorded (--cuda-lab-trace)"
+        terminalreporter.write_line(f"{what} simulated: {found or 'no fault'}")
+
+
+def _told(fault: Fault) -> str:
+    """A fault, the lines of source that it is about, and the launch."""
+    lines = [f"cuda lab: {fault}", f"    in {fault.launch}"]
+    for site in dict.fromkeys(fault.sites):
+        lines.append(f"    {site}: {simulator.source_line(site)}")
+    return "\n".join(lines)
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'es' * (what == 'launch') or 's' if count != 1 else ''}"

@@ -1,0 +1,374 @@
+"""Kernels of all kinds in the simulator: what Numba's language has and this project's own kernels do without."""
+
+import collections
+
+import numpy as np
+import pytest
+from numba import complex64, float32, int32
+
+pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
+simulator = pytest.importorskip("gpuconv.lab.simulator", reason="needs greenlet", exc_type=ImportError)
+try:
+    simulator.activate()
+except RuntimeError as refusal:
+    pytest.skip(str(refusal), allow_module_level=True)
+cuda = pytest.importorskip("numba.cuda")
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "traced"])
+def launched(request):
+    """Runs a launch, in the simulator alone or with all accesses recorded, which must be without fault."""
+
+    def run(launch):
+        if not request.param:
+            launch()
+            return
+        with simulator.trace() as report:
+            launch()
+        assert report.clean, str(report)
+
+    return run
+
+
+# -- blocks that wait for each other ---------------------------------------------------------------------
+
+
+def test_a_barrier_of_the_whole_grid(launched):
+    """What all blocks wrote before it, all read after it; shared memory is each block's own, and outlasts it."""
+
+    @cuda.jit
+    def rotate(x, y):
+        mine = cuda.shared.array(4, int32)
+        grid = cuda.cg.this_grid()
+        i = cuda.grid(1)
+        mine[cuda.threadIdx.x] = x[i]
+        for step in range(3):
+            y[step, i] = mine[cuda.threadIdx.x]
+            grid.sync()
+            mine[cuda.threadIdx.x] = y[step, (i + 1) % x.size]
+        y[3, i] = mine[cuda.threadIdx.x]
+
+    x, y = np.arange(20, dtype=np.int32), np.zeros((4, 20), np.int32)
+    launched(lambda: rotate[5, 4](x, y))
+    np.testing.assert_array_equal(y, [np.roll(x, -step) for step in range(4)])
+
+
+def test_a_block_that_leaves_before_the_barrier_of_the_grid():
+    """The others would wait for ever: it is said where."""
+
+    @cuda.jit
+    def kernel():
+        if cuda.blockIdx.x > 0:
+            cuda.cg.this_grid().sync()
+
+    with pytest.raises(simulator.SimulationError, match=r"deadlock: 2 blocks wait for the grid at .*py:\d+ \(2 thr"):
+        kernel[3, 1]()
+
+
+def test_blocks_that_spin_until_others_are_done():
+    """A chain: each block waits for a flag of the one before it, in whichever order they begin."""
+
+    @cuda.jit
+    def chain(flags, y):
+        i = cuda.blockIdx.x
+        if i > 0:
+            while cuda.atomic.add(flags, i - 1, 0) == 0:
+                pass
+        cuda.threadfence()
+        y[i] = 1 + (y[i - 1] if i > 0 else 0)
+        cuda.threadfence()
+        cuda.atomic.exch(flags, i, 1)
+
+    flags, y = np.zeros(40, np.int32), np.zeros(40, np.int32)
+    chain[40, 1](flags, y)
+    np.testing.assert_array_equal(y, np.arange(1, 41))
+
+
+def test_threads_that_wait_for_ever():
+    """A flag that nobody sets; a loop without end: both end with the lines where threads stand, and how many."""
+
+    @cuda.jit
+    def waits(flag):
+        while cuda.atomic.cas(flag, 0, 1, 2) != 1:
+            pass
+
+    @cuda.jit
+    def loops(y):
+        cuda.syncthreads()
+        while y[0] == 0:
+            y[1] += 1
+
+    with pytest.raises(simulator.SimulationError, match=r"wait for ever, at .*test_any_kernel.py:\d+ \(64 threads\)"):
+        waits[2, 32](np.zeros(1, np.int32))
+    simulator.activate(limit=0.2)
+    try:
+        with pytest.raises(
+            simulator.SimulationError, match=r"loops: ended after 0.2 s; .*test_any_kernel.py:\d+ \(31 "
+        ):
+            loops[2, 32](np.zeros(2, np.int32))
+    finally:
+        simulator.activate()
+
+
+# -- what arrays hold ------------------------------------------------------------------------------------
+
+PARTICLE = np.dtype([("mass", "f4"), ("at", "f4", (3,)), ("kind", [("id", "i4"), ("charge", "i1")])])
+
+
+def test_records(launched):
+    """Fields by attribute and by name, of records in records and arrays in records; assignment of whole records."""
+
+    @cuda.jit
+    def kernel(particles, one, y):
+        i = cuda.grid(1)
+        particles[i].mass = 2 * i
+        for axis in range(3):
+            particles[i].at[axis] = one.mass + axis
+        particles["kind"][i].id = i
+        particles[i]["kind"]["charge"] = -1
+        cuda.syncthreads()
+        y[i] = particles[i].mass + particles[i].at[2] + particles.kind[i]["id"]
+        if i == 0:
+            local = cuda.local.array(2, PARTICLE)
+            local[1] = particles[3]
+            particles[7] = local[1]
+
+    particles, y = np.zeros(8, PARTICLE), np.zeros(7, np.float32)
+    one = np.zeros(1, PARTICLE)
+    one[0]["mass"] = 5
+    launched(lambda: kernel[1, 7](particles, one[0], y))
+    np.testing.assert_array_equal(y, 3 * np.arange(7) + 7)
+    assert particles[7] == particles[3]
+    np.testing.assert_array_equal(particles["kind"]["charge"], [-1] * 7 + [-1])
+
+
+def test_threads_may_write_different_fields_of_a_record():
+    """No race, but where two write the same one."""
+
+    @cuda.jit
+    def kernel(particles, same):
+        if cuda.threadIdx.x == 0 or same:
+            particles[0].mass = cuda.threadIdx.x
+        else:
+            particles[0].kind.id = 1
+
+    for same in False, True:
+        with simulator.trace() as report:
+            kernel[1, 2](np.zeros(1, PARTICLE), same)
+        assert len(report.races) == same, str(report)
+        assert not same or "particles[0].mass" in str(report)
+
+
+def test_tuples_and_half_and_complex_numbers(launched):
+    """Arguments that are named tuples of arrays, and tuples in them; arithmetic in the types of the arrays."""
+    Pair = collections.namedtuple("Pair", "half rest")
+
+    @cuda.jit
+    def kernel(pair, y):
+        i = cuda.grid(1)
+        shared = cuda.shared.array(8, complex64)
+        shared[i] = complex(pair.half[i], pair.rest[0][i])
+        y[i] = shared[i] * shared[i].conjugate()
+
+    half, rest, y = np.arange(8, dtype=np.float16), np.arange(8, dtype=np.float32), np.zeros(8, np.complex64)
+    launched(lambda: kernel[1, 8](Pair(half, (rest, 3)), y))
+    np.testing.assert_array_equal(y, 2.0 * np.arange(8) ** 2)
+
+
+def test_dynamic_shared_memory_in_several_arrays(launched):
+    """Cut by slices, of several types, by views, as a kernel with one allocation for all of its arrays does."""
+
+    @cuda.jit
+    def kernel(y):
+        everything = cuda.shared.array(0, float32)
+        values, counts = everything[:8], cuda.shared.array(0, int32)[8:16]
+        grid = everything[16:].view(int32).reshape((2, 4))
+        i = cuda.threadIdx.x
+        values[i], counts[i] = i / 2, i
+        grid[i // 4, i % 4] = 10 * i
+        cuda.syncthreads()
+        y[i] = values[7 - i] + counts[7 - i] + grid[i // 4, i % 4] + len(values)
+
+    y = np.zeros(8, np.float32)
+    launched(lambda: kernel[1, 8, 0, 4 * 24](y))
+    i = np.arange(8)
+    np.testing.assert_array_equal(y, 1.5 * (7 - i) + 10 * i + 8)
+
+
+def test_whole_arrays_in_a_kernel(launched):
+    """Loops over arrays, rows and transposes, ufuncs on arrays: as Numba has them."""
+
+    @cuda.jit
+    def kernel(x, y):
+        total = 0.0
+        for row in x:
+            for value in row:
+                total += value
+        y[0] = total
+        y[1] = x.T[2, 1] + x.ravel()[5] + 5
+        np.add(x[0], x[1], y[2:])
+
+    x, y = np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(5, np.float32)
+    launched(lambda: kernel[1, 1](x, y))
+    np.testing.assert_array_equal(y, [15, 15, 3, 5, 7])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_integer_functions(seed):
+    """Their results in 32 and 64 bits, of negative numbers too."""
+    values = np.random.default_rng(seed).integers(-(2**31), 2**31, 32).astype(np.int32)
+    values[0], values[1] = 0, -1
+
+    @cuda.jit
+    def kernel(x, y):
+        i = cuda.grid(1)
+        y[i, 0], y[i, 1], y[i, 2], y[i, 3] = cuda.popc(x[i]), cuda.clz(x[i]), cuda.ffs(x[i]), cuda.brev(x[i])
+
+    for x in values, values.astype(np.int64) << 7:
+        y = np.zeros((32, 4), np.uint64)
+        kernel[1, 32](x, y)
+        width = 8 * x.itemsize
+        for value, got in zip(x, y, strict=True):
+            bits = format(int(value) % 2**width, f"0{width}b")
+            leading = len(bits) - len(bits.lstrip("0"))
+            first = len(bits) - bits.rindex("1") if "1" in bits else 0
+            assert got.tolist() == [bits.count("1"), leading, first, int(bits[::-1], 2)]
+
+
+# -- the host's side -------------------------------------------------------------------------------------
+
+
+def test_the_device_answers():
+    """Attributes, memory, several pinned arrays, events that take time, options of the compiler."""
+    device = cuda.get_current_device()
+    assert device.MAX_THREADS_PER_BLOCK == 1024
+    assert device.ASYNC_ENGINE_COUNT > 0
+    assert cuda.current_context().get_memory_info().free > 2**30
+    with pytest.raises(AttributeError, match="no COFFEE"):
+        _ = device.COFFEE
+    stream, start, end = cuda.stream(), cuda.event(), cuda.event()
+    x, y = np.ones(4), np.zeros(4)
+
+    @cuda.jit(lineinfo=True, max_registers=32, fastmath=True)
+    def double(x, y):
+        i = cuda.grid(1)
+        if i < x.size:
+            y[i] = 2 * x[i]
+
+    with cuda.pinned(x, y), stream.auto_synchronize():
+        start.record(stream)
+        double[1, 4, stream](x, y)
+        end.record(stream)
+    assert cuda.event_elapsed_time(start, end) > 0
+    np.testing.assert_array_equal(y, 2)
+    managed = cuda.managed_array(4)
+    double.forall(4)(x, managed)
+    np.testing.assert_array_equal(managed, 2)
+
+
+def test_two_configurations_of_a_kernel_stay_two():
+    """Numba's simulator keeps the last one in the kernel itself."""
+
+    @cuda.jit
+    def count(y):
+        cuda.atomic.add(y, 0, 1)
+
+    small, large = count[1, 2], count[3, 4]
+    y = np.zeros(1, np.int32)
+    small(y)
+    assert y[0] == 2
+    large(y)
+    assert y[0] == 14
+
+
+def test_arrays_of_objects_are_refused():
+    """A GPU has no Python objects."""
+    with pytest.raises(TypeError, match="Python objects"):
+        cuda.jit(lambda x: None)[1, 1](np.array([None]))
+
+
+# -- locks, and what orders memory -----------------------------------------------------------------------
+
+
+def locked(fences, barriers):
+    """Threads, or blocks as wholes, add to a plain counter under a lock made of atomics."""
+    before, behind = fences
+
+    @cuda.jit
+    def kernel(lock, total):
+        if not barriers or cuda.threadIdx.x == 0:
+            while cuda.atomic.cas(lock, 0, 0, 1) != 0:
+                pass
+            if before:
+                cuda.threadfence()
+        if barriers:
+            cuda.syncthreads()
+        total[cuda.threadIdx.x if barriers else 0] += 1
+        if barriers:
+            cuda.syncthreads()
+        if not barriers or cuda.threadIdx.x == 0:
+            if behind:
+                cuda.threadfence()
+            cuda.atomic.exch(lock, 0, 0)
+
+    return kernel
+
+
+@pytest.mark.parametrize("fences", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("barriers", [False, True], ids=["threads", "blocks"])
+def test_a_lock_orders_what_it_guards(fences, barriers):
+    """With a fence behind taking it and one before leaving it: no race. Without one, a race, and what is missing."""
+    total = np.zeros(8, np.int32)
+    with simulator.trace() as report:
+        locked(fences, barriers)[6, 8](np.zeros(1, np.int32), total)
+    assert total[0] == (6 if barriers else 48)
+    assert report.clean == all(fences), str(report)
+    if not report.clean:
+        assert {fault.kind for fault in report.faults} == {"race"}
+        assert all("without cuda.threadfence() they order nothing" in fault.details for fault in report.faults)
+
+
+def test_what_a_lock_does_not_guard():
+    """An access outside of it races, and no fence would help."""
+
+    @cuda.jit
+    def kernel(lock, total):
+        while cuda.atomic.cas(lock, 0, 0, 1) != 0:
+            pass
+        cuda.threadfence()
+        total[0] += 1
+        cuda.threadfence()
+        cuda.atomic.exch(lock, 0, 0)
+        if cuda.grid(1) == 3:
+            total[0] += 1
+
+    with simulator.trace() as report:
+        kernel[4, 2](np.zeros(1, np.int32), np.zeros(1, np.int32))
+    assert report.races, str(report)
+    assert "threadfence" not in str(report)
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_the_last_block_sums_up(fenced):
+    """The usual reduction in one launch: the block that counts last reads what all others wrote."""
+
+    @cuda.jit
+    def kernel(x, parts, count, total):
+        last = cuda.shared.array(1, int32)
+        if cuda.threadIdx.x == 0:
+            parts[cuda.blockIdx.x] = x[cuda.blockIdx.x]
+            if fenced:
+                cuda.threadfence()
+            last[0] = cuda.atomic.add(count, 0, 1) == cuda.gridDim.x - 1
+            if fenced:
+                cuda.threadfence()
+        cuda.syncthreads()
+        if last[0] and cuda.threadIdx.x == 0:
+            for i in range(cuda.gridDim.x):
+                total[0] += parts[i]
+
+    x, total = np.arange(12, dtype=np.float32), np.zeros(1, np.float32)
+    with simulator.trace() as report:
+        kernel[12, 4](x, np.zeros(12, np.float32), np.zeros(1, np.int32), total)
+    assert total[0] == x.sum()
+    assert report.clean == fenced, str(report)
