@@ -68,8 +68,8 @@ def main():
             make_pictures(folder, arguments.pictures)
         began, used = time.perf_counter(), time.process_time()
         config = TrainConfig(
-            data=folder, model="resnet20", epochs=arguments.epochs, batch_size=8, optimizer="adam", lr=0.003, weight_decay=0,
-            augment="flip", validation_fraction=0,
+            data=folder, model="resnet20", epochs=arguments.epochs, batch_size=8, optimizer="adam", lr=0.003,
+            weight_decay=0, augment="flip", validation_fraction=0,
         )  # fmt: skip
         result = fit(config, Path(temporary, "run"), on_event=tell)
         seconds, cpu = time.perf_counter() - began, time.process_time() - used
