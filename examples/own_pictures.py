@@ -60,7 +60,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", help="folder of pictures, a folder a class; by default some are made")
     parser.add_argument("--pictures", type=int, default=250, help="how many of each class to make")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.folder or Path(temporary, "shapes"))
@@ -68,8 +68,8 @@ def main():
             make_pictures(folder, arguments.pictures)
         began, used = time.perf_counter(), time.process_time()
         config = TrainConfig(
-            data=folder, model="resnet20", epochs=arguments.epochs, optimizer="adam", lr=0.005, weight_decay=0,
-            augment="flip", validation_fraction=0,
+            data=folder, model="resnet20", epochs=arguments.epochs, batch_size=8, optimizer="adam", lr=0.003,
+            weight_decay=0, augment="flip", validation_fraction=0,
         )  # fmt: skip
         result = fit(config, Path(temporary, "run"), on_event=tell)
         seconds, cpu = time.perf_counter() - began, time.process_time() - used

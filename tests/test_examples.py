@@ -46,7 +46,7 @@ FIGURES = {
 
 
 #: What is given to a script, so that it takes seconds on the slowest backend.
-ARGUMENTS = {"own_pictures.py": ("--pictures", "100", "--epochs", "4")}
+ARGUMENTS = {"own_pictures.py": ("--pictures", "80", "--epochs", "4")}
 
 
 def test_every_script_is_listed():
@@ -57,7 +57,7 @@ def test_every_script_is_listed():
     assert [name for name in sorted(scripts) if f"({name})" not in page] == []
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ARGUMENTS)) for n in FIGURES])
 def test_script_prints_its_figures(name, tmp_path):
     """A script runs from any folder, on a terminal that knows ASCII alone, without a warning, and prints what it is
     about.

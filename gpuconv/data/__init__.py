@@ -15,7 +15,7 @@ Only NumPy is imported here. Downloading needs pooch and pictures need Pillow, b
 from gpuconv.data.ahead import Ahead
 from gpuconv.data.augment import AUGMENTATIONS, augmented, default_augmentations, random_transforms
 from gpuconv.data.batches import batch_count, batch_indices, split
-from gpuconv.data.datasets import DATASETS, Dataset, is_image_folder, load_dataset, load_image_folder
+from gpuconv.data.datasets import DATASETS, Dataset, load_dataset, load_image_folder
 from gpuconv.data.errors import DataError
 from gpuconv.data.folder import Pictures
 from gpuconv.data.form import ImageForm
@@ -36,7 +36,6 @@ __all__ = [
     "batch_count",
     "batch_indices",
     "default_augmentations",
-    "is_image_folder",
     "load_dataset",
     "load_image_folder",
     "random_transforms",

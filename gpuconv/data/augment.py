@@ -111,7 +111,7 @@ def augmented(
         batch = np.where((draws[:, 4] < 0.5)[:, None, None, None], batch[..., ::-1], batch)
     if "jitter" in kinds:
         batch = _jittered(batch, draws)
-    return np.array(batch.reshape(images.shape), copy=not kinds)
+    return batch.reshape(images.shape) if kinds else images.copy()
 
 
 def check_augmentations(kinds: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from gpuconv.data.folder import Pictures, read_folder
 from gpuconv.data.idx import read_idx
 from gpuconv.names import nearest
 
-__all__ = ["DATASETS", "Dataset", "is_image_folder", "load_dataset", "load_image_folder"]
+__all__ = ["DATASETS", "Dataset", "load_dataset", "load_image_folder"]
 
 DATASETS = ("mnist-sample", "mnist", "fashion-mnist", "cifar10", "cifar100")
 """The names that `load_dataset` knows; the first is the default of the command line."""
@@ -185,13 +185,6 @@ def load_dataset(
     near = nearest(given, DATASETS, cutoff=0.5)
     suggestion = f"did you mean {near!r}? Otherwise " if near else ""
     raise ValueError(f"unknown data set {given!r}; {suggestion}give {known}, or a folder of IDX files or pictures")
-
-
-def is_image_folder(name_or_path: str | os.PathLike[str]) -> bool:
-    """Whether `load_dataset` would take it for a folder of pictures."""
-    path = Path(os.path.expanduser(os.fspath(name_or_path)))
-    known = name_or_path in DATASETS or not os.fspath(name_or_path)
-    return not known and path.is_dir() and not (_is_idx(path) or is_cifar(path))
 
 
 def load_image_folder(

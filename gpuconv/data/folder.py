@@ -203,7 +203,7 @@ def _found(folder: Path, seed: int, test_fraction: float) -> tuple[tuple[str, ..
     for label, files in enumerate(training):
         # By a digest of the name, so that a picture stays in its part when others come or go.
         ranked = sorted(
-            files, key=lambda path: hashlib.sha256(f"{seed}/{path.relative_to(root).as_posix()}".encode()).digest()
+            files, key=lambda path: hashlib.sha256(os.fsencode(f"{seed}/{path.relative_to(root).as_posix()}")).digest()
         )
         held_out = max(1, round(test_fraction * len(files))) if len(files) > 1 else 0
         tested = {*ranked[:held_out]}
@@ -271,10 +271,14 @@ def _pictures(folder: Path, skipped: list[str]) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(parent, name)
-            if path.suffix.lower() in PICTURE_ENDINGS and not name.startswith("."):
-                found.append(path)
-            elif not name.startswith(".") and name.lower() not in ("thumbs.db", "desktop.ini"):
+            if name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini"):
+                continue
+            if path.suffix.lower() not in PICTURE_ENDINGS:
                 skipped.append(f"{path}: no picture by its name")
+            elif not path.is_file():  # a link to nowhere; or a pipe, of which reading would not end
+                skipped.append(f"{path}: no file")
+            else:
+                found.append(path)
     return found
 
 

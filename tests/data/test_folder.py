@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def two_classes(root, count=5, parts=("",)):
 def test_a_folder_a_class(tmp_path):
     """Classes by their names, pictures at any depth; a fifth of each class is for testing, by its name alone."""
     two_classes(tmp_path, 10)
-    saved(tmp_path / "red" / "more" / "x.JPG")
+    saved(tmp_path / "red" / "more" / os.fsdecode(b"\xff x.JPG"))  # a name that is no text
     saved(tmp_path / ".hidden" / "x.png")
     (tmp_path / "red" / ".DS_Store").touch()
     (tmp_path / "list.csv").touch()
@@ -102,14 +103,17 @@ def test_what_is_skipped_or_refused(tmp_path):
     (tmp_path / "red" / "empty.jpg").touch()
     (tmp_path / "blue" / "text.png").write_text("hello")
     (tmp_path / "blue" / "notes.txt").write_text("hello")
+    (tmp_path / "blue" / "gone.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "blue" / "pipe.png")
     data = load_image_folder(tmp_path, image_size=8)
     assert len(data.train_images) + len(data.test_images) == 12
     named = {Path(line.partition(": ")[0]).name for line in data.skipped}
-    assert named == {"cut.png", "empty.jpg", "text.png", "notes.txt"}
+    assert named == {"cut.png", "empty.jpg", "text.png", "notes.txt", "gone.png", "pipe.png"}
     assert all("\n" not in line for line in data.skipped)
-    with pytest.raises(DataError, match=r"notes\.txt: no picture by its name"):
+    with pytest.raises(DataError, match=r"gone\.png: no file \(and 2 more\)"):
         load_image_folder(tmp_path, image_size=8, strict=True)
-    (tmp_path / "blue" / "notes.txt").unlink()
+    for name in ("notes.txt", "gone.png", "pipe.png"):
+        (tmp_path / "blue" / name).unlink()
     with pytest.raises(DataError, match=r"(cut\.png|empty\.jpg|text\.png): (cannot be read|no picture|damaged)"):
         load_image_folder(tmp_path, image_size=8, strict=True)
 
