@@ -106,6 +106,24 @@ def test_every_call_on_cupy_arrays(family):
     device_functions.compare_family(cupy, family)
 
 
+#: What CuPy would do by cuBLAS, and what takes numbers from the host.
+CAPTURED = ("mm", "bmm", "einsum(nchw,kc->nkhw)", "interpolate(bicubic, {'size': 7}, {})", "pad(reflect, (1, 2))")
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_calls_in_a_captured_step(name):
+    """Values and gradients equal the NumPy backend's, of the values of a later call."""
+    cases = [case for family in operation_cases.FAMILIES.values() for case in family if case.name == name]
+    assert cases
+    device_functions.compare_captured(cupy, cases[:1])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types(dtype):
+    """A network in a half type: logits and gradients as on the host."""
+    device_functions.compare_half(cupy, getattr(gpuconv, dtype))
+
+
 @pytest.mark.parametrize("name", ["resnet18"])
 def test_networks_train_as_on_the_host(name):
     """Logits and the losses of captured steps in float32, running statistics among what they change."""

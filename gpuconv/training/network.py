@@ -140,6 +140,8 @@ def _check_memory(needed: int, free: int | None, what: str, *hint: str) -> None:
 
 
 def _gigabytes(count: int) -> str:
+    if count < 10**9:
+        return f"{count / 1e6:,.1f} MB"
     return f"{count / 1e9:,.1f} GB" if count < 10**15 else f"{count // 10**9:,} GB"
 
 

@@ -542,6 +542,12 @@ def test_every_operation_works_on_device_arrays(machine):
     device_functions.compare(machine)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types(machine, dtype):
+    """A network in a half type, likewise."""
+    device_functions.compare_half(machine, getattr(gpuconv, dtype))
+
+
 @pytest.mark.parametrize("family", operation_cases.FAMILIES)
 def test_every_call_on_device_arrays(machine, family):
     """Each call that PyTorch judges on the host, likewise."""
@@ -826,6 +832,7 @@ def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path, m
     config = training.TrainConfig(epochs=2, batch_size=16, backend="cuda", augment=augment)
     runs, real = [], training.run.Run.train
     monkeypatch.setattr(training.run.Run, "train", lambda run: runs.append(run) or real(run))
+    monkeypatch.setattr(training.network, "_check_memory", lambda *_: None)  # a step fits, whatever is free
     results = []
     # Pixels, a label, a place in the order, and a transform.
     needed = 2 * 81 * (28 * 28 + 8 + 8 + (24 if augment else 0))
@@ -844,7 +851,7 @@ def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path, m
 @pytest.mark.parametrize("family", operation_cases.FAMILIES)
 def test_every_call_in_a_captured_step(capturing, family):
     """Values and gradients equal the NumPy backend's, of the values of a later call."""
-    device_functions.compare_captured(capturing, family)
+    device_functions.compare_captured(capturing, operation_cases.FAMILIES[family])
 
 
 @pytest.mark.parametrize("check", captured_steps.CHECKS, ids=lambda check: check.__name__)

@@ -6,7 +6,7 @@ import numpy as np
 from support.operation_cases import FAMILIES
 
 import gpuconv
-from gpuconv import Tensor
+from gpuconv import Tensor, nn
 from gpuconv import functional as F
 
 X = np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32)
@@ -64,13 +64,39 @@ def compare_family(cupy, family):
     )
 
 
-def compare_captured(cupy, family):
+def compare_captured(cupy, cases):
     """The first sample of each call, forward and backward, inside of a captured step, which gets other values then."""
     _all_right(
         (case, case.samples[0], functools.partial(_compare_captured, cupy, case))
-        for case in FAMILIES[family]
+        for case in cases
         if case.name not in NOT_CAPTURED
     )
+
+
+def compare_half(cupy, dtype):
+    """A small network in a half type: logits and gradients as on the host, to a few units in the last place."""
+    found = []
+    for backend in ("numpy", "cuda"):
+        with gpuconv.use_backend(backend):
+            gpuconv.manual_seed(0)
+            model = nn.Sequential(
+                nn.Conv2d(4, 8, 3, padding=1),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(72, 3),
+            ).to(backend, dtype)
+            x = Tensor(X if backend == "numpy" else cupy.asarray(X)).to(dtype)
+            loss = F.cross_entropy(model(x), LABELS)
+            loss.backward()
+            assert all(str(p.grad.dtype) == str(p.dtype) == str(np.dtype(dtype)) for p in model.parameters())
+            found.append([loss.float().numpy(), *(p.grad.float().numpy() for p in model.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        largest = max(np.abs(theirs).max(), 1e-2)
+        np.testing.assert_allclose(
+            ours, theirs, rtol=0, atol=largest * {"float16": 1e-2}.get(str(np.dtype(dtype)), 5e-2)
+        )
 
 
 def _all_right(checks):
