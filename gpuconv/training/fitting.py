@@ -79,8 +79,9 @@ def fit(
     tell = on_event or (lambda event: None)
     if config.weights is not None and not (out / CHECKPOINT).exists():
         weights_file(config.weights)
+    input_shape = plan(config).input_shape
     if dataset is None:
-        dataset = _load(config, data_dir, strict, workers, tell)
+        dataset = _load(config, input_shape, data_dir, strict, workers, tell)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out), Signals() as signals, _kept_generator(), np.errstate(over="ignore", invalid="ignore"):
         for name in (CHECKPOINT, METRICS, MODEL):
@@ -104,13 +105,14 @@ def fit(
 
 def _load(
     config: TrainConfig,
+    input_shape: tuple[int, int, int],
     data_dir: str | os.PathLike[str] | None,
     strict: bool,
     workers: int | None,
     tell: Callable[[Event], None],
 ) -> Dataset:
-    """The data of a run; what can be known before they are read is checked first."""
-    channels, *size = plan(config).input_shape
+    """The data of a run, for a network that is made for images of a shape."""
+    channels, *size = input_shape
     if config.image_size is not None:
         size = [config.image_size] * 2
     dataset = load_dataset(

@@ -78,13 +78,14 @@ def build_network(config: TrainConfig, dataset: Dataset, backend: Backend) -> Cl
     values = _take_size(model, config, dataset)
     # Each layer's output stays until the gradients have come back through it; a quarter is saved by fused layers
     # (measured on ResNet-18).
-    needed = _BYTES * values * config.batch_size * 3 // 4 + _of_parameters(model, config)
+    batch = min(config.batch_size, len(dataset.train_images))
+    needed = _BYTES * values * batch * 3 // 4 + _of_parameters(model, config)
     height, width = model.input_shape[1:]
     free = backend.free_memory()
     _check_memory(
         needed,
         available_memory() if free is None else free,
-        f" {config.model!r}: parameters and the layers' outputs for {config.batch_size:,} images of {height}x{width}",
+        f" {config.model!r}: parameters and the layers' outputs for {batch:,} images of {height}x{width}",
         "; a smaller ",
         Setting("batch_size"),
         " needs less",

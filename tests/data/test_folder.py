@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from gpuconv import memory
 from gpuconv.data import (
     AUGMENTATIONS,
     Ahead,
@@ -464,3 +465,20 @@ def test_names_of_changes():
             augmented(batch(), kinds, seed=0, epoch=0, step=0)
     for side in (32, 224):
         augmented(batch(), default_augmentations((side, side)), seed=0, epoch=0, step=0)
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="a system that does not say what is free")
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+    """What is free is no more than the container has left, of which files that are cached may fill a half."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(memory, "_CGROUPS", ())
+    assert 10**6 < memory.available_memory() <= whole
+    monkeypatch.setattr(memory, "_CGROUPS", ((tmp_path / "max", tmp_path / "used"), ("no/such", "file")))
+    for limit, used, free in (("1000000", "300000", 700000), ("1000000", "900000", 500000), ("max", "0", None)):
+        (tmp_path / "max").write_text(f"{limit}\n")
+        (tmp_path / "used").write_text(f"{used}\n")
+        found = memory.available_memory()
+        assert found == free if free else found > 10**6
