@@ -9,6 +9,7 @@ PIP    := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip --d
 OUT    ?= runs/lenet5
 REPORT ?= runs/gpu-report
 EXTRA  ?= test
+CASES  ?= all
 # Processes that tests are shared out to; WORKERS= runs them in one.
 WORKERS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
 
@@ -41,8 +42,9 @@ test: $(VENV)/.$(EXTRA)  ## every test, of grids of cases a sample, and the buil
 	$(BIN)/python -m pytest $(WORKERS) --cases=sample
 	$(BIN)/python tests/check_wheel.py
 
+# CASES=rest leaves out what `make test` has run already, just as it would be run again.
 test-all: $(VENV)/.$(EXTRA)  ## every test in every case: half an hour or more on two cores
-	$(BIN)/python -m pytest $(WORKERS) --cases=all
+	$(BIN)/python -m pytest $(WORKERS) --cases=$(CASES)
 
 quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: about a minute
 	$(BIN)/python -m pytest $(WORKERS) --cases=few -x

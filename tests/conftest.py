@@ -51,13 +51,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Tests of this process, and processes that they start, read the choice from the environment."""
     if chosen := config.getoption("cases"):
-        os.environ[sampling.VARIABLE] = chosen
+        os.environ[sampling.VARIABLE] = "all" if chosen == "rest" else chosen
 
 
-def pytest_report_header() -> list[str]:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what this run covers: a backend or an oracle that is missing takes its tests with it."""
     states = (f"{name} ({why})" if why else name for name, why in backends.available().items())
-    cases = sampling.wanted()
+    cases = config.getoption("cases") or sampling.wanted()
     return [
         "backends: " + ", ".join(states),
         "oracles: " + ", ".join(map(_version, ORACLES)),
@@ -73,7 +73,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the cases that are wanted. Beside other processes, what is slow comes first: none waits for it then."""
     everything = len(items)
-    chosen = sampling.select(items, sampling.wanted())
+    chosen = sampling.select(items, config.getoption("cases") or sampling.wanted())
     if len(chosen) < everything:
         kept = set(chosen)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])

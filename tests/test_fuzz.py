@@ -19,7 +19,7 @@ guarded = pytest.mark.skipif(guard.unavailable() is not None, reason=str(guard.u
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("programs", [40, pytest.param(150, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("programs", [25, pytest.param(150, marks=pytest.mark.thorough)])
 def test_programs_agree_with_pytorch(programs: int) -> None:
     """Values, gradients, shapes and element types on both CPU backends; no crash, no hang. Without PyTorch, float64."""
     summary = fuzz(range(programs), convolutions=2, time_limit=60)

@@ -55,6 +55,16 @@ def test_no_test_is_left_out():
     assert sampling.select([Case("slow", 0, [pytest.mark.slow.mark])], "few") == []
 
 
+def test_the_rest_is_what_a_sample_leaves_out():
+    """And what a file runs that thins out loops, also by the name of the module."""
+    sample = sampling.select(cases := list(grid(3)), "sample")
+    assert sampling.select(cases, "rest") == [case for case in cases if case not in sample]
+    for names in ({"sampled": sampling.sampled}, {"sampling": sampling}):
+        for case in cases:
+            case.module = type("", (), names)
+        assert sampling.select(cases, "rest") == cases
+
+
 def test_a_loop_is_thinned(monkeypatch):
     """So many of a loop's values, other ones for another case; all of them when all cases run."""
     for choice, count in (("all", 9), ("sample", 3), ("few", 1)):

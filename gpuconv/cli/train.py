@@ -41,18 +41,8 @@ from gpuconv.training import (
     MODEL,
     OPTIMIZERS,
     SCHEDULES,
-    BatchEnd,
-    EarlyStop,
-    EpochEnd,
-    Event,
-    Finished,
-    FolderRead,
-    Interrupted,
-    Reading,
-    Result,
-    Started,
     TrainConfig,
-    WeightsLoaded,
+    events,
     fit,
     saved_config,
 )
@@ -204,7 +194,7 @@ def train(
     with threadpool_limits(1, user_api="blas"), _TrainingView(new_console(), config, folder) as view:
         try:
             result = fit(config, folder, resume=resume, on_event=view, strict=strict, workers=workers)
-        except Interrupted as interrupted:
+        except events.Interrupted as interrupted:
             command = shlex.join(["gpuconv", "train", "--resume", "--out", str(folder)])
             raise Failure(f"{interrupted}; continue with: {command}", 128 + interrupted.signal) from interrupted
         except FileExistsError as error:
@@ -298,19 +288,19 @@ class _TrainingView:
         """Print a line that stays one, so that a command in it can be copied."""
         self.console.print(text, style=style, soft_wrap=True)
 
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Started):
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.Started):
             self._start(event)
-        elif isinstance(event, Reading):
+        elif isinstance(event, events.Reading):
             if not self.reading:
                 self.reading = True
                 self.print(f"reading {event.total:,} pictures")
-        elif isinstance(event, FolderRead):
+        elif isinstance(event, events.FolderRead):
             self._show_folder(event)
-        elif isinstance(event, WeightsLoaded):
+        elif isinstance(event, events.WeightsLoaded):
             left_out = f"; not those of another last layer: {', '.join(event.left_out)}" if event.left_out else ""
             self.print(f"starting from the weights in {printable(event.path)}{left_out}")
-        elif isinstance(event, BatchEnd) and self.progress:
+        elif isinstance(event, events.BatchEnd) and self.progress:
             done = (event.epoch - 1) * event.steps + event.step
             self.progress.update(
                 self.progress.task_ids[0],
@@ -320,9 +310,9 @@ class _TrainingView:
                 accuracy=f"{event.accuracy:.1%}",
                 speed=f"{event.images_per_second:,.0f}",
             )
-        elif isinstance(event, EpochEnd):
+        elif isinstance(event, events.EpochEnd):
             self.print_line(self._row_of(event))
-        elif isinstance(event, EarlyStop):
+        elif isinstance(event, events.EarlyStop):
             # Every epoch after the best one had a higher loss; a resume with a smaller --patience finds more.
             number = event.epoch - event.best_epoch
             goes_on = f"; to continue: --resume --patience {number + 1}" if self.finished else ""
@@ -330,14 +320,14 @@ class _TrainingView:
                 f"stopped: the validation loss has not fallen for {number} {'epoch' if number == 1 else 'epochs'}; "
                 f"epoch {event.best_epoch}'s weights are kept{goes_on}"
             )
-        elif isinstance(event, Finished):
+        elif isinstance(event, events.Finished):
             self.print(
                 f"test accuracy {event.test_accuracy:.2%} of {self.test_images:,} images, "
                 f"after {event.seconds:.0f} s of training",
                 style="bold",
             )
 
-    def _show_folder(self, event: FolderRead) -> None:
+    def _show_folder(self, event: events.FolderRead) -> None:
         """What was found, and what was not taken."""
         if event.skipped:
             number = len(event.skipped)
@@ -352,7 +342,7 @@ class _TrainingView:
         if not event.in_memory:
             self.print("they do not fit into memory, and are read again when they are needed")
 
-    def _start(self, event: Started) -> None:
+    def _start(self, event: events.Started) -> None:
         self.test_images, self.validates = event.test_images, event.validation_images > 0
         self.finished = event.finished
         held_out = f", {event.validation_images:,} held out" if event.validation_images else ""
@@ -385,7 +375,7 @@ class _TrainingView:
             left_out.add(column)
         return "".join(f"{cell:>{_WIDTHS[i]}}" for i, cell in enumerate(cells) if i not in left_out)
 
-    def _row_of(self, epoch: EpochEnd) -> str:
+    def _row_of(self, epoch: events.EpochEnd) -> str:
         validated = epoch.validation_loss is not None and epoch.validation_accuracy is not None
         return self._row(
             f"{epoch.epoch}/{self.config.epochs}",
@@ -415,7 +405,7 @@ _WIDTHS = (7, 9, 9, 13, 9, 10)
 _LEFT_OUT, _LEFT_OUT_WITHOUT_VALIDATION = (5, 2, 1, 3), (4, 3, 5, 1)
 
 
-def _write_pictures(result: Result, folder: Path) -> None:
+def _write_pictures(result: events.Result, folder: Path) -> None:
     from gpuconv import plots
 
     plots.save_curves([asdict(epoch) for epoch in result.history], folder / "curves.png")

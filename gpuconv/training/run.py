@@ -22,22 +22,10 @@ from gpuconv.data import DATASETS, Dataset, ImageForm, InputTransform, batch_cou
 from gpuconv.data.folder import sampled, subset
 from gpuconv.random import default_generator, manual_seed
 from gpuconv.storage import FileError
+from gpuconv.training import events
 from gpuconv.training.checkpoint import CHECKPOINT, KIND, METRICS, MODEL, Checkpoint, fingerprint
 from gpuconv.training.config import LOSSES, OPTIMIZERS, SCHEDULES, Setting, TrainConfig
 from gpuconv.training.evaluation import Evaluation, evaluate
-from gpuconv.training.events import (
-    BatchEnd,
-    CheckpointSaved,
-    EarlyStop,
-    EpochEnd,
-    Event,
-    Finished,
-    Interrupted,
-    Result,
-    Started,
-    TrainingDiverged,
-    WeightsLoaded,
-)
 from gpuconv.training.feed import Feed, HostFeed
 from gpuconv.training.network import build_network, load_weights, transform_of, weights_file
 from gpuconv.training.signals import Signals
@@ -57,7 +45,7 @@ class Run:
         dataset: Dataset,
         backend: backends.Backend,
         signals: Signals,
-        report: Callable[[Event], None],
+        report: Callable[[events.Event], None],
         *,
         checkpoint: Checkpoint | None = None,
         workers: int | None = None,
@@ -71,7 +59,7 @@ class Run:
         loaded = None
         if config.weights is not None and checkpoint is None:
             loaded = load_weights(self.model, weights_file(config.weights))
-            self.report(WeightsLoaded(config.weights, loaded.left_out))
+            self.report(events.WeightsLoaded(config.weights, loaded.left_out))
         given, dataset = dataset, dataset.with_channels(self.model.input_shape[0])
         self.dataset = dataset
         self.model.to(backend)
@@ -98,7 +86,7 @@ class Run:
         self.step = 0  # steps done in the current epoch; all of them, while it has not been validated
         self.loss_sum, self.correct = 0.0, 0  # over the images of those steps
         self.seconds = 0.0  # spent on them
-        self.history: list[EpochEnd] = []
+        self.history: list[events.EpochEnd] = []
         # Weights of the best epoch; also without patience, which may be set when the run is resumed.
         self.best: dict[str, np.ndarray] | None = None
         self.resumed = False
@@ -153,7 +141,7 @@ class Run:
                 "history": [asdict(epoch) for epoch in self.history],
             },
         )
-        self.report(CheckpointSaved(self.out / CHECKPOINT, len(self.history), self.step))
+        self.report(events.CheckpointSaved(self.out / CHECKPOINT, len(self.history), self.step))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore the state that :meth:`save` saved."""
@@ -166,7 +154,7 @@ class Run:
             self.best = checkpoint.part("best.") or None
             self.step, self.correct = int(content["step"]), int(content["correct"])
             self.loss_sum, self.seconds = float(content["loss_sum"]), float(content["seconds"])
-            self.history = [EpochEnd(**epoch) for epoch in content["history"]]
+            self.history = [events.EpochEnd(**epoch) for epoch in content["history"]]
             self.changed = (content["config"], content["backend"]) != (asdict(self.config), self.backend.name)
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{checkpoint.path}: not the checkpoint of such a run ({error})") from None
@@ -205,15 +193,15 @@ class Run:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def train(self) -> Result:
+    def train(self) -> events.Result:
         """Train to the end of the run."""
         with closing(self.feed):
             return self._train()
 
-    def _train(self) -> Result:
+    def _train(self) -> events.Result:
         was_finished = self.finished
         self.report(
-            Started(
+            events.Started(
                 model=self.config.model,
                 parameters=sum(parameter.numel() for parameter in self.model.parameters()),
                 backend=self.backend.name,
@@ -240,7 +228,7 @@ class Run:
         if self.stopped_early:
             assert self.best_epoch is not None
             assert self.config.patience is not None
-            self.report(EarlyStop(len(self.history), self.best_epoch, self.config.patience))
+            self.report(events.EarlyStop(len(self.history), self.best_epoch, self.config.patience))
         return self._finish(was_finished)
 
     def _train_epoch(self) -> None:
@@ -263,7 +251,7 @@ class Run:
             self.seconds = before + spent
             seen = min(self.step * self.config.batch_size, len(self.feed))
             self.report(
-                BatchEnd(
+                events.BatchEnd(
                     epoch=len(self.history) + 1,
                     step=self.step,
                     steps=self.steps,
@@ -345,7 +333,7 @@ class Run:
             loss, accuracy = validation.loss, validation.accuracy
             if not math.isfinite(loss):
                 raise self._diverged(self.step, f"the validation loss is {loss}")
-        epoch = EpochEnd(
+        epoch = events.EpochEnd(
             epoch=len(self.history) + 1,
             train_loss=self.loss_sum / len(self.feed),
             train_accuracy=self.correct / len(self.feed),
@@ -366,7 +354,7 @@ class Run:
     def _evaluated(self, images: Any, labels: np.ndarray) -> Evaluation:
         return evaluate(self.model, images, labels, loss=self.config.loss, workers=self.workers)
 
-    def _finish(self, was_finished: bool) -> Result:
+    def _finish(self, was_finished: bool) -> events.Result:
         kept_epoch = len(self.history)
         if self.config.patience is not None and self.best is not None and self.best_epoch is not None:
             self.model.load_state_dict(self.best)
@@ -376,9 +364,9 @@ class Run:
         path = self.out / MODEL
         storage.save(self.model, path)
         seconds = sum(epoch.seconds for epoch in self.history)
-        self.report(Finished(test.loss, test.accuracy, seconds, self.best_epoch, kept_epoch, path))
+        self.report(events.Finished(test.loss, test.accuracy, seconds, self.best_epoch, kept_epoch, path))
         self._stop_if_asked()
-        return Result(
+        return events.Result(
             dataset=self.dataset,
             model=self.model,
             model_path=path,
@@ -401,7 +389,9 @@ class Run:
         where = f"after epoch {len(self.history)} of {self.config.epochs}"
         if self.step:
             where = f"in epoch {len(self.history) + 1} of {self.config.epochs}, after step {self.step} of {self.steps}"
-        raise Interrupted(f"interrupted {where}; saved in {self.out / CHECKPOINT}", number, self.out / CHECKPOINT)
+        raise events.Interrupted(
+            f"interrupted {where}; saved in {self.out / CHECKPOINT}", number, self.out / CHECKPOINT
+        )
 
     def _check_weights(self) -> None:
         """Check the weights before saving: if the last step spoiled them, the loss shows it only in the next one."""
@@ -409,7 +399,7 @@ class Run:
             if not np.isfinite(parameter.numpy()).all():
                 raise self._diverged(self.step, f"{name} holds values that are not finite")
 
-    def _diverged(self, step: int, what: str) -> TrainingDiverged:
+    def _diverged(self, step: int, what: str) -> events.TrainingDiverged:
         largest = {
             name: float(abs(parameter.grad.data).max())
             for name, parameter in self.model.named_parameters()
@@ -420,7 +410,7 @@ class Run:
             # NaN counts as the largest: it shows where the problem is.
             name, value = max(largest.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
             gradient = f"the largest of the last gradients is that of {name}, {value:.3g}"
-        return TrainingDiverged(
+        return events.TrainingDiverged(
             f"training diverged in epoch {len(self.history) + 1}, step {step} of {self.steps}: {what}; {gradient}. A "
             "lower ",
             Setting("lr"),

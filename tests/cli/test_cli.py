@@ -512,7 +512,7 @@ def test_help_is_quick(capsys):
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("gpuconv ", {"train", "evaluate", "predict", "tune", "summary", "info"}),
+        ("gpuconv ", {"train", "check", "evaluate", "predict", "tune", "summary", "info"}),
         ("gpuconv train --sch", {"--schedule"}),
         ("gpuconv train --schedule ", {"cosine", "constant"}),
         ("gpuconv train --optimizer a", {"adam"}),

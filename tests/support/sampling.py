@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 CHOICES = {
     "all": "each case: make test-all",
+    "rest": "what differs from a sample: make test-all CASES=rest, behind make test",
     "sample": "one in n of the tests marked grid(n), no case marked thorough, all else: make test",
     "few": "one in 40, and two or more, of a grid three, of each test that is not marked slow: make quick",
 }
@@ -43,14 +44,23 @@ def sampled(things: Iterable[T], count: int, key: object) -> list[T]:
 
 
 def select(items: Sequence[pytest.Item], choice: str) -> list[pytest.Item]:
-    """The items that run, in their order."""
+    """The items that run, in their order. Of files that use this module, a sample's cases may do more in the rest."""
     if choice == "all":
         return list(items)
+    if choice == "rest":
+        sample = {item.nodeid for item in select(items, "sample")}
+        return [item for item in items if item.nodeid not in sample or _samples(item)]
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     chosen = {item.nodeid for cases in tests.values() for item in _of_one_test(cases, choice)}
     return [item for item in items if item.nodeid in chosen]
+
+
+def _samples(item: pytest.Item) -> bool:
+    """Whether the item's file may leave out something inside of a test."""
+    names = vars(getattr(item, "module", None) or object).values()
+    return any(value is sampled or getattr(value, "__name__", None) == __name__ for value in names)
 
 
 def _of_one_test(cases: list[pytest.Item], choice: str) -> list[pytest.Item]:

@@ -248,7 +248,9 @@ def test_too_large_for_memory(tmp_path, folder, monkeypatch):
     with pytest.raises(ValueError, match=r"outputs for 30 images of 32x32 take .* a smaller batch_size needs less"):
         fit(config(folder, batch_size=30, image_size=32), tmp_path / "run")
     monkeypatch.setattr(network, "available_memory", lambda: 10**8)
-    with pytest.raises(ValueError, match=r"'vgg16' has 138,357,544 parameters, .* take 1\.7 GB, but 0\.1 GB of memory"):
+    with pytest.raises(
+        ValueError, match=r"'vgg16' has 138,357,544 parameters, .* take 1\.7 GB, but 100\.0 MB of memory"
+    ):
         fit(config(folder, model="vgg16"), tmp_path / "run")
 
 
