@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.lab import fresh_memory
+
 #: What a card answers, by the name that `cuda.get_current_device()` has for it: an H100 SXM5 (CUDA's deviceQuery).
 CARD: dict[str, Any] = {
     "name": b"SIMULATOR (as an H100)",
@@ -81,6 +83,7 @@ def patch(cuda: ModuleType) -> dict[str, Any]:
         "pinned": _pinned,
         "managed_array": arrays.managed_array,
         "mapped_array_like": arrays.device_array_like,
+        **fresh_memory.watch(arrays.FakeCUDAArray, arrays),
         "profile_start": _nothing,
         "profile_stop": _nothing,
         "profiling": contextlib.nullcontext,

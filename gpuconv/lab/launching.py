@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from gpuconv.lab import records
+from gpuconv.lab import fresh_memory, records
 from gpuconv.lab.places import WARP, Dim3, Site, site, site_name
 from gpuconv.lab.report import Report
 from gpuconv.lab.tracing import Tracer
@@ -354,6 +354,8 @@ class Launch:
         if isinstance(array, np.ndarray):
             if array.dtype.hasobject:
                 raise TypeError(f"{self.name}: an array of Python objects cannot be on a GPU")
+            if Settings.report is None:
+                fresh_memory.written(array)
             return records.with_attributes(array)
         return array
 

@@ -141,7 +141,7 @@ class Report:
 
     @property
     def uninitialized(self) -> tuple[Fault, ...]:
-        """Reads of shared memory that no thread of the block has written."""
+        """Reads of shared memory that no thread of the block has written, and of a ``device_array`` that nobody has."""
         return self._of("uninitialized")
 
     @property

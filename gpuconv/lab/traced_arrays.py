@@ -43,6 +43,8 @@ class Buffer:
         self.written = np.zeros(0 if shared else -(-nbytes // granule), np.int64)
         #: Number of the block that wrote each granule last, or -1, and the grid that it is counted in.
         self.writer, self.grid = np.full_like(self.written, -1), Dim3(1, 1, 1)
+        #: Which granules nobody had written when the launch began, if that is known of any.
+        self.unwritten: Array | None = None
         #: An instruction that reads it through the read-only cache.
         self.read_only: Site | None = None
 
@@ -50,6 +52,8 @@ class Buffer:
         """Count in smaller units from now on."""
         times, self.granule = self.granule // granule, granule
         self.written, self.writer = np.repeat(self.written, times), np.repeat(self.writer, times)
+        if self.unwritten is not None:
+            self.unwritten = np.repeat(self.unwritten, times)
 
 
 class TracedArray:

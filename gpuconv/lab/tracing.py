@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpuconv.lab import tables
+from gpuconv.lab import fresh_memory, tables
 from gpuconv.lab.ordering import Ordering, Orders
 from gpuconv.lab.places import WARP, Array, Dim3, Site, is_written_negative, site, site_name, thread_name
 from gpuconv.lab.records import dtype_of
@@ -94,6 +94,8 @@ class Tracer:
         """The arguments of the kernel, with traced arrays in the place of arrays."""
         for array in sorted(arrays_of(args), key=bounds_of):
             self._watch(array)
+        for buffer in self._buffers:
+            buffer.unwritten = fresh_memory.unwritten(buffer.real, buffer.nbytes, buffer.granule)
         code = self.kernel.__code__
         names = code.co_varnames[: code.co_argcount] + ("?",) * len(args)
         return tuple(self._wrap(arg, name) for arg, name in zip(args, names, strict=False))
@@ -276,6 +278,8 @@ class Tracer:
         self._races_between_blocks()
         buffers = [buffer for buffer in self._buffers if not buffer.shared]
         for buffer in buffers:
+            if buffer.unwritten is not None:
+                fresh_memory.wrote(buffer.real, buffer.written > 0, buffer.granule)
             if buffer.read_only is not None and buffer.written.any():
                 reader = site_name(buffer.read_only)
                 name = next(array.name for array in self._arrays if array.buffer is buffer)
@@ -382,6 +386,13 @@ class Tracer:
         for buffer in self._buffers:
             span = slice(*np.searchsorted(written, (buffer.first, buffer.first + buffer.written.size)))
             buffer.written[written[span] - buffer.first] += counts[span]
+        for buffer in self._buffers:
+            if buffer.unwritten is not None:
+                mine = np.flatnonzero(
+                    (e.kind == READ) & (unit >= buffer.first) & (unit < buffer.first + buffer.written.size)
+                )
+                never = buffer.unwritten & (buffer.written == 0)
+                self._add_uninitialized(e.take(mine[never[unit[mine] - buffer.first]]))
         columns = (unit, e.block, e.kind, e.site, e.array, e.value, e.thread, e.time)
         self._global_accesses.append(np.stack([column[~shared] for column in columns]).astype(np.int32))
 

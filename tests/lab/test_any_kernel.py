@@ -372,3 +372,39 @@ def test_the_last_block_sums_up(fenced):
         kernel[12, 4](x, np.zeros(12, np.float32), np.zeros(1, np.int32), total)
     assert total[0] == x.sum()
     assert report.clean == fenced, str(report)
+
+
+def test_device_memory_that_nobody_wrote():
+    """It begins as NaN; a read of it is reported, until a kernel or the host has written there."""
+
+    @cuda.jit
+    def write_half(x):
+        if cuda.threadIdx.x % 2 == 0:
+            x[cuda.threadIdx.x] = 1
+
+    @cuda.jit
+    def read(x, y):
+        y[cuda.threadIdx.x] = x[cuda.threadIdx.x]
+
+    def uninitialized(x):
+        with simulator.trace() as report:
+            read[1, 8](x, np.zeros(8, np.float32))
+        return sum(fault.count for fault in report.uninitialized)
+
+    x = cuda.device_array(8, np.float32)
+    assert np.isnan(x.copy_to_host()).all()
+    assert uninitialized(x) == 8
+    with simulator.trace() as report:
+        write_half[1, 8](x)
+    assert report.clean
+    assert uninitialized(x) == 4
+    for by_host in (
+        lambda x: x.copy_to_device(np.ones(8, np.float32)),
+        lambda x: x.__setitem__(slice(None), 1),
+        lambda x: x.fill(1),
+        lambda x: write_half[1, 8](x),  # not traced: what it wrote is not known
+    ):
+        x = cuda.device_array_like(x)
+        assert uninitialized(x) == 8
+        by_host(x)
+        assert uninitialized(x) == 0

@@ -11,10 +11,10 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,12 +113,18 @@ def run(which: str, arguments: list[str]) -> dict[str, Any]:
         # The wheel's folders of tests are packages inside a namespace, which pytest's other ways to import do not find.
         command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", HERE.stem]
         command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore", "--pyargs", "numba.cuda.tests"]
-        start = time.perf_counter()
+        start = _seconds()
         done = subprocess.run([*command, *arguments], env=environment, cwd=folder, capture_output=True, text=True)
-        seconds = time.perf_counter() - start
+        seconds = _seconds() - start
         if not outcomes.exists():
             sys.exit(f"{which}: pytest did not run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
         return {**json.loads(outcomes.read_text()), "seconds": seconds, "log": done.stdout}
+
+
+def _seconds() -> float:
+    """CPU time of all processes that this one has started and that have ended: others may run beside."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> int:
@@ -133,7 +139,7 @@ def main() -> int:
     passed = {}
     for which, result in results.items():
         counts = ", ".join(f"{count} {how}" for how, count in sorted(Counter(result["outcomes"].values()).items()))
-        print(f"{which}: {counts}; {result['seconds']:.1f} s")
+        print(f"{which}: {counts}; {result['seconds']:.1f} s of CPU time")
         passed[which] = {test for test, how in result["outcomes"].items() if how == "passed"}
     if options.log:
         options.log.write_text(result["log"])
