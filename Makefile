@@ -46,7 +46,7 @@ test: $(VENV)/.$(EXTRA)  ## every test, of grids of cases a sample, and the buil
 test-all: $(VENV)/.$(EXTRA)  ## every test in every case: half an hour or more on two cores
 	$(BIN)/python -m pytest $(WORKERS) --cases=$(CASES)
 
-quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: about a minute
+quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: one to two minutes
 	$(BIN)/python -m pytest $(WORKERS) --cases=few -x
 
 # Arguments for pytest, as there: make compiled-test ARGS="-k depthwise"

@@ -188,6 +188,7 @@ def test_main_loops(results, kernel, architecture):
         assert best >= budget.best
 
 
+@pytest.mark.slow
 def test_each_budget_is_of_a_kernel():
     """None is left behind when a kernel gets another name."""
     from bench.layers import LAYERS
@@ -517,6 +518,7 @@ def test_layers():
 # -- the command ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     """Tables of at most 120 columns, and the same figures in the JSON; a GPU is needed for neither half of them."""
     variant, out = next(iter(VARIANTS["conv2d"])), tmp_path / "static.json"
