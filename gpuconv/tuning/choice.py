@@ -82,7 +82,9 @@ def _one_channel_a_filter(g: Conv2dGeometry, dtype: str) -> bool:
 
 
 def _fills_a_gemm(g: Conv2dGeometry, dtype: str) -> bool:
-    return dtype == "float32" and g.groups == 1 and g.k >= 32 and _reduction(g) >= 64 and g.n * g.p * g.q >= 1024
+    # Images of a pixel are rows of a fully connected layer: one thread an output would read each weight by itself.
+    positions = g.n * g.p * g.q >= 1024 or (g.h * g.w == 1 and g.n >= 16)
+    return dtype == "float32" and g.groups == 1 and g.k >= 32 and _reduction(g) >= 64 and positions
 
 
 def _fills_a_weight_gemm(g: Conv2dGeometry, dtype: str) -> bool:
@@ -125,7 +127,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(
             "implicit_gemm",
             _fills_a_gemm,
-            "float32, at least 32 filters, 64 products a sum and 1,024 positions: fills the tiles of a matrix product",
+            "float32, at least 32 filters, 64 products a sum and 1,024 positions, or 16 images of one pixel: fills the "
+            "tiles of a matrix product",
         ),
         Rule("tiled", _reuses_a_halo, "windows of neighbouring outputs overlap: read once into shared memory"),
         Rule("direct", _always, "supports everything"),
