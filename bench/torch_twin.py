@@ -15,7 +15,22 @@ import torch
 from gpuconv import nn
 from gpuconv.nn.sequential import Sequential
 
-_FUNCTIONS = {"F": torch.nn.functional, "cat": torch.cat, "chunk": torch.chunk}
+
+def _norm_relu(x: Any, norm: Any, relu: Any, residual: Any = None) -> Any:
+    return relu(norm(x) if residual is None else norm(x) + residual)
+
+
+def _conv_norm(x: Any, conv: Any, norm: Any, relu: Any = None, residual: Any = None) -> Any:
+    return norm(conv(x)) if relu is None else _norm_relu(conv(x), norm, relu, residual)
+
+
+_FUNCTIONS = {
+    "F": torch.nn.functional,
+    "cat": torch.cat,
+    "chunk": torch.chunk,
+    "conv_norm": _conv_norm,
+    "norm_relu": _norm_relu,
+}
 
 
 def _biased(module: Any) -> bool:

@@ -35,6 +35,7 @@ __all__ = [
     "gradcheck",
     "is_default_seed",
     "is_grad_enabled",
+    "is_recording",
     "moved",
     "native",
     "no_grad",
@@ -68,6 +69,11 @@ class no_grad(ContextDecorator):
 
 #: Who is told of each operation: mostly nobody.
 _recorder: ContextVar[Callable[..., None] | None] = ContextVar("gpuconv_recorder", default=None)
+
+
+def is_recording() -> bool:
+    """Whether somebody is told of each operation."""
+    return _recorder.get() is not None
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from gpuconv import nn
 from gpuconv.geometry import integer
 from gpuconv.models.classifier import Classifier
 from gpuconv.nn import init
+from gpuconv.nn.conv_norm import conv_norm, norm_relu
 from gpuconv.ops.rearrange import cat
 
 
@@ -24,7 +25,8 @@ class DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Any) -> Any:
-        return self.conv2(self.relu2(self.norm2(self.conv1(self.relu1(self.norm1(x))))))
+        y = norm_relu(x, self.norm1, self.relu1)
+        return self.conv2(conv_norm(y, self.conv1, self.norm2, self.relu2))
 
 
 class DenseBlock(nn.Module):

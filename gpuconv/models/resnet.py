@@ -8,6 +8,7 @@ from gpuconv import nn
 from gpuconv.geometry import integer
 from gpuconv.models.classifier import Classifier
 from gpuconv.models.initial import for_relu
+from gpuconv.nn.conv_norm import conv_norm
 
 
 def _downsample(channels: int, maps: int, stride: int) -> nn.Sequential | None:
@@ -32,9 +33,8 @@ class BasicBlock(nn.Module):
         self.downsample = _downsample(channels, width, stride)
 
     def forward(self, x: Any) -> Any:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = conv_norm(x, self.conv1, self.bn1, self.relu)
+        return conv_norm(y, self.conv2, self.bn2, self.relu, x if self.downsample is None else self.downsample(x))
 
 
 class Bottleneck(nn.Module):
@@ -58,10 +58,9 @@ class Bottleneck(nn.Module):
         self.downsample = _downsample(channels, maps, stride)
 
     def forward(self, x: Any) -> Any:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = conv_norm(x, self.conv1, self.bn1, self.relu)
+        y = conv_norm(y, self.conv2, self.bn2, self.relu)
+        return conv_norm(y, self.conv3, self.bn3, self.relu, x if self.downsample is None else self.downsample(x))
 
 
 class ResNet(Classifier):

@@ -7,16 +7,18 @@ from itertools import pairwise
 from typing import Any
 
 from gpuconv import functional as F
+from gpuconv.nn.conv_norm import NORMS, conv_norm, folds
 from gpuconv.nn.layers import Conv2d, Linear, MaxPool2d, ReLU
 from gpuconv.nn.module import Module
-from gpuconv.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from gpuconv.nn.normalization import BatchNorm2d
 
 
 class Sequential(Module):
     """Run modules one after the other.
 
     ``Conv2d → ReLU → MaxPool2d``, ``Conv2d → ReLU``, ``BatchNorm2d → ReLU`` and several ``Linear``, with or without
-    ReLU behind each, run as one primitive, with the same results and gradients; see :meth:`blocks`.
+    ReLU behind each, run as one primitive, with the same results and gradients; see :meth:`blocks`. So do, in
+    evaluation without a graph, ``Conv2d → BatchNorm2d`` and ``Conv2d → BatchNorm2d → ReLU``.
 
     Args:
         modules: the modules; or one dict of names and modules, which then name the parameters.
@@ -91,9 +93,9 @@ class Sequential(Module):
         names = list(self._modules)
         return [tuple(names[span]) for span in self._spans(list(self._modules.values()))]
 
-    def _spans(self, modules: list[Module]) -> Iterator[slice]:
+    def _spans(self, modules: list[Any]) -> Iterator[slice]:
         """Which modules run as one, first to last."""
-        # Only those that run as their class says: not a subclass's, nor one that was given another `forward` or hooks.
+        # Only those that are plain; written out, as a call for each module would be felt with a single image.
         kinds = [
             None if "forward" in module.__dict__ or "_hooked" in module.__dict__ else type(module) for module in modules
         ]
@@ -112,17 +114,17 @@ class Sequential(Module):
 
 
 _Kinds = Sequence[Any]
-_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
-def _fusible(modules: list[Module], kinds: _Kinds, position: int) -> int:
+def _fusible(modules: list[Any], kinds: _Kinds, position: int) -> int:
     """How many modules, from a position on, run as one."""
-    types = kinds[position : position + 3]
-    if types[0] in _NORMS and types[1:2] == [ReLU]:
+    types, first = kinds[position : position + 3], modules[position]
+    if types[0] in NORMS and types[1:2] == [ReLU]:
         return 2
+    if types[:2] == [Conv2d, BatchNorm2d] and folds(first, modules[position + 1]):
+        return 3 if types[2:] == [ReLU] else 2
     if types[0] is Linear:
         return _linear_run(kinds, position)
-    first: Any = modules[position]
     if types[:2] != [Conv2d, ReLU] or first.padding_mode != "zeros":
         return 1
     last: Any = modules[position + 2] if types[2:] == [MaxPool2d] else None
@@ -145,8 +147,10 @@ def _chain_arguments(modules: Sequence[Any]) -> tuple[list[Any], list[Any], list
 
 
 def _run_fused(input: Any, layer: Any, second: Any, *rest: Any) -> Any:
-    if isinstance(layer, _NORMS):
+    if isinstance(layer, NORMS):
         return layer.with_relu(input)
+    if type(second) is BatchNorm2d:
+        return conv_norm(input, layer, second, *rest)
     if type(layer) is Linear:
         if type(second) is ReLU and not rest:
             return F.linear_relu(input, layer.weight, layer.bias)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv import Tensor, nn
+from gpuconv import Tensor, models, nn, no_grad
 from gpuconv import functional as F
 from gpuconv.backends import get
 
@@ -116,6 +116,46 @@ def test_sequential_runs_both_as_one(backend):
     handle = layers[1].register_forward_hook(lambda *_: None)
     assert fused.blocks() == [("0",), ("1",), ("2",), ("3",)]
     handle.remove()
+
+
+def _evaluated(model):
+    """The model in evaluation, with statistics that it could have learned."""
+    rng = np.random.default_rng(0)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for one, low in ((norm.running_mean, -1), (norm.running_var, 0.5), (norm.weight, -1), (norm.bias, -1)):
+                if one is not None:
+                    one.data[...] = rng.uniform(low, 2, one.shape)
+    return model.eval()
+
+
+def test_in_evaluation_a_convolution_takes_it_in(backend):
+    """Without a graph, with the same maps; not while training, nor where a layer is not just what its class says."""
+
+    class Own(nn.BatchNorm2d):
+        pass
+
+    x = Tensor(RNG.normal(size=(2, 3, 64, 64)).astype(np.float32))
+    for bias, kind, options, last, whole in (
+        (True, nn.BatchNorm2d, {}, [nn.ReLU()], 1),
+        (False, nn.BatchNorm2d, {"affine": False}, [nn.ReLU6()], 2),
+        (False, Own, {}, [nn.ReLU()], 3),
+        (False, nn.BatchNorm2d, {"track_running_stats": False}, [], 2),
+    ):
+        model = _evaluated(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=bias), kind(8, **options), *last))
+        expected, blocks = model(x), model.blocks()
+        assert expected.requires_grad
+        assert blocks[0] == ("0",)
+        with no_grad():
+            np.testing.assert_allclose(model(x).numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
+            assert len(model.blocks()) == whole
+            assert model.train().blocks() == blocks
+            model.eval()[1].register_forward_hook(lambda *_: None)
+            assert model.blocks()[:2] == [("0",), ("1",)]
+    for model in (models.build("resnet20"), models.build("densenet121", num_classes=3).features[:6]):
+        expected = _evaluated(model)(x).numpy()
+        with no_grad():
+            np.testing.assert_allclose(model(x).numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_what_does_not_fit_is_refused():
