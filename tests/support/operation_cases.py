@@ -1466,7 +1466,6 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: gpuconv.nn.BatchNorm2d(0), ValueError, "BatchNorm2d: num_features"),
     (lambda: gpuconv.nn.GroupNorm(2, 3), ValueError, "GroupNorm: num_groups"),
     (lambda: gpuconv.nn.L1Loss("average"), ValueError, "L1Loss: reduction"),
-    (lambda: gpuconv.nn.ReLU().half(), TypeError, "ReLU: half"),
     (lambda: gpuconv.nn.ReLU().zero_grad(set_to_none=False), TypeError, "zero_grad: set_to_none"),
     (lambda: gpuconv.nn.ReLU().register_buffer("a.b", None), ValueError, "ReLU: register_buffer: name"),
     (lambda: gpuconv.nn.ReLU().register_buffer("forward", None), ValueError, "ReLU: register_buffer: name"),
