@@ -38,7 +38,7 @@ _BATCH = 64
 class _Array:
     """What gpuconv asks of an array on a device; its elements are not there."""
 
-    __slots__ = ("__weakref__", "base", "data", "dtype", "flags", "nbytes", "ndim", "shape", "size")
+    __slots__ = ("__weakref__", "base", "data", "dtype", "flags", "itemsize", "nbytes", "ndim", "shape", "size")
     __cuda_array_interface__ = property(lambda self: {"data": (self.data.ptr, False)})
     device = SimpleNamespace(id=0)
 
@@ -46,7 +46,8 @@ class _Array:
         self.shape = shape if isinstance(shape, tuple) else (shape,)
         self.dtype, self.base = np.dtype(dtype), base
         self.size = math.prod(self.shape)
-        self.nbytes, self.ndim = self.size * self.dtype.itemsize, len(self.shape)
+        self.itemsize, self.ndim = self.dtype.itemsize, len(self.shape)
+        self.nbytes = self.size * self.itemsize
         self.data, self.flags = _POINTER, _FLAGS
 
     def reshape(self, *shape: Any) -> _Array:

@@ -816,7 +816,7 @@ def test_divergence_where_no_step_has_been_taken(tmp_path, digits, monkeypatch):
         ({"model": "LeNet"}, ValueError, "did you mean 'lenet5'?"),
         ({"backend": "numpi"}, ValueError, "did you mean 'numpy'?"),
         ({"model": None}, TypeError, "model must be one of lenet5"),
-        ({"augment": "yes"}, TypeError, "augment must be True or False, got 'yes'"),
+        ({"augment": "yes"}, ValueError, "augment must be some of crop, resized-crop, flip, jitter, got 'yes'"),
         ({"data": 5}, TypeError, "data must be a name or a path, got 5"),
         ({"model_arguments": {"depth": 3}}, ValueError, "model_arguments do not fit lenet5: .*'depth'"),
         ({"model_arguments": {"hidden": {1, 2}}}, TypeError, "model_arguments must be a dict of JSON types"),
