@@ -61,7 +61,7 @@ def verify(project):
     files = "kernels/test_kernels", "kernels/test_conv2d_kernels", "test_architecture"
     tests = [f"tests/{name}.py" for name in files]
     chosen = "(pointwise and (1x1 or larger or 64 or number or anywhere)) or table_lists"
-    return run(project, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests, "-k", chosen)
+    return run(project, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--cases=all", *tests, "-k", chosen)
 
 
 @pytest.mark.slow

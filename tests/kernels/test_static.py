@@ -565,10 +565,12 @@ def test_command(tmp_path):
         (["--fast"], "unrecognized arguments: --fast; --help lists the options"),
     ],
 )
-def test_bad_arguments_give_one_line(arguments, message, capsys):
+def test_bad_arguments_give_one_line(arguments, message, capsys, monkeypatch):
     """What cannot be shown is refused with one line that says what would do, and status 2."""
     from bench.static import main
 
+    # The command sets it for its own process, and here there come other tests.
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", os.environ["NUMBA_ENABLE_CUDASIM"])
     status = main(arguments)
     out, err = capsys.readouterr()
     if "pip install" in err:
