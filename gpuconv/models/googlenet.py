@@ -9,6 +9,7 @@ from gpuconv import nn
 from gpuconv.geometry import flag, integer
 from gpuconv.models.classifier import Classifier
 from gpuconv.nn import init
+from gpuconv.nn.conv_norm import conv_norm
 from gpuconv.ops.rearrange import cat
 
 
@@ -27,9 +28,10 @@ class BasicConv2d(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, maps, kernel_size, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(maps, eps=0.001)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Any) -> Any:
-        return F.relu(self.bn(self.conv(x)))
+        return conv_norm(x, self.conv, self.bn, self.relu)
 
 
 class Inception(nn.Module):
