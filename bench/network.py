@@ -9,6 +9,7 @@ kernels are compiled first, gpuconv runs eagerly and captured, and PyTorch eager
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,8 +23,6 @@ FORWARD, TRAINING = "forward", "training"
 _TOLERANCES = {FORWARD: (1e-3, 1e-3, 1e-3, 1e-3), TRAINING: (1e-3, 4e-3, 2e-2, 1e-1)}
 
 Step = Callable[[], Any]
-#: What makes a step, by label.
-Makers = dict[str, Callable[[], Step]]
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -256,8 +255,9 @@ def _ratio(ratio: dict[str, float] | None) -> str:
 def _run(argv: Sequence[str] | None) -> int:
     arguments = _arguments(argv)
     check_writable("--json", arguments.json)
-    on_gpu = arguments.backend == "cuda"
-    if not on_gpu:
+    if importlib.util.find_spec("torch") is None:
+        raise Refused("the peer is PyTorch: pip install torch")
+    if arguments.backend != "cuda":
         command.limit_threads(arguments.threads)
     import gpuconv
 
@@ -270,23 +270,21 @@ def _run(argv: Sequence[str] | None) -> int:
         backend = gpuconv.backends.get(arguments.backend)
     except (ValueError, gpuconv.BackendUnavailable) as error:
         raise Refused(str(error)) from None
+    inputs = network(arguments.model, arguments.batch, arguments.size)
     device, wait = None, lambda result: result
-    if on_gpu:
+    if "cuda" in (arguments.backend, backend.name):  # which `auto` may have chosen
         from bench import compiling
         from bench.device import device_place, gpu_facts
 
         place = device_place()
-        place.torch.backends.cudnn.benchmark = True
         document["machine"]["gpu"] = gpu_facts(place)
-        size = arguments.size or gpuconv.models.build(arguments.model).input_shape[-1]
-        work = compiling.recorded_work([("network", arguments.model, arguments.batch, size)])
+        work = compiling.recorded_work([("network", arguments.model, arguments.batch, inputs[1].shape[-1])])
         compiling.compile_all(compiling.compile_recorded, work, arguments.jobs)
         device, wait = "cuda", lambda result: place.synchronize()
     else:
         import torch
 
         torch.set_num_threads(arguments.threads)
-    inputs = network(arguments.model, arguments.batch, arguments.size)
     try:
         with gpuconv.use_backend(backend):
             for task in [arguments.task] if arguments.task else (FORWARD, TRAINING):
