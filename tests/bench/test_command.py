@@ -134,7 +134,7 @@ def test_results_are_read_or_refused(tmp_path):
 )
 def test_measurements_on_disk_can_be_read(path):
     """Those of before are as good as those of today."""
-    assert command.read(path)["benchmark"] in ("lenet", "gpu", "lenet-gpu", "gpu-report", "overhead")
+    assert command.read(path)["benchmark"] in ("lenet", "gpu", "lenet-gpu", "gpu-report", "network", "overhead")
 
 
 def test_threads_are_bounded_before_numpy_is_loaded():
