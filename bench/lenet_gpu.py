@@ -99,28 +99,37 @@ def torch_inference(torch: Any, device: str, weights: Weights, images: list[Any]
     if not captured:
         return lambda: forward(next(turn))
     static = ready[0].clone()
-    graph, logits = torch_captured(torch, lambda: forward(static))
+    graph = TorchGraph(torch, lambda: forward(static))
 
     def replay() -> Any:
         static.copy_(next(turn))
-        graph.replay()
-        return logits
+        return graph()
 
     return replay
 
 
-def torch_captured(torch: Any, step: Callable[[], Any]) -> tuple[Any, Any]:
-    """The graph of a step, and what it returns; by the recipe of PyTorch's documentation."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARMUP):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = step()
-    return graph, result
+class TorchGraph:
+    """A step of PyTorch's as a CUDA graph, by the recipe of its documentation: a call replays it.
+
+    A graph reads and writes where its tensors were when it was captured. So it holds the step, and with it the tensors:
+    PyTorch would give the memory of those that nobody holds to others.
+    """
+
+    def __init__(self, torch: Any, step: Callable[[], Any]):
+        self._step = step
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARMUP):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._result = step()
+
+    def __call__(self) -> Any:
+        self._graph.replay()
+        return self._result
 
 
 def _torch_parts(torch: Any, device: str, weights: Weights, batches: Batches) -> tuple[Any, Any, list[Any]]:
@@ -165,7 +174,7 @@ def torch_graph(torch: Any, device: str, weights: Weights, batches: Batches) -> 
         optimizer.step()
         return loss.detach()
 
-    graph, loss = torch_captured(torch, step)
+    graph = TorchGraph(torch, step)
     # The warm-up has trained; a momentum of zero is that of a first step.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -176,8 +185,7 @@ def torch_graph(torch: Any, device: str, weights: Weights, batches: Batches) -> 
     def replay() -> Any:
         for target, source in zip(inputs, next(turn), strict=True):
             target.copy_(source)
-        graph.replay()
-        return loss
+        return graph()
 
     return replay
 

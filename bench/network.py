@@ -124,7 +124,7 @@ def _theirs(model: Any, images: Any, labels: Any, device: str, layout: str, capt
     """PyTorch's steps, by task."""
     import torch
 
-    from bench.lenet_gpu import torch_captured
+    from bench.lenet_gpu import TorchGraph
     from bench.torch_twin import twin
 
     memory_format = getattr(torch, layout)
@@ -135,17 +135,6 @@ def _theirs(model: Any, images: Any, labels: Any, device: str, layout: str, capt
         x = torch.tensor(images).contiguous(memory_format=memory_format).to(device)
         return own.to(device, memory_format=memory_format), x, torch.tensor(labels).to(device)
 
-    def repeated(step: Step) -> Step:
-        if not captured:
-            return step
-        graph, result = torch_captured(torch, step)
-
-        def replay() -> Any:
-            graph.replay()
-            return result
-
-        return replay
-
     def forward() -> Step:
         own, x, _ = ready()
         own.eval()
@@ -154,7 +143,7 @@ def _theirs(model: Any, images: Any, labels: Any, device: str, layout: str, capt
             with torch.no_grad():
                 return own(x)
 
-        return repeated(step)
+        return TorchGraph(torch, step) if captured else step
 
     def training() -> Step:
         own, x, y = ready()
@@ -167,7 +156,7 @@ def _theirs(model: Any, images: Any, labels: Any, device: str, layout: str, capt
             optimizer.step()
             return loss.detach()
 
-        return repeated(step)
+        return TorchGraph(torch, step) if captured else step
 
     return {FORWARD: forward, TRAINING: training}
 
