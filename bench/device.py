@@ -98,7 +98,9 @@ class EventClock(measure.DeviceClock):
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         l2 = torch.cuda.get_device_properties(0).L2_cache_size
         filler = torch.empty(4 * l2, dtype=torch.uint8, device="cuda")
-        super().__init__(events, lambda first, second: first.elapsed_time(second), filler.zero_)
+        super().__init__(
+            events, lambda event: event.query(), lambda first, second: first.elapsed_time(second), filler.zero_
+        )
 
 
 # -- the kernels of a layer ------------------------------------------------------------------------------------------

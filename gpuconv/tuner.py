@@ -207,4 +207,4 @@ def _device_clock(xp: Any) -> measure.Clock:
     """Of CuPy's device, or what stands in for it."""
     filler = xp.zeros(4 * xp.cuda.Device().attributes["L2CacheSize"], np.uint8)
     events = [xp.cuda.Event(), xp.cuda.Event()]
-    return measure.DeviceClock(events, xp.cuda.get_elapsed_time, lambda: filler.fill(0))
+    return measure.DeviceClock(events, lambda event: event.done, xp.cuda.get_elapsed_time, lambda: filler.fill(0))

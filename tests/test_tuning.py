@@ -366,14 +366,27 @@ def test_luck_on_a_busy_machine_does_not_win():
     assert not measure.clearly_faster([80, 90, 150, 160], [95, 140, 150, 160])
 
 
-def test_the_device_clock_leaves_no_gap():
-    """The cache is overwritten before each timed call, for longer than the host needs to queue the call."""
-    log = []
-    event = SimpleNamespace(record=lambda: log.append("event"), synchronize=lambda: log.append("wait"))
+@pytest.mark.parametrize("late", [0, 2])
+def test_the_device_clock_leaves_no_gap(late):
+    """The cache is overwritten before each timed call, for longer than the host needs to queue the call.
+
+    If the device was there before the call was queued, the sample is taken again behind twice as many overwrites.
+    """
+    log, passed = [], [False] * 5 + [True] * late + [False]
+
+    class Event:
+        done = property(lambda self: passed.pop(0))
+
+        def record(self):
+            log.append("event")
+
+        def synchronize(self):
+            log.append("wait")
+
     filler = SimpleNamespace(fill=lambda value: log.append("fill"))
     xp = SimpleNamespace(
         cuda=SimpleNamespace(
-            Event=lambda: event,
+            Event=Event,
             get_elapsed_time=lambda start, end: 0.5,
             Device=lambda: SimpleNamespace(attributes={"L2CacheSize": 1000}),
         ),
@@ -391,9 +404,10 @@ def test_the_device_clock_leaves_no_gap():
     assert host_us >= 2000
     log.clear()
     assert clock.sample_us(call, host_us) == pytest.approx(500)
-    fills = log.count("fill")
+    fills = log.index("event")
     assert fills >= 1 + 1.5 * 2000 / 500
-    assert log == ["fill"] * fills + ["event", "call", "event", "wait"]
+    sample = ["event", "call", "event", "wait"]
+    assert log == [one for n in range(late + 1) for one in [*["fill"] * (fills << n), *sample]]
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

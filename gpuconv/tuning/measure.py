@@ -296,26 +296,40 @@ class HostClock:
 class DeviceClock:
     """Time between two events on a GPU, with a cold second-level cache and without the host's share.
 
-    Before a sample the cache is overwritten, as often as keeps the device busy until the call is queued.
+    Before a sample the cache is overwritten, as often as keeps the device busy until the call is queued. If the device
+    was at the first event before the host had queued the second, it may have waited for the host: the sample is taken
+    again, behind twice as many overwrites.
 
     Args:
         events: the first and the second; they have ``record`` and ``synchronize``.
+        passed: whether the device has passed an event.
         elapsed_ms: of the two, milliseconds between them.
         overwrite: queues the overwriting of the cache.
     """
 
-    def __init__(self, events: Sequence[Any], elapsed_ms: Callable[[Any, Any], float], overwrite: Step):
-        self._start, self._end = events
-        self._elapsed_ms, self._overwrite = elapsed_ms, overwrite
-        overwrite()
-        self._overwrite_us = min(self._between(overwrite) for _ in range(5))
+    #: How often a sample is taken at most; of a host that is never ahead, the last one counts.
+    _TRIES = 6
 
-    def _between(self, step: Step) -> float:
+    def __init__(
+        self,
+        events: Sequence[Any],
+        passed: Callable[[Any], bool],
+        elapsed_ms: Callable[[Any, Any], float],
+        overwrite: Step,
+    ):
+        self._start, self._end = events
+        self._passed, self._elapsed_ms, self._overwrite = passed, elapsed_ms, overwrite
+        overwrite()
+        self._overwrite_us = min(self._between(overwrite)[0] for _ in range(5))
+
+    def _between(self, step: Step) -> tuple[float, bool]:
+        """Microseconds between the events, and whether the host was late."""
         self._start.record()
         step()
         self._end.record()
+        late = self._passed(self._start)
         self._end.synchronize()
-        return 1000 * float(self._elapsed_ms(self._start, self._end))
+        return 1000 * float(self._elapsed_ms(self._start, self._end)), late
 
     def host_us(self, step: Step) -> float:
         """Microseconds that the host needs to queue a call: the median of some."""
@@ -334,6 +348,12 @@ class DeviceClock:
 
     def sample_us(self, step: Step, host_us: float) -> float:
         """Microseconds that the device needs for a call."""
-        for _ in range(1 + math.ceil(1.5 * host_us / self._overwrite_us)):
-            self._overwrite()
-        return self._between(step)
+        times = 1 + math.ceil(1.5 * host_us / self._overwrite_us)
+        for _ in range(self._TRIES):
+            for _ in range(times):
+                self._overwrite()
+            us, late = self._between(step)
+            if not late:
+                break
+            times *= 2
+        return us

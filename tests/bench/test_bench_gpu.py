@@ -228,6 +228,9 @@ def test_the_device_is_busy_until_a_call_is_queued():
         def synchronize(self):
             queue.append("wait")
 
+        def query(self):
+            return False
+
         def elapsed_time(self, end):
             return 0.02  # ms
 
