@@ -1,12 +1,13 @@
 """The second stage of gradients that are sums over a batch: adds up partial sums in a fixed order.
 
 The first stage divides the batch into ``parts`` and writes the sums over each part to a workspace of ``parts`` rows of
-``elements``. (Atomics would round differently in each run.) Here a block of 256 threads adds up 32 neighbouring
-elements:
-thread ``(x, y)`` adds the parts ``y, y + 8, ...`` of element ``x``, in that order. Then the eight sums of an element
-are added through shared memory, always in the same order.
+``elements``. (Atomics would round differently in each run.) Here a block of 256 threads adds up ``columns``
+neighbouring elements, 8 or 32, and has ``256 / columns`` rows of threads: row ``y`` adds the parts ``y, y + rows, ...``
+of each element, in that order, with eight loads under way. Then the sums of an element are added by shuffles within a
+warp and through shared memory over the warps, always in the same order.
 
-Shared bytes: 1024 (float32). Expected bottleneck: the latency of the loads, as there is little to read.
+Shared bytes: 1024 (float32). Expected bottleneck: of few elements the latency of the loads, so that many threads share
+an element (8 columns are one sector of 32 bytes); of many elements the memory, which is read in whole lines.
 """
 
 from __future__ import annotations
@@ -18,63 +19,85 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Call, call, device_function, jit, ld, ldg, st, u32
+from gpuconv.kernels.device import (
+    MULTIPROCESSORS,
+    Call,
+    call,
+    column_reduction,
+    device_function,
+    jit,
+    ldg_if,
+    st,
+    u32,
+    unrolled,
+)
 
-#: Elements of a block, and threads for each element.
-COLUMNS, ROWS = 32, 8
-_THREADS = COLUMNS * ROWS
+_THREADS = 256
+#: Loads that a thread has under way.
+_LOADS = 8
 
 
-def _summing(dtype: str) -> Any:
-    """A device function of (workspace, elements, parts): the sum of the thread's element, in the threads of row 0."""
-    real = getattr(types, dtype)
+def _columns(elements: int) -> int:
+    """Elements of a block: whole lines, if that leaves enough blocks for a large GPU."""
+    return 32 if elements >= 32 * 4 * MULTIPROCESSORS else 8
+
+
+def _summing(columns: int, dtype: str) -> Any:
+    """A device function of (workspace, elements, parts): the element of a thread, and its sum.
+
+    The sum is complete in the first ``columns`` threads.
+    """
+    real, rows = getattr(types, dtype), _THREADS // columns
+
+    @device_function
+    def load(i: int, values: Any, workspace: Any, at: Any, step: Any, left: Any) -> None:
+        values[i] = ldg_if(workspace, at + i * step, left > i * rows)
+
+    load_all, in_block = unrolled(load, _LOADS), column_reduction(columns, _THREADS, dtype)
 
     @device_function
     def summed(workspace: Any, elements: Any, parts: Any) -> Any:
-        sums = cuda.shared.array(_THREADS, real)
-        column, row = u32(cuda.threadIdx.x), u32(cuda.threadIdx.y)
-        element = u32(cuda.blockIdx.x) * COLUMNS + column
+        values = cuda.local.array(_LOADS, real)
+        thread = u32(cuda.threadIdx.x)
+        row, column = divmod(thread, columns)
+        element = u32(cuda.blockIdx.x) * columns + column
         total = real(0)
         if element < elements:
+            step = u32(elements) * rows
+            at = row * elements + element
             part = row
-            offset = row * elements + element
             while part < parts:
-                total += ldg(workspace, offset)
-                offset += u32(elements) * ROWS
-                part += ROWS
-        st(sums, row * COLUMNS + column, total)
-        cuda.syncthreads()
-        if row == 0:
-            for other in range(1, ROWS):
-                total += ld(sums, column + other * COLUMNS)
-        return total
+                load_all(values, workspace, at, step, parts - part)
+                for i in range(_LOADS):
+                    total += values[i]
+                at += step * _LOADS
+                part += u32(rows * _LOADS)
+        return element, in_block(total)
 
     return summed
 
 
 @specialised
-def _kernel(dtype: str) -> Callable[..., None]:
-    summed = _summing(dtype)
+def _kernel(columns: int, dtype: str) -> Callable[..., None]:
+    summed = _summing(columns, dtype)
 
     @jit(launch_bounds=_THREADS)
     def sum_parts(workspace: Any, out: Any, elements: Any, parts: Any) -> None:
-        total = summed(workspace, elements, parts)
-        element = u32(cuda.blockIdx.x) * COLUMNS + cuda.threadIdx.x
-        if (cuda.threadIdx.y == 0) & (element < elements):
+        element, total = summed(workspace, elements, parts)
+        if (cuda.threadIdx.x < columns) & (element < elements):
             st(out, element, total)
 
     return sum_parts
 
 
 @specialised
-def _kernel_of_two(dtype: str) -> Callable[..., None]:
-    summed = _summing(dtype)
+def _kernel_of_two(columns: int, dtype: str) -> Callable[..., None]:
+    summed = _summing(columns, dtype)
 
     @jit(launch_bounds=_THREADS)
     def sum_parts_of_two(workspace: Any, first: Any, second: Any, split: Any, elements: Any, parts: Any) -> None:
-        total = summed(workspace, elements, parts)
-        element = u32(cuda.blockIdx.x) * COLUMNS + cuda.threadIdx.x
-        if (cuda.threadIdx.y == 0) & (element < elements):
+        element, total = summed(workspace, elements, parts)
+        if (cuda.threadIdx.x < columns) & (element < elements):
             if element < split:
                 st(first, element, total)
             else:
@@ -85,12 +108,14 @@ def _kernel_of_two(dtype: str) -> Callable[..., None]:
 
 def sum_parts(workspace: Any, out: Any, parts: int) -> Call:
     """The launch of ``out[i] = Σ workspace[part, i]``, over so many parts."""
-    kernel = _kernel(np.dtype(out.dtype).name)
-    return call(kernel, -(-out.size // COLUMNS), (COLUMNS, ROWS), workspace, out, out.size, parts)
+    columns = _columns(out.size)
+    kernel = _kernel(columns, np.dtype(out.dtype).name)
+    return call(kernel, -(-out.size // columns), _THREADS, workspace, out, out.size, parts)
 
 
 def sum_parts_of_two(workspace: Any, first: Any, second: Any, parts: int) -> Call:
     """As :func:`sum_parts`, for two results; a row of the workspace has the elements of one, then of the other."""
-    kernel, elements = _kernel_of_two(np.dtype(first.dtype).name), first.size + second.size
-    arrays = workspace, first, second
-    return call(kernel, -(-elements // COLUMNS), (COLUMNS, ROWS), *arrays, first.size, elements, parts)
+    elements = first.size + second.size
+    columns = _columns(elements)
+    kernel = _kernel_of_two(columns, np.dtype(first.dtype).name)
+    return call(kernel, -(-elements // columns), _THREADS, workspace, first, second, first.size, elements, parts)

@@ -81,16 +81,16 @@ from gpuconv.kernels.device.memory import (
     st2,
     st4,
 )
-from gpuconv.kernels.device.reduce import reduce_scatter, reduction
+from gpuconv.kernels.device.reduce import column_reduction, reduce_scatter, reduction
 from gpuconv.kernels.device.registers import add_outer, fma, unrolled, vector_access
 from gpuconv.kernels.device.stage import staging, weight_staging
 from gpuconv.kernels.device.words import i32, maximum, minimum, u32
 
 __all__ = [
     "BODIES", "MAX_ELEMENTS", "MULTIPROCESSORS", "SIMULATED", "TWINS", "Answer", "Call", "Launch", "Refusal",
-    "add_outer", "aligned", "array_type", "bank_conflicts", "call", "device_function", "fits_offsets", "fitted", "fma",
-    "i32", "is_recording", "jit", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_if", "ldg4",
-    "ldg4_if", "ldg_if", "maximum", "minimum", "recording", "reduce_scatter", "reduction",
+    "add_outer", "aligned", "array_type", "bank_conflicts", "call", "column_reduction", "device_function",
+    "fits_offsets", "fitted", "fma", "i32", "is_recording", "jit", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_if",
+    "ldg4", "ldg4_if", "ldg_if", "maximum", "minimum", "recording", "reduce_scatter", "reduction",
     "running_on_host", "st", "st2", "st4", "staging", "u32", "unrolled", "vector_access", "weight_staging",
     "widest_access",
 ]  # fmt: skip

@@ -57,6 +57,34 @@ def reduction(lanes: int, threads: int, dtype: str, *, largest: bool = False) ->
     return in_block if whole_block else in_warp
 
 
+def column_reduction(columns: int, threads: int, dtype: str) -> Any:
+    """A device function that gives thread ``j`` of the first ``columns`` the sum over threads ``j, j + columns, ...``.
+
+    ``columns`` is a power of two, at most 32, and ``threads`` a multiple of 32; all of the block must call it, once.
+    """
+    real, warps = getattr(types, dtype), threads // WARP
+    size = warps * columns
+
+    @device_function
+    def in_block(value: Any) -> Any:
+        sums = cuda.shared.array(size, real)
+        thread = u32(cuda.threadIdx.x)
+        distance = columns
+        while distance < WARP:
+            value += cuda.shfl_xor_sync(ALL_LANES, value, distance)
+            distance = distance * 2
+        warp, lane = divmod(thread, WARP)
+        if lane < columns:
+            st(sums, warp * columns + lane, value)
+        cuda.syncthreads()
+        if thread < columns:
+            for i in range(1, warps):
+                value += ld(sums, i * columns + thread)
+        return value
+
+    return in_block
+
+
 def reduce_scatter(count: int) -> Any:
     """A device function of (values, lane) for ``count`` values in each lane: gives each lane one sum over all lanes.
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import reference
 from support.sampling import sampled
-from support.simulation import TOLERANCE, run
+from support.simulation import COMPILED, TOLERANCE, run, simulator
 
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.geometry import Conv2dGeometry
-from gpuconv.kernels import VARIANTS, device, load
+from gpuconv.kernels import VARIANTS, device, load, partial_sums
 
 numpy_backend = NumpyBackend()
 
@@ -200,3 +200,25 @@ def test_outer_products_equal_their_twin():
     device.registers._add_outer_twin(expected, a, b, 3)
     numba.njit(code)(total, a, b, 3)
     np.testing.assert_allclose(total, expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize(("elements", "parts", "columns"), [(7, 1, 8), (33, 3, 32), (42, 300, 8), (70, 70, 32)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_partial_sums(elements, parts, columns, dtype, monkeypatch):
+    """More parts than the rows of a block have loads under way; elements that fill no block."""
+    monkeypatch.setattr(partial_sums, "_columns", lambda elements: columns)
+    rows = np.random.default_rng(0).standard_normal((parts, elements)).astype(dtype)
+    one, two = np.full(elements, np.nan, dtype), np.full(elements, np.nan, dtype)
+    calls = [
+        partial_sums.sum_parts(rows.ravel(), one, parts),
+        partial_sums.sum_parts_of_two(rows.ravel(), two[:-2], two[-2:], parts),
+    ]
+    for each in calls:
+        if COMPILED:
+            each.launch(None, *each.arguments)
+            continue
+        with simulator.trace(seed=elements) as report:
+            each.launch(None, *each.arguments)
+        assert report.clean, str(report)
+    np.testing.assert_allclose(one, rows.sum(0, np.float64), **TOLERANCE[dtype])
+    np.testing.assert_array_equal(one, two)
