@@ -177,6 +177,11 @@ class PreparedLaunch:
         self._grid, self._block, self._shared = launch.grid, launch.block, launch.shared_bytes
         self._parameters = Parameters(launch.signature, arguments)
 
+    @property
+    def operands(self) -> set[int]:
+        """The numbers of the operands that are arguments of this launch."""
+        return {number for _, number in self._parameters.slots}
+
     def __call__(self, addresses: Sequence[int], stream: int) -> None:
         """Queue it; ``addresses`` are those of the operands, by number. Two threads must not call it at once."""
         parameters = self._parameters
@@ -220,14 +225,37 @@ class CudaDriver:
         parameters: int,
     ) -> None:
         """Queue a kernel; RuntimeError if the driver refuses it."""
+        handle = self._stream(stream)
+        (status,) = self._driver.cuLaunchKernel(function, *grid, *block, shared_bytes, handle, parameters, 0)
+        if status is not self._success and status != self._success:
+            raise RuntimeError(f"the driver refuses the launch of {grid} blocks of {block} threads: {status.name}")
+
+    def _stream(self, stream: int) -> Any:
         handle = self._streams.get(stream)
         if handle is None:
             if len(self._streams) > 256:
                 self._streams.clear()
             handle = self._streams[stream] = self._driver.CUstream(stream)
-        (status,) = self._driver.cuLaunchKernel(function, *grid, *block, shared_bytes, handle, parameters, 0)
-        if status is not self._success and status != self._success:
-            raise RuntimeError(f"the driver refuses the launch of {grid} blocks of {block} threads: {status.name}")
+        return handle
+
+    def capture_dependencies(self, stream: int) -> list[int]:
+        """The nodes that the next one captured on a stream will wait for."""
+        # Of the stream's status, an id, the graph and the nodes; what comes behind depends on the version.
+        status, _, _, _, nodes, *_ = self._driver.cuStreamGetCaptureInfo(self._stream(stream))
+        if status != self._success:
+            raise RuntimeError(f"the driver does not tell what a captured stream waits for: {status.name}")
+        return [int(node) for node in nodes or ()]
+
+    def set_capture_dependencies(self, stream: int, nodes: Sequence[int]) -> None:
+        """Let the next node captured on a stream wait for these, and for no others."""
+        driver = self._driver
+        # CUDA 12 has the form with data for each edge under another name.
+        update = getattr(driver, "cuStreamUpdateCaptureDependencies_v2", driver.cuStreamUpdateCaptureDependencies)
+        flag = driver.CUstreamUpdateCaptureDependencies_flags.CU_STREAM_SET_CAPTURE_DEPENDENCIES
+        handles = [driver.CUgraphNode(node) for node in nodes]
+        (status,) = update(self._stream(stream), handles, None, len(handles), int(flag))
+        if status != self._success:
+            raise RuntimeError(f"the driver does not let a captured stream wait for {len(nodes)} nodes: {status.name}")
 
 
 def launch(launch: Any, stream: Any, arguments: Sequence[Any]) -> None:

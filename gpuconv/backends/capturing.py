@@ -100,6 +100,11 @@ class Capture:
         self._new_grads: dict[int, weakref.ref[Any]] = {}
         self.updates: list[Update] = []
 
+    @property
+    def branches(self) -> Any:
+        """What decides which launches wait for which; None if each waits for the one before."""
+        return self._graph.branches
+
     def outside(self) -> contextlib.AbstractContextManager[None]:
         """Work inside the ``with`` block is not part of the graph: it runs now."""
         manager: contextlib.AbstractContextManager[None] = self._graph.outside()

@@ -22,6 +22,7 @@ from bench import compiling
 from gpuconv import Tensor, backends, kernels, models, nn, optim, training, tuner, tuning
 from gpuconv import functional as F
 from gpuconv.backends.cuda import backend as cuda_backend
+from gpuconv.backends.cuda import branches
 from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
 from gpuconv.tuning import store
 
@@ -1178,3 +1179,47 @@ def test_operations_compute_on_the_device(machine, family, dtype):
             assert there.dtype == host.dtype, case
             values = [x.numpy().astype(np.float32) if half else x.numpy() for x in (there, host)]
             np.testing.assert_allclose(*values, rtol=1.6e-2 if half else 1e-5, atol=1e-6, err_msg=str(case))
+
+
+def test_launches_that_need_nothing_of_each_other_run_side_by_side(capturing):
+    """Of a captured step of LeNet: the gradients of weights are beside the chain of those of inputs."""
+    with gpuconv.use_backend("cuda"):
+        model = models.LeNet5().to("cuda")
+        step = gpuconv.capture(lenet_training.step_of(model, optim.SGD(model.parameters(), 0.1, momentum=0.9)))
+        for _ in range(3):
+            step(Tensor(random(4, 1, 32, 32)), np.arange(4))
+    names, longest = [], []
+    for call, before in step._graph._graph._noted:
+        names.append(call.args[0].kernel.operation)
+        longest.append(1 + max((longest[number] for number in before), default=0))
+    assert len(names) == 10
+    assert max(longest) == longest[-1] == 8, list(zip(names, longest, strict=True))
+    beside = {name for name, length in zip(names, longest, strict=True) if longest.count(length) > 1}
+    assert beside == {
+        "conv2d_relu_max_pool2d_grad_input",
+        "conv2d_relu_max_pool2d_grad_weight",
+        "linear_chain_grad_weight",
+    }
+
+
+def test_a_step_that_does_not_wait_computes_something_else(capturing, monkeypatch):
+    """The stand-in for a graph runs nodes in any order that their edges allow: without edges the losses are wrong."""
+    monkeypatch.setattr(branches.Access, "conflicts", lambda *_: False)
+    losses = [lenet_training.trained(backend, 5, "float64", 8)[0] for backend in ("cuda", "numpy")]
+    assert not np.allclose(*losses, rtol=1e-6)
+
+
+def test_unknown_work_keeps_its_place_in_a_captured_step(capturing):
+    """What gpuconv has not launched itself waits for all before it, and all behind it waits for it."""
+    with gpuconv.use_backend("cuda"):
+        x, out = capturing.asarray(random(2, 3)), capturing.zeros((2, 3), np.float32)
+
+        def step(x):
+            one, two = F.relu(x), F.relu(-x)
+            out[...] = (one - two).data  # by CuPy
+            return F.relu(Tensor(out)) + F.relu(Tensor(-out))
+
+        captured = gpuconv.capture(step)
+        for factor in (1, -1, 3, 2):
+            result = captured(Tensor(x * factor))
+            np.testing.assert_allclose(result.numpy(), abs(factor * x.get()), rtol=1e-6)

@@ -5,7 +5,8 @@ is made into one implicitly; OutOfMemoryError. It is stricter where CuPy convert
 counted, not real.
 
 Memory is a pool's, which hands out what was freed again, overwritten, as CuPy's does. A stream that is captured runs
-nothing: what is queued on it is noted, by addresses, and waiting for it is an error.
+nothing: what is queued on it is noted, by addresses, and waiting for it is an error. A graph's nodes run in another
+order at each launch, of those that their dependencies allow.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import ctypes
 import functools
 import operator
+import random
 import threading
 import types
 
@@ -76,7 +78,9 @@ class Stream(metaclass=_OfAThread):
     """`with Stream():` makes it the current one, for this thread.
 
     Attributes:
-        noted: what a capture has noted so far; None where nothing is captured.
+        noted: what a capture has noted so far, each call with the numbers of those that it waits for; None where
+            nothing is captured.
+        waits_for: the numbers of those that the next one waits for.
     """
 
     default: Stream
@@ -86,7 +90,7 @@ class Stream(metaclass=_OfAThread):
 
     def __init__(self, ptr=None, non_blocking=False):
         self.ptr = 16 + 16 * len(Stream.by_pointer) if ptr is None else ptr
-        self.noted, self._before = None, threading.local()
+        self.noted, self.waits_for, self._before = None, (), threading.local()
         Stream.by_pointer.setdefault(self.ptr, self)
 
     def __enter__(self):
@@ -100,7 +104,7 @@ class Stream(metaclass=_OfAThread):
     def begin_capture(self, mode=None):
         if self.ptr == 0:
             raise CUDARuntimeError("cudaErrorStreamCaptureImplicit: the default stream cannot be captured")
-        self.noted = []
+        self.noted, self.waits_for = [], ()
 
     def end_capture(self):
         noted, self.noted = self.noted, None
@@ -139,13 +143,20 @@ class Graph:
     launches = 0
 
     def __init__(self, noted):
-        self._noted = noted
+        self._noted, self._launches = noted, 0
 
     def launch(self, stream=None):
+        self._launches += 1
         Graph.launches += 1
         Stream.log.append(("graph", (stream or Stream.current).ptr))
-        for call in self._noted:
-            call()
+        # The order in which they were noted; then the other extreme; then any.
+        first, last = operator.itemgetter(0), operator.itemgetter(-1)
+        choose = {1: first, 2: last}.get(self._launches, random.Random(self._launches).choice)
+        done, left = set(), dict(enumerate(self._noted))
+        while left:
+            number = choose([number for number, (_, before) in left.items() if done.issuperset(before)])
+            done.add(number)
+            left.pop(number)[0]()
 
 
 def queued(call, stream=None):
@@ -154,7 +165,8 @@ def queued(call, stream=None):
     if stream.noted is None:
         call()
     else:
-        stream.noted.append(call)
+        stream.noted.append((call, stream.waits_for))
+        stream.waits_for = (len(stream.noted) - 1,)
 
 
 def _not_captured(what):
@@ -647,6 +659,13 @@ class Driver:
         pointers = iter(range(parameters, parameters + 8 * 4096, 8))
         arguments = tuple(_unpacked(kind, pointers) for kind in launch.signature)
         queued(functools.partial(self._run, launch, arguments, (device, stream)), Stream.by_pointer[stream])
+
+    def capture_dependencies(self, stream):
+        return list(Stream.by_pointer[stream].waits_for)
+
+    def set_capture_dependencies(self, stream, nodes):
+        assert set(nodes) <= set(range(len(Stream.by_pointer[stream].noted)))
+        Stream.by_pointer[stream].waits_for = tuple(nodes)
 
 
 def _unpacked(kind, pointers):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.backends.cuda.branches import Branches
 from gpuconv.lab import simulated_memory
 
 
@@ -23,10 +24,14 @@ class CudaGraph:
     **Its memory** is a pool of its own. What the step frees during the capture may be reused by the same step, because
     each launch writes there in the same order. Nobody else may use that memory, and nothing that others write may lie
     in it. So everything that outlives the step, or is written between two launches, is allocated in :meth:`outside`.
+
+    Attributes:
+        branches: the edges, during :meth:`recording`: launches that need nothing of each other run side by side.
     """
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
+        self.branches: Branches | None = None
         self._graph: Any = None
         self._addresses: set[int] = set()
         self._blocks: list[Any] = []
@@ -49,6 +54,7 @@ class CudaGraph:
                 # Relaxed mode allows cudaMalloc. Waiting for the captured stream is an error in any mode.
                 self._stream.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
                 try:
+                    self.branches = Branches(_driver().current(), self._stream.ptr)
                     yield
                 except BaseException:
                     with contextlib.suppress(Exception):  # a failed capture has to be ended too
@@ -56,7 +62,7 @@ class CudaGraph:
                     raise
                 self._graph = self._stream.end_capture()
         finally:
-            self._caller = None
+            self._caller = self.branches = None
 
     def _allocate(self, size: int) -> Any:
         memory = self._pool.malloc(size)
@@ -97,6 +103,11 @@ class CudaGraph:
         self._graph.launch(stream)
         # Recorded now, because the stream may be gone when another one has to wait for it.
         self._done.record(stream)
+
+
+def _driver() -> Any:
+    """Imported late, because it loads Numba's CUDA target."""
+    return importlib.import_module("gpuconv.kernels.driver")
 
 
 def _keeping(cuda: Any, blocks: list[Any]) -> Callable[[int], Any]:
@@ -158,6 +169,9 @@ class SimulatedGraph:
     As a CUDA graph it only knows addresses, and keeps no array alive. Its memory is a pool of its own, as for
     :class:`CudaGraph`.
     """
+
+    #: Launches run in their order.
+    branches = None
 
     def __init__(self) -> None:
         self._device: Any = importlib.import_module("gpuconv.kernels.device")

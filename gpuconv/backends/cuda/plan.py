@@ -8,15 +8,18 @@ called.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuconv import kernels
-from gpuconv.kernels.operations import OPERATIONS, OUT, each
+from gpuconv.backends import capturing
+from gpuconv.backends.cuda.branches import Access
+from gpuconv.kernels.operations import IN, OPERATIONS, OUT, each
 from gpuconv.tuning import COMPOSED, Choice
 
 __all__ = ["Plan", "flattened", "is_array"]
@@ -31,6 +34,13 @@ class _Prepared(NamedTuple):
 
     expected: tuple[tuple[np.dtype, int], ...]
     launches: tuple[Any, ...]
+    #: For each launch, the numbers of its arrays, and whether it may write them.
+    touched: tuple[tuple[tuple[int, bool], ...], ...]
+
+    def accesses(self, launch: int, addresses: Sequence[int]) -> Iterator[Access]:
+        """What a launch does with memory, given the addresses of all arrays."""
+        for number, writes in self.touched[launch]:
+            yield Access(addresses[number], addresses[number] + self.expected[number][1], writes)
 
 
 class Plan:
@@ -139,9 +149,15 @@ class Plan:
         if prepared is None:
             self.run(arrays, options, stream)
             return
+        capture = capturing.current()
+        branches = None if capture is None else capture.branches
         with _queueing:
-            for launch in prepared.launches:
-                launch(addresses, stream)
+            for number, launch in enumerate(prepared.launches):
+                if branches is None or stream != branches.stream:
+                    launch(addresses, stream)
+                else:
+                    queue = functools.partial(launch, addresses, stream)
+                    branches.add(queue, prepared.accesses(number, addresses))
 
     def _prepare(
         self,
@@ -166,13 +182,27 @@ class Plan:
         with self._device.recording() as launches:
             keywords = {**options, **{name: next(operands) for name in named}}
             self.run(given, keywords)
+        reads = self._reads(arrays, named)
+        prepared = [
+            driver.PreparedLaunch(launch, arguments, driver.current(), operands=True) for launch, arguments in launches
+        ]
         return _Prepared(
             tuple((array.dtype, array.nbytes) for array in flat),
-            tuple(
-                driver.PreparedLaunch(launch, arguments, driver.current(), operands=True)
-                for launch, arguments in launches
-            ),
+            tuple(prepared),
+            tuple(tuple((number, not reads[number]) for number in sorted(one.operands)) for one in prepared),
         )
+
+    def _reads(self, arrays: Sequence[Any], named: tuple[str, ...]) -> list[bool]:
+        """Of each array, as :func:`flattened` and behind them the named ones, whether no launch writes it."""
+        operation = OPERATIONS[self.choice.operation]
+        roles = [
+            array.role
+            for given, array in zip(arrays, operation.positional, strict=True)
+            for one in (given if isinstance(given, (list, tuple)) else [given])
+            if one is not None
+        ]
+        by_name = {array.name: array.role for array in operation.arrays}
+        return [role == IN for role in [*roles, *(by_name.get(name) for name in named)]]
 
 
 def is_array(value: Any) -> bool:
