@@ -40,15 +40,19 @@ def supports(shape: tuple[int, int]) -> Answer:
 
 
 def tilings(shape: tuple[int, int]) -> tuple[Tiling, ...]:
-    """As many lanes as leave each a few columns; as many threads as rows can use."""
+    """As many lanes as leave each a few columns; as many threads as rows can use, up to a whole block.
+
+    Each pass over the rows takes as long as the first, however many rows it has.
+    """
     rows, columns = shape
     lanes = 4
     while lanes < 32 and lanes * 4 < columns:
         lanes *= 2
     threads = 64
-    while threads < 512 and threads < rows * lanes:
+    while threads < 1024 and threads < rows * lanes:
         threads *= 2
-    return tuple(dict.fromkeys([Tiling(threads, lanes), Tiling(256, min(32, 2 * lanes)), Tiling(64, lanes)]))
+    choices = [Tiling(threads, lanes), Tiling(max(64, threads // 2), lanes), Tiling(256, min(32, 2 * lanes))]
+    return tuple(dict.fromkeys([*choices, Tiling(64, lanes)]))
 
 
 @specialised
