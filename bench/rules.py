@@ -122,9 +122,12 @@ def winners(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             place, rule = tuning.place_of(result["operation"], geometry), rule_of(result)
             if place is None or rule not in times:
                 continue
+            fastest = min(times, key=times.__getitem__)
+            if any(disturbed(one) for one in result["kernels"] if (one["variant"], one["tiling"]) in (fastest, rule)):
+                say(f"{result['operation']} {result['layer']}: passed over, as its samples differ too much")
+                continue
             key = (gpu["compute_capability"], *place)
             found.pop(key, None)
-            fastest = min(times, key=times.__getitem__)
             samples = {(one["variant"], one["tiling"]): one["us"] for one in result["kernels"]}
             # By its fastest sample, and as surely as gpuconv tune wants it.
             sure = times[fastest] < (1 - measure.MARGIN) * times[rule]

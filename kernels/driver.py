@@ -200,6 +200,7 @@ class CudaDriver:
         #: By kernel, signature and device. The kernel is kept, so that no other object gets its id.
         self._loaded: dict[Any, tuple[Any, Any]] = {}
         self._success = self._driver.CUresult.CUDA_SUCCESS
+        self._edge_data: list[Any] = []
 
     def load(self, launch: Any) -> Any:
         """The handle of a launch's kernel on the current device; it is compiled if necessary."""
@@ -240,20 +241,19 @@ class CudaDriver:
 
     def capture_dependencies(self, stream: int) -> list[int]:
         """The nodes that the next one captured on a stream will wait for."""
-        # Of the stream's status, an id, the graph and the nodes; what comes behind depends on the version.
-        status, _, _, _, nodes, *_ = self._driver.cuStreamGetCaptureInfo(self._stream(stream))
+        status, _, _, _, nodes, *self._edge_data, _ = self._driver.cuStreamGetCaptureInfo(self._stream(stream))
         if status != self._success:
             raise RuntimeError(f"the driver does not tell what a captured stream waits for: {status.name}")
-        return [int(node) for node in nodes or ()]
+        return [int(node) for node in nodes]
 
     def set_capture_dependencies(self, stream: int, nodes: Sequence[int]) -> None:
-        """Let the next node captured on a stream wait for these, and for no others."""
-        driver = self._driver
-        # CUDA 12 has the form with data for each edge under another name.
-        update = getattr(driver, "cuStreamUpdateCaptureDependencies_v2", driver.cuStreamUpdateCaptureDependencies)
-        flag = driver.CUstreamUpdateCaptureDependencies_flags.CU_STREAM_SET_CAPTURE_DEPENDENCIES
-        handles = [driver.CUgraphNode(node) for node in nodes]
-        (status,) = update(self._stream(stream), handles, None, len(handles), int(flag))
+        """Let the next node captured on a stream wait for these, at least one, and for no others."""
+        handles = [self._driver.CUgraphNode(node) for node in nodes]
+        # From CUDA 13 on there are data for each edge, here and in the answer above.
+        no_data = [None] * len(self._edge_data)
+        flag = self._driver.CUstreamUpdateCaptureDependencies_flags.CU_STREAM_SET_CAPTURE_DEPENDENCIES
+        handle = self._stream(stream)
+        (status,) = self._driver.cuStreamUpdateCaptureDependencies(handle, handles, *no_data, len(handles), flag)
         if status != self._success:
             raise RuntimeError(f"the driver does not let a captured stream wait for {len(nodes)} nodes: {status.name}")
 

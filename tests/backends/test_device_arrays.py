@@ -1181,8 +1181,11 @@ def test_operations_compute_on_the_device(machine, family, dtype):
             np.testing.assert_allclose(*values, rtol=1.6e-2 if half else 1e-5, atol=1e-6, err_msg=str(case))
 
 
-def test_launches_that_need_nothing_of_each_other_run_side_by_side(capturing):
+@pytest.mark.parametrize("possible", [True, False])
+def test_launches_that_need_nothing_of_each_other_run_side_by_side(capturing, monkeypatch, possible):
     """Of a captured step of LeNet: the gradients of weights are beside the chain of those of inputs."""
+    assert branches.possible(driver.current(), fake_cupy)
+    monkeypatch.setattr(branches, "possible", lambda *_: possible)
     with gpuconv.use_backend("cuda"):
         model = models.LeNet5().to("cuda")
         step = gpuconv.capture(lenet_training.step_of(model, optim.SGD(model.parameters(), 0.1, momentum=0.9)))
@@ -1193,6 +1196,9 @@ def test_launches_that_need_nothing_of_each_other_run_side_by_side(capturing):
         names.append(call.args[0].kernel.operation)
         longest.append(1 + max((longest[number] for number in before), default=0))
     assert len(names) == 10
+    if not possible:  # a chain
+        assert longest == list(range(1, 11))
+        return
     assert max(longest) == longest[-1] == 8, list(zip(names, longest, strict=True))
     beside = {name for name, length in zip(names, longest, strict=True) if longest.count(length) > 1}
     assert beside == {
@@ -1200,6 +1206,46 @@ def test_launches_that_need_nothing_of_each_other_run_side_by_side(capturing):
         "conv2d_relu_max_pool2d_grad_weight",
         "linear_chain_grad_weight",
     }
+
+
+class Bindings:
+    """cuda.bindings.driver as a captured stream sees it: of CUDA 12, 13 with data for each edge, or too old."""
+
+    CUresult = types.SimpleNamespace(CUDA_SUCCESS=0)
+    CUstreamUpdateCaptureDependencies_flags = types.SimpleNamespace(CU_STREAM_SET_CAPTURE_DEPENDENCIES=1)
+    CUstream = CUgraphNode = int
+
+    def __init__(self, version):
+        self._data = () if version == 12 else (None,)
+        self.old = version < 12
+
+    def cuStreamGetCaptureInfo(self, stream):
+        if self.old:
+            raise RuntimeError('Function "cuStreamGetCaptureInfo" not found')
+        nodes = list(fake_cupy.Stream.by_pointer[stream].waits_for)
+        return 0, 1, 7, 8, nodes, *self._data, len(nodes)
+
+    def cuStreamUpdateCaptureDependencies(self, stream, nodes, *rest):
+        assert rest == (*self._data, len(nodes), 1)
+        fake_cupy.Stream.by_pointer[stream].waits_for = tuple(nodes)
+        return (0,)
+
+
+@pytest.mark.parametrize("version", [11, 12, 13])
+def test_what_a_captured_stream_waits_for_by_the_drivers_bindings(machine, monkeypatch, version):
+    """A driver that cannot be told is found out before the first capture, whose launches then are a chain."""
+    with monkeypatch.context() as patched:
+        patched.setattr(driver.importlib, "import_module", lambda name: Bindings(version))
+        real = driver.CudaDriver()
+    assert branches.possible(real, fake_cupy) == (version > 11)
+    stream = fake_cupy.Stream()
+    stream.begin_capture()
+    fake_cupy.queued(lambda: None, stream)
+    fake_cupy.queued(lambda: None, stream)
+    if version > 11:
+        assert real.capture_dependencies(stream.ptr) == [1]
+        real.set_capture_dependencies(stream.ptr, [0, 1])
+        assert real.capture_dependencies(stream.ptr) == [0, 1]
 
 
 def test_a_step_that_does_not_wait_computes_something_else(capturing, monkeypatch):

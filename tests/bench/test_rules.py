@@ -246,25 +246,30 @@ def test_a_variant_asked_for_is_not_the_rule(tmp_path, capsys, monkeypatch):
 # -- the measurements ------------------------------------------------------------------------------------------------
 
 RESULTS = [
-    pytest.param(one, document["machine"]["gpu"], id=f"{one['operation']} {one['layer']}")
-    for document in map(json.loads, (path.read_text() for path in (command.ROOT / "bench" / "results").glob("*.json")))
-    if document["benchmark"] == "gpu"
-    for one in document["results"]
-    if one["operation"] in kernels.VARIANTS
+    pytest.param(document, id=str(path.relative_to(command.ROOT / "bench" / "results")))
+    for path in sorted((command.ROOT / "bench" / "results").rglob("*.json"))
+    if (document := json.loads(path.read_text()))["benchmark"] == "gpu"
 ]
 
 
-@pytest.mark.parametrize(("measured", "gpu"), RESULTS)
-def test_the_rule_is_near_the_best_that_was_measured(measured, gpu):
+@pytest.mark.parametrize("document", RESULTS)
+def test_the_rule_is_near_the_best_that_was_measured(document):
     """Within a tenth, by the rule or by what ships; what was not measured, or not in peace, tells nothing."""
-    times = {
-        (one["variant"], one["tiling"]): min(one["us"])
-        for one in measured["kernels"]
-        if one["us"] and one["fault"] is None and not rules.disturbed(one)
-    }
+    gpu, ratios, silent = document["machine"]["gpu"], {}, []
     platform = replace(H100, device=f"{gpu['name']}, compute capability {gpu['compute_capability']}")
-    choice = tuning.choose(measured["operation"], rules.parsed(measured["geometry"]), platform=platform)
-    taken = choice.variant, repr(choice.tiling)
-    if taken not in times:
-        pytest.skip("what is taken was not measured, or disturbed")
-    assert times[taken] <= 1.1 * min(times.values())
+    for measured in document["results"]:
+        if measured["operation"] not in kernels.VARIANTS:
+            continue
+        times = {
+            (one["variant"], one["tiling"]): min(one["us"])
+            for one in measured["kernels"]
+            if one["us"] and one["fault"] is None and not rules.disturbed(one)
+        }
+        choice = tuning.choose(measured["operation"], rules.parsed(measured["geometry"]), platform=platform)
+        name, taken = f"{measured['operation']} {measured['layer']}", (choice.variant, repr(choice.tiling))
+        if taken in times:
+            ratios[name] = times[taken] / min(times.values())
+        else:
+            silent.append(name)
+    assert {name: ratio for name, ratio in ratios.items() if ratio > 1.1} == {}
+    assert len(ratios) > len(silent), silent

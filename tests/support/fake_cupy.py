@@ -212,7 +212,12 @@ class MemoryPool:
     def malloc(self, size):
         Memory.allocate(size)
         block = simulated_memory.Memory(self.pool, (size,), np.dtype(np.uint8), Stream.current.ptr)
-        return types.SimpleNamespace(ptr=block.address, block=block)
+        set_bytes = functools.partial(_set_bytes, block)
+        return types.SimpleNamespace(ptr=block.address, block=block, memset_async=set_bytes)
+
+
+def _set_bytes(block, value, size, stream):
+    queued(lambda: simulated_memory.array_at(block.address, size, "uint8").fill(value), stream)
 
 
 _default_allocator = MemoryPool().malloc
@@ -606,6 +611,7 @@ cuda = types.SimpleNamespace(
     Event=Event,
     MemoryPool=MemoryPool,
     Stream=Stream,
+    alloc=lambda size: get_allocator()(size),
     alloc_pinned_memory=lambda size: _Pinned(size),
     get_allocator=get_allocator,
     get_current_stream=lambda: Stream.current,

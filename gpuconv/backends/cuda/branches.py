@@ -9,10 +9,11 @@ another reason to wait, and results are those of the chain, bit for bit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["Access", "Branches"]
+__all__ = ["Access", "Branches", "possible"]
 
 
 class Access(NamedTuple):
@@ -75,12 +76,15 @@ class Branches:
                 direct.append(self._nodes[number])
                 reached |= self._before[number] | 1 << number
         waits_for = direct or self._base
-        self._driver.set_capture_dependencies(self.stream, waits_for)
+        if set(waits_for) != set(self._last):
+            self._driver.set_capture_dependencies(self.stream, waits_for)
         queue()
         (node,) = self._driver.capture_dependencies(self.stream)
         self._note(node, reached, accesses)
+        self._base = self._base or [node]  # a graph has one beginning
         self._last = [one for one in self._last if one not in waits_for] + [node]
-        self._driver.set_capture_dependencies(self.stream, self._last)
+        if len(self._last) > 1:
+            self._driver.set_capture_dependencies(self.stream, self._last)
 
     def _note(self, node: int, before: int, accesses: list[Access]) -> None:
         written = [one for one in accesses if one.writes]
@@ -93,3 +97,29 @@ class Branches:
         self._accesses += [(one, len(self._nodes)) for one in accesses]
         self._nodes.append(node)
         self._before.append(before)
+
+
+@functools.lru_cache(maxsize=8)
+def possible(driver: Any, cupy: Any) -> bool:
+    """Whether the driver lets a captured stream wait for the nodes that it is told: tried once, and nothing runs.
+
+    Args:
+        driver: as of :class:`Branches`.
+        cupy: the package.
+    """
+    memory, stream = cupy.cuda.alloc(8), cupy.cuda.Stream(non_blocking=True)
+    stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
+    try:
+        memory.memset_async(0, 8, stream)
+        first = driver.capture_dependencies(stream.ptr)
+        memory.memset_async(0, 8, stream)
+        second = driver.capture_dependencies(stream.ptr)
+        driver.set_capture_dependencies(stream.ptr, first)
+        moved = driver.capture_dependencies(stream.ptr)
+        driver.set_capture_dependencies(stream.ptr, first + second)
+        both = driver.capture_dependencies(stream.ptr)
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # too old, or its Python bindings are others
+        return False
+    finally:
+        stream.end_capture()
+    return len(first) == len(second) == 1 and first != second and moved == first and set(both) == {*first, *second}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backends.cuda.branches import Branches
+from gpuconv.backends.cuda import branches
 from gpuconv.lab import simulated_memory
 
 
@@ -26,12 +26,13 @@ class CudaGraph:
     in it. So everything that outlives the step, or is written between two launches, is allocated in :meth:`outside`.
 
     Attributes:
-        branches: the edges, during :meth:`recording`: launches that need nothing of each other run side by side.
+        branches: during :meth:`recording` the edges: launches that need nothing of each other run side by side. None
+            where the driver cannot do that: then each waits for the one before.
     """
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
-        self.branches: Branches | None = None
+        self.branches: branches.Branches | None = None
         self._graph: Any = None
         self._addresses: set[int] = set()
         self._blocks: list[Any] = []
@@ -44,7 +45,8 @@ class CudaGraph:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Work queued inside the ``with`` block becomes the graph, and does not run."""
-        cuda = self._cupy.cuda
+        cuda, driver = self._cupy.cuda, _driver().current()
+        side_by_side = branches.possible(driver, self._cupy)
         # A new pool and stream for each attempt, so that nothing of a failed one is left.
         self._stream, self._addresses, self._blocks = cuda.Stream(non_blocking=True), set(), []
         self._pool = cuda.MemoryPool(_keeping(cuda, self._blocks))
@@ -54,7 +56,7 @@ class CudaGraph:
                 # Relaxed mode allows cudaMalloc. Waiting for the captured stream is an error in any mode.
                 self._stream.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
                 try:
-                    self.branches = Branches(_driver().current(), self._stream.ptr)
+                    self.branches = branches.Branches(driver, self._stream.ptr) if side_by_side else None
                     yield
                 except BaseException:
                     with contextlib.suppress(Exception):  # a failed capture has to be ended too
