@@ -1,15 +1,13 @@
 """Gradient of max pooling: each window's gradient goes to its winner. Every geometry; each element is written once.
 
-**Windows that do not overlap**: strides cut the input into cells, of which each holds one window at most (those at the
-lower and right border may hold none, and a stride larger than the window leaves gaps). A thread reads one gradient and
-one winner and writes a cell, in rows of 64 or 128 bits where they are aligned: all of the input's gradient in one pass.
+A thread computes a patch of ``rows x columns`` elements of the input's gradient. It goes through the windows that reach
+into the patch, top to bottom and left to right; reads where each has its winner, and, if that is in the patch, the
+window's gradient, which it adds there. (A scatter would need atomics, and a different order of summation in each run.)
+Windows that do not overlap are a case like others: with 2x2 windows and stride 2 a patch of 2x4 has two of them.
 
-**Windows that overlap**: a thread computes one element. It goes through the windows that cover it, at most ``ceil(r /
-stride) · ceil(s / stride)`` of them, top to bottom and left to right, and adds the gradients of those that it won. A
-scatter would need atomics, and a different order of summation in each run.
-
-Shared memory: none. Registers aimed at: at most 32, for full occupancy. Expected bottleneck: memory bandwidth; where
-windows overlap, the loads of the winners, which the caches serve.
+Shared memory: none. Registers aimed at: at most 40. Expected bottleneck: memory bandwidth: rows of a patch are written
+with 64 or 128 bits where they are aligned, each gradient is read once, and winners, a byte each, by the few patches
+that a window reaches into, mostly from the first-level cache.
 """
 
 from __future__ import annotations
@@ -18,118 +16,119 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry, effective
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Call, call, jit, ldg_if, st, u32, vector_access
-from gpuconv.kernels.pool.pooling import Tiling, tilings
+from gpuconv.kernels.device import (
+    Call,
+    call,
+    device_function,
+    jit,
+    ldg_if,
+    u32,
+    unrolled,
+    vector_access,
+    widest_access,
+)
 from gpuconv.kernels.variant import Arguments
 
 __all__ = ["Tiling", "calls", "tilings"]
 
 
-def _apart(geometry: Pool2dGeometry) -> bool:
-    """Whether no element belongs to two windows."""
-    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
-    return stride_h >= effective(geometry.r, dilation_h) and stride_w >= effective(geometry.s, dilation_w)
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up.
+
+    Attributes:
+        threads: threads a block.
+        rows, columns: elements of a patch, which a thread computes; those at the lower and right border are cut off.
+    """
+
+    threads: int
+    rows: int
+    columns: int
 
 
-def _cells(geometry: Pool2dGeometry) -> tuple[int, int]:
-    """Cells along the height and the width."""
-    (top, _), (left, _) = geometry.padding
-    return -(-(geometry.h + top) // geometry.stride[0]), -(-(geometry.w + left) // geometry.stride[1])
+def tilings(geometry: Pool2dGeometry) -> tuple[Tiling, ...]:
+    """Patches of up to four columns, so that they divide a row, and as many rows as a window moves on."""
+    columns = next((count for count in (4, 2) if geometry.w % count == 0), min(4, geometry.stride[1]))
+    rows = min(4, geometry.stride[0])
+    # Of a small input single rows are spread over more threads.
+    choices = [Tiling(256, rows, columns), Tiling(128, rows, columns), Tiling(128, 1, columns), Tiling(64, 1, 1)]
+    return tuple(dict.fromkeys(choices))
 
 
-@specialised
-def _cell_kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int) -> Callable[..., None]:
-    """For windows that do not overlap; ``geometry.n`` and ``c`` are not looked at."""
-    real = getattr(types, dtype)
-    h, w, s, p, q = (getattr(geometry, name) for name in "hwspq")
-    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
-    top, left = geometry.padding[0][0], geometry.padding[1][0]
-    down, across = _cells(geometry)
-    store = vector_access(vector)[2]
+def _windows(patch: int, window: int, stride: int, before: int) -> int:
+    """The most windows that reach into a patch, along one axis.
 
-    @jit(launch_bounds=threads)
-    def max_pool2d_grad_apart(grad: Any, winners: Any, out: Any, cells: Any) -> None:
-        line = cuda.local.array(vector, real)
-        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
-        if i < cells:
-            rest, cell_column = divmod(i, across)
-            plane, cell_row = divmod(rest, down)
-            window = (plane * p + cell_row) * q + cell_column
-            exists = (cell_row < p) & (cell_column < q)
-            winner, value = u32(ldg_if(winners, window, exists)), ldg_if(grad, window, exists)
-            winner_row = winner // s
-            winner_column = winner % s * dilation_w
-            winner_row *= dilation_h
-            row, column = cell_row * stride_h - top, cell_column * stride_w - left
-            first = (plane * h + row) * w + column
-            for a in range(stride_h):
-                if row + a < h:
-                    for b in range(0, stride_w, vector):
-                        if column + b < w:
-                            for j in range(vector):
-                                won = (winner_row == a) & (winner_column == b + j)
-                                line[j] = value if won else real(0)
-                            store(line, out, first + (a * w + b))
-
-    return max_pool2d_grad_apart
+    ``window``: with its dilation; ``before``: padding.
+    """
+    # Where the patch begins, counted from a window's beginning: the same everywhere if patches move as windows do.
+    starts = [before % stride] if patch % stride == 0 else range(stride)
+    return max((start + patch - 1) // stride + (window - 1 - start) // stride + 1 for start in starts)
 
 
 @specialised
-def _gather_kernel(geometry: Pool2dGeometry, threads: int, dtype: str) -> Callable[..., None]:
-    """For windows that overlap; ``geometry.n`` and ``c`` are not looked at."""
+def _kernel(geometry: Pool2dGeometry, tiling: Tiling, dtype: str, vector: int) -> Callable[..., None]:
+    """The kernel for any number of planes: ``geometry.n`` and ``c`` are not looked at."""
     real = getattr(types, dtype)
     h, w, r, s, p, q = (getattr(geometry, name) for name in "hwrspq")
     (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
     top, left = geometry.padding[0][0], geometry.padding[1][0]
-    # Windows that cover an element, along each axis.
-    down, across = -(-effective(r, dilation_h) // stride_h), -(-effective(s, dilation_w) // stride_w)
+    threads, rows, columns = tiling.threads, tiling.rows, tiling.columns
+    size, patches_down, patches_across = rows * columns, -(-h // rows), -(-w // columns)
+    down = _windows(rows, effective(r, dilation_h), stride_h, top)
+    across = _windows(columns, effective(s, dilation_w), stride_w, left)
+    whole_rows, whole_columns = h % rows == 0, w % columns == 0
+    store = vector_access(vector)[2]
+
+    @device_function
+    def add(k: int, totals: Any, place: Any, value: Any) -> None:
+        totals[k] += value if place == k else real(0)
+
+    @device_function
+    def store_some(i: int, totals: Any, line: Any, out: Any, first: Any, rows_left: Any, columns_left: Any) -> None:
+        row, column = divmod(i * vector, columns)
+        for j in range(vector):
+            line[j] = totals[i * vector + j]
+        if (whole_rows | (row < rows_left)) & (whole_columns | (column < columns_left)):
+            store(line, out, first + (row * w + column))
+
+    add_all, store_all = unrolled(add, size), unrolled(store_some, size // vector)
 
     @jit(launch_bounds=threads)
-    def max_pool2d_grad(grad: Any, winners: Any, out: Any, elements: Any) -> None:
+    def max_pool2d_grad(grad: Any, winners: Any, out: Any, patches: Any) -> None:
+        totals, line = cuda.local.array(size, real), cuda.local.array(vector, real)
         i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
-        if i < elements:
-            rest = i // w
-            column = i % w + left
-            plane = rest // h
-            row = rest % h + top
-            first_row = row // stride_h - (down - 1)
-            first_column = column // stride_w - (across - 1)
-            total = real(0)
+        if i < patches:
+            for k in range(size):
+                totals[k] = real(0)
+            rest, across_here = divmod(i, patches_across)
+            plane, down_here = divmod(rest, patches_down)
+            row, column = down_here * rows, across_here * columns
+            # Unsigned, here and below: a window above the first one has a huge number, as what lies above the patch.
+            first_row = (row + (top + rows - 1)) // stride_h - (down - 1)
+            first_column = (column + (left + columns - 1)) // stride_w - (across - 1)
             for a in range(down):
-                # Unsigned: a window above the first one has a huge number.
                 window_row = first_row + a
-                below = row - window_row * stride_h
-                tap_row = below // dilation_h
-                covers_row = (window_row < p) & (tap_row < r) & (tap_row * dilation_h == below)
                 for b in range(across):
                     window_column = first_column + b
-                    beside = column - window_column * stride_w
-                    tap_column = beside // dilation_w
-                    covers = (window_column < q) & (tap_column < s) & (tap_column * dilation_w == beside)
-                    covers = covers & covers_row
+                    exists = (window_row < p) & (window_column < q)
                     window = (plane * p + window_row) * q + window_column
-                    winner = u32(ldg_if(winners, window, covers))
-                    won = covers & (winner == tap_row * s + tap_column)
-                    total += ldg_if(grad, window, won)
-            st(out, i, total)
+                    winner_row, winner_column = divmod(u32(ldg_if(winners, window, exists)), s)
+                    below = window_row * stride_h + winner_row * dilation_h - top - row
+                    beside = window_column * stride_w + winner_column * dilation_w - left - column
+                    inside = exists & (below < rows) & (beside < columns)
+                    add_all(totals, below * columns + beside, ldg_if(grad, window, inside))
+            store_all(totals, line, out, (plane * h + row) * w + column, h - row, w - column)
 
     return max_pool2d_grad
 
 
 def calls(a: Arguments, geometry: Pool2dGeometry, tiling: Tiling) -> Iterator[Call]:
-    """One launch: a thread for each cell, where windows do not overlap, else for each element of the gradient."""
-    single, stride = dataclasses.replace(geometry, n=1, c=1), geometry.stride[1]
-    if _apart(geometry):
-        down, across = _cells(geometry)
-        rows_aligned = geometry.padding[1][0] == 0 and geometry.w % stride == 0
-        fits = stride in (2, 4) and stride * np.dtype(a.dtype).itemsize <= 16
-        vector = stride if a.aligned("out") and rows_aligned and fits else 1
-        items, kernel = geometry.n * geometry.c * down * across, _cell_kernel(single, tiling.threads, a.dtype, vector)
-    else:
-        items, kernel = a.out.size, _gather_kernel(single, tiling.threads, a.dtype)
-    yield call(kernel, -(-items // tiling.threads), tiling.threads, a.grad, a.winners, a.out, items)
+    """One launch: a thread for each patch."""
+    vector = widest_access(tiling.columns, a.dtype) if geometry.w % tiling.columns == 0 and a.aligned("out") else 1
+    patches = geometry.n * geometry.c * -(-geometry.h // tiling.rows) * -(-geometry.w // tiling.columns)
+    kernel = _kernel(dataclasses.replace(geometry, n=1, c=1), tiling, a.dtype, vector)
+    yield call(kernel, -(-patches // tiling.threads), tiling.threads, a.grad, a.winners, a.out, patches)
