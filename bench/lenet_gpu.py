@@ -38,7 +38,8 @@ from gpuconv.tuning import measure
 if TYPE_CHECKING:
     from bench.contenders import Batches, Weights
 
-EAGER, PEERS = f"{OURS} eager", ("torch eager", "torch compile", "torch graph")
+EAGER, CHAIN = f"{OURS} eager", f"{OURS} chain"
+PEERS = ("torch eager", "torch compile", "torch graph")
 #: Losses that must agree: two steps warm a captured one up, the others are replays of its graph.
 _CHECKED_STEPS = 8
 _WARMUP = 3
@@ -54,7 +55,7 @@ _CLOCK_RATE, _LANES = 13, {"8.0": 64, "7.0": 64, "7.5": 64}
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def _ours(weights: Weights, batches: Batches, captured: bool) -> measure.Step:
+def _ours(weights: Weights, batches: Batches, captured: bool, side_by_side: bool = True) -> measure.Step:
     import gpuconv
 
     backend = gpuconv.backends.current()
@@ -66,7 +67,8 @@ def _ours(weights: Weights, batches: Batches, captured: bool) -> measure.Step:
     optimizer = gpuconv.optim.SGD(model.parameters(), **SGD)
 
     step = training_step(model, optimizer)
-    run, turn = gpuconv.capture(step) if captured else step, cycle(ready)
+    run = gpuconv.capture(step, side_by_side=side_by_side) if captured else step
+    turn = cycle(ready)
     return lambda: run(*next(turn))
 
 
@@ -350,7 +352,7 @@ def run(
     with _recorded_failure(result, "inference", keep):
         _inference(result, place, settings, weights, keep)
     results = [*document["results"], document["inference"]]
-    return not any({OURS, EAGER, _ENDED} & set(result["failed"]) for result in results)
+    return not any({OURS, CHAIN, EAGER, _ENDED} & set(result["failed"]) for result in results)
 
 
 @contextlib.contextmanager
@@ -383,6 +385,7 @@ def _batch(
         contest.reference("numpy", _ours(weights, batches, captured=False))
     contest.enter(EAGER, partial(_ours, weights, batches, captured=False), "numpy")
     contest.enter(OURS, partial(_ours, weights, batches, captured=True), EAGER)
+    contest.enter(CHAIN, partial(_ours, weights, batches, captured=True, side_by_side=False), EAGER)
     right = not contest.failed
     say(f"batch {batch:,}: losses {'right' if right else 'WRONG'}, eager as by NumPy, captured as eager")
     keep()

@@ -32,7 +32,7 @@ from gpuconv.geometry import integer
 __all__ = ["CapturedStep", "capture"]
 
 
-def capture(step: Callable[..., Any], *, warmup: int = 2) -> Callable[..., Any]:
+def capture(step: Callable[..., Any], *, warmup: int = 2, side_by_side: bool = True) -> Callable[..., Any]:
     """Record a step of training or inference as a CUDA graph, so that each further call is a single launch.
 
     The first ``warmup`` calls run the step as usual, which compiles its kernels. The next call captures it. Every later
@@ -51,6 +51,8 @@ def capture(step: Callable[..., Any], *, warmup: int = 2) -> Callable[..., Any]:
             None). It must not wait for the device, as ``float(loss)`` or ``.numpy()`` do, and all data from the host
             must come as arguments. Arrays that it uses without gpuconv's operations must be kept alive by the caller.
         warmup: number of calls before the capture; at least 1.
+        side_by_side: launches that need nothing of each other may run at the same time, as the gradients of a layer's
+            weights and of its input. False: each waits for the one before. Results are the same.
 
     Returns:
         On a GPU a :class:`CapturedStep`, whose results are overwritten by the next call. On other backends ``step``.
@@ -61,7 +63,7 @@ def capture(step: Callable[..., Any], *, warmup: int = 2) -> Callable[..., Any]:
     """
     warmup = integer(warmup, "warmup", minimum=1, op="capture")
     backend = backends.current()
-    graph = backend.new_graph()
+    graph = backend.new_graph(side_by_side=side_by_side)
     return step if graph is None else CapturedStep(step, backend, graph, warmup)
 
 

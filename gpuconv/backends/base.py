@@ -117,8 +117,12 @@ class Backend(ABC):
         """Free bytes where the arrays live; None for host memory."""
         return None
 
-    def new_graph(self) -> Any | None:
-        """A graph for ``gpuconv.capture`` to record a step in; None if the backend would gain nothing by one."""
+    def new_graph(self, *, side_by_side: bool = True) -> Any | None:
+        """A graph for ``gpuconv.capture`` to record a step in; None if the backend would gain nothing by one.
+
+        Args:
+            side_by_side: as that of ``gpuconv.capture``.
+        """
         return None
 
     # -- data: from bytes to a batch, and accuracy ---------------------------------------------------------------------

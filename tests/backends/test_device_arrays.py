@@ -727,7 +727,7 @@ def capturing(machine, digits, monkeypatch):
 
 
 def plainly(monkeypatch):
-    monkeypatch.setattr(cuda_backend.CudaBackend, "new_graph", lambda self: None)
+    monkeypatch.setattr(cuda_backend.CudaBackend, "new_graph", lambda self, **_: None)
 
 
 def same(one, other):
@@ -1181,14 +1181,15 @@ def test_operations_compute_on_the_device(machine, family, dtype):
             np.testing.assert_allclose(*values, rtol=1.6e-2 if half else 1e-5, atol=1e-6, err_msg=str(case))
 
 
-@pytest.mark.parametrize("possible", [True, False])
-def test_launches_that_need_nothing_of_each_other_run_side_by_side(capturing, monkeypatch, possible):
+@pytest.mark.parametrize(("wanted", "possible"), [(True, True), (True, False), (False, True)])
+def test_launches_that_need_nothing_of_each_other_run_side_by_side(capturing, monkeypatch, wanted, possible):
     """Of a captured step of LeNet: the gradients of weights are beside the chain of those of inputs."""
     assert branches.possible(driver.current(), fake_cupy)
     monkeypatch.setattr(branches, "possible", lambda *_: possible)
     with gpuconv.use_backend("cuda"):
         model = models.LeNet5().to("cuda")
-        step = gpuconv.capture(lenet_training.step_of(model, optim.SGD(model.parameters(), 0.1, momentum=0.9)))
+        train = lenet_training.step_of(model, optim.SGD(model.parameters(), 0.1, momentum=0.9))
+        step = gpuconv.capture(train, side_by_side=wanted)
         for _ in range(3):
             step(Tensor(random(4, 1, 32, 32)), np.arange(4))
     names, longest = [], []
@@ -1196,7 +1197,7 @@ def test_launches_that_need_nothing_of_each_other_run_side_by_side(capturing, mo
         names.append(call.args[0].kernel.operation)
         longest.append(1 + max((longest[number] for number in before), default=0))
     assert len(names) == 10
-    if not possible:  # a chain
+    if not (wanted and possible):  # a chain
         assert longest == list(range(1, 11))
         return
     assert max(longest) == longest[-1] == 8, list(zip(names, longest, strict=True))

@@ -475,7 +475,8 @@ def test_lenet_steps_agree_and_are_timed(lenet_machine, capsys, monkeypatch, tmp
     document = lenet_document()
     assert lenet_run(document, lenet_machine)
     (first, second) = document["results"]
-    assert list(first["seconds"]) == ["gpuconv", "gpuconv eager", "torch eager", "torch compile"]
+    ours = ["gpuconv", "gpuconv eager", "gpuconv chain"]
+    assert list(first["seconds"]) == [*ours, "torch eager", "torch compile"]
     assert all(len(seconds) == 3 for seconds in first["seconds"].values())
     assert list(first["failed"]) == ["torch graph"]
     assert "batch 3: torch graph is not timed: " in capsys.readouterr().err
@@ -509,7 +510,7 @@ def test_torch_compile_is_asked_for(lenet_machine, monkeypatch):
     document = lenet_document(batches=[2], compile=None)
     lenet_run(document, lenet_machine)
     assert modes == []
-    assert list(document["results"][0]["seconds"]) == ["gpuconv", "gpuconv eager", "torch eager"]
+    assert "torch compile" not in document["results"][0]["seconds"]
     document = lenet_document(batches=[2], compile="default")
     lenet_run(document, lenet_machine)
     assert modes == ["default"]
@@ -520,8 +521,8 @@ def test_ours_is_right_before_a_peer_is_made(lenet_machine, monkeypatch):
     """A captured step whose third call is wrong: no peer is made, eager is timed; the next batch goes on."""
     order, real = [], lenet_gpu._ours
 
-    def ours(weights, batches, captured):
-        step, size = real(weights, batches, captured), len(batches[0][0])
+    def ours(weights, batches, captured, **options):
+        step, size = real(weights, batches, captured, **options), len(batches[0][0])
         current = backends.current().name
         order.append((size, current if current == "numpy" else "captured" if captured else "eager"))
         calls = iter(range(10**9))
@@ -535,18 +536,24 @@ def test_ours_is_right_before_a_peer_is_made(lenet_machine, monkeypatch):
     monkeypatch.setattr(lenet_gpu, "peers", peers)
     document, kept = lenet_document(), []
     assert not lenet_run(document, lenet_machine, lambda: kept.append(json.dumps(document)))
-    assert order == [(2, "numpy"), (2, "eager"), (2, "captured"), *((3, n) for n in order_of_a_right_batch)]
+    assert order == [
+        (2, "numpy"),
+        (2, "eager"),
+        (2, "captured"),
+        (2, "captured"),
+        *((3, n) for n in order_of_a_right_batch),
+    ]
     wrong, right = document["results"]
     assert list(wrong["seconds"]) == ["gpuconv eager"]
     assert wrong["failed"]["gpuconv"].startswith("its losses are [")
     assert "those of gpuconv eager [" in wrong["failed"]["gpuconv"]
     assert right["failed"] == {}
-    assert list(right["seconds"]) == ["gpuconv", "gpuconv eager"]
+    assert list(right["seconds"]) == ["gpuconv", "gpuconv eager", "gpuconv chain"]
     # Each batch's results are kept as soon as they are there.
     assert any(len(json.loads(one)["results"]) == 1 and json.loads(one)["results"][0]["kernels"] for one in kept)
 
 
-order_of_a_right_batch = ("numpy", "eager", "captured", "peers")
+order_of_a_right_batch = ("numpy", "eager", "captured", "captured", "peers")
 
 
 @pytest.mark.slow
@@ -554,8 +561,8 @@ def test_eager_is_compared_with_numpy(lenet_machine, monkeypatch):
     """Where eager is wrong as captured is, both are: nothing is timed."""
     real = lenet_gpu._ours
 
-    def ours(weights, batches, captured):
-        step = real(weights, batches, captured)
+    def ours(weights, batches, captured, **options):
+        step = real(weights, batches, captured, **options)
         return step if backends.current().name == "numpy" else lambda: float(step()) + 1
 
     monkeypatch.setattr(lenet_gpu, "_ours", ours)
@@ -638,8 +645,8 @@ def test_a_lenet_run_keeps_what_it_has(lenet_machine, machine, monkeypatch, caps
     """A device that fails at the second batch: exit code 1, the others go on. Ctrl-C: 130, and the first is kept."""
     monkeypatch.setattr(device, "device_place", lambda: lenet_machine)
     monkeypatch.setattr(backends, "get", lambda name: backends._instance("numpy" if name == "numpy" else "numba"))
-    monkeypatch.setattr(backends._instance("numba"), "new_graph", SimulatedGraph)
-    monkeypatch.setattr("gpuconv.capture", lambda step: step)
+    monkeypatch.setattr(backends._instance("numba"), "new_graph", lambda **_: SimulatedGraph())
+    monkeypatch.setattr("gpuconv.capture", lambda step, **_: step)
     compiled = []
     monkeypatch.setattr(compiling, "compile_all", lambda function, work, jobs: compiled.extend(work))
     monkeypatch.setattr(compiling, "step_work", lambda batches: list(batches))

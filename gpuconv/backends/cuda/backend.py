@@ -263,9 +263,9 @@ class CudaBackend(Backend):
 
     # -- captured steps ----------------------------------------------------------------------------------------------
 
-    def new_graph(self) -> Any:
+    def new_graph(self, *, side_by_side: bool = True) -> Any:
         cuda_graph = importlib.import_module("gpuconv.backends.cuda.graph")
-        return cuda_graph.SimulatedGraph() if self.simulated else cuda_graph.CudaGraph(self.xp)
+        return cuda_graph.SimulatedGraph() if self.simulated else cuda_graph.CudaGraph(self.xp, side_by_side)
 
     def new_input(self, array: Array) -> Any:
         """The place from which a captured step reads an input like this one."""

@@ -27,11 +27,11 @@ class CudaGraph:
 
     Attributes:
         branches: during :meth:`recording` the edges: launches that need nothing of each other run side by side. None
-            where the driver cannot do that: then each waits for the one before.
+            where that is not wanted, or the driver cannot do it: then each waits for the one before.
     """
 
-    def __init__(self, cupy: Any) -> None:
-        self._cupy = cupy
+    def __init__(self, cupy: Any, side_by_side: bool = True) -> None:
+        self._cupy, self._side_by_side = cupy, side_by_side
         self.branches: branches.Branches | None = None
         self._graph: Any = None
         self._addresses: set[int] = set()
@@ -46,7 +46,7 @@ class CudaGraph:
     def recording(self) -> Iterator[None]:
         """Work queued inside the ``with`` block becomes the graph, and does not run."""
         cuda, driver = self._cupy.cuda, _driver().current()
-        side_by_side = branches.possible(driver, self._cupy)
+        side_by_side = self._side_by_side and branches.possible(driver, self._cupy)
         # A new pool and stream for each attempt, so that nothing of a failed one is left.
         self._stream, self._addresses, self._blocks = cuda.Stream(non_blocking=True), set(), []
         self._pool = cuda.MemoryPool(_keeping(cuda, self._blocks))
