@@ -24,23 +24,11 @@ from numba import cuda, types
 from gpuconv.geometry import ChainGeometry
 from gpuconv.kernels.chain.linear_chain import fits_chain
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Answer,
-    Call,
-    add_outer,
-    call,
-    device_function,
-    i32,
-    jit,
-    ld,
-    ldg_if,
-    st,
-    u32,
-    unrolled,
-    vector_access,
-    widest_access,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, widest_access
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld, ldg_if, st
+from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
+from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.update.all_at_once import dispatch
 from gpuconv.kernels.variant import Arguments
 
