@@ -28,27 +28,12 @@ from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry, effective
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Answer,
-    Call,
-    Refusal,
-    add_outer,
-    call,
-    device_function,
-    fitted,
-    i32,
-    jit,
-    ld,
-    ld2,
-    ld4,
-    ldg_if,
-    st,
-    u32,
-    unrolled,
-    vector_access,
-    weight_staging,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, fitted
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg_if, st
+from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
+from gpuconv.kernels.device.stage import weight_staging
+from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.pool.pooling import keeping_larger, padded
 from gpuconv.kernels.variant import Arguments
 

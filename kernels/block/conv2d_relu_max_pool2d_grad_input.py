@@ -33,27 +33,12 @@ from numba import cuda, types
 from gpuconv.geometry import BlockGeometry, effective
 from gpuconv.kernels.block.conv2d_relu_max_pool2d import grouped, single, weight_pitch, weights_loading
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Answer,
-    Call,
-    Refusal,
-    add_outer,
-    call,
-    device_function,
-    fitted,
-    i32,
-    jit,
-    ld,
-    ldg_if,
-    maximum,
-    st,
-    staging,
-    u32,
-    unrolled,
-    vector_access,
-    widest_access,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, fitted, widest_access
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld, ldg_if, st
+from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
+from gpuconv.kernels.device.stage import staging
+from gpuconv.kernels.device.words import i32, maximum, u32
 from gpuconv.kernels.variant import Arguments
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.

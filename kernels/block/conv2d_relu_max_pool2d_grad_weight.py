@@ -28,26 +28,11 @@ from numba import cuda, types
 from gpuconv.geometry import BlockGeometry
 from gpuconv.kernels.block.conv2d_relu_max_pool2d import grouped, origin, patch, single, steps
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Answer,
-    Call,
-    Refusal,
-    call,
-    device_function,
-    fitted,
-    fma,
-    i32,
-    jit,
-    ld,
-    ld2,
-    ld4,
-    ldg_if,
-    minimum,
-    st,
-    u32,
-    unrolled,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, fitted
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg_if, st
+from gpuconv.kernels.device.registers import fma, unrolled
+from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.partial_sums import sum_parts_of_two
 from gpuconv.kernels.variant import Arguments
 

@@ -24,23 +24,12 @@ from numba import cuda, types
 
 from gpuconv.geometry import ChainGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    Answer,
-    Call,
-    Refusal,
-    call,
-    device_function,
-    fma,
-    jit,
-    ldg,
-    ldg_if,
-    reduce_scatter,
-    st,
-    u32,
-    unrolled,
-    vector_access,
-    widest_access,
-)
+from gpuconv.kernels.device.host import Answer, Refusal, widest_access
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ldg, ldg_if, st
+from gpuconv.kernels.device.reduce import reduce_scatter
+from gpuconv.kernels.device.registers import fma, unrolled, vector_access
+from gpuconv.kernels.device.words import u32
 from gpuconv.kernels.variant import Arguments
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.

@@ -28,25 +28,11 @@ from numba import cuda, types
 from gpuconv.geometry import ChainGeometry
 from gpuconv.kernels.chain.linear_chain import fits_chain, pitch
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Answer,
-    Call,
-    Refusal,
-    call,
-    device_function,
-    fma,
-    i32,
-    jit,
-    ld,
-    ldg_if,
-    minimum,
-    st,
-    u32,
-    unrolled,
-    vector_access,
-    widest_access,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, widest_access
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld, ldg_if, st
+from gpuconv.kernels.device.registers import fma, unrolled, vector_access
+from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.variant import Arguments
 
 #: Bytes of static shared memory.

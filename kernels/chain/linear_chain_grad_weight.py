@@ -24,23 +24,11 @@ from numba import cuda, types
 from gpuconv.geometry import ChainGeometry
 from gpuconv.kernels.chain.linear_chain import fits_chain
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Answer,
-    Call,
-    add_outer,
-    call,
-    device_function,
-    i32,
-    jit,
-    ld,
-    ldg_if,
-    st,
-    u32,
-    unrolled,
-    vector_access,
-    widest_access,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, widest_access
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld, ldg_if, st
+from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
+from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.update.all_at_once import dispatch
 from gpuconv.kernels.variant import Arguments
 
@@ -92,6 +80,20 @@ def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str) -> Callable[...,
     load = vector_access(per_access)[0]
     starts = _starts(sizes, tiling)
 
+    @device_function
+    def multiply(
+        i: int, total: Any, a: Any, b: Any, part: Any, tile: Any, grad_tile: Any, at: Any, grad_at: Any
+    ) -> None:
+        # Signed: what is added becomes part of the instruction.
+        b[0] = ld(tile, at + i * _INPUTS)
+        for j in range(0, features, per_access):
+            load(part, grad_tile, grad_at + (i * tile_outputs + j))
+            for e in range(per_access):
+                a[j + e] = part[e]
+        add_outer(total, a, b, 0)
+
+    multiply_all = unrolled(multiply, stage)
+
     def layer(number: int) -> Any:
         inputs, outputs, start = sizes[number], sizes[number + 1], starts[number]
         across = _tiles(inputs, outputs, tiling)[0]
@@ -114,19 +116,7 @@ def _kernel(sizes: tuple[int, ...], tiling: Tiling, dtype: str) -> Callable[...,
             if lane < tile_outputs:
                 st(grad_tile, row * tile_outputs + lane, grads_found[j])
 
-        @device_function
-        def multiply(
-            i: int, total: Any, a: Any, b: Any, part: Any, tile: Any, grad_tile: Any, at: Any, grad_at: Any
-        ) -> None:
-            # Signed: what is added becomes part of the instruction.
-            b[0] = ld(tile, at + i * _INPUTS)
-            for j in range(0, features, per_access):
-                load(part, grad_tile, grad_at + (i * tile_outputs + j))
-                for e in range(per_access):
-                    a[j + e] = part[e]
-            add_outer(total, a, b, 0)
-
-        fetch_all, put_all, multiply_all = unrolled(fetch, fetches), unrolled(put, fetches), unrolled(multiply, stage)
+        fetch_all, put_all = unrolled(fetch, fetches), unrolled(put, fetches)
 
         @device_function
         def run(xs: Any, grads: Any, weights_out: Any, biases_out: Any, tile: Any, grad_tile: Any, n: Any) -> None:

@@ -24,32 +24,11 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Answer,
-    Call,
-    Refusal,
-    bank_conflicts,
-    call,
-    device_function,
-    fitted,
-    fma,
-    i32,
-    jit,
-    ld2,
-    ld4,
-    ldg,
-    ldg2_if,
-    ldg4_if,
-    ldg_if,
-    st,
-    st2,
-    st4,
-    u32,
-    unrolled,
-    vector_access,
-    widest_access,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, bank_conflicts, fitted, widest_access
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld2, ld4, ldg, ldg2_if, ldg4_if, ldg_if, st, st2, st4
+from gpuconv.kernels.device.registers import fma, unrolled, vector_access
+from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.variant import Arguments
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.

@@ -19,19 +19,12 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Call,
-    call,
-    device_function,
-    jit,
-    minimum,
-    reduction,
-    st,
-    u32,
-    unrolled,
-    vector_access,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import st
+from gpuconv.kernels.device.reduce import reduction
+from gpuconv.kernels.device.registers import unrolled, vector_access
+from gpuconv.kernels.device.words import minimum, u32
 from gpuconv.kernels.partial_sums import sum_parts
 from gpuconv.kernels.variant import Arguments
 

@@ -38,26 +38,11 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Answer,
-    Call,
-    Refusal,
-    add_outer,
-    call,
-    device_function,
-    i32,
-    jit,
-    ld,
-    ld2,
-    ld4,
-    ldg_if,
-    st,
-    st2,
-    st4,
-    u32,
-    unrolled,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg_if, st, st2, st4
+from gpuconv.kernels.device.registers import add_outer, unrolled
+from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.variant import Arguments
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.

@@ -28,23 +28,11 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Call,
-    add_outer,
-    call,
-    device_function,
-    i32,
-    jit,
-    ld,
-    ld2,
-    ld4,
-    ldg_if,
-    minimum,
-    st,
-    u32,
-    unrolled,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg_if, st
+from gpuconv.kernels.device.registers import add_outer, unrolled
+from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.partial_sums import sum_parts
 from gpuconv.kernels.variant import Arguments
 

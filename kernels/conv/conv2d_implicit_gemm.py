@@ -39,32 +39,11 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MAX_ELEMENTS,
-    MULTIPROCESSORS,
-    Answer,
-    Call,
-    Refusal,
-    add_outer,
-    call,
-    device_function,
-    i32,
-    jit,
-    ld2,
-    ld4,
-    ldg,
-    ldg2_if,
-    ldg4_if,
-    ldg_if,
-    minimum,
-    st,
-    st2,
-    st4,
-    u32,
-    unrolled,
-    vector_access,
-    widest_access,
-)
+from gpuconv.kernels.device.host import MAX_ELEMENTS, MULTIPROCESSORS, Answer, Refusal, widest_access
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld2, ld4, ldg, ldg2_if, ldg4_if, ldg_if, st, st2, st4
+from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
+from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.variant import Arguments
 
 #: Bits of a thread's mask: one a row and one a column of the window.

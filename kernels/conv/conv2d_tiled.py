@@ -32,30 +32,12 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Answer,
-    Call,
-    Refusal,
-    add_outer,
-    bank_conflicts,
-    call,
-    device_function,
-    fitted,
-    i32,
-    jit,
-    ld,
-    ld2,
-    ld4,
-    ldg,
-    ldg_if,
-    st,
-    u32,
-    unrolled,
-    vector_access,
-    weight_staging,
-    widest_access,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, bank_conflicts, fitted, widest_access
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg, ldg_if, st
+from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
+from gpuconv.kernels.device.stage import weight_staging
+from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.variant import Arguments
 
 #: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.

@@ -28,24 +28,11 @@ from numba import cuda, types
 
 from gpuconv.geometry import ImageBatchGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    Answer,
-    Call,
-    call,
-    device_function,
-    fits_offsets,
-    fma,
-    i32,
-    jit,
-    ld,
-    ldg,
-    ldg_if,
-    st,
-    u32,
-    unrolled,
-    vector_access,
-    widest_access,
-)
+from gpuconv.kernels.device.host import Answer, fits_offsets, widest_access
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld, ldg, ldg_if, st
+from gpuconv.kernels.device.registers import fma, unrolled, vector_access
+from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.variant import Arguments
 
 __all__ = ["Tiling", "calls", "tilings"]

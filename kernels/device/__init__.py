@@ -1,6 +1,6 @@
 """The device functions that kernels use beside ``numba.cuda``: 32-bit words, memory, registers, and launches.
 
-A kernel imports from here and from ``numba.cuda``::
+A kernel imports from here, or from the modules below what would not fit on a line, and from ``numba.cuda``::
 
     from numba import cuda
 

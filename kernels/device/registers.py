@@ -47,19 +47,11 @@ def unrolled(body: Callable[..., None], count: int, /) -> Any:
 
         return repeated
 
-    def calls(start: int, stop: int) -> Any:
-        # Halved, so that the functions nest as deep as log2(count) and not as count.
-        if stop - start == 1:
-            return device_function(lambda *arguments: body(start, *arguments))
-        first, second = calls(start, (start + stop) // 2), calls((start + stop) // 2, stop)
-
-        def both(*arguments: Any) -> None:
-            first(*arguments)
-            second(*arguments)
-
-        return device_function(both)
-
-    return calls(0, count)
+    # Written out in the text of one function: a function for each call would take as many compilations.
+    calls = "".join(f"    body({i}, *arguments)\n" for i in range(count))
+    names: dict[str, Any] = {"body": body}
+    exec(f"def repeated(*arguments):\n{calls}", names)
+    return device_function(names["repeated"])
 
 
 def _add_outer(total: Any, a: Any, b: Any, first: int) -> None:

@@ -18,18 +18,10 @@ from typing import Any
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    Call,
-    call,
-    device_function,
-    fma,
-    jit,
-    ldg,
-    st,
-    u32,
-    unrolled,
-    vector_access,
-)
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ldg, st
+from gpuconv.kernels.device.registers import fma, unrolled, vector_access
+from gpuconv.kernels.device.words import u32
 from gpuconv.kernels.norm.channels import Parts, Tiling, tilings, total_over_block, vector_of, walk, workspace_size
 from gpuconv.kernels.variant import Arguments
 

@@ -20,15 +20,15 @@ from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Call, device_function, fma, jit, ldg, unrolled, vector_access
-from gpuconv.kernels.pointwise.elementwise import Tiling, each
+from gpuconv.kernels.pointwise.elementwise import Tiling
 from gpuconv.kernels.update.all_at_once import (
+    Part,
     calls_of,
-    dispatch,
-    first_blocks,
     numbers_array,
     numbers_size,
     taking_row,
     tilings,
+    updating,
 )
 from gpuconv.kernels.variant import Arguments
 
@@ -118,32 +118,17 @@ def numbers_of(
 
 
 @specialised
-def _kernel(
-    sizes: tuple[int, ...], tiling: Tiling, dtype: str, vector: int, first_count: int, rows_at: int, rule: Rule
-) -> Callable[..., None]:
-    starts = first_blocks(sizes, tiling, vector)
-    take_row = taking_row(dtype, first_count, rows_at, WIDTH)
+def _kernel(part: Part, rule: Rule) -> Callable[..., None]:
+    take_row = taking_row(part, WIDTH)
+    update = updating(part, lambda count: _step(part.dtype, count, rule), arrays_each=4)
 
-    def work_of(number: int) -> Any:
-        size, at = sizes[number], 4 * number
-        work = each(
-            _step(dtype, vector, rule), _step(dtype, 1, rule), tiling.threads, vector, first_block=starts[number]
-        )
-
-        def update(arrays: Any, *numbers: Any) -> None:
-            work(size, arrays[at], arrays[at + 1], arrays[at + 2], arrays[at + 3], *numbers)
-
-        return device_function(update)
-
-    update_one = dispatch([work_of(number) for number in range(len(sizes))], starts)
-
-    @jit(launch_bounds=tiling.threads)
+    @jit(launch_bounds=part.tiling.threads)
     def adam_update_all(arrays: Any, numbers: Any) -> None:
         at = take_row(numbers)
         rate, beta1, beta2 = ldg(numbers, at), ldg(numbers, at + 1), ldg(numbers, at + 2)
         share1, share2 = ldg(numbers, at + 3), ldg(numbers, at + 4)
         correction, eps, decay = ldg(numbers, at + 5), ldg(numbers, at + 6), ldg(numbers, at + 7)
-        update_one(arrays, rate, beta1, beta2, share1, share2, correction, eps, decay)
+        update(arrays, rate, beta1, beta2, share1, share2, correction, eps, decay)
 
     return adam_update_all
 
@@ -153,7 +138,4 @@ def calls(a: Arguments, sizes: tuple[int, ...], tiling: Tiling) -> Iterator[Call
     decays, decoupled = a.weight_decay != 0, bool(a.decoupled)
     rule = Rule(decays and not decoupled, decays and decoupled)
 
-    def kernel(*arguments: Any) -> Any:
-        return _kernel(*arguments, rule)
-
-    return calls_of(kernel, a, ("params", "grads", "means", "squares"), sizes, tiling)
+    return calls_of(lambda part: _kernel(part, rule), a, ("params", "grads", "means", "squares"), sizes, tiling)

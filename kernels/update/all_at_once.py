@@ -15,6 +15,7 @@ One array holds it all, counts too, as numbers of the parameters' type::
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -24,7 +25,7 @@ from numba import cuda, types
 
 from gpuconv.kernels.device import Call, call, device_function, ld, st, u32
 from gpuconv.kernels.operations import UPDATE_THREADS, rows_at
-from gpuconv.kernels.pointwise.elementwise import Tiling, blocks_of, vector_of
+from gpuconv.kernels.pointwise.elementwise import Tiling, blocks_of, each, vector_of
 from gpuconv.kernels.variant import Arguments
 
 #: Parameters a launch. An array takes 56 bytes of arguments, of which a kernel has 4 KB; Adam's update takes four.
@@ -42,9 +43,29 @@ def _chunks(sizes: Sequence[int]) -> list[list[int]]:
     return [numbers[first : first + _MOST] for first in range(0, len(numbers), _MOST)]
 
 
-def first_blocks(sizes: Sequence[int], tiling: Tiling, vector: int) -> list[int]:
-    """The first block of each parameter, and behind them the number of all blocks."""
-    return list(accumulate((blocks_of(size, tiling, vector) for size in sizes), initial=0))
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one launch updates.
+
+    Attributes:
+        sizes: elements of each of its parameters.
+        tiling, dtype: as usual.
+        vector: elements of a vector.
+        first_count: where the counts of its blocks begin in the array of numbers.
+        rows_at: where the rows begin there.
+    """
+
+    sizes: tuple[int, ...]
+    tiling: Tiling
+    dtype: str
+    vector: int
+    first_count: int
+    rows_at: int
+
+    @property
+    def starts(self) -> list[int]:
+        """The first block of each parameter, and behind them the number of all blocks."""
+        return list(accumulate((blocks_of(size, self.tiling, self.vector) for size in self.sizes), initial=0))
 
 
 def numbers_size(sizes: tuple[int, ...], width: int, rows: int) -> int:
@@ -60,12 +81,12 @@ def numbers_array(rows: Sequence[Sequence[float]], sizes: tuple[int, ...], dtype
     return array
 
 
-def taking_row(dtype: str, first_count: int, rows_at: int, width: int) -> Any:
+def taking_row(part: Part, width: int) -> Any:
     """A device function of the numbers: where the row of this step begins; the block's next one is the row behind it.
 
-    All threads of the block have to call it.
+    All threads of the block have to call it. A row has ``width`` numbers.
     """
-    one = getattr(types, dtype)(1)
+    one, first_count, rows_at = getattr(types, part.dtype)(1), part.first_count, part.rows_at
 
     @device_function
     def take(numbers: Any) -> Any:
@@ -77,6 +98,32 @@ def taking_row(dtype: str, first_count: int, rows_at: int, width: int) -> Any:
         return u32(types.int32(row)) * width + rows_at
 
     return take
+
+
+def updating(part: Part, step_of: Callable[[int], Any], arrays_each: int) -> Any:
+    """A device function ``update(arrays, *numbers)``: what a thread does for the parameter that its block belongs to.
+
+    Args:
+        part: what the launch updates.
+        step_of: a function of a count that makes a device function of ``i``, a parameter's arrays, and the numbers,
+            which updates so many elements from i on.
+        arrays_each: arrays that belong to a parameter.
+    """
+    starts = part.starts
+    # The same two for all parameters, because each function that is made is compiled.
+    steps = step_of(part.vector), step_of(1)
+
+    def work_of(number: int) -> Any:
+        size, first = part.sizes[number], arrays_each * number
+        end = first + arrays_each
+        work = each(*steps, part.tiling.threads, part.vector, first_block=starts[number])
+
+        def update(arrays: Any, *numbers: Any) -> None:
+            work(size, *(arrays[first:end] + numbers))
+
+        return device_function(update)
+
+    return dispatch([work_of(number) for number in range(len(part.sizes))], starts)
 
 
 def dispatch(works: Sequence[Any], starts: Sequence[int]) -> Any:
@@ -105,8 +152,7 @@ def calls_of(
     """A launch for each 16 parameters that have elements.
 
     Args:
-        kernel: a function of (sizes, tiling, dtype, vector, first_count, rows_at) that makes one; see
-            :func:`taking_row`.
+        kernel: a function of a :class:`Part` that makes one.
         a: has the numbers, and the lists of the arrays that belong to the parameters.
         names: of these lists, in the order in which the kernel takes them.
         sizes, tiling: elements of each parameter, and the rest as usual.
@@ -118,10 +164,10 @@ def calls_of(
     first_count = 1
     for chunk in _chunks(sizes):
         own = tuple(sizes[number] for number in chunk)
-        made = kernel(own, tiling, a.dtype, vector, first_count, rows_at(sizes))
-        blocks = first_blocks(own, tiling, vector)[-1]
+        part = Part(own, tiling, a.dtype, vector, first_count, rows_at(sizes))
+        blocks = part.starts[-1]
         first_count += blocks
         if first_count > rows_at(sizes):
             raise ValueError(f"{tiling} has more blocks than the smallest of the tilings")
         arrays = tuple(group[number] for number in chunk for group in groups)
-        yield call(made, blocks, tiling.threads, arrays, a.numbers)
+        yield call(kernel(part), blocks, tiling.threads, arrays, a.numbers)

@@ -18,15 +18,15 @@ from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Call, device_function, fma, jit, ldg, unrolled, vector_access
-from gpuconv.kernels.pointwise.elementwise import Tiling, each
+from gpuconv.kernels.pointwise.elementwise import Tiling
 from gpuconv.kernels.update.all_at_once import (
+    Part,
     calls_of,
-    dispatch,
-    first_blocks,
     numbers_array,
     numbers_size,
     taking_row,
     tilings,
+    updating,
 )
 from gpuconv.kernels.variant import Arguments
 
@@ -93,30 +93,15 @@ def numbers_of(*, lr: float, momentum: float, dampening: float, weight_decay: fl
 
 
 @specialised
-def _kernel(
-    sizes: tuple[int, ...], tiling: Tiling, dtype: str, vector: int, first_count: int, rows_at: int, rule: Rule
-) -> Callable[..., None]:
-    starts = first_blocks(sizes, tiling, vector)
-    take_row = taking_row(dtype, first_count, rows_at, WIDTH)
+def _kernel(part: Part, rule: Rule) -> Callable[..., None]:
+    take_row = taking_row(part, WIDTH)
+    update = updating(part, lambda count: _step(part.dtype, count, rule), arrays_each=3)
 
-    def work_of(number: int) -> Any:
-        size, at = sizes[number], 3 * number
-        work = each(
-            _step(dtype, vector, rule), _step(dtype, 1, rule), tiling.threads, vector, first_block=starts[number]
-        )
-
-        def update(arrays: Any, *numbers: Any) -> None:
-            work(size, arrays[at], arrays[at + 1], arrays[at + 2], *numbers)
-
-        return device_function(update)
-
-    update_one = dispatch([work_of(number) for number in range(len(sizes))], starts)
-
-    @jit(launch_bounds=tiling.threads)
+    @jit(launch_bounds=part.tiling.threads)
     def sgd_update_all(arrays: Any, numbers: Any) -> None:
         at = take_row(numbers)
         lr, momentum = ldg(numbers, at), ldg(numbers, at + 1)
-        update_one(arrays, lr, momentum, ldg(numbers, at + 2), ldg(numbers, at + 3))
+        update(arrays, lr, momentum, ldg(numbers, at + 2), ldg(numbers, at + 3))
 
     return sgd_update_all
 
@@ -126,7 +111,4 @@ def calls(a: Arguments, sizes: tuple[int, ...], tiling: Tiling) -> Iterator[Call
     # Velocities are arrays, or all None.
     rule = Rule(any(a.has("velocities")), bool(a.nesterov), a.weight_decay != 0)
 
-    def kernel(*arguments: Any) -> Any:
-        return _kernel(*arguments, rule)
-
-    return calls_of(kernel, a, ("params", "grads", "velocities"), sizes, tiling)
+    return calls_of(lambda part: _kernel(part, rule), a, ("params", "grads", "velocities"), sizes, tiling)
