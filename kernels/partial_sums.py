@@ -19,18 +19,12 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    MULTIPROCESSORS,
-    Call,
-    call,
-    column_reduction,
-    device_function,
-    jit,
-    ldg_if,
-    st,
-    u32,
-    unrolled,
-)
+from gpuconv.kernels.device.host import MULTIPROCESSORS
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ldg_if, st
+from gpuconv.kernels.device.reduce import column_reduction
+from gpuconv.kernels.device.registers import unrolled
+from gpuconv.kernels.device.words import u32
 
 _THREADS = 256
 #: Loads that a thread has under way.

@@ -20,17 +20,11 @@ from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry, effective
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import (
-    Call,
-    call,
-    device_function,
-    jit,
-    ldg_if,
-    u32,
-    unrolled,
-    vector_access,
-    widest_access,
-)
+from gpuconv.kernels.device.host import widest_access
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ldg_if
+from gpuconv.kernels.device.registers import unrolled, vector_access
+from gpuconv.kernels.device.words import u32
 from gpuconv.kernels.variant import Arguments
 
 __all__ = ["Tiling", "calls", "tilings"]
