@@ -17,20 +17,24 @@ def explore(
     model: Annotated[
         str | None,
         typer.Argument(
-            help=f"Run directory, model file, ONNX file, file of weights (with --network), or one of {', '.join(MODELS)} "
-            "(with random weights). [default: the newest run in runs/]",
+            help="Run directory, model file, ONNX file, or file of weights (with --network); or a network with random "
+            f"weights: {', '.join(MODELS)}. [default: the newest run in runs/]",
             autocompletion=completing(*MODELS),
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The page. [default: explore.html in the run, or NAME.html here]", metavar="FILE")
+        Path | None,
+        typer.Option(help="The page. [default: explore.html in the run, or NAME.html here]", metavar="FILE"),
     ] = None,
     network: Annotated[
         str | None,
-        typer.Option(help="The network that a file of weights is for.", metavar="NAME", autocompletion=completing(*MODELS)),
+        typer.Option(
+            help="The network that a file of weights is for.", metavar="NAME", autocompletion=completing(*MODELS)
+        ),
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Names of the classes, with commas between, where the file has none.", metavar="NAMES")
+        str | None,
+        typer.Option(help="Names of the classes, with commas between, where the file has none.", metavar="NAMES"),
     ] = None,
 ) -> None:
     """Make a page that shows a network at work: one HTML file, which opens without a server and without a network.

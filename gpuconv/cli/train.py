@@ -165,9 +165,9 @@ def train(
     The run directory will hold the model, its metrics and pictures, and ten test images to try it on. Ctrl-C saves the
     run; --resume continues it as if it had never stopped.
 
-    With --resume, you may change --epochs, --patience, --checkpoint-every, --keep-epochs and --backend; all other settings are those
-    of the run, and need not be given again. The learning rate follows the schedule of the new number of epochs: if a
-    finished run with the cosine schedule is continued, it rises again, to where the longer curve is.
+    With --resume, you may change --epochs, --patience, --checkpoint-every, --keep-epochs and --backend; all other
+    settings are those of the run, and need not be given again. The learning rate follows the schedule of the new number
+    of epochs: if a finished run with the cosine schedule is continued, it rises again, to where the longer curve is.
     """
     options: dict[str, Any] = {
         "data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,

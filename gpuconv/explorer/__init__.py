@@ -88,9 +88,7 @@ def explore(
         TypeError: neither a Module nor a path.
     """
     if isinstance(model, Module):
-        subject = subject_of(
-            model, name=name, input_shape=input_shape, transform=transform, classes=classes
-        )
+        subject = subject_of(model, name=name, input_shape=input_shape, transform=transform, classes=classes)
     elif isinstance(model, (str, os.PathLike)):
         subject = opened(model, network)
         if input_shape is not None:
@@ -106,7 +104,7 @@ def explore(
 def _page(subject: Subject) -> str:
     program = program_of(subject.model, subject.input_shape)
     half, thin = _count(program) > _HALF_ABOVE, program.products > _THIN_ABOVE
-    epochs, of = _epochs(subject, _count(program))
+    epochs, of = _epochs(subject, program)
     data = {
         "name": subject.name,
         "facts": _facts(subject, program),
@@ -131,9 +129,8 @@ def _facts(subject: Subject, program: Program) -> str:
     channels, height, width = subject.input_shape
     parameters = sum(parameter.numel() for parameter in subject.model.parameters())
     colours = "grey" if channels == 1 else "colour"
-    return (
-        f"{parameters:,} parameters, {program.products:,} multiplications for a picture of {height} × {width} in {colours}"
-    )
+    size = f"a picture of {height} × {width} in {colours}"
+    return f"{parameters:,} parameters, {program.products:,} multiplications for {size}"
 
 
 def _notes(program: Program, half: bool, thin: bool, epochs: int, of: int) -> list[str]:
@@ -145,7 +142,7 @@ def _notes(program: Program, half: bool, thin: bool, epochs: int, of: int) -> li
     if thin:
         notes.append(f"Of each layer at most {_FEW_MAPS} maps are shown; all are computed.")
     if epochs:
-        notes.append("The slider's epochs are in half precision, the last one too.")
+        notes.append("Earlier epochs are in half precision (float16).")
     if epochs < of:
         notes.append(f"It has {epochs} of the {of} epochs that were kept.")
     if program.ends_in_probabilities:
@@ -153,15 +150,19 @@ def _notes(program: Program, half: bool, thin: bool, epochs: int, of: int) -> li
     return notes
 
 
-def _epochs(subject: Subject, count: int) -> tuple[list[dict[str, Any]], int]:
+def _epochs(subject: Subject, program: Program) -> tuple[list[dict[str, Any]], int]:
     """The weights of some epochs, the first and the last among them, and how many there are."""
     kept = subject.epochs
-    most = min(_MOST_EPOCHS, max(2, _EPOCHS_BYTES // (count * 8 // 3 + 1)))
+    most = min(_MOST_EPOCHS, max(2, _EPOCHS_BYTES // (_count(program) * 8 // 3 + 1)))
     if len(kept) > most:
         kept = [kept[round(i * (len(kept) - 1) / (most - 1))] for i in range(most)]
     own = subject.model.state_dict()
+    final = packed(program.tensors, half=True)
     try:
         found = [_epoch(subject, epoch) for epoch in kept]
+        for epoch in found:
+            # The page has the final weights already, in full precision.
+            epoch["weights"] = None if epoch["weights"] == final else epoch["weights"]
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"explore: an epoch holds the weights of another network: {error}") from None
     finally:
@@ -173,14 +174,17 @@ def _epoch(subject: Subject, epoch: Epoch) -> dict[str, Any]:
     subject.model.load_state_dict(epoch.state)
     label = f"epoch {epoch.number}" if epoch.number else "before training"
     tensors = program_of(subject.model, subject.input_shape).tensors
-    return {"label": label, "detail": "", "weights": packed(tensors, half=True)}
+    detail = "" if epoch.accuracy is None else f"{epoch.accuracy:.1%} right"
+    return {"label": label, "detail": detail, "weights": packed(tensors, half=True)}
 
 
 def _form(subject: Subject) -> dict[str, Any]:
     form, (channels, height, width) = subject.form, subject.input_shape
     # A picture may be smaller than the input, which has a border then, but not larger.
     rows, columns = min(form.size[0], height), min(form.size[1], width)
-    mean, std = (np.broadcast_to(np.asarray(values, float), channels).tolist() for values in _standard(subject.transform))
+    mean, std = (
+        np.broadcast_to(np.asarray(values, float), channels).tolist() for values in _standard(subject.transform)
+    )
     inverted = form.polarity == "dark on light"
     return {
         "input": [channels, height, width],

@@ -7,7 +7,7 @@ A function an operator. It takes the node and what is known of its values (:clas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,10 +42,12 @@ class Known:
     Attributes:
         fixed: values that no input changes, by name.
         shapes: of all values.
+        used: names of the values that some node reads.
     """
 
     fixed: Mapping[str, np.ndarray]
     shapes: Mapping[str, tuple[int, ...]]
+    used: Collection[str]
 
     def array(self, node: Node, position: int, default: Any = None) -> Any:
         """An input that must not depend on the picture; the default where it is left out."""
@@ -121,7 +123,7 @@ def _conv(node: Node, known: Known) -> Step:
 @lowering("MaxPool", "AveragePool")
 def _pool(node: Node, known: Known) -> Step:
     _in_two_dimensions(node, known)
-    if node.wants(1):
+    if node.wants(1) and node.outputs[1] in known.used:
         raise ValueError("the places of its maxima are used")
     kernel = _pair(node.get("kernel_shape"), 1)
     stride, dilation = _pair(node.get("strides"), 1), _pair(node.get("dilations"), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from gpuconv.data.form import MNIST_FORM
 from gpuconv.models import MODELS, Classifier, build
 from gpuconv.nn import Module
 from gpuconv.storage import FileError
-from gpuconv.training import EPOCHS, MODEL
+from gpuconv.training import EPOCHS, METRICS, MODEL
 
 __all__ = ["Epoch", "Subject", "opened", "subject_of"]
 
@@ -27,10 +28,11 @@ _IMAGENET = InputTransform((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.2
 
 @dataclass(frozen=True)
 class Epoch:
-    """The weights that a run had after an epoch, 0 for those that it began with."""
+    """The weights that a run had after an epoch, 0 for those that it began with; its accuracy, from 0 to 1."""
 
     number: int
     state: dict[str, np.ndarray]
+    accuracy: float | None = None
 
 
 @dataclass
@@ -111,9 +113,21 @@ def _of_run(folder: Path) -> Subject:
         notes = [f"The training has not finished; this is epoch {int(kept[-1].stem)}."]
     subject = subject_of(model, name=folder.resolve().name)
     subject.notes += notes
-    subject.epochs = [Epoch(int(file.stem), storage.load_model(file).state_dict()) for file in kept]
+    accuracies = _accuracies(folder / METRICS)
+    for file in kept:
+        number = int(file.stem)
+        subject.epochs.append(Epoch(number, storage.load_model(file).state_dict(), accuracies.get(number)))
     subject.samples = _samples_of(folder / "samples", subject.form) or subject.samples
     return subject
+
+
+def _accuracies(path: Path) -> dict[int, float]:
+    """Of each epoch on the images that were held out; none of what cannot be read, for the page does without."""
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return {row["epoch"]: row["validation_accuracy"] for row in rows if row["validation_accuracy"] is not None}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _filled(network: str, path: Path) -> Classifier:
@@ -122,9 +136,11 @@ def _filled(network: str, path: Path) -> Classifier:
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all([hasattr(value, "shape") for value in state.values()]):
         raise FileError(f"{path}: holds no state_dict")
-    matrices = [array for array in state.values() if len(array.shape) > 1]
+    model = build(network)
+    last = [name for name, array in model.state_dict().items() if array.ndim > 1][-1]
     try:
-        model = build(network, **({"num_classes": int(matrices[-1].shape[0])} if matrices else {}))
+        if len(state[last]) != len(model.classes):
+            model = build(network, num_classes=len(state[last]))
         model.load_state_dict(state)
     except (KeyError, ValueError, TypeError) as error:
         raise FileError(f"{path}: these are no weights of {network}: {error}") from None
@@ -156,7 +172,8 @@ def subject_of(
     Raises:
         ValueError: it does not say the shape of its input, or that is none of pictures.
     """
-    shape = tuple(input_shape or getattr(model, "input_shape", ()))
+    given: Any = input_shape or getattr(model, "input_shape", ())
+    shape = tuple(given)
     if len(shape) != 3 or shape[0] not in (1, 3):
         what = f"has shape {shape}" if shape else "is not known"
         raise ValueError(

@@ -42,9 +42,7 @@ def program_json(program: Program) -> dict[str, Any]:
         ],
         "shapes": program.shapes,
         "tensors": [[name, array.shape] for name, array in program.tensors.items()],
-        "layers": [
-            {"label": layer.label, "kind": layer.kind, "steps": layer.steps} for layer in program.layers
-        ],
+        "layers": [{"label": layer.label, "kind": layer.kind, "steps": layer.steps} for layer in program.layers],
         "folded": program.folded,
     }
 

@@ -100,15 +100,15 @@ def _refuse_large(model: Module) -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     if count > MOST_PARAMETERS:
         raise ValueError(
-            f"explore: the network has {count:,} parameters, too many for a page; up to {MOST_PARAMETERS:,} can be shown"
+            f"explore: the network has {count:,} parameters, too many for a page, which takes {MOST_PARAMETERS:,}"
         )
 
 
 def _checked(program: Program) -> Program:
     if program.products > MOST_PRODUCTS:
         raise ValueError(
-            f"explore: the network takes {program.products:,} multiplications for a picture, too many for a page; up to "
-            f"{MOST_PRODUCTS:,} can be shown"
+            f"explore: the network takes {program.products:,} multiplications for a picture, too many for a page, "
+            f"which takes {MOST_PRODUCTS:,}"
         )
     shape = program.shapes[program.logits]
     if len(shape) != 2 or shape[0] != 1:
@@ -125,9 +125,11 @@ class _Lowerer:
     def __init__(self, graph: Graph):
         self._graph, self._module = graph, OnnxModule(graph).eval()
         self._state = set(graph.initializers)
+        self._used = {name for node in graph.nodes for name in node.inputs}
         self._steps: list[Step] = []
         self._outputs: list[str] = []
         self._names: list[str] = []
+        self._last = ""  # name of the newest layer that has one
         self._fixed: dict[str, np.ndarray] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._tensors: dict[str, np.ndarray] = {}
@@ -160,11 +162,12 @@ class _Lowerer:
             for name in node.outputs:
                 self._fixed[name] = to_numpy(getattr(values[name], "data", values[name]))
             return
-        label = self._label(node)
+        layer = self._layer(node)
+        label = layer or node.op + (f" after {self._last}" if self._last else "")
         if node.op not in LOWERINGS:
             raise ValueError(f"explore: {label}: the page cannot compute {node.op}")
         try:
-            step = LOWERINGS[node.op](node, Known(self._fixed, self._shapes))
+            step = LOWERINGS[node.op](node, Known(self._fixed, self._shapes, self._used))
         except ValueError as error:
             raise ValueError(f"explore: {label}: the page cannot compute this {node.op}: {error}") from error
         step = replace(step, inputs=tuple([name for name in step.inputs if name]))
@@ -174,15 +177,13 @@ class _Lowerer:
                 self._tensors[name] = np.asarray(array, np.float32)
         self._steps.append(step)
         self._outputs.append(node.outputs[0])
-        self._names.append(label)
+        self._names.append(layer)
+        self._last = layer or self._last
 
-    def _label(self, node: Node) -> str:
-        """What a node is called: by its parameters, else by its number and what comes before it."""
-        for name in node.inputs[1:]:
-            if name in self._state and "." in name:
-                return name.rpartition(".")[0]
-        before = f" after {self._names[-1]}" if self._names else ""
-        return f"{node.op}{before.partition(' after ')[1]}{before.partition(' after ')[2]}"
+    def _layer(self, node: Node) -> str:
+        """What the layer of a node's parameters is called; empty if it has none."""
+        found = (name.rpartition(".")[0] for name in node.inputs[1:] if name in self._state)
+        return next(filter(None, found), "")
 
     def _fold_scales(self) -> tuple[str, ...]:
         """Make each scale that follows a convolution, which nobody else uses, a part of its weights."""
@@ -195,10 +196,12 @@ class _Lowerer:
             conv, users = self._steps[before], sum(step.inputs[0] in other.inputs for other in self._steps)
             if conv.op != "conv" or users != 1:
                 continue
-            weight, factor, offset = (self._tensors[name].astype(np.float64) for name in (conv.inputs[1], *step.inputs[1:]))
+            weight, factor, offset = (
+                self._tensors[name].astype(np.float64) for name in (conv.inputs[1], *step.inputs[1:])
+            )
             bias = self._tensors[conv.inputs[2]] if len(conv.inputs) > 2 else 0.0
             # Names of their own: another layer may share the weights as they were.
-            names = f"{self._names[before]}.folded.weight", f"{self._names[before]}.folded.bias"
+            names = f"{conv.inputs[1]}, folded", f"{conv.inputs[1]}, folded bias"
             self._tensors[names[0]] = (weight * factor[:, None, None, None]).astype(np.float32)
             self._tensors[names[1]] = (bias * factor + offset).astype(np.float32)
             self._steps[before] = replace(conv, inputs=(conv.inputs[0], *names))
@@ -249,7 +252,7 @@ def _layers(
             layers[-1] = replace(layers[-1], steps=(*layers[-1].steps, number))
             continue
         kind = _kind(step, shape)
-        label = names[number] if step.op in ("conv", "linear", "scale") and " after " not in names[number] else kind
+        label = names[number] or kind
         counts[label] = counts.get(label, 0) + 1
         label = label if counts[label] == 1 else f"{label} {counts[label]}"
         layers.append(ShownLayer(label, kind, (number,)))

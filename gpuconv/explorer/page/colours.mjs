@@ -37,8 +37,12 @@ export function onThemeChange(redraw) {
   darkness?.addEventListener("change", redraw);
 }
 
+export function isDark() {
+  return Boolean(darkness?.matches);
+}
+
 export function tableOf(kind) {
-  return TABLES[darkness?.matches ? "dark" : "light"][kind];
+  return TABLES[isDark() ? "dark" : "light"][kind];
 }
 
 /** The place of a value in a table: `largest` is what the last colour stands for. */
@@ -60,16 +64,24 @@ export function inkOn(kind, place) {
   return brightness > 140 ? "#10151d" : "#ffffff";
 }
 
-/** A plane of values, (height, width), as a canvas of that many pixels. */
-export function planeImage(values, from, height, width, largest, kind) {
-  const canvas = new OffscreenCanvas(width, height);
-  const context = canvas.getContext("2d");
-  const image = context.createImageData(width, height);
-  const pixels = new Uint32Array(image.data.buffer);
-  const colours = tableOf(kind);
-  for (let i = 0; i < pixels.length; i++) pixels[i] = colours[shade(values[from + i], largest, kind === "signed")];
-  context.putImageData(image, 0, 0);
-  return canvas;
+/** Values as the pixels of a canvas that is used again and again. */
+export class PlaneImage {
+  constructor(height, width) {
+    this.context = new OffscreenCanvas(width, height).getContext("2d");
+    this.image = this.context.createImageData(width, height);
+    this.pixels = new Uint32Array(this.image.data.buffer);
+  }
+
+  set(at, values, largest, kind) {
+    const colours = tableOf(kind);
+    const signed = kind === "signed";
+    for (let i = 0; i < values.length; i++) this.pixels[at + i] = colours[shade(values[i], largest, signed)];
+  }
+
+  canvas() {
+    this.context.putImageData(this.image, 0, 0);
+    return this.context.canvas;
+  }
 }
 
 /** The largest absolute value, and whether one is negative. */

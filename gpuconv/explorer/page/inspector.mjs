@@ -158,7 +158,7 @@ export class Inspector {
       element("b", {}, short(result)), ...this.after(step, index, following));
     if (places.length > 64) return [line];
     const largest = Math.max(...values.map(Math.abs));
-    const table = element("table", { class: "grid" }, element("caption", {}, "its window"));
+    const table = element("table", { class: "grid window" }, element("caption", {}, "its window"));
     for (let i = 0; i < places.length; i += columns) {
       const row = table.insertRow();
       for (let j = i; j < Math.min(i + columns, places.length); j++) {

@@ -1,6 +1,6 @@
 // The layers: one canvas each, with its maps side by side, or its units as a row of cells.
 
-import { css, planeImage, rangeOf, shade } from "./colours.mjs";
+import { PlaneImage, css, isDark, rangeOf, shade } from "./colours.mjs";
 import { boxAt, planeOf } from "./network.mjs";
 import { product } from "./operations.mjs";
 
@@ -46,7 +46,8 @@ export class LayerView {
     const names = this.steps.map((step, i) => (i ? step.options.name : null)).filter(Boolean);
     const then = names.length ? `, then ${names.map((name) => (name === "Relu" ? "ReLU" : name)).join(", ")}` : "";
     const of = this.shown.length < this.total ? `${this.shown.length} of ` : "";
-    const size = this.units ? `${of}${this.total} units` : `${of}${this.total} maps of ${this.height} × ${this.width}`;
+    const noun = `${this.units ? "unit" : "map"}${this.total === 1 ? "" : "s"}`;
+    const size = `${of}${this.total} ${noun}${this.units ? "" : ` of ${this.height} × ${this.width}`}`;
     const first = this.steps[0];
     const kernel = first && first.options.kernel ? `, windows of ${first.options.kernel.join(" × ")}` : "";
     const kind = this.kind === this.label.replace(/ \d+$/, "") ? "" : `${this.kind}, `;
@@ -74,13 +75,14 @@ export class LayerView {
     this.canvas.style.height = `${this.size[1]}px`;
     this.canvas.width = Math.round(this.size[0] * this.ratio);
     this.canvas.height = Math.round(this.size[1] * this.ratio);
+    this.drawn = null;
   }
 
   /** Maps of few pixels are drawn smaller, and a few maps larger. */
   tileFor(width) {
-    const wanted = Math.min(112, Math.max(44, this.width * 4), (width - GAP * 2) / 3);
+    const wanted = Math.min(112, Math.max(60, this.width * 4), (width - GAP * 2) / 3);
     const even = (width + GAP) / this.shown.length - GAP;
-    const side = Math.max(wanted, Math.min(even, 128));
+    const side = Math.max(wanted, Math.min(even, this.width * 8, 128));
     return side >= this.width ? Math.floor(side / this.width) * this.width : Math.floor(side);
   }
 
@@ -90,10 +92,11 @@ export class LayerView {
 
   stripHeight() {
     const [rows, columns] = this.conv.options.kernel;
-    const planes = Math.min(MOST_PLANES, this.network.shapes.get(this.conv.inputs[1])[1]);
-    this.tap = Math.max(1, Math.min(5, Math.floor((this.tile - (planes - 1) * 2) / (planes * columns))));
-    this.planes = Math.min(planes, Math.max(1, Math.floor((this.tile + 2) / (columns * this.tap + 2))));
-    return rows * this.tap + 3;
+    this.planes = Math.min(MOST_PLANES, this.network.shapes.get(this.conv.inputs[1])[1]);
+    // Large enough to see single weights; in as many rows as that takes.
+    this.tap = this.planes === 1 ? 5 : this.tile < 50 ? 2 : 3;
+    this.beside = Math.max(1, Math.min(this.planes, Math.floor((this.tile + 2) / (columns * this.tap + 2))));
+    return Math.ceil(this.planes / this.beside) * (rows * this.tap + 2) + 2;
   }
 
   /** The upper left corner of the n-th shown map. */
@@ -141,10 +144,12 @@ export class LayerView {
     const { largest, signed } = rangeOf(values);
     const kind = signed ? "signed" : "positive";
     context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
-    context.clearRect(0, 0, ...this.size);
-    context.imageSmoothingEnabled = this.tile < this.width;
     if (this.units) this.drawUnits(context, values, largest, kind);
-    else this.shown.forEach((map, n) => this.drawMap(context, values, map, n, largest, kind));
+    else this.drawMaps(context, values, largest, kind);
+    // Filters change with the weights and the theme alone, not with each stroke.
+    const filters = [this.strip && this.network.array(this.conv.inputs[1]), isDark()];
+    if (this.strip && filters.some((part, i) => part !== this.drawn?.[i])) this.drawFilters(context);
+    this.drawn = filters;
   }
 
   drawUnits(context, values, largest, kind) {
@@ -161,14 +166,28 @@ export class LayerView {
     });
   }
 
-  drawMap(context, values, map, n, largest, kind) {
-    const [x, y] = this.cornerOf(n);
-    const image = planeImage(values, map * this.height * this.width, this.height, this.width, largest, kind);
-    context.drawImage(image, x, y, this.tile, this.tileHeight());
+  drawMaps(context, values, largest, kind) {
+    const plane = this.height * this.width;
+    // All maps below each other in one image: a canvas a map takes longer than the network.
+    this.image ??= new PlaneImage(this.height * this.shown.length, this.width);
+    this.shown.forEach((map, n) => this.image.set(n * plane, values.subarray(map * plane, (map + 1) * plane), largest, kind));
+    const source = this.image.canvas();
+    context.imageSmoothingEnabled = this.tile < this.width;
     context.strokeStyle = "rgb(128 128 128 / 35%)";
     context.lineWidth = 1;
-    context.strokeRect(x + 0.5, y + 0.5, this.tile - 1, this.tileHeight() - 1);
-    if (this.strip) this.drawFilter(context, map, x, y + this.tileHeight() + 3);
+    this.shown.forEach((_, n) => {
+      const [x, y] = this.cornerOf(n);
+      context.drawImage(source, 0, n * this.height, this.width, this.height, x, y, this.tile, this.tileHeight());
+      context.strokeRect(x + 0.5, y + 0.5, this.tile - 1, this.tileHeight() - 1);
+    });
+  }
+
+  drawFilters(context) {
+    context.imageSmoothingEnabled = false;
+    this.shown.forEach((map, n) => {
+      const [x, y] = this.cornerOf(n);
+      this.drawFilter(context, map, x, y + this.tileHeight() + 3);
+    });
   }
 
   /** The filter of a map, as many of its planes as fit below it. */
@@ -176,13 +195,14 @@ export class LayerView {
     const weights = this.network.array(this.conv.inputs[1]);
     const [, planes, rows, columns] = this.network.shapes.get(this.conv.inputs[1]);
     const { largest } = rangeOf(weights, map * planes * rows * columns, (map + 1) * planes * rows * columns);
-    context.imageSmoothingEnabled = false;
+    const image = new PlaneImage(rows, columns);
     for (let plane = 0; plane < this.planes; plane++) {
       const from = (map * planes + plane) * rows * columns;
-      const image = planeImage(weights, from, rows, columns, largest, "signed");
-      context.drawImage(image, x + plane * (columns * this.tap + 2), y, columns * this.tap, rows * this.tap);
+      image.set(0, weights.subarray(from, from + rows * columns), largest, "signed");
+      const across = (plane % this.beside) * (columns * this.tap + 2);
+      const down = Math.floor(plane / this.beside) * (rows * this.tap + 2);
+      context.drawImage(image.canvas(), x + across, y + down, columns * this.tap, rows * this.tap);
     }
-    context.imageSmoothingEnabled = this.tile < this.width;
   }
 }
 

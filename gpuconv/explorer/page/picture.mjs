@@ -21,8 +21,8 @@ export function lightOnDark(grey, width, height) {
   const far = grey.reduce((most, value) => Math.max(most, Math.abs(value - ground)), 0);
   if (far < 16) return null;
   const sign = ground > 127 ? -1 : 1;
-  // What is nearer to the ground than a fifth is paper's grain and shadow.
-  return grey.map((value) => Math.max(0, Math.min(255, ((sign * (value - ground)) / far - 0.2) * 319)));
+  // What is nearer to the ground than an eighth is paper's grain and shadow.
+  return grey.map((value) => Math.max(0, Math.min(255, ((sign * (value - ground)) / far - 0.125) * 291.5)));
 }
 
 /** The part { x, y, width, height } of a plane, scaled to another size; each pixel is the mean of what it covers. */

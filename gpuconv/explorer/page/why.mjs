@@ -1,6 +1,6 @@
 // Why an answer: what each part of the picture contributes to a class, found in two ways.
 
-import { css, shade, tableOf } from "./colours.mjs";
+import { PlaneImage, css, isDark, rangeOf } from "./colours.mjs";
 import { softmax } from "./network.mjs";
 import { rawImage } from "./pad.mjs";
 import { prepared } from "./picture.mjs";
@@ -142,7 +142,10 @@ export class Why {
     if (!this.raw) return;
     if (found) context.drawImage(overlayImage(found), 0, 0, canvas.width, canvas.height);
     context.globalAlpha = found ? 0.22 : 0.5;
+    // The picture's ground takes the page's colour as far as it can.
+    if (isDark() === this.form.darkOnLight) context.filter = "invert(1)";
     context.drawImage(rawImage(this.raw, this.form), 0, 0, canvas.width, canvas.height);
+    context.filter = "none";
     context.globalAlpha = 1;
     if (found?.part) this.frame(context, canvas.width, found);
   }
@@ -165,14 +168,9 @@ function addTo(drops, counts, { top, left, bottom, right }, drop, width) {
 }
 
 function overlayImage({ values, width, height }) {
-  const canvas = new OffscreenCanvas(width, height);
-  const context = canvas.getContext("2d");
-  const image = context.createImageData(width, height);
-  const colours = tableOf("signed");
-  const largest = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-  new Uint32Array(image.data.buffer).set(Array.from(values, (value) => colours[shade(value, largest, true)]));
-  context.putImageData(image, 0, 0);
-  return canvas;
+  const image = new PlaneImage(height, width);
+  image.set(0, values, rangeOf(values).largest, "signed");
+  return image.canvas();
 }
 
 /** A probability. */
