@@ -236,6 +236,7 @@ def part_of(x):
 OPERATIONS = {
     "strided": nn.Conv2d(4, 6, (3, 2), stride=(2, 3), padding=(2, 1)),
     "dilated": nn.Conv2d(4, 6, 3, dilation=2, padding=3, groups=2),
+    "a product": nn.Conv2d(4, 70, (5, 3), stride=(1, 2), padding=(2, 3), dilation=(1, 2)),
     "depthwise": nn.Conv2d(4, 8, 3, padding="same", groups=4, bias=False),
     "max": nn.MaxPool2d(3, 2, padding=1),
     "max, ceil": nn.MaxPool2d(3, 2, ceil_mode=True),

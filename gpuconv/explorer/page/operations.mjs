@@ -3,6 +3,8 @@
 // A picture is a batch of one. Values are Float32Arrays in the order (1, C, H, W) or (1, N). A `step` has its options
 // and, as `shapes`, those of its inputs and (last) of its output.
 
+import { multiplyMatrices, roomFor } from "./product.mjs";
+
 /** Everything about a two-dimensional window: sizes as names instead of positions in shapes. */
 function windowOf(step) {
   const [, channels, height, width] = step.shapes[0];
@@ -51,8 +53,55 @@ function addRow(y, at, x, from, count, across, weight) {
   else for (let q = 0; q < count; q++) y[at + q] += weight * x[from + q * across];
 }
 
-function convolve(step, [x, w, bias], y) {
+/** Above so many products a convolution is worth being brought into the form of a matrix product. */
+const MANY = 100000;
+
+function convolve(step, inputs, y) {
   const g = windowOf(step);
+  const depth = (g.channels / g.groups) * g.r * g.s;
+  const large = g.groups === 1 && y.length * depth > MANY;
+  if (!large || !convolveAsProduct(g, depth, inputs, y)) convolveByRows(g, inputs, y);
+}
+
+/** Filters (maps, depth) times patches (depth, outputs). False where the browser has no fast product. */
+function convolveAsProduct(g, depth, [x, w, bias], y) {
+  const outputs = g.rows * g.columns;
+  const rows = Math.ceil(g.maps / 4) * 4;
+  const panels = Math.ceil(outputs / 8);
+  const room = roomFor([rows * depth, panels * depth * 8, rows * panels * 8]);
+  if (!room) return false;
+  const [filters, patches, result] = room;
+  filters.set(w);
+  filters.fill(0, w.length);
+  gatherPatches(g, x, patches, depth);
+  multiplyMatrices(room, rows, depth, panels);
+  for (let k = 0; k < g.maps; k++) {
+    const offset = bias ? bias[k] : 0;
+    for (let i = 0, from = k * panels * 8, to = k * outputs; i < outputs; i++) y[to + i] = result[from + i] + offset;
+  }
+  return true;
+}
+
+/** patches[panel][tap][8]: for eight outputs at a time, what each tap of a filter meets; 0 outside of the input. */
+function gatherPatches(g, x, patches, depth) {
+  patches.fill(0);
+  for (let c = 0, tap = 0; c < g.channels; c++) {
+    for (let r = 0; r < g.r; r++) {
+      const [p0, p1, rowOffset] = inside(r, g.spreadDown, g.down, g.top, g.height, g.rows);
+      for (let s = 0; s < g.s; s++, tap++) {
+        const [q0, q1, columnOffset] = inside(s, g.spreadAcross, g.across, g.left, g.width, g.columns);
+        for (let p = p0; p < p1; p++) {
+          const from = (c * g.height + p * g.down + rowOffset) * g.width + columnOffset;
+          for (let q = q0, i = p * g.columns + q0; q < q1; q++, i++) {
+            patches[((i >> 3) * depth + tap) * 8 + (i & 7)] = x[from + q * g.across];
+          }
+        }
+      }
+    }
+  }
+}
+
+function convolveByRows(g, [x, w, bias], y) {
   const plane = g.rows * g.columns;
   for (let k = 0; k < g.maps; k++) y.fill(bias ? bias[k] : 0, k * plane, (k + 1) * plane);
   forEachTap(g, (k, c, at, tap) => {
