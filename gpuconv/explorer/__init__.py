@@ -174,7 +174,7 @@ def _epoch(subject: Subject, epoch: Epoch) -> dict[str, Any]:
     subject.model.load_state_dict(epoch.state)
     label = f"epoch {epoch.number}" if epoch.number else "before training"
     tensors = program_of(subject.model, subject.input_shape).tensors
-    detail = "" if epoch.accuracy is None else f"{epoch.accuracy:.1%} right"
+    detail = "" if epoch.accuracy is None else f"{100 * epoch.accuracy:.1f} % right"
     return {"label": label, "detail": detail, "weights": packed(tensors, half=True)}
 
 

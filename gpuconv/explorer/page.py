@@ -69,7 +69,9 @@ def page_of(title: str, data: Mapping[str, Any]) -> str:
     # The policy allows these two scripts by their digests and no others, and no connection: were a name to get into
     # the page as markup in spite of all, it could neither run nor send anything. WebAssembly has to be allowed by name.
     hashes = " ".join(f"'sha256-{_digest(text)}'" for text in (code, old))
-    policy = f"default-src 'none'; script-src {hashes} 'wasm-unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
+    policy = (
+        f"default-src 'none'; script-src {hashes} 'wasm-unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
+    )
     parts = {
         "policy": policy,
         "title": html.escape(title),

@@ -101,7 +101,7 @@ export class Inspector {
         const place = shade(x * w, largest, true);
         const cell = element("td", { "data-term": x * w, title: `${short(x)} × ${short(w)} = ${short(x * w)}`,
           style: { background: css("signed", place), color: inkOn("signed", place) } });
-        if (detailed) cell.append(`${tight(x)} × ${tight(w)}`);
+        if (detailed) cell.append(`${tight(x)}\u200a×\u200a${tight(w)}`);
         cell.append(element("b", {}, at < 0 ? "border" : tight(x * w)));
         row.append(cell);
       }
