@@ -57,7 +57,7 @@ ALLOWED = {
         "random",
         "storage",
     },
-    "explorer": {"autograd", "data", "files", "models", "nn", "onnx", "storage", "training"},
+    "explorer": {"autograd", "backends", "data", "files", "models", "nn", "onnx", "storage", "training"},
     "cli": {
         "autograd",
         "backends",

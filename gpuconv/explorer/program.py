@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from gpuconv.autograd import to_numpy
+from gpuconv.autograd import Tensor, moved, to_numpy
+from gpuconv.backends import use_backend
 from gpuconv.explorer.lowering import LOWERINGS, Known, Step
 from gpuconv.nn import Module
 from gpuconv.onnx.network import Graph, OnnxModule
@@ -83,17 +85,18 @@ def program_of(model: Module, input_shape: Sequence[int]) -> Program:
             why.
     """
     _refuse_large(model)
+    first = next(model.parameters(), None)
+    on_cpu = first is None or isinstance(first.data, np.ndarray)
     # Zeros alone would say the same of both runs that are compared.
-    example = np.random.default_rng(0).standard_normal((1, *input_shape)).astype(_dtype_of(model))
-    try:
-        graph = graph_of(model, example)
-    except ValueError as error:
-        raise ValueError(f"explore: {str(error).removeprefix('save: ')}") from error
-    return _checked(_Lowerer(graph).program(example))
-
-
-def _dtype_of(model: Module) -> Any:
-    return next((parameter.dtype for parameter in model.parameters()), np.dtype(np.float32))
+    example = np.random.default_rng(0).standard_normal((1, *input_shape))
+    example = example.astype(np.float32 if first is None else first.dtype)
+    # Three runs are not worth a compilation.
+    with use_backend("numpy") if on_cpu else nullcontext():
+        try:
+            graph = graph_of(model, Tensor(moved(example, "cpu" if on_cpu else "cuda")))
+        except ValueError as error:
+            raise ValueError(f"explore: {str(error).removeprefix('save: ')}") from error
+        return _checked(_Lowerer(graph).program(example))
 
 
 def _refuse_large(model: Module) -> None:

@@ -35,19 +35,23 @@ def _quick():
         yield
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A short run on few digits that kept its epochs."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
+def few_digits():
+    """A data set that takes no time."""
     data = load_dataset("mnist-sample")
-    few = replace(
+    return replace(
         data,
         train_images=data.train_images[:80],
         train_labels=data.train_labels[:80],
         test_images=data.test_images[:20],
         test_labels=data.test_labels[:20],
     )
-    fit(TrainConfig(epochs=3, keep_epochs=True, backend="numpy"), folder, dataset=few)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run on few digits that kept its epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    fit(TrainConfig(epochs=3, keep_epochs=True, backend="numpy"), folder, dataset=few_digits())
     return folder
 
 
@@ -135,6 +139,14 @@ def test_a_run_that_was_stopped_shows_what_it_kept(run, tmp_path):
         explore(folder)
 
 
+def test_keeping_epochs_may_begin_later(tmp_path):
+    """A run that is resumed keeps those epochs that come then."""
+    few, config = few_digits(), TrainConfig(epochs=1, backend="numpy")
+    fit(config, tmp_path / "run", dataset=few)
+    fit(replace(config, epochs=2, keep_epochs=True), tmp_path / "run", dataset=few, resume=True)
+    assert [path.name for path in (tmp_path / "run" / "epochs").iterdir()] == ["0002.safetensors"]
+
+
 def test_the_same_network_from_other_files(tmp_path):
     """An ONNX file and a file of weights give the same steps and numbers as the model."""
     model = models.LeNet5()
@@ -199,7 +211,8 @@ def test_the_command(run, tmp_path, capsys, monkeypatch):
     assert main(["explore", "lenet5", "--out", "page.html"]) == 0
     assert Path("page.html").exists()
     capsys.readouterr()
-    for wrong in (["nowhere"], ["vgg16"], []):
+    Path("text.onnx").write_text("no network")
+    for wrong in (["nowhere"], ["text.onnx"], ["lenet5", "--out", "no/folder/page.html"], []):
         assert main(["explore", *wrong]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 

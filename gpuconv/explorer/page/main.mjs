@@ -278,9 +278,7 @@ class Page {
   compute() {
     const started = performance.now();
     this.raw = this.pad.raw();
-    const size = this.form.channels * this.form.width * this.form.height;
-    const ground = () => new Uint8Array(size).fill(this.form.darkOnLight ? 255 : 0);
-    this.logits = Float32Array.from(this.network.run(prepared(this.raw ?? ground(), this.form)));
+    this.logits = Float32Array.from(this.network.run(prepared(this.raw ?? this.ground(), this.form)));
     this.took = performance.now() - started;
     // The first runs are slower, until the browser has compiled them.
     this.fastest = Math.min(this.fastest, this.took);
@@ -292,11 +290,23 @@ class Page {
     this.showWhy();
   }
 
+  /** A picture of nothing. */
+  ground() {
+    const size = this.form.channels * this.form.width * this.form.height;
+    return new Uint8Array(size).fill(this.form.darkOnLight ? 255 : 0);
+  }
+
+  /** The most likely class and its probability, in words. */
+  answer(shares, best) {
+    if (!this.raw) return "Nothing is drawn.";
+    return best < 0 ? "No answer: the numbers overflow." : `${this.data.classes[best]}: ${percent(shares[best])}`;
+  }
+
   showProbabilities() {
     const { classes } = this.data;
     const shares = softmax(this.logits);
     const best = shares.indexOf(Math.max(...shares));
-    byId("answer").textContent = this.raw ? `${classes[best]}: ${percent(shares[best])}` : "Nothing is drawn.";
+    byId("answer").textContent = this.answer(shares, best);
     const order = classes.map((_, i) => i);
     if (classes.length > MOST_BARS) order.sort((a, b) => shares[b] - shares[a]);
     this.best = best;
@@ -311,14 +321,17 @@ class Page {
   }
 
   showWhy() {
-    this.why.update(this.raw, this.chosen < 0 ? this.best : this.chosen, this.fastest);
+    const unit = this.chosen < 0 ? this.best : this.chosen;
+    this.why.update(unit < 0 ? null : this.raw, unit, this.fastest);
   }
 
   // -- for tests and the console --------------------------------------------------------------------------------------
 
-  /** Logits of bytes in the network's form. */
+  /** Logits of bytes in the network's form; what is shown stays what is drawn. */
   logitsOf(raw) {
-    return Array.from(this.network.run(prepared(raw, this.form)));
+    const logits = Array.from(this.network.run(prepared(raw, this.form)));
+    this.network.run(prepared(this.raw ?? this.ground(), this.form));
+    return logits;
   }
 }
 
