@@ -131,6 +131,7 @@ if TYPE_CHECKING:
     from gpuconv import data, models, onnx, storage, training
     from gpuconv.captured_step import capture
     from gpuconv.explanation import explain
+    from gpuconv.explorer import explore
     from gpuconv.storage import load, save
 
 from gpuconv.version import __version__ as __version__
@@ -183,6 +184,7 @@ __all__ = [
     "erf",
     "exp",
     "explain",
+    "explore",
     "expm1",
     "eye",
     "flatten",
@@ -302,6 +304,7 @@ _LAZY = {
     "storage": ("gpuconv.storage", None),
     "training": ("gpuconv.training", None),
     "explain": ("gpuconv.explanation", "explain"),
+    "explore": ("gpuconv.explorer", "explore"),
     "load": ("gpuconv.storage", "load"),
     "save": ("gpuconv.storage", "save"),
 }

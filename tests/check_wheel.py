@@ -38,6 +38,7 @@ model.input_transform = InputTransform.fit(digits.train_images)
 gpuconv.save(model, "model.safetensors")
 probabilities = gpuconv.load("model.safetensors").predict(digits.test_images[:3])
 np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+assert "<canvas" in gpuconv.explore(model).html
 print("the wheel works:", gpuconv.__version__)
 """
 

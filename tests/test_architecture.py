@@ -57,10 +57,12 @@ ALLOWED = {
         "random",
         "storage",
     },
+    "explorer": {"autograd", "backends", "data", "files", "models", "nn", "onnx", "storage", "training"},
     "cli": {
         "autograd",
         "backends",
         "data",
+        "explorer",
         "files",
         "geometry",
         "lab",

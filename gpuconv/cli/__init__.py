@@ -1,4 +1,4 @@
-"""The ``gpuconv`` command: train, evaluate, predict, tune, summary, info, check. One file a command.
+"""The ``gpuconv`` command: train, evaluate, predict, explore, tune, summary, info, check. One file a command.
 
 An error is one line on stderr that begins with ``gpuconv:``, with exit status 2; ``--debug`` adds the traceback. Ctrl-C
 exits with 130; a training run is saved first.

@@ -15,6 +15,7 @@ from gpuconv import backends
 from gpuconv.cli.check import check
 from gpuconv.cli.common import INTERRUPTED, Failure, complain, option, os_error
 from gpuconv.cli.evaluate import evaluate
+from gpuconv.cli.explore import explore
 from gpuconv.cli.info import info
 from gpuconv.cli.predict import predict
 from gpuconv.cli.summary import summary
@@ -76,7 +77,7 @@ def _in_one_line(error: Exception) -> str:
 def _app() -> typer.Typer:
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_top)
-    for command in (train, evaluate, predict, tune, summary, info, check):
+    for command in (train, evaluate, predict, explore, tune, summary, info, check):
         app.command()(command)
     return app
 

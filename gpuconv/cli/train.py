@@ -151,6 +151,10 @@ def train(
     checkpoint_every: Annotated[
         int | None, _setting("Steps between two checkpoints within an epoch.", "checkpoint_every")
     ] = None,
+    keep_epochs: Annotated[
+        bool | None,
+        _setting("Keep the model of each epoch, for the slider of 'gpuconv explore'.", "keep_epochs"),
+    ] = None,
     backend: Annotated[
         str | None,
         _setting(f"{', '.join([*backends.names(), backends.AUTO])}.", "backend", "NAME", complete_backend),
@@ -161,15 +165,15 @@ def train(
     The run directory will hold the model, its metrics and pictures, and ten test images to try it on. Ctrl-C saves the
     run; --resume continues it as if it had never stopped.
 
-    With --resume, you may change --epochs, --patience, --checkpoint-every and --backend; all other settings are those
-    of the run, and need not be given again. The learning rate follows the schedule of the new number of epochs: if a
-    finished run with the cosine schedule is continued, it rises again, to where the longer curve is.
+    With --resume, you may change --epochs, --patience, --checkpoint-every, --keep-epochs and --backend; all other
+    settings are those of the run, and need not be given again. The learning rate follows the schedule of the new number
+    of epochs: if a finished run with the cosine schedule is continued, it rises again, to where the longer curve is.
     """
     options: dict[str, Any] = {
         "data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,
         "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule, "loss": loss, "seed": seed,
         "validation_fraction": validation_fraction, "augment": augment, "patience": patience,
-        "checkpoint_every": checkpoint_every, "backend": backend, "image_size": image_size,
+        "checkpoint_every": checkpoint_every, "keep_epochs": keep_epochs, "backend": backend, "image_size": image_size,
         "weights": None if weights is None else str(weights),
     }  # fmt: skip
     if augment_with is not None:

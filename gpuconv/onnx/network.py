@@ -132,12 +132,13 @@ class OnnxModule(Module):
                 raise ValueError(f"summary: the graph does not say how large input {value.name} is; pass input_shape")
             whole = (1, *shape) if value.shape else ()
             inputs.append(Tensor(np.zeros(whole, value.dtype)))
-        layers: list[LayerSummary] = []
+        return Summary(tuple([_counted(node, found) for node, found in self.observe(*inputs)]))
+
+    def observe(self, *inputs: Any) -> Iterator[tuple[Node, dict[str, Any]]]:
+        """Run in evaluation mode, node by node; after each, it and the values that there are then, by name."""
         with evaluating(self), no_grad():
-            values = dict(zip([value.name for value in self.inputs], self._checked(tuple(inputs)), strict=True))
-            for node, found in self._run(values, self._planned(self._nodes)):
-                layers.append(_counted(node, found))
-        return Summary(tuple(layers))
+            values = dict(zip([value.name for value in self.inputs], self._checked(inputs), strict=True))
+            yield from self._run(values, self._planned(self._nodes))
 
     def _run(self, values: dict[str, Any], steps: list[_Step]) -> Iterator[tuple[Node, dict[str, Any]]]:
         """Run the nodes; after each one it and all values that there are then."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +14,12 @@ from gpuconv.dtypes import is_half, kind_of
 from gpuconv.files import write_atomically
 from gpuconv.nn.module import Module
 from gpuconv.onnx.exporters import EXPORTERS
-from gpuconv.onnx.node import library
+from gpuconv.onnx.network import Graph, Value
+from gpuconv.onnx.node import Node, library
 from gpuconv.onnx.tracing import Call, Operand, Trace, trace
 from gpuconv.version import __version__
 
-__all__ = ["OPSET", "save"]
+__all__ = ["OPSET", "graph_of", "save"]
 
 #: Of the files that are written, and the IR version that goes with it. The second pair is for bfloat16, which
 #: convolutions and pooling have from opset 22 on.
@@ -62,6 +64,28 @@ def save(model: Module, path: str | os.PathLike[str], example: Any, *, dynamic_b
         if again != written:
             raise ValueError(f"save: {_difference(first, other)}")
     write_atomically(path, written)
+
+
+def graph_of(model: Module, example: Any) -> Graph:
+    """What a model does with one input, as a graph of ONNX's operators; needs no ``onnx`` package.
+
+    The model runs in evaluation mode, on the example and on another input of its shape; sizes are the example's.
+    Initializers have the names of ``state_dict``.
+
+    Args:
+        model: a Module that takes a Tensor and returns one.
+        example: an input, Tensor or array.
+
+    Raises:
+        TypeError, ValueError: as of :func:`save`.
+    """
+    inputs = [example if isinstance(example, Tensor) else Tensor(example)]
+    first, other = trace(model, inputs), trace(model, [_another(value, 1) for value in inputs])
+    graph, again = _Writer(first, first).graph(), _Writer(other, other).graph()
+    alike = graph.nodes == again.nodes and graph.initializers.keys() == again.initializers.keys()
+    if not alike or not all([_same(a, again.initializers[name]) for name, a in graph.initializers.items()]):
+        raise ValueError(f"save: {_difference(first, other)}")
+    return graph
 
 
 def _dynamic(model: Module, inputs: list[Tensor], first: Trace) -> bytes | None:
@@ -119,11 +143,8 @@ class _Writer:
     """
 
     def __init__(self, of: Trace, beside: Trace):
-        from onnx import helper
-
-        self._helper = helper
         self._trace, self._beside = of, beside
-        self._nodes: list[Any] = []
+        self._nodes: list[Node] = []
         self._made_by: dict[str, tuple[str, tuple[str, ...]]] = {}
         self._constants: dict[tuple[Any, ...], str] = {}
         self._arrays: dict[str, np.ndarray] = {}
@@ -152,7 +173,7 @@ class _Writer:
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
         attributes = {key: value for key, value in attributes.items() if value is not None}
-        self._nodes.append(self._helper.make_node(op, list(inputs), names, name=names[0], **attributes))
+        self._nodes.append(Node(op, names[0], inputs, tuple(names), attributes, OPSET))
         for name in names:
             self._made_by[name] = op, inputs
         return names[0] if outputs == 1 else tuple(names)
@@ -173,10 +194,8 @@ class _Writer:
 
     # -- the graph ----------------------------------------------------------------------------------------------------
 
-    def model(self) -> bytes:
-        """The file's bytes."""
-        import onnx
-
+    def graph(self) -> Graph:
+        """The nodes that the outputs need, in order, and what these nodes read."""
         for number, name in enumerate(self._input_names):
             self._names["input", number] = name
         for call, beside in zip(self._trace.calls, self._beside.calls, strict=True):
@@ -186,10 +205,26 @@ class _Writer:
         for name, operand in zip(self._output_names, self._trace.outputs, strict=True):
             self._give_out(self._name(operand), name)
         nodes = self._needed()
-        used = {name for node in nodes for name in node.input}
+        used = {name for node in nodes for name in node.inputs}
         arrays = {name: array for name, array in (self._trace.state | self._arrays).items() if name in used}
-        graph = self._helper.make_graph(
-            nodes,
+        inputs = [
+            Value(name, operand.dtype, operand.shape)
+            for name, operand in zip(self._input_names, self._trace.inputs, strict=True)
+        ]
+        return Graph(nodes, arrays, inputs, self._output_names)
+
+    def model(self) -> bytes:
+        """The file's bytes."""
+        import onnx
+        from onnx import helper
+
+        written = self.graph()
+        arrays = written.initializers
+        graph = helper.make_graph(
+            [
+                helper.make_node(node.op, list(node.inputs), list(node.outputs), name=node.name, **node.attributes)
+                for node in written.nodes
+            ],
             "gpuconv",
             self._values(self._input_names, self._trace.inputs, self._beside.inputs),
             self._values(self._output_names, self._trace.outputs, self._beside.outputs),
@@ -201,11 +236,11 @@ class _Writer:
         types = {array.dtype.name for array in arrays.values()}
         types |= {operand.dtype.name for operand in (*self._trace.inputs, *self._trace.outputs)}
         opset, ir_version = _OF_BFLOAT16 if "bfloat16" in types else (OPSET, _IR_VERSION)
-        model = self._helper.make_model(
+        model = helper.make_model(
             graph,
             producer_name="gpuconv",
             producer_version=__version__,
-            opset_imports=[self._helper.make_opsetid("", opset)],
+            opset_imports=[helper.make_opsetid("", opset)],
             ir_version=ir_version,
         )
         if model.ByteSize() >= 2**31:
@@ -217,13 +252,16 @@ class _Writer:
     def _give_out(self, value: str, name: str) -> None:
         """Make a value an output of that name: that of the node that makes it, if it is no output already."""
         if value not in self._made_by:  # an input or a parameter, or an output already
-            self._nodes.append(self._helper.make_node("Identity", [value], [name], name=name))
+            self._nodes.append(Node("Identity", name, (value,), (name,), {}, OPSET))
             return
         del self._made_by[value]
-        for node in self._nodes:
-            for names in (node.input, node.output):
-                for place, used in enumerate(names):
-                    names[place] = name if used == value else used
+
+        def renamed(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple([name if used == value else used for used in names])
+
+        self._nodes = [
+            replace(node, inputs=renamed(node.inputs), outputs=renamed(node.outputs)) for node in self._nodes
+        ]
         self._names = {key: name if used == value else used for key, used in self._names.items()}
 
     def _write(self, call: Call, beside: Call) -> None:
@@ -257,20 +295,22 @@ class _Writer:
         """What a size that is the batch's, or follows from it, is called."""
         return "N" if axis == 0 and size == self._trace.inputs[0].shape[0] else None
 
-    def _needed(self) -> list[Any]:
+    def _needed(self) -> list[Node]:
         """The nodes on which the outputs depend."""
         wanted, kept = set(self._output_names), []
         for node in reversed(self._nodes):
-            if wanted & set(node.output):
+            if wanted & set(node.outputs):
                 kept.append(node)
-                wanted |= set(node.input)
+                wanted |= set(node.inputs)
         return kept[::-1]
 
     def _values(self, names: Sequence[str], operands: Sequence[Operand], beside: Sequence[Operand]) -> list[Any]:
+        from onnx import helper
+
         return [
-            self._helper.make_tensor_value_info(
+            helper.make_tensor_value_info(
                 name,
-                self._helper.np_dtype_to_tensor_dtype(operand.dtype),
+                helper.np_dtype_to_tensor_dtype(operand.dtype),
                 [size if size == other else self._symbol(axis, size) for axis, size, other in _sizes(operand, twin)],
             )
             for name, operand, twin in zip(names, operands, beside, strict=True)

@@ -32,7 +32,7 @@ same NumPy and the same number of BLAS threads: these determine the order in whi
 
 from __future__ import annotations
 
-from gpuconv.training.checkpoint import CHECKPOINT, METRICS, MODEL, OtherRun, saved_config
+from gpuconv.training.checkpoint import CHECKPOINT, EPOCHS, METRICS, MODEL, OtherRun, saved_config
 from gpuconv.training.config import (
     LOSSES,
     MAY_CHANGE,
@@ -64,6 +64,7 @@ from gpuconv.training.fitting import fit
 
 __all__ = [
     "CHECKPOINT",
+    "EPOCHS",
     "LOSSES",
     "MAY_CHANGE",
     "METRICS",

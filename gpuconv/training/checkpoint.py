@@ -25,6 +25,8 @@ except ImportError:  # Windows
 
 #: Names of the files in a run directory.
 CHECKPOINT, METRICS, MODEL = "checkpoint.safetensors", "metrics.jsonl", "model.safetensors"
+#: Of the folder in it that holds each epoch's model, if these are kept.
+EPOCHS = "epochs"
 #: The kind of a checkpoint among the files of :mod:`gpuconv.storage`.
 KIND = "gpuconv-checkpoint"
 

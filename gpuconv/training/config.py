@@ -20,7 +20,7 @@ from gpuconv.models import MODELS, Classifier
 from gpuconv.names import did_you_mean
 
 #: Fields of :class:`TrainConfig` that may change when a run is resumed.
-MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "backend")
+MAY_CHANGE = ("epochs", "patience", "checkpoint_every", "keep_epochs", "backend")
 
 # -- messages --------------------------------------------------------------------------------------------------------
 
@@ -124,6 +124,7 @@ class TrainConfig:
             :data:`gpuconv.data.AUGMENTATIONS`, separated by commas: ``"crop,flip"``.
         patience: stop after this many epochs without a lower validation loss; None never stops early.
         checkpoint_every: steps between two checkpoints. There is also one at the end of each epoch.
+        keep_epochs: keep the model of each epoch, and the one before the first, as files in ``epochs/``.
         backend: 'numpy', ...; 'auto' for the current one (see ``gpuconv.use_backend``).
 
     Raises:
@@ -150,6 +151,7 @@ class TrainConfig:
     backend: str = "auto"
     image_size: int | None = None
     weights: str | None = None
+    keep_epochs: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, (str, os.PathLike)):
@@ -172,6 +174,9 @@ class TrainConfig:
             if not isinstance(self.weights, (str, os.PathLike)):
                 raise SettingTypeError(Setting("weights"), f" must be a path or None, got {self.weights!r}")
             self._set("weights", os.fspath(self.weights))
+        if not isinstance(self.keep_epochs, (bool, np.bool_)):
+            raise SettingTypeError(Setting("keep_epochs"), f" must be True or False, got {self.keep_epochs!r}")
+        self._set("keep_epochs", bool(self.keep_epochs))
         self._check_augment()
         self._number("lr", "above 0", lambda value: value > 0)
         self._number("momentum", "at least 0 and below 1", lambda value: 0 <= value < 1)

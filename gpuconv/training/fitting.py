@@ -55,6 +55,7 @@ def fit(
               again.
             - ``patience``: a run that it stopped continues if it is larger. Earlier epochs count too.
             - ``checkpoint_every``.
+            - ``keep_epochs``: from then on.
             - ``backend``: 'auto' keeps the backend of the run. Another one continues from the same numbers, but rounds
               differently.
         on_event: called with each :class:`Event`, in this thread.

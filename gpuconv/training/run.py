@@ -23,7 +23,7 @@ from gpuconv.data.folder import sampled, subset
 from gpuconv.random import default_generator, manual_seed
 from gpuconv.storage import FileError
 from gpuconv.training import events
-from gpuconv.training.checkpoint import CHECKPOINT, KIND, METRICS, MODEL, Checkpoint, fingerprint
+from gpuconv.training.checkpoint import CHECKPOINT, EPOCHS, KIND, METRICS, MODEL, Checkpoint, fingerprint
 from gpuconv.training.config import LOSSES, OPTIMIZERS, SCHEDULES, Setting, TrainConfig
 from gpuconv.training.evaluation import Evaluation, evaluate
 from gpuconv.training.feed import Feed, HostFeed
@@ -173,6 +173,11 @@ class Run:
         lines = [json.dumps(asdict(epoch), allow_nan=False) + "\n" for epoch in self.history]
         storage.write_atomically(self.out / METRICS, "".join(lines).encode())
 
+    def _keep_epoch(self) -> None:
+        if self.config.keep_epochs:
+            (self.out / EPOCHS).mkdir(exist_ok=True)
+            storage.save(self.model, self.out / EPOCHS / f"{len(self.history):04}.safetensors")
+
     @property
     def best_epoch(self) -> int | None:
         """The epoch with the lowest validation loss so far."""
@@ -221,6 +226,8 @@ class Run:
             # epochs has been raised, later resumes find it in the checkpoint.
             self.save()
         self._write_metrics()
+        if not self.history and not self.step:
+            self._keep_epoch()
         while not self.finished:
             self._train_epoch()
             self._end_epoch()
@@ -346,6 +353,8 @@ class Run:
         if self.best_epoch == epoch.epoch:
             self.best = self.model.state_dict()
         self.step, self.loss_sum, self.correct, self.seconds = 0, 0.0, 0, 0.0
+        # Before the checkpoint, after which nobody comes back to this epoch.
+        self._keep_epoch()
         self.save()
         # After the checkpoint, which holds these lines too: a resumed run writes those that are missing here.
         self._write_metrics()
