@@ -12,8 +12,9 @@ import numpy as np
 
 from gpuconv.lab import launching, records
 from gpuconv.lab.launching import GRID, MAX_SHARED, MAX_STATIC_SHARED, SPIN, Launch, Requests, SimulationError, syncwarp
-from gpuconv.lab.places import WARP, Array, Site, site
+from gpuconv.lab.places import WARP, Array, Site, site, site_name
 from gpuconv.lab.traced_arrays import poison
+from gpuconv.lab.traced_local import TracedLocal
 
 ALL_LANES = 0xFFFFFFFF
 _names = launching.names
@@ -139,7 +140,12 @@ class _Local:
     def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Array:
         """An array of the thread that calls, filled with NaN."""
         dtype = records.dtype_of(dtype)
-        return records.with_attributes(np.full(shape, poison(dtype), dtype))
+        array = np.full(shape, poison(dtype), dtype)
+        tracer = launching.here().tracer
+        if tracer is None or dtype.names is not None:
+            return records.with_attributes(array)
+        frame = sys._getframe(1)
+        return TracedLocal.of(array, tracer, f"local array of {site_name(site(frame.f_code, frame.f_lasti))}")
 
 
 class _Shared:

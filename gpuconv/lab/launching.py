@@ -268,7 +268,12 @@ class _Block:
         if meeting.arrived != mask & self.alive[warp]:
             return
         del self.meetings[key]
-        answers = combine(meeting.requests)
+        try:
+            answers = combine(meeting.requests)
+        except SimulationError as error:
+            places = ", ".join(sorted({site_name(_waits_at(thread)) for thread in meeting.threads}))
+            words = f"{self.launch.name}: block {tuple(self.index)}, warp {warp}, at {places}: {error}"
+            raise SimulationError(words) from None
         if combine is syncwarp:
             _merge_clocks(meeting.threads)
             if self.launch.tracer is not None:

@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 import pytest
-from numba import complex64, float32, int32
+from numba import complex64, float32, int32, njit
 
 pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
 simulator = pytest.importorskip("gpuconv.lab.simulator", reason="needs greenlet", exc_type=ImportError)
@@ -211,6 +211,62 @@ def test_whole_arrays_in_a_kernel(launched):
     x, y = np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(5, np.float32)
     launched(lambda: kernel[1, 1](x, y))
     np.testing.assert_array_equal(y, [15, 15, 3, 5, 7])
+
+
+def test_indices_of_all_kinds(launched):
+    """Rows from the end, slices of one row, narrow integers that would overflow in an address."""
+
+    @cuda.jit
+    def kernel(x, i, y):
+        last = x[-1, :]
+        y[0] = last[0] + x[i[0], i[1]] + x[-2][1]
+        x[-1, 1:3] = 7
+        cuda.atomic.add(x, (i[0], i[1]), 1)
+
+    x, y = np.arange(300.0).reshape(3, 100), np.zeros(1)
+    launched(lambda: kernel[1, 1](x, np.array([2, 99], np.int8), y))
+    assert y[0] == 200 + 299 + 101
+    assert x[2, [0, 1, 2, 3, 99]].tolist() == [200, 7, 7, 203, 300]
+
+
+def test_functions_compiled_for_the_cpu(launched):
+    """What numba.jit decorates can be called by kernels, with traced arrays, too."""
+
+    @njit
+    def square(x, i):
+        return x[i] * x[i]
+
+    @cuda.jit
+    def kernel(x):
+        i = cuda.grid(1)
+        x[i] = square(x, i)
+
+    x = np.arange(8.0)
+    launched(lambda: kernel[1, 8](x))
+    np.testing.assert_array_equal(x, np.arange(8.0) ** 2)
+    assert square(x, 2) == 16
+
+
+def test_random_numbers(launched):
+    """States and numbers are those of Numba's own functions; streams of several states differ."""
+    from numba.cuda.random import create_xoroshiro128p_states, xoroshiro128p_next, xoroshiro128p_uniform_float32
+
+    @cuda.jit
+    def kernel(states, y, z):
+        i = cuda.grid(1)
+        y[i] = xoroshiro128p_next(states, i)
+        z[i] = xoroshiro128p_uniform_float32(states, i)
+
+    states, y, z = create_xoroshiro128p_states(4, seed=12345, subsequence_start=3), np.zeros(4, np.uint64), np.zeros(4)
+    # From the functions of numba.cuda.random, compiled for the CPU.
+    assert states.copy_to_host()[:2].tolist() == EXPECTED_STATES
+    launched(lambda: kernel[1, 4](states, y, z))
+    assert y[0] == sum(EXPECTED_STATES[0]) % 2**64
+    assert len(set(z)) == 4
+    assert ((z > 0) & (z < 1)).all()
+
+
+EXPECTED_STATES = [(9324555019279687623, 7696903391206363659), (13761353337285614527, 7814504211893331843)]
 
 
 @pytest.mark.parametrize("seed", range(3))
