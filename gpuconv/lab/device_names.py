@@ -291,6 +291,28 @@ def _ffs(value: Any) -> int:
     return (bits & -bits).bit_length()
 
 
+def let_types_cast(number: Any, base: Any) -> None:
+    """Make casts as ``uint8(x)`` fast in kernels, and let integers wrap around, as on a GPU, where NumPy raises.
+
+    Args:
+        number: Numba's class of a kind of numbers: integers, or floats.
+        base: Numba's class of all types.
+    """
+    plain = number.__call__
+
+    def cast(self: Any, *args: Any) -> Any:
+        if launching.launch is None or len(args) != 1 or isinstance(args[0], base):
+            return plain(self, *args)
+        kind = getattr(np, self.name)
+        try:
+            return kind(args[0])
+        except OverflowError:
+            wrapped = int(args[0]) % 2 ** (8 * kind().itemsize)
+            return np.array(wrapped, np.uint64).astype(kind)[()]
+
+    number.__call__ = cast
+
+
 NAMES: dict[str, Any] = {
     "warpsize": WARP,
     "grid": _grid,

@@ -122,6 +122,9 @@ def _run_compiled_functions_as_python() -> None:
         return self.py_func(*args, **keywords) if launching.in_kernel() else call(self, *args, **keywords)
 
     dispatcher.__call__ = wrapper
+    types = importlib.import_module("numba.core.types")
+    for number in (types.Integer, types.Float):
+        device_names.let_types_cast(number, types.Type)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 import pytest
-from numba import complex64, float32, int32, njit
+from numba import complex64, float32, int8, int32, njit, uint8
 
 pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
 simulator = pytest.importorskip("gpuconv.lab.simulator", reason="needs greenlet", exc_type=ImportError)
@@ -227,6 +227,21 @@ def test_indices_of_all_kinds(launched):
     launched(lambda: kernel[1, 1](x, np.array([2, 99], np.int8), y))
     assert y[0] == 200 + 299 + 101
     assert x[2, [0, 1, 2, 3, 99]].tolist() == [200, 7, 7, 203, 300]
+
+
+def test_casts(launched):
+    """Integers that are too large wrap around, negative ones too."""
+
+    @cuda.jit
+    def kernel(x, y, z):
+        for i in range(4):
+            y[i] = uint8(int(x[i]))
+            z[i] = int8(int(x[i]))
+
+    x, y, z = np.array([-1, 255, 300, 128], np.int64), np.zeros(4, np.int64), np.zeros(4, np.int64)
+    launched(lambda: kernel[1, 1](x, y, z))
+    np.testing.assert_array_equal(y, x.astype(np.uint8))
+    np.testing.assert_array_equal(z, x.astype(np.int8))
 
 
 def test_functions_compiled_for_the_cpu(launched):
