@@ -399,6 +399,22 @@ def test_a_lock_orders_what_it_guards(fences, barriers):
         assert all("without cuda.threadfence() they order nothing" in fault.details for fault in report.faults)
 
 
+def test_the_write_that_differs_is_named():
+    """Of many threads that write the same value, and one that writes another one: both lines."""
+
+    @cuda.jit
+    def kernel(x):
+        if cuda.threadIdx.x == 5:
+            x[0] = 2
+        else:
+            x[0] = 1
+
+    with simulator.trace() as report:
+        kernel[1, 32](np.zeros(1))
+    (race,) = report.races
+    assert len(set(race.sites)) == 2, str(report)
+
+
 def test_what_a_lock_does_not_guard():
     """An access outside of it races, and no fence would help."""
 
