@@ -12,8 +12,9 @@ import numpy as np
 
 from gpuconv.lab import launching, records
 from gpuconv.lab.launching import GRID, MAX_SHARED, MAX_STATIC_SHARED, SPIN, Launch, Requests, SimulationError, syncwarp
-from gpuconv.lab.places import WARP, Array, Site, site
+from gpuconv.lab.places import WARP, Array, Site, site, site_name
 from gpuconv.lab.traced_arrays import poison
+from gpuconv.lab.traced_local import TracedLocal
 
 ALL_LANES = 0xFFFFFFFF
 _names = launching.names
@@ -139,7 +140,12 @@ class _Local:
     def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Array:
         """An array of the thread that calls, filled with NaN."""
         dtype = records.dtype_of(dtype)
-        return records.with_attributes(np.full(shape, poison(dtype), dtype))
+        array = np.full(shape, poison(dtype), dtype)
+        tracer = launching.here().tracer
+        if tracer is None or dtype.names is not None:
+            return records.with_attributes(array)
+        frame = sys._getframe(1)
+        return TracedLocal.of(array, tracer, f"local array of {site_name(site(frame.f_code, frame.f_lasti))}")
 
 
 class _Shared:
@@ -283,6 +289,28 @@ def _clz(value: Any) -> int:
 def _ffs(value: Any) -> int:
     bits, _ = _bits(value)
     return (bits & -bits).bit_length()
+
+
+def let_types_cast(number: Any, base: Any) -> None:
+    """Make casts as ``uint8(x)`` fast in kernels, and let integers wrap around, as on a GPU, where NumPy raises.
+
+    Args:
+        number: Numba's class of a kind of numbers: integers, or floats.
+        base: Numba's class of all types.
+    """
+    plain = number.__call__
+
+    def cast(self: Any, *args: Any) -> Any:
+        if launching.launch is None or len(args) != 1 or isinstance(args[0], base):
+            return plain(self, *args)
+        kind = getattr(np, self.name)
+        try:
+            return kind(args[0])
+        except OverflowError:
+            wrapped = int(args[0]) % 2 ** (8 * kind().itemsize)
+            return np.array(wrapped, np.uint64).astype(kind)[()]
+
+    number.__call__ = cast
 
 
 NAMES: dict[str, Any] = {

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv.lab import fresh_memory
+from gpuconv.lab.launching import Settings
+from gpuconv.lab.places import site, site_name
+from gpuconv.lab.traced_arrays import address_of
 
 #: What a card answers, by the name that `cuda.get_current_device()` has for it: an H100 SXM5 (CUDA's deviceQuery).
 CARD: dict[str, Any] = {
@@ -78,6 +82,7 @@ def patch(cuda: ModuleType) -> dict[str, Any]:
     for name, value in _EVENT.items():
         setattr(event, name, value)
     arrays = importlib.import_module("numba.cuda.simulator.cudadrv.devicearray")
+    arrays.FakeCUDAArray.copy_to_host = _looking_for_gaps(arrays.FakeCUDAArray.copy_to_host)
     return {
         "jit": _any_option(cuda.jit),
         "pinned": _pinned,
@@ -103,6 +108,26 @@ def _attribute(device: Any, name: str) -> Any:
 
 def _nothing(*args: Any, **keywords: Any) -> None:
     """What has no effect without a device."""
+
+
+def _looking_for_gaps(copy: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy to the host that tells the trace of elements which nobody has written."""
+
+    def copy_to_host(array: Any, *args: Any, **keywords: Any) -> Any:
+        values, report = array._ary, Settings.report
+        if report is not None and values.flags.c_contiguous and values.size:
+            gaps = fresh_memory.unwritten(address_of(values), values.nbytes, values.itemsize)
+            if gaps is not None and gaps.any():
+                frame = sys._getframe(1)
+                place = site_name(site(frame.f_code, frame.f_lasti))
+                first = ", ".join(map(str, np.unravel_index(int(gaps.argmax()), values.shape)))
+                words = (
+                    f"{gaps.sum()} of {gaps.size} elements of a device array, the first [{first}], copied at {place}"
+                )
+                report.remark("unwritten result", place, (place,), words, int(gaps.sum()))
+        return copy(array, *args, **keywords)
+
+    return copy_to_host
 
 
 @contextlib.contextmanager

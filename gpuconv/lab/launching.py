@@ -218,7 +218,7 @@ class _Block:
     def run_ready(self, spinning: list[_Thread]) -> bool:
         """Let each thread that can run do so until it waits; whether one did more than to spin."""
         launch, tracer, meetings, alive, ready = self.launch, self.launch.tracer, self.meetings, self.alive, self.ready
-        launch.random.shuffle(ready)
+        ready = self.ready = launch.shuffled(ready)
         for thread in ready:  # which grows when a meeting is complete
             names["threadIdx"] = thread.index
             names["laneid"] = thread.lane
@@ -268,7 +268,12 @@ class _Block:
         if meeting.arrived != mask & self.alive[warp]:
             return
         del self.meetings[key]
-        answers = combine(meeting.requests)
+        try:
+            answers = combine(meeting.requests)
+        except SimulationError as error:
+            places = ", ".join(sorted({site_name(_waits_at(thread)) for thread in meeting.threads}))
+            words = f"{self.launch.name}: block {tuple(self.index)}, warp {warp}, at {places}: {error}"
+            raise SimulationError(words) from None
         if combine is syncwarp:
             _merge_clocks(meeting.threads)
             if self.launch.tracer is not None:
@@ -285,6 +290,8 @@ class _Block:
         self.ready, self.at_grid = self.at_grid, []
 
 
+#: Threads from which on NumPy shuffles them faster.
+_MANY = 24
 #: Rounds in which all threads of a block spin, until another block gets a turn.
 _PATIENCE = 4
 #: Turns of a block, all of them spinning, until it is said that they wait for ever.
@@ -308,6 +315,7 @@ class Launch:
         if self.threads > MAX_THREADS:
             raise SimulationError(f"{self.name}: block {tuple(self.block)} has more than {MAX_THREADS} threads")
         self.random = random.Random(Settings.seed)
+        self._permutations = np.random.default_rng(Settings.seed)
         self.hub = getcurrent()
         self.after: list[Callable[[], None]] = []
         self.args = tuple(self._argument(arg) for arg in args)
@@ -358,6 +366,13 @@ class Launch:
                 fresh_memory.written(array)
             return records.with_attributes(array)
         return array
+
+    def shuffled(self, threads: list[_Thread]) -> list[_Thread]:
+        """The threads in another order."""
+        if len(threads) < _MANY:
+            self.random.shuffle(threads)
+            return threads
+        return [threads[i] for i in self._permutations.permutation(len(threads)).tolist()]
 
     def run(self) -> None:
         """Run it to its end, or to the end of its time."""

@@ -126,7 +126,8 @@ class Report:
         """What is right on today's GPUs, but may be meant otherwise: the report is clean all the same.
 
         "same-value write": threads that nothing orders write one value to an element, and none reads it. "negative
-        index": a number in the source that counts from the end of an array.
+        index": a number in the source that counts from the end of an array. "unwritten result": elements of a
+        ``device_array`` that nobody has written are copied to the host.
         """
         return tuple(seen.fault(kind) for (kind, _), seen in self._remarks.items())
 

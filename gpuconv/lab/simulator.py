@@ -45,7 +45,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from gpuconv.lab import device_names, host, launching
+from gpuconv.lab import device_names, host, launching, random_numbers
 from gpuconv.lab.launching import Settings, SimulationError
 from gpuconv.lab.report import Report
 
@@ -108,6 +108,23 @@ def _patch(cuda: ModuleType) -> None:
     kernel.FakeCUDAKernel.__call__ = _call
     kernel.FakeCUDAKernel.__getitem__ = _configured
     kernel.FakeCUDAKernel.forall = _forall
+    with contextlib.suppress(ImportError):  # numba-cuda without numba
+        _run_compiled_functions_as_python()
+        random_numbers.patch()
+
+
+def _run_compiled_functions_as_python() -> None:
+    """Kernels may call functions that ``numba.jit`` compiled for the CPU, which know nothing of traced arrays."""
+    dispatcher = importlib.import_module("numba.core.dispatcher").Dispatcher
+    call = dispatcher.__call__
+
+    def wrapper(self: Any, *args: Any, **keywords: Any) -> Any:
+        return self.py_func(*args, **keywords) if launching.in_kernel() else call(self, *args, **keywords)
+
+    dispatcher.__call__ = wrapper
+    types = importlib.import_module("numba.core.types")
+    for number in (types.Integer, types.Float):
+        device_names.let_types_cast(number, types.Type)
 
 
 @contextlib.contextmanager

@@ -104,7 +104,11 @@ def conflicts(
     group, where = np.cumsum(place) - 1, np.arange(place.size)
     strongest = np.where(kinds & WRITE, WRITE, ATOMIC)[group]
     one = np.minimum.reduceat(np.where(e.kind == strongest, where, place.size - 1), starts)
-    other = np.minimum.reduceat(np.where(actor != actor[one][group], where, place.size), starts)
+    others = actor != actor[one][group]
+    other = np.minimum.reduceat(np.where(others, where, place.size), starts)
+    if racy.any():  # of several, one that shows that the values differ says more
+        telling = np.minimum.reduceat(np.where(others & (e.value != e.value[one][group]), where, place.size), starts)
+        other = np.where(telling < place.size, telling, other)
     return one[racy], other[racy], same[racy]
 
 

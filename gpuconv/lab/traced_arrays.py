@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from gpuconv.lab.tracing import Tracer
 
 _getframe = sys._getframe
+#: A narrow integer of NumPy's would overflow where it is multiplied.
+_index = operator.index
 
 # Kinds of access, as bits, so that those of several accesses can be combined. A predicated load that is off is idle: it
 # accesses nothing, but counts when the lanes' accesses are matched.
@@ -118,7 +121,7 @@ class TracedArray:
         for i, size, stride in zip(index, self.values.shape, self.values.strides, strict=True):
             if not 0 <= i < size:
                 return None
-            position += i * stride
+            position += _index(i) * stride
         return position
 
     def __getitem__(self, index: Any) -> Any:
@@ -136,7 +139,7 @@ class TracedArray:
         try:
             position = self._position(index)
         except TypeError:
-            self._assign(index, value)
+            self._assign(index, value, _getframe(1))
             return
         frame = _getframe(1)
         if position is None:
@@ -164,7 +167,7 @@ class TracedArray:
         self._log((self._atomic, position, frame.f_code, frame.f_lasti))
         old = self.values[index]
         new = self.values[index] = update(old)
-        self._tracer.atomic(self.buffer, self.address + position * self.scale, changes=bool(new != old))
+        self._tracer.atomic(self.buffer, self.address + _index(position) * self.scale, changes=bool(new != old))
         return old, new
 
     def _log_at(self, code: int, index: tuple[int, ...], frame: FrameType) -> None:
@@ -175,14 +178,17 @@ class TracedArray:
 
     def _view(self, index: Any) -> Any:
         """What Numba makes of a slice, or of fewer indices than dimensions: an array over the same memory."""
-        values = self.values[index]
+        try:
+            values = self.values[index]
+        except IndexError:
+            subscript = ", ".join(map(str, index if isinstance(index, tuple) else (index,)))
+            raise IndexError(f"{self.name}[{subscript}] of shape {self.shape} is out of bounds") from None
         if not isinstance(values, np.ndarray):
             raise IndexError(f"{self.name}: unsupported index {index!r}")
         return self._tracer.view(self, values)
 
-    def _assign(self, index: Any, value: Any) -> None:
-        """Set a slice, for a kernel that called the caller."""
-        frame = _getframe(2)
+    def _assign(self, index: Any, value: Any, frame: FrameType) -> None:
+        """Set a slice."""
         view = self._view(index)
         view.values[...] = value._all(READ, frame) if isinstance(value, TracedArray) else value
         for element in np.ndindex(view.values.shape):
@@ -204,6 +210,8 @@ class TracedArray:
         return wrapped
 
     def _read_outside(self, index: Any, frame: FrameType) -> Any:
+        if _is_of_slices(index):
+            return self._view(index)
         wrapped = self._from_the_end(READ, index, frame)
         if wrapped is None:
             return poison(self.values.dtype)
@@ -211,6 +219,9 @@ class TracedArray:
         return self.values[wrapped]
 
     def _write_outside(self, index: Any, value: Any, frame: FrameType) -> None:
+        if _is_of_slices(index):
+            self._assign(index, value, frame)
+            return
         wrapped = self._from_the_end(WRITE, index, frame)
         if wrapped is not None:
             self._log_at(self._write, wrapped, frame)
@@ -298,7 +309,7 @@ class Traced2(TracedArray):
         frame = _getframe(1)
         if not inside:
             return self._read_outside(index, frame)
-        self._log((self._read, row * self._down + column * self._right, frame.f_code, frame.f_lasti))
+        self._log((self._read, _index(row) * self._down + _index(column) * self._right, frame.f_code, frame.f_lasti))
         return self.values[index]
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -306,13 +317,13 @@ class Traced2(TracedArray):
             row, column = index
             inside = 0 <= row < self._rows and 0 <= column < self._columns
         except TypeError:
-            self._assign(index, value)
+            self._assign(index, value, _getframe(1))
             return
         frame = _getframe(1)
         if not inside:
             self._write_outside(index, value, frame)
             return
-        self._log((self._write, row * self._down + column * self._right, frame.f_code, frame.f_lasti))
+        self._log((self._write, _index(row) * self._down + _index(column) * self._right, frame.f_code, frame.f_lasti))
         self._note(value)
         self.values[index] = value
 
@@ -346,7 +357,7 @@ class Traced1(TracedArray):
         try:
             inside = 0 <= index < self._size
         except TypeError:
-            self._assign(index, value)
+            self._assign(index, value, _getframe(1))
             return
         frame = _getframe(1)
         if not inside:
@@ -483,16 +494,27 @@ class TracedRecord:
     def __getattr__(self, name: str) -> Any:
         if name not in self._array.dtype.names:
             raise AttributeError(f"{self._array.name} has no field {name}")
-        return self._get(name, _getframe(1))
+        return self._get(name, _users(_getframe(1)))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._set(name, value, _getframe(1))
+        self._set(name, value, _users(_getframe(1)))
 
     def __getitem__(self, name: Any) -> Any:
-        return self._get(name, _getframe(1))
+        return self._get(name, _users(_getframe(1)))
 
     def __setitem__(self, name: Any, value: Any) -> None:
-        self._set(name, value, _getframe(1))
+        self._set(name, value, _users(_getframe(1)))
+
+
+def _users(frame: FrameType) -> FrameType:
+    """The frame that called Numba's functions for random numbers, whose states are records."""
+    while frame.f_globals.get("__name__") == "numba.cuda.random" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _is_of_slices(index: Any) -> bool:
+    return isinstance(index, tuple) and any(isinstance(part, slice) for part in index)
 
 
 class _Unknown:

@@ -35,6 +35,7 @@ from gpuconv.lab.traced_arrays import (
     bounds_of,
 )
 from gpuconv.lab.traced_arrays import granule as granule_of
+from gpuconv.lab.traced_local import TracedLocal
 
 #: Number of accesses after which the log is evaluated, at the end of a block: its tables still fit into a cache.
 _BATCH = 1 << 14
@@ -248,14 +249,14 @@ class Tracer:
             self._epoch += 1
             block.epoch = self._epoch
 
-    def out_of_bounds(self, array: TracedArray, kind: int, index: Any, where: Site) -> None:
+    def out_of_bounds(self, array: TracedArray | TracedLocal, kind: int, index: Any, where: Site) -> None:
         """The current thread accesses an element that does not exist."""
         subscript = ", ".join(str(i) for i in (index if isinstance(index, tuple) else (index,)))
         name, what = site_name(where), f"out-of-bounds {KINDS[kind]}"
         details = f"{array.name}[{subscript}] of shape {array.shape} at {name} by {self._who()}"
         self.report.add(what, (array.name, where), (name,), details)
 
-    def negative_index(self, array: TracedArray, kind: int, index: Any, where: Site) -> None:
+    def negative_index(self, array: TracedArray | TracedLocal, kind: int, index: Any, where: Site) -> None:
         """The current thread counts from the end: on purpose, where the source says so with a number."""
         subscript = ", ".join(str(i) for i in (index if isinstance(index, tuple) else (index,)))
         name = site_name(where)
@@ -265,6 +266,13 @@ class Tracer:
         )
         add = self.report.remark if is_written_negative(where) else self.report.add
         add("negative index", (array.name, where, kind), (name,), details)
+
+    def unwritten_local(self, array: TracedLocal, index: Any, where: Site) -> None:
+        """The current thread reads an element of a local array that it has not written."""
+        subscript = ", ".join(str(i) for i in (index if isinstance(index, tuple) else (index,)))
+        name = site_name(where)
+        details = f"{array.name}[{subscript}] at {name} by {self._who()}"
+        self.report.add("uninitialized read", (array.name, where), (name,), details)
 
     def _who(self, thread: int | None = None, block: int | None = None) -> str:
         thread, block = self._thread if thread is None else thread, self._block if block is None else block

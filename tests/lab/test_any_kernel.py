@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 import pytest
-from numba import complex64, float32, int32
+from numba import complex64, float32, int8, int32, njit, uint8
 
 pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
 simulator = pytest.importorskip("gpuconv.lab.simulator", reason="needs greenlet", exc_type=ImportError)
@@ -213,6 +213,77 @@ def test_whole_arrays_in_a_kernel(launched):
     np.testing.assert_array_equal(y, [15, 15, 3, 5, 7])
 
 
+def test_indices_of_all_kinds(launched):
+    """Rows from the end, slices of one row, narrow integers that would overflow in an address."""
+
+    @cuda.jit
+    def kernel(x, i, y):
+        last = x[-1, :]
+        y[0] = last[0] + x[i[0], i[1]] + x[-2][1]
+        x[-1, 1:3] = 7
+        cuda.atomic.add(x, (i[0], i[1]), 1)
+
+    x, y = np.arange(300.0).reshape(3, 100), np.zeros(1)
+    launched(lambda: kernel[1, 1](x, np.array([2, 99], np.int8), y))
+    assert y[0] == 200 + 299 + 101
+    assert x[2, [0, 1, 2, 3, 99]].tolist() == [200, 7, 7, 203, 300]
+
+
+def test_casts(launched):
+    """Integers that are too large wrap around, negative ones too."""
+
+    @cuda.jit
+    def kernel(x, y, z):
+        for i in range(4):
+            y[i] = uint8(int(x[i]))
+            z[i] = int8(int(x[i]))
+
+    x, y, z = np.array([-1, 255, 300, 128], np.int64), np.zeros(4, np.int64), np.zeros(4, np.int64)
+    launched(lambda: kernel[1, 1](x, y, z))
+    np.testing.assert_array_equal(y, x.astype(np.uint8))
+    np.testing.assert_array_equal(z, x.astype(np.int8))
+
+
+def test_functions_compiled_for_the_cpu(launched):
+    """What numba.jit decorates can be called by kernels, with traced arrays, too."""
+
+    @njit
+    def square(x, i):
+        return x[i] * x[i]
+
+    @cuda.jit
+    def kernel(x):
+        i = cuda.grid(1)
+        x[i] = square(x, i)
+
+    x = np.arange(8.0)
+    launched(lambda: kernel[1, 8](x))
+    np.testing.assert_array_equal(x, np.arange(8.0) ** 2)
+    assert square(x, 2) == 16
+
+
+def test_random_numbers(launched):
+    """States and numbers are those of Numba's own functions; streams of several states differ."""
+    from numba.cuda.random import create_xoroshiro128p_states, xoroshiro128p_next, xoroshiro128p_uniform_float32
+
+    @cuda.jit
+    def kernel(states, y, z):
+        i = cuda.grid(1)
+        y[i] = xoroshiro128p_next(states, i)
+        z[i] = xoroshiro128p_uniform_float32(states, i)
+
+    states, y, z = create_xoroshiro128p_states(4, seed=12345, subsequence_start=3), np.zeros(4, np.uint64), np.zeros(4)
+    # From the functions of numba.cuda.random, compiled for the CPU.
+    assert states.copy_to_host()[:2].tolist() == EXPECTED_STATES
+    launched(lambda: kernel[1, 4](states, y, z))
+    assert y[0] == sum(EXPECTED_STATES[0]) % 2**64
+    assert len(set(z)) == 4
+    assert ((z > 0) & (z < 1)).all()
+
+
+EXPECTED_STATES = [(9324555019279687623, 7696903391206363659), (13761353337285614527, 7814504211893331843)]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_integer_functions(seed):
     """Their results in 32 and 64 bits, of negative numbers too."""
@@ -326,6 +397,22 @@ def test_a_lock_orders_what_it_guards(fences, barriers):
     if not report.clean:
         assert {fault.kind for fault in report.faults} == {"race"}
         assert all("without cuda.threadfence() they order nothing" in fault.details for fault in report.faults)
+
+
+def test_the_write_that_differs_is_named():
+    """Of many threads that write the same value, and one that writes another one: both lines."""
+
+    @cuda.jit
+    def kernel(x):
+        if cuda.threadIdx.x == 5:
+            x[0] = 2
+        else:
+            x[0] = 1
+
+    with simulator.trace() as report:
+        kernel[1, 32](np.zeros(1))
+    (race,) = report.races
+    assert len(set(race.sites)) == 2, str(report)
 
 
 def test_what_a_lock_does_not_guard():

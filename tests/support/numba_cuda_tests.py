@@ -112,7 +112,8 @@ def run(which: str, arguments: list[str]) -> dict[str, Any]:
         }
         # The wheel's folders of tests are packages inside a namespace, which pytest's other ways to import do not find.
         command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", HERE.stem]
-        command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore", "--pyargs", "numba.cuda.tests"]
+        command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:hypothesispytest", "-W", "ignore"]
+        command += ["--assert=plain", "--pyargs", "numba.cuda.tests"]
         start = _seconds()
         done = subprocess.run([*command, *arguments], env=environment, cwd=folder, capture_output=True, text=True)
         seconds = _seconds() - start

@@ -1,0 +1,80 @@
+"""``numba.cuda.random`` in the simulator: its functions as Python, and states that are made without compiling anything.
+
+Numba compiles these functions for the CPU in object mode, anew for each kind of array, which takes tens of seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from typing import Any
+
+import numpy as np
+
+_MASK = 2**64 - 1
+#: The polynomial by which the generator jumps ahead by 2**64 steps (xoroshiro128plus.c, D. Blackman and S. Vigna).
+_JUMP = 0xD86B048B86AA9922 << 64 | 0xBEAC0467EBA5FACB
+
+
+def patch() -> None:
+    """Replace the functions in the module, which kernels and hosts import from."""
+    with warnings.catch_warnings():  # of an option that this module gives to numba.jit in the simulator
+        warnings.simplefilter("ignore")
+        module: Any = importlib.import_module("numba.cuda.random")
+    for name, function in list(vars(module).items()):
+        if hasattr(function, "py_func"):
+            setattr(module, name, function.py_func)
+    module.init_xoroshiro128p_states_cpu = states
+
+
+def states(array: np.ndarray[Any, Any], seed: int, subsequence_start: int) -> None:
+    """Fill an array of states, each 2**64 numbers behind the one before it."""
+    state = _first(int(seed))
+    for _ in range(int(subsequence_start)):
+        state = _jumped(state)
+    for i in range(len(array)):
+        array[i] = state & _MASK, state >> 64
+        state = _jumped(state)
+
+
+def _first(seed: int) -> int:
+    """SplitMix64, both halves of the state alike, as Numba has it."""
+    z = (seed + 0x9E3779B97F4A7C15) & _MASK
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+    z ^= z >> 31
+    return z << 64 | z
+
+
+def _rotated(x: int, by: int) -> int:
+    return (x << by | x >> 64 - by) & _MASK
+
+
+def _next(state: int) -> int:
+    s0, s1 = state & _MASK, state >> 64
+    s1 ^= s0
+    return _rotated(s1, 36) << 64 | (_rotated(s0, 55) ^ s1 ^ s1 << 14) & _MASK
+
+
+@functools.cache
+def _jumps() -> list[int]:
+    """Where a jump takes each state of a single bit: it is linear, as the step is."""
+    results = []
+    for bit in range(128):
+        state, sum_ = 1 << bit, 0
+        for power in range(128):
+            if _JUMP >> power & 1:
+                sum_ ^= state
+            state = _next(state)
+        results.append(sum_)
+    return results
+
+
+def _jumped(state: int) -> int:
+    result = 0
+    for image in _jumps():
+        if state & 1:
+            result ^= image
+        state >>= 1
+    return result

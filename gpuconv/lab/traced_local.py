@@ -1,0 +1,74 @@
+"""Local arrays during a trace. No other thread reaches them: bounds, and what was written, are watched."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpuconv.lab.places import Array, Site, site
+from gpuconv.lab.traced_arrays import READ, WRITE, poison
+
+
+class _Tracer(Protocol):
+    out_of_bounds: Callable[[Any, int, Any, Site], None]
+    negative_index: Callable[[Any, int, Any, Site], None]
+    unwritten_local: Callable[[Any, Any, Site], None]
+
+
+class TracedLocal(np.ndarray[Any, Any]):
+    """A local array, or a view of one. Views of another type or shape only have their bounds watched."""
+
+    name = "local array"
+    _tracer: _Tracer | None = None
+    #: Which elements the thread has written.
+    _written: Array | None = None
+
+    @classmethod
+    def of(cls, array: Array, tracer: Any, name: str) -> TracedLocal:
+        """A local array that nobody has written."""
+        local = array.view(cls)
+        local._tracer, local.name, local._written = tracer, name, np.zeros(array.shape, bool)
+        return local
+
+    def __array_finalize__(self, base: Any) -> None:
+        self._tracer, self.name = getattr(base, "_tracer", None), getattr(base, "name", "local array")
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            value = super().__getitem__(index)
+        except IndexError:
+            self._outside(READ, index, sys._getframe(1))
+            return poison(self.dtype)
+        if isinstance(value, TracedLocal):
+            value._written = None if self._written is None else self._written[index]
+            return value
+        if self._written is not None and not self._written[index]:
+            frame = sys._getframe(1)
+            assert self._tracer is not None
+            self._tracer.unwritten_local(self, index, site(frame.f_code, frame.f_lasti))
+        if min(index if isinstance(index, tuple) else (index,)) < 0:
+            self._from_the_end(READ, index, sys._getframe(1))
+        return value
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        try:
+            super().__setitem__(index, value)
+        except IndexError:
+            self._outside(WRITE, index, sys._getframe(1))
+            return
+        if self._written is not None:
+            self._written[index] = True
+        if isinstance(index, int) and index < 0:
+            self._from_the_end(WRITE, index, sys._getframe(1))
+
+    def _outside(self, kind: int, index: Any, frame: FrameType) -> None:
+        if self._tracer is not None:
+            self._tracer.out_of_bounds(self, kind, index, site(frame.f_code, frame.f_lasti))
+
+    def _from_the_end(self, kind: int, index: Any, frame: FrameType) -> None:
+        if self._tracer is not None:
+            self._tracer.negative_index(self, kind, index, site(frame.f_code, frame.f_lasti))
