@@ -413,7 +413,8 @@ def peak_memory(label: str, *, batch: int, threads: int, backend: str) -> dict[s
     return {name: float(value) for name, value in json.loads(result.stdout).items()}
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
+    """The peak memory of this process until now."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -451,10 +452,10 @@ def _run(argv: Sequence[str] | None) -> int:
     with gpuconv.use_backend(backend):
         contender = labels[arguments.label](arguments.threads)
         steps = contender.training(initial_weights(), [_noise(arguments.batch)])
-        ready = _peak_mb()
+        ready = peak_mb()
         for _ in range(_MEMORY_STEPS):
             steps[arguments.label]()
-    print(json.dumps({"ready_mb": round(ready, 1), "peak_mb": round(_peak_mb(), 1)}))
+    print(json.dumps({"ready_mb": round(ready, 1), "peak_mb": round(peak_mb(), 1)}))
     return 0
 
 

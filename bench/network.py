@@ -2,7 +2,8 @@
 
 Forward (evaluation, no gradients) and a training step (cross-entropy, backward, SGD with momentum), from the same
 weights on the same images, float32 without TF32. Logits and losses are compared first; what differs is not timed. How
-it is timed: ``gpuconv/tuning/measure.py``. On the CPU PyTorch runs in both of its memory layouts; on a GPU, where
+it is timed: ``gpuconv/tuning/measure.py``. On the CPU the peak memory of a training step is measured first, of each
+library in a process of its own, and PyTorch runs in both of its memory layouts; on a GPU, where
 kernels are compiled first, gpuconv runs eagerly and captured, and PyTorch eagerly and as a CUDA graph.
 """
 
@@ -10,17 +11,24 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bench import command
 from bench.command import Parser, Refused, check_writable, progress, say, start, write
-from bench.contenders import OURS, SGD, training_step
+from bench.contenders import OURS, SGD, peak_mb, training_step
 
 FORWARD, TRAINING = "forward", "training"
 #: By how much results may differ, relative to the largest value: training makes more of a rounding error in each step.
 #: As many calls are compared, since a captured step is captured in its third.
 _TOLERANCES = {FORWARD: (1e-3, 1e-3, 1e-3, 1e-3), TRAINING: (1e-3, 4e-3, 2e-2, 1e-1)}
+
+#: Training steps after which the memory has had its peak: momentum is there from the first one on.
+_MEMORY_STEPS = 3
+_CPU_LABELS = (OURS, "torch", "torch channels_last")
 
 Step = Callable[[], Any]
 
@@ -37,6 +45,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=command.seconds, default=5.0, metavar="S", help="for all samples of one; default: 5")
     cores = command.available_cores()
     add("--threads", type=command.whole_number, default=cores, metavar="N", help="default: all cores")
+    # Used by this file itself: train by that contender alone, and print the memory that it took.
+    add("--peak", choices=_CPU_LABELS, help=argparse.SUPPRESS)
     parser.jobs_option()
     parser.json_option()
     return parser.parse_args(argv)
@@ -166,7 +176,7 @@ def _contenders(model: Any, images: Any, labels: Any, device: str | None) -> Ite
     inputs = (model, images, labels)
     if device is None:
         yield OURS, _ours(*inputs, captured=False)
-        for label, layout in (("torch", "contiguous_format"), ("torch channels_last", "channels_last")):
+        for label, layout in zip(_CPU_LABELS[1:], ("contiguous_format", "channels_last"), strict=True):
             yield label, _theirs(*inputs, "cpu", layout, captured=False)
         return
     yield f"{OURS} eager", _ours(*inputs, captured=False)
@@ -174,6 +184,48 @@ def _contenders(model: Any, images: Any, labels: Any, device: str | None) -> Ite
     yield "torch eager", _theirs(*inputs, device, "contiguous_format", captured=False)
     yield "torch channels_last", _theirs(*inputs, device, "channels_last", captured=False)
     yield "torch graph", _theirs(*inputs, device, "contiguous_format", captured=True)
+
+
+def _print_peak(arguments: argparse.Namespace, backend: Any) -> None:
+    """Train by one contender on the CPU; print a line of JSON, the memory in MB before the first step and at most."""
+    import gpuconv
+
+    if arguments.peak != OURS:  # gpuconv only makes the weights: its compiler's memory is not the peer's
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+        backend = gpuconv.backends.get("numpy")
+    with gpuconv.use_backend(backend):
+        inputs = network(arguments.model, arguments.batch, arguments.size)
+        step = dict(_contenders(*inputs, None))[arguments.peak][TRAINING]()
+        ready = peak_mb()
+        for _ in range(_MEMORY_STEPS):
+            step()
+    print(json.dumps({"ready_mb": round(ready, 1), "peak_mb": round(peak_mb(), 1)}))
+
+
+def _memory(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The peak memory of a training step by each contender, in a process of its own.
+
+    Call it before anything large is imported: on Linux a new process starts with the peak of the one that made it. This
+    library runs twice, and the second time counts: the first one leaves its compiled kernels on disk.
+
+    Raises:
+        subprocess.CalledProcessError: one failed; its messages stand on stderr.
+    """
+    same = [f"--{name}={vars(arguments)[name]}" for name in ("model", "batch", "backend", "threads")]
+    if arguments.size:
+        same.append(f"--size={arguments.size}")
+    result = {}
+    for label in (OURS, *_CPU_LABELS):
+        process = [sys.executable, "-m", "bench.network", *same, f"--peak={label}"]
+        with progress.during(f"memory: {label}"):
+            made = subprocess.run(process, cwd=command.ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        result[label] = {name: float(value) for name, value in json.loads(made.stdout).items()}
+    for label, found in result.items():
+        ratio = f"   {found['peak_mb'] / result[OURS]['peak_mb']:.2f} x as much as {OURS}" if label != OURS else ""
+        say(f"memory: {label:<22}{found['peak_mb']:10.0f} MB{ratio}")
+    return result
 
 
 def _number(value: Any) -> Any:
@@ -259,9 +311,15 @@ def _run(argv: Sequence[str] | None) -> int:
         backend = gpuconv.backends.get(arguments.backend)
     except (ValueError, gpuconv.BackendUnavailable) as error:
         raise Refused(str(error)) from None
+    if arguments.peak:
+        _print_peak(arguments, backend)
+        return 0
+    on_gpu = "cuda" in (arguments.backend, backend.name)  # which `auto` may have chosen
+    if not on_gpu and arguments.task != FORWARD:
+        document["memory"] = _memory(arguments)
     inputs = network(arguments.model, arguments.batch, arguments.size)
     device, wait = None, lambda result: result
-    if "cuda" in (arguments.backend, backend.name):  # which `auto` may have chosen
+    if on_gpu:
         from bench import compiling
         from bench.device import device_place, gpu_facts
 

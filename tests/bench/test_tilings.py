@@ -446,6 +446,7 @@ def test_a_cpu_is_timed(tmp_path, monkeypatch, capsys, direction):
     results = json.loads(out.read_text(encoding="utf-8"))["results"]
     labels = {found["variant"] for found in results}
     ways = ["dense", "im2col"] if direction == "grad_weight" else ["by_filters", "by_columns", "im2col"]
+    ways.append("winograd")
     assert {f"numba {way}" for way in ways} <= labels <= {f"numba {way}" for way in ways} | {"torch", "onnxruntime"}
     assert all(len(found["us"]) == 2 and found["error"] < 1e-5 for found in results)
     medians = [found["median_us"] for found in results]

@@ -127,15 +127,16 @@ class Patches:
 
 
 @register_jitable(inline="always")
-def _fill_channels_last(image, x, start, channels, height, width, row, rows, columns, before, square):
+def fill_channels_last(image, x, start, channels, height, width, row, skipped, rows, columns, before, square):
     """Copy rows of an image into the scratch (rows, columns, channels), zeros for those outside of it.
 
-    ``row`` is the first one of the scratch, counted in the padded image. Columns outside are zero from the start.
+    ``row`` is the first one of the scratch, counted in the padded image; of these the first ``skipped`` are there
+    already. Columns outside are zero from the start.
     Where there is room for them, tiles of ``square`` channels by as many columns are turned in the registers.
     """
     top, left = before
     reached = max(0, min(width, columns - left))
-    for i in range(rows):
+    for i in range(skipped, rows):
         h = row + i - top
         target = (i * columns + left) * channels
         source = start + h * width
@@ -199,7 +200,7 @@ def grad_weight_dense(plan: Patches):
             for group in range(groups):
                 start = (i * groups + group) * channels * h * w
                 row = p_first * down
-                _fill_channels_last(image, x, start, channels, h, w, row, rows, columns, before, square)
+                fill_channels_last(image, x, start, channels, h, w, row, 0, rows, columns, before, square)
                 for wanted in range(k_first, k_last, tile_filters):
                     # The last tile overlaps the one before; of its filters only the new ones are kept.
                     k = min(wanted, filters - tile_filters)
@@ -306,7 +307,7 @@ def grad_sparse(plan: Patches):
         for i in range(first, last):
             for group in range(groups):
                 start = (i * groups + group) * channels * h * w
-                _fill_channels_last(image, x, start, channels, h, w, 0, rows, columns, before, square)
+                fill_channels_last(image, x, start, channels, h, w, 0, 0, rows, columns, before, square)
                 if needs_input:
                     for j in range(copies * size):
                         image_grad[j] = 0

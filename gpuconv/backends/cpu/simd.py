@@ -237,6 +237,26 @@ def store_part(typing: Any, target: Any, offset: Any, rows: Any, row_step: Any, 
     return generate and (types.void(target, types.int64, rows, types.int64, tile, types.int64), generate)
 
 
+@intrinsic(prefer_literal=True)
+def store_grid(
+    typing: Any, target: Any, offset: Any, rows: Any, row_step: Any, columns: Any, column_step: Any, tile: Any
+) -> Any:
+    """``target[offset + i · row_step + j · column_step :][:lanes] = tile[i, j]``, in row-major order."""
+    sizes = _sizes(rows, columns)
+    if sizes is None:
+        return None
+    assert tile.count == sizes[0] * sizes[1], f"{tile} is not {sizes}"
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        start = _address(context, builder, signature.args[0], values[0], values[1])
+        addresses = _grid(builder, start, (sizes[0], values[3]), (sizes[1], values[5]))
+        for address, vector in zip(addresses, tile.unpack(builder, values[6]), strict=True):
+            builder.store(vector, builder.bitcast(address, tile.vector.as_pointer())).align = tile.alignment
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, rows, types.int64, columns, types.int64, tile), generate
+
+
 @intrinsic
 def copy(typing: Any, target: Any, target_offset: Any, source: Any, source_offset: Any, count: Any) -> Any:
     """``target[target_offset :][:count] = source[source_offset :][:count]``, which must not overlap.
@@ -251,6 +271,24 @@ def copy(typing: Any, target: Any, target_offset: Any, source: Any, source_offse
         return context.get_dummy_value()
 
     return types.void(target, types.int64, source, types.int64, types.int64), generate
+
+
+@intrinsic
+def prefetch(typing: Any, source: Any, offset: Any) -> Any:
+    """Have the line of ``source[offset]`` fetched to the first-level cache; any address will do, and none is read.
+
+    The CPU fetches ahead by itself, but not beyond a page, of 4 KiB: a stream from the last-level cache stops at each.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        byte = ir.IntType(8).as_pointer()
+        function = ir.FunctionType(ir.VoidType(), [byte, _INT32, _INT32, _INT32])
+        address = _address(context, builder, signature.args[0], values[0], values[1])
+        called = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+        builder.call(called, [builder.bitcast(address, byte), _INT32(0), _INT32(3), _INT32(1)])
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64), generate
 
 
 @intrinsic
@@ -321,6 +359,59 @@ def multiply_add_lanes(typing: Any, tile: Any, vectors: Any, vector: Any) -> Any
         return tile.pack(builder, (builder.call(fused, [other, factor, total]) for other, total in parts))
 
     return tile(tile, vectors, vector), generate
+
+
+Matrix: TypeAlias = Sequence[Sequence[float]]
+
+
+def transform(*stages: Matrix) -> Any:
+    """Make an intrinsic that loads a square of vectors and multiplies it by a constant matrix from both sides.
+
+    The matrix is the product of the stages, the first one to be applied first: ``M = ... · stages[1] · stages[0]``. A
+    stage costs a fused multiply-add for each of its elements that is neither a 0 nor its row's first 1.
+
+    The intrinsic is ``(source, offset, row_step, column_step, lanes)``. Of ``d[i, j] = source[offset + i · row_step +
+    j · column_step :][:lanes]`` it returns the tile ``M · d · Mᵀ``, lane by lane.
+    """
+    size = len(stages[0][0])
+
+    @intrinsic(prefer_literal=True)
+    def load_transformed(typing: Any, source: Any, offset: Any, row_step: Any, column_step: Any, lanes: Any) -> Any:
+        sizes = _sizes(lanes)
+        if sizes is None:
+            return None
+        tile = Tile(source.dtype, len(stages[-1]) ** 2, sizes[0])
+
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+            start = _address(context, builder, signature.args[0], values[0], values[1])
+            addresses = _grid(builder, start, (size, values[3]), (size, values[2]))
+            columns = []
+            for j in range(size):
+                vectors = [_load_vector(builder, address, tile) for address in addresses[j * size :][:size]]
+                columns.append(_multiplied(builder, tile, stages, vectors))
+            rows = [_multiplied(builder, tile, stages, list(row)) for row in zip(*columns, strict=True)]
+            return tile.pack(builder, itertools.chain.from_iterable(rows))
+
+        return tile(source, types.int64, types.int64, types.int64, lanes), generate
+
+    return load_transformed
+
+
+def _multiplied(builder: ir.IRBuilder, tile: Tile, stages: Iterable[Matrix], vectors: list[ir.Value]) -> list[ir.Value]:
+    """Constant matrices times a column of vectors."""
+    fused = _fused_multiply_add(builder, tile)
+    for matrix in stages:
+        products = []
+        for row in matrix:
+            # A 1 first: of that the product is there already.
+            terms = sorted(((f, v) for f, v in zip(row, vectors, strict=True) if f), key=lambda term: term[0] != 1)
+            factors = [ir.Constant(tile.vector, [factor] * tile.lanes) for factor, _ in terms]
+            total = terms[0][1] if terms[0][0] == 1 else builder.fmul(factors[0], terms[0][1])
+            for factor, (_, vector) in zip(factors[1:], terms[1:], strict=True):
+                total = builder.call(fused, [factor, vector, total])
+            products.append(total)
+        vectors = products
+    return vectors
 
 
 @intrinsic
