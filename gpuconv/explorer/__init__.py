@@ -182,8 +182,10 @@ def _form(subject: Subject) -> dict[str, Any]:
     form, (channels, height, width) = subject.form, subject.input_shape
     # A picture may be smaller than the input, which has a border then, but not larger.
     rows, columns = min(form.size[0], height), min(form.size[1], width)
+    # One number for each channel, where there is one for all.
     mean, std = (
-        np.broadcast_to(np.asarray(values, float), channels).tolist() for values in _standard(subject.transform)
+        np.broadcast_to(np.asarray(values, float), channels).tolist()
+        for values in (subject.transform.mean, subject.transform.std)
     )
     inverted = form.polarity == "dark on light"
     return {
@@ -198,10 +200,6 @@ def _form(subject: Subject) -> dict[str, Any]:
         # Where nothing is said: colours are put on white paper, grey is drawn in chalk.
         "darkOnLight": inverted or (form.polarity is None and form.channels == 3),
     }
-
-
-def _standard(transform: InputTransform) -> tuple[Any, Any]:
-    return transform.mean, transform.std
 
 
 def _classes(subject: Subject, program: Program) -> list[str]:

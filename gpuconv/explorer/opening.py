@@ -187,7 +187,7 @@ def subject_of(
         known = _guessed(shape)
         if trained:
             notes.append(
-                f"The file does not say how pictures are standardised; taken: mean {known.mean}, deviation {known.std}."
+                f"How pictures are standardised is not known; taken: mean {known.mean}, deviation {known.std}."
             )
     if form is None:
         form = MNIST_FORM if digits else ImageForm((shape[1], shape[2]), channels=shape[0], cut=True)

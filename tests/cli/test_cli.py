@@ -159,7 +159,7 @@ def test_a_finished_run_goes_on(capsys, few_digits):
     for words in (
         "--batch-size is 32 there and 8 here", "--lr is 0.02 there and 0.5 here", "--seed is 0 there and 3 here",
         "--validation-fraction is 0.1 there and 0.2 here", "--data 'mnist-sample' holds other images than",
-        "of which only --epochs, --patience, --checkpoint-every, --backend may change",
+        "of which only --epochs, --patience, --checkpoint-every, --keep-epochs, --backend may change",
     ):  # fmt: skip
         assert words in line
     assert "augment" not in line
@@ -501,7 +501,7 @@ def test_help_is_quick(capsys):
     assert not {"numba", "cupy", "torch", "matplotlib", "PIL", "pooch"} & set(run.stderr.split())
     assert outcome(capsys, "--version") == (0, f"gpuconv {gpuconv.__version__}\n", "")
     assert outcome(capsys)[1].startswith("Usage: gpuconv")
-    for command in ("train", "evaluate", "predict", "summary", "info", "check"):
+    for command in ("train", "evaluate", "predict", "explore", "summary", "info", "check"):
         status, out, _ = outcome(capsys, command, "--help")
         assert status == 0
         assert f"Usage: gpuconv {command}" in out
@@ -512,7 +512,7 @@ def test_help_is_quick(capsys):
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("gpuconv ", {"train", "evaluate", "predict", "tune", "summary", "info", "check"}),
+        ("gpuconv ", {"train", "evaluate", "predict", "explore", "tune", "summary", "info", "check"}),
         ("gpuconv train --sch", {"--schedule"}),
         ("gpuconv train --schedule ", {"cosine", "constant"}),
         ("gpuconv train --optimizer a", {"adam"}),
@@ -524,6 +524,7 @@ def test_help_is_quick(capsys):
         ("gpuconv train --backend nu", {"numba", "numpy"}),
         ("gpuconv tune --op conv2d_g", {"conv2d_grad_input", "conv2d_grad_weight"}),
         ("gpuconv summary l", {"lenet5"}),
+        ("gpuconv explore --network l", {"lenet5"}),
     ],
 )
 def test_a_shell_completes(typed, offered, capsys, monkeypatch):

@@ -3,7 +3,7 @@
 import { css, inkOn, shade } from "./colours.mjs";
 import { UNARY } from "./operations.mjs";
 
-const STRONGEST = 8;
+const MOST_ROWS = 8;
 
 /** A number in as many characters as help to read it. */
 export function short(value) {
@@ -110,8 +110,8 @@ export class Inspector {
   }
 
   planeSums(sorted) {
-    const rows = sorted.slice(0, STRONGEST).map(({ c, sum }) => [`map ${c + 1}`, sum]);
-    const rest = sorted.slice(STRONGEST);
+    const rows = sorted.slice(0, MOST_ROWS).map(({ c, sum }) => [`map ${c + 1}`, sum]);
+    const rest = sorted.slice(MOST_ROWS);
     if (rest.length) rows.push([`${rest.length} other maps`, rest.reduce((total, { sum }) => total + sum, 0)]);
     return this.list(rows, "sum over the patch of each map");
   }
@@ -120,8 +120,8 @@ export class Inspector {
   strongest(step, terms) {
     const source = this.sourceName(step);
     const sorted = [...terms].sort((a, b) => Math.abs(b.x * b.w) - Math.abs(a.x * a.w));
-    const rows = sorted.slice(0, STRONGEST).map(({ at, x, w }) => [`${source(at)}: ${short(x)} × ${short(w)}`, x * w]);
-    const rest = sorted.slice(STRONGEST);
+    const rows = sorted.slice(0, MOST_ROWS).map(({ at, x, w }) => [`${source(at)}: ${short(x)} × ${short(w)}`, x * w]);
+    const rest = sorted.slice(MOST_ROWS);
     if (rest.length) rows.push([`${rest.length} others`, rest.reduce((total, { x, w }) => total + x * w, 0)]);
     return this.list(rows, "strongest inputs: value × weight");
   }

@@ -8,6 +8,7 @@ const GAP = 6;
 const UNIT = 15; // pixels of a unit's cell
 const MOST_UNITS = 1024;
 const MOST_PLANES = 8; // of a filter that is drawn
+const STRONGEST = 8; // inputs of a unit that have lines
 
 export class LayerView {
   /** most: maps that are shown of a layer, chosen at equal distances; 0 stands for the picture itself. */
@@ -227,39 +228,54 @@ export class Lines {
   show(view, index) {
     this.clear();
     const origin = this.svg.getBoundingClientRect();
-    const start = this.place(view, view.rectsOf(view.boxOf(index), 1), origin);
-    if (start.length) this.follow(view, view.boxOf(index), start[0], origin);
-    for (const rect of start) this.mark(rect);
+    const [start] = this.place(view, view.rectsOf(view.boxOf(index), 1), origin);
+    if (!start) return;
+    const strongest = this.strongest(view, index);
+    // Of many inputs only the strongest is followed on to the picture.
+    strongest.forEach((source, n) => this.follow(this.shownFrom([source]), start, origin, n === 0));
+    if (!strongest.length) this.follow(this.before(view, view.boxOf(index)), start, origin, true);
+    this.mark(start);
   }
 
-  /** From a box of a shown layer to the layers before it, and on to the picture. */
-  follow(view, box, from, origin, seen = new Set()) {
-    for (const [name, found] of this.before(view, box)) {
-      const next = this.views.get(name);
-      const rects = this.place(next, next.rectsOf(found, 12), origin);
-      if (!rects.length) continue;
+  /** Of a unit, the inputs that add or take most; none of other layers, of which all inputs are shown. */
+  strongest(view, index) {
+    const [step] = view.steps;
+    if (step?.op !== "linear") return [];
+    const { terms } = this.network.terms(step, index);
+    const sorted = terms.sort((a, b) => Math.abs(b.x * b.w) - Math.abs(a.x * a.w)).slice(0, STRONGEST);
+    return sorted.map(({ at }) => ({ name: step.inputs[0], box: boxAt(step.shapes[0], at) }));
+  }
+
+  /** Mark boxes of shown layers, draw lines to them, and go on to what they are computed from. */
+  follow(found, from, origin, onwards, seen = new Set()) {
+    for (const [name, box] of found) {
+      const view = this.views.get(name);
+      const rects = this.place(view, view.rectsOf(box, 12), origin);
       for (const rect of rects) {
         this.mark(rect);
         this.line(from, rect);
       }
-      if (seen.has(name)) continue;
+      if (!rects.length || !onwards || seen.has(name)) continue;
       seen.add(name);
-      this.follow(next, found, rects[0], origin, seen);
+      this.follow(this.before(view, box), rects[0], origin, true, seen);
     }
   }
 
-  /** The nearest shown values that a box is computed from, by name. */
+  /** The nearest shown values that a box of a layer is computed from, by name. */
   before(view, box) {
+    const number = this.network.makers.get(view.name);
+    return number === undefined ? new Map() : this.shownFrom(this.network.sources(this.network.steps[number], box));
+  }
+
+  /** Boxes, each replaced by those that it comes from until these are shown ones. */
+  shownFrom(boxes) {
     const found = new Map();
-    const queue = [{ name: view.name, box }];
+    const queue = [...boxes];
     while (queue.length) {
-      const { name, box: at } = queue.shift();
+      const { name, box } = queue.shift();
       const number = this.network.makers.get(name);
-      if (number === undefined) continue;
-      for (const source of this.network.sources(this.network.steps[number], at)) {
-        if (this.views.has(source.name)) found.set(source.name, source.box);
-        else queue.push(source);
-      }
+      if (this.views.has(name)) found.set(name, box);
+      else if (number !== undefined) queue.push(...this.network.sources(this.network.steps[number], box));
     }
     return found;
   }

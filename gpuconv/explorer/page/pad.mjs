@@ -119,7 +119,10 @@ export class Pad {
   drawBase() {
     const image = rawImage(this.base, this.form);
     this.context.imageSmoothingEnabled = this.form.width > 64;
-    this.context.drawImage(image, 0, 0, SIDE, SIDE);
+    // In the middle, where strokes are looked at, too, if the network's pictures are not square.
+    const scale = Math.min(SIDE / image.width, SIDE / image.height);
+    const [width, height] = [image.width * scale, image.height * scale];
+    this.context.drawImage(image, (SIDE - width) / 2, (SIDE - height) / 2, width, height);
   }
 
   get empty() {

@@ -9,6 +9,8 @@ import { prepared } from "./picture.mjs";
 const SLICE = 10;
 /** A network that takes longer than this for a picture is asked part by part only when somebody wants it. */
 const QUICK = 6;
+/** A change of a probability that nobody would see in the percentages. */
+const NOTHING = 0.0005;
 
 export class Why {
   constructor(network, form, classes, elements) {
@@ -118,12 +120,12 @@ export class Why {
   /** What would change the answer most. */
   tell(whole, { part, logits }, side) {
     const name = this.classes[this.unit];
-    if (!part) {
+    const before = softmax(whole);
+    const after = part ? softmax(logits) : before;
+    if (before[this.unit] - after[this.unit] < NOTHING) {
       this.elements.text.textContent = `No part of ${side} × ${side} pixels, when covered, makes “${name}” less likely.`;
       return;
     }
-    const before = softmax(whole);
-    const after = softmax(logits);
     const best = after.indexOf(Math.max(...after));
     const then = best === this.unit ? "" : ` The answer would be “${this.classes[best]}” (${percent(after[best])}).`;
     this.elements.text.textContent =
