@@ -82,22 +82,30 @@ function convolveAsProduct(g, depth, [x, w, bias], y) {
   return true;
 }
 
-/** patches[panel][tap][8]: for eight outputs at a time, what each tap of a filter meets; 0 outside of the input. */
+/**
+ * patches[panel][tap][8]: for eight outputs at a time, what each tap of a filter meets; 0 outside of the input.
+ *
+ * A row of outputs after the other, so that the panels that are written stay in the cache.
+ */
 function gatherPatches(g, x, patches, depth) {
   patches.fill(0);
-  for (let c = 0, tap = 0; c < g.channels; c++) {
-    for (let r = 0; r < g.r; r++) {
-      const [p0, p1, rowOffset] = inside(r, g.spreadDown, g.down, g.top, g.height, g.rows);
-      for (let s = 0; s < g.s; s++, tap++) {
-        const [q0, q1, columnOffset] = inside(s, g.spreadAcross, g.across, g.left, g.width, g.columns);
-        for (let p = p0; p < p1; p++) {
-          const from = (c * g.height + p * g.down + rowOffset) * g.width + columnOffset;
-          for (let q = q0, i = p * g.columns + q0; q < q1; q++, i++) {
-            patches[((i >> 3) * depth + tap) * 8 + (i & 7)] = x[from + q * g.across];
-          }
+  const across = Array.from({ length: g.s }, (_, s) => inside(s, g.spreadAcross, g.across, g.left, g.width, g.columns));
+  for (let p = 0; p < g.rows; p++) {
+    for (let c = 0; c < g.channels; c++) {
+      for (let r = 0; r < g.r; r++) {
+        const row = p * g.down + r * g.spreadDown - g.top;
+        if (row < 0 || row >= g.height) continue;
+        for (let s = 0, tap = (c * g.r + r) * g.s; s < g.s; s++, tap++) {
+          gatherRow(x, (c * g.height + row) * g.width, g.across, across[s], patches, p * g.columns, tap, depth);
         }
       }
     }
+  }
+}
+
+function gatherRow(x, from, stride, [first, end, offset], patches, output, tap, depth) {
+  for (let q = first, i = output + first; q < end; q++, i++) {
+    patches[((i >> 3) * depth + tap) * 8 + (i & 7)] = x[from + offset + q * stride];
   }
 }
 
