@@ -318,37 +318,27 @@ def _update(*states: Array, width: int, flop: int, **numbers: Any) -> Operation:
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
+
+def _convolution(*arrays: Array) -> Operation:
+    return Operation(arrays, flop=_conv_flop, small=_small_conv, multiply_adds=True)
+
+
 OPERATIONS: dict[str, Operation] = {
-    "conv2d": Operation(
-        (
-            Array("x", lambda g: g.input_shape),
-            Array("weight", lambda g: g.weight_shape),
-            Array("bias", lambda g: (g.k,), optional=True),
-            Array("out", lambda g: g.output_shape, OUT),
-        ),
-        flop=_conv_flop,
-        small=_small_conv,
-        multiply_adds=True,
+    "conv2d": _convolution(
+        Array("x", lambda g: g.input_shape),
+        Array("weight", lambda g: g.weight_shape),
+        Array("bias", lambda g: (g.k,), optional=True),
+        Array("out", lambda g: g.output_shape, OUT),
     ),
-    "conv2d_grad_input": Operation(
-        (
-            Array("grad", lambda g: g.output_shape),
-            Array("weight", lambda g: g.weight_shape),
-            Array("out", lambda g: g.input_shape, OUT),
-        ),
-        flop=_conv_flop,
-        small=_small_conv,
-        multiply_adds=True,
+    "conv2d_grad_input": _convolution(
+        Array("grad", lambda g: g.output_shape),
+        Array("weight", lambda g: g.weight_shape),
+        Array("out", lambda g: g.input_shape, OUT),
     ),
-    "conv2d_grad_weight": Operation(
-        (
-            Array("grad", lambda g: g.output_shape),
-            Array("x", lambda g: g.input_shape),
-            Array("out", lambda g: g.weight_shape, OUT),
-        ),
-        flop=_conv_flop,
-        small=_small_conv,
-        multiply_adds=True,
+    "conv2d_grad_weight": _convolution(
+        Array("grad", lambda g: g.output_shape),
+        Array("x", lambda g: g.input_shape),
+        Array("out", lambda g: g.weight_shape, OUT),
     ),
     "conv2d_grad_bias": Operation(
         (Array("grad", tuple), Array("out", lambda shape: shape[1:2], OUT)),

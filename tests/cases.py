@@ -281,6 +281,13 @@ class WorkedExample:
         image, kernel, result = (np.array(a, dtype)[None, None] for a in (self.image, self.filter, self.result))
         return image, kernel, result
 
+    def check(self, functions: Any, dtype: Any) -> None:
+        """Its result is what ``functions.conv2d`` gives; of height 1 that of ``functions.conv1d``, too."""
+        image, kernel, result = self.arrays(dtype)
+        np.testing.assert_array_equal(functions.conv2d(image, kernel), result)
+        if len(self.image) == 1:
+            np.testing.assert_array_equal(functions.conv1d(image[:, :, 0], kernel[:, :, 0]), result[:, :, 0])
+
 
 _VERTICAL_LINE = [[0, 0, 0, 1, 1, 0, 0, 0]] * 8
 _VERTICAL_LINE_FOUND = [[0, 0, 3, 3, 0, 0]] * 6

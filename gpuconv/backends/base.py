@@ -129,13 +129,7 @@ class Backend(ABC):
 
     @abstractmethod
     def image_batch(
-        self,
-        table: Array,
-        images: Array,
-        labels: Array,
-        index: Array,
-        transforms: Array | None,
-        size: Pair,
+        self, table: Array, images: Array, labels: Array, index: Array, transforms: Array | None, size: Pair
     ) -> tuple[Array, Array]:
         """The network's input for some images of a data set, (n, 1, *size), and their labels, (n,).
 
@@ -260,12 +254,7 @@ class Backend(ABC):
         return self.relu(self.conv2d(x, weight, bias, geometry))
 
     def conv2d_relu_max_pool2d(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array | None,
-        geometry: Conv2dGeometry,
-        pool: Pool2dGeometry,
+        self, x: Array, weight: Array, bias: Array | None, geometry: Conv2dGeometry, pool: Pool2dGeometry
     ) -> tuple[Array, Array]:
         """Max pooling of :meth:`conv2d_relu`: the pooled maps, (n, k, p, q) of ``pool``, and the maxima's positions.
 
@@ -375,13 +364,7 @@ class Backend(ABC):
 
     @abstractmethod
     def softmax_cross_entropy(
-        self,
-        logits: Array,
-        labels: Array,
-        *,
-        weight: Array | None,
-        ignore_index: int,
-        label_smoothing: float,
+        self, logits: Array, labels: Array, *, weight: Array | None, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:
         """Loss of each row, (m,), and its softmax probabilities, (m, c).
 
@@ -408,15 +391,11 @@ class Backend(ABC):
         """Gradient for logits, (m, c), given the gradient of each row's loss, (m,)."""
 
     def softmax_cross_entropy_mean(
-        self,
-        logits: Array,
-        labels: Array,
-        *,
-        weight: Array | None,
-        ignore_index: int,
-        label_smoothing: float,
+        self, logits: Array, labels: Array, *, weight: Array | None, **options: Any
     ) -> tuple[Array, Array] | None:
         """Mean of :meth:`softmax_cross_entropy` and its gradient for logits; None if that gains nothing.
+
+        Arguments as there; the options are ignore_index and label_smoothing.
 
         The mean, of shape (), is divided by the sum of the weights of all labels that are not ignored; NaN if there are
         none.

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 __all__ = [
     "Capture",
@@ -26,6 +26,8 @@ __all__ = [
     "outside",
     "warming_up",
 ]
+
+T = TypeVar("T")
 
 _current: ContextVar[Capture | None] = ContextVar("gpuconv_capture", default=None)
 
@@ -204,14 +206,19 @@ _warming: ContextVar[bool] = ContextVar("gpuconv_warming_up", default=False)
 
 
 @contextlib.contextmanager
-def warming_up() -> Iterator[None]:
-    """Inside the ``with`` block a step runs that is to be captured."""
-    token = _warming.set(True)
+def _holding(variable: ContextVar[T], value: T) -> Iterator[T]:
+    """Inside the ``with`` block the variable has the value, and this module's bookkeeping is active."""
+    token = variable.set(value)
     try:
         with _active():
-            yield
+            yield value
     finally:
-        _warming.reset(token)
+        variable.reset(token)
+
+
+def warming_up() -> contextlib.AbstractContextManager[bool]:
+    """Inside the ``with`` block a step runs that is to be captured."""
+    return _holding(_warming, True)
 
 
 def ahead() -> bool:
@@ -226,16 +233,9 @@ def _root(array: Any) -> Any:
 _made: ContextVar[dict[int, Any] | None] = ContextVar("gpuconv_made", default=None)
 
 
-@contextlib.contextmanager
-def noting_results() -> Iterator[dict[int, Any]]:
+def noting_results() -> contextlib.AbstractContextManager[Any]:
     """Record the results of operations inside the ``with`` block: by id, weak references to their arrays."""
-    made: dict[int, Any] = {}
-    token = _made.set(made)
-    try:
-        with _active():
-            yield made
-    finally:
-        _made.reset(token)
+    return _holding(_made, {})
 
 
 def made(array: Any) -> None:
@@ -245,15 +245,9 @@ def made(array: Any) -> None:
             noted[id(_root(array))] = weakref.ref(_root(array))
 
 
-@contextlib.contextmanager
-def capturing(capture: Capture) -> Iterator[None]:
+def capturing(capture: Capture) -> contextlib.AbstractContextManager[Any]:
     """Capture a step inside the ``with`` block, in this thread or task."""
-    token = _current.set(capture)
-    try:
-        with _active():
-            yield
-    finally:
-        _current.reset(token)
+    return _holding(_current, capture)
 
 
 @contextlib.contextmanager

@@ -166,12 +166,7 @@ class NumpyBackend(Backend):
         return dx.reshape(g.input_shape)
 
     def avg_pool2d(
-        self,
-        x: np.ndarray,
-        geometry: Pool2dGeometry,
-        *,
-        count_include_pad: bool,
-        divisor_override: int | None,
+        self, x: np.ndarray, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
     ) -> np.ndarray:
         g = geometry
         x = _pad_for_pooling(x, g, fill=0)
@@ -182,12 +177,7 @@ class NumpyBackend(Backend):
         return total / _divisor(g, count_include_pad, divisor_override).astype(x.dtype)
 
     def avg_pool2d_grad(
-        self,
-        grad: np.ndarray,
-        geometry: Pool2dGeometry,
-        *,
-        count_include_pad: bool,
-        divisor_override: int | None,
+        self, grad: np.ndarray, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
     ) -> np.ndarray:
         g = geometry
         (top, bottom), (left, right) = g.padding

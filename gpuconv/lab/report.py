@@ -33,12 +33,8 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class BankConflicts:
-    """How the requests of one instruction to shared memory spread over its 32 banks of 4 bytes.
-
-    A warp's request is served at once for 4 bytes a lane, by half warps for 8 bytes, and by quarter warps for 16 bytes.
-    Each of these phases takes as many passes as the busiest bank has distinct words to serve.
-    """
+class _Requests:
+    """Those of one instruction to one array."""
 
     site: str
     array: str
@@ -47,6 +43,21 @@ class BankConflicts:
     #: Bits a lane.
     bits: int
     requests: int
+
+    @property
+    def what(self) -> str:
+        """Where the instruction stands, and what it does, in words."""
+        return f"{self.site}: {self.access} {self.bits} bits of {self.array}"
+
+
+@dataclass(frozen=True)
+class BankConflicts(_Requests):
+    """How the requests of one instruction to shared memory spread over its 32 banks of 4 bytes.
+
+    A warp's request is served at once for 4 bytes a lane, by half warps for 8 bytes, and by quarter warps for 16 bytes.
+    Each of these phases takes as many passes as the busiest bank has distinct words to serve.
+    """
+
     #: Passes of all requests, and the number without conflicts.
     passes: int
     ideal: int
@@ -59,21 +70,13 @@ class BankConflicts:
         return self.passes / self.ideal
 
     def __str__(self) -> str:
-        return (
-            f"{self.site}: {self.access} {self.bits} bits of {self.array}: conflict degree {self.degree:.2f} "
-            f"(worst {self.worst:.0f}) over {self.requests} requests"
-        )
+        return f"{self.what}: conflict degree {self.degree:.2f} (worst {self.worst:.0f}) over {self.requests} requests"
 
 
 @dataclass(frozen=True)
-class Sectors:
+class Sectors(_Requests):
     """How many 32-byte sectors of global memory the requests of one instruction touched."""
 
-    site: str
-    array: str
-    access: str
-    bits: int
-    requests: int
     sectors: int
     #: The fewest that could have held the bytes asked for.
     ideal: int
@@ -90,8 +93,8 @@ class Sectors:
 
     def __str__(self) -> str:
         return (
-            f"{self.site}: {self.access} {self.bits} bits of {self.array}: {self.per_request:.1f} sectors a "
-            f"request, {self.efficiency:.0%} needed, over {self.requests} requests"
+            f"{self.what}: {self.per_request:.1f} sectors a request, {self.efficiency:.0%} needed, "
+            f"over {self.requests} requests"
         )
 
 

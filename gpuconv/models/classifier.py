@@ -12,7 +12,15 @@ from gpuconv.autograd import to_numpy
 from gpuconv.data.form import ImageForm
 from gpuconv.data.preprocess import InputTransform
 from gpuconv.dtypes import kind_of
+from gpuconv.nn.layers import Flatten
+from gpuconv.nn.module import Module
+from gpuconv.nn.pooling import AdaptiveAvgPool2d
 from gpuconv.nn.sequential import Sequential
+
+
+def global_average() -> dict[str, Module]:
+    """What makes a vector of maps of any size: (N, C, H, W) to (N, C)."""
+    return {"avgpool": AdaptiveAvgPool2d((1, 1)), "flatten": Flatten()}
 
 
 class Classifier(Sequential):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from gpuconv import nn
 from gpuconv.geometry import integer
-from gpuconv.models.classifier import Classifier
+from gpuconv.models.classifier import Classifier, global_average
 from gpuconv.nn import init
 from gpuconv.nn.conv_norm import conv_norm, norm_relu
 from gpuconv.ops.rearrange import cat
@@ -81,8 +81,7 @@ class DenseNet(Classifier):
             {
                 "features": nn.Sequential(features),
                 "relu": nn.ReLU(inplace=True),
-                "avgpool": nn.AdaptiveAvgPool2d((1, 1)),
-                "flatten": nn.Flatten(),
+                **global_average(),
                 "classifier": nn.Linear(channels, num_classes),
             },
             config={"num_classes": num_classes},

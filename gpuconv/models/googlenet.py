@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from gpuconv import functional as F
 from gpuconv import nn
 from gpuconv.geometry import flag, integer
-from gpuconv.models.classifier import Classifier
+from gpuconv.models.classifier import Classifier, global_average
 from gpuconv.nn import init
 from gpuconv.nn.conv_norm import conv_norm
 from gpuconv.ops.rearrange import cat
@@ -101,8 +101,7 @@ class GoogLeNet(Classifier):
                 "inception5a": Inception(832, 256, (160, 320), (32, 128), 128),
                 "inception5b": Inception(832, 384, (192, 384), (48, 128), 128),
                 **heads,
-                "avgpool": nn.AdaptiveAvgPool2d((1, 1)),
-                "flatten": nn.Flatten(),
+                **global_average(),
                 "dropout": nn.Dropout(dropout),
                 "fc": nn.Linear(1024, num_classes),
             },

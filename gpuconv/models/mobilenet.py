@@ -6,7 +6,7 @@ from typing import Any
 
 from gpuconv import nn
 from gpuconv.geometry import integer
-from gpuconv.models.classifier import Classifier
+from gpuconv.models.classifier import Classifier, global_average
 from gpuconv.models.initial import for_relu
 
 #: Of each group: expansion, maps, blocks, stride of the first one.
@@ -59,8 +59,7 @@ class MobileNetV2(Classifier):
         super().__init__(
             {
                 "features": nn.Sequential(*layers, _convolution(channels, 1280, 1)),
-                "avgpool": nn.AdaptiveAvgPool2d((1, 1)),
-                "flatten": nn.Flatten(),
+                **global_average(),
                 "classifier": nn.Sequential(nn.Dropout(dropout), nn.Linear(1280, num_classes)),
             },
             config={"num_classes": num_classes, "dropout": dropout},

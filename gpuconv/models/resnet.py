@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from gpuconv import nn
 from gpuconv.geometry import integer
-from gpuconv.models.classifier import Classifier
+from gpuconv.models.classifier import Classifier, global_average
 from gpuconv.models.initial import for_relu
 from gpuconv.nn.conv_norm import conv_norm
 
@@ -89,17 +89,9 @@ class ResNet(Classifier):
                 group.append(self.block(channels, width, 2 if number and not position else 1))
                 channels = width * self.block.expansion
             layers[f"layer{number + 1}"] = nn.Sequential(*group)
-        super().__init__(
-            {
-                **layers,
-                "avgpool": nn.AdaptiveAvgPool2d((1, 1)),
-                "flatten": nn.Flatten(),
-                "fc": nn.Linear(channels, num_classes),
-            },
-            config={"num_classes": num_classes},
-            input_shape=(3, 224, 224),
-            num_classes=num_classes,
-        )
+        layers |= {**global_average(), "fc": nn.Linear(channels, num_classes)}
+        config = {"num_classes": num_classes}
+        super().__init__(layers, config=config, input_shape=(3, 224, 224), num_classes=num_classes)
         for_relu(self, linear=False)
 
 
@@ -126,17 +118,9 @@ class ResNet20(Classifier):
             first = BasicBlock(channels, width, 2 if number else 1)
             layers[f"layer{number + 1}"] = nn.Sequential(first, BasicBlock(width, width), BasicBlock(width, width))
             channels = width
-        super().__init__(
-            {
-                **layers,
-                "avgpool": nn.AdaptiveAvgPool2d((1, 1)),
-                "flatten": nn.Flatten(),
-                "fc": nn.Linear(channels, num_classes),
-            },
-            config={"num_classes": num_classes},
-            input_shape=(3, 32, 32),
-            num_classes=num_classes,
-        )
+        layers |= {**global_average(), "fc": nn.Linear(channels, num_classes)}
+        config = {"num_classes": num_classes}
+        super().__init__(layers, config=config, input_shape=(3, 32, 32), num_classes=num_classes)
         for_relu(self, linear=False)
 
 

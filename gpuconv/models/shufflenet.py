@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from gpuconv import functional as F
 from gpuconv import nn
 from gpuconv.geometry import integer
-from gpuconv.models.classifier import Classifier
+from gpuconv.models.classifier import Classifier, global_average
 from gpuconv.ops.rearrange import cat, chunk
 
 
@@ -71,8 +71,7 @@ class ShuffleNetV2(Classifier):
             {
                 **layers,
                 "conv5": nn.Sequential(*_pointwise(channels, last)),
-                "avgpool": nn.AdaptiveAvgPool2d((1, 1)),
-                "flatten": nn.Flatten(),
+                **global_average(),
                 "fc": nn.Linear(last, num_classes),
             },
             config={"num_classes": num_classes},

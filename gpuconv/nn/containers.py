@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from gpuconv.geometry import integer
 from gpuconv.nn.module import Module, Parameter
@@ -21,18 +21,36 @@ class Identity(Module):
         return input
 
 
-class _List(Module):
-    """Base of the lists; their elements are attributes with numbers as names."""
+class _Collection(Module):
+    """Has elements of one kind, which are registered under their names."""
 
-    kind: type
+    kind: ClassVar[type]
+
+    def _elements(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class _OfModules(_Collection):
+    kind = Module
+
+    def _elements(self) -> dict[str, Any]:
+        return self._modules
+
+
+class _OfParameters(_Collection):
+    kind = Parameter
+
+    def _elements(self) -> dict[str, Any]:
+        return self._parameters
+
+
+class _List(_Collection):
+    """Base of the lists; their elements are attributes with numbers as names."""
 
     def __init__(self, values: Iterable[Any] | None = None):
         super().__init__()
         if values is not None:
             self.extend(values)
-
-    def _elements(self) -> dict[str, Any]:
-        raise NotImplementedError
 
     def _replace(self, values: list[Any]) -> None:
         for name in list(self._elements()):
@@ -85,13 +103,8 @@ class _List(Module):
         return self.extend(values)
 
 
-class ModuleList(_List):
+class ModuleList(_OfModules, _List):
     """A list of modules. It has no ``forward``; the module that contains it calls them."""
-
-    kind = Module
-
-    def _elements(self) -> dict[str, Any]:
-        return self._modules
 
     def insert(self, index: int, module: Module) -> None:
         """Put a module before ``index``."""
@@ -100,30 +113,20 @@ class ModuleList(_List):
         self._replace(values)
 
 
-class ParameterList(_List):
+class ParameterList(_OfParameters, _List):
     """A list of parameters; Tensors and arrays are converted."""
-
-    kind = Parameter
-
-    def _elements(self) -> dict[str, Any]:
-        return self._parameters
 
     def _put(self, name: str, value: Any) -> None:
         super()._put(name, value if isinstance(value, Parameter) else Parameter(value))
 
 
-class _Dict(Module):
+class _Dict(_Collection):
     """Base of the dicts; their elements are attributes."""
-
-    kind: type
 
     def __init__(self, values: Any = None):
         super().__init__()
         if values is not None:
             self.update(values)
-
-    def _elements(self) -> dict[str, Any]:
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self._elements())
@@ -179,22 +182,12 @@ class _Dict(Module):
             del self[key]
 
 
-class ModuleDict(_Dict):
+class ModuleDict(_OfModules, _Dict):
     """A dict of modules. It has no ``forward``; the module that contains it calls them."""
 
-    kind = Module
 
-    def _elements(self) -> dict[str, Any]:
-        return self._modules
-
-
-class ParameterDict(_Dict):
+class ParameterDict(_OfParameters, _Dict):
     """A dict of parameters; Tensors and arrays are converted."""
-
-    kind = Parameter
-
-    def _elements(self) -> dict[str, Any]:
-        return self._parameters
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value if isinstance(value, Parameter) else Parameter(value))

@@ -7,8 +7,8 @@ messages name the layer and the argument.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,26 @@ from gpuconv.geometry import (
 )
 from gpuconv.nn import init
 from gpuconv.nn.module import Module, Parameter
+
+__all__ = [
+    "AvgPool2d",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Flatten",
+    "Linear",
+    "LogSoftmax",
+    "MSELoss",
+    "MaxPool1d",
+    "MaxPool2d",
+    "ReLU",
+    "Sigmoid",
+    "Softmax",
+    "SumPool2d",
+    "Tanh",
+]
 
 
 class _Weighted(Module):
@@ -247,14 +267,14 @@ class Linear(_Weighted):
 
 
 class _Pool(Module):
+    """Checks its arguments as the function does; what is no size is an option, which the function takes by name."""
+
+    function: ClassVar[Callable[..., Any]]
+
     def __init__(self, kernel_size: Any, stride: Any, padding: Any, **options: Any):
         super().__init__()
         op = type(self).__name__
-        window, dilation = (kernel_size, stride, padding), options.get("dilation", 1)
-        if op.endswith("1d"):
-            window = pool_window_1d(*window, op=op)
-            dilation = 1, single(dilation, "dilation", minimum=1, op=op)
-        pool_window(*window, dilation, op=op)
+        self._check(op, kernel_size, stride, padding, options.get("dilation", 1))
         for name in ("ceil_mode", "return_indices", "count_include_pad"):
             if name in options:
                 options[name] = flag(options[name], name, op=op)
@@ -264,92 +284,75 @@ class _Pool(Module):
             options["divisor_override"] = pool_divisor(options["divisor_override"], op=op)
         self.kernel_size = immutable(kernel_size)
         self.stride = self.kernel_size if stride is None else immutable(stride)
-        self.padding = immutable(padding)
-        self.options = options
+        self.padding, self.options = immutable(padding), options
+
+    def _check(self, op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> None:
+        window = kernel_size, stride, padding
+        if op.endswith("1d"):
+            window = pool_window_1d(*window, op=op)
+            dilation = 1, single(dilation, "dilation", minimum=1, op=op)
+        pool_window(*window, dilation, op=op)
+
+    def forward(self, input: Any) -> Any:
+        return type(self).function(input, self.kernel_size, self.stride, self.padding, **self.options)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
-class MaxPool2d(_Pool):
-    """Max pooling; see :func:`gpuconv.functional.max_pool2d`."""
-
+class _MaxPool(_Pool):
     def __init__(
         self,
-        kernel_size: IntOrPair,
-        stride: IntOrPair | None = None,
-        padding: PaddingLike = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
         return_indices: bool = False,
         ceil_mode: bool = False,
     ):
-        super().__init__(
-            kernel_size, stride, padding, dilation=dilation, ceil_mode=ceil_mode, return_indices=return_indices
-        )
-
-    def forward(self, input: Any) -> Any:
-        return F.max_pool2d(input, self.kernel_size, self.stride, self.padding, **self.options)
+        options = {"dilation": dilation, "ceil_mode": ceil_mode, "return_indices": return_indices}
+        super().__init__(kernel_size, stride, padding, **options)
 
 
-class MaxPool1d(_Pool):
-    """Max pooling over one dimension; see :func:`gpuconv.functional.max_pool1d`."""
-
+class _AvgPool(_Pool):
     def __init__(
         self,
-        kernel_size: int,
-        stride: int | None = None,
-        padding: int = 0,
-        dilation: int = 1,
-        return_indices: bool = False,
-        ceil_mode: bool = False,
-    ):
-        super().__init__(
-            kernel_size, stride, padding, dilation=dilation, ceil_mode=ceil_mode, return_indices=return_indices
-        )
-
-    def forward(self, input: Any) -> Any:
-        return F.max_pool1d(input, self.kernel_size, self.stride, self.padding, **self.options)
-
-
-class AvgPool2d(_Pool):
-    """Average pooling; see :func:`gpuconv.functional.avg_pool2d`."""
-
-    def __init__(
-        self,
-        kernel_size: IntOrPair,
-        stride: IntOrPair | None = None,
-        padding: PaddingLike = 0,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ):
-        super().__init__(
-            kernel_size,
-            stride,
-            padding,
-            ceil_mode=ceil_mode,
-            count_include_pad=count_include_pad,
-            divisor_override=divisor_override,
-        )
+        options = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad, "divisor_override": divisor_override}
+        super().__init__(kernel_size, stride, padding, **options)
 
-    def forward(self, input: Any) -> Any:
-        return F.avg_pool2d(input, self.kernel_size, self.stride, self.padding, **self.options)
+
+class MaxPool2d(_MaxPool):
+    """Max pooling; see :func:`gpuconv.functional.max_pool2d`."""
+
+    function = staticmethod(F.max_pool2d)
+
+
+class MaxPool1d(_MaxPool):
+    """Max pooling over one dimension; see :func:`gpuconv.functional.max_pool1d`."""
+
+    function = staticmethod(F.max_pool1d)
+
+
+class AvgPool2d(_AvgPool):
+    """Average pooling; see :func:`gpuconv.functional.avg_pool2d`."""
+
+    function = staticmethod(F.avg_pool2d)
 
 
 class SumPool2d(_Pool):
     """Sum pooling; see :func:`gpuconv.functional.sum_pool2d`."""
 
-    def __init__(
-        self,
-        kernel_size: IntOrPair,
-        stride: IntOrPair | None = None,
-        padding: PaddingLike = 0,
-        ceil_mode: bool = False,
-    ):
-        super().__init__(kernel_size, stride, padding, ceil_mode=ceil_mode)
+    function = staticmethod(F.sum_pool2d)
 
-    def forward(self, input: Any) -> Any:
-        return F.sum_pool2d(input, self.kernel_size, self.stride, self.padding, **self.options)
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False):
+        super().__init__(kernel_size, stride, padding, ceil_mode=ceil_mode)
 
 
 def _dimension(dim: Any, name: str, op: str) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from gpuconv import functional as F
-from gpuconv.geometry import adaptive_sizes, flag, immutable, pool_divisor, sizes_of
-from gpuconv.nn.layers import _Pool
+from gpuconv.geometry import adaptive_sizes, flag, immutable, sizes_of
+from gpuconv.nn.layers import _AvgPool, _MaxPool, _Pool
 from gpuconv.nn.module import Module
 
 __all__ = [
@@ -32,18 +32,17 @@ __all__ = [
 class AvgPool1d(_Pool):
     """Average pooling over one dimension; see :func:`gpuconv.functional.avg_pool1d`."""
 
+    function = staticmethod(F.avg_pool1d)
+
     def __init__(
         self,
-        kernel_size: int,
-        stride: int | None = None,
-        padding: int = 0,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
     ):
         super().__init__(kernel_size, stride, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
-
-    def forward(self, input: Any) -> Any:
-        return F.avg_pool1d(input, self.kernel_size, self.stride, self.padding, **self.options)
 
 
 class _Adaptive(Module):
@@ -107,14 +106,10 @@ class AdaptiveMaxPool3d(_AdaptiveMax):
     function = staticmethod(F.adaptive_max_pool3d)
 
 
-class _Pool3d(Module):
-    """Checks its arguments as the function does, with the smallest volume that they leave something of."""
+class _Pool3d(_Pool):
+    """For the smallest volume that the arguments leave something of."""
 
-    function: ClassVar[Callable[..., Any]]
-
-    def __init__(self, kernel_size: Any, stride: Any, padding: Any, **options: Any):
-        super().__init__()
-        op = type(self).__name__
+    def _check(self, op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> None:
         _check_window(op, kernel_size, stride)
         kernel = sizes_of(kernel_size, "kernel_size", 3, minimum=1, op=op)
         if isinstance(padding, str):
@@ -122,65 +117,19 @@ class _Pool3d(Module):
         for side, size in zip(sizes_of(padding, "padding", 3, minimum=0, op=op), kernel, strict=True):
             if side > size // 2:
                 raise ValueError(f"{op}: padding {side} is more than half of kernel_size={kernel}")
-        if "dilation" in options:
-            options["dilation"] = sizes_of(options["dilation"], "dilation", 3, minimum=1, op=op)
-        for name in ("ceil_mode", "return_indices", "count_include_pad"):
-            if name in options:
-                options[name] = flag(options[name], name, op=op)
-        if "divisor_override" in options:
-            options["divisor_override"] = pool_divisor(options["divisor_override"], op=op)
-        self.kernel_size = immutable(kernel_size)
-        self.stride = self.kernel_size if stride is None else immutable(stride)
-        self.padding, self.options = immutable(padding), options
-
-    def forward(self, input: Any) -> Any:
-        return type(self).function(input, self.kernel_size, self.stride, self.padding, **self.options)
-
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        sizes_of(dilation, "dilation", 3, minimum=1, op=op)
 
 
-class MaxPool3d(_Pool3d):
+class MaxPool3d(_Pool3d, _MaxPool):
     """See :func:`gpuconv.functional.max_pool3d`."""
 
     function = staticmethod(F.max_pool3d)
 
-    def __init__(
-        self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        return_indices: bool = False,
-        ceil_mode: bool = False,
-    ):
-        super().__init__(
-            kernel_size, stride, padding, dilation=dilation, return_indices=return_indices, ceil_mode=ceil_mode
-        )
 
-
-class AvgPool3d(_Pool3d):
+class AvgPool3d(_Pool3d, _AvgPool):
     """See :func:`gpuconv.functional.avg_pool3d`."""
 
     function = staticmethod(F.avg_pool3d)
-
-    def __init__(
-        self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ):
-        super().__init__(
-            kernel_size,
-            stride,
-            padding,
-            ceil_mode=ceil_mode,
-            count_include_pad=count_include_pad,
-            divisor_override=divisor_override,
-        )
 
 
 def _check_window(op: str, kernel_size: Any, stride: Any) -> None:

@@ -265,18 +265,19 @@ def _pads(sides: Any) -> list[int]:
     return [before for before, _ in sides] + [after for _, after in sides]
 
 
+def _windows(geometry: Any) -> dict[str, Any]:
+    """What a node says of a convolution's geometry."""
+    return {
+        "strides": geometry.stride,
+        "pads": _pads(geometry.padding),
+        "dilations": geometry.dilation,
+        "group": geometry.groups,
+    }
+
+
 @exporter("Conv2d", "Conv3d")
 def _conv(to: Any, call: Any, x: str, weight: str, bias: str, *, geometry: Any) -> Any:
-    return to.node(
-        "Conv",
-        x,
-        weight,
-        bias,
-        strides=geometry.stride,
-        pads=_pads(geometry.padding),
-        dilations=geometry.dilation,
-        group=geometry.groups,
-    )
+    return to.node("Conv", x, weight, bias, **_windows(geometry))
 
 
 @exporter("ConvTranspose2d", "ConvTranspose3d")
@@ -288,17 +289,8 @@ def _conv_transpose(to: Any, call: Any, x: str, weight: str, bias: str, *, geome
             outside, inside, geometry.stride, geometry.padding, geometry.dilation, kernel, strict=True
         )
     ]
-    return to.node(
-        "ConvTranspose",
-        x,
-        weight,
-        bias,
-        strides=geometry.stride,
-        pads=_pads(geometry.padding),
-        dilations=geometry.dilation,
-        group=geometry.groups,
-        output_padding=extra if any(extra) else None,
-    )
+    output_padding = extra if any(extra) else None
+    return to.node("ConvTranspose", x, weight, bias, **_windows(geometry), output_padding=output_padding)
 
 
 def _pool_options(geometry: Any, kernel: Any) -> dict[str, Any]:
@@ -660,37 +652,37 @@ def _product_along(to: Any, x: str, matrix: np.ndarray, axis: int, call: Any) ->
 
 
 @exporter("CutDepths")
-def _cut_depths(to: Any, call: Any, x: str, *, depths: Any) -> Any:
+def _cut_depths(to: Any, call: Any, x: str, *, pieces: Any) -> Any:
     channels = call.inputs[0].shape[1]
     # The places' first planes, and from them on the filter's; past the last one are zeros.
-    planes = np.arange(depths.places)[:, None] * depths.stride + np.arange(depths.taps) * depths.dilation
-    behind = max(0, int(planes.max()) + 1 - depths.front - depths.length)
-    sides = [(0, 0), (0, 0), (depths.front, behind), (0, 0), (0, 0)]
+    planes = np.arange(pieces.places)[:, None] * pieces.stride + np.arange(pieces.taps) * pieces.dilation
+    behind = max(0, int(planes.max()) + 1 - pieces.front - pieces.length)
+    sides = [(0, 0), (0, 0), (pieces.front, behind), (0, 0), (0, 0)]
     padded = to.node("Pad", x, to.constant(_pads(sides)), _number(to, 0, call))
     parts = to.node("Transpose", to.node("Gather", padded, to.constant(planes), axis=2), perm=[0, 2, 1, 3, 4, 5])
-    return to.node("Reshape", parts, to.constant([-1, channels * depths.taps, *call.inputs[0].shape[3:]]))
+    return to.node("Reshape", parts, to.constant([-1, channels * pieces.taps, *call.inputs[0].shape[3:]]))
 
 
 @exporter("AddDepths")
-def _add_depths(to: Any, call: Any, x: str, *, depths: Any) -> Any:
+def _add_depths(to: Any, call: Any, x: str, *, pieces: Any) -> Any:
     # As a transposed convolution along the depth, with filters that put one plane each where it belongs.
     _, rows, height, width = call.inputs[0].shape
-    taps, channels = depths.taps, rows // depths.taps
+    taps, channels = pieces.taps, rows // pieces.taps
     filters = np.tile(np.eye(taps).reshape(taps, 1, taps, 1), (channels, 1, 1, 1))
-    behind = (depths.places - 1) * depths.stride + depths.dilation * (taps - 1) + 1 - depths.front - depths.length
-    parts = to.node("Reshape", x, to.constant([-1, depths.places, rows, height * width]))
+    behind = (pieces.places - 1) * pieces.stride + pieces.dilation * (taps - 1) + 1 - pieces.front - pieces.length
+    parts = to.node("Reshape", x, to.constant([-1, pieces.places, rows, height * width]))
     y = to.node(
         "ConvTranspose",
         to.node("Transpose", parts, perm=[0, 2, 1, 3]),
         to.constant(filters, call.inputs[0].dtype),
-        strides=[depths.stride, 1],
-        dilations=[depths.dilation, 1],
+        strides=[pieces.stride, 1],
+        dilations=[pieces.dilation, 1],
         pads=[0, 0, 0, 0],
         group=channels,
     )
-    sides = [(0, 0), (0, 0), (-depths.front, -behind), (0, 0)]
+    sides = [(0, 0), (0, 0), (-pieces.front, -behind), (0, 0)]
     y = to.node("Pad", y, to.constant(_pads(sides)), _number(to, 0, call))
-    return to.node("Reshape", y, to.constant([-1, channels, depths.length, height, width]))
+    return to.node("Reshape", y, to.constant([-1, channels, pieces.length, height, width]))
 
 
 @exporter("Unfold")

@@ -16,15 +16,6 @@ from gpuconv.geometry import flag as checked_flag
 from gpuconv.ops.checks import floats, shape_of
 from gpuconv.ops.layout import batched, unbatched
 
-__all__ = [
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "adaptive_max_pool1d",
-    "adaptive_max_pool2d",
-    "adaptive_max_pool3d",
-]
-
 
 class AdaptiveAvgPool(Function):
     """Averages along the last dimensions, as many as ``output_size`` has."""

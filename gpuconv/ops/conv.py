@@ -19,12 +19,18 @@ class Conv2d(Function):
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
         x, weight, geometry = ctx.saved
-        need_x, need_weight, need_bias = ctx.needs_input_grad
-        return (
-            ctx.backend.conv2d_grad_input(grad, weight, geometry) if need_x else None,
-            ctx.backend.conv2d_grad_weight(grad, x, geometry) if need_weight else None,
-            ctx.backend.conv2d_grad_bias(grad) if need_bias else None,
-        )
+        return _gradients(ctx, grad, x, weight, geometry)
+
+
+def _gradients(
+    ctx: Context, grad: Array, x: Array, weight: Array, geometry: Conv2dGeometry
+) -> tuple[Array | None, ...]:
+    need_x, need_weight, need_bias = ctx.needs_input_grad
+    return (
+        ctx.backend.conv2d_grad_input(grad, weight, geometry) if need_x else None,
+        ctx.backend.conv2d_grad_weight(grad, x, geometry) if need_weight else None,
+        ctx.backend.conv2d_grad_bias(grad) if need_bias else None,
+    )
 
 
 class Conv2dReLU(Function):
@@ -40,13 +46,7 @@ class Conv2dReLU(Function):
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
         x, weight, y, geometry = ctx.saved
-        need_x, need_weight, need_bias = ctx.needs_input_grad
-        grad = ctx.backend.relu_grad(grad, y)
-        return (
-            ctx.backend.conv2d_grad_input(grad, weight, geometry) if need_x else None,
-            ctx.backend.conv2d_grad_weight(grad, x, geometry) if need_weight else None,
-            ctx.backend.conv2d_grad_bias(grad) if need_bias else None,
-        )
+        return _gradients(ctx, ctx.backend.relu_grad(grad, y), x, weight, geometry)
 
 
 class Conv2dReLUMaxPool2d(Function):

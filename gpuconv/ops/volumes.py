@@ -25,6 +25,7 @@ from gpuconv.ops.rearrange import gather
 from gpuconv.ops.shape import permute, reshape
 from gpuconv.ops.transposed import transpose_conv
 from gpuconv.ops.unpooling import power_mean, unpool
+from gpuconv.ops.windows import Adding, Cutting
 
 __all__ = ["avg_pool3d", "conv3d", "conv_transpose3d", "lp_pool3d", "max_pool3d", "max_unpool3d"]
 
@@ -70,30 +71,12 @@ class _Depths(NamedTuple):
         return x
 
 
-class CutDepths(Function):
+class CutDepths(Cutting):
     """See :meth:`_Depths.cut`."""
 
-    @staticmethod
-    def forward(ctx: Context, x: Array, *, depths: _Depths) -> Array:
-        ctx.save(depths)
-        return depths.cut(ctx.backend.xp, x)
 
-    @staticmethod
-    def backward(ctx: Context, grad: Array) -> Array:
-        return ctx.saved[0].add(ctx.backend.xp, grad)
-
-
-class AddDepths(Function):
+class AddDepths(Adding):
     """See :meth:`_Depths.add`."""
-
-    @staticmethod
-    def forward(ctx: Context, x: Array, *, depths: _Depths) -> Array:
-        ctx.save(depths)
-        return depths.add(ctx.backend.xp, x)
-
-    @staticmethod
-    def backward(ctx: Context, grad: Array) -> Array:
-        return ctx.saved[0].cut(ctx.backend.xp, grad)
 
 
 # -- convolution -----------------------------------------------------------------------------------------------------
@@ -150,7 +133,7 @@ def conv3d(
         (n * depth.p, c * t, h, w), (k, of_group * t, r, s), stride=strides[1:],
         padding=padding if isinstance(padding, str) else pads[1:], dilation=dilations[1:], groups=groups, op=op,
     )  # fmt: skip
-    images = CutDepths.apply(input, depths=_Depths(d, depth.p, t, strides[0], dilations[0], depth.padding[0][0]))
+    images = CutDepths.apply(input, pieces=_Depths(d, depth.p, t, strides[0], dilations[0], depth.padding[0][0]))
     output = Conv2d.apply(images, reshape(weight, plane.weight_shape), bias, geometry=plane)
     output = permute(reshape(output, (n, depth.p, k, plane.p, plane.q)), (0, 2, 1, 3, 4))
     return unbatched(output, alone)
@@ -196,7 +179,7 @@ def conv_transpose3d(
         **{name: value[1:] for name, value in sizes.items()},
     )  # fmt: skip
     depths = _Depths(depth.h, d, t, sizes["stride"][0], sizes["dilation"][0], sizes["padding"][0])
-    output = AddDepths.apply(output, depths=depths)
+    output = AddDepths.apply(output, pieces=depths)
     if bias is not None:
         output = add(output, reshape(bias, (-1, 1, 1, 1)))
     return unbatched(output, alone)

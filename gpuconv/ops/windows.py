@@ -22,32 +22,38 @@ __all__ = ["channel_shuffle", "fold", "interpolate", "pixel_shuffle", "pixel_uns
 # -- windows ---------------------------------------------------------------------------------------------------------
 
 
-class Unfold(Function):
+class Cutting(Function):
+    """An array cut into pieces, which may overlap; the gradient adds them up. ``pieces`` can do both."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Array, *, pieces: Any) -> Array:
+        ctx.save(pieces)
+        return pieces.cut(ctx.backend.xp, x)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        return ctx.saved[0].add(ctx.backend.xp, grad)
+
+
+class Adding(Function):
+    """Pieces added up to an array; the gradient is cut into such pieces."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Array, *, pieces: Any) -> Array:
+        ctx.save(pieces)
+        return pieces.add(ctx.backend.xp, x)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        return ctx.saved[0].cut(ctx.backend.xp, grad)
+
+
+class Unfold(Cutting):
     """(N, C, H, W) as the windows' elements, (N, C · R · S, L)."""
 
-    @staticmethod
-    def forward(ctx: Context, x: Array, *, windows: _Windows) -> Array:
-        ctx.save(windows)
-        return windows.cut(ctx.backend.xp, x)
 
-    @staticmethod
-    def backward(ctx: Context, grad: Array) -> Array:
-        (windows,) = ctx.saved
-        return windows.add(ctx.backend.xp, grad)
-
-
-class Fold(Function):
+class Fold(Adding):
     """The windows' elements, (N, C · R · S, L), added up to (N, C, H, W)."""
-
-    @staticmethod
-    def forward(ctx: Context, x: Array, *, windows: _Windows) -> Array:
-        ctx.save(windows)
-        return windows.add(ctx.backend.xp, x)
-
-    @staticmethod
-    def backward(ctx: Context, grad: Array) -> Array:
-        (windows,) = ctx.saved
-        return windows.cut(ctx.backend.xp, grad)
 
 
 class _Windows:
@@ -121,8 +127,8 @@ def unfold(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, st
         raise ValueError(f"{op}: input must have 4 dimensions (N, C, H, W), or 3 without the batch, got shape {shape}")
     windows = _Windows(op, (shape[-2], shape[-1]), kernel_size, dilation, padding, stride)
     if len(shape) == 4:
-        return Unfold.apply(input, windows=windows)
-    columns = Unfold.apply(reshape(input, (1, *shape)), windows=windows)
+        return Unfold.apply(input, pieces=windows)
+    columns = Unfold.apply(reshape(input, (1, *shape)), pieces=windows)
     return reshape(columns, shape_of(columns)[1:])
 
 
@@ -150,8 +156,8 @@ def fold(input: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padd
     if len(shape) not in (2, 3) or shape[-2] % taps or shape[-1] != count:
         raise ValueError(f"{op}: input must have shape (N, C · {taps}, {count}), or that without N, got {shape}")
     if len(shape) == 3:
-        return Fold.apply(input, windows=windows)
-    images = Fold.apply(reshape(input, (1, *shape)), windows=windows)
+        return Fold.apply(input, pieces=windows)
+    images = Fold.apply(reshape(input, (1, *shape)), pieces=windows)
     return reshape(images, shape_of(images)[1:])
 
 

@@ -187,15 +187,20 @@ def _choices(geometry: BlockGeometry) -> tuple[Tiling, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def grouped(geometry: BlockGeometry) -> Refusal:
-    """Why a block whose convolution has groups is refused."""
-    return Refusal(f"a convolution with {geometry.conv.groups} groups is not fused with its pooling")
+def fusible(geometry: BlockGeometry) -> Answer:
+    """True for a convolution without groups, and windows of which a byte can name the winner."""
+    conv, pool = geometry
+    if conv.groups > 1:
+        return Refusal(f"a convolution with {conv.groups} groups is not fused with its pooling")
+    if pool.r * pool.s > 256:
+        return Refusal(f"a {pool.r}x{pool.s} pooling has more winners than a byte can tell apart")
+    return True
 
 
 def supports(geometry: BlockGeometry) -> Answer:
     """True for small windows: those whose patch, and sums for two filters, fit into registers."""
-    if geometry.conv.groups > 1:
-        return grouped(geometry)
+    if not (answer := fusible(geometry)):
+        return answer
     (height, width), (conv, pool) = patch(geometry), geometry
     if not _choices(single(geometry)):
         return Refusal(

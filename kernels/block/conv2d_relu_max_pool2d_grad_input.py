@@ -31,7 +31,7 @@ from typing import Any
 from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry, effective
-from gpuconv.kernels.block.conv2d_relu_max_pool2d import grouped, single, weight_pitch, weights_loading
+from gpuconv.kernels.block.conv2d_relu_max_pool2d import fusible, single, weight_pitch, weights_loading
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, fitted, widest_access
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
@@ -181,13 +181,11 @@ def _choices(geometry: BlockGeometry) -> tuple[Tiling, ...]:
 
 def supports(geometry: BlockGeometry) -> Answer:
     """True for convolutions of stride 1 without groups, whose windows are neither long nor large."""
-    if geometry.conv.groups > 1:
-        return grouped(geometry)
-    conv, pool = geometry
+    if not (answer := fusible(geometry)):
+        return answer
+    conv = geometry.conv
     if conv.stride != (1, 1):
         return Refusal(f"a convolution with stride {conv.stride} leaves gaps, which this kernel would go through")
-    if pool.r * pool.s > 256:
-        return Refusal(f"a {pool.r}x{pool.s} pooling has more winners than a byte can tell apart")
     if not _choices(single(geometry)):
         return Refusal(f"a window of {conv.r}x{conv.s} taps, dilation {conv.dilation}, is too large for shared memory")
     return True
@@ -314,6 +312,98 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
 
     stage_weights = staging(staged_products, tile_channels, threads, put_weight)
 
+    @device_function
+    def clear(grads: Any, thread: Any) -> None:
+        i = thread
+        while i < stage * plane:
+            st(grads, i, real(0))
+            i += threads
+
+    @device_function
+    def spread(grads: Any, thread: Any, image: Any, filter_: Any, first_window: Any, corner: Any, sources: Any) -> None:
+        """A stage of the maps' gradient, window by window: no element belongs to two of them."""
+        (grad, y, winners), (top_row, left_column) = sources, corner
+        i = thread
+        while i < stage * windows:
+            j, rest = divmod(i, windows)
+            jr, jc = divmod(rest, windows_beside)
+            window_row, window_column = u32(first_window[0]) + jr, u32(first_window[1]) + jc
+            if (window_row < p) & (window_column < q):
+                there = (filter_ + j < k) if ragged else True
+                window = ((image * k + filter_ + j) * p + window_row) * q + window_column
+                # All three are under way before one is looked at.
+                value, activity = ldg_if(grad, window, there), ldg_if(y, window, there)
+                winner = u32(ldg_if(winners, window, there))
+                # Written so that a NaN lets the gradient through.
+                value = real(0) if activity <= real(0) else value
+                row_here = window_row * pool_stride_h - pool_top - top_row
+                column_here = window_column * pool_stride_w - pool_left - left_column
+                put(grads, j * plane, row_here, column_here, winner, value)
+            i += threads
+
+    @device_function
+    def gather(grads: Any, thread: Any, image: Any, filter_: Any, first_window: Any, corner: Any, sources: Any) -> None:
+        """A stage of the maps' gradient, element by element."""
+        (grad, y, winners), (top_row, left_column) = sources, corner
+        i = thread
+        while i < halo:
+            jr, jc = divmod(i, width)
+            map_row, map_column = top_row + jr, left_column + jc
+            inside = (map_row < maps_height) & (map_column < maps_width)
+            at = jr * pitch + jc
+            for j in range(stage):
+                there = inside & (filter_ + j < k) if ragged else inside
+                map_ = image * k + filter_ + j
+                value = gathered(map_, map_row, map_column, there, grad, y, winners)
+                st(grads, at + j * plane, value)
+            i += threads
+
+    fetch = spread if apart else gather
+
+    @device_function
+    def multiply(
+        total: Any, segment: Any, a: Any, b: Any, found: Any, grads: Any, weights: Any, plane_at: Any, weights_at: Any
+    ) -> None:
+        """The part's filters of a stage."""
+        for _ in range(part_filters):
+            line = plane_at
+            for _ in range(r):
+                for i in range(0, segment_length, vector):
+                    load(found, grads, line + i)
+                    for j in range(vector):
+                        segment[i + j] = found[j]
+                add_taps(total, segment, a, b, weights, weights_at)
+                line += dilation_h * pitch
+                weights_at += s * weights_row
+            plane_at += plane
+
+    @device_function
+    def join(total: Any, grads: Any, part: Any, mine: Any) -> None:
+        """The sums of all parts become those of the first one; the maps' gradient is no longer needed."""
+        if part > 0:
+            at = (part - 1) * (sums * part_threads) + mine
+            for i in range(thread_channels):
+                for j in range(thread_columns):
+                    st(grads, at + (i * thread_columns + j) * part_threads, total[i, j])
+        cuda.syncthreads()
+        if part == 0:
+            for other in range(parts - 1):
+                for i in range(thread_channels):
+                    for j in range(thread_columns):
+                        at = mine + (other * sums + i * thread_columns + j) * part_threads
+                        total[i, j] += ld(grads, at)
+
+    @device_function
+    def store_sums(total: Any, line_out: Any, out: Any, image: Any, row: Any, column: Any, channel: Any) -> None:
+        offset = ((image * c + channel) * h + row) * w + column
+        for i in range(thread_channels):
+            if channel + i < c:
+                for j in range(0, thread_columns, out_vector):
+                    if column + j < w:
+                        for e in range(out_vector):
+                            line_out[e] = total[i, j + e]
+                        store(line_out, out, offset + (i * h * w + j))
+
     @jit(launch_bounds=bounds)
     def conv2d_relu_max_pool2d_grad_input(grad: Any, weight: Any, y: Any, winners: Any, out: Any) -> None:
         grads = cuda.shared.array(grads_size, real, alignment=16)
@@ -344,91 +434,31 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
         first_channel *= tile_channels
 
         # Unsigned: what lies above or left of the maps is a huge row or column.
-        top_row, left_column = first_row - above, first_column - before
+        corner = first_row - above, first_column - before
         # The first windows with elements there; none is above or left of the first one.
         first_window_row = (i32(first_row) + (pool_top - above + pool_stride_h - span_h)) // pool_stride_h
         first_window_column = (i32(first_column) + (pool_left - before + pool_stride_w - span_w)) // pool_stride_w
-        first_window_row, first_window_column = maximum(first_window_row, 0), maximum(first_window_column, 0)
+        first_window = maximum(first_window_row, 0), maximum(first_window_column, 0)
+        sources = grad, y, winners
         if apart:
-            i = thread
-            while i < stage * plane:
-                st(grads, i, real(0))
-                i += threads
+            clear(grads, thread)
             cuda.syncthreads()
         filter_ = u32(0)
         while filter_ < k:
-            i = thread
-            while apart and i < stage * windows:
-                j, rest = divmod(i, windows)
-                jr, jc = divmod(rest, windows_beside)
-                window_row, window_column = u32(first_window_row) + jr, u32(first_window_column) + jc
-                if (window_row < p) & (window_column < q):
-                    there = (filter_ + j < k) if ragged else True
-                    window = ((image * k + filter_ + j) * p + window_row) * q + window_column
-                    # All three are under way before one is looked at.
-                    value, activity = ldg_if(grad, window, there), ldg_if(y, window, there)
-                    winner = u32(ldg_if(winners, window, there))
-                    # Written so that a NaN lets the gradient through.
-                    value = real(0) if activity <= real(0) else value
-                    row_here = window_row * pool_stride_h - pool_top - top_row
-                    column_here = window_column * pool_stride_w - pool_left - left_column
-                    put(grads, j * plane, row_here, column_here, winner, value)
-                i += threads
-            i = thread
-            while not apart and i < halo:
-                jr, jc = divmod(i, width)
-                map_row, map_column = top_row + jr, left_column + jc
-                inside = (map_row < maps_height) & (map_column < maps_width)
-                at = jr * pitch + jc
-                for j in range(stage):
-                    there = inside & (filter_ + j < k) if ragged else inside
-                    map_ = image * k + filter_ + j
-                    value = gathered(map_, map_row, map_column, there, grad, y, winners)
-                    st(grads, at + j * plane, value)
-                i += threads
+            fetch(grads, thread, image, filter_, first_window, corner, sources)
             stage_weights(thread, weights, weight, filter_, first_channel)
             cuda.syncthreads()
             plane_at = segment_at + i32(part) * (part_filters * plane)
             weights_at = i32(channel) + i32(part) * (part_filters * taps * weights_row)
-            for _ in range(part_filters):
-                line = plane_at
-                for _ in range(r):
-                    for i in range(0, segment_length, vector):
-                        load(found, grads, line + i)
-                        for j in range(vector):
-                            segment[i + j] = found[j]
-                    add_taps(total, segment, a, b, weights, weights_at)
-                    line += dilation_h * pitch
-                    weights_at += s * weights_row
-                plane_at += plane
+            multiply(total, segment, a, b, found, grads, weights, plane_at, weights_at)
             cuda.syncthreads()
             filter_ += stage
 
         if parts > 1:
-            mine = thread - part * part_threads
-            if part > 0:
-                at = (part - 1) * (sums * part_threads) + mine
-                for i in range(thread_channels):
-                    for j in range(thread_columns):
-                        st(grads, at + (i * thread_columns + j) * part_threads, total[i, j])
-            cuda.syncthreads()
-            if part == 0:
-                for other in range(parts - 1):
-                    for i in range(thread_channels):
-                        for j in range(thread_columns):
-                            at = mine + (other * sums + i * thread_columns + j) * part_threads
-                            total[i, j] += ld(grads, at)
-
+            join(total, grads, part, thread - part * part_threads)
         row, column, channel = first_row + row, first_column + column, first_channel + channel
-        offset = ((image * c + channel) * h + row) * w + column
         if (row < h) & (part == 0):
-            for i in range(thread_channels):
-                if channel + i < c:
-                    for j in range(0, thread_columns, out_vector):
-                        if column + j < w:
-                            for e in range(out_vector):
-                                line_out[e] = total[i, j + e]
-                            store(line_out, out, offset + (i * h * w + j))
+            store_sums(total, line_out, out, image, row, column, channel)
 
     return conv2d_relu_max_pool2d_grad_input
 

@@ -26,7 +26,7 @@ from typing import Any
 from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry
-from gpuconv.kernels.block.conv2d_relu_max_pool2d import grouped, origin, patch, single, steps
+from gpuconv.kernels.block.conv2d_relu_max_pool2d import fusible, origin, patch, single, steps
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, fitted
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
@@ -120,11 +120,9 @@ def _choices(geometry: BlockGeometry) -> tuple[Tiling, ...]:
 
 def supports(geometry: BlockGeometry) -> Answer:
     """True for windows of at most 512 taps and 256 pooled elements that fit into shared memory, without groups."""
-    if geometry.conv.groups > 1:
-        return grouped(geometry)
+    if not (answer := fusible(geometry)):
+        return answer
     conv, pool = geometry
-    if pool.r * pool.s > 256:
-        return Refusal(f"a {pool.r}x{pool.s} pooling has more winners than a byte can tell apart")
     if not _choices(single(geometry)):
         return Refusal(
             f"a {pool.r}x{pool.s} pooling of a {conv.r}x{conv.s} convolution does not fit into shared memory"

@@ -58,23 +58,21 @@ def pitch(size: int) -> int:
     return -(-size // 4) * 4
 
 
-def fits_chain(geometry: ChainGeometry) -> Answer:
-    """Whether there are as few layers as a kernel takes, and none is empty."""
+def fits_chain(geometry: ChainGeometry, choices: Callable[[tuple[int, ...]], tuple[Any, ...]] | None = None) -> Answer:
+    """Whether there are as few layers as a kernel takes, none is empty, and ``choices`` has a tiling for them."""
     sizes = geometry.sizes
     if len(sizes) - 1 > MOST_LAYERS:
         return Refusal(f"{len(sizes) - 1} layers are more than the {MOST_LAYERS} that a launch takes")
     if 0 in sizes:
         return Refusal(f"a layer without features: {sizes}")
+    if choices is not None and not choices(sizes):
+        return Refusal(f"layers of {max(sizes)} features do not fit into shared memory")
     return True
 
 
 def supports(geometry: ChainGeometry) -> Answer:
     """True for at most 8 layers of which two rows fit into shared memory."""
-    if not (answer := fits_chain(geometry)):
-        return answer
-    if not _choices(geometry.sizes):
-        return Refusal(f"layers of {max(geometry.sizes)} features do not fit into shared memory")
-    return True
+    return fits_chain(geometry, _choices)
 
 
 @functools.cache

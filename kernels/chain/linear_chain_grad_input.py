@@ -28,7 +28,7 @@ from numba import cuda, types
 from gpuconv.geometry import ChainGeometry
 from gpuconv.kernels.chain.linear_chain import fits_chain, pitch
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, widest_access
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, widest_access
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
 from gpuconv.kernels.device.memory import ld, ldg_if, st
 from gpuconv.kernels.device.registers import fma, unrolled, vector_access
@@ -56,11 +56,7 @@ class Tiling:
 
 def supports(geometry: ChainGeometry) -> Answer:
     """True for at most 8 layers of which a row fits into shared memory."""
-    if not (answer := fits_chain(geometry)):
-        return answer
-    if not _choices(geometry.sizes):
-        return Refusal(f"layers of {max(geometry.sizes)} features do not fit into shared memory")
-    return True
+    return fits_chain(geometry, _choices)
 
 
 def _groups(inputs: int, outputs: int, vector: int, threads: int) -> tuple[int, int, int]:

@@ -31,14 +31,14 @@ class Tiling:
     """How the work is cut up.
 
     Attributes:
-        threads: outputs, and threads, a block.
+        threads: threads a block, and results: outputs, or elements of a gradient.
     """
 
     threads: int
 
 
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
-    """Blocks of 256, 128 and 64 threads; smaller ones spread a small output over more multiprocessors."""
+    """Blocks of 256, 128 and 64 threads; smaller ones spread few results over more multiprocessors."""
     return Tiling(256), Tiling(128), Tiling(64)
 
 

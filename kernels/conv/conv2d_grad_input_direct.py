@@ -22,24 +22,11 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.conv.conv2d_direct import Tiling, tilings
 from gpuconv.kernels.device import Call, call, fma, jit, ldg, st, u32
 from gpuconv.kernels.variant import Arguments
 
-
-@dataclasses.dataclass(frozen=True)
-class Tiling:
-    """How the work is cut up.
-
-    Attributes:
-        threads: elements, and threads, a block.
-    """
-
-    threads: int
-
-
-def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
-    """Blocks of 256, 128 and 64 threads; smaller ones spread a small input over more multiprocessors."""
-    return Tiling(256), Tiling(128), Tiling(64)
+__all__ = ["Tiling", "calls", "tilings"]
 
 
 @specialised

@@ -285,6 +285,55 @@ def _kernel(
                 found = (staged[4 * i], staged[4 * i + 1], staged[4 * i + 2], staged[4 * i + 3])
                 store(tiles, at + i * tile_positions, found)
 
+    @device_function
+    def fill_table(table: Any, thread: Any) -> None:
+        """For each product of a period: where its element stands in a window, and its row and column of taps."""
+        i = thread
+        while i < period:
+            channel, tap = divmod(i, taps)
+            tap_row, tap_column = divmod(tap, s)
+            offset = tap_row * (dilation_h * w) + tap_column * dilation_w
+            table[i] = channel * plane + offset
+            table[i + period] = (u32(1) << tap_row) + (u32(1) << (tap_column + r))
+            i += threads
+
+    @device_function
+    def borders(top_row: Any, left_column: Any) -> Any:
+        """A bit for each row, and behind them for each column, of a window that lies outside of the image."""
+        outside = u32(0)
+        for i in range(r):
+            if top_row + i * dilation_h >= h:
+                outside += u32(1) << i
+        for i in range(s):
+            if left_column + i * dilation_w >= w:
+                outside += u32(1) << (r + i)
+        return outside
+
+    @device_function
+    def store_sums(
+        total: Any, a: Any, b: Any, bias: Any, out: Any, positions: Any, part: Any, group: Any, filter_: Any, first: Any
+    ) -> None:
+        """With the bias, or, of a part of the sum, to the workspace."""
+        if has_bias:
+            for i in range(thread_filters):
+                other = filter_ + (i // 4 * filter_step + i % 4)
+                a[i] = ldg_if(bias, group * filters + other, other < filters)
+        map_ = part * (positions // pixels) * k + group * filters + filter_
+        for j in range(0, thread_positions, out_vector):
+            position = first + (j // 4 * position_step + j % 4)
+            if position < positions:
+                image = position // pixels
+                offset = (image * k + map_) * pixels + position % pixels
+                for i in range(thread_filters):
+                    other = i // 4 * filter_step + i % 4
+                    if filter_ + other < filters:
+                        for e in range(out_vector):
+                            value = total[i, j + e]
+                            if has_bias:
+                                value += a[i]
+                            b[e] = value
+                        store_out(b, out, offset + other * pixels)
+
     @jit(launch_bounds=bounds)
     def conv2d_implicit_gemm(x: Any, weight: Any, bias: Any, out: Any, positions: Any) -> None:
         tiles = cuda.shared.array(both_buffers, real, alignment=16)
@@ -309,14 +358,7 @@ def _kernel(
         tile, last = part * k_tiles // parts, (part + 1) * k_tiles // parts - 1
 
         if tabled:
-            i = thread
-            while i < period:
-                channel, tap = divmod(i, taps)
-                tap_row, tap_column = divmod(tap, s)
-                offset = tap_row * (dilation_h * w) + tap_column * dilation_w
-                table[i] = channel * plane + offset
-                table[i + period] = (u32(1) << tap_row) + (u32(1) << (tap_column + r))
-                i += threads
+            fill_table(table, thread)
             cuda.syncthreads()
 
         # What is fetched beyond the last row or column of the product is that row or column again: it is not stored.
@@ -340,14 +382,7 @@ def _kernel(
         # Unsigned: what lies above or left of the image is a huge row or column.
         top_row = line % p * stride_h - top
         left_column = position % q * stride_w - left
-        outside = u32(0)
-        if padded:
-            for i in range(r):
-                if top_row + i * dilation_h >= h:
-                    outside += u32(1) << i
-            for i in range(s):
-                if left_column + i * dilation_w >= w:
-                    outside += u32(1) << (r + i)
+        outside = borders(top_row, left_column) if padded else u32(0)
         turns = tile * depth // period
         turn = tile * depth % period
         window = (image * c + group * channels) * plane
@@ -385,26 +420,18 @@ def _kernel(
         # not begin the loads among the multiplications, and would leave them to the end.
         multiply(total, a, b, tiles, weight_at + buffer, value_at + buffer)
 
-        filter_ = first_filter + own_filter
-        if has_bias:
-            for i in range(thread_filters):
-                other = filter_ + (i // 4 * filter_step + i % 4)
-                a[i] = ldg_if(bias, group * filters + other, other < filters)
-        map_ = part * (u32(positions) // pixels) * k + group * filters + filter_
-        for j in range(0, thread_positions, out_vector):
-            position = first_position + own_position + (j // 4 * position_step + j % 4)
-            if position < u32(positions):
-                image = position // pixels
-                offset = (image * k + map_) * pixels + position % pixels
-                for i in range(thread_filters):
-                    other = i // 4 * filter_step + i % 4
-                    if filter_ + other < filters:
-                        for e in range(out_vector):
-                            value = total[i, j + e]
-                            if has_bias:
-                                value += a[i]
-                            b[e] = value
-                        store_out(b, out, offset + other * pixels)
+        store_sums(
+            total,
+            a,
+            b,
+            bias,
+            out,
+            u32(positions),
+            part,
+            group,
+            first_filter + own_filter,
+            first_position + own_position,
+        )
 
     return conv2d_implicit_gemm
 

@@ -618,6 +618,20 @@ def digits(monkeypatch):
     return few
 
 
+def stop_training(config, folder, where):
+    """Train, and raise an exception at the first event that ``where`` is true of."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if where(event):
+            raise Stop
+
+    with pytest.raises(Stop):
+        training.fit(config, folder, on_event=stop)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"loss": "half_squared_error", "patience": 2}], ids=str)
 def test_training_on_the_device(machine, digits, tmp_path, settings, monkeypatch, caplog):
@@ -627,15 +641,9 @@ def test_training_on_the_device(machine, digits, tmp_path, settings, monkeypatch
     assert backends.current().name == "cuda"  # auto takes it
     stopped = tmp_path / "stopped"
 
-    class Stop(Exception):
-        pass
-
-    def stop(event):
-        if isinstance(event, training.BatchEnd) and (event.epoch, event.step) == (2, 4):
-            raise Stop
-
-    with pytest.raises(Stop):
-        training.fit(config, stopped, on_event=stop)
+    stop_training(
+        config, stopped, lambda event: isinstance(event, training.BatchEnd) and (event.epoch, event.step) == (2, 4)
+    )
     gc.collect()
     resumed = training.fit(config, stopped, resume=True)
     straight = training.fit(config, tmp_path / "straight")
@@ -750,15 +758,10 @@ def test_training_by_a_graph(capturing, tmp_path, monkeypatch, augment):
     # 81 images are 5 full batches: of 15, two are the warm-up.
     assert fake_cupy.Graph.launches == 13
 
-    class Stop(Exception):
-        pass
+    def saved(event):
+        return isinstance(event, training.CheckpointSaved) and (event.epochs_done, event.steps_done) == (1, 2)
 
-    def stop(event):
-        if isinstance(event, training.CheckpointSaved) and (event.epochs_done, event.steps_done) == (1, 2):
-            raise Stop
-
-    with pytest.raises(Stop):
-        training.fit(config, tmp_path / "stopped", on_event=stop)
+    stop_training(config, tmp_path / "stopped", saved)
     resumed = training.fit(config, tmp_path / "stopped", resume=True)
     plainly(monkeypatch)
     every = []

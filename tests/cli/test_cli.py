@@ -16,7 +16,7 @@ from PIL import Image
 
 import gpuconv
 from gpuconv import storage
-from gpuconv.cli import main
+from gpuconv.cli import main, train
 from gpuconv.data import load_dataset, write_idx
 from gpuconv.models import LeNet5
 from gpuconv.training import TrainConfig, saved_config
@@ -56,6 +56,19 @@ def few_digits(tmp_path_factory):
     write_idx(folder / "t10k-images-idx3-ubyte", data.test_images[:100])
     write_idx(folder / "t10k-labels-idx1-ubyte", data.test_labels[:100].astype(np.uint8))
     return folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For runs of which no picture is looked at: drawing takes ten times as long as training on a few digits."""
+    monkeypatch.setattr(train, "_write_pictures", lambda *_: None)
+
+
+#: What a process runs instead of `python -m gpuconv`, likewise.
+WITHOUT_PICTURES = (
+    "-c",
+    "from gpuconv.cli import main, train; train._write_pictures = lambda *_: None; raise SystemExit(main())",
+)
 
 
 def outcome(capsys, *arguments):
@@ -111,6 +124,7 @@ def test_train_writes_what_it_promises(capsys, few_digits):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_each_run_has_a_folder_of_its_own(capsys, few_digits):
     """Without --out nothing is overwritten, and predict takes the run that was trained last."""
     for _ in range(2):
@@ -166,6 +180,7 @@ def test_a_finished_run_goes_on(capsys, few_digits):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_a_stopped_run_goes_on(capsys, few_digits):
     """What has been stopped early says which --patience goes on; with it, it does."""
     options = ("--epochs", 30, "--patience", 1, "--lr", 0.3, "--momentum", 0, "--schedule", "constant")
@@ -180,6 +195,7 @@ def test_a_stopped_run_goes_on(capsys, few_digits):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_that_augments_goes_on_augmenting(capsys, few_digits):
     """--augment is part of the run: it need not be given again, and cannot be taken back."""
     assert outcome(capsys, "train", "--data", few_digits, "--epochs", 1, "--augment")[0] == 0
@@ -192,6 +208,7 @@ def test_a_run_that_augments_goes_on_augmenting(capsys, few_digits):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_early_stop_is_said(capsys, few_digits):
     """A run that stops before its last epoch says why, and which weights it keeps."""
     options = ("--epochs", 30, "--patience", 1, "--lr", 0.3, "--momentum", 0, "--schedule", "constant")
@@ -204,6 +221,7 @@ def test_early_stop_is_said(capsys, few_digits):
 
 @pytest.mark.slow
 @posix
+@pytest.mark.usefixtures("no_pictures")
 def test_interrupt_saves_and_says_how_to_go_on(few_digits, capsys):
     """Ctrl-C ends with 130 and one line; the command in it, typed as printed, brings the run to its end."""
     training = process("train", "--data", few_digits, "--epochs", 4, "--batch-size", 1, "--out", "my run")
@@ -584,8 +602,8 @@ def test_an_old_terminal(run):
     assert "% ####" in out
 
 
-def in_terminal(width, environment, *arguments):
-    """What a command writes to a terminal of this width."""
+def in_terminal(width, environment, *arguments, program=("-m", "gpuconv")):
+    """Exit status of a command, and what it writes to a terminal of this width."""
     import fcntl
     import pty
     import struct
@@ -593,7 +611,7 @@ def in_terminal(width, environment, *arguments):
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
-    command = [sys.executable, "-m", "gpuconv", *map(str, arguments)]
+    command = [sys.executable, *program, *map(str, arguments)]
     environment = {**os.environ, "TERM": "xterm-256color", **environment}
     child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
@@ -615,7 +633,7 @@ def in_terminal(width, environment, *arguments):
 def test_progress_on_a_terminal(few_digits):
     """A bar with loss, accuracy, images/s and remaining time while it trains, and a cursor that is there afterwards."""
     options = ("--data", few_digits, "--epochs", 2, "--batch-size", 4)
-    status, text = in_terminal(100, {"NO_COLOR": "1"}, "train", *options)
+    status, text = in_terminal(100, {"NO_COLOR": "1"}, "train", *options, program=WITHOUT_PICTURES)
     assert status == 0
     assert re.search(r"epoch \d/2 .*loss \d\.\d+ .*% right .* images/s .*\d:\d\d:\d\d", text)
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")
@@ -652,6 +670,7 @@ def plain(text):
 
 
 @posix
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     ("width", "environment", "columns"),
     [
@@ -695,7 +714,8 @@ def test_a_table_is_never_cut(width, environment, columns):
 def test_training_in_a_narrow_terminal(few_digits, width):
     """Rows of as many columns as there is room for, prose broken between words; only what is copied stays one line."""
     environment = {"TERM": "dumb", "GPUCONV_BACKEND": "numpy"}
-    _, text = in_terminal(width, environment, "train", "--data", few_digits, "--epochs", 1, "--out", "r")
+    options = ("--data", few_digits, "--epochs", 1, "--out", "r")
+    _, text = in_terminal(width, environment, "train", *options, program=WITHOUT_PICTURES)
     lines = plain(text).splitlines()
     heading = next(line for line in lines if line.startswith("  epoch"))
     row = lines[lines.index(heading) + 1]
@@ -711,7 +731,9 @@ def test_training_in_a_narrow_terminal(few_digits, width):
 
 @pytest.mark.slow
 @posix
-@pytest.mark.parametrize("command", [["info"], ["tune", "--geometry", "8,6,14,14,16,5,5", "--backend", "numba"]])
+@pytest.mark.parametrize(
+    "command", [["info"], ["tune", "--geometry", "8,6,14,14,16,5,5", "--op", "conv2d", "--backend", "numba"]]
+)
 def test_prose_in_a_narrow_terminal(command, tmp_path):
     """Lines end between words; the numbers are those of a wide terminal."""
     environment = {"TERM": "dumb", "GPUCONV_TUNING": str(tmp_path / "t")}

@@ -11,15 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.simulated import simulator
 
 SCRIPT = Path(__file__).parents[1] / "support" / "compile_offline.py"
 
-pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
-simulator = pytest.importorskip("gpuconv.lab.simulator", reason="needs greenlet", exc_type=ImportError)
-try:
-    simulator.activate()
-except RuntimeError as refusal:
-    pytest.skip(str(refusal), allow_module_level=True)
 device = pytest.importorskip("gpuconv.kernels.device")
 words = pytest.importorskip("gpuconv.kernels.device.words")
 

@@ -56,6 +56,13 @@ def run(project, *arguments, simulate=True):
     )
 
 
+def printed(project, code):
+    """What code prints there."""
+    done = run(project, "-c", code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def verify(project):
     """Run the tests that concern it, on the cases of 1x1."""
     files = "kernels/test_kernels", "kernels/test_conv2d_kernels", "test_architecture"
@@ -93,12 +100,11 @@ def test_it_is_listed_and_runs(project):
         "    print(F.conv2d(x, w).sum())\n"
         "    print(gpuconv.explain(nn.Conv2d(3, 2, 1), x.shape))\n"
     )
-    done = run(project, "-c", code)
-    assert done.returncode == 0, done.stderr
-    listed, ran, *_ = done.stdout.splitlines()
+    text = printed(project, code)
+    listed, ran, *_ = text.splitlines()
     assert listed == "comes after direct in the rule"
     assert ran == "96.0"
-    assert "pointwise: taken, by use_variant: asked for; Tiling(threads=256)" in done.stdout
+    assert "pointwise: taken, by use_variant: asked for; Tiling(threads=256)" in text
 
 
 @pytest.mark.slow
@@ -151,6 +157,4 @@ def test_an_operation_is_added(page, tmp_path):
         "            np.testing.assert_array_equal(one, np.where(x > 0, x, x / 4))\n"
         "print('equal')\n"
     )
-    done = run(tmp_path, "-c", code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "equal\n"
+    assert printed(tmp_path, code) == "equal\n"

@@ -5,13 +5,8 @@ import collections
 import numpy as np
 import pytest
 from numba import complex64, float32, int8, int32, njit, uint8
+from support.simulated import simulator
 
-pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
-simulator = pytest.importorskip("gpuconv.lab.simulator", reason="needs greenlet", exc_type=ImportError)
-try:
-    simulator.activate()
-except RuntimeError as refusal:
-    pytest.skip(str(refusal), allow_module_level=True)
 cuda = pytest.importorskip("numba.cuda")
 
 

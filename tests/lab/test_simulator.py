@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 from numba import float32, float64, int32, uint8
 from numpy.lib.stride_tricks import sliding_window_view
+from support.simulated import simulator
 
-pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
-simulator = pytest.importorskip("gpuconv.lab.simulator", reason="needs greenlet", exc_type=ImportError)
-try:
-    simulator.activate()
-except RuntimeError as refusal:
-    pytest.skip(str(refusal), allow_module_level=True)
 cuda = pytest.importorskip("numba.cuda")
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -47,6 +47,8 @@ NOT_WRITTEN = {
     "MaxUnpool": "it scatters, for which ONNX needs the batch's size",
     "PlaneOf": "the places of maxima in volumes are not written",
     "Pointwise": "what others derive from",
+    "Cutting": "what others derive from",
+    "Adding": "what others derive from",
     "Difference": "what others derive from",
 }
 

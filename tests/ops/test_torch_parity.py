@@ -108,14 +108,19 @@ def convolutions(draw: st.DrawFn) -> tuple[list[tuple[int, ...]], dict[str, Any]
     }
 
 
+def compare_convolution(name: str, convolution: tuple[list[tuple[int, ...]], dict[str, Any]], seed: int) -> None:
+    """Forward and the gradients of a function that both libraries have, on random arrays."""
+    shapes, options = convolution
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(shape) for shape in shapes]
+    compare(lambda *a: getattr(F, name)(*a, **options), lambda *a: getattr(T, name)(*a, **options), arrays, seed)
+
+
 @pytest.mark.slow
 @given(convolutions(), st.integers(0, 2**32 - 1))
 def test_conv2d(convolution: tuple[list[tuple[int, ...]], dict[str, Any]], seed: int) -> None:
     """Forward and three gradients, for whatever stride, padding, dilation and groups."""
-    shapes, options = convolution
-    rng = np.random.default_rng(seed)
-    arrays = [rng.standard_normal(shape) for shape in shapes]
-    compare(lambda *a: F.conv2d(*a, **options), lambda *a: T.conv2d(*a, **options), arrays, seed)
+    compare_convolution("conv2d", convolution, seed)
 
 
 @st.composite
@@ -140,10 +145,7 @@ def transposed(draw: st.DrawFn) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
 @given(transposed(), st.integers(0, 2**32 - 1))
 def test_conv_transpose2d(convolution: tuple[list[tuple[int, ...]], dict[str, Any]], seed: int) -> None:
     """Forward and three gradients, for whatever stride, padding, output padding, dilation and groups."""
-    shapes, options = convolution
-    rng = np.random.default_rng(seed)
-    arrays = [rng.standard_normal(shape) for shape in shapes]
-    compare(lambda *a: F.conv_transpose2d(*a, **options), lambda *a: T.conv_transpose2d(*a, **options), arrays, seed)
+    compare_convolution("conv_transpose2d", convolution, seed)
 
 
 @given(

@@ -51,15 +51,17 @@ def jobs() -> Iterator[Job]:
 
 
 def sample(every: Iterable[Job]) -> Iterator[Job]:
-    """Of each variant, float64 and a tiling of the first layer, for one architecture, by turns.
+    """Of each variant a tiling of the first layer, for one architecture by turns; of every second one float64, too.
 
     Of what is bound by arithmetic, the first tiling for all architectures, and another one for one.
     """
-    turns = itertools.cycle(ARCHITECTURES)
+    turns, doubles = itertools.cycle(ARCHITECTURES), itertools.cycle((True, False))
     groups: dict[tuple[str, str, str], list[Job]] = {}
     for job in every:
         groups.setdefault((job.operation, job.variant, job.dtype), []).append(job)
     for first, *others in groups.values():
+        if first.dtype == "float64" and not next(doubles):
+            continue
         tilings = [job for job in others if job.layer == first.layer]
         if first.dtype == "float64" or (first.layer == CONVOLUTIONS[0] and first.variant != "direct"):
             yield first

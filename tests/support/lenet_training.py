@@ -3,22 +3,9 @@
 import numpy as np
 
 import gpuconv
+from bench.contenders import training_step as step_of
 from gpuconv import Tensor, models, optim
-from gpuconv import functional as F
 from gpuconv.data import InputTransform, load_dataset
-
-
-def step_of(model, optimizer):
-    """A function that trains a classifier on a batch and gives the loss."""
-
-    def step(images, labels):
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return step
 
 
 def trained(backend, steps, dtype, batch, *, captured=True, weights=()):

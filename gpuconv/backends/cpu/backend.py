@@ -196,12 +196,7 @@ class NumbaBackend(NumpyBackend):
     # -- the fused block ---------------------------------------------------------------------------------------------
 
     def conv2d_relu_max_pool2d(
-        self,
-        x: np.ndarray,
-        weight: np.ndarray,
-        bias: np.ndarray | None,
-        geometry: Conv2dGeometry,
-        pool: Pool2dGeometry,
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, geometry: Conv2dGeometry, pool: Pool2dGeometry
     ) -> tuple[np.ndarray, np.ndarray]:
         if geometry.macs < COMPILE_FROM or not _tiles(pool):
             return super().conv2d_relu_max_pool2d(x, weight, bias, geometry, pool)
@@ -300,12 +295,7 @@ class NumbaBackend(NumpyBackend):
         return dx
 
     def avg_pool2d(
-        self,
-        x: np.ndarray,
-        geometry: Pool2dGeometry,
-        *,
-        count_include_pad: bool,
-        divisor_override: int | None,
+        self, x: np.ndarray, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
     ) -> np.ndarray:
         options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
         if not _worth_compiling(geometry) or x.dtype.kind != "f":
@@ -315,12 +305,7 @@ class NumbaBackend(NumpyBackend):
         return y
 
     def avg_pool2d_grad(
-        self,
-        grad: np.ndarray,
-        geometry: Pool2dGeometry,
-        *,
-        count_include_pad: bool,
-        divisor_override: int | None,
+        self, grad: np.ndarray, geometry: Pool2dGeometry, *, count_include_pad: bool, divisor_override: int | None
     ) -> np.ndarray:
         options: dict[str, Any] = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
         if not _worth_compiling(geometry):
@@ -430,6 +415,7 @@ class NumbaBackend(NumpyBackend):
         losses, probabilities = np.empty(rows, logits.dtype), np.empty(logits.shape, logits.dtype)
         chunks = _chunks(work := 40 * logits.size)
         wrong = np.empty(chunks, np.int64)
+        numbers = int(ignore_index), float(label_smoothing), rows, classes, chunks
         launch(
             _kernel(pointwise.softmax_cross_entropy, logits.dtype),
             chunks,
@@ -439,11 +425,7 @@ class NumbaBackend(NumpyBackend):
             losses,
             probabilities,
             wrong,
-            int(ignore_index),
-            float(label_smoothing),
-            rows,
-            classes,
-            chunks,
+            *numbers,
             work=work,
         )
         if wrong.any():  # the NumPy backend says which, and raises
@@ -466,6 +448,7 @@ class NumbaBackend(NumpyBackend):
         dtype = probabilities.dtype
         dlogits = np.empty(probabilities.shape, dtype)
         chunks = _chunks(work := 4 * probabilities.size)
+        numbers = int(ignore_index), float(label_smoothing), rows, classes, chunks
         launch(
             _kernel(pointwise.softmax_cross_entropy_grad, dtype),
             chunks,
@@ -474,11 +457,7 @@ class NumbaBackend(NumpyBackend):
             _ready(labels, np.int64),
             np.ones(classes, dtype) if weight is None else _ready(weight, dtype),
             dlogits,
-            int(ignore_index),
-            float(label_smoothing),
-            rows,
-            classes,
-            chunks,
+            *numbers,
             work=work,
         )
         return dlogits

@@ -705,13 +705,7 @@ class CudaBackend(Backend):
     # -- loss --------------------------------------------------------------------------------------------------------
 
     def softmax_cross_entropy(
-        self,
-        logits: Array,
-        labels: Array,
-        *,
-        weight: Array | None,
-        ignore_index: int,
-        label_smoothing: float,
+        self, logits: Array, labels: Array, *, weight: Array | None, ignore_index: int, label_smoothing: float
     ) -> tuple[Array, Array]:
         labels = self._contiguous(labels.astype(np.int64, copy=False))
         first_wrong = self.xp.full(1, _NONE_WRONG, np.int32)
@@ -722,21 +716,14 @@ class CudaBackend(Backend):
         return losses, probabilities
 
     def softmax_cross_entropy_mean(
-        self,
-        logits: Array,
-        labels: Array,
-        *,
-        weight: Array | None,
-        ignore_index: int,
-        label_smoothing: float,
+        self, logits: Array, labels: Array, *, weight: Array | None, **options: Any
     ) -> tuple[Array, Array] | None:
         plan = self.plan("softmax_cross_entropy_mean", logits.shape, logits.dtype)
         if plan.variant is None:
             return None
         labels = self._contiguous(labels.astype(np.int64, copy=False))
-        options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
         loss, dlogits, first_wrong = self._queue(plan, self._contiguous(logits), labels, weight, **options)
-        self._check_labels(first_wrong, labels, logits.shape[1], ignore_index)
+        self._check_labels(first_wrong, labels, logits.shape[1], options["ignore_index"])
         return loss.reshape(()), dlogits
 
     def _check_labels(self, first_wrong: Array, labels: Array, classes: int, ignore_index: int) -> None:
