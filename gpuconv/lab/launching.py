@@ -11,6 +11,7 @@ import contextvars
 import gc
 import math
 import random
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -218,7 +219,7 @@ class _Block:
     def run_ready(self, spinning: list[_Thread]) -> bool:
         """Let each thread that can run do so until it waits; whether one did more than to spin."""
         launch, tracer, meetings, alive, ready = self.launch, self.launch.tracer, self.meetings, self.alive, self.ready
-        ready = self.ready = launch.shuffled(ready)
+        launch.random.shuffle(ready)
         for thread in ready:  # which grows when a meeting is complete
             names["threadIdx"] = thread.index
             names["laneid"] = thread.lane
@@ -290,8 +291,8 @@ class _Block:
         self.ready, self.at_grid = self.at_grid, []
 
 
-#: Threads from which on NumPy shuffles them faster.
-_MANY = 24
+#: Seconds that a thread takes if it does next to nothing, without and with a trace, and seconds that are worth a word.
+_LEAST, _LEAST_TRACED, _LONG = 1e-6, 3e-6, 60.0
 #: Rounds in which all threads of a block spin, until another block gets a turn.
 _PATIENCE = 4
 #: Turns of a block, all of them spinning, until it is said that they wait for ever.
@@ -315,7 +316,6 @@ class Launch:
         if self.threads > MAX_THREADS:
             raise SimulationError(f"{self.name}: block {tuple(self.block)} has more than {MAX_THREADS} threads")
         self.random = random.Random(Settings.seed)
-        self._permutations = np.random.default_rng(Settings.seed)
         self.hub = getcurrent()
         self.after: list[Callable[[], None]] = []
         self.args = tuple(self._argument(arg) for arg in args)
@@ -367,15 +367,9 @@ class Launch:
             return records.with_attributes(array)
         return array
 
-    def shuffled(self, threads: list[_Thread]) -> list[_Thread]:
-        """The threads in another order."""
-        if len(threads) < _MANY:
-            self.random.shuffle(threads)
-            return threads
-        return [threads[i] for i in self._permutations.permutation(len(threads)).tolist()]
-
     def run(self) -> None:
         """Run it to its end, or to the end of its time."""
+        self._estimate()
         names.update(gridDim=self.grid, blockDim=self.block, syncthreads=self.hub.switch)
         if _teams and _teams[0][0].parent is not self.hub:
             _teams.clear()
@@ -393,6 +387,16 @@ class Launch:
             give_back()
         if self.tracer is not None:
             self.tracer.finish()
+
+    def _estimate(self) -> None:
+        """Say how long a very large launch takes, before it starts; refuse it, if that is longer than it may take."""
+        threads = math.prod(self.grid) * self.threads
+        seconds = threads * (_LEAST if self.tracer is None else _LEAST_TRACED)
+        words = f"{self.name}: {threads:,} threads take at least {seconds:,.0f} s here"
+        if Settings.limit is not None and seconds > Settings.limit:
+            raise SimulationError(f"{words}, and a launch may take {Settings.limit:g} s: launch fewer blocks")
+        if seconds > _LONG:
+            print(f"gpuconv.lab: {words}; a few blocks show the same faults", file=sys.stderr)
 
     def _run_blocks(self) -> None:
         order = list(range(math.prod(self.grid)))

@@ -79,6 +79,28 @@ def test_blocks_that_spin_until_others_are_done():
     np.testing.assert_array_equal(y, np.arange(1, 41))
 
 
+def test_a_launch_that_is_too_large(capsys, monkeypatch):
+    """It is refused before it starts, if it would take longer than it may; otherwise it is said how long it takes."""
+
+    @cuda.jit
+    def kernel(x):
+        x[0] = 1
+
+    x = np.zeros(1)
+    simulator.activate(limit=5)
+    try:
+        with pytest.raises(
+            simulator.SimulationError, match="256,000,000 threads take at least 256 s here, and a launch"
+        ):
+            kernel[10**6, 256](x)
+    finally:
+        simulator.activate()
+    assert x[0] == 0
+    monkeypatch.setattr("gpuconv.lab.launching._LONG", 1e-5)
+    kernel[2, 16](x)
+    assert "gpuconv.lab: kernel: 32 threads take at least" in capsys.readouterr().err
+
+
 def test_threads_that_wait_for_ever():
     """A flag that nobody sets; a loop without end: both end with the lines where threads stand, and how many."""
 
