@@ -136,12 +136,12 @@ def read_folder(
     size: tuple[int, int],
     channels: int,
     *,
-    strict: bool = False,
-    seed: int = 0,
-    test_fraction: float = 0.2,
-    memory: int | None = None,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    strict: bool,
+    seed: int,
+    test_fraction: float,
+    memory: int | None,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
 ) -> Folder:
     """Read a folder of pictures; arguments and errors are those of :func:`gpuconv.data.load_image_folder`."""
     try:

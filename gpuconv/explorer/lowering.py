@@ -103,21 +103,20 @@ def _pads(node: Node, known: Known, kernel: list[int], stride: list[int], dilati
     return sides
 
 
+def _windows(node: Node, known: Known, kernel: list[int]) -> dict[str, Any]:
+    """Size, stride, dilation and padding of the windows of a convolution or a pooling."""
+    stride, dilation = _pair(node.get("strides"), 1), _pair(node.get("dilations"), 1)
+    pads = _pads(node, known, kernel, stride, dilation)
+    return {"kernel": kernel, "stride": stride, "dilation": dilation, "pads": pads}
+
+
 @lowering("Conv")
 def _conv(node: Node, known: Known) -> Step:
     _in_two_dimensions(node, known)
     weight = known.array(node, 1)
     known.array(node, 2)
     kernel = [int(size) for size in weight.shape[2:]]
-    stride, dilation = _pair(node.get("strides"), 1), _pair(node.get("dilations"), 1)
-    options = {
-        "kernel": kernel,
-        "stride": stride,
-        "dilation": dilation,
-        "pads": _pads(node, known, kernel, stride, dilation),
-        "groups": int(node.get("group", 1)),
-    }
-    return Step("conv", node.inputs, options)
+    return Step("conv", node.inputs, {**_windows(node, known, kernel), "groups": int(node.get("group", 1))})
 
 
 @lowering("MaxPool", "AveragePool")
@@ -125,15 +124,8 @@ def _pool(node: Node, known: Known) -> Step:
     _in_two_dimensions(node, known)
     if node.wants(1) and node.outputs[1] in known.used:
         raise ValueError("the places of its maxima are used")
-    kernel = _pair(node.get("kernel_shape"), 1)
-    stride, dilation = _pair(node.get("strides"), 1), _pair(node.get("dilations"), 1)
-    options = {
-        "kernel": kernel,
-        "stride": stride,
-        "dilation": dilation,
-        "pads": _pads(node, known, kernel, stride, dilation),
-        "countPadding": int(node.get("count_include_pad", 0)),
-    }
+    options = _windows(node, known, _pair(node.get("kernel_shape"), 1))
+    options["countPadding"] = int(node.get("count_include_pad", 0))
     return Step("maxPool" if node.op == "MaxPool" else "averagePool", node.inputs[:1], options)
 
 

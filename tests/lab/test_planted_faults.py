@@ -8,13 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-
-pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
-simulator = pytest.importorskip("gpuconv.lab.simulator", reason="needs greenlet", exc_type=ImportError)
-try:
-    simulator.activate()
-except RuntimeError as refusal:
-    pytest.skip(str(refusal), allow_module_level=True)
+from support.simulated import simulator
 
 SOURCE = Path(__file__).with_name("public_kernels.py")
 KERNELS = re.findall(r"^# -- (\w+):", SOURCE.read_text(), re.MULTILINE)
