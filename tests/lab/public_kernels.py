@@ -1,7 +1,7 @@
 """Public CUDA kernels, as their authors wrote them but for names and sizes; test_planted_faults.py plants faults.
 
-Above each stands where it is from, and its licence. ``launch_NAME()`` runs it on small arrays: it gives what came out
-and what NumPy says.
+Above each stands where it is from, and its licence; public_kernels_licences.txt has the texts. ``launch_NAME()`` runs
+it on small arrays: it gives what came out and what NumPy says.
 """
 
 import math
