@@ -17,8 +17,8 @@ whose memory is reused.
   ``by_filters``, ``dense`` for the weight's gradient, ``winograd`` for 3x3 filters with a stride of 1, and ``im2col``:
   windows gathered by NumPy, times the filters.
 - If nothing was tuned, ``winograd`` where there are channels and positions enough (:func:`winograd.pays` has the
-  measurements): it takes 0.4 to 0.65 of the time of the direct kernels on the 3x3 layers of ResNet-18 forward (batch
-  32, two cores with AVX-512), 0.5 to 0.95 for the weight's gradient.
+  measurements): it takes 0.45 to 0.9 of the time of the direct kernels on the 3x3 layers of ResNet-18 forward (batch
+  32, two cores with AVX-512), 0.55 to 0.95 for the weight's gradient.
 - Otherwise a rule chooses a direct kernel with lanes over columns or over filters, whichever takes fewer
   vector operations (:attr:`~gpuconv.backends.cpu.conv.Forward.costs`). Gathered windows and BLAS win at no size: on the
   3x3 layers of ResNet (batch 8, two cores with AVX-512) the direct kernels reach 410 to 510 GF/s forward and for the
