@@ -686,32 +686,32 @@ def _add_depths(to: Any, call: Any, x: str, *, pieces: Any) -> Any:
 
 
 @exporter("Unfold")
-def _unfold(to: Any, call: Any, x: str, *, windows: Any) -> Any:
+def _unfold(to: Any, call: Any, x: str, *, pieces: Any) -> Any:
     # As a convolution, channel by channel, with filters that pick one element each.
-    channels, taps = call.inputs[0].shape[1], math.prod(windows.kernel)
-    filters = np.tile(np.eye(taps).reshape(taps, 1, *windows.kernel), (channels, 1, 1, 1))
+    channels, taps = call.inputs[0].shape[1], math.prod(pieces.kernel)
+    filters = np.tile(np.eye(taps).reshape(taps, 1, *pieces.kernel), (channels, 1, 1, 1))
     y = to.node(
         "Conv",
         x,
         to.constant(filters, call.inputs[0].dtype),
-        strides=windows.stride,
-        pads=[*windows.padding, *windows.padding],
-        dilations=windows.dilation,
+        strides=pieces.stride,
+        pads=[*pieces.padding, *pieces.padding],
+        dilations=pieces.dilation,
         group=channels,
     )
-    return to.node("Reshape", y, to.constant([0, channels * taps, math.prod(windows.counts)]))
+    return to.node("Reshape", y, to.constant([0, channels * taps, math.prod(pieces.counts)]))
 
 
 @exporter("Fold")
-def _fold(to: Any, call: Any, x: str, *, windows: Any) -> Any:
+def _fold(to: Any, call: Any, x: str, *, pieces: Any) -> Any:
     return to.node(
         "Col2Im",
         x,
-        to.constant(list(windows.image)),
-        to.constant(list(windows.kernel)),
-        strides=windows.stride,
-        pads=[*windows.padding, *windows.padding],
-        dilations=windows.dilation,
+        to.constant(list(pieces.image)),
+        to.constant(list(pieces.kernel)),
+        strides=pieces.stride,
+        pads=[*pieces.padding, *pieces.padding],
+        dilations=pieces.dilation,
     )
 
 
