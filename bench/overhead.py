@@ -127,6 +127,7 @@ def _stand_in() -> ModuleType:
         Stream=_Stream,
         Event=lambda **_: event,
         MemoryPool=lambda allocator: SimpleNamespace(malloc=None),
+        alloc=lambda size: SimpleNamespace(memset_async=lambda *_: None),
         alloc_pinned_memory=lambda size: _Pinned(pinned),
         get_allocator=lambda: None,
         get_current_stream=lambda: stream,

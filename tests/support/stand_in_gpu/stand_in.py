@@ -40,6 +40,9 @@ class Event:
     def synchronize(self):
         pass
 
+    def query(self):
+        return False
+
     def elapsed_time(self, end):
         return 1000 * (end.at - self.at) + 0.001
 
