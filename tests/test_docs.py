@@ -77,7 +77,7 @@ def test_the_first_table_of_the_readme_is_what_was_measured():
     """Its figures are those of bench/results: medians, and the speedup over the faster of PyTorch's layouts."""
     results = {
         name: json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
-        for name in ("lenet", "lenet-gpu-h100-2026-11-27")
+        for name in ("lenet", "lenet-gpu-h100-2026-11-28")
     }
     rows = []
     cpu = {(one["task"], one["batch"]): one for one in results["lenet"]["results"]}
@@ -86,7 +86,7 @@ def test_the_first_table_of_the_readme_is_what_was_measured():
         ours, peer = rate["gpuconv"]["median"], rate[speedup["against"]]["median"]
         figures = f"{ours:,.0f} images/s | {peer:,.0f} images/s | {speedup['median']:.1f} ×"
         rows.append(f"| {name}, batch {key[1]} | AMD EPYC, 2 cores | {figures} |")
-    gpu = results["lenet-gpu-h100-2026-11-27"]
+    gpu = results["lenet-gpu-h100-2026-11-28"]
     (step,) = (one for one in gpu["results"] if one["batch"] == 64)
     for name, one in ("training step, batch 64", step), ("logits of one image", gpu["inference"]):
         ours, peer = (statistics.median(one["seconds"][label]) * 1e6 for label in ("gpuconv", "torch graph"))
