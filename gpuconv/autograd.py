@@ -237,7 +237,9 @@ def overwrite(target: Array, source: Array, by: str = "overwrite") -> None:
         undo.append(functools.partial(overwrite, target, target.copy(), by))
     versions.changed(target, by)
     if isinstance(target, np.ndarray):
-        target[...] = to_numpy(source)
+        if capturing.active and (capture := capturing.current()) is not None:
+            capture.writes(target)
+        capturing.repeated(functools.partial(np.copyto, target, to_numpy(source), "unsafe"), target, source)
     elif isinstance(source, np.ndarray):
         # On the current stream, because work queued there before may still use the target.
         target.set(
@@ -365,7 +367,13 @@ class Tensor:
         return int(self.data.size)
 
     def numpy(self) -> np.ndarray:
-        """Return the data as a numpy.ndarray, detached from the graph; it shares memory if the data are on the host."""
+        """Return the data as a numpy.ndarray, detached from the graph; it shares memory if the data are on the host.
+
+        Raises:
+            RuntimeError: while a step is captured, of what it computes or changes: no repetition would read it.
+        """
+        if capturing.active and (capture := capturing.current()) is not None:
+            capture.reads_on_host(self)
         return to_numpy(self.data)
 
     def item(self) -> float | int:
@@ -456,7 +464,7 @@ class Tensor:
                 values = backend.asarray(values)
                 if own.dtype != values.dtype and _is_half(own) and _is_half(values):
                     own, values = own.astype(np.float32), values.astype(np.float32)
-            result = Tensor._of(backend.xp.asarray(compare(own, values)))
+            result = Tensor._of(capturing.repeated(lambda: backend.xp.asarray(compare(own, values)), own, values))
         if (note := _recorder.get()) is not None:
             note(compare, (self, other), {}, [result])
         return result
@@ -778,21 +786,11 @@ class Function:
             if array is not None and array.itemsize == 2:
                 short = True  # perhaps a half type
         backend = backends.current(*arrays)
-        arrays = [None if a is None else backend.asarray(a) for a in arrays]
-        ctx, half = Context(backend, tuple(needs)), None
-        if short and "forward" not in cls.takes_half:
-            arrays, half, ctx = _widened(ctx, arrays)
-        with backend.computing():
-            results = cls.forward(ctx, *arrays, **options)
-        if short and isinstance(ctx, _Widened):
-            ctx.forget_given()
-        several = isinstance(results, tuple)
-        # NumPy turns arrays without dimensions into scalars; here they stay arrays.
-        xp = backend.xp
-        results = [r if isinstance(r, xp.ndarray) else xp.asarray(r) for r in (results if several else (results,))]
-        if half is not None and results[0].dtype.kind == "f":
-            with backend.computing():  # what is too large becomes infinite
-                results[0] = results[0].astype(half)
+        run = functools.partial(cls._run, backend, arrays, tuple(needs), options, short)
+        if capturing.active and (capture := capturing.current()) is not None:
+            results, several, ctx = capture.repeat(run, arrays, own=_is_own(cls))
+        else:
+            results, several, ctx = run()
         if capturing.active:
             capturing.made(results[0])
         if any_tensor:
@@ -806,6 +804,36 @@ class Function:
         if (note := _recorder.get()) is not None:
             note(cls, inputs, options, results)
         return tuple(results) if several else results[0]
+
+    @classmethod
+    def _run(
+        cls, backend: Backend, arrays: list[Array | None], needs: tuple[bool, ...], options: dict[str, Any], short: bool
+    ) -> tuple[list[Array], bool, Context]:
+        """Forward: its results, whether it returned several, and the context.
+
+        ``short``: an array may be of a half type.
+        """
+        ctx, half = Context(backend, needs), None
+        arrays = [None if a is None else backend.asarray(a) for a in arrays]
+        if short and "forward" not in cls.takes_half:
+            arrays, half, ctx = _widened(ctx, arrays)
+        with backend.computing():
+            results = cls.forward(ctx, *arrays, **options)
+        if short and isinstance(ctx, _Widened):
+            ctx.forget_given()
+        several = isinstance(results, tuple)
+        # NumPy turns arrays without dimensions into scalars; here they stay arrays.
+        xp = backend.xp
+        results = [r if isinstance(r, xp.ndarray) else xp.asarray(r) for r in (results if several else (results,))]
+        if half is not None and results[0].dtype.kind == "f":
+            with backend.computing():  # what is too large becomes infinite
+                results[0] = results[0].astype(half)
+        return results, several, ctx
+
+
+def _is_own(function: type[Function]) -> bool:
+    """Whether it is gpuconv's, and so does nothing but compute its results."""
+    return function.__module__.startswith("gpuconv.")
 
 
 class _Widened(Context):
@@ -940,10 +968,34 @@ def _spread(node: _Node, grad: Array, grads: dict[Any, Array]) -> None:
     """Compute the gradients of a node's inputs from its result's, and add them to those already there."""
     if node.changes != versions.latest:
         _check_unchanged(node, node.ctx._saved)
+    if capturing.active and (capture := capturing.current()) is not None:
+        saved = node.ctx._saved
+
+        def run() -> list[Array | None]:
+            if node.ctx._saved is None:  # it has been released
+                node.ctx._saved = saved
+            return _gradients(node, grad)
+
+        results = capture.repeat(run, [grad, saved], own=_is_own(node.function))
+    else:
+        capture, results = None, _gradients(node, grad)
+    for edge, result in zip(node.edges, results, strict=True):
+        if result is not None:
+            so_far = grads.get(edge)
+            if so_far is None:
+                grads[edge] = result
+            elif capture is None:
+                grads[edge] = so_far + result
+            else:
+                grads[edge] = capture.repeat(functools.partial(operator.add, so_far, result), [so_far, result])
+
+
+def _gradients(node: _Node, grad: Array) -> list[Array | None]:
+    """The gradients of a node's inputs, of their shapes and types; None where there is none, or none is needed."""
     if grad.itemsize == 2 and "backward" not in node.function.takes_half:
         grad = grad.astype(np.float32)
     results = node.function.backward(node.ctx, grad)
-    results = results if isinstance(results, (tuple, list)) else (results,)
+    results = list(results) if isinstance(results, (tuple, list)) else [results]
     if len(results) != len(node.edges):
         raise RuntimeError(
             f"{node.function.__name__}.backward: must return a gradient for each of the {len(node.edges)} "
@@ -952,12 +1004,13 @@ def _spread(node: _Node, grad: Array, grads: dict[Any, Array]) -> None:
     kind = node.ctx.backend.xp.ndarray
     for position, edge in enumerate(node.edges):
         result = results[position]
-        if edge is not None and result is not None:
+        if edge is None:
+            results[position] = None
+        elif result is not None:
             value: Any = edge if edge.__class__ is _Node else edge.data  # type: ignore[union-attr]
             if not isinstance(result, kind) or result.dtype != value.dtype or result.shape != value.shape:
-                result = _checked(node, position, value, result)
-            so_far = grads.get(edge)
-            grads[edge] = result if so_far is None else so_far + result
+                results[position] = _checked(node, position, value, result)
+    return results
 
 
 def _check_unchanged(node: _Node, saved: Any) -> None:
@@ -1027,11 +1080,14 @@ def _add_to_leaf(leaf: Tensor, grad: Array, shared: bool) -> None:
     if (undo := _undo.get()) is not None:
         undo.append(functools.partial(setattr, leaf, "_grad", so_far))
     if so_far is None:
-        leaf._grad = Tensor._of(grad.copy() if shared else grad)
+        if shared:
+            grad = grad.copy() if capture is None else capture.repeat(grad.copy, [grad])
+        leaf._grad = Tensor._of(grad)
     elif capture is not None and so_far.dtype == grad.dtype and so_far.shape == tuple(grad.shape):
         capture.reads_grad(leaf)
-        total = so_far.data
-        total += grad  # in place, so that each launch of a graph finds the sum of those before
+        # In place, so that each launch of a graph finds the sum of those before.
+        capture.writes(so_far.data)
+        capture.repeat(functools.partial(operator.iadd, so_far.data, grad), [so_far.data, grad])
     else:
         leaf.grad = Tensor(so_far.data + grad)
 

@@ -1,7 +1,6 @@
-"""Steps recorded once as a CUDA graph, and then launched as a whole.
+"""Steps recorded once, and then repeated as a whole: as a CUDA graph, or as a list of compiled calls on a CPU.
 
-A step of LeNet is a dozen kernels of a few microseconds each, and the host needs longer to launch one than the GPU to
-run it::
+A step of LeNet is a dozen kernels of a few microseconds each, and Python needs longer to call one than it runs::
 
     def step(images, labels):
         loss = F.cross_entropy(model(Tensor(images)), labels)
@@ -13,8 +12,6 @@ run it::
     step = gpuconv.capture(step)
     for images, labels in batches:
         loss = step(images, labels)  # now and then: float(loss)
-
-On a CPU backend there is nothing to gain, and ``capture`` returns the step unchanged.
 """
 
 from __future__ import annotations
@@ -24,6 +21,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from gpuconv import backends, versions
 from gpuconv.autograd import Tensor, to_array
 from gpuconv.backends import capturing
@@ -32,30 +31,36 @@ from gpuconv.geometry import integer
 __all__ = ["CapturedStep", "capture"]
 
 
-def capture(step: Callable[..., Any], *, warmup: int = 2, side_by_side: bool = True) -> Callable[..., Any]:
-    """Record a step of training or inference as a CUDA graph, so that each further call is a single launch.
+def capture(step: Callable[..., Any], *, warmup: int = 2, side_by_side: bool = True) -> CapturedStep:
+    """Record a step of training or inference, so that each further call repeats it without its Python code.
+
+    On a GPU it becomes a CUDA graph, and a call is a single launch. On a CPU it becomes a list of compiled calls; what
+    is not compiled runs again operation by operation.
 
     The first ``warmup`` calls run the step as usual, which compiles its kernels. The next call captures it. Every later
-    call copies its inputs to the addresses that the graph reads, and launches the graph on the current stream.
+    call copies its inputs to the addresses that the graph reads, and launches the graph, on a GPU on the current
+    stream. On a CPU the first of these calls also runs the step itself, and compares the two.
 
-    **The Python code of the step does not run again.** What it decided, printed or drew at random when it was captured
-    stays the same. The optimizers of ``gpuconv.optim`` are an exception: they continue to count their steps and use a
-    new learning rate as always. Labels are not checked: an invalid one makes the loss NaN.
+    **The Python code of the step does not run again.** What it decided or printed when it was captured stays the same.
+    The optimizers of ``gpuconv.optim`` are an exception: they continue to count their steps and use a new learning rate
+    as always. Random numbers stay the same on a GPU, and are drawn anew on a CPU. Labels are not checked on a GPU: an
+    invalid one makes the loss NaN there.
 
     The graph has fixed addresses. It keeps the arrays that it uses, even if the model is deleted. If a parameter is
     given another array, the next call raises an error. Gradients accumulate over calls, unless the step clears them. A
-    value that the step keeps from one call to the next must be written in place.
+    value that the step keeps from one call to the next must be written in place, on a CPU by gpuconv's operations.
 
     Args:
-        step: takes Tensors or arrays, and returns Tensors or arrays on the device (or a tuple, list or dict of them, or
-            None). It must not wait for the device, as ``float(loss)`` or ``.numpy()`` do, and all data from the host
-            must come as arguments. Arrays that it uses without gpuconv's operations must be kept alive by the caller.
+        step: takes Tensors or arrays, and returns Tensors or arrays (or a tuple, list or dict of them, or None), on a
+            GPU those of the device. It must not read values, as ``float(loss)`` or ``.numpy()`` do, and all data that
+            change must come as arguments. On a GPU, arrays that it uses without gpuconv's operations must be kept
+            alive by the caller; on a CPU, only gpuconv's operations are repeated.
         warmup: number of calls before the capture; at least 1.
-        side_by_side: launches that need nothing of each other may run at the same time, as the gradients of a layer's
-            weights and of its input. False: each waits for the one before. Results are the same.
+        side_by_side: on a GPU, launches that need nothing of each other may run at the same time, as the gradients of a
+            layer's weights and of its input. False: each waits for the one before. Results are the same.
 
     Returns:
-        On a GPU a :class:`CapturedStep`, whose results are overwritten by the next call. On other backends ``step``.
+        A :class:`CapturedStep`. The next call overwrites its results.
 
     Raises:
         ValueError: ``warmup`` is not positive.
@@ -63,12 +68,11 @@ def capture(step: Callable[..., Any], *, warmup: int = 2, side_by_side: bool = T
     """
     warmup = integer(warmup, "warmup", minimum=1, op="capture")
     backend = backends.current()
-    graph = backend.new_graph(side_by_side=side_by_side)
-    return step if graph is None else CapturedStep(step, backend, graph, warmup)
+    return CapturedStep(step, backend, backend.new_graph(side_by_side=side_by_side), warmup)
 
 
 class CapturedStep:
-    """The result of :func:`capture` on a GPU. Several threads may use it, one at a time.
+    """The result of :func:`capture`. Several threads may use it, one at a time.
 
     Attributes:
         captured: whether the graph has been captured.
@@ -88,7 +92,14 @@ class CapturedStep:
         self._made: dict[int, Any] = {}
         self._several = warmup > 1
         self._lock = threading.RLock()
+        #: Whether a repetition has been compared with the step; on a GPU that is not done.
+        self._compared = not graph.on_host
         self.captured = False
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it runs on a CPU."""
+        return bool(self._graph.on_host)
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the step, or launch its graph on the current stream; inside another capture it joins that graph.
@@ -105,10 +116,14 @@ class CapturedStep:
             self._check(arrays)
             if self._warmup:
                 return self._warmed(arrays, inputs)
+            run = self.captured or not self._graph.on_host
             if not self.captured:
                 self.capture(*inputs)
-            self._check_leaves()
-            self._launch(arrays)
+            if run:
+                self._check_leaves()
+                if not self._compared:
+                    self._compare(inputs, arrays)
+                self._launch(arrays)
             for find, grad in self._around.new_grads:
                 if (leaf := find()) is not None:
                     leaf._grad = grad
@@ -166,6 +181,57 @@ class CapturedStep:
         for version in self._versions:
             version.changes("the next call of a captured step")
 
+    def _compare(self, inputs: tuple[Any, ...], arrays: list[Any]) -> None:
+        """Compare the graph with the step itself, to the last bit, and leave everything as it was before.
+
+        Raises:
+            RuntimeError: the step computes or changes something that the graph does not.
+        """
+        ours = [id(x) for x in self._static]  # the step itself is given others
+        # The graph adds to these in place, and the step by making others.
+        added = [id(array) for _, array in self._around.old_grads]
+        kept = [array for array in self._around.kept if id(array) not in added]
+        grads = [
+            (leaf, grad)
+            for find, grad in self._around.new_grads
+            if (leaf := find()) is not None and id(leaf) not in ours
+        ]
+        with self._undoing():
+            result = self._step(*_like(inputs, arrays))
+            values = [result, [leaf._grad for leaf, _ in grads], kept]
+            expected = [np.array(_array(part)) for part in _parts(values)]
+        with self._undoing():
+            self._launch(arrays)
+            found = [_array(part) for part in _parts([self._result, [grad for _, grad in grads], kept])]
+            same = len(found) == len(expected) and all(map(_equal, found, expected))
+        if not same:
+            raise RuntimeError(
+                "capture: a repetition of the captured step gives other values than the step: it computes or changes "
+                "something without gpuconv's operations, such as by NumPy on a Tensor's data, or Python decides by "
+                "something that has changed since"
+            )
+        self._compared = True
+
+    @contextlib.contextmanager
+    def _undoing(self) -> Iterator[None]:
+        """Put back what a step changes, after the ``with`` block."""
+        kept = [(array, array.copy()) for array in self._around.kept]
+        leaves = [(leaf, leaf.data, leaf._grad) for find, _ in self._around.leaves if (leaf := find()) is not None]
+        states = [(draws.bit_generator, draws.bit_generator.state) for draws in self._graph.generators]
+        counts = [(optimizer, optimizer.counts()) for optimizer in self._graph.optimizers]
+        try:
+            yield
+        finally:
+            for leaf, data, grad in leaves:
+                leaf.data, leaf._grad = data, grad
+            for array, elements in kept:
+                if array.flags.writeable:
+                    array[...] = elements
+            for generator, state in states:
+                generator.state = state
+            for optimizer, before in counts:
+                optimizer.back(before)
+
     def _check(self, arrays: list[Any]) -> None:
         given = [(array.shape, array.dtype) for array in arrays]
         if self._expected is None or given == self._expected:
@@ -189,13 +255,13 @@ class CapturedStep:
         # Made before the capture begins, because they are written between two launches of the graph.
         with self._backend.computing():
             self._inputs = [self._backend.new_input(to_array(x)) for x in inputs]
-        static = [
-            Tensor(target.array, x.requires_grad) if isinstance(x, Tensor) else target.array
-            for x, target in zip(inputs, self._inputs, strict=True)
-        ]
+        static = _like(inputs, [target.array for target in self._inputs])
         noted = capturing.Capture(self._graph, self._made)
         try:
             with capturing.capturing(noted), self._graph.recording():
+                if self._graph.on_host:
+                    for target in self._inputs:
+                        self._graph.takes_input(target.array)
                 result = self._step(*static)
                 self._check_result(result)
                 updates = _counted(noted.updates)
@@ -205,8 +271,8 @@ class CapturedStep:
             hint = ""
             if "captur" in str(error).lower() or "on the host" in str(error):
                 hint = (
-                    " (a captured step must not wait for the device, as float(loss) or .numpy() do, and its data must "
-                    "come as arguments)"
+                    " (a captured step must not wait for the device or read values, as float(loss) or .numpy() do, and "
+                    "its data must come as arguments)"
                 )
             raise RuntimeError(f"capture: the step cannot be captured: {error}{hint}") from error
         except BaseException:  # Ctrl-C
@@ -214,19 +280,24 @@ class CapturedStep:
             raise
         self._result, self._static, self._around, self._updates = result, static, around, updates
         self._versions = [versions.of(array) for array in map(_array, _parts(result))]
-        self._made, self.captured = {}, True
+        self._made, self.captured, self._compared = {}, True, not self._graph.on_host
 
     def _check_result(self, result: Any) -> None:
         for part in _parts(result):
             if not isinstance(_array(part), self._backend.xp.ndarray):
                 what = f"a {type(part).__name__}" if not isinstance(part, Tensor) else "a Tensor"
                 raise TypeError(
-                    f"it returns {what} on the host, which a launch would not change; return Tensors on the device"
+                    f"it returns {what} on the host, which a launch would not change; return Tensors"
+                    + (" on the device" if not self._graph.on_host else "")
                 )
-            if not self._graph.computes(_array(part)):
-                raise TypeError(
-                    "it returns a result that no gpuconv kernel computed; the simulator can repeat only those kernels"
-                )
+            if _array(part).size and not self._graph.computes(_array(part)):
+                raise TypeError("it returns a result that no operation of gpuconv computed; only those are repeated")
+
+
+def _like(inputs: tuple[Any, ...], arrays: list[Any]) -> list[Any]:
+    """The arrays, as Tensors where the inputs are Tensors."""
+    pairs = zip(inputs, arrays, strict=True)
+    return [Tensor(array, x.requires_grad) if isinstance(x, Tensor) else array for x, array in pairs]
 
 
 def _parts(result: Any) -> Iterator[Any]:
@@ -236,6 +307,11 @@ def _parts(result: Any) -> Iterator[Any]:
             yield from _parts(part)
     elif result is not None:
         yield result
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays are the same to the last bit; any NaN is like any other."""
+    return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)
 
 
 def _array(part: Any) -> Any:

@@ -8,13 +8,14 @@ sets unless another one is given.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpuconv.arrays import as_torch
 from gpuconv.autograd import Tensor, moved, to_array
+from gpuconv.backends import capturing
 from gpuconv.dtypes import element_type
 from gpuconv.random import default_generator
 
@@ -46,6 +47,8 @@ __all__ = [
 
 def _made(array: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
     array = array if dtype is None else np.asarray(array, element_type(dtype))
+    if capturing.current() is not None:  # each repetition begins with these elements, whatever was written there since
+        array = capturing.repeated(array.copy, array)
     return Tensor(array if device is None else moved(array, device), bool(requires_grad))
 
 
@@ -66,21 +69,30 @@ def _generator(op: str, generator: Any) -> np.random.Generator:
     return generator or default_generator()
 
 
+def _random(
+    op: str, generator: Any, draw: Callable[[Any], Any], dtype: Any, device: Any, requires_grad: bool = False
+) -> Tensor:
+    generator = _generator(op, generator)
+    array = capturing.drawn(generator, lambda: np.asarray(draw(generator), element_type(dtype)))
+    return Tensor(array if device is None else moved(array, device), bool(requires_grad))
+
+
 def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A Tensor of a copy of ``data``: numbers, nested sequences of them, arrays, Tensors.
 
     Raises:
         TypeError: not numeric, or ``requires_grad`` with integers.
     """
-    array = to_array(data, dtype)
-    return _made(array.copy(), None, device, requires_grad)
+    array = capturing.repeated(lambda: to_array(data, dtype).copy(), to_array(data))
+    return Tensor(array if device is None else moved(array, device), bool(requires_grad))
 
 
 def as_tensor(data: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
     """A Tensor of ``data``: ``data`` itself if it is one, else a Tensor that shares its memory if possible."""
     if isinstance(data, Tensor) and dtype is None and device is None:
         return data
-    return _made(to_array(data, dtype), None, device, False)
+    array = to_array(data, dtype)
+    return Tensor(array if device is None else moved(array, device))
 
 
 def from_numpy(ndarray: np.ndarray) -> Tensor:
@@ -142,15 +154,16 @@ def ones_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> 
 def full_like(input: Any, fill_value: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """``fill_value`` in the input's shape and type, on its device."""
     result = empty_like(input, dtype=dtype, requires_grad=requires_grad)
-    result.data[...] = fill_value
+    array = result.data
+    capturing.repeated(lambda: array.__setitem__(..., fill_value), array)
     return result
 
 
 def empty_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Uninitialised elements, in the input's shape and dtype, on its device."""
     array = to_array(input)
-    made = np.empty(array.shape, array.dtype if dtype is None else element_type(dtype))
-    return Tensor(made if isinstance(array, np.ndarray) else moved(made, "cuda"), requires_grad)
+    made: Any = np.empty(array.shape, array.dtype if dtype is None else element_type(dtype))
+    return _made(made, None, None if isinstance(array, np.ndarray) else "cuda", requires_grad)
 
 
 def arange(
@@ -198,16 +211,18 @@ def rand(
     *size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False, generator: Any = None
 ) -> Tensor:
     """Uniform random numbers from 0 to 1."""
-    values = _generator("rand", generator).random(_sizes("rand", size), _drawn(dtype))
-    return _made(values, dtype, device, requires_grad)
+    sizes = _sizes("rand", size)
+    return _random("rand", generator, lambda draw: draw.random(sizes, _drawn(dtype)), dtype, device, requires_grad)
 
 
 def randn(
     *size: Any, dtype: Any = np.float32, device: Any = None, requires_grad: bool = False, generator: Any = None
 ) -> Tensor:
     """Normal random numbers of mean 0 and variance 1."""
-    values = _generator("randn", generator).standard_normal(_sizes("randn", size), _drawn(dtype))
-    return _made(values, dtype, device, requires_grad)
+    sizes = _sizes("randn", size)
+    return _random(
+        "randn", generator, lambda draw: draw.standard_normal(sizes, _drawn(dtype)), dtype, device, requires_grad
+    )
 
 
 def _drawn(dtype: Any) -> Any:
@@ -235,10 +250,11 @@ def randint(
     low, high, size = (0, low, high) if size is None else (low, high, size)
     if low >= high:
         raise ValueError(f"randint: low must be below high, got {low} and {high}")
-    return _made(_generator("randint", generator).integers(low, high, _sizes("randint", (size,))), dtype, device, False)
+    sizes = _sizes("randint", (size,))
+    return _random("randint", generator, lambda draw: draw.integers(low, high, sizes), dtype, device)
 
 
 def randperm(n: int, *, dtype: Any = np.int64, device: Any = None, generator: Any = None) -> Tensor:
     """The integers from 0 to before ``n`` in random order."""
     (n,) = _sizes("randperm", (n,))
-    return _made(_generator("randperm", generator).permutation(n), dtype, device, False)
+    return _random("randperm", generator, lambda draw: draw.permutation(n), dtype, device)

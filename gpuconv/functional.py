@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import Function, tensor_method
-from gpuconv.dtypes import computed, float_type, kind_of
+from gpuconv.dtypes import float_type, kind_of
 from gpuconv.geometry import (
     Conv2dGeometry,
     IntOrPair,
@@ -72,7 +72,7 @@ from gpuconv.ops.criteria import (
     soft_margin_loss,
     triplet_margin_loss,
 )
-from gpuconv.ops.dropout import alpha_dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
+from gpuconv.ops.dropout import _factors, alpha_dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from gpuconv.ops.layout import batched as _batched
 from gpuconv.ops.layout import unbatched as _unbatched
 from gpuconv.ops.layout import with_height as _with_height
@@ -566,9 +566,7 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.
         return input
     if generator is not None and not isinstance(generator, np.random.Generator):
         raise TypeError(f"dropout: generator must be a numpy.random.Generator, got {type(generator).__name__}")
-    random = (generator or default_generator()).random(_shape(input), dtype=np.float32)
-    scale = 0.0 if p == 1 else 1 / (1 - p)
-    return _activation.Dropout.apply(input, np.where(random >= p, scale, 0.0).astype(computed(_element_type(input))))
+    return _activation.Dropout.apply(input, _factors(generator or default_generator(), _shape(input), p, input))
 
 
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:

@@ -10,9 +10,10 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 __all__ = [
     "Capture",
@@ -21,9 +22,11 @@ __all__ = [
     "ahead",
     "capturing",
     "current",
+    "drawn",
     "made",
     "noting_results",
     "outside",
+    "repeated",
     "warming_up",
 ]
 
@@ -78,6 +81,29 @@ class Update(NamedTuple):
     launches: list[tuple[Any, Any]]
 
 
+#: Which terms the formula of an update has: name of each option, and whether it is on.
+Terms: TypeAlias = tuple[tuple[str, bool], ...]
+
+
+def terms_of(options: dict[str, Any], names: Iterable[str]) -> Terms:
+    """The terms that the options of an update give its formula."""
+    return tuple([(name, bool(options[name])) for name in names])
+
+
+def check_terms(options: dict[str, Any], terms: Terms) -> None:
+    """Check that the formula of a captured update still has its terms.
+
+    Raises:
+        RuntimeError: it has others.
+    """
+    found = terms_of(options, [name for name, _ in terms])
+    if found != terms:
+        now, then = (", ".join(f"{name} {'on' if on else 'off'}" for name, on in one) for one in (found, terms))
+        raise RuntimeError(
+            f"capture: the captured update has {then}, and the optimizer now {now}: capture the step again"
+        )
+
+
 class Capture:
     """The arrays, leaves and updates of a step that is being captured.
 
@@ -101,11 +127,59 @@ class Capture:
         self._old_grads: dict[int, tuple[weakref.ref[Any], Any]] = {}
         self._new_grads: dict[int, weakref.ref[Any]] = {}
         self.updates: list[Update] = []
+        #: On a CPU, what is written in place, with its elements before.
+        self._before: dict[int, tuple[Any, Any]] = {}
+        #: What else puts back the state before, if the capture fails.
+        self.undoing: list[Callable[[], None]] = []
 
     @property
     def branches(self) -> Any:
         """What decides which launches wait for which; None if each waits for the one before."""
         return self._graph.branches
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the step runs while it is captured, on a CPU: each operation has to say what it does."""
+        return self._graph.on_host
+
+    def repeat(self, compute: Callable[[], T], inputs: Iterable[Any], *, own: bool = False) -> T:
+        """Run ``compute``, which reads ``inputs``, arrays or None, so that the graph repeats it; returns its results.
+
+        A device's graph notes what is queued. On a CPU see :meth:`gpuconv.backends.host_graph.HostGraph.repeat`.
+        """
+        return self._graph.repeat(self, compute, inputs, own=own) if self.on_host else compute()
+
+    @property
+    def by_launches(self) -> bool:
+        """Whether the last operation is repeated by its launches alone."""
+        return bool(self._graph.by_launches)
+
+    def reads_on_host(self, tensor: Any) -> None:
+        """Refuse that Python reads what a repetition would change. On a GPU the driver does.
+
+        Raises:
+            RuntimeError: the values are the step's, or those of a leaf that is trained.
+        """
+        if self.on_host and self._graph.at_rest() and (tensor.requires_grad or self._graph.owns(tensor.data)):
+            raise RuntimeError("it reads a Tensor's values on the host")
+
+    def draws(self, generator: Any) -> None:
+        """Record a generator that the step is about to draw from."""
+        if all(generator is not one for one in self._graph.generators):
+            self._graph.generators.append(generator)
+            self.undoing.append(partial(setattr, generator.bit_generator, "state", generator.bit_generator.state))
+
+    def steps(self, optimizer: Any) -> None:
+        """Record an optimizer that is about to take a step."""
+        if all(optimizer is not one for one in self._graph.optimizers):
+            self._graph.optimizers.append(optimizer)
+            self.undoing.append(partial(optimizer.back, optimizer.counts()))
+
+    def writes(self, array: Any) -> None:
+        """Record that the step is about to write an array that was there before, in place."""
+        if self.on_host and not self._graph.owns(array):
+            self.touches(array)
+            self._before.setdefault(id(array), (array, array.copy()))
 
     def outside(self) -> contextlib.AbstractContextManager[None]:
         """Work inside the ``with`` block is not part of the graph: it runs now."""
@@ -152,6 +226,10 @@ class Capture:
         for find, data, grad in list(self._leaves.values()):
             if (leaf := find()) is not None:
                 leaf.data, leaf._grad = data, grad
+        for array, elements in reversed(self._before.values()):  # views may lie in one another
+            array[...] = elements
+        for undo in reversed(self.undoing):
+            undo()
 
     def finished(self) -> Captured:
         """What has to be kept alive and checked before each launch.
@@ -227,7 +305,7 @@ def ahead() -> bool:
 
 
 def _root(array: Any) -> Any:
-    return array if array.base is None else array.base
+    return array.base if hasattr(array.base, "dtype") else array  # memory of a pool has a base that is no array
 
 
 _made: ContextVar[dict[int, Any] | None] = ContextVar("gpuconv_made", default=None)
@@ -243,6 +321,22 @@ def made(array: Any) -> None:
     if active and (noted := _made.get()) is not None:
         with contextlib.suppress(TypeError):  # a kind of array that cannot be referred to weakly
             noted[id(_root(array))] = weakref.ref(_root(array))
+
+
+def repeated(compute: Callable[[], T], *inputs: Any) -> T:
+    """Return ``compute()``; a step that is being captured on a CPU repeats it: see :meth:`Capture.repeat`."""
+    capture = current()
+    return compute() if capture is None else capture.repeat(compute, inputs)
+
+
+def drawn(generator: Any, draw: Callable[[], T]) -> T:
+    """Return ``draw()``, which takes random numbers from a ``numpy.random.Generator``.
+
+    A step that is captured on a CPU draws anew in each repetition. On a GPU it keeps the numbers.
+    """
+    if (capture := current()) is not None and capture.on_host:
+        capture.draws(generator)
+    return repeated(draw)
 
 
 def capturing(capture: Capture) -> contextlib.AbstractContextManager[Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpuconv import functional as F
 from gpuconv.autograd import Tensor, overwrite
+from gpuconv.backends import capturing
 from gpuconv.dtypes import element_type
 from gpuconv.geometry import integer
 from gpuconv.nn.module import Module, Parameter
@@ -109,7 +110,8 @@ class _BatchNorm(_RunningNorm):
         own = self.training or self.running_mean is None
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
-            overwrite(self.num_batches_tracked.data, self.num_batches_tracked.data + 1, "a count of batches")
+            count = self.num_batches_tracked.data
+            overwrite(count, capturing.repeated(lambda: count + 1, count), "a count of batches")
             if self.momentum is None:  # the mean over all batches
                 momentum = 1 / self.num_batches_tracked.item()
         return {

@@ -8,13 +8,15 @@ argument of the wrong kind or dtypes that differ. The mean of no elements is NaN
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuconv.autograd import Context, Function, Tensor, to_array
-from gpuconv.backends import Array
+from gpuconv.backends import Array, capturing
 from gpuconv.dtypes import kind_of
 from gpuconv.geometry import integer
 from gpuconv.ops.arithmetic import _sum_to as sum_to
@@ -203,10 +205,14 @@ def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -1
     if weight is not None and shape_of(weight) != (classes,):
         raise ValueError(f"{op}: weight must have shape ({classes},), one value a class, got {shape_of(weight)}")
     labels = to_array(target)
-    if isinstance(labels, np.ndarray):
+
+    def check() -> None:
         wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
         if wrong.size:
             raise ValueError(f"{op}: target must be classes from 0 to {classes - 1}, got {wrong.flat[0]}")
+
+    if isinstance(labels, np.ndarray):
+        capturing.repeated(check, labels)
     n = shape[0] if class_dim else 1
     length = math.prod(rest[class_dim:])
     losses = NLL.apply(
@@ -296,8 +302,13 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction:
     op = "binary_cross_entropy"
     input, target = _pair(op, input, target, reduction)
     values = to_array(input)
-    if isinstance(values, np.ndarray) and not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"{op}: input must be from 0 to 1; binary_cross_entropy_with_logits takes any numbers")
+
+    def check() -> None:
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"{op}: input must be from 0 to 1; binary_cross_entropy_with_logits takes any numbers")
+
+    if isinstance(values, np.ndarray):
+        capturing.repeated(check, values)
     if weight is not None:
         input, weight = floats(op, input=input, weight=weight)
     return _weighted(op, BinaryCrossEntropy.apply(input, target), weight, reduction)
@@ -382,7 +393,8 @@ def poisson_nll_loss(
     losses = sub(exp(input), mul(target, input)) if log_input else sub(input, mul(target, log(add(input, eps))))
     if full:
         stirling = add(sub(mul(target, log(target)), target), mul(log(mul(target, 2 * math.pi)), 0.5))
-        above = to_array(target) > 1
+        values = to_array(target)
+        above = capturing.repeated(lambda: values > 1, values)
         losses = add(losses, where(Tensor(above) if isinstance(losses, Tensor) else above, stirling, 0.0))
     return _reduced(losses, reduction)
 
@@ -408,8 +420,13 @@ def gaussian_nll_loss(
     elif given not in (shape, (*shape[:-1], 1)):
         raise ValueError(f"{op}: var must have shape {shape}, or 1 or nothing for the last dimension, got {given}")
     values = to_array(var)
-    if isinstance(values, np.ndarray) and (values < 0).any():
-        raise ValueError(f"{op}: var must not be negative")
+
+    def check() -> None:
+        if (values < 0).any():
+            raise ValueError(f"{op}: var must not be negative")
+
+    if isinstance(values, np.ndarray):
+        capturing.repeated(check, values)
     # What a variance lacks to eps, as a constant.
     low = clamp(sub(eps, var.detach() if isinstance(var, Tensor) else var), min=0.0)
     bounded = add(var, low)
@@ -474,8 +491,9 @@ def hinge_embedding_loss(input: Any, target: Any, margin: float = 1.0, reduction
     target = _signs(op, target, shape_of(input))
     signs = to_array(target)
     kind = Tensor if isinstance(input, Tensor) or isinstance(target, Tensor) else lambda values: values
-    near = where(kind(signs != 1), clamp(sub(number(op, "margin", margin), input), min=0.0), 0.0)
-    return _reduced(add(near, where(kind(signs != -1), input, 0.0)), reduction)
+    apart, together = (kind(capturing.repeated(partial(operator.ne, signs, one), signs)) for one in (1, -1))
+    near = where(apart, clamp(sub(number(op, "margin", margin), input), min=0.0), 0.0)
+    return _reduced(add(near, where(together, input, 0.0)), reduction)
 
 
 @rounded_once
@@ -507,8 +525,9 @@ def cosine_embedding_loss(input1: Any, input2: Any, target: Any, margin: float =
     cosine = div(_sum(mul(input1, input2), -1), sqrt(mul(*squares)))
     signs = to_array(target)
     kind = Tensor if isinstance(cosine, Tensor) else lambda values: values
+    alike, unlike = (kind(capturing.repeated(partial(operator.eq, signs, one), signs)) for one in (1, -1))
     apart = clamp(sub(cosine, number(op, "margin", margin)), min=0.0)
-    losses = add(where(kind(signs == 1), sub(1.0, cosine), 0.0), where(kind(signs == -1), apart, 0.0))
+    losses = add(where(alike, sub(1.0, cosine), 0.0), where(unlike, apart, 0.0))
     return _reduced(losses, reduction)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import Context, Function
-from gpuconv.backends import Array
+from gpuconv.backends import Array, capturing
 from gpuconv.dtypes import computed
 from gpuconv.ops.activation import Dropout
 from gpuconv.ops.checks import element_type, floats, number, shape_of
@@ -105,16 +105,28 @@ def _channels(
     if not training or p == 0:
         return input
     leading = 2 if len(shape) in batched else 1
-    random = generator.random((*shape[:leading], *[1] * (len(shape) - leading)), dtype=np.float32)
-    scale = 0.0 if p == 1 else 1 / (1 - p)
-    return Dropout.apply(input, np.where(random >= p, scale, 0.0).astype(computed(element_type(input))))
+    whole = (*shape[:leading], *[1] * (len(shape) - leading))
+    return Dropout.apply(input, _factors(generator, whole, p, input))
+
+
+def _factors(generator: np.random.Generator, shape: tuple[int, ...], p: float, input: Any) -> np.ndarray:
+    """What dropout multiplies by: 0 with probability p, else 1 / (1 - p); of the type that the input is computed in."""
+    scale, dtype = 0.0 if p == 1 else 1 / (1 - p), computed(element_type(input))
+
+    def draw() -> np.ndarray:
+        return np.where(generator.random(shape, dtype=np.float32) >= p, scale, 0.0).astype(dtype)
+
+    return capturing.drawn(generator, draw)
 
 
 def _alpha(input: Any, p: float, generator: np.random.Generator, shape: tuple[int, ...]) -> Any:
-    kept = generator.random(shape, dtype=np.float32) >= p
     # Mean and variance after dropping, for inputs of mean 0 and variance 1. With p = 1 all is dropped.
     gain = 0.0 if p == 1 else 1 / math.sqrt((_SATURATED**2 * p + 1) * (1 - p))
     dtype = computed(element_type(input))
-    scale = np.where(kept, gain, 0.0).astype(dtype)
-    shift = (np.where(kept, 0.0, _SATURATED * gain) - _SATURATED * gain * p).astype(dtype)
-    return AlphaDropout.apply(input, scale, shift)
+
+    def draw() -> tuple[np.ndarray, np.ndarray]:
+        kept = generator.random(shape, dtype=np.float32) >= p
+        scale = np.where(kept, gain, 0.0).astype(dtype)
+        return scale, (np.where(kept, 0.0, _SATURATED * gain) - _SATURATED * gain * p).astype(dtype)
+
+    return AlphaDropout.apply(input, *capturing.drawn(generator, draw))

@@ -23,7 +23,7 @@ from gpuconv.autograd import (
     tensor_method,
     to_array,
 )
-from gpuconv.backends import Array
+from gpuconv.backends import Array, capturing
 from gpuconv.ops import activation, arithmetic, elementwise
 from gpuconv.ops.arithmetic import _sum_to as sum_to
 from gpuconv.ops.arithmetic import cast
@@ -88,9 +88,10 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
         versions.changed(array, name)
         values = to_array(values)
         here = "cpu" if isinstance(array, np.ndarray) else "cuda"
-        array[index] = (
-            values if isinstance(values, np.ndarray) == isinstance(array, np.ndarray) else moved(values, here)
-        )
+        values = values if isinstance(values, np.ndarray) == isinstance(array, np.ndarray) else moved(values, here)
+        if (capture := capturing.current()) is not None:
+            capture.writes(array)
+        capturing.repeated(lambda: array.__setitem__(index, values), array, values, index)
         return
     if hasattr(self.data.base, "dtype") and not (self.is_leaf and self.requires_grad):
         raise RuntimeError(
@@ -153,13 +154,15 @@ def zero_(self: Tensor) -> Tensor:
 @tensor_method
 def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
     """Draw every element from a normal distribution; returns itself. Errors as of item assignment."""
-    return copy_(self, (generator or default_generator()).normal(mean, std, self.shape))
+    generator = generator or default_generator()
+    return copy_(self, capturing.drawn(generator, lambda: generator.normal(mean, std, self.shape)))
 
 
 @tensor_method
 def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Any = None) -> Tensor:
     """Draw every element between two numbers; returns itself. Errors as of item assignment."""
-    return copy_(self, (generator or default_generator()).uniform(low, high, self.shape))
+    generator = generator or default_generator()
+    return copy_(self, capturing.drawn(generator, lambda: generator.uniform(low, high, self.shape)))
 
 
 # -- another type, or another device ---------------------------------------------------------------------------------

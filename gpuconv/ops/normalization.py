@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gpuconv.autograd import Context, Function, Tensor, backend_of, overwrite, to_array
-from gpuconv.backends import Array
+from gpuconv import backends
+from gpuconv.autograd import Context, Function, Tensor, overwrite, to_array
+from gpuconv.backends import Array, capturing
 from gpuconv.dtypes import computed
 from gpuconv.geometry import integer
 from gpuconv.ops.arithmetic import _sum_to as sum_to
@@ -166,13 +168,15 @@ def _running(op: str, channels: int, dtype: Any, running_mean: Any, running_var:
 
 def _move(running: Any, now: Any, momentum: float, scale: float = 1.0) -> None:
     """Update a running statistic with a new value of the same shape, in place and without a graph."""
-    values = to_array(running)
-    backend = backend_of(Tensor(to_array(now)))
-    with backend.computing():
-        before, found = backend.asarray(values), backend.asarray(to_array(now)).reshape(values.shape)
-        number = computed(values.dtype).type
-        moved = before * number(1 - momentum) + found * number(momentum * scale)
-    overwrite(values, moved, "a running statistic")
+    values, array = to_array(running), to_array(now)
+    backend, number = backends.current(array), computed(values.dtype).type
+
+    def moved() -> Any:
+        with backend.computing():
+            before, found = backend.asarray(values), backend.asarray(array).reshape(values.shape)
+            return before * number(1 - momentum) + found * number(momentum * scale)
+
+    overwrite(values, capturing.repeated(moved, values, array), "a running statistic")
 
 
 # -- functions -------------------------------------------------------------------------------------------------------
@@ -316,7 +320,9 @@ def instance_norm(
     if count and shape[0]:
         for running, found, scale in ((running_mean, mean, 1.0), (running_var, var, count / (count - 1))):
             if running is not None:
-                _move(running, to_array(found).reshape(shape[:2]).mean(axis=0), momentum, scale)
+                values = to_array(found)
+                mean_of = partial(lambda values: values.reshape(shape[:2]).mean(axis=0), values)
+                _move(running, capturing.repeated(mean_of, values), momentum, scale)
     return y
 
 

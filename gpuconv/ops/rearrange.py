@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
-from gpuconv.backends import Array
+from gpuconv.backends import Array, capturing
 from gpuconv.dtypes import bfloat16, kind_of, promoted
 from gpuconv.geometry import integer
 from gpuconv.ops.arithmetic import _sum_to as sum_to
@@ -540,8 +540,13 @@ def checked_index(op: str, name: str, index: Any, size: int) -> Any:
     if kind_of(element_type(index)) not in "iu":
         raise TypeError(f"{op}: {name} must hold integers, got {element_type(index)}")
     values = to_array(index)
-    if isinstance(values, np.ndarray) and values.size and not (values.min() >= 0 and values.max() < size):
-        raise IndexError(f"{op}: {name} must be from 0 to {size - 1}, got {values.min()} to {values.max()}")
+
+    def check() -> None:
+        if values.size and not (values.min() >= 0 and values.max() < size):
+            raise IndexError(f"{op}: {name} must be from 0 to {size - 1}, got {values.min()} to {values.max()}")
+
+    if isinstance(values, np.ndarray):
+        capturing.repeated(check, values)
     return index
 
 
@@ -606,10 +611,16 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Any:
             if classes <= 0:
                 raise ValueError(f"{op}: num_classes must be given where there are no labels")
         else:
-            low, high = int(labels.min()), int(labels.max())
-            classes = high + 1 if classes < 0 else classes
-            if low < 0 or high >= classes:
-                raise ValueError(f"{op}: tensor must hold classes from 0 to {classes - 1}, got {low} to {high}")
+            if classes < 0:  # a number for Python
+                classes = int(Tensor(labels).max()) + 1
+            most = classes
+
+            def check() -> None:
+                low, high = int(labels.min()), int(labels.max())
+                if low < 0 or high >= most:
+                    raise ValueError(f"{op}: tensor must hold classes from 0 to {most - 1}, got {low} to {high}")
+
+            capturing.repeated(check, labels)
     return without_graph(OneHot, tensor, classes=classes)
 
 

@@ -1,7 +1,7 @@
 """Updates that are operations of the array library (NumPy or CuPy), without a kernel of their own.
 
-They take a pass over memory for each operation. They cannot be captured: the graph would repeat the numbers of the
-captured step.
+They take a pass over memory for each operation. On a GPU they cannot be captured: the graph would repeat the numbers of
+the captured step.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ def each(formula: Formula, backend: Backend, together: Together, *arrays: Sequen
     """Apply a formula, which writes in place, to each parameter.
 
     Raises:
-        RuntimeError: while a step is captured.
+        RuntimeError: while a step is captured on a GPU.
     """
     kind = type(together.optimizer).__name__
-    if capturing.current() is not None:
-        raise RuntimeError(f"{kind}: its step cannot be captured; those of SGD, Adam and AdamW (no amsgrad) can")
+    capture = capturing.current()
+    if capture is not None and not capture.on_host:
+        raise RuntimeError(
+            f"{kind}: its step cannot be captured on a GPU; those of SGD, Adam and AdamW (no amsgrad) can"
+        )
     # NumPy's float64 scalars would make float64 of float32.
     group = {name: float(value) if hasattr(value, "item") else value for name, value in together.group.items()}
     with backend.computing():

@@ -216,7 +216,7 @@ class Optimizer:
         if not set_to_none:
             for param in self.params:
                 if param.grad is not None:
-                    param.grad.data[...] = 0
+                    zero(param.grad.data)
         elif capturing.current() is None:
             for param in self.params:
                 param._grad = None
@@ -242,7 +242,6 @@ class Optimizer:
         # steps that were not taken.
         updates: dict[tuple[Any, ...], tuple[Together, list[list[Any]]]] = {}
         missing: list[int] = []
-        name = f"{type(self).__name__}.step"
         capture = capturing.current()
         for number, (param, arrays, group) in enumerate(zip(self.params, self._arrays, self._group_of, strict=True)):
             grad_tensor = param._grad
@@ -272,26 +271,71 @@ class Optimizer:
                         arrays[slot] = _zeros_like(data)
             together.members.append(number)
             of_a_kind.append([data, grad, *[arrays[slot] for slot in together.slots]])
+        if capture is not None and not capture.on_host:
+            capture.updates.append(capturing.Update(self, missing, []))
+            counts = self.counts()
+            try:
+                self._take(updates, [])
+            finally:
+                self.back(counts)  # the step is taken when the graph runs
+        elif capture is not None:
+            capture.steps(self)
+            for _, of_a_kind in updates.values():
+                for data, _, *slots in of_a_kind:
+                    for array in (data, *slots):
+                        capture.writes(array)
+            capture.updates.append(capturing.Update(self, missing, []))
+            touched = [array for _, of_a_kind in updates.values() for of_one in of_a_kind for array in of_one]
+            capture.repeat(lambda: self._take(updates, missing), touched, own=True)
+            if not capture.by_launches:  # then it runs again as a whole, and counts its steps by itself
+                capture.updates.pop()
+        else:
+            self._take(updates, missing)
+        return loss
+
+    def _take(self, updates: dict[Any, tuple[Together, list[list[Any]]]], missing: list[int]) -> None:
+        """Count a step, and update parameters; those whose indices are in ``missing`` have no gradient.
+
+        Raises:
+            RuntimeError: in a step that was captured before, some of the parameters that were updated together have
+                taken steps without the others.
+        """
+        counts = self.counts()
         self.steps += 1
         try:
             if self.schedule is not None:
                 self.lr = float(self.schedule(self.steps - 1))
-            if capture is not None:
-                capture.updates.append(capturing.Update(self, missing, []))
             for together, of_a_kind in updates.values():
+                self._check_together(together)
                 for number in together.members:
-                    self._versions[number].changes(name)
+                    self._versions[number].changes(f"{type(self).__name__}.step")
                 update = self._update_halves if is_half(of_a_kind[0][0].dtype) else self._update
                 update(backends.current(of_a_kind[0][0]), together, *zip(*of_a_kind, strict=True))
         except BaseException:
-            self.steps -= 1
+            self.back(counts)
             raise
-        if capture is not None:
-            self.steps -= 1  # it is taken when the graph runs
-        else:
-            for number in missing:
-                self._behind[number] += 1
-        return loss
+        for number in missing:
+            self._behind[number] += 1
+
+    def _check_together(self, together: Together) -> None:
+        """Bring parameters that are updated together up to date, in a captured step.
+
+        Raises:
+            RuntimeError: since the capture, the formula has gained or lost a term, or some of the parameters have taken
+                steps without the others.
+        """
+        behind = {self._behind[number] for number in together.members}
+        if len(behind) > 1:
+            raise RuntimeError(
+                "capture: some of the parameters that the captured step updates together have taken steps without "
+                "the others since; capture the step again"
+            )
+        if together.slots != self.slots_of(together.group):
+            raise RuntimeError(
+                f"capture: the captured update has {', '.join(together.slots) or 'no momentum'}, and the optimizer "
+                f"now {', '.join(self.slots_of(together.group)) or 'no momentum'}: capture the step again"
+            )
+        (together.behind,) = behind
 
     def _update_halves(self, backend: Backend, together: Together, *arrays: Sequence[Any]) -> None:
         """:meth:`_update` of half types, which the slots have too: computed in float32, and rounded once."""
@@ -325,23 +369,11 @@ class Optimizer:
         """Count the steps that a graph is about to take: ``count`` times the captured ``update``.
 
         Raises:
-            RuntimeError: since the capture, the formula has gained or lost a term, or some of the parameters that the
-                graph updates together have taken steps without the others.
+            RuntimeError: as of :meth:`_check_together`.
         """
         self.steps += 1
         for together, numbers in update.launches:
-            behind = {self._behind[number] for number in together.members}
-            if len(behind) > 1:
-                raise RuntimeError(
-                    "capture: some of the parameters that the captured step updates together have taken steps without "
-                    "the others since; capture the step again"
-                )
-            if together.slots != self.slots_of(together.group):
-                raise RuntimeError(
-                    f"capture: the captured update has {', '.join(together.slots) or 'no momentum'}, and the optimizer "
-                    f"now {', '.join(self.slots_of(together.group)) or 'no momentum'}: capture the step again"
-                )
-            (together.behind,) = behind
+            self._check_together(together)
             numbers.prepare(together, count)
             for number in together.members:
                 self._versions[number].changes("a captured step")
@@ -419,6 +451,13 @@ class Optimizer:
             group.update({name: tuple(value) if isinstance(value, list) else value for name, value in one.items()})
         for name, array in own.items():
             overwrite(array, to_array(state[name]))
+
+
+def zero(array: Any) -> None:
+    """Set every element to 0."""
+    if (capture := capturing.current()) is not None:
+        capture.writes(array)
+    capturing.repeated(lambda: array.__setitem__(..., 0), array)
 
 
 def _zeros_like(array: Any) -> Any:

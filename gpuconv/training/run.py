@@ -32,6 +32,8 @@ from gpuconv.training.signals import Signals
 
 #: Seconds between two reads of the losses of captured steps; each read waits for the device.
 _READ_EVERY = 0.1
+#: On a CPU, steps that take no longer, in seconds, are captured; so many full batches are timed to know.
+_SHORT, _TIMED_STEPS = 0.02, 3
 _logger = logging.getLogger("gpuconv.training")
 
 
@@ -93,8 +95,12 @@ class Run:
         self.changed = True  # whether the settings differ from those of the checkpoint
 
         #: On a GPU, the captured step that replaces _train_step for full batches; None elsewhere or if that failed.
-        captured = capture(self._whole_step) if config.loss == "cross_entropy" else None
-        self.captured = captured if isinstance(captured, CapturedStep) else None
+        self.captured: CapturedStep | None = capture(self._whole_step) if config.loss == "cross_entropy" else None
+        #: On a CPU, the captured part of _train_step; None until a few steps were short, or if that failed.
+        self.captured_update: CapturedStep | None = None
+        self.update_seconds: list[float] = []  # of the first full batches
+        if self.captured is not None and self.captured.on_host:
+            self.captured = None
         self.unread = 0  # captured steps whose loss and right answers have not been read back
         self.next_read = 0.0
 
@@ -275,19 +281,39 @@ class Run:
     def _train_step(self, inputs: tuple[Any, ...], size: int) -> None:
         self._read_back()
         images, labels = self.feed.batch(*inputs)
-        logits = self.model(Tensor(images))
-        loss = LOSSES[self.config.loss](logits, labels)
+        logits, loss = self._updated(images, labels)
         value = float(loss)
         if not math.isfinite(value):
-            if all(parameter.grad is None for parameter in self.model.parameters()):
-                loss.backward()
             raise self._diverged(self.step + 1, f"the loss is {value}")
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
         self.step += 1
         self.loss_sum += value * size
         self.correct += int(self.backend.count_correct(logits.data, labels))
+
+    def _updated(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+        """Take a step; returns logits and loss. On a CPU, short steps are captured: Python is much of their time."""
+        full = len(labels) == self.config.batch_size
+        if full and self.captured_update is not None:
+            try:
+                logits, loss = self.captured_update(images, labels)
+                return logits, loss
+            except RuntimeError as error:  # nothing was done
+                self.captured_update = None
+                _logger.warning("training continues without a captured step: %s", error)
+        started = time.perf_counter()
+        logits, loss = self._update(images, labels)
+        if full and len(self.update_seconds) < _TIMED_STEPS and isinstance(logits.data, np.ndarray):
+            self.update_seconds.append(time.perf_counter() - started)
+            if len(self.update_seconds) == _TIMED_STEPS and min(self.update_seconds) < _SHORT:
+                self.captured_update = capture(self._update, warmup=1)
+        return logits, loss
+
+    def _update(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+        logits = self.model(Tensor(images))
+        loss = LOSSES[self.config.loss](logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return logits, loss
 
     def _whole_step(self, *inputs: Any) -> None:
         """The function to capture: nothing in it waits for the device."""

@@ -199,7 +199,7 @@ def test_a_machine_that_cannot_is_refused_in_one_line(report):
     code, document, shown, said = report(fake("environment", REFUSES, needed=True), fake("two", PASSES))
     assert code == 2
     assert shown == ""
-    assert said.splitlines()[1:] == ["bench.gpu_report: no GPU"]
+    assert said.splitlines()[-1] == "bench.gpu_report: no GPU"
     assert document["stages"]["environment"]["why"] == "no GPU"
 
 

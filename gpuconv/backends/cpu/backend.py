@@ -39,15 +39,16 @@ import itertools
 import math
 import operator
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from gpuconv.backends.base import Candidate
+from gpuconv.backends import capturing, host_graph
+from gpuconv.backends.base import Candidate, linear_chain_grad
 from gpuconv.backends.numpy_backend import NumpyBackend, check_index
-from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 from gpuconv.tuning import store
 
 try:
@@ -61,8 +62,8 @@ try:
     from gpuconv.backends.cpu import pool as pooling
     from gpuconv.backends.cpu.compile import Elements, Kernel, sources
     from gpuconv.backends.cpu.gemm import product
-    from gpuconv.backends.cpu.memory import empty
-    from gpuconv.backends.cpu.threads import launch, threads
+    from gpuconv.backends.cpu.memory import StepMemory, constant_ones, constant_zeros, empty, lasting
+    from gpuconv.backends.cpu.threads import Check, launch, threads
 except ImportError as error:  # numba, or the llvmlite that belongs to it
     _MISSING: str | None = f"{error}; pip install numba"
 except RuntimeError as error:
@@ -101,6 +102,9 @@ class NumbaBackend(NumpyBackend):
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
         if geometry is None:
             return ["a compiled loop"]
+        if isinstance(geometry, ChainGeometry):
+            small = f"numpy: no product of {_SMALL_PRODUCT:,} multiply-adds"
+            return [small if _is_small_chain(geometry) else "a compiled product for each layer"]
         block = geometry if isinstance(geometry, BlockGeometry) else None
         if block is not None:
             geometry = block.conv
@@ -123,6 +127,11 @@ class NumbaBackend(NumpyBackend):
         for variant in sorted(about, key=lambda variant: variant != taken):
             lines.append(f"{variant}: {about[variant]}" + (f"; taken, {source}" if variant == taken else ""))
         return lines
+
+    # -- captured steps ----------------------------------------------------------------------------------------------
+
+    def new_graph(self, *, side_by_side: bool = True) -> host_graph.HostGraph:
+        return host_graph.HostGraph(self, StepMemory())
 
     # -- tuning ------------------------------------------------------------------------------------------------------
 
@@ -222,7 +231,7 @@ class NumbaBackend(NumpyBackend):
         run = _grad_block(x.dtype, g, (pool.r, pool.s), needs[0])
         # Without the input's gradient the kernel does not read the weight.
         packed = conv_grad.packed_patches(run.plan, _ready(weight)) if needs[0] else weight
-        partial, partial_bias = empty(run.partial_shape, x.dtype), np.empty((run.chunks, g.k), x.dtype)
+        partial, partial_bias = empty(run.partial_shape, x.dtype), empty((run.chunks, g.k), x.dtype)
         input_grad = empty(g.input_shape if needs[0] else (0, 0, 0, 0), x.dtype)
         upstream = (_ready(grad), _ready(y), _ready(winners))
         sums = (input_grad, partial, partial_bias)
@@ -230,7 +239,7 @@ class NumbaBackend(NumpyBackend):
         return (
             input_grad if needs[0] else None,
             conv_grad.weight_gradient(partial, g.weight_shape) if needs[1] else None,
-            partial_bias.sum(axis=0) if needs[2] else None,
+            _column_sums(partial_bias) if needs[2] else None,
         )
 
     # -- fully connected layers --------------------------------------------------------------------------------------
@@ -248,17 +257,46 @@ class NumbaBackend(NumpyBackend):
     def linear_grad_input(self, grad: np.ndarray, weight: np.ndarray) -> np.ndarray:
         if _is_small_product(grad, weight):
             return super().linear_grad_input(grad, weight)
-        return product(_rows(grad), _ready(weight)).reshape(*grad.shape[:-1], weight.shape[1])
+        return _linear_grad_input(grad, weight)
 
     def linear_grad_weight(self, grad: np.ndarray, x: np.ndarray) -> np.ndarray:
         if grad.size * x.shape[-1] < _SMALL_PRODUCT:
             return super().linear_grad_weight(grad, x)
-        # In memory of its own: a parameter's gradient outlives the step, and autograd would copy a view.
-        weight_grad = np.empty((grad.shape[-1], x.shape[-1]), grad.dtype)
-        return product(_rows(grad), _rows(x), a_transposed=True, out=weight_grad)
+        return _linear_grad_weight(grad, x)
 
     def linear_grad_bias(self, grad: np.ndarray) -> np.ndarray:
         return np.add.reduce(_rows(grad), axis=0)
+
+    def linear_chain(
+        self,
+        x: np.ndarray,
+        weights: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray | None],
+        geometry: ChainGeometry,
+    ) -> list[np.ndarray]:
+        if _is_small_chain(geometry):
+            return super().linear_chain(x, weights, biases, geometry)
+        results = [x]
+        for weight, bias, active in zip(weights, biases, geometry.relu, strict=True):
+            results.append(_linear(results[-1], weight, bias, rectified=active))
+        return results[1:]
+
+    def linear_chain_grad(
+        self,
+        grad: np.ndarray,
+        x: np.ndarray,
+        weights: Sequence[np.ndarray],
+        ys: Sequence[np.ndarray],
+        geometry: ChainGeometry,
+        needs: tuple[bool, ...],
+    ) -> tuple[np.ndarray | None, ...]:
+        small = _is_small_chain(geometry)
+        return linear_chain_grad(
+            grad, x, weights, ys, geometry, needs, relu_grad=self.relu_grad,
+            grad_weight=super().linear_grad_weight if small else _linear_grad_weight,
+            grad_bias=super().linear_grad_bias if small else _column_sums,
+            grad_input=super().linear_grad_input if small else _linear_grad_input,
+        )  # fmt: skip
 
     # -- activation and pooling --------------------------------------------------------------------------------------
 
@@ -412,27 +450,44 @@ class NumbaBackend(NumpyBackend):
         label_smoothing: float,
     ) -> tuple[np.ndarray, np.ndarray]:
         rows, classes = logits.shape
-        losses, probabilities = np.empty(rows, logits.dtype), np.empty(logits.shape, logits.dtype)
+        losses, probabilities = empty((rows,), logits.dtype), empty(logits.shape, logits.dtype)
         chunks = _chunks(work := 40 * logits.size)
-        wrong = np.empty(chunks, np.int64)
+        wrong = empty((chunks,), np.int64)
         numbers = int(ignore_index), float(label_smoothing), rows, classes, chunks
+
+        def refuse() -> None:  # the NumPy backend says which label is wrong
+            NumpyBackend.softmax_cross_entropy(
+                self, logits, labels, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing
+            )
+
         launch(
             _kernel(pointwise.softmax_cross_entropy, logits.dtype),
             chunks,
             _ready(logits),
             _ready(labels, np.int64),
-            np.ones(classes, logits.dtype) if weight is None else _ready(weight, logits.dtype),
+            constant_ones(classes, logits.dtype) if weight is None else _ready(weight, logits.dtype),
             losses,
             probabilities,
             wrong,
             *numbers,
             work=work,
+            check=Check(wrong, refuse),
         )
-        if wrong.any():  # the NumPy backend says which, and raises
-            super().softmax_cross_entropy(
-                logits, labels, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing
-            )
         return losses, probabilities
+
+    def softmax_cross_entropy_mean(
+        self, logits: np.ndarray, labels: np.ndarray, *, weight: np.ndarray | None, **options: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        (rows, classes), dtype = logits.shape, logits.dtype
+        losses, probabilities = self.softmax_cross_entropy(logits, labels, weight=weight, **options)
+        mean, row_grads = empty((1,), dtype), empty((rows,), dtype)
+        weights = constant_ones(classes, dtype) if weight is None else _ready(weight, dtype)
+        launch(
+            _kernel(pointwise.mean_loss, dtype), 1, losses, _ready(labels, np.int64), weights, mean, row_grads,
+            int(options["ignore_index"]), rows, classes, work=rows,
+        )  # fmt: skip
+        gradient = self.softmax_cross_entropy_grad(row_grads, probabilities, labels, weight=weight, **options)
+        return mean.reshape(()), gradient
 
     def softmax_cross_entropy_grad(
         self,
@@ -446,7 +501,7 @@ class NumbaBackend(NumpyBackend):
     ) -> np.ndarray:
         rows, classes = probabilities.shape
         dtype = probabilities.dtype
-        dlogits = np.empty(probabilities.shape, dtype)
+        dlogits = empty(probabilities.shape, dtype)
         chunks = _chunks(work := 4 * probabilities.size)
         numbers = int(ignore_index), float(label_smoothing), rows, classes, chunks
         launch(
@@ -455,7 +510,7 @@ class NumbaBackend(NumpyBackend):
             _ready(grad, dtype),
             _ready(probabilities),
             _ready(labels, np.int64),
-            np.ones(classes, dtype) if weight is None else _ready(weight, dtype),
+            constant_ones(classes, dtype) if weight is None else _ready(weight, dtype),
             dlogits,
             *numbers,
             work=work,
@@ -476,9 +531,9 @@ class NumbaBackend(NumpyBackend):
         slots = [] if velocities[0] is None else [velocities]
         table = _update_table(params, grads, slots, together)
         if table is not None:
-            decay = float(options["weight_decay"])
-            kernel = _sgd(params[0].dtype, bool(slots), bool(options["nesterov"]), bool(decay))
-            table.run(kernel, 8, float(options["lr"]), float(options["momentum"]), 1.0 - options["dampening"], decay)
+            terms = capturing.terms_of(options, ("nesterov", "weight_decay"))
+            kernel = _sgd(params[0].dtype, bool(slots), *[on for _, on in terms])
+            table.run(kernel, 8, _sgd_numbers, terms, options, together)
         else:
             super().sgd_update_all(params, grads, velocities, **options)
 
@@ -494,20 +549,9 @@ class NumbaBackend(NumpyBackend):
     ) -> None:
         table = _update_table(params, grads, [means, squares], together)
         if table is not None:
-            step, lr, beta1, beta2 = (options[name] for name in ("step", "lr", "beta1", "beta2"))
-            decay, decoupled = float(options["weight_decay"]), bool(options["decoupled"])
-            table.run(
-                _adam(params[0].dtype, bool(decay), decoupled),
-                16,
-                lr / (1 - beta1**step),
-                float(beta1),
-                1.0 - beta1,
-                float(beta2),
-                1.0 - beta2,
-                (1 - beta2**step) ** 0.5,
-                float(options["eps"]),
-                1 - lr * decay if decoupled else decay,
-            )
+            terms = capturing.terms_of(options, ("weight_decay", "decoupled"))
+            kernel = _adam(params[0].dtype, *[on for _, on in terms])
+            table.run(kernel, 16, _adam_numbers, terms, options, together)
         else:
             super().adam_update_all(params, grads, means, squares, **options)
 
@@ -536,6 +580,30 @@ def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, *, recti
     bias = None if bias is None else _ready(bias)
     y = product(_rows(x), _ready(weight), bias, b_transposed=True, rectified=rectified)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], len(weight))
+
+
+def _linear_grad_input(grad: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return product(_rows(grad), _ready(weight)).reshape(*grad.shape[:-1], weight.shape[1])
+
+
+def _linear_grad_weight(grad: np.ndarray, x: np.ndarray) -> np.ndarray:
+    # In memory of its own: a parameter's gradient outlives the step, and autograd would copy a view.
+    weight_grad = lasting((grad.shape[-1], x.shape[-1]), grad.dtype)
+    return product(_rows(grad), _rows(x), a_transposed=True, out=weight_grad)
+
+
+def _is_small_chain(geometry: ChainGeometry) -> bool:
+    """Whether each of its products is small."""
+    return geometry.n * max(a * b for a, b in itertools.pairwise(geometry.sizes)) < _SMALL_PRODUCT
+
+
+def _column_sums(matrix: np.ndarray) -> np.ndarray:
+    """The sum of each column, from the first row to the last."""
+    rows, columns = matrix.shape
+    sums = lasting((columns,), matrix.dtype)
+    chunks = _chunks(work := matrix.size)
+    launch(_kernel(pointwise.column_sums, matrix.dtype), chunks, _ready(matrix), sums, rows, columns, chunks, work=work)
+    return sums
 
 
 class _UpdateTable:
@@ -567,19 +635,91 @@ class _UpdateTable:
         self._grads = [_ready(grad, dtype) for grad in grads]
         self._rows[:-1, 2] = [grad.__array_interface__["data"][0] for grad in self._grads]
 
-    def run(self, kernel: Kernel, work_an_element: int, *numbers: float) -> None:
-        """Run an optimizer's kernel over all elements of all parameters."""
+    def run(
+        self,
+        kernel: Kernel,
+        work_an_element: int,
+        numbers_of: Callable[[dict[str, Any]], tuple[float, ...]],
+        terms: capturing.Terms,
+        options: dict[str, Any],
+        together: Any,
+    ) -> None:
+        """Run an optimizer's kernel over all elements of all parameters.
+
+        Args:
+            kernel: for a formula of these terms.
+            work_an_element: multiply-adds.
+            numbers_of: the kernel's numbers in a step, by the step's options.
+            terms: which terms the formula has.
+            options: of this step.
+            together: as of ``Backend.sgd_update_all``.
+        """
         work = work_an_element * self._size
         chunks = _chunks(work)
+        numbers = numbers_of(options)
+        if (scope := host_graph.scope()) is not None:
+            scope.takes([*self.arrays, *self._grads])  # whose addresses are in the table
+            scope.keeps(self._rows)
         launch(kernel, chunks, self._rows.reshape(-1), len(self._rows) - 1, *numbers, self._size, chunks, work=work)
+        if scope is not None and scope.whole:
+            launched = UpdateNumbers(scope.calls[-1].numbers(2, len(numbers)), numbers_of, terms)
+            scope.updates(together, launched)
         self._grads = []
+
+
+class UpdateNumbers:
+    """The numbers of an optimizer's kernel in a captured step.
+
+    Args:
+        place: where the kernel reads them.
+        numbers_of, terms: as of :meth:`_UpdateTable.run`.
+    """
+
+    def __init__(
+        self, place: np.ndarray, numbers_of: Callable[[dict[str, Any]], tuple[float, ...]], terms: capturing.Terms
+    ):
+        self._place, self._numbers_of, self._terms = place, numbers_of, terms
+
+    def prepare(self, together: Any, count: int) -> None:
+        """Write those of the step that is about to be taken.
+
+        Raises:
+            RuntimeError: the formula has other terms now.
+        """
+        (options,) = together.coming(1)
+        capturing.check_terms(options, self._terms)
+        self._place[:] = self._numbers_of(options)
+
+    def forget(self) -> None:
+        """They are written anew in each step."""
+
+
+def _sgd_numbers(options: dict[str, Any]) -> tuple[float, ...]:
+    momentum, decay = float(options["momentum"]), float(options["weight_decay"])
+    return float(options["lr"]), momentum, 1.0 - options["dampening"], decay
+
+
+def _adam_numbers(options: dict[str, Any]) -> tuple[float, ...]:
+    step, lr, beta1, beta2 = (options[name] for name in ("step", "lr", "beta1", "beta2"))
+    decay = float(options["weight_decay"])
+    return (
+        lr / (1 - beta1**step),
+        float(beta1),
+        1.0 - beta1,
+        float(beta2),
+        1.0 - beta2,
+        (1 - beta2**step) ** 0.5,
+        float(options["eps"]),
+        1 - lr * decay if options["decoupled"] else decay,
+    )
 
 
 def _update_table(
     params: Sequence[np.ndarray], grads: Sequence[np.ndarray], slots: Sequence[Sequence[Any]], together: Any
 ) -> _UpdateTable | None:
     """The table of an update's arrays; None if a kernel cannot write to one in place, or their dtypes differ."""
-    key = None if together is None else ("numba", together.members[0])
+    # A captured step has a table of its own, whose addresses stay.
+    key = None if together is None or host_graph.scope() is not None else ("numba", together.members[0])
     table: _UpdateTable | None = None if key is None else together.prepared.get(key)
     if table is None or not table.has(params, *slots):
         dtype, arrays = params[0].dtype, itertools.chain(params, *slots)
@@ -847,7 +987,7 @@ def _convolve(
     y = empty(run.output_shape, x.dtype)
     winners = empty(run.winners_shape, np.dtype(np.uint8))
     weight = _ready(weight)
-    bias = np.zeros(run.plan.k, x.dtype) if bias is None else _ready(bias)
+    bias = constant_zeros(run.plan.k, x.dtype) if bias is None else _ready(bias)
     filters = (weight, bias) if run.by_columns else (conv.packed_filters(run.plan, weight, bias),)
     batch = (run.output_shape[0], run.bands, run.chunks)
     launch(run.kernel, run.chunks, _ready(x), *filters, y, winners, *batch, work=run.work)

@@ -22,7 +22,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from gpuconv.backends.cpu.compile import ELEMENTS, SIZE, WINNERS, Elements, kernel, split
-from gpuconv.backends.cpu.memory import aligned_zeros
+from gpuconv.backends.cpu.memory import aligned
 from gpuconv.backends.cpu.simd import (
     broadcast,
     copy,
@@ -341,8 +341,8 @@ def _pack_filters(plan: Elements):
         k = (chunk - group * blocks) * block
         count = min(block, filters - k)
         target = chunk * (1 + taps) * block
-        for lane in range(count):
-            packed[target + lane] = bias[group * filters + k + lane]
+        for lane in range(block):
+            packed[target + lane] = bias[group * filters + k + lane] if lane < count else 0
         start = group * filters * taps + k * filter_step + first_tap
         for c in range(channels):
             for i in range(taps_h):
@@ -351,6 +351,8 @@ def _pack_filters(plan: Elements):
                     source = start + c * channel_step + i * row_step + j * column_step
                     for lane in range(count):
                         packed[target + lane] = weight[source + lane * filter_step]
+                    for lane in range(count, block):
+                        packed[target + lane] = 0
 
     return compute
 
@@ -364,7 +366,7 @@ def packed_filters(plan: Forward, weight: np.ndarray, bias: np.ndarray) -> np.nd
     filters, channels = plan.k // plan.groups, plan.c // plan.groups
     block = plan.filter_tile[1] * plan.lanes
     blocks = _divide(filters, block)
-    packed = aligned_zeros((plan.groups * blocks * (1 + channels * plan.r * plan.s) * block,), weight.dtype)
+    packed = aligned((plan.groups * blocks * (1 + channels * plan.r * plan.s) * block,), weight.dtype)
     sizes = (filters, channels, plan.r, plan.s, blocks, block)
     pack = _pack_filters(Elements(plan.dtype))
     arrays = (weight, bias, packed)

@@ -19,7 +19,7 @@ from numba.extending import register_jitable
 
 from gpuconv.backends.cpu.compile import ELEMENTS, SIZE, WINNERS, Elements, kernel, split
 from gpuconv.backends.cpu.conv import SCRATCH_BYTES
-from gpuconv.backends.cpu.memory import aligned_zeros
+from gpuconv.backends.cpu.memory import aligned, lasting
 from gpuconv.backends.cpu.simd import (
     copy,
     forget_loads,
@@ -383,6 +383,8 @@ def _pack_patches(plan: Elements):
                         source = k * channels * taps + i * taps_w + run_w * taps_run + tap
                         for c in range(channels):
                             packed[target + tap * channels + c] = weight[source + c * taps]
+                    for i_behind in range(taps_run * channels, run):
+                        packed[target + i_behind] = 0
 
     return compute
 
@@ -390,7 +392,7 @@ def _pack_patches(plan: Elements):
 def packed_patches(plan: Patches, weight: np.ndarray) -> np.ndarray:
     """A weight as :func:`grad_sparse` takes it: (k, runs, :attr:`Patches.packed_run`), zeros behind each run."""
     k, *sizes = weight.shape
-    packed = aligned_zeros(plan.packed_shape, weight.dtype)
+    packed = aligned(plan.packed_shape, weight.dtype)
     chunks = min(k, 16)
     pack = _pack_patches(Elements(plan.dtype))
     launch(pack, chunks, weight, packed, k, *sizes, *plan.packed_shape[2:], chunks, work=4 * weight.size)
@@ -430,7 +432,7 @@ def _elements(dtype: np.dtype) -> Elements:
 def weight_gradient(partial: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The sum of partial gradients (parts, k, runs_h, runs_w, elements of a run), first to last, as (k, c, r, s)."""
     parts, k, _, *runs = partial.shape
-    weight_grad = np.empty(shape, partial.dtype)
+    weight_grad = lasting(shape, partial.dtype)
     chunks = min(k, 16)
     add = _sum_partials(_elements(partial.dtype))
     launch(add, chunks, partial, weight_grad, parts, *shape, *runs, chunks, work=4 * partial.size)

@@ -15,7 +15,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from gpuconv.backends.cpu.compile import ELEMENTS, SIZE, Kernel, kernel, split
-from gpuconv.backends.cpu.memory import empty
+from gpuconv.backends.cpu.memory import constant_zeros, empty
 from gpuconv.backends.cpu.simd import (
     copy,
     forget_loads,
@@ -214,7 +214,7 @@ def product(
     few_rows = m < _FEW_ROWS and b_transposed and not a_transposed
     kernel, width = _kernel(a.dtype, few_rows)
     if bias is None:
-        bias = np.zeros(n, a.dtype)
+        bias = constant_zeros(n, a.dtype)
     c = empty((m, n), a.dtype) if out is None else out
     if few_rows:
         chunks = max(1, min(64, n // 64))

@@ -129,6 +129,42 @@ def softmax_cross_entropy_grad(plan: Elements):
     return compute
 
 
+@kernel(ELEMENTS, INTEGERS, ELEMENTS, ELEMENTS, ELEMENTS, SIZE, SIZE, SIZE)
+def mean_loss(plan: Elements):
+    """``(losses, labels, weight, mean, row_grads, ignore_index, rows, classes)``: the weighted mean, and its gradient
+    for each row's loss. Sums are in float64, from first to last.
+    """
+    dtype = np.dtype(plan.dtype).type
+
+    def compute(chunk, losses, labels, weight, mean, row_grads, ignore_index, rows, classes):
+        total = total_weight = 0.0
+        for row in range(rows):
+            label = labels[row]
+            if label != ignore_index and 0 <= label < classes:
+                total += losses[row]
+                total_weight += weight[label]
+        mean[0] = dtype(total / total_weight)
+        for row in range(rows):
+            row_grads[row] = dtype(1.0 / total_weight)
+
+    return compute
+
+
+@kernel(ELEMENTS, ELEMENTS, SIZE, SIZE, SIZE)
+def column_sums(plan: Elements):
+    """``(x, sums, rows, columns, chunks)``, from the first row to the last; a chunk takes some columns."""
+
+    def compute(chunk, x, sums, rows, columns, chunks):
+        first, last = split(columns, chunks, chunk)
+        for j in range(first, last):
+            sums[j] = x[j]
+        for row in range(1, rows):
+            for j in range(first, last):
+                sums[j] += x[row * columns + j]
+
+    return compute
+
+
 # -- optimizer updates -----------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -27,6 +28,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from gpuconv.backends import host_graph
 from gpuconv.backends.cpu.compile import Kernel, jit
 
 #: Variable that sets the number of threads. Without it, that of Numba: ``NUMBA_NUM_THREADS``, or the number of cores.
@@ -150,32 +152,42 @@ def _call(typing: Any, address: Any, chunk: Any, arguments: Any) -> Any:
 
 
 @intrinsic
-def _write_job(typing: Any, shared: Any, address: Any, arguments: Any) -> Any:
-    """Write a kernel and its arguments to a record on the stack that other threads read."""
+def _place_for_job(typing: Any, arguments: Any) -> Any:
+    """The address of room on the stack for a job's record."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        return builder.ptrtoint(cgutils.alloca_once(builder, ir.ArrayType(_INT64, 1 + len(arguments))), _INT64)
+
+    return types.int64(arguments), generate
+
+
+@intrinsic
+def _write_job(typing: Any, record: Any, address: Any, arguments: Any) -> Any:
+    """Write a kernel and its arguments to a record of 64-bit words, and return what calls it: a function of a chunk's
+    number and the record's address.
+    """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         fields = [values[1], *_plain(context, builder, arguments, values[2])]
-        record = cgutils.alloca_once(builder, ir.LiteralStructType([field.type for field in fields]))
+        words = builder.inttoptr(values[0], _INT64.as_pointer())
         for index, field in enumerate(fields):
-            builder.store(field, cgutils.gep_inbounds(builder, record, 0, index))
+            place = builder.gep(words, [_INT64(index)])
+            builder.store(field, builder.bitcast(place, field.type.as_pointer()))
 
         kind = ir.FunctionType(ir.VoidType(), [_INT64, _INT64])
         function = ir.Function(builder.module, kind, builder.module.get_unique_name(f"{builder.function.name}.chunk"))
         function.linkage = "internal"
         inner = ir.IRBuilder(function.append_basic_block())
-        fields_there = inner.inttoptr(function.args[1], record.type)
+        there = inner.inttoptr(function.args[1], words.type)
         address, *plain = (
-            inner.load(cgutils.gep_inbounds(inner, fields_there, 0, index)) for index in range(len(fields))
+            inner.load(inner.bitcast(inner.gep(there, [_INT64(index)]), field.type.as_pointer()))
+            for index, field in enumerate(fields)
         )
         _call_kernel(inner, address, function.args[0], plain)
         inner.ret_void()
+        return builder.ptrtoint(function, _INT64)
 
-        array = context.make_array(shared)(context, builder, value=values[0]).data
-        for slot, pointer in ((_FUNCTION, function), (_ARGUMENTS, record)):
-            builder.store(builder.ptrtoint(pointer, _INT64), builder.gep(array, [_INT64(slot)]))
-        return context.get_dummy_value()
-
-    return types.void(shared, types.int64, arguments), generate
+    return types.int64(types.int64, types.int64, arguments), generate
 
 
 @intrinsic
@@ -189,20 +201,33 @@ def _call_chunk(typing: Any, function: Any, chunk: Any, arguments: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), generate
 
 
+@intrinsic
+def _word(typing: Any, address: Any) -> Any:
+    """The 64-bit integer at an address."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        return builder.load(builder.inttoptr(values[0], _INT64.as_pointer()))
+
+    return types.int64(types.int64), generate
+
+
 # -- running the chunks -----------------------------------------------------------------------------------------------
 
 
 @jit()
-def _run_alone(address, chunks, *arguments):
-    """Run all chunks of a kernel on this thread."""
-    for chunk in range(chunks):
-        _call(address, chunk, arguments)
+def _take_chunks(shared):
+    function, arguments, chunks = shared[_FUNCTION], shared[_ARGUMENTS], shared[_CHUNKS]
+    chunk = _add(shared, _NEXT, 1)
+    while chunk < chunks:
+        _call_chunk(function, chunk, arguments)
+        chunk = _add(shared, _NEXT, 1)
 
 
 @jit()
-def _run_together(shared, address, chunks, *arguments):
-    """Run all chunks of a kernel on this thread and those that are awake."""
-    _write_job(shared, address, arguments)
+def _run_together(shared, record, function, chunks):
+    """Run all chunks of a job on this thread and those that are awake."""
+    shared[_FUNCTION] = function
+    shared[_ARGUMENTS] = record
     _write(shared, _CHUNKS, chunks)
     _write(shared, _NEXT, 0)
     _write(shared, _OPEN, 1)
@@ -220,12 +245,38 @@ def _run_together(shared, address, chunks, *arguments):
 
 
 @jit()
-def _take_chunks(shared):
-    function, arguments, chunks = shared[_FUNCTION], shared[_ARGUMENTS], shared[_CHUNKS]
-    chunk = _add(shared, _NEXT, 1)
-    while chunk < chunks:
-        _call_chunk(function, chunk, arguments)
-        chunk = _add(shared, _NEXT, 1)
+def _start(shared, record, address, chunks, *arguments):
+    """Run all chunks of a kernel on this thread, if ``shared`` is not empty also on those that are awake. With the
+    address of a record write that instead, and return what calls it.
+    """
+    if record != 0:
+        return _write_job(record, address, arguments)
+    if len(shared) == 0:
+        for chunk in range(chunks):
+            _call(address, chunk, arguments)
+    else:
+        place = _place_for_job(arguments)
+        _run_together(shared, place, _write_job(place, address, arguments), chunks)
+    return 0
+
+
+@jit()
+def _run_jobs(shared, jobs):
+    """Run jobs one after the other, up to one that finds a fault, whose number is returned; -1 if there is none.
+
+    A job is a row: function, record, chunks, whether threads may share it, where it counts faults, how many counts.
+    """
+    for job in range(len(jobs)):
+        function, record, chunks = jobs[job, 0], jobs[job, 1], jobs[job, 2]
+        if len(shared) == 0 or jobs[job, 3] == 0:
+            for chunk in range(chunks):
+                _call_chunk(function, chunk, record)
+        else:
+            _run_together(shared, record, function, chunks)
+        for fault in range(jobs[job, 5]):
+            if _word(jobs[job, 4] + 8 * fault) != 0:
+                return job
+    return -1
 
 
 @jit()
@@ -250,7 +301,7 @@ def _attend(shared, number, seen, patience):
 
 
 class Team:
-    """Threads that help the thread that calls :meth:`run`.
+    """Threads that help the thread that calls :func:`launch`.
 
     Args:
         size: number of threads, the caller included.
@@ -282,21 +333,26 @@ class Team:
             alarm.acquire()
             seen = _attend(self._shared, number, seen, _PATIENCE)
 
-    def run(self, kernel: Kernel, chunks: int, *arguments: Any, helpers: int) -> None:
-        """Run all chunks of a kernel with the threads that are awake, up to so many of the others woken for it; alone,
-        if another caller keeps the team busy.
+    def take(self, helpers: int) -> np.ndarray:
+        """What a job needs to run with the threads that are awake, up to so many of the others woken for it; nothing,
+        if another caller keeps the team busy. It must be given to :meth:`leave` afterwards.
         """
         if not self._busy.acquire(blocking=False):
-            _run_alone(kernel.address, chunks, *arguments)
-            return
-        try:
-            # A thread that falls asleep after this check misses the job, which does no harm.
-            for number, alarm in enumerate(self._alarms[:helpers]):
-                if self._shared[_ASLEEP + 8 * number] and alarm.locked():
-                    alarm.release()
-            _run_together(self._shared, kernel.address, chunks, *arguments)
-        finally:
+            return _NOBODY
+        # A thread that falls asleep after this check misses the job, which does no harm.
+        for number, alarm in enumerate(self._alarms[:helpers]):
+            if self._shared[_ASLEEP + 8 * number] and alarm.locked():
+                alarm.release()
+        return self._shared
+
+    def leave(self, taken: np.ndarray) -> None:
+        """Let other callers take the team."""
+        if taken is self._shared:
             self._busy.release()
+
+
+#: What a job gets where nobody helps.
+_NOBODY = np.zeros(0, np.int64)
 
 
 def threads() -> int:
@@ -337,7 +393,26 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def launch(kernel: Kernel, chunks: int, *arguments: Any, work: int) -> None:
+def _helpers(chunks: int, work: int) -> int | None:
+    """How many threads to wake for a job; None if it is not shared."""
+    if chunks > 1 and work >= _WORK_TO_SHARE and _the_team().size > 1:
+        return max(0, min(chunks - 1, work // _WORK_A_THREAD - 1))
+    return None
+
+
+class Check(NamedTuple):
+    """What a kernel found that it cannot compute with.
+
+    Attributes:
+        faults: int64, which the kernel counts; all zero if there are none.
+        refuse: called if there are some; raises.
+    """
+
+    faults: np.ndarray
+    refuse: Callable[[], None]
+
+
+def launch(kernel: Kernel, chunks: int, *arguments: Any, work: int, check: Check | None = None) -> None:
     """Run all chunks of a kernel, and return when they are done. Several threads may call this at the same time.
 
     Args:
@@ -345,9 +420,62 @@ def launch(kernel: Kernel, chunks: int, *arguments: Any, work: int) -> None:
         chunks: number of chunks.
         arguments: C-contiguous arrays and numbers of the types that the kernel was compiled for; this is not checked.
         work: multiply-adds in all, which determine how many threads are used.
+        check: of what the kernel counts.
     """
-    if chunks > 1 and work >= _WORK_TO_SHARE and (team := _the_team()).size > 1:
-        helpers = max(0, min(chunks - 1, work // _WORK_A_THREAD - 1))
-        team.run(kernel, chunks, *arguments, helpers=helpers)
+    helpers = _helpers(chunks, work)
+    if helpers is None:
+        _start(_NOBODY, 0, kernel.address, chunks, *arguments)
     else:
-        _run_alone(kernel.address, chunks, *arguments)
+        team = _the_team()
+        shared = team.take(helpers)
+        try:
+            _start(shared, 0, kernel.address, chunks, *arguments)
+        finally:
+            team.leave(shared)
+    if check is not None and check.faults.any():
+        check.refuse()
+    if (scope := host_graph.scope()) is not None and scope.takes(arguments):
+        scope.calls.append(Launch(kernel, chunks, arguments, helpers, check))
+
+
+class Launch:
+    """A launch of a captured step, to be repeated on the same arrays, which must stay where they are."""
+
+    def __init__(
+        self, kernel: Kernel, chunks: int, arguments: tuple[Any, ...], helpers: int | None, check: Check | None
+    ):
+        self._kernel = kernel  # keeps its code
+        self._record = np.zeros(1 + len(arguments), np.int64)
+        record = self._record.ctypes.data
+        function = _start(_NOBODY, record, kernel.address, chunks, *arguments)
+        faults = (0, 0) if check is None else (check.faults.ctypes.data, check.faults.size)
+        self._row = function, record, chunks, helpers is not None, *faults
+        self._helpers = helpers
+        self._refuse = None if check is None else check.refuse
+
+    def numbers(self, first: int, count: int) -> np.ndarray:
+        """Where ``count`` of its arguments are kept, from number ``first`` on, if they are float64: to be changed."""
+        return self._record[1 + first : 1 + first + count].view(np.float64)
+
+    @staticmethod
+    def joined(launches: Sequence[Launch]) -> Callable[[], None]:
+        """One call that runs launches one after the other, without Python between them."""
+        jobs = np.array([one._row for one in launches], np.int64)
+        helpers = max((one._helpers for one in launches if one._helpers is not None), default=None)
+
+        def run() -> None:
+            if helpers is None:
+                fault = _run_jobs(_NOBODY, jobs)
+            else:
+                team = _the_team()
+                shared = team.take(helpers)
+                try:
+                    fault = _run_jobs(shared, jobs)
+                finally:
+                    team.leave(shared)
+            if fault >= 0:
+                refuse = launches[fault]._refuse
+                assert refuse is not None
+                refuse()
+
+        return run

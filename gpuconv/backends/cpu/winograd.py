@@ -24,10 +24,11 @@ from functools import cached_property
 
 import numpy as np
 
+from gpuconv.backends import host_graph
 from gpuconv.backends.cpu.compile import ELEMENTS, SIZE, kernel, split
 from gpuconv.backends.cpu.conv import Forward
 from gpuconv.backends.cpu.conv_grad import fill_channels_last
-from gpuconv.backends.cpu.memory import empty
+from gpuconv.backends.cpu.memory import constant_zeros, empty, lasting
 from gpuconv.backends.cpu.simd import (
     copy,
     forget_loads,
@@ -329,9 +330,10 @@ def convolve(plan: Tiles, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | 
     """The convolution of C-contiguous arrays: (n, k, p, q)."""
     n, k = len(x), plan.forward.k
     y = empty((n, k, plan.forward.p, plan.forward.q), x.dtype)
-    padded_bias = np.zeros(plan.blocks * plan.block[1], x.dtype)
+    padded_bias = constant_zeros(plan.blocks * plan.block[1], x.dtype)
     if bias is not None:
-        padded_bias[:k] = bias
+        padded_bias = empty(padded_bias.shape, x.dtype)
+        host_graph.call(_pad, padded_bias, bias)
     rows = n * plan.grid[0]
     # Each part of the filters transforms the pixels anew, each part of the rows reads all filters of its part.
     row_parts = max(1, min(32, rows * plan.grid[1] // 28))
@@ -340,6 +342,10 @@ def convolve(plan: Tiles, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | 
     packed = packed_filters(plan, weight)
     launch(forward_tiles(plan), row_parts * filter_parts, x, packed, padded_bias, y, *batch, work=work)
     return y
+
+
+def _pad(padded: np.ndarray, values: np.ndarray) -> None:
+    padded[: len(values)], padded[len(values) :] = values, 0
 
 
 # -- the gradient of the weight --------------------------------------------------------------------------------------
@@ -540,7 +546,7 @@ def weight_gradient(plan: Tiles, x: np.ndarray, grad: np.ndarray) -> np.ndarray:
         sizes = (count * grid[1], pixels_step, grads_step, pixels.pitch, grads.pitch, int(part > 0))
         kernel = multiply_points(products)
         launch(kernel, POINTS, pixels_at_points, grads_at_points, sums, *sizes, work=work * f.c * f.k)
-    weight_grad = np.empty((f.k, f.c, 3, 3), dtype)
+    weight_grad = lasting((f.k, f.c, 3, 3), dtype)
     chunks = min(_divide(f.k, products.lanes), 32)
     launch(filters_from_points(products), chunks, sums, weight_grad, chunks, work=16 * weight_grad.size)
     return weight_grad

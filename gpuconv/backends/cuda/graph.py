@@ -30,6 +30,8 @@ class CudaGraph:
             where that is not wanted, or the driver cannot do it: then each waits for the one before.
     """
 
+    on_host = False
+
     def __init__(self, cupy: Any, side_by_side: bool = True) -> None:
         self._cupy, self._side_by_side = cupy, side_by_side
         self.branches: branches.Branches | None = None
@@ -174,6 +176,7 @@ class SimulatedGraph:
 
     #: Launches run in their order.
     branches = None
+    on_host = False
 
     def __init__(self) -> None:
         self._device: Any = importlib.import_module("gpuconv.kernels.device")

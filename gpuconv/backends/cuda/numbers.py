@@ -67,19 +67,8 @@ class UpdateNumbers:
 
     def _upload(self, together: Any, count: int, needed: int) -> None:
         coming = together.coming(count, needed)
-        if (terms := terms_of(coming[0], self._terms)) != self._terms:
-            now, then = (
-                ", ".join(f"{name} {'on' if on else 'off'}" for name, on in one) for one in (terms, self._terms)
-            )
-            raise RuntimeError(
-                f"capture: the captured update has {then}, and the optimizer now {now}: capture the step again"
-            )
+        capturing.check_terms(coming[0], self._terms)
         rows = [self._variant.numbers_of(**{name: one[name] for name in self._taken}) for one in coming]
         self._backend.write(self.array, self._variant.numbers_array(rows, *self._layout))
         self._rows = len(rows)
         self._left = math.inf if len(rows) == 1 and together.stays() else float(len(rows))
-
-
-def terms_of(options: dict[str, Any], names: Any) -> tuple[tuple[str, bool], ...]:
-    """Which terms the formula of an update has: name of each option, and whether it is on."""
-    return tuple((name, bool(options[name])) for name, *_ in names)
