@@ -248,11 +248,18 @@ FAULTS = {
     "a shuffle that some miss": (
         "setp.lt.u32 %p1, %r1, 9; @%p1 bra E; mov.u32 %r2, 31; mov.u32 %r3, -1;"
         " shfl.sync.bfly.b32 %r5, %r1, 1, %r2, %r3; E: ret;",
+        "a lane is asked for its value that does not take part",
+    ),
+    "a shuffle in a branch": (
+        "setp.lt.u32 %p1, %r1, 9; @%p1 bra E; shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1; E: bar.sync 0; ret;",
         "not in its mask",
     ),
     "a register without a value": ("st.global.u32 [%rd4], %r5; ret;", "%r5 is read before it is written"),
-    "an unknown instruction": ("brev.b32 %r5, %r1; ret;", "brev.b32 %r5, %r1: not known here"),
-    "a call": ("call.uni (retval), f, (p); ret;", "calls functions"),
+    "an unknown instruction": (
+        "tex.1d.v4.s32.s32 {%r5, %r6, %r7, %r8}, [%rd2, {%r1}]; ret;",
+        "[%rd2, {%r1}]: not known here (PTX line",
+    ),
+    "a call": ("call.uni (retval), f, (p); ret;", "f is defined in no module that is known here"),
     "no end": ("mov.u32 %r5, 1;", "ends without a return"),
 }
 
