@@ -6,13 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpuconv.lab.machine_code import Compiled, compiled
     from gpuconv.lab.simulator import Report, SimulationError, activate, simulate, trace
 
-__all__ = ["Report", "SimulationError", "activate", "simulate", "trace"]
+__all__ = ["Compiled", "Report", "SimulationError", "activate", "compiled", "simulate", "trace"]
 
 
 def __getattr__(name: str) -> Any:
     # The simulator needs greenlet, which other parts of this package do without.
     if name in __all__:
-        return getattr(importlib.import_module("gpuconv.lab.simulator"), name)
+        module = "machine_code" if name.lower() == "compiled" else "simulator"
+        return getattr(importlib.import_module(f"gpuconv.lab.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from gpuconv.lab import fresh_memory, records
+from gpuconv.lab.machine_code import Launched
 from gpuconv.lab.places import WARP, Dim3, Site, site, site_name
 from gpuconv.lab.report import Report
 from gpuconv.lab.tracing import Tracer
@@ -63,6 +64,8 @@ class Settings:
     report: Report | None = None
     #: Seconds after which a launch is ended.
     limit: float | None = None
+    #: Where kernels are noted that are to be compiled as well.
+    launched: Launched | None = None
     #: Launches by the name of the kernel, of the whole process.
     launches: ClassVar[Counter[str]] = Counter()
 
@@ -92,6 +95,8 @@ def run(
         debug: whether a division by zero raises.
     """
     global launch
+    if Settings.launched is not None:
+        Settings.launched.note(kernel, args)
     with _one_at_a_time:
         mine = Launch(kernel, grid, block, args, dynamic, debug=debug)
         # The log is millions of tuples without cycles; garbage collection would take most of the time.

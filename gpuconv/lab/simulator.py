@@ -47,6 +47,7 @@ from typing import Any
 
 from gpuconv.lab import device_names, host, launching, random_numbers
 from gpuconv.lab.launching import Settings, SimulationError
+from gpuconv.lab.machine_code import compiled
 from gpuconv.lab.report import Report
 
 __all__ = ["Report", "Simulation", "SimulationError", "activate", "simulate", "trace"]
@@ -158,7 +159,9 @@ def _tracing(seed: int | None) -> Iterator[Report]:
 # -- without switching it on -----------------------------------------------------------------------------
 
 
-def simulate(kernel: Any, *, trace: bool = False, seed: int = 0, limit: float | None = None) -> Simulation:
+def simulate(
+    kernel: Any, *, trace: bool = False, code: bool = False, seed: int = 0, limit: float | None = None
+) -> Simulation:
     """A kernel that runs in the laboratory when it is launched: ``simulate(kernel)[grid, block](x, y)``.
 
     It needs no :func:`activate`: real kernels run in the same process, before and after.
@@ -166,13 +169,14 @@ def simulate(kernel: Any, *, trace: bool = False, seed: int = 0, limit: float | 
     Args:
         kernel: of ``numba.cuda``, or a Python function that is written like one.
         trace: whether to record every access; launches then return a :class:`~gpuconv.lab.report.Report`.
+        code: whether to compile it for a GPU as well, with the arguments of each traced launch: ``report.code``.
         seed: of the order of threads and blocks.
         limit: seconds after which a launch is ended, with the lines where its threads stand; None for never.
 
     Raises:
         TypeError: it is neither.
     """
-    return Simulation(kernel, trace, seed, limit)
+    return Simulation(kernel, trace, code, seed, limit)
 
 
 class Simulation:
@@ -181,7 +185,7 @@ class Simulation:
     Device arrays of ``numba.cuda`` are copied to the host and back.
     """
 
-    def __init__(self, kernel: Any, trace: bool, seed: int, limit: float | None) -> None:
+    def __init__(self, kernel: Any, trace: bool, code: bool, seed: int, limit: float | None) -> None:
         cuda = importlib.import_module("numba.cuda")
         if is_simulated(cuda):
             if launching.names is not vars(cuda):
@@ -193,7 +197,8 @@ class Simulation:
             from gpuconv.lab import binding  # needs numba.cuda as it is for a GPU
 
             self._function = binding.bind(kernel)
-        self._trace, self._seed, self._limit = trace, seed, limit
+        self._kernel, self._code = kernel, code
+        self._trace, self._seed, self._limit = trace or code, seed, limit
         options = getattr(kernel, "targetoptions", {})
         self._debug = bool(options.get("debug", getattr(kernel, "_debug", False)))
 
@@ -212,6 +217,8 @@ class Simulation:
         try:
             with _tracing(None) if self._trace else contextlib.nullcontext() as report:
                 launching.run(self._function, grid, block, args, dynamic=dynamic, debug=self._debug)
+            if report is not None and self._code:
+                report.code = (compiled(self._kernel, *args),)
             return report
         finally:
             Settings.seed, Settings.limit = before
