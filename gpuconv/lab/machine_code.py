@@ -118,7 +118,7 @@ class Compiled:
 
     @property
     def heavy(self) -> tuple[tuple[Instructions, str], ...]:
-        """In the innermost loops, what there is more of than float arithmetic: the line with most of it, and its kind."""
+        """What outweighs float arithmetic in the innermost loops: the line with most of it, and its kind."""
         deepest = max((each.loops for each in self.instructions), default=0)
         inner = [each for each in self.instructions if each.loops == deepest > 0]
         arithmetic = sum(each.kinds["float"] + each.kinds["float64"] for each in inner)

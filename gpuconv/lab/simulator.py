@@ -45,7 +45,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from gpuconv.lab import device_names, host, launching, random_numbers
+from gpuconv.lab import as_compiled, device_names, host, launching, libdevice, random_numbers
 from gpuconv.lab.launching import Settings, SimulationError
 from gpuconv.lab.machine_code import compiled
 from gpuconv.lab.report import Report
@@ -112,6 +112,7 @@ def _patch(cuda: ModuleType) -> None:
     with contextlib.suppress(ImportError):  # numba-cuda without numba
         _run_compiled_functions_as_python()
         random_numbers.patch()
+    libdevice.patch()
 
 
 def _run_compiled_functions_as_python() -> None:
@@ -241,9 +242,9 @@ def _call(kernel: Any, *args: Any) -> Any:
         importlib.import_module("numba.cuda.errors").normalize_kernel_dimensions(None, None)  # raises, in Numba's words
     if kernel.extensions:
         args = tuple(_prepared(kernel.extensions, arg) for arg in args)
-    launching.run(
-        kernel.fn, kernel.grid_dim, kernel.block_dim, args, dynamic=kernel.dynshared_size, debug=kernel._debug
-    )
+    function = as_compiled.frozen(kernel.fn, args)
+    args = as_compiled.with_pointers(getattr(kernel, "_signature", None), args)
+    launching.run(function, kernel.grid_dim, kernel.block_dim, args, dynamic=kernel.dynshared_size, debug=kernel._debug)
     return None
 
 
