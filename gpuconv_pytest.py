@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="compile the kernels for a GPU as well, and tell of arithmetic in float64 at the end",
     )
     group.addoption("--cuda-lab-seed", type=int, default=0, help="of the order of threads and blocks (0)")
+    group.addoption("--cuda-lab-device", default="h100", help="the GPU to stand for: t4, a100, rtx4090... (h100)")
     group.addoption("--cuda-lab-limit", type=float, default=60.0, help="seconds that a launch may take (60)")
 
 
@@ -51,5 +52,11 @@ def _switch_on(config: Any, options: Any) -> None:
         return
     from gpuconv.lab.testing import Laboratory
 
-    laboratory = Laboratory(seed=options.cuda_lab_seed, limit=options.cuda_lab_limit, trace=trace, code=code)
+    laboratory = Laboratory(
+        seed=options.cuda_lab_seed,
+        limit=options.cuda_lab_limit,
+        device=options.cuda_lab_device,
+        trace=trace,
+        code=code,
+    )
     config.pluginmanager.register(laboratory, "gpuconv_lab")

@@ -18,6 +18,7 @@ def check(
     arguments: Annotated[list[str] | None, typer.Argument(help="What the script finds in sys.argv.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of threads and blocks.")] = 0,
     limit: Annotated[float, typer.Option(help="Seconds that a launch may take.")] = 60.0,
+    device: Annotated[str, typer.Option(help="The GPU to stand for: t4, a100, rtx4090, h100 and others.")] = "h100",
     code: Annotated[bool, typer.Option(help="Compile the kernels for a GPU as well, and report float64.")] = True,
 ) -> int:
     """Run a script with its Numba CUDA kernels on the CPU, and report races and other faults.
@@ -33,8 +34,8 @@ def check(
         from gpuconv.lab.launching import Settings
         from gpuconv.lab.machine_code import Launched
 
-        simulator.activate(seed, limit=limit)
-    except (ImportError, RuntimeError) as error:
+        simulator.activate(seed, limit=limit, device=device)
+    except (ImportError, RuntimeError, ValueError) as error:
         raise Failure(f"check: {error}") from error
     before = sys.argv, sys.path[:]
     sys.argv, sys.path[0:0] = [str(script), *(arguments or [])], [os.fspath(script.parent.resolve())]

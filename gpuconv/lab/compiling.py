@@ -25,23 +25,21 @@ from gpuconv.lab.machine_code import Cause, Compiled, Instructions, Option, Task
 
 #: Options of one kernel that are tried in every combination, at most.
 _MOST_OPTIONS = 4
-#: The architecture, where none is asked for: an H100's.
-CC = (9, 0)
 
 
 def compiled(task: Task) -> Compiled:
     """Compile a kernel for the arguments of a launch, with each combination of its options."""
-    with _pretended_device():
+    with _pretended_device(task.cc):
         try:
             signature = tuple(_type_of(argument) for argument in task.arguments)
-            first, float64 = _one(task.function, signature)
+            first, float64 = _one(task.function, signature, task.cc)
         except Exception as error:  # of many kinds: NVVM missing, a type that it does not know, a kernel that is wrong
             return Compiled(task.name, error=_in_words(error))
         causes = {cause.key: cause for cause in float64}
         tried = 1
         for function, options in _variants(task.function):
             try:
-                _, float64 = _one(function, signature)
+                _, float64 = _one(function, signature, task.cc)
             except Exception:  # an option that does not go with these arguments
                 continue
             tried += 1
@@ -50,11 +48,13 @@ def compiled(task: Task) -> Compiled:
     return Compiled(task.name, tuple(causes.values()), first, variants=tried)
 
 
-def _one(function: FunctionType, signature: tuple[Any, ...]) -> tuple[tuple[Instructions, ...], list[Cause]]:
+def _one(
+    function: FunctionType, signature: tuple[Any, ...], cc: tuple[int, int]
+) -> tuple[tuple[Instructions, ...], list[Cause]]:
     compiler = importlib.import_module("numba.cuda.compiler")
     types = importlib.import_module("numba.core.types")
-    typed = compiler.compile_cuda(function, types.void, signature, cc=CC, lineinfo=True).type_annotation
-    ptx, _ = compiler.compile_ptx(function, signature, cc=CC, lineinfo=True)
+    typed = compiler.compile_cuda(function, types.void, signature, cc=cc, lineinfo=True).type_annotation
+    ptx, _ = compiler.compile_ptx(function, signature, cc=cc, lineinfo=True)
     mix = instructions(ptx)
     doubles = {(each.path, each.line): each.kinds["float64"] for each in mix if each.kinds["float64"]}
     wanted = any("float64" in str(kind) or "complex128" in str(kind) for kind in _arrays(signature, typed))
@@ -382,11 +382,11 @@ def _path(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _pretended_device() -> Iterator[None]:
+def _pretended_device(cc: tuple[int, int]) -> Iterator[None]:
     """Device functions are compiled for a GPU, which may not be here."""
     dispatcher: Any = importlib.import_module("numba.cuda.dispatcher")
     real = dispatcher.get_current_device
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=CC)
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
     try:
         yield
     finally:

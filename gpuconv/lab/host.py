@@ -17,56 +17,12 @@ from typing import Any
 import numpy as np
 
 from gpuconv.lab import fresh_memory
+from gpuconv.lab.cards import Chosen
 from gpuconv.lab.launching import Settings
 from gpuconv.lab.places import site, site_name
 from gpuconv.lab.simulated_memory import array_at
 from gpuconv.lab.traced_arrays import address_of
 
-#: What a card answers, by the name that `cuda.get_current_device()` has for it: an H100 SXM5 (CUDA's deviceQuery).
-CARD: dict[str, Any] = {
-    "name": b"SIMULATOR (as an H100)",
-    "id": 0,
-    "compute_capability": (9, 0),
-    "COMPUTE_CAPABILITY_MAJOR": 9,
-    "COMPUTE_CAPABILITY_MINOR": 0,
-    "MAX_THREADS_PER_BLOCK": 1024,
-    "MAX_BLOCK_DIM_X": 1024,
-    "MAX_BLOCK_DIM_Y": 1024,
-    "MAX_BLOCK_DIM_Z": 64,
-    "MAX_GRID_DIM_X": 2**31 - 1,
-    "MAX_GRID_DIM_Y": 65_535,
-    "MAX_GRID_DIM_Z": 65_535,
-    "MAX_SHARED_MEMORY_PER_BLOCK": 48 * 1024,
-    "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": 227 * 1024,
-    "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": 228 * 1024,
-    "MAX_REGISTERS_PER_BLOCK": 65_536,
-    "MAX_REGISTERS_PER_MULTIPROCESSOR": 65_536,
-    "MAX_THREADS_PER_MULTI_PROCESSOR": 2048,
-    "MULTIPROCESSOR_COUNT": 132,
-    "WARP_SIZE": 32,
-    "TOTAL_CONSTANT_MEMORY": 65_536,
-    "CLOCK_RATE": 1_980_000,
-    "MEMORY_CLOCK_RATE": 2_619_000,
-    "GLOBAL_MEMORY_BUS_WIDTH": 5120,
-    "L2_CACHE_SIZE": 50 * 1024 * 1024,
-    "ASYNC_ENGINE_COUNT": 3,
-    "CONCURRENT_KERNELS": 1,
-    "COOPERATIVE_LAUNCH": 1,
-    "UNIFIED_ADDRESSING": 1,
-    "MANAGED_MEMORY": 1,
-    "CONCURRENT_MANAGED_ACCESS": 1,
-    "CAN_MAP_HOST_MEMORY": 1,
-    "INTEGRATED": 0,
-    "KERNEL_EXEC_TIMEOUT": 0,
-    "ECC_ENABLED": 1,
-    "TCC_DRIVER": 0,
-    "supports_float16": True,
-    "supports_bfloat16": True,
-    "PCI_BUS_ID": 0,
-    "PCI_DEVICE_ID": 0,
-    "PCI_DOMAIN_ID": 0,
-}
-MEMORY = 80 * 1024**3
 _MemoryInfo = namedtuple("_MemoryInfo", "free,total")
 
 
@@ -75,9 +31,9 @@ def patch(cuda: ModuleType) -> dict[str, Any]:
     devices = importlib.import_module("numba.cuda.simulator.cudadrv.devices")
     device = devices.FakeCUDADevice
     device.__getattr__ = _attribute
-    device.compute_capability = CARD["compute_capability"]
-    devices.FakeCUDAContext.compute_capability = CARD["compute_capability"]
-    devices.FakeCUDAContext.get_memory_info = lambda self: _MemoryInfo(MEMORY, MEMORY)
+    capability = property(lambda self: Chosen.card.compute_capability)
+    device.compute_capability = devices.FakeCUDAContext.compute_capability = capability
+    devices.FakeCUDAContext.get_memory_info = _memory_info
     kernel = importlib.import_module("numba.cuda.simulator.kernel")
     kernel.FakeOverload.max_cooperative_grid_blocks = lambda self, blockdim, dynsmemsize=0: BLOCKS_AT_ONCE
     kernel.FakeCUDAKernel.overloads = property(lambda self: _Overloads(kernel.FakeOverload, self))
@@ -115,9 +71,15 @@ BLOCKS_AT_ONCE = 16
 
 
 def _attribute(device: Any, name: str) -> Any:
-    if name in CARD:
-        return CARD[name]
-    raise AttributeError(f"the simulated device has no {name}: gpuconv.lab.host.CARD lists what it has")
+    known = Chosen.card.attributes()
+    if name in known:
+        return known[name]
+    raise AttributeError(f"the simulated device has no {name}: gpuconv.lab.Card.attributes lists what it has")
+
+
+def _memory_info(context: Any) -> Any:
+    total = Chosen.card.memory_gib * 1024**3
+    return _MemoryInfo(total, total)
 
 
 def _nothing(*args: Any, **keywords: Any) -> None:

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpuconv.lab.cards import Chosen
+
 
 class Option(NamedTuple):
     """A boolean that is known when a kernel is compiled, and the value that it was given."""
@@ -81,6 +83,8 @@ class Task(NamedTuple):
     function: Any
     #: Of a launch, described.
     arguments: tuple[Any, ...]
+    #: The compute capability of the GPU.
+    cc: tuple[int, int]
 
 
 #: What to say of a kind of instruction that outweighs the arithmetic.
@@ -184,6 +188,11 @@ def described(argument: Any) -> tuple[Any, ...]:
     return "value", argument
 
 
+def task(function: Any, kinds: tuple[Any, ...]) -> Task:
+    """A function to compile for the card that the laboratory stands for, with arguments as described."""
+    return Task(getattr(function, "__name__", "?"), function, kinds, Chosen.card.compute_capability)
+
+
 class Launched:
     """The kernels of launches, each once for each kind of arguments."""
 
@@ -200,7 +209,7 @@ class Launched:
             cells,
             tuple(type(kind[1]) if kind[0] == "value" else str(kind) for kind in kinds),
         )
-        self._tasks.setdefault(key, Task(getattr(function, "__name__", "?"), function, kinds))
+        self._tasks.setdefault(key, task(function, kinds))
 
     def compiled(self) -> tuple[Compiled, ...]:
         """What becomes of them. Kernels of one name that compile alike are told once."""
@@ -228,7 +237,7 @@ def compiled(kernel: Any, *arguments: Any) -> Compiled:
     function = getattr(kernel, "py_func", getattr(kernel, "fn", kernel))
     if not isinstance(function, FunctionType):
         raise TypeError(f"compiled: a kernel or a Python function is wanted, not {type(kernel).__name__}")
-    return compile_all([Task(function.__name__, function, tuple(map(described, arguments)))])[0]
+    return compile_all([task(function, tuple(map(described, arguments)))])[0]
 
 
 def compile_all(tasks: Sequence[Task]) -> list[Compiled]:

@@ -20,11 +20,12 @@ class Laboratory:
     Args:
         seed: of the order of threads and blocks.
         limit: seconds that a launch may take.
+        device: the GPU to stand for.
         trace: whether accesses are recorded.
         code: whether the kernels are compiled at the end.
     """
 
-    def __init__(self, *, seed: int, limit: float, trace: bool, code: bool) -> None:
+    def __init__(self, *, seed: int, limit: float, device: str, trace: bool, code: bool) -> None:
         self._seed, self._limit, self._trace = seed, limit, trace
         self._faults: Counter[str] = Counter()
         #: Launches by kernel: of this process, and of those that ran tests for it.
@@ -32,8 +33,8 @@ class Laboratory:
         self._code: dict[str, None] = {}
         Settings.launched = Launched() if code else None
         try:
-            simulator.activate(seed, limit=limit)
-        except (RuntimeError, ImportError) as error:
+            simulator.activate(seed, limit=limit, device=device)
+        except (RuntimeError, ImportError, ValueError) as error:
             raise pytest.UsageError(f"--cuda-lab: {error}") from error
 
     @pytest.hookimpl(wrapper=True)

@@ -105,8 +105,7 @@ LAUNCHES = {
 def codes():
     """All kernels above, compiled in one process beside this one, whose numba.cuda is simulated."""
     tasks = [
-        machine_code.Task(kernel.fn.__name__, kernel.fn, tuple(map(machine_code.described, args)))
-        for kernel, *args in LAUNCHES.values()
+        machine_code.task(kernel.fn, tuple(map(machine_code.described, args))) for kernel, *args in LAUNCHES.values()
     ]
     results = dict(zip(LAUNCHES, machine_code.compile_all(tasks), strict=True))
     if results["right"].error.startswith("was not compiled"):
