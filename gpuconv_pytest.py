@@ -20,7 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="record every access to memory as well: a test fails whose kernels race, leave their arrays, read what "
         "nobody wrote",
     )
+    group.addoption(
+        "--cuda-lab-code",
+        action="store_true",
+        help="compile the kernels for a GPU as well, and tell of arithmetic in float64 at the end",
+    )
     group.addoption("--cuda-lab-seed", type=int, default=0, help="of the order of threads and blocks (0)")
+    group.addoption("--cuda-lab-device", default="h100", help="the GPU to stand for: t4, a100, rtx4090... (h100)")
     group.addoption("--cuda-lab-limit", type=float, default=60.0, help="seconds that a launch may take (60)")
 
 
@@ -41,9 +47,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _switch_on(config: Any, options: Any) -> None:
     trace = getattr(options, "cuda_lab_trace", False)
-    if not (trace or getattr(options, "cuda_lab", False)) or config.pluginmanager.has_plugin("gpuconv_lab"):
+    code = getattr(options, "cuda_lab_code", False)
+    if not (trace or code or getattr(options, "cuda_lab", False)) or config.pluginmanager.has_plugin("gpuconv_lab"):
         return
     from gpuconv.lab.testing import Laboratory
 
-    laboratory = Laboratory(seed=options.cuda_lab_seed, limit=options.cuda_lab_limit, trace=trace)
+    laboratory = Laboratory(
+        seed=options.cuda_lab_seed,
+        limit=options.cuda_lab_limit,
+        device=options.cuda_lab_device,
+        trace=trace,
+        code=code,
+    )
     config.pluginmanager.register(laboratory, "gpuconv_lab")

@@ -18,22 +18,29 @@ def check(
     arguments: Annotated[list[str] | None, typer.Argument(help="What the script finds in sys.argv.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of threads and blocks.")] = 0,
     limit: Annotated[float, typer.Option(help="Seconds that a launch may take.")] = 60.0,
+    device: Annotated[str, typer.Option(help="The GPU to stand for: t4, a100, rtx4090, h100 and others.")] = "h100",
+    code: Annotated[bool, typer.Option(help="Compile the kernels for a GPU as well, and report float64.")] = True,
 ) -> int:
     """Run a script with its Numba CUDA kernels on the CPU, and report races and other faults.
 
-    Every access to memory is recorded. Exits with 1 if there is a fault. Needs no GPU.
+    Every access to memory is recorded. Then the kernels are compiled, and what became of them is told: arithmetic in
+    float64 in kernels without such arrays, and what outweighs arithmetic. Exits with 1 if there is a fault, or a kernel
+    that does not compile. Needs no GPU.
     """
     if not script.is_file():
         raise Failure(f"check: {script} is not a file")
     try:
         from gpuconv.lab import simulator
+        from gpuconv.lab.launching import Settings
+        from gpuconv.lab.machine_code import Launched
 
-        simulator.activate(seed, limit=limit)
-    except (ImportError, RuntimeError) as error:
+        simulator.activate(seed, limit=limit, device=device)
+    except (ImportError, RuntimeError, ValueError) as error:
         raise Failure(f"check: {error}") from error
     before = sys.argv, sys.path[:]
     sys.argv, sys.path[0:0] = [str(script), *(arguments or [])], [os.fspath(script.parent.resolve())]
     status = 0
+    Settings.launched = launched = Launched() if code else None
     try:
         with simulator.trace() as report:
             try:
@@ -44,6 +51,10 @@ def check(
                 status = 1
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
     finally:
+        Settings.launched = None
+        if launched is not None:
+            report.code = launched.compiled()
         sys.argv, sys.path[:] = before
     print(report)
-    return status or int(bool(report.faults))
+    refused = any(code.error.startswith("does not compile") for code in report.code)
+    return status or int(bool(report.faults) or refused)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
-from gpuconv.lab import device_names, launching
+from gpuconv.lab import device_names, launching, libdevice
 
 #: Modules whose functions know nothing of CUDA.
 _PLAIN = sys.stdlib_module_names | {"numpy", "numba", "greenlet"}
@@ -72,6 +72,8 @@ class Binder:
         name = _cuda_name(value)
         if name is not None:
             return _syncthreads if name == "syncthreads" else getattr(self.names, name)
+        if isinstance(value, FunctionType) and value.__module__ == "numba.cuda.libdevice":
+            return libdevice.functions()[value.__name__]
         plain = not isinstance(value, FunctionType) or (value.__module__ or "numba").partition(".")[0] in _PLAIN
         return value if plain else self.function(value)
 

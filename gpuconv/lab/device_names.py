@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv.lab import launching, records
-from gpuconv.lab.launching import GRID, MAX_SHARED, MAX_STATIC_SHARED, SPIN, Launch, Requests, SimulationError, syncwarp
+from gpuconv.lab.cards import Chosen
+from gpuconv.lab.launching import GRID, MAX_STATIC_SHARED, SPIN, Launch, Requests, SimulationError, syncwarp
 from gpuconv.lab.places import WARP, Array, Site, site, site_name
 from gpuconv.lab.traced_arrays import poison
 from gpuconv.lab.traced_local import TracedLocal
@@ -172,10 +173,11 @@ class _Shared:
             shared.memories.append(memory)
         total = sum(memory.size for memory in shared.memories)
         static = total - shared.dynamic.size
-        if static > MAX_STATIC_SHARED or total > MAX_SHARED:
+        most = Chosen.card.shared_kib * 1024
+        if static > MAX_STATIC_SHARED or total > most:
             raise SimulationError(
                 f"{launch.name}: {static} bytes of static and {shared.dynamic.size} of dynamic shared memory; a block "
-                f"can have {MAX_STATIC_SHARED} static and {MAX_SHARED} in all"
+                f"on a {Chosen.card.name} can have {MAX_STATIC_SHARED} static and {most} in all"
             )
         array = records.with_attributes(memory.view(dtype))
         array = array.view(_Cut) if dynamic else array.reshape(shape)

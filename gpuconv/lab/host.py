@@ -6,63 +6,23 @@ import contextlib
 import functools
 import importlib
 import inspect
+import math
 import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from gpuconv.lab import fresh_memory
+from gpuconv.lab.cards import Chosen
 from gpuconv.lab.launching import Settings
 from gpuconv.lab.places import site, site_name
+from gpuconv.lab.simulated_memory import array_at
 from gpuconv.lab.traced_arrays import address_of
 
-#: What a card answers, by the name that `cuda.get_current_device()` has for it: an H100 SXM5 (CUDA's deviceQuery).
-CARD: dict[str, Any] = {
-    "name": b"SIMULATOR (as an H100)",
-    "id": 0,
-    "compute_capability": (9, 0),
-    "COMPUTE_CAPABILITY_MAJOR": 9,
-    "COMPUTE_CAPABILITY_MINOR": 0,
-    "MAX_THREADS_PER_BLOCK": 1024,
-    "MAX_BLOCK_DIM_X": 1024,
-    "MAX_BLOCK_DIM_Y": 1024,
-    "MAX_BLOCK_DIM_Z": 64,
-    "MAX_GRID_DIM_X": 2**31 - 1,
-    "MAX_GRID_DIM_Y": 65_535,
-    "MAX_GRID_DIM_Z": 65_535,
-    "MAX_SHARED_MEMORY_PER_BLOCK": 48 * 1024,
-    "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": 227 * 1024,
-    "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": 228 * 1024,
-    "MAX_REGISTERS_PER_BLOCK": 65_536,
-    "MAX_REGISTERS_PER_MULTIPROCESSOR": 65_536,
-    "MAX_THREADS_PER_MULTI_PROCESSOR": 2048,
-    "MULTIPROCESSOR_COUNT": 132,
-    "WARP_SIZE": 32,
-    "TOTAL_CONSTANT_MEMORY": 65_536,
-    "CLOCK_RATE": 1_980_000,
-    "MEMORY_CLOCK_RATE": 2_619_000,
-    "GLOBAL_MEMORY_BUS_WIDTH": 5120,
-    "L2_CACHE_SIZE": 50 * 1024 * 1024,
-    "ASYNC_ENGINE_COUNT": 3,
-    "CONCURRENT_KERNELS": 1,
-    "COOPERATIVE_LAUNCH": 1,
-    "UNIFIED_ADDRESSING": 1,
-    "MANAGED_MEMORY": 1,
-    "CONCURRENT_MANAGED_ACCESS": 1,
-    "CAN_MAP_HOST_MEMORY": 1,
-    "INTEGRATED": 0,
-    "KERNEL_EXEC_TIMEOUT": 0,
-    "ECC_ENABLED": 1,
-    "TCC_DRIVER": 0,
-    "PCI_BUS_ID": 0,
-    "PCI_DEVICE_ID": 0,
-    "PCI_DOMAIN_ID": 0,
-}
-MEMORY = 80 * 1024**3
 _MemoryInfo = namedtuple("_MemoryInfo", "free,total")
 
 
@@ -71,20 +31,30 @@ def patch(cuda: ModuleType) -> dict[str, Any]:
     devices = importlib.import_module("numba.cuda.simulator.cudadrv.devices")
     device = devices.FakeCUDADevice
     device.__getattr__ = _attribute
-    device.compute_capability = CARD["compute_capability"]
-    devices.FakeCUDAContext.compute_capability = CARD["compute_capability"]
-    devices.FakeCUDAContext.get_memory_info = lambda self: _MemoryInfo(MEMORY, MEMORY)
+    capability = property(lambda self: Chosen.card.compute_capability)
+    device.compute_capability = devices.FakeCUDAContext.compute_capability = capability
+    devices.FakeCUDAContext.get_memory_info = _memory_info
     kernel = importlib.import_module("numba.cuda.simulator.kernel")
     kernel.FakeOverload.max_cooperative_grid_blocks = lambda self, blockdim, dynsmemsize=0: BLOCKS_AT_ONCE
+    kernel.FakeCUDAKernel.overloads = property(lambda self: _Overloads(kernel.FakeOverload, self))
     stream, event = cuda.stream, cuda.event
     for name, value in _STREAM.items():
         setattr(stream, name, value)
     for name, value in _EVENT.items():
         setattr(event, name, value)
-    arrays = importlib.import_module("numba.cuda.simulator.cudadrv.devicearray")
+    arrays: Any = importlib.import_module("numba.cuda.simulator.cudadrv.devicearray")
     arrays.FakeCUDAArray.copy_to_host = _looking_for_gaps(arrays.FakeCUDAArray.copy_to_host)
+    arrays.FakeCUDAArray.gpu_data = property(lambda self: self._ary)
+    arrays.FakeCUDAArray.__cuda_array_interface__ = property(_interface)
+    arrays.DeviceNDArray = functools.partial(_device_array, arrays.FakeCUDAArray)
+    reduction = importlib.import_module("numba.cuda.kernels.reduction")
     return {
         "jit": _any_option(cuda.jit),
+        "is_cuda_array": lambda thing: hasattr(thing, "__cuda_array_interface__"),
+        "as_cuda_array": functools.partial(_as_device_array, arrays.FakeCUDAArray),
+        "reduce": reduction.Reduce,
+        "Reduce": reduction.Reduce,
+        "declare_device": _ForeignFunction,
         "pinned": _pinned,
         "managed_array": arrays.managed_array,
         "mapped_array_like": arrays.device_array_like,
@@ -101,9 +71,15 @@ BLOCKS_AT_ONCE = 16
 
 
 def _attribute(device: Any, name: str) -> Any:
-    if name in CARD:
-        return CARD[name]
-    raise AttributeError(f"the simulated device has no {name}: gpuconv.lab.host.CARD lists what it has")
+    known = Chosen.card.attributes()
+    if name in known:
+        return known[name]
+    raise AttributeError(f"the simulated device has no {name}: gpuconv.lab.Card.attributes lists what it has")
+
+
+def _memory_info(context: Any) -> Any:
+    total = Chosen.card.memory_gib * 1024**3
+    return _MemoryInfo(total, total)
 
 
 def _nothing(*args: Any, **keywords: Any) -> None:
@@ -141,9 +117,87 @@ def _any_option(jit: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(jit)
     def wrapper(func_or_sig: Any = None, **options: Any) -> Any:
-        return jit(func_or_sig, **{name: value for name, value in options.items() if name in known})
+        linked = options.pop("link", None)
+        made = jit(func_or_sig, **{name: value for name, value in options.items() if name in known})
+        if not hasattr(made, "fn"):  # a decorator, given types
+            return lambda function: _remembering(made(function), func_or_sig, linked)
+        return _remembering(made, None, linked)
 
     return wrapper
+
+
+def _remembering(kernel: Any, signature: Any, linked: Any) -> Any:
+    """A kernel that knows the types that it was compiled for."""
+    kernel._signature, kernel._linked = signature, linked
+    return kernel
+
+
+class _Overloads(dict[Any, Any]):
+    """What a kernel was compiled to: the same for all types."""
+
+    def __init__(self, kind: Any, kernel: Any) -> None:
+        super().__init__()
+        self._kind, self._kernel = kind, kernel
+
+    def __getitem__(self, types: Any) -> Any:
+        overload = self._kind()
+        overload.signature = SimpleNamespace(args=types, return_type=self._returned(types))
+        return overload
+
+    def _returned(self, types: Any) -> Any:
+        """Of a device function: as its signature says, else of what it makes of ones."""
+        known = importlib.import_module("numba.cuda.core.sigutils")
+        signature = getattr(self._kernel, "_signature", None)
+        wanted = known.normalize_signature(signature)[1] if signature is not None else None
+        if wanted is not None or not self._kernel._device:
+            return wanted
+        support = importlib.import_module("numba.cuda.np.numpy_support")
+        made = self._kernel.fn(*(np.ones((), support.as_dtype(each))[()] for each in types))
+        return support.from_dtype(np.asarray(made).dtype)
+
+
+class _ForeignFunction:
+    """What ``cuda.declare_device`` gives: a function of code that is not Python."""
+
+    def __init__(self, name: str, *args: Any, **options: Any) -> None:
+        self._name = name
+
+    def __call__(self, *args: Any) -> Any:
+        raise NotImplementedError(f"{self._name} is linked code, which the laboratory does not run: it runs Python")
+
+
+# -- device arrays of other libraries, and as they see ours ----------------------------------------------
+
+
+def _interface(array: Any) -> dict[str, Any]:
+    values = array._ary
+    return {
+        "shape": values.shape,
+        "strides": None if values.flags.c_contiguous else values.strides,
+        "typestr": values.dtype.str,
+        "descr": values.dtype.descr,
+        "data": (address_of(values), False),
+        "stream": None,
+        "version": 3,
+    }
+
+
+def _as_device_array(kind: Any, thing: Any, sync: bool = True) -> Any:
+    """What has the interface of device arrays: simulated memory is the process's own."""
+    if isinstance(thing, kind):
+        return thing
+    given = thing.__cuda_array_interface__
+    shape, dtype = given["shape"], np.dtype(given["typestr"])
+    flat = array_at(given["data"][0], math.prod(shape), dtype)
+    if given.get("strides") is None:
+        return kind(flat.reshape(shape))
+    return kind(np.lib.stride_tricks.as_strided(flat, shape, given["strides"]))
+
+
+def _device_array(kind: Any, shape: Any, strides: Any, dtype: Any, gpu_data: Any, stream: Any = 0) -> Any:
+    """A view of an array's memory with other strides, as a ufunc makes it that repeats an argument."""
+    sizes = shape if isinstance(shape, tuple) else (shape,)
+    return kind(np.lib.stride_tricks.as_strided(gpu_data.view(dtype), sizes, strides), stream)
 
 
 # -- streams and events: all work is done when a launch returns ------------------------------------------

@@ -21,6 +21,8 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from gpuconv.lab import fresh_memory, records
+from gpuconv.lab.cards import MAX_THREADS, Chosen
+from gpuconv.lab.machine_code import Launched
 from gpuconv.lab.places import WARP, Dim3, Site, site, site_name
 from gpuconv.lab.report import Report
 from gpuconv.lab.tracing import Tracer
@@ -31,13 +33,10 @@ try:
 except ImportError as error:
     raise ImportError("gpuconv.lab.simulator runs CUDA threads as greenlets: pip install 'gpuconv[test]'") from error
 
-#: Limits of every GPU of compute capability 7.5 to 10.0 (CUDA programming guide, technical specifications).
-MAX_THREADS = 1024
+#: Limits of every GPU of compute capability 7.0 to 12.0 (CUDA programming guide, technical specifications).
 MAX_BLOCK = Dim3(1024, 1024, 64)
 MAX_GRID = Dim3(2**31 - 1, 65_535, 65_535)
 MAX_STATIC_SHARED = 48 * 1024
-#: Static and dynamic together, at 9.0 and 10.0; 8.0 has 163 KB, 8.6 and 8.9 have 99 KB.
-MAX_SHARED = 227 * 1024
 
 
 class SimulationError(RuntimeError):
@@ -63,6 +62,8 @@ class Settings:
     report: Report | None = None
     #: Seconds after which a launch is ended.
     limit: float | None = None
+    #: Where kernels are noted that are to be compiled as well.
+    launched: Launched | None = None
     #: Launches by the name of the kernel, of the whole process.
     launches: ClassVar[Counter[str]] = Counter()
 
@@ -92,6 +93,8 @@ def run(
         debug: whether a division by zero raises.
     """
     global launch
+    if Settings.launched is not None:
+        Settings.launched.note(kernel, args)
     with _one_at_a_time:
         mine = Launch(kernel, grid, block, args, dynamic, debug=debug)
         # The log is millions of tuples without cycles; garbage collection would take most of the time.
@@ -205,6 +208,7 @@ class _Block:
             if self.meetings:
                 raise SimulationError(f"{launch.name}: deadlock in block {tuple(self.index)}: {_stuck(self.meetings)}")
             if self.at_grid:
+                launch.check_cooperative(sum(memory.size for memory in self.shared.memories))
                 if self.waiting:
                     raise SimulationError(
                         f"{launch.name}: deadlock in block {tuple(self.index)}: some threads wait for the block, "
@@ -324,6 +328,11 @@ class Launch:
             self.tracer = Tracer(Settings.report, kernel, self.grid, self.block)
             self.args = self.tracer.wrap(self.args)
         self.dynamic = dynamic
+        if dynamic > Chosen.card.shared_kib * 1024:
+            raise SimulationError(
+                f"{self.name}: {dynamic} bytes of dynamic shared memory; a block on a {Chosen.card.name} can have "
+                f"{Chosen.card.shared_kib * 1024}"
+            )
         self.block_now: _Block | None = None
         self._free_memory: list[SharedMemory] = []
         self._begun: list[_Block] = []
@@ -341,6 +350,13 @@ class Launch:
                 f"{self.name}: {what} {tuple(dimensions)} must be from 1 to {tuple(limits)} in each direction"
             )
         return dimensions
+
+    def check_cooperative(self, shared_bytes: int) -> None:
+        """All blocks wait for each other: a GPU has to hold them at once."""
+        blocks, most = math.prod(self.grid), Chosen.card.blocks_at_once(self.threads, shared_bytes)
+        if blocks > most:
+            card = f"a {Chosen.card.name} holds {most} of them at once"
+            raise SimulationError(f"{self.name}: its {blocks} blocks wait for each other, and {card}")
 
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, tuple):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.lab.machine_code import Compiled
 from gpuconv.lab.places import Array
 from gpuconv.lab.traced_arrays import Buffer, address_of, bounds_of
 
@@ -107,6 +108,8 @@ class Report:
 
     def __init__(self) -> None:
         self.launches = 0
+        #: What the kernels compile to, where that was asked for.
+        self.code: tuple[Compiled, ...] = ()
         #: Threads of the launch under way, and what it is called.
         self.now: tuple[int, str] = (0, "")
         #: By kind and key: sites and details of the first one, and the count.
@@ -224,6 +227,7 @@ class Report:
         lines += [f"  remark: {remark}" for remark in self.remarks]
         lines += [f"  shared, {entry}" for entry in self.bank_conflicts]
         lines += [f"  global, {entry}" for entry in self.sectors]
+        lines += [str(code) for code in self.code]
         return "\n".join(lines)
 
     def add(self, kind: str, key: Any, sites: tuple[str, ...], details: str, count: int = 1) -> None:

@@ -45,28 +45,33 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from gpuconv.lab import device_names, host, launching, random_numbers
+from gpuconv.lab import as_compiled, device_names, host, launching, libdevice, random_numbers
+from gpuconv.lab.cards import DEFAULT, Card, Chosen, card
 from gpuconv.lab.launching import Settings, SimulationError
+from gpuconv.lab.machine_code import compiled
 from gpuconv.lab.report import Report
 
 __all__ = ["Report", "Simulation", "SimulationError", "activate", "simulate", "trace"]
 
 
-def activate(seed: int = 0, *, limit: float | None = None) -> None:
+def activate(seed: int = 0, *, limit: float | None = None, device: str | Card = DEFAULT) -> None:
     """Run all launches of ``numba.cuda`` kernels in this simulator, in this process and its child processes.
 
     Sets ``NUMBA_ENABLE_CUDASIM=1``. Call it before anything imports ``numba.cuda`` (``numba`` itself may be imported
-    before), or start Python with that variable set. Calling it again only sets the seed and the limit.
+    before), or start Python with that variable set. Calling it again only sets the seed, the limit and the device.
 
     Args:
         seed: of the order of threads and blocks; every launch starts from it.
         limit: seconds after which a launch is ended, with the lines where its threads stand; None for never.
+        device: the GPU to stand for, of :data:`gpuconv.lab.CARDS`: its limits hold, and it is what programs find.
 
     Raises:
+        ValueError: the device is unknown.
         RuntimeError: ``numba.cuda`` was imported for a real GPU before, ``NUMBA_ENABLE_CUDASIM=0`` asks for one, or the
             simulator has an unknown layout.
         ImportError: numba is missing.
     """
+    chosen = card(device)
     if "numba.cuda" not in sys.modules:
         if os.environ.get("NUMBA_ENABLE_CUDASIM") == "0":
             raise RuntimeError("NUMBA_ENABLE_CUDASIM=0 asks for a real GPU: unset it to use the simulator")
@@ -79,7 +84,7 @@ def activate(seed: int = 0, *, limit: float | None = None) -> None:
             "numba.cuda was imported without its simulator: set NUMBA_ENABLE_CUDASIM=1 before Python starts, or call "
             "gpuconv.lab.simulator.activate() before anything imports numba.cuda"
         )
-    Settings.seed, Settings.limit = seed, limit
+    Settings.seed, Settings.limit, Chosen.card = seed, limit, chosen
     if launching.names is not vars(cuda):
         _patch(cuda)
 
@@ -111,6 +116,7 @@ def _patch(cuda: ModuleType) -> None:
     with contextlib.suppress(ImportError):  # numba-cuda without numba
         _run_compiled_functions_as_python()
         random_numbers.patch()
+    libdevice.patch()
 
 
 def _run_compiled_functions_as_python() -> None:
@@ -158,7 +164,15 @@ def _tracing(seed: int | None) -> Iterator[Report]:
 # -- without switching it on -----------------------------------------------------------------------------
 
 
-def simulate(kernel: Any, *, trace: bool = False, seed: int = 0, limit: float | None = None) -> Simulation:
+def simulate(
+    kernel: Any,
+    *,
+    trace: bool = False,
+    code: bool = False,
+    seed: int = 0,
+    limit: float | None = None,
+    device: str | Card = DEFAULT,
+) -> Simulation:
     """A kernel that runs in the laboratory when it is launched: ``simulate(kernel)[grid, block](x, y)``.
 
     It needs no :func:`activate`: real kernels run in the same process, before and after.
@@ -166,13 +180,16 @@ def simulate(kernel: Any, *, trace: bool = False, seed: int = 0, limit: float | 
     Args:
         kernel: of ``numba.cuda``, or a Python function that is written like one.
         trace: whether to record every access; launches then return a :class:`~gpuconv.lab.report.Report`.
+        code: whether to compile it for a GPU as well, with the arguments of each traced launch: ``report.code``.
         seed: of the order of threads and blocks.
         limit: seconds after which a launch is ended, with the lines where its threads stand; None for never.
+        device: the GPU to stand for, of :data:`gpuconv.lab.CARDS`: its limits hold.
 
     Raises:
         TypeError: it is neither.
+        ValueError: the device is unknown.
     """
-    return Simulation(kernel, trace, seed, limit)
+    return Simulation(kernel, trace, code, seed, limit, card(device))
 
 
 class Simulation:
@@ -181,7 +198,7 @@ class Simulation:
     Device arrays of ``numba.cuda`` are copied to the host and back.
     """
 
-    def __init__(self, kernel: Any, trace: bool, seed: int, limit: float | None) -> None:
+    def __init__(self, kernel: Any, trace: bool, code: bool, seed: int, limit: float | None, device: Card) -> None:
         cuda = importlib.import_module("numba.cuda")
         if is_simulated(cuda):
             if launching.names is not vars(cuda):
@@ -193,7 +210,8 @@ class Simulation:
             from gpuconv.lab import binding  # needs numba.cuda as it is for a GPU
 
             self._function = binding.bind(kernel)
-        self._trace, self._seed, self._limit = trace, seed, limit
+        self._kernel, self._code, self._card = kernel, code, device
+        self._trace, self._seed, self._limit = trace or code, seed, limit
         options = getattr(kernel, "targetoptions", {})
         self._debug = bool(options.get("debug", getattr(kernel, "_debug", False)))
 
@@ -207,14 +225,16 @@ class Simulation:
         return self[max(1, -(-ntasks // (tpb or 128))), tpb or 128, stream, sharedmem]
 
     def _launch(self, grid: Any, block: Any, dynamic: int, *args: Any) -> Report | None:
-        before = Settings.seed, Settings.limit
-        Settings.seed, Settings.limit = self._seed, self._limit
+        before = Settings.seed, Settings.limit, Chosen.card
+        Settings.seed, Settings.limit, Chosen.card = self._seed, self._limit, self._card
         try:
             with _tracing(None) if self._trace else contextlib.nullcontext() as report:
                 launching.run(self._function, grid, block, args, dynamic=dynamic, debug=self._debug)
+            if report is not None and self._code:
+                report.code = (compiled(self._kernel, *args),)
             return report
         finally:
-            Settings.seed, Settings.limit = before
+            Settings.seed, Settings.limit, Chosen.card = before
 
 
 def source_line(site: str) -> str:
@@ -234,9 +254,9 @@ def _call(kernel: Any, *args: Any) -> Any:
         importlib.import_module("numba.cuda.errors").normalize_kernel_dimensions(None, None)  # raises, in Numba's words
     if kernel.extensions:
         args = tuple(_prepared(kernel.extensions, arg) for arg in args)
-    launching.run(
-        kernel.fn, kernel.grid_dim, kernel.block_dim, args, dynamic=kernel.dynshared_size, debug=kernel._debug
-    )
+    function = as_compiled.frozen(kernel.fn, args)
+    args = as_compiled.with_pointers(getattr(kernel, "_signature", None), args)
+    launching.run(function, kernel.grid_dim, kernel.block_dim, args, dynamic=kernel.dynshared_size, debug=kernel._debug)
     return None
 
 

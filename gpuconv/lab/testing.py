@@ -10,6 +10,7 @@ import pytest
 
 from gpuconv.lab import simulator
 from gpuconv.lab.launching import Settings
+from gpuconv.lab.machine_code import Launched
 from gpuconv.lab.report import Fault
 
 
@@ -19,17 +20,21 @@ class Laboratory:
     Args:
         seed: of the order of threads and blocks.
         limit: seconds that a launch may take.
+        device: the GPU to stand for.
         trace: whether accesses are recorded.
+        code: whether the kernels are compiled at the end.
     """
 
-    def __init__(self, *, seed: int, limit: float, trace: bool) -> None:
+    def __init__(self, *, seed: int, limit: float, device: str, trace: bool, code: bool) -> None:
         self._seed, self._limit, self._trace = seed, limit, trace
         self._faults: Counter[str] = Counter()
         #: Launches by kernel: of this process, and of those that ran tests for it.
         self._launches: Counter[str] = Counter()
+        self._code: dict[str, None] = {}
+        Settings.launched = Launched() if code else None
         try:
-            simulator.activate(seed, limit=limit)
-        except (RuntimeError, ImportError) as error:
+            simulator.activate(seed, limit=limit, device=device)
+        except (RuntimeError, ImportError, ValueError) as error:
             raise pytest.UsageError(f"--cuda-lab: {error}") from error
 
     @pytest.hookimpl(wrapper=True)
@@ -49,14 +54,17 @@ class Laboratory:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """A process that ran tests for another one hands its counts over."""
         self._launches.update(Settings.launches)
+        if Settings.launched is not None:
+            self._code |= dict.fromkeys(map(str, Settings.launched.compiled()))
         output = getattr(session.config, "workeroutput", None)
         if output is not None:
-            output["cuda_lab"] = [dict(self._launches), dict(self._faults)]
+            output["cuda_lab"] = [dict(self._launches), dict(self._faults), list(self._code)]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Take them over."""
-        launches, faults = getattr(node, "workeroutput", {}).get("cuda_lab", ({}, {}))
+        launches, faults, code = getattr(node, "workeroutput", {}).get("cuda_lab", ({}, {}, ()))
+        self._code |= dict.fromkeys(code)
         self._launches.update(launches)
         self._faults.update(faults)
 
@@ -70,6 +78,8 @@ class Laboratory:
         elif not self._trace:
             found = "accesses were not recorded (--cuda-lab-trace)"
         terminalreporter.write_line(f"{what} simulated: {found or 'no fault'}")
+        for text in self._code:
+            terminalreporter.write_line(text)
 
 
 def _told(fault: Fault) -> str:

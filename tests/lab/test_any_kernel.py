@@ -7,6 +7,8 @@ import pytest
 from numba import complex64, float32, int8, int32, njit, uint8
 from support.simulated import simulator
 
+from gpuconv import lab
+
 cuda = pytest.importorskip("numba.cuda")
 
 
@@ -326,6 +328,43 @@ def test_the_integer_functions(seed):
 # -- the host's side -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("device", "dynamic", "refused"),
+    [("h100", 227 * 1024, False), ("h100", 227 * 1024 + 1, True), ("a100", 163 * 1024, False), ("a100", 200_000, True),
+     ("RTX 4090", 100 * 1024, True), ("t4", 64 * 1024, False), ("t4", 65 * 1024, True)],
+)  # fmt: skip
+def test_what_a_card_refuses(device, dynamic, refused):
+    """More shared memory than its blocks can have."""
+
+    def kernel(x):
+        x[0] = cuda.shared.array(0, float32).size
+
+    x = np.zeros(1)
+    launch = lab.simulate(kernel, device=device)[1, 32, 0, dynamic]
+    if refused:
+        with pytest.raises(simulator.SimulationError, match=rf"kernel: {dynamic} bytes of dynamic shared memory; a "):
+            launch(x)
+    else:
+        launch(x)
+        assert x[0] == dynamic // 4
+    with pytest.raises(ValueError, match="device: 'abacus' is not known; known are v100, t4, "):
+        lab.simulate(kernel, device="abacus")
+
+
+def test_a_barrier_of_more_blocks_than_a_card_holds():
+    """They could not all be there at once: 40 multiprocessors of 1024 threads, or of 64 KiB."""
+
+    def kernel(wide):
+        if wide:
+            cuda.shared.array(40 * 1024, int8)
+        cuda.cg.this_grid().sync()
+
+    lab.simulate(kernel, device="t4")[40, 1024](False)
+    for grid, block, wide in [(41, 1024, False), (41, 32, True)]:
+        with pytest.raises(simulator.SimulationError, match="its 41 blocks wait for each other, and a T4 holds 40 of"):
+            lab.simulate(kernel, device="t4")[grid, block](wide)
+
+
 def test_the_device_answers():
     """Attributes, memory, several pinned arrays, events that take time, options of the compiler."""
     device = cuda.get_current_device()
@@ -334,6 +373,13 @@ def test_the_device_answers():
     assert cuda.current_context().get_memory_info().free > 2**30
     with pytest.raises(AttributeError, match="no COFFEE"):
         _ = device.COFFEE
+    simulator.activate(device="T4")
+    try:
+        assert (device.compute_capability, device.MULTIPROCESSOR_COUNT) == ((7, 5), 40)
+        assert device.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN == 64 * 1024
+        assert cuda.current_context().get_memory_info().total == 16 * 2**30
+    finally:
+        simulator.activate()
     stream, start, end = cuda.stream(), cuda.event(), cuda.event()
     x, y = np.ones(4), np.zeros(4)
 

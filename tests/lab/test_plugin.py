@@ -88,6 +88,18 @@ def test_a_fault_fails_its_test(project, beside):
     assert "5 launches of 2 kernels simulated: " in out
 
 
+def test_what_kernels_compile_to(project):
+    """Kernels that tests launched are compiled at the end, by a process that has numba.cuda as it is for a GPU."""
+    with (project / "kernels.py").open("a") as file:
+        file.write("\n@cuda.jit\ndef creeping(x):\n    x[cuda.grid(1)] *= 0.3\n")
+    (project / "test_kernels.py").write_text(
+        "import numpy as np\nfrom kernels import creeping\ndef test():\n    creeping[1, 4](np.ones(4, np.float32))\n"
+    )
+    status, out = run(project, *PYTEST, "-p", "no:xdist", "--cuda-lab-code")
+    assert status == 0, out
+    assert "float64 at kernels.py:22: `0.3` is float64: " in out or "creeping was not compiled: " in out, out
+
+
 def test_without_a_trace(project):
     """Kernels run, and what they compute is judged by the tests alone; a loop without end is ended."""
     with (project / "test_kernels.py").open("a") as file:
@@ -118,7 +130,8 @@ def test_check_a_script(project):
     )
     status, out = run(project, "gpuconv", "check", "script.py", "right")
     assert (status, "1 launch traced: clean" in out) == (0, True), out
-    status, out = run(project, "gpuconv", "check", "script.py", "wrong")
-    assert (status, "race: x[" in out) == (1, True), out
+    assert "double compiled: " in out or "double was not compiled: " in out, out
+    status, out = run(project, "gpuconv", "check", "--no-code", "script.py", "wrong")
+    assert (status, "race: x[" in out, "compiled: " in out) == (1, True, False), out
     status, out = run(project, "gpuconv", "check", "nothing.py")
     assert (status, out) == (2, "gpuconv: check: nothing.py is not a file\n")

@@ -32,7 +32,7 @@ import numpy as np
 import helpers
 from helpers import scaled
 from numba import cuda, float32
-from numba.cuda import syncthreads
+from numba.cuda import libdevice, syncthreads
 
 @cuda.jit
 def by_module(x, y):
@@ -51,6 +51,10 @@ def factory(times):
 
 def plain(x):
     x[cuda.grid(1)] = cuda.laneid
+
+@cuda.jit
+def of_libdevice(x):
+    x[0] = libdevice.fsqrt_ru(2.0) - libdevice.fsqrt_rd(2.0)
 
 @cuda.jit
 def race(x):
@@ -90,6 +94,8 @@ lab.simulate(factory(2))[1, 64](x)
 np.testing.assert_array_equal(x, 10.0 * np.arange(64))
 lab.simulate(plain)[1, 64](x)
 np.testing.assert_array_equal(x, np.arange(64) % 32)
+lab.simulate(of_libdevice)[1, 1](x)
+assert x[0] == np.spacing(np.float32(1))
 report = lab.simulate(race, trace=True)[2, 32](x)
 print(report.races[0].sites)
 

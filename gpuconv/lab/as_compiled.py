@@ -1,0 +1,85 @@
+"""What compiling settles, for simulated kernels: values of the module that it keeps, arguments that are pointers."""
+
+from __future__ import annotations
+
+import importlib
+import weakref
+from types import CellType, FunctionType
+from typing import Any
+
+import numpy as np
+
+from gpuconv.lab.machine_code import described
+from gpuconv.lab.simulated_memory import array_at
+
+#: By function and by the types of the arguments: the function with the values that it was compiled with.
+_frozen: weakref.WeakKeyDictionary[FunctionType, dict[Any, Any]] = weakref.WeakKeyDictionary()
+_FROZEN_KINDS = (bool, int, float, complex, np.generic, np.ndarray)
+
+
+def frozen(function: Any, arguments: tuple[Any, ...]) -> Any:
+    """The function, with the numbers and arrays of its module and closure as they were at its first launch.
+
+    A compiled kernel keeps them: it is compiled once for each combination of types.
+    """
+    if not isinstance(function, FunctionType):
+        return function
+    names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), _FROZEN_KINDS)]
+    cells = [isinstance(_content(cell), _FROZEN_KINDS) for cell in function.__closure__ or ()]
+    if not names and not any(cells):
+        return function
+    versions = _frozen.setdefault(function, {})
+    key = tuple(type(kind[1]) if kind[0] == "value" else str(kind) for kind in map(described, arguments))
+    if key not in versions:
+        kept = {name: _copied(function.__globals__[name]) for name in names}
+        closure = tuple(
+            CellType(_copied(cell.cell_contents)) if fixed else cell
+            for fixed, cell in zip(cells, function.__closure__ or (), strict=True)
+        )
+        names_now = {**function.__globals__, **kept} if names else function.__globals__
+        copy = FunctionType(function.__code__, names_now, function.__name__, function.__defaults__, closure)
+        copy.__kwdefaults__, copy.__qualname__ = function.__kwdefaults__, function.__qualname__
+        versions[key] = copy
+    return versions[key]
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def with_pointers(signature: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments of a launch, where the types that a kernel was given name pointers: an address becomes one."""
+    if signature is None or isinstance(signature, (str, list)):
+        return arguments
+    types = importlib.import_module("numba.core.types")
+    kinds = getattr(signature, "args", signature if isinstance(signature, tuple) else ())
+    if not any(isinstance(kind, types.CPointer) for kind in kinds):
+        return arguments
+    support = importlib.import_module("numba.cuda.np.numpy_support")
+    return tuple(
+        Pointer(argument, support.as_dtype(kind.dtype)) if isinstance(kind, types.CPointer) else argument
+        for kind, argument in zip(kinds, arguments, strict=True)
+    )
+
+
+class Pointer:
+    """An address in a kernel. Nothing says how far it may go: accesses are not traced."""
+
+    def __init__(self, address: int, dtype: np.dtype[Any]) -> None:
+        self._address, self._dtype = int(address), dtype
+
+    def _at(self, index: Any) -> np.ndarray[Any, Any]:
+        return array_at(self._address + int(index) * self._dtype.itemsize, 1, self._dtype)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._at(index)[0]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._at(index)[0] = value
