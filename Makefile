@@ -14,7 +14,7 @@ CASES  ?= all
 WORKERS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all quick compiled-test gpu-test gpu-report lint bench clean
+.PHONY: help train test test-all quick compiled-test gpu-test gpu-report lint bench docs clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -76,5 +76,16 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 bench: $(VENV)/.cli  ## LeNet's training and inference, images/s
 	$(BIN)/python -m bench.lenet
 
+# With the network that the site's explorer shows, trained for a few epochs. Strict: a dead link or anchor is an error.
+docs: $(VENV)/.docs  ## the documentation as a site, into site/: two minutes or so on two cores
+	$(BIN)/python docs/website/drawings.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean --quiet --config-file docs/website/mkdocs.yml
+	@echo "site/index.html is the start"
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	@echo "installing gpuconv and what its documentation needs into $(VENV): a minute or two; once"
+	@$(PIP) install --editable '.[docs]'
+	@touch $@
+
 clean:  ## remove the environment and what builds and tools left
-	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

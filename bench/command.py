@@ -331,7 +331,7 @@ def describe() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
         "commit": _git("rev-parse", "--short=10", "HEAD"),
         # Results and the tables made of them change with every run, the code that was timed does not.
-        "dirty": bool(_git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md")),
+        "dirty": bool(_git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md", ":!docs")),
     }
 
 

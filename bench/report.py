@@ -1,4 +1,6 @@
-"""Tables from results: ``python -m bench.report`` writes those of README.md and docs/gpu.md, ``--check`` compares them.
+"""Tables from results: ``python -m bench.report`` writes those of docs/performance.md and docs/gpu.md.
+
+``--check`` compares them.
 
 A table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->`` and is made from every file in
 ``bench/results`` whose ``benchmark`` is NAME, so that no figure in the text is typed by hand. The scripts print their
@@ -337,8 +339,10 @@ def render(readme: str, results: Path) -> str:
 def _run(argv: Sequence[str] | None) -> int:
     parser = Parser("report", (__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is not current")
-    pages = [ROOT / "README.md", ROOT / "docs" / "gpu.md"]
-    parser.add_argument("--readme", type=Path, action="append", help="a page; default: README.md and docs/gpu.md")
+    pages = [ROOT / "docs" / "performance.md", ROOT / "docs" / "gpu.md"]
+    parser.add_argument(
+        "--readme", type=Path, action="append", help="a page; default: docs/performance.md and docs/gpu.md"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", help="default: bench/results")
     arguments = parser.parse_args(argv)
     return max([_written(page, arguments.results, arguments.check) for page in arguments.readme or pages])

@@ -1,5 +1,7 @@
 """The documentation is true: its code runs, its links lead somewhere, its make targets exist."""
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -9,35 +11,70 @@ import sys
 from pathlib import Path
 
 import pytest
+from website import drawings, reference, running
+
+import gpuconv
+from gpuconv import use_backend
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")])
-TUTORIAL = ROOT / "docs" / "tutorial.md"
+DOCS = ROOT / "docs"
+CONCEPTS = sorted((DOCS / "concepts").glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(ROOT / "examples").glob("*.md")]) + CONCEPTS
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+TUTORIAL = DOCS / "tutorial.md"
 
 
-def code_of(page):
-    """The Python blocks of a page, one after the other as a reader would type them."""
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+def path_of(page):
+    return str(page.relative_to(ROOT))
 
 
-def names_of(page):
-    """What they define."""
-    names = {"__name__": "__main__"}
-    exec(compile(code_of(page), f"{page.stem}.py", "exec"), names)
-    return names
+@pytest.mark.parametrize("page", CONCEPTS, ids=path_of)
+def test_a_concept_shows_what_its_code_prints(page, tmp_path, monkeypatch):
+    """The code runs without error or warning, and prints what stands below it; each page has a picture, too."""
+    monkeypatch.chdir(tmp_path)
+    with use_backend("numpy"):
+        running.run(page)
+    shown = [cell.shown for cell in running.cells(page)]
+    assert any(shown)
+    assert page.name == "README.md" or f"../images/{page.stem}.svg" in page.read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIAL], ids=lambda p: str(p.relative_to(ROOT)))
-def test_python_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
-    """The blocks of a page run without error or warning."""
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in (TUTORIAL, *CONCEPTS)], ids=path_of)
+def test_python_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    """The blocks of a page run without error or warning, and print what the page says that they print."""
     monkeypatch.chdir(tmp_path)
-    if "lab.interpret(" in code_of(page):  # needs the compiler, which this process may not have
-        (tmp_path / "page.py").write_text(code_of(page))
-        environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0", "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-W", "error", "page.py"], env=environment, check=True)
+    if "lab.interpret(" in page.read_text():  # needs the compiler, which this process may not have
+        command = [sys.executable, "-W", "error", str(DOCS / "website" / "running.py"), "--check", str(page)]
+        subprocess.run(command, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}, check=True)
     else:
-        names_of(page)
+        running.run(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=path_of)
+def test_a_notebook_runs(notebook, tmp_path):
+    """On a machine without a GPU: its cells run one after the other, without a warning, and show something."""
+    command = [sys.executable, "-W", "error", str(DOCS / "website" / "running.py"), str(notebook)]
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"9\d\.\d% of 2,000 new digits are right", done.stdout)
+    assert done.stdout.count("sectors, conflict degree") == 3 + 1  # the cell's text, and three tilings
+    assert done.stdout.count("data:image/png") == 2
+
+
+def test_wrong_output_of_a_page_is_noticed(tmp_path):
+    """A page that shows another result than its code prints fails; dots stand for anything."""
+    page = tmp_path / "page.md"
+    text = "```python\nx = 1\nprint(x)\n```\ntext\n```python\nprint(x + 1)\n```\n```output\n{}\n```\n"
+    for shown in ("1\n2", "...\n2", "1\n..."):
+        page.write_text(text.format(shown))
+        assert running.run(page)["x"] == 1
+    for shown in ("1\n3", "2", "1\n2\n3"):
+        page.write_text(text.format(shown))
+        with pytest.raises(running.WrongOutput, match=r"page.md shows"):
+            running.run(page)
 
 
 @pytest.mark.slow
@@ -45,7 +82,7 @@ def test_the_tutorial_quotes_what_its_kernels_report(tmp_path, monkeypatch):
     """Its code runs; each message and each figure that it shows is what its code gives, word by word, line by line."""
     monkeypatch.chdir(tmp_path)
     page = TUTORIAL
-    names = names_of(page)
+    names = running.run(page)
     kernels = ("no_barrier", 32), ("short_halo", 32), ("ragged", 20), ("early_return", 20)
     reported = [str(names[report]) for report in ("coalesced", "strided", "halo", "product")]
     reported += [str(names["first_fault"](names[kernel], outputs)) for kernel, outputs in kernels]
@@ -105,14 +142,102 @@ def test_the_first_table_of_the_readme_is_what_was_measured():
     assert [row for row in rows if row not in readme] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_of_a_page_lead_somewhere(page):
-    """Every relative link and picture of a page is a file of the repository."""
+def anchors_of(page):
+    """The anchors that GitHub makes of a page's headings, and MkDocs by its settings."""
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)|<img src=\"([^\"]+)\"", prose):
-        target = "".join(target)
+    found = []
+    for heading in re.findall(r"^#+ (.*)$", prose, re.MULTILINE):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        name = re.sub(r"[^\w\- ]", "", text.replace("`", "")).replace(" ", "-")
+        found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "bench" / "README.md", *NOTEBOOKS], ids=path_of)
+def test_links_of_a_page_lead_somewhere(page):
+    """Every relative link and picture of a page is a file of the repository, and every anchor a heading of it."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for found in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)|<img src=\\?\"([^\"\\]+)", prose):
+        target, anchor = found[0] or found[2], found[1]
         if not target.startswith(("http://", "https://")):
-            assert (page.parent / target).exists(), target
+            file = page.parent / target if target else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors_of(file), f"{target}#{anchor}"
+
+
+def test_every_public_name_is_in_the_reference():
+    """Each name of each public module has a docstring and its place on a page, and no place is there twice."""
+    pages = reference.pages()
+    directives = re.findall(r"^::: (\S+)", "\n".join(page.text for page in pages), re.MULTILINE)
+    assert len(directives) == len(set(directives)) > 500
+    places = {reference.place_of(named(directive)) for directive in directives}
+    text = "\n".join(page.text for page in pages)
+    undocumented, missing = [], []
+    for module in public_modules():
+        for name in reference.public_names(module):
+            value = getattr(module, name)
+            place = reference.place_of(value)
+            if inspect.ismodule(value):
+                continue
+            said = reference.description(module, name) if place is None else inspect.getdoc(value)
+            there = place in places if place and place[0].startswith("gpuconv") else f"| `{name}` |" in text
+            missing += [f"{module.__name__}.{name}"] * (not there)
+            undocumented += [f"{module.__name__}.{name}"] * (not said)
+    for name in (name for name in dir(gpuconv.Tensor) if not name.startswith("_")):
+        undocumented += [f"Tensor.{name}"] * (not inspect.getdoc(getattr(gpuconv.Tensor, name)))
+    assert (missing, undocumented) == ([], [])
+
+
+def named(dotted):
+    """What a dotted name stands for."""
+    module, _, name = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def public_modules():
+    """The modules that users import names from: the package, its packages, and what these export."""
+    names = ["gpuconv", "gpuconv.autograd", "gpuconv.functional", "gpuconv.plots", "gpuconv.captured_step"]
+    for package in ("nn", "optim", "models", "data", "training", "storage", "onnx", "explorer", "backends", "tuning"):
+        names.append(f"gpuconv.{package}")
+    names += ["gpuconv.cuda", "gpuconv.geometry", "gpuconv.lab", "gpuconv.lab.simulator", "gpuconv.lab.ptx"]
+    names += ["gpuconv.nn.init", "gpuconv.nn.utils", "gpuconv.nn.functional", "gpuconv.optim.lr_scheduler"]
+    names += ["gpuconv.kernels", "gpuconv.kernels.device", "gpuconv.kernels.variant"]
+    modules = [importlib.import_module(name) for name in names]
+    exported = [value for module in modules for value in vars(module).values() if inspect.ismodule(value)]
+    known = {module.__name__ for module in modules}
+    listed = {f"{m.__name__}.{n}" for m in modules for n in getattr(m, "__all__", ())}
+    assert [m.__name__ for m in exported if m.__name__ in listed and m.__name__ not in known] == []
+    return modules
+
+
+def test_every_command_is_in_the_reference():
+    """Each command of `gpuconv` has its section, and each of its options a row."""
+    page = reference.pages()[-1].text
+    commands = dict(reference.commands())
+    assert {"train", "predict", "explore", "check"} <= set(commands)
+    for name, command in commands.items():
+        assert f"## gpuconv {name}" in page
+        for option in command.params:
+            assert option.param_type_name == "argument" or f"`{option.opts[0]}`" in page
+
+
+def test_commands_that_pages_show_exist():
+    """A page never shows a command of `gpuconv`, or an option of one, that there is not."""
+    commands = {name: {o for p in c.params for o in (*p.opts, *p.secondary_opts)} for name, c in reference.commands()}
+    for page in PAGES:
+        blocks = "".join(re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+        for name, rest in re.findall(r"^(?:\$ )?gpuconv ([a-z]\w*)([^#\n]*)", blocks, re.MULTILINE):
+            assert name in commands, f"{page.name}: gpuconv {name}"
+            unknown = {word.split("=")[0] for word in rest.split() if word.startswith("--")} - commands[name]
+            assert unknown <= {"--help", "--debug"}, f"{page.name}: gpuconv {name} {unknown}"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "filters")) for n in drawings.PICTURES]
+)
+def test_pictures_are_what_the_script_draws(name):
+    """`python docs/website/drawings.py` would change nothing."""
+    assert (drawings.FOLDER / f"{name}.svg").read_text() == drawings.source(name)
 
 
 def test_make_targets_that_pages_name_exist():

@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = [argument for argument in argv if argument != "--debug"]
     write_anything()
     try:
-        status = _app()(arguments, prog_name="gpuconv", standalone_mode=False) or 0
+        status = program()(arguments, prog_name="gpuconv", standalone_mode=False) or 0
         sys.stdout.flush()
     except SystemExit as end:  # of shell completion
         status = end.code or 0
@@ -74,7 +74,8 @@ def _in_one_line(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error} (--debug shows where)"
 
 
-def _app() -> typer.Typer:
+def program() -> typer.Typer:
+    """The commands, as one Typer program."""
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_top)
     for command in (train, evaluate, predict, explore, tune, summary, info, check):

@@ -22,6 +22,7 @@ from gpuconv.names import nearest
 
 __all__ = ["DATASETS", "Dataset", "load_dataset", "load_image_folder"]
 
+#: Names of data sets that come with the package or are downloaded.
 DATASETS = ("mnist-sample", "mnist", "fashion-mnist", "cifar10", "cifar100")
 """The names that `load_dataset` knows; the first is the default of the command line."""
 

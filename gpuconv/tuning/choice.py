@@ -29,6 +29,7 @@ from gpuconv.names import did_you_mean
 from gpuconv.tuning import store
 from gpuconv.tuning.store import Platform
 
+#: Asks for variants: ``conv2d=tiled,max_pool2d=direct``.
 ENVIRONMENT_VARIABLE = "GPUCONV_VARIANTS"
 #: The variant of a fused operation that runs its parts one after the other.
 COMPOSED = "composed"

@@ -20,6 +20,7 @@ class Refusal(str):
         return False
 
 
+#: Of `supports`: True, or a false value that gives the reason.
 Answer: TypeAlias = "bool | Refusal"
 
 

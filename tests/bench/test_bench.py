@@ -309,7 +309,7 @@ def test_report_refuses_what_it_cannot_render(text, results, message, tmp_path):
     assert (tmp_path / "README.md").read_text() == text
 
 
-def test_readme_tables_are_current():
-    """The figures in the repository's README are those of bench/results."""
+def test_tables_of_the_documentation_are_current():
+    """The figures in docs/performance.md and docs/gpu.md are those of bench/results."""
     process = bench("bench.report", "--check")
     assert process.returncode == 0, process.stdout + process.stderr
