@@ -18,7 +18,8 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     Batches = list[tuple[np.ndarray, np.ndarray]]
     Weights = dict[str, np.ndarray]
 
-OURS = "gpuconv"
+OURS, EAGER = "gpuconv", "gpuconv eager"
 # Small, so that a network that sees the same digits thousands of times still has something to learn: gradients that
 # vanish, or a network that died of a large step, would not be the work of a training.
 SGD: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9}
@@ -88,7 +89,7 @@ class Contender(ABC):
 
 
 class Gpuconv(Contender):
-    """This library, as its users write it, on the backend that is chosen when a step runs."""
+    """This library on the backend that is chosen when a step runs: captured, and operation by operation."""
 
     packages = ("gpuconv",)
     install = "pip install --editable ."
@@ -109,21 +110,29 @@ class Gpuconv(Contender):
         return [(backend.asarray(images), backend.asarray(labels)) for images, labels in batches]
 
     def training(self, weights: Weights, batches: Batches) -> dict[str, Step]:
-        model = self._model(weights)
-        step = training_step(model, self._gpuconv.optim.SGD(model.parameters(), **SGD))
-        turn = cycle(self._ready(batches))
-        return {OURS: lambda: step(*next(turn))}
+        steps = {}
+        for label, capture in self._ways:
+            model = self._model(weights)
+            step = capture(training_step(model, self._gpuconv.optim.SGD(model.parameters(), **SGD)))
+            steps[label] = partial(_take_turn, step, cycle(self._ready(batches)))
+        return steps
 
     def inference(self, weights: Weights, batches: Batches) -> dict[str, Step]:
         no_grad, model = self._gpuconv.no_grad, self._model(weights).eval()
-        turn = cycle(self._ready(batches))
 
-        def step() -> Any:
-            images, _ = next(turn)
+        def step(images: Any, labels: Any) -> Any:
             with no_grad():
                 return model(images)
 
-        return {OURS: step}
+        return {label: partial(_take_turn, way(step), cycle(self._ready(batches))) for label, way in self._ways}
+
+    @property
+    def _ways(self) -> tuple[tuple[str, Callable[..., Any]], ...]:
+        return (OURS, self._gpuconv.capture), (EAGER, lambda step: step)
+
+
+def _take_turn(step: Callable[..., Any], turn: Iterator[tuple[Any, Any]]) -> Any:
+    return step(*next(turn))
 
 
 def torch_model(torch: Any, weights: Weights) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numba.extending import register_jitable
@@ -183,15 +184,59 @@ def multiply_few_rows(plan: Product):
     return compute
 
 
-#: Rows below which :func:`multiply_few_rows` is faster.
-_FEW_ROWS = 16
+@kernel(ELEMENTS, ELEMENTS, ELEMENTS, ELEMENTS, *[SIZE] * 7)
+def multiply_thin(plan: Product):
+    """``(a, b, bias, c, m, n, k, row_step, k_step, row_parts, panels)``: b is read where it is, a row at a time.
+
+    For a single row of a, as of the gradient of one image, or a sum over few products, as of the gradient of a weight
+    by a few images. A chunk computes one panel of columns for a part of the rows.
+    """
+    lanes, vectors = plan.lanes, _THIN_VECTORS
+    width = vectors * lanes
+
+    def compute(chunk, a, b, bias, c, m, n, k, row_step, k_step, row_parts, panels):
+        part = chunk // panels
+        first_column = (chunk - part * panels) * width
+        last_column = min(first_column + width, n)
+        first, last = split(m, row_parts, part)
+        for row in range(first, last):
+            column = first_column
+            if column + width <= last_column:
+                tile = load(bias, column, 1, 0, vectors, lanes)
+                element = row * row_step
+                for i in range(k):
+                    tile = multiply_add(tile, a, element, 1, 0, 1, 0, load(b, i * n + column, 1, 0, vectors, lanes))
+                    element += k_step
+                store(c, row * n + column, 1, 0, tile)
+                column += width
+            while column + lanes <= last_column:
+                vector = load(bias, column, 1, 0, 1, lanes)
+                element = row * row_step
+                for i in range(k):
+                    vector = multiply_add(vector, a, element, 1, 0, 1, 0, load(b, i * n + column, 1, 0, 1, lanes))
+                    element += k_step
+                store(c, row * n + column, 1, 0, vector)
+                column += lanes
+            for j in range(column, last_column):
+                total = bias[j]
+                for i in range(k):
+                    total += a[row * row_step + i * k_step] * b[i * n + j]
+                c[row * n + j] = total
+
+    return compute
+
+
+#: Vectors of columns whose sums :func:`multiply_thin` has in registers.
+_THIN_VECTORS = 4
+#: Rows below which :func:`multiply_few_rows` is faster; rows, or products in a sum, below which `multiply_thin` is.
+_FEW_ROWS, _THIN = 16, 4
 
 
 @functools.cache
-def _kernel(dtype: np.dtype, few_rows: bool) -> tuple[Kernel, int]:
+def _kernel(dtype: np.dtype, build: Any) -> tuple[Kernel, int]:
     """The kernel, and the width of the panels that it works on."""
     plan = Product(dtype.name)
-    return (multiply_few_rows if few_rows else multiply)(plan), plan.tile[1] * plan.lanes
+    return build(plan), plan.lanes * (_THIN_VECTORS if build is multiply_thin else plan.tile[1])
 
 
 def product(
@@ -211,18 +256,26 @@ def product(
     """
     m, k = a.shape[::-1] if a_transposed else a.shape
     n = b.shape[0] if b_transposed else b.shape[1]
-    few_rows = m < _FEW_ROWS and b_transposed and not a_transposed
-    kernel, width = _kernel(a.dtype, few_rows)
     if bias is None:
         bias = constant_zeros(n, a.dtype)
     c = empty((m, n), a.dtype) if out is None else out
-    if few_rows:
+    arrays, work = (a, b, bias, c), m * n * k
+    if m < _FEW_ROWS and b_transposed and not a_transposed:
+        kernel, _ = _kernel(a.dtype, multiply_few_rows)
         chunks = max(1, min(64, n // 64))
-        launch(kernel, chunks, a, b, bias, c, m, n, k, int(rectified), chunks, work=m * n * k)
+        launch(kernel, chunks, *arrays, m, n, k, int(rectified), chunks, work=work)
         return c
+    if min(m, k) < _THIN and not b_transposed and not rectified:
+        kernel, width = _kernel(a.dtype, multiply_thin)
+        panels = -(-n // width)
+        row_parts = max(1, min(m // 64, 16 // max(panels, 1)))
+        steps = (1, m) if a_transposed else (k, 1)
+        launch(kernel, row_parts * panels, *arrays, m, n, k, *steps, row_parts, panels, work=work)
+        return c
+    kernel, width = _kernel(a.dtype, multiply)
     panels = -(-n // width)
     # Enough chunks for several threads, but not so few rows in each that packing b takes long beside the product.
     row_parts = max(-(-m // 256), min(-(-16 // max(panels, 1)), m // 64), 1)
     how = (int(a_transposed), int(b_transposed), int(rectified))
-    launch(kernel, row_parts * panels, a, b, bias, c, m, n, k, *how, row_parts, panels, work=m * n * k)
+    launch(kernel, row_parts * panels, *arrays, m, n, k, *how, row_parts, panels, work=work)
     return c
