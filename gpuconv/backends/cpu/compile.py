@@ -12,6 +12,7 @@ import functools
 import gc
 import hashlib
 import logging
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,11 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core.caching import FunctionCache
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 from numba.extending import register_jitable
 
 logger = logging.getLogger("gpuconv.backends")
@@ -38,6 +42,9 @@ class Kernel:
 
     Attributes:
         address: of its code.
+        entry: address of a function of a chunk's number and the address of a record: the kernel's address and its
+            arguments, 64 bits each.
+        launches: how often it was launched.
     """
 
     def __init__(self, function: Callable[..., None], signature: Any, *, cached: bool, reassociate: bool = False):
@@ -46,10 +53,51 @@ class Kernel:
             options = {"fastmath": {"reassoc"}} if reassociate else {}
             self._compiled = numba.cfunc(signature, cache=cached, error_model="numpy", **options)(function)
         self.address: int = self._compiled.address
+        self._kinds = "".join("d" if isinstance(kind, types.Float) else "q" for kind in signature.args[1:])
+        self.entry = _entry(self._kinds)
+        self.launches = 0
+
+    def record(self, arguments: tuple[Any, ...]) -> np.ndarray:
+        """What :attr:`entry` takes: 64-bit words. It does not keep the arrays."""
+        words = [one.__array_interface__["data"][0] if isinstance(one, np.ndarray) else one for one in arguments]
+        return np.frombuffer(bytearray(struct.pack("q" + self._kinds, self.address, *words)), np.int64)
 
     def assembly(self) -> str:
         """The machine code as text. RuntimeError if it was loaded from disk, where only the code itself is kept."""
         return self._compiled._library.get_asm_str()
+
+
+@functools.cache
+def _entry(kinds: str) -> int:
+    """The address of a function ``(chunk, record)`` that calls a kernel whose arguments are of these kinds.
+
+    They are q, a pointer or an integer, and d, a float64. It is made without Numba, which would take a quarter of a
+    second.
+    """
+    integer = ir.IntType(64)
+    argument_types = [ir.DoubleType() if kind == "d" else integer for kind in kinds]
+    module = ir.Module(f"gpuconv_entry_{kinds}")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [integer, integer]), module.name)
+    builder = ir.IRBuilder(function.append_basic_block())
+    words = builder.inttoptr(function.args[1], integer.as_pointer())
+    address, *arguments = (
+        builder.load(builder.bitcast(builder.gep(words, [integer(index)]), kind.as_pointer()))
+        for index, kind in enumerate([integer, *argument_types])
+    )
+    kernel_type = ir.FunctionType(ir.VoidType(), [integer, *argument_types])
+    builder.call(builder.inttoptr(address, kernel_type.as_pointer()), [function.args[0], *arguments])
+    builder.ret_void()
+    with global_compiler_lock:
+        library = cpu_target.target_context.codegen().create_library(module.name)
+        library.add_ir_module(module)
+        library.finalize()
+        entry: int = library.get_pointer_to_function(module.name)
+    _libraries.append(library)
+    return entry
+
+
+#: They keep the code of entries.
+_libraries: list[Any] = []
 
 
 @contextlib.contextmanager

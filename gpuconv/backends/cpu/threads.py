@@ -39,6 +39,10 @@ _WORK_A_THREAD = 1_000_000
 #: Multiply-adds that justify sharing the work with threads that are awake.
 _WORK_TO_SHARE = 200_000
 
+#: Launches of a kernel from which it is called by code that is compiled for its arguments, in a µs instead of 7. That
+#: code takes a quarter of a second to compile, which few programs win back: a captured step needs none.
+_OFTEN = 1000
+
 #: How often an idle thread looks for work before it sleeps: some 200 µs, more than passes between two kernels of a
 #: network.
 _PATIENCE = 10000
@@ -152,8 +156,8 @@ def _call(typing: Any, address: Any, chunk: Any, arguments: Any) -> Any:
 
 
 @intrinsic
-def _place_for_job(typing: Any, arguments: Any) -> Any:
-    """The address of room on the stack for a job's record."""
+def _place_for_record(typing: Any, arguments: Any) -> Any:
+    """The address of room on the stack for a kernel's record."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         return builder.ptrtoint(cgutils.alloca_once(builder, ir.ArrayType(_INT64, 1 + len(arguments))), _INT64)
@@ -162,37 +166,22 @@ def _place_for_job(typing: Any, arguments: Any) -> Any:
 
 
 @intrinsic
-def _write_job(typing: Any, record: Any, address: Any, arguments: Any) -> Any:
-    """Write a kernel and its arguments to a record of 64-bit words, and return what calls it: a function of a chunk's
-    number and the record's address.
-    """
+def _write_record(typing: Any, record: Any, address: Any, arguments: Any) -> Any:
+    """Write a kernel's record (:attr:`Kernel.entry`) at an address."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-        fields = [values[1], *_plain(context, builder, arguments, values[2])]
         words = builder.inttoptr(values[0], _INT64.as_pointer())
-        for index, field in enumerate(fields):
+        for index, field in enumerate([values[1], *_plain(context, builder, arguments, values[2])]):
             place = builder.gep(words, [_INT64(index)])
             builder.store(field, builder.bitcast(place, field.type.as_pointer()))
+        return context.get_dummy_value()
 
-        kind = ir.FunctionType(ir.VoidType(), [_INT64, _INT64])
-        function = ir.Function(builder.module, kind, builder.module.get_unique_name(f"{builder.function.name}.chunk"))
-        function.linkage = "internal"
-        inner = ir.IRBuilder(function.append_basic_block())
-        there = inner.inttoptr(function.args[1], words.type)
-        address, *plain = (
-            inner.load(inner.bitcast(inner.gep(there, [_INT64(index)]), field.type.as_pointer()))
-            for index, field in enumerate(fields)
-        )
-        _call_kernel(inner, address, function.args[0], plain)
-        inner.ret_void()
-        return builder.ptrtoint(function, _INT64)
-
-    return types.int64(types.int64, types.int64, arguments), generate
+    return types.void(types.int64, types.int64, arguments), generate
 
 
 @intrinsic
 def _call_chunk(typing: Any, function: Any, chunk: Any, arguments: Any) -> Any:
-    """Call the kernel that :func:`_write_job` recorded."""
+    """Call a kernel's entry with a record."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         _call_kernel(builder, values[0], values[1], [values[2]])
@@ -245,19 +234,28 @@ def _run_together(shared, record, function, chunks):
 
 
 @jit()
-def _start(shared, record, address, chunks, *arguments):
-    """Run all chunks of a kernel on this thread, if ``shared`` is not empty also on those that are awake. With the
-    address of a record write that instead, and return what calls it.
-    """
-    if record != 0:
-        return _write_job(record, address, arguments)
+def _run_alone(address, chunks, *arguments):
+    """Run all chunks of a kernel on this thread."""
+    for chunk in range(chunks):
+        _call(address, chunk, arguments)
+
+
+@jit()
+def _run_shared(shared, entry, address, chunks, *arguments):
+    """Run all chunks of a kernel on this thread and those that are awake."""
+    record = _place_for_record(arguments)
+    _write_record(record, address, arguments)
+    _run_together(shared, record, entry, chunks)
+
+
+@jit()
+def _run_record(shared, entry, record, chunks):
+    """Run all chunks of a kernel that is recorded already."""
     if len(shared) == 0:
         for chunk in range(chunks):
-            _call(address, chunk, arguments)
+            _call_chunk(entry, chunk, record)
     else:
-        place = _place_for_job(arguments)
-        _run_together(shared, place, _write_job(place, address, arguments), chunks)
-    return 0
+        _run_together(shared, record, entry, chunks)
 
 
 @jit()
@@ -423,14 +421,19 @@ def launch(kernel: Kernel, chunks: int, *arguments: Any, work: int, check: Check
         check: of what the kernel counts.
     """
     helpers = _helpers(chunks, work)
-    if helpers is None:
-        _start(_NOBODY, 0, kernel.address, chunks, *arguments)
-    else:
-        team = _the_team()
-        shared = team.take(helpers)
-        try:
-            _start(shared, 0, kernel.address, chunks, *arguments)
-        finally:
+    team = None if helpers is None else _the_team()
+    shared = _NOBODY if helpers is None or team is None else team.take(helpers)
+    kernel.launches += 1
+    try:
+        if kernel.launches < _OFTEN:
+            record = kernel.record(arguments)
+            _run_record(shared, kernel.entry, record.ctypes.data, chunks)
+        elif shared is _NOBODY:
+            _run_alone(kernel.address, chunks, *arguments)
+        else:
+            _run_shared(shared, kernel.entry, kernel.address, chunks, *arguments)
+    finally:
+        if team is not None:
             team.leave(shared)
     if check is not None and check.faults.any():
         check.refuse()
@@ -445,11 +448,9 @@ class Launch:
         self, kernel: Kernel, chunks: int, arguments: tuple[Any, ...], helpers: int | None, check: Check | None
     ):
         self._kernel = kernel  # keeps its code
-        self._record = np.zeros(1 + len(arguments), np.int64)
-        record = self._record.ctypes.data
-        function = _start(_NOBODY, record, kernel.address, chunks, *arguments)
+        self._record = kernel.record(arguments)
         faults = (0, 0) if check is None else (check.faults.ctypes.data, check.faults.size)
-        self._row = function, record, chunks, helpers is not None, *faults
+        self._row = kernel.entry, self._record.ctypes.data, chunks, helpers is not None, *faults
         self._helpers = helpers
         self._refuse = None if check is None else check.refuse
 
