@@ -295,6 +295,19 @@ def compiling():
 
 
 @pytest.mark.slow
+def test_public_kernels_are_right_as_compiled(compiling):
+    """Results as NumPy has them; of the one that Numba refuses to compile, in words."""
+    command = [sys.executable, TESTS / "support" / "interpret_public_kernels.py"]
+    done = subprocess.run(command, env=compiling, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    # Its tile's width is TILE + 1, which the real compiler takes for a variable.
+    assert said.pop("transpose").startswith("TypingError")
+    assert len(said) == 10
+    assert set(said.values()) == {"right"}, said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "operations"),
     [("test_kernels.py", ["conv2d"]), pytest.param("test_*kernels.py", list(VARIANTS), marks=pytest.mark.thorough)],

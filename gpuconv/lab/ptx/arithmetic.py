@@ -183,7 +183,8 @@ def _extract(a: Any, position: Any, length: Any) -> Any:
         return field
     last = np.minimum(position + length - np.uint32(1), np.uint32(bits - 1))
     negative = (_shift(plain, last, left=False) & plain.dtype.type(1)).astype(bool) & (length > 0)
-    fill = ~_field(np.zeros_like(length), length, plain.dtype)
+    inside = _field(np.zeros_like(length), length, plain.dtype) & _shift(~plain.dtype.type(0), position, left=False)
+    fill = ~inside
     return np.where(negative, field | fill, field).astype(plain.dtype).view(a.dtype)
 
 

@@ -67,6 +67,8 @@ def _atomic(program: Program, one: Instruction) -> Step:
             mine = [value[piece.chosen] for value in values]
             if not wanted and total is not None:
                 total.at(view, index, mine[0])
+            elif name == "cas" and index.shape[1] == 1 and kind not in NARROW:
+                old[piece.chosen] = exchanged(view, index[:, 0], *(value[:, 0] for value in mine))[:, None]
             else:
                 old[piece.chosen] = in_turn(view, index, update, mine)
             if piece.space == "global":
@@ -78,10 +80,28 @@ def _atomic(program: Program, one: Instruction) -> Step:
         if machine.shadow is not None:
             machine.shadow.order(lanes)
         if wanted:
+            machine.questions += 1
             for number, target in enumerate(names):
                 machine.write(target, old[:, number], lanes)
 
     return step
+
+
+def exchanged(view: Array, index: Array, expected: Array, given: Array) -> Array:
+    """Compare and swap, thread after thread; gives what each found. Most find another value than they expect."""
+    old = np.empty(len(index), view.dtype)
+    left, (places, place) = np.arange(len(index)), np.unique(index, return_inverse=True)
+    while len(left):
+        old[left] = view[index[left]]
+        takes = left[old[left] == expected[left]]
+        _, first = np.unique(place[takes], return_index=True)
+        winners = takes[first]
+        view[index[winners]] = given[winners]
+        # All behind the winner of their element look again.
+        winner = np.full(len(places), len(index))
+        winner[place[winners]] = winners
+        left = left[left > winner[place[left]]]
+    return old
 
 
 def in_turn(view: Array, index: Array, update: Callable[..., Any], values: list[Array]) -> Array:

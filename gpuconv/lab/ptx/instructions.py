@@ -281,12 +281,14 @@ def _load(program: Program, one: Instruction) -> Step:
     if space == "param" and base in program.variables:
         return _load_parameter(one, names, dtype, base, int(offset or "0", 0))
     constant_cache = "nc" in one.parts
+    asks = bool({"volatile", "relaxed", "acquire", "mmio"} & set(one.parts))
     if any(part.startswith("shared::") for part in one.parts):
         one.unknown()
 
     def load(machine: Machine, lanes: Lanes) -> None:
         address = machine.address(place, lanes)
         pieces = machine.pieces(one, space, address, lanes, size)
+        machine.questions += asks
         found = np.empty((len(names), len(address)), dtype)
         for piece in pieces:
             view, index = elements(piece.memory, piece.offsets, dtype, len(names))
@@ -448,6 +450,15 @@ def _call(program: Program, one: Instruction) -> Step:
     return control(step)
 
 
+def _sleep(program: Program, one: Instruction) -> Step:
+    """``nanosleep``: others get their turn."""
+
+    def step(machine: Machine, lanes: Lanes) -> None:
+        machine.questions += 2
+
+    return step
+
+
 def _nothing(program: Program, one: Instruction) -> Step:
     return lambda machine, lanes: None
 
@@ -485,8 +496,9 @@ _MAKERS: dict[str, Callable[[Program, Instruction], Step]] = {
     "trap": _trap,
     "brkpt": _trap,
     "call": _call,
-    **dict.fromkeys(("prefetch", "prefetchu", "discard", "applypriority", "nanosleep", "pmevent"), _nothing),
+    **dict.fromkeys(("prefetch", "prefetchu", "discard", "applypriority", "pmevent"), _nothing),
     **dict.fromkeys(("griddepcontrol", "setmaxnreg"), _nothing),
+    "nanosleep": _sleep,
     **atomics.MAKERS,
     **warps.MAKERS,
     **barriers.MAKERS,

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -356,6 +357,7 @@ def compiled(kernel: Any, signature: tuple[Any, ...], cc: tuple[Any, ...]) -> st
     taken = {name: options[name] for name in names if options.get(name) is not None}
     if not taken.get("debug"):
         taken["lineinfo"] = True
-    with device._pretended_device(cc):
+    with device._pretended_device(cc), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Could not find source")  # of a kernel that was made by exec
         text: str = cuda.compile(kernel.py_func, signature, device=False, cc=cc, abi="numba", output="ptx", **taken)[0]
     return text

@@ -36,8 +36,9 @@ from gpuconv.lab.ptx.warps import Park
 #: What an instruction does; gives True if the threads it was given have to be looked at anew.
 Step: TypeAlias = "Callable[[Machine, Lanes], bool | None]"
 
-#: Turns after which a group of threads that waits is run, whatever it stands at.
-_FAIR = 64
+#: Groups of threads that wait for their turn get one after so many turns of others, or, while others ask again and
+#: again for what may change (a lock, a barrier in memory), after so many questions.
+_TURNS, _QUESTIONS = 1024, 2
 #: Calls within calls, of which a thread may have so many open.
 _DEPTH = 32
 #: First address of the functions, for calls by address.
@@ -154,6 +155,8 @@ class Machine:
         self.calls: list[dict[str, Any]] = []
         #: Turn in which each thread ran last.
         self.ran = np.zeros(self.count, np.int64)
+        #: How often threads have asked for what others may change, since others ran.
+        self.questions = 0
         #: Instructions that each thread has reached.
         self.executed = np.zeros(self.count, np.int64) if counting else None
         self.deadline = None if limit is None else time.monotonic() + limit
@@ -369,7 +372,10 @@ class Machine:
         key = self.at - (self.depth << 32) if self.calls else self.at
         least = key[running].min()
         chosen = running & (key == least)
-        if turn % _FAIR == 0 and np.count_nonzero(chosen) < np.count_nonzero(running):
+        if (turn % _TURNS == 0 or self.questions >= _QUESTIONS) and np.count_nonzero(chosen) < np.count_nonzero(
+            running
+        ):
+            self.questions = 0
             longest = np.flatnonzero(running)[self.ran[running].argmin()]
             chosen = running & (key == key[longest])
         parked = self.state == PARKED
@@ -435,10 +441,10 @@ class Machine:
     def _places(self, *states: int) -> str:
         """Where threads stand that are in one of some states."""
         chosen = np.isin(self.state, states)
-        counts = Counter(self.at[chosen].tolist())
+        counts = Counter((self.at - (self.state == WAITING))[chosen].tolist())
         words = []
         for at, count in counts.most_common(4):
-            one = self.program.instructions[min(max(0, at - (WAITING in states)), len(self.program.instructions) - 1)]
+            one = self.program.instructions[min(at, len(self.program.instructions) - 1)]
             words.append(f"{one.text} ({one.place}; {count} thread{'s' * (count > 1)})")
         return ", ".join(words)
 

@@ -254,10 +254,12 @@ def _rows(machine: Machine, one: Instruction, place: str, lanes: Lanes, count: i
     (piece,) = machine.pieces(one, "shared" if "shared" in one.parts else "generic", address, givers, 16)
     if piece.space != "shared":
         raise PtxError("matrices are in shared memory")
+    # A row is accessed by the four lanes that hold it, whoever gives its address.
+    holders = np.tile(warps[:, ::4], count).ravel()
     if machine.shadow is not None and write:
-        machine.shadow.write(one, piece.offsets, 16, givers, None)
+        machine.shadow.write(one, piece.offsets, 16, holders, None)
     elif machine.shadow is not None:
-        machine.shadow.read(one, piece.offsets, 16, givers)
+        machine.shadow.read(one, piece.offsets, 16, holders)
     return piece.offsets
 
 

@@ -128,6 +128,7 @@ def _test(program: Program, one: Instruction) -> Step:
     def step(machine: Machine, lanes: Lanes) -> None:
         view, index = words(machine, one, place, lanes)
         _deliver(machine, set(index.tolist()))
+        machine.questions += 1
         now = (view[index] >> np.uint64(_PHASE[0])).astype(bool)
         if parity:
             asked = machine.column(phase, U32, lanes).astype(bool)
