@@ -158,7 +158,7 @@ def judge(puzzle: Puzzle, kernel: Any) -> Verdict:
                 words.append(found[1])
                 kind = kind or found[0]
             if not words:
-                asked = [told for condition in puzzle.conditions if (told := condition(report, case)) is not None]
+                asked = [better for condition in puzzle.conditions if (better := condition(report, case)) is not None]
                 words, kind = asked[:1], "condition"
             if words:
                 return Verdict(puzzle, tuple(_short(each, path) for each in words), case.what, puzzle.hint(kind))
