@@ -12,6 +12,7 @@ import typer
 
 import gpuconv
 from gpuconv import backends
+from gpuconv.cli import course
 from gpuconv.cli.check import check
 from gpuconv.cli.common import INTERRUPTED, Failure, complain, option, os_error
 from gpuconv.cli.evaluate import evaluate
@@ -80,6 +81,7 @@ def program() -> typer.Typer:
     app.callback(invoke_without_command=True)(_top)
     for command in (train, evaluate, predict, explore, tune, summary, info, check):
         app.command()(command)
+    app.add_typer(course.app, name="course")
     return app
 
 

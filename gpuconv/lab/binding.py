@@ -16,6 +16,7 @@ from typing import Any
 
 from gpuconv.lab import device_names, launching, libdevice
 
+_LIBDEVICE = {"numba.cuda.libdevice", "numba_cuda_mlir.cuda.libdevice"}
 #: Modules whose functions know nothing of CUDA.
 _PLAIN = sys.stdlib_module_names | {"numpy", "numba", "greenlet"}
 
@@ -72,7 +73,10 @@ class Binder:
         name = _cuda_name(value)
         if name is not None:
             return _syncthreads if name == "syncthreads" else getattr(self.names, name)
-        if isinstance(value, FunctionType) and value.__module__ == "numba.cuda.libdevice":
+        if type(value).__module__.startswith("numba_cuda_mlir."):
+            # Numbers' types of the two packages have the same names; only Numba's can be called outside of a kernel.
+            return getattr(importlib.import_module("numba.core.types"), str(value), value)
+        if isinstance(value, FunctionType) and value.__module__ in _LIBDEVICE:
             return libdevice.functions()[value.__name__]
         plain = not isinstance(value, FunctionType) or (value.__module__ or "numba").partition(".")[0] in _PLAIN
         return value if plain else self.function(value)

@@ -90,8 +90,8 @@ def _looking_for_gaps(copy: Callable[..., Any]) -> Callable[..., Any]:
     """A copy to the host that tells the trace of elements which nobody has written."""
 
     def copy_to_host(array: Any, *args: Any, **keywords: Any) -> Any:
-        values, report = array._ary, Settings.report
-        if report is not None and values.flags.c_contiguous and values.size:
+        values, trace = array._ary, Settings.trace()
+        if trace is not None and values.flags.c_contiguous and values.size:
             gaps = fresh_memory.unwritten(address_of(values), values.nbytes, values.itemsize)
             if gaps is not None and gaps.any():
                 frame = sys._getframe(1)
@@ -100,7 +100,7 @@ def _looking_for_gaps(copy: Callable[..., Any]) -> Callable[..., Any]:
                 words = (
                     f"{gaps.sum()} of {gaps.size} elements of a device array, the first [{first}], copied at {place}"
                 )
-                report.remark("unwritten result", place, (place,), words, int(gaps.sum()))
+                trace.report.remark("unwritten result", place, (place,), words, int(gaps.sum()))
         return copy(array, *args, **keywords)
 
     return copy_to_host

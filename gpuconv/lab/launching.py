@@ -16,7 +16,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -48,9 +48,20 @@ class SimulationError(RuntimeError):
 
 #: What the launch under way belongs to, if there is one; it is in one operating system thread at a time.
 launch: Launch | None = None
-_one_at_a_time = threading.Lock()
+one_at_a_time = threading.RLock()
 #: The names of the module numba.cuda, in which kernels find what they call; empty until the simulator is activated.
 names: dict[str, Any] = {}
+
+
+class Trace(NamedTuple):
+    """A trace that is under way."""
+
+    report: Report
+    #: Of the order of threads in its launches, if it has one of its own.
+    seed: int | None
+    #: The thread of the process that began it, and whether launches of others are none of its business.
+    thread: int
+    private: bool
 
 
 class Settings:
@@ -58,14 +69,24 @@ class Settings:
 
     #: Of the order of threads and blocks; every launch starts from it.
     seed = 0
-    #: What launches are recorded in.
-    report: Report | None = None
+    #: Under way, the innermost last.
+    traces: ClassVar[list[Trace]] = []
     #: Seconds after which a launch is ended.
     limit: float | None = None
     #: Where kernels are noted that are to be compiled as well.
     launched: Launched | None = None
     #: Launches by the name of the kernel, of the whole process.
     launches: ClassVar[Counter[str]] = Counter()
+
+    @classmethod
+    def trace(cls) -> Trace | None:
+        """What a launch of this thread is recorded in: its innermost trace, else the one of who traced first."""
+        mine = threading.get_ident()
+        own = [trace for trace in cls.traces if trace.thread == mine]
+        if not own:
+            shared = [trace for trace in cls.traces if not trace.private]
+            own = [trace for trace in shared if trace.thread == shared[0].thread]
+        return own[-1] if own else None
 
 
 def in_kernel() -> bool:
@@ -95,7 +116,7 @@ def run(
     global launch
     if Settings.launched is not None:
         Settings.launched.note(kernel, args)
-    with _one_at_a_time:
+    with one_at_a_time:
         mine = Launch(kernel, grid, block, args, dynamic, debug=debug)
         # The log is millions of tuples without cycles; garbage collection would take most of the time.
         collecting = gc.isenabled()
@@ -319,13 +340,14 @@ class Launch:
         self.threads = math.prod(self.block)
         if self.threads > MAX_THREADS:
             raise SimulationError(f"{self.name}: block {tuple(self.block)} has more than {MAX_THREADS} threads")
-        self.random = random.Random(Settings.seed)
+        trace = Settings.trace()
+        self.random = random.Random(Settings.seed if trace is None or trace.seed is None else trace.seed)
         self.hub = getcurrent()
         self.after: list[Callable[[], None]] = []
         self.args = tuple(self._argument(arg) for arg in args)
         self.tracer: Tracer | None = None
-        if Settings.report is not None:
-            self.tracer = Tracer(Settings.report, kernel, self.grid, self.block)
+        if trace is not None:
+            self.tracer = Tracer(trace.report, kernel, self.grid, self.block)
             self.args = self.tracer.wrap(self.args)
         self.dynamic = dynamic
         if dynamic > Chosen.card.shared_kib * 1024:
@@ -370,6 +392,9 @@ class Launch:
             host = argument.copy_to_host()
             self.after.append(lambda: argument.copy_to_device(host))
             return self._argument(host)
+        if isinstance(argument, (list, dict, set)):
+            kind = type(argument).__name__
+            raise TypeError(f"{self.name}: a {kind} cannot be on a GPU: kernels take arrays, numbers, tuples of such")
         array = getattr(argument, "_ary", argument)  # of cuda.to_device
         if isinstance(array, np.void) and array.dtype.names is not None:
             record, give_back = records.as_argument(array)
@@ -378,7 +403,7 @@ class Launch:
         if isinstance(array, np.ndarray):
             if array.dtype.hasobject:
                 raise TypeError(f"{self.name}: an array of Python objects cannot be on a GPU")
-            if Settings.report is None:
+            if Settings.trace() is None:
                 fresh_memory.written(array)
             return records.with_attributes(array)
         return array

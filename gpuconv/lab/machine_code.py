@@ -237,6 +237,10 @@ def compiled(kernel: Any, *arguments: Any) -> Compiled:
     function = getattr(kernel, "py_func", getattr(kernel, "fn", kernel))
     if not isinstance(function, FunctionType):
         raise TypeError(f"compiled: a kernel or a Python function is wanted, not {type(kernel).__name__}")
+    if type(kernel).__module__.startswith("numba_cuda_mlir."):
+        return Compiled(
+            function.__name__, error="was not compiled: it is of numba_cuda_mlir, which has its own compiler"
+        )
     return compile_all([task(function, tuple(map(described, arguments)))])[0]
 
 

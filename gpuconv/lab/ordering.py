@@ -65,11 +65,13 @@ class Ordering:
         if known:
             mine.pending = {**mine.pending, **_later(mine.pending, known)}
         if changes and mine.fence >= 0:
-            stamp = self._stamp(element)
-            mine.at_fence = {**mine.at_fence, element: stamp}
-            self._learn(time, thread, mine, {**mine.clock, element: stamp})
+            # A number counted on from others' releases would say that they are known, which is so at the next fence.
+            place = (element, thread) if known.get(element, 0) > mine.clock.get(element, 0) else element
+            stamp = self._stamp(place)
+            mine.at_fence = {**mine.at_fence, place: stamp}
+            self._learn(time, thread, mine, {**mine.clock, place: stamp})
             known.update(_later(known, mine.at_fence))
-            self._release(mine.fence, thread, element, stamp)
+            self._release(mine.fence, thread, place, stamp)
         if not self._fences:
             self.fence(time, thread)
 

@@ -17,7 +17,9 @@ def dtype_of(kind: Any) -> np.dtype[Any]:
     if isinstance(kind, (type, np.dtype, str)):
         return np.dtype(kind)
     try:
-        support = importlib.import_module("numba.cuda.np.numpy_support")
+        mlir = type(kind).__module__.startswith("numba_cuda_mlir.")
+        package = "numba_cuda_mlir.numba_cuda" if mlir else "numba.cuda"
+        support = importlib.import_module(f"{package}.np.numpy_support")
     except ImportError:  # numba-cuda before 0.21
         support = importlib.import_module("numba.np.numpy_support")
     dtype: np.dtype[Any] = support.as_dtype(kind)

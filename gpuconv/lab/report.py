@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.lab import html
 from gpuconv.lab.machine_code import Compiled
 from gpuconv.lab.places import Array
 from gpuconv.lab.traced_arrays import Buffer, address_of, bounds_of
@@ -48,7 +49,12 @@ class _Requests:
     @property
     def what(self) -> str:
         """Where the instruction stands, and what it does, in words."""
-        return f"{self.site}: {self.access} {self.bits} bits of {self.array}"
+        return f"{self.site}: {self.what_of}"
+
+    @property
+    def what_of(self) -> str:
+        """What it does, in words."""
+        return f"{self.access} {self.bits} bits of {self.array}"
 
 
 @dataclass(frozen=True)
@@ -229,6 +235,9 @@ class Report:
         lines += [f"  global, {entry}" for entry in self.sectors]
         lines += [str(code) for code in self.code]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return html.page(self)
 
     def add(self, kind: str, key: Any, sites: tuple[str, ...], details: str, count: int = 1) -> None:
         """Count a fault; the first of its kind and key gives the details."""

@@ -41,13 +41,14 @@ import importlib
 import linecache
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 from gpuconv.lab import as_compiled, device_names, host, launching, libdevice, random_numbers
 from gpuconv.lab.cards import DEFAULT, Card, Chosen, card
-from gpuconv.lab.launching import Settings, SimulationError
+from gpuconv.lab.launching import Settings, SimulationError, Trace
 from gpuconv.lab.machine_code import compiled
 from gpuconv.lab.report import Report
 
@@ -140,25 +141,26 @@ def trace(*, seed: int | None = None) -> Iterator[Report]:
     Args:
         seed: of the order of threads in these launches, instead of the one given to :func:`activate`.
 
-    A launch belongs to the innermost of several.
+    A launch belongs to the innermost of several. Launches of threads without a trace belong to the thread's that began
+    one first.
 
     Raises:
         RuntimeError: the simulator is not active.
     """
     if not launching.names:
         raise RuntimeError("the simulator is not active: call gpuconv.lab.simulator.activate() first")
-    with _tracing(seed) as report:
+    with _tracing(seed, private=False) as report:
         yield report
 
 
 @contextlib.contextmanager
-def _tracing(seed: int | None) -> Iterator[Report]:
-    report, before = Report(), (Settings.report, Settings.seed)
-    Settings.report, Settings.seed = report, Settings.seed if seed is None else seed
+def _tracing(seed: int | None, *, private: bool) -> Iterator[Report]:
+    mine = Trace(Report(), seed, threading.get_ident(), private)
+    Settings.traces.append(mine)
     try:
-        yield report
+        yield mine.report
     finally:
-        Settings.report, Settings.seed = before
+        Settings.traces[:] = [trace for trace in Settings.traces if trace is not mine]
 
 
 # -- without switching it on -----------------------------------------------------------------------------
@@ -225,10 +227,14 @@ class Simulation:
         return self[max(1, -(-ntasks // (tpb or 128))), tpb or 128, stream, sharedmem]
 
     def _launch(self, grid: Any, block: Any, dynamic: int, *args: Any) -> Report | None:
+        with launching.one_at_a_time:  # the settings hold for all threads
+            return self._alone(grid, block, dynamic, args)
+
+    def _alone(self, grid: Any, block: Any, dynamic: int, args: tuple[Any, ...]) -> Report | None:
         before = Settings.seed, Settings.limit, Chosen.card
         Settings.seed, Settings.limit, Chosen.card = self._seed, self._limit, self._card
         try:
-            with _tracing(None) if self._trace else contextlib.nullcontext() as report:
+            with _tracing(self._seed, private=True) if self._trace else contextlib.nullcontext() as report:
                 launching.run(self._function, grid, block, args, dynamic=dynamic, debug=self._debug)
             if report is not None and self._code:
                 report.code = (compiled(self._kernel, *args),)
@@ -240,6 +246,7 @@ class Simulation:
 def source_line(site: str) -> str:
     """The line of source at a place that a report names, as "file.py:12"."""
     path, _, line = site.rpartition(":")
+    linecache.checkcache(path)  # it may have changed since another launch
     return linecache.getline(path, int(line)).strip()
 
 

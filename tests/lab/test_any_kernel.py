@@ -1,6 +1,8 @@
 """Kernels of all kinds in the simulator: what Numba's language has and this project's own kernels do without."""
 
 import collections
+from concurrent.futures import ThreadPoolExecutor
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -363,6 +365,89 @@ def test_a_barrier_of_more_blocks_than_a_card_holds():
     for grid, block, wide in [(41, 1024, False), (41, 32, True)]:
         with pytest.raises(simulator.SimulationError, match="its 41 blocks wait for each other, and a T4 holds 40 of"):
             lab.simulate(kernel, device="t4")[grid, block](wide)
+
+
+def test_what_cannot_be_on_a_gpu():
+    """Is refused when it is passed, as a compiler would."""
+
+    @cuda.jit
+    def kernel(x):
+        x[0] = 1
+
+    for wrong, words in [(np.array([None]), "an array of Python objects"), ([1], "a list"), ({1: 2}, "a dict")]:
+        with pytest.raises(TypeError, match=f"kernel: {words} cannot be on a GPU"):
+            kernel[1, 1](wrong)
+
+
+def test_launches_from_several_threads():
+    """They take turns; each thread has its own trace, seed and device; a trace has the launches of threads without."""
+
+    @cuda.jit
+    def kernel(x, capability):
+        i = cuda.grid(1)
+        tile = cuda.shared.array(32, float32)
+        tile[cuda.threadIdx.x] = x[i]
+        cuda.syncthreads()
+        x[i] = tile[31 - cuda.threadIdx.x] + 1
+        if i == 0:
+            capability[0] = cuda.get_current_device().compute_capability[0]
+
+    def work(n):
+        x, capability = np.arange(64, dtype=np.float32), np.zeros(1)
+        for _ in range(4):
+            if n % 3 == 0:
+                report = lab.simulate(kernel, trace=True, device="t4" if n else "a100")[2, 32](x, capability)
+                assert (report.launches, capability[0]) == (1, 7 if n else 8)
+            elif n % 3 == 1:
+                with simulator.trace() as report:
+                    kernel[2, 32](x, capability)
+                assert (report.launches, capability[0]) == (1, 9)
+            else:
+                kernel[2, 32](x, capability)
+        return x
+
+    with simulator.trace() as report, ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(work, range(6)))
+    assert all((x == np.arange(64) + 4).all() for x in results)
+    assert report.launches == 2 * 4  # of the threads that had none of their own
+
+
+def test_a_file_that_changes(tmp_path, monkeypatch):
+    """Lines are shown as they are now, not as they were when another launch was reported."""
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    source, lines = "from numba import cuda\n@cuda.jit\ndef kernel(x):\n", []
+    for line in ("    x[2] = 1\n", "    i = 7\n    x[i] = 1\n"):
+        (tmp_path / "changing.py").write_text(source + line)
+        module = importlib.reload(importlib.import_module("changing"))
+        with simulator.trace() as report:
+            module.kernel[1, 1](np.zeros(2))
+        lines.append([simulator.source_line(site) for site in report.faults[0].sites])
+    assert lines == [["x[2] = 1"], ["x[i] = 1"]]
+
+
+def test_a_report_in_a_notebook():
+    """Its HTML has the faults, their lines and the costs, with signs escaped."""
+
+    @cuda.jit
+    def kernel(x):
+        i = cuda.threadIdx.x
+        tile = cuda.shared.array(64, float32)
+        tile[2 * i] = x[i] if i < 40 else 0  # < & >
+        cuda.syncthreads()
+        x[i] = tile[2 * i]
+
+    with simulator.trace() as report:
+        kernel[1, 32](np.zeros(30, np.float32))
+    page = report._repr_html_()
+    ElementTree.fromstring(page.replace("<br>", "<br/>"))
+    assert "out-of-bounds read: x[" in page
+    assert "if i &lt; 40 else 0  # &lt; &amp; &gt;" in page
+    assert "conflict degree" in page
+    assert "sectors a request" in page
 
 
 def test_the_device_answers():

@@ -140,3 +140,42 @@ np.testing.assert_array_equal(y, x.reshape(4, 4).sum(1))
 """,
         tmp_path,
     )
+
+
+@pytest.mark.slow
+def test_kernels_of_numba_cuda_mlir(tmp_path):
+    """Its types, names imported singly, device functions, libdevice; faults have their lines. Nothing is compiled."""
+    pytest.importorskip("numba_cuda_mlir", reason="numba-cuda's successor, which this project does not need")
+    out = run(
+        """
+import numpy as np
+from numba_cuda_mlir import cuda, types
+from numba_cuda_mlir.cuda import libdevice, syncthreads
+from numba_cuda_mlir.types import float32
+from gpuconv import lab
+
+@cuda.jit(device=True)
+def twice(value):
+    return 2 * value
+
+@cuda.jit
+def kernel(x, y):
+    tile, own = cuda.shared.array(32, float32), cuda.local.array(1, types.int32)
+    i, t = cuda.grid(1), cuda.threadIdx.x
+    own[0], tile[t] = 1, x[i]
+    syncthreads()
+    if i < y.size:
+        y[i] = twice(tile[31 - t]) + own[0] + float32(0.5) + libdevice.floorf(1.5)
+
+@cuda.jit
+def race(x):
+    x[0] = cuda.grid(1)
+
+x, y = np.arange(64, dtype=np.float32), np.zeros(60, np.float32)
+assert lab.simulate(kernel, trace=True)[2, 32](x, y).clean
+np.testing.assert_array_equal(y, (2 * x.reshape(2, 32)[:, ::-1].ravel() + 2.5)[:60])
+print(lab.simulate(race, trace=True)[2, 32](x).races[0].sites[0])
+""",
+        tmp_path,
+    )
+    assert out == "main.py:23\n"
