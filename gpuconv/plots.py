@@ -1,12 +1,11 @@
 """Pictures of a training run: curves, confusion matrix, learned filters, one image's activations layer by layer.
 
-Each function writes one PNG, atomically. matplotlib (part of ``gpuconv[cli]``) is imported when the first one is drawn.
-Only its object-oriented interface is used, so figures that the caller has open in pyplot are not affected.
+Each function writes one PNG, or an SVG where the name ends so, atomically. matplotlib (part of ``gpuconv[cli]``) is
+imported when the first one is drawn; figures that the caller has open in pyplot are not affected.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gpuconv import plot_style as style
 from gpuconv.autograd import Tensor, no_grad
-from gpuconv.data.errors import missing_extra
 from gpuconv.models import Classifier
 from gpuconv.nn import Conv2d, Dropout, Flatten, Module, ReLU, Sigmoid, Tanh
 from gpuconv.nn.module import evaluating
-from gpuconv.storage import write_atomically
+from gpuconv.plot_style import require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,22 +30,11 @@ __all__ = ["require_matplotlib", "save_activations", "save_confusion", "save_cur
 
 _PathLike = str | os.PathLike[str]
 
-_DPI = 120
-_PANEL_WIDTH, _LARGEST_TILE = 8.6, 1.1  # inches
-_TITLE, _LABEL, _SMALL = 12, 10, 8.5  # points
-_SIGNED, _POSITIVE, _PICTURE = "RdBu_r", "viridis", "gray"
+_PANEL_WIDTH, _LARGEST_TILE = 7.2, 1.0  # inches
+_SIGNED, _POSITIVE, _PICTURE = "signed", "positive", "picture"
 _SHORT_NAME = 6  # letters of a class name that fit below a bar
 _MOST_FILTERS, _MOST_CHANNELS, _MOST_MAPS = 32, 16, 64  # more would be too small to see
 _MOST_LAYERS = 12  # more would make a picture that no program shows
-
-
-def require_matplotlib() -> None:
-    """Raise ImportError, saying what to install, if pictures cannot be drawn."""
-    try:
-        import matplotlib.backends.backend_agg
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("drawing", error.name or "matplotlib") from None
 
 
 # -- curves ----------------------------------------------------------------------------------------------------------
@@ -59,7 +47,7 @@ def save_curves(rows: Sequence[Mapping[str, Any]], path: _PathLike) -> None:
         rows: one mapping an epoch, such as a line of ``metrics.jsonl``, with ``epoch`` (from 1), ``train_loss``,
             ``train_accuracy`` and, where images were held out, ``validation_loss`` and ``validation_accuracy``;
             accuracies from 0 to 1.
-        path: the PNG to write.
+        path: the file to write.
 
     Raises:
         ValueError: ``rows`` is empty.
@@ -68,13 +56,13 @@ def save_curves(rows: Sequence[Mapping[str, Any]], path: _PathLike) -> None:
     """
     if not rows:
         raise ValueError("save_curves: rows is empty; there is no epoch to draw")
-    figure = _figure(9, 3.8, layout="constrained")
+    figure = style.figure(9, 3.8, layout="constrained")
     from matplotlib.ticker import MaxNLocator
 
     for axes, quantity, factor, title in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("Loss", "Accuracy, %"), strict=True
+        figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("Loss, mean of an image", "Accuracy, %"), strict=True
     ):
-        for part, colour in (("train", "tab:blue"), ("validation", "tab:orange")):
+        for number, (part, look) in enumerate((("train", "o-"), ("validation", "s--"))):
             points = [
                 (row["epoch"], factor * row[f"{part}_{quantity}"])
                 for row in rows
@@ -82,16 +70,14 @@ def save_curves(rows: Sequence[Mapping[str, Any]], path: _PathLike) -> None:
             ]
             if points:
                 label = "training, mean of the epoch" if part == "train" else "validation, after it"
-                axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=4)
-        axes.set_title(title, fontsize=_TITLE, loc="left")
-        axes.set_xlabel("epoch", fontsize=_LABEL)
+                axes.plot(*zip(*points, strict=True), look, color=style.SERIES[number], label=label, markersize=4.5)
+        style.title(axes, title)
+        axes.set_xlabel("epoch", fontsize=style.LABEL)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=_LABEL)
-        axes.legend(fontsize=_LABEL, frameon=False)
-    _write(figure, path)
+        style.tidy(axes)
+        axes.legend(fontsize=style.LABEL, frameon=False)
+    style.write(figure, path)
 
 
 # -- confusion matrix ------------------------------------------------------------------------------------------------
@@ -105,7 +91,7 @@ def save_confusion(matrix: ArrayLike, classes: Sequence[str], path: _PathLike) -
     Args:
         matrix: (K, K), counts; rows are the true classes, columns the predicted ones.
         classes: the K names.
-        path: the PNG to write.
+        path: the file to write.
 
     Raises:
         ValueError: the matrix is not (K, K).
@@ -120,36 +106,39 @@ def save_confusion(matrix: ArrayLike, classes: Sequence[str], path: _PathLike) -
     mistakes = np.where(np.eye(k, dtype=bool) | (counts == 0), np.nan, counts)
 
     side = min(max(3.5, 0.55 * k), 12)
-    figure = _figure(side + 2.0, side + 1.1, layout="constrained")
+    figure = style.figure(side + 2.0, side + 1.1, layout="constrained")
     from matplotlib.ticker import MaxNLocator
 
     axes = figure.subplots()
     worst = max(1.0, float(np.nanmax(mistakes, initial=1)))
-    image = axes.imshow(mistakes, cmap="YlOrRd", vmin=0, vmax=worst)
+    image = axes.imshow(mistakes, cmap=style.scale("positive"), vmin=0, vmax=worst)
     axes.imshow(np.where(np.eye(k, dtype=bool), 0.5, np.nan), cmap="Greys", vmin=0, vmax=2)
+    axes.set_facecolor(style.PAPER)
+    axes.spines[:].set_color(style.LINE)
     if k <= 25:
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                dark = row != column and count > 0.6 * worst
+                colour = style.scale("positive")(count / worst) if row != column else (0.75, 0.75, 0.75)
                 axes.text(
-                    column, row, f"{count:,}", ha="center", va="center", fontsize=_LABEL if k <= 12 else 7,
-                    color="white" if dark else "black",
+                    column, row, f"{count:,}", ha="center", va="center", fontsize=style.LABEL if k <= 12 else 7,
+                    color=style.ink_on([255 * channel for channel in colour[:3]]),
                 )  # fmt: skip
     ticks = range(0, k, math.ceil(k / 50))
     names = [classes[i] for i in ticks]
     upright = max(map(len, names)) > 3
-    axes.set_xticks(ticks, names, fontsize=_LABEL, rotation=90 if upright else 0)
-    axes.set_yticks(ticks, names, fontsize=_LABEL)
-    axes.set_xlabel("predicted", fontsize=_LABEL + 1)
-    axes.set_ylabel("true", fontsize=_LABEL + 1)
+    axes.set_xticks(ticks, names, fontsize=style.LABEL, rotation=90 if upright else 0)
+    axes.set_yticks(ticks, names, fontsize=style.LABEL)
+    axes.set_xlabel("predicted", fontsize=style.LABEL + 1)
+    axes.set_ylabel("true", fontsize=style.LABEL + 1)
     axes.tick_params(length=0)
     share = f", {right / total:.2%}" if total else ""
-    axes.set_title(f"{right:,} of {total:,} right{share}", fontsize=_TITLE, loc="left")
+    style.title(axes, f"{right:,} of {total:,} right{share}")
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.03)
-    bar.set_label("mistakes", fontsize=_LABEL)
-    bar.ax.tick_params(labelsize=_LABEL)
+    bar.set_label("mistakes", fontsize=style.LABEL)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=style.SMALL, length=2, colors=style.QUIET)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _write(figure, path)
+    style.write(figure, path)
 
 
 # -- filters ---------------------------------------------------------------------------------------------------------
@@ -180,7 +169,7 @@ def save_filters(model: Module, path: _PathLike) -> None:
         ylabel = "input map" if len(shown) > 1 else ""
         panels.append(_tiled(title, shown, _SIGNED, "filter", ylabel))
     figure, _ = _stack(panels)
-    _write(figure, path)
+    style.write(figure, path)
 
 
 # -- activations -----------------------------------------------------------------------------------------------------
@@ -195,7 +184,7 @@ def save_activations(model: Classifier, image: ArrayLike, path: _PathLike) -> No
     Args:
         model: a network whose layers run one after the other.
         image: one image as ``model.predict`` takes it: (H, W), integers 0 to 255; or (C, H, W), floats, prepared.
-        path: the PNG to write.
+        path: the file to write.
 
     Raises:
         ValueError: not one image that fits the model.
@@ -221,7 +210,7 @@ def save_activations(model: Classifier, image: ArrayLike, path: _PathLike) -> No
     room = 0.35 if max(map(len, names)) <= _SHORT_NAME else 1.7  # inches, for names written upwards
     figure, bars = _stack(panels, extra=1.4, room=room)
     _draw_probabilities(bars, probabilities, names)
-    _write(figure, path)
+    style.write(figure, path)
 
 
 def _layer_outputs(model: Classifier, pixels: NDArray[Any]) -> list[tuple[str, NDArray[Any]]]:
@@ -244,18 +233,18 @@ def _draw_probabilities(axes: Axes, probabilities: NDArray[Any], classes: Sequen
     if len(shown) > 20:
         shown = np.argsort(-probabilities, kind="stable")[:10].tolist()
     best = int(probabilities.argmax())
-    colours = ["tab:orange" if index == best else "tab:blue" for index in shown]
+    colours = [style.SERIES[1 if index == best else 0] for index in shown]
     axes.bar(range(len(shown)), probabilities[shown], color=colours, width=0.7)
     names = [classes[index] for index in shown]
     axes.set_xticks(
-        range(len(shown)), names, fontsize=_LABEL, rotation=90 if max(map(len, classes)) > _SHORT_NAME else 0
+        range(len(shown)), names, fontsize=style.LABEL, rotation=90 if max(map(len, classes)) > _SHORT_NAME else 0
     )
     axes.set_ylim(0, 1)
-    axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"], fontsize=_SMALL)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+    style.tidy(axes, grid=False)
     few = "" if len(shown) == len(probabilities) else f" (the {len(shown)} greatest of {len(probabilities)})"
     title = f"probability of each class{few}: {classes[best]} with {probabilities[best]:.1%}"
-    axes.set_title(title, fontsize=_TITLE, loc="left")
+    style.title(axes, title)
 
 
 # -- panels: rows of small images under each other -------------------------------------------------------------------
@@ -269,6 +258,7 @@ class _Panel:
         values: (H, W), NaN between the tiles.
         size: width and height on paper, in inches.
         tiles: columns and rows of tiles.
+        gap: how many of the values lie between two tiles.
     """
 
     title: str
@@ -278,6 +268,7 @@ class _Panel:
     colours: str
     xlabel: str = ""
     ylabel: str = ""
+    gap: int = 0
 
 
 def _tiled(title: str, tiles: NDArray[Any], colours: str = "", xlabel: str = "", ylabel: str = "") -> _Panel:
@@ -294,7 +285,7 @@ def _tiled(title: str, tiles: NDArray[Any], colours: str = "", xlabel: str = "",
     pixel = min(_PANEL_WIDTH / columns / 1.05, _LARGEST_TILE) / max(height, width)  # inches
     # Computed with a gap of exactly a twentieth of a tile, so that panels of as many tiles are equally wide.
     size = (1.05 * columns - 0.05) * width * pixel, (1.05 * rows - 0.05) * height * pixel
-    return _Panel(title, values, size, (columns, rows), colours, xlabel, ylabel)
+    return _Panel(title, values, size, (columns, rows), colours, xlabel, ylabel, gap)
 
 
 def _strip(title: str, values: NDArray[Any]) -> _Panel:
@@ -316,7 +307,7 @@ def _stack(panels: Sequence[_Panel], extra: float = 0, room: float = 0) -> tuple
     below = [0.45 if panel.xlabel else 0.12 for panel in panels]
     height = sum(0.4 + panel.size[1] for panel in panels) + sum(below) + 0.1 + (0.4 + extra + room if extra else 0)
     width = max(width, left + 5)
-    figure = _figure(width, height)
+    figure = style.figure(width, height)
 
     def axes_at(x: float, top: float, w: float, h: float) -> Axes:
         return figure.add_axes((x / width, 1 - (top + h) / height, w / width, h / height))
@@ -326,25 +317,46 @@ def _stack(panels: Sequence[_Panel], extra: float = 0, room: float = 0) -> tuple
         top += 0.4
         axes = axes_at(left, top, *panel.size)
         low, high, colours = _range(panel)
-        image = axes.imshow(panel.values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-        axes.set_title(panel.title, fontsize=_TITLE, loc="left")
+        image = axes.imshow(
+            panel.values, cmap=style.scale(colours), vmin=low, vmax=high, aspect="auto", interpolation="nearest"
+        )
+        axes.set_facecolor(style.PAPER)
+        _outline(axes, panel)
+        style.title(axes, panel.title)
         axes.spines[:].set_visible(False)
         for axis, label, count, pixels in (
             (axes.xaxis, panel.xlabel, panel.tiles[0], panel.values.shape[1]),
             (axes.yaxis, panel.ylabel, panel.tiles[1], panel.values.shape[0]),
         ):
-            axis.set_label_text(label, fontsize=_LABEL)
+            axis.set_label_text(label, fontsize=style.LABEL)
             step = math.ceil(count / 16)
             numbers = range(1, count + 1, step) if label else ()
             axis.set_ticks([(n - 0.5) * pixels / count - 0.5 for n in numbers], list(map(str, numbers)))
-            axis.set_tick_params(length=0, labelsize=_SMALL)
+            axis.set_tick_params(length=0, labelsize=style.SMALL, labelcolor=style.QUIET)
         bar_axes = axes_at(left + panel.size[0] + 0.15, top, 0.12, max(panel.size[1], 0.25))
         bar = figure.colorbar(image, cax=bar_axes)
         bar.set_ticks([low, high], labels=[f"{low:.2g}", f"{high:.2g}"])
         bar.outline.set_visible(False)
-        bar_axes.tick_params(labelsize=_SMALL, length=2)
+        bar_axes.tick_params(labelsize=style.SMALL, length=2, colors=style.QUIET)
         top += panel.size[1] + space
     return figure, axes_at(left + 0.4, top + 0.4, width - left - 0.6, extra) if extra else figure.axes[-1]
+
+
+def _outline(axes: Axes, panel: _Panel) -> None:
+    """A thin frame around each tile: what is 0 has the colour of the paper."""
+    from matplotlib.patches import Rectangle
+
+    columns, rows = panel.tiles
+    height, width = (
+        (size + panel.gap) // count for size, count in zip(panel.values.shape, (rows, columns), strict=True)
+    )
+    for top in range(0, rows * height, height):
+        for left in range(0, columns * width, width):
+            if np.isfinite(panel.values[top, left]):
+                size = width - panel.gap, height - panel.gap
+                frame = Rectangle((left - 0.5, top - 0.5), *size, fill=False, edgecolor=style.LINE, linewidth=0.8)
+                frame.set_clip_on(False)
+                axes.add_patch(frame)
 
 
 def _range(panel: _Panel) -> tuple[float, float, str]:
@@ -373,19 +385,3 @@ def _count(number: int, noun: str) -> str:
 
 def _shown(shown: int, count: int) -> str:
     return f" (the first {shown})" if shown < count else ""
-
-
-def _figure(width: float, height: float, **options: Any) -> Figure:
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", **options)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _write(figure: Figure, path: _PathLike) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())

@@ -42,7 +42,8 @@ ALLOWED = {
     "tuner": {"autograd", "backends", "explanation", "geometry", "kernels", "models", "tuning"},
     "storage": {"autograd", "dtypes", "data", "files", "models"},
     "onnx": {"dtypes", "autograd", "backends", "files", "functional", "nn", "ops", "storage", "version", "versions"},
-    "plots": {"autograd", "data", "functional", "models", "nn", "storage"},
+    "plot_style": {"data", "files"},
+    "plots": {"autograd", "data", "functional", "models", "nn", "plot_style"},
     "training": {
         "autograd",
         "backends",

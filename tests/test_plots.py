@@ -1,11 +1,14 @@
 """The pictures of a run: PNGs that can be read, with the right things in the right places."""
 
+import re
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 
-from gpuconv import manual_seed, nn, plots
+from gpuconv import manual_seed, nn, plot_style, plots
 from gpuconv.data import InputTransform
 from gpuconv.models import Classifier, LeNet5
 
@@ -99,14 +102,14 @@ def test_confusion_of_any_matrix(matrix, tmp_path):
 
 
 def test_filters_have_the_colour_of_their_sign(tmp_path):
-    """Positive weights are red, negative ones blue, and the filters stand side by side in their order."""
+    """Positive weights are blue, negative ones orange, and the filters stand side by side in their order."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3))
     model[0].weight.data[0], model[0].weight.data[1] = 1, -1
     plots.save_filters(model, tmp_path / "filters.png")
     pixels = pixels_of(tmp_path / "filters.png")
-    red, blue = (pixels[..., 0] - pixels[..., 2] > 0.2), (pixels[..., 2] - pixels[..., 0] > 0.2)
+    blue, orange = (pixels[..., 2] - pixels[..., 0] > 0.2), (pixels[..., 0] - pixels[..., 2] > 0.2)
     # The colour bar has both colours, but is narrower than a filter.
-    first, second = (np.flatnonzero(part.sum(axis=0) > 60) for part in (red, blue))
+    first, second = (np.flatnonzero(part.sum(axis=0) > 60) for part in (blue, orange))
     assert first[0] < second[0]
     assert np.median(first) < np.median(second)
 
@@ -175,3 +178,65 @@ def test_the_callers_figures_are_left_alone(tmp_path):
     assert plt.gcf() is figure
     assert plt.get_fignums() == [figure.number]
     plt.close(figure)
+
+
+#: sRGB to what is seen by those without red, green or blue cones: Machado, Oliveira and Fernandes, "A
+#: Physiologically-based Model for Simulation of Color Vision Deficiency", 2009, table 1, severity 1; in linear light.
+BLIND = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "no colour": [[0.2126, 0.7152, 0.0722]] * 3,
+    "all colours": np.eye(3),
+}
+
+
+def lab_of(colours, seen_by):
+    """CIE L*a*b* (D65) of sRGB colours, 0 to 1, as they are seen; distances of 10 are plain side by side."""
+    rgb = np.asarray(colours, float)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = (linear @ np.asarray(BLIND[seen_by]).T).clip(0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    ratio = linear @ to_xyz.T / [0.9505, 1, 1.089]
+    f = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
+
+
+@pytest.mark.parametrize("seen_by", [kind for kind in BLIND if kind != "no colour"])
+def test_colours_are_told_apart(seen_by):
+    """By everyone: series from each other and from the paper, positive from negative, and more from less."""
+    from matplotlib.colors import to_rgb
+
+    series = lab_of([to_rgb(colour) for colour in (*plot_style.SERIES, plot_style.PAPER)], seen_by)
+    distances = np.linalg.norm(series[:, None] - series[None], axis=-1)
+    assert distances[~np.eye(len(series), dtype=bool)].min() > 10
+    signed = lab_of(plot_style.scale("signed")(np.linspace(0, 1, 65))[:, :3], seen_by)
+    assert np.linalg.norm(signed[:24] - signed[:-25:-1], axis=-1).min() > 20  # x and -x, from a quarter on
+    assert np.linalg.norm(np.diff(signed[::8], axis=0), axis=-1).min() > 6
+
+
+@pytest.mark.parametrize("seen_by", BLIND)
+def test_a_larger_value_is_darker(seen_by):
+    """On the scale of what is never negative: also in a print without colour."""
+    lightness = lab_of(plot_style.scale("positive")(np.linspace(0, 1, 17))[:, :3], seen_by)[:, 0]
+    assert np.diff(lightness).max() < -2
+
+
+def test_scales_are_those_of_the_explorer():
+    """A value has one colour on a plot, in the documentation's pictures and in the explorer's light mode."""
+    page = (Path(plot_style.__file__).parent / "explorer" / "page" / "colours.mjs").read_text()
+    light = page[page.index("light: {") : page.index("dark: {")]
+    for kind, stops in plot_style.SCALES.items():
+        (numbers,) = re.findall(rf"{kind}: \[(.*)\],", light)
+        assert [int(number) for number in re.findall(r"\d+", numbers)] == [
+            channel for stop in stops for channel in stop
+        ]
+
+
+def test_plots_are_svg_where_the_name_ends_so(lenet, tmp_path):
+    """The same drawing twice gives the same file, and its text is text."""
+    for name in ("first.svg", "second.svg"):
+        plots.save_filters(lenet, tmp_path / name)
+    text = (tmp_path / "first.svg").read_text()
+    assert text == (tmp_path / "second.svg").read_text()
+    assert "conv1: 6 filters of 5×5, each on 1 map" in text

@@ -1,4 +1,4 @@
-"""The pictures of the pages about concepts: ``python docs/website/drawings.py`` writes them into docs/images.
+"""The pictures of the concepts and the tutorial: ``python docs/website/drawings.py`` writes them into docs/images.
 
 What they show is computed by gpuconv, in float64, so that they are the same on every machine.
 """
@@ -362,6 +362,47 @@ def filters() -> Drawing:
     return d
 
 
+def sectors() -> Drawing:
+    """What a warp's read moves: along a row, and down a column."""
+    d = Drawing(
+        720, 320, "A warp that reads along a row moves 4 sectors, all needed; one that reads down a column, 32."
+    )
+    lanes, height, width = np.arange(32), 32, 36
+    for at, (name, elements) in enumerate(
+        (("threadIdx.x: the column", lanes), ("threadIdx.x: the row", lanes * width))
+    ):
+        moved = np.unique(elements // 8)
+        memory = np.zeros(height * width)
+        memory[(moved[:, None] * 8 + np.arange(8)).ravel()] = 0.3
+        memory[elements] = 1
+        x = 24 + 356 * at
+        d.text(x, 28, name, "strong")
+        d.text(
+            x,
+            46,
+            f"{len(moved)} sectors, {'all' if len(moved) == 4 else 'an eighth'} of what moves is needed",
+            "small quiet",
+        )
+        d.grid(x, 60, memory.reshape(height, width), 7)
+    d.text(24, 306, "dark: read by one of 32 lanes; light: moves along with it, in a sector of 8 floats", "small quiet")
+    return d
+
+
+def banks() -> Drawing:
+    """How many lanes of a warp meet in each bank of shared memory, by the length of a row."""
+    d = Drawing(720, 206, "Lanes of a warp in each of 32 banks: up to 8 with rows of 16 floats, 2 with 17, 1 with 18.")
+    d.text(24, 30, "a[tx, ty] = … by a warp: 16 values of tx, 2 of ty", "strong")
+    tx, ty = np.arange(32) % 16, np.arange(32) // 16
+    for at, pitch in enumerate((16, 17, 18)):
+        lanes = np.bincount((pitch * tx + ty) % 32, minlength=32)
+        y = 66 + 40 * at
+        d.text(24, y + 14, f"rows of {pitch}", "small")
+        d.grid(92, y, lanes[None], 16, largest=9, numbers="{:.0f}", label="lanes in bank 0 to 31" if at == 0 else "")
+        d.text(612, y + 14, f"{lanes.max()} {'passes' if lanes.max() > 1 else 'pass'}", "strong small")
+    d.text(24, 192, "A bank serves one word in a pass: as many passes as the busiest bank has lanes.", "small quiet")
+    return d
+
+
 PICTURES: dict[str, Callable[[], Drawing]] = {
     "convolution": convolution,
     "channels": channels,
@@ -374,6 +415,8 @@ PICTURES: dict[str, Callable[[], Drawing]] = {
     "receptive-field": receptive_field,
     "counting": counting,
     "filters": filters,
+    "sectors": sectors,
+    "banks": banks,
 }
 
 

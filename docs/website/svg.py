@@ -13,11 +13,7 @@ from typing import Any
 
 import numpy as np
 
-_STOPS = {
-    "positive": ((251, 251, 249), (158, 193, 226), (46, 111, 174), (8, 40, 92)),
-    "signed": ((140, 58, 4), (236, 160, 92), (250, 249, 246), (120, 172, 224), (14, 62, 128)),
-    "picture": ((0, 0, 0), (255, 255, 255)),
-}
+from gpuconv.plot_style import SCALES, ink_on
 
 # The background is the picture's own, so that it can be read wherever it is embedded.
 _STYLE = """
@@ -49,16 +45,11 @@ def colour(value: float, largest: float, kind: str) -> tuple[int, int, int]:
     """A value's colour, one of 33: ``largest`` has the last one of the scale; 'signed' has 0 in its middle."""
     share = value / largest if largest else 0.0
     place = min(1.0, max(0.0, 0.5 + share / 2 if kind == "signed" else share))
-    stops = _STOPS[kind]
+    stops = SCALES[kind]
     at = round(32 * place) / 32 * (len(stops) - 1)
     low = min(int(at), len(stops) - 2)
     red, green, blue = (round(a + (b - a) * (at - low)) for a, b in zip(stops[low], stops[low + 1], strict=True))
     return red, green, blue
-
-
-def ink_on(rgb: Sequence[int]) -> str:
-    """Dark or white, whichever is easier to read."""
-    return "#10151d" if 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 140 else "#ffffff"
 
 
 class Drawing:
