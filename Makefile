@@ -67,11 +67,18 @@ lint: $(VENV)/.dev  ## formatting, lint and types, as CI checks them
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent tests/support/typed_program.py
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "installing gpuconv and what its development needs into $(VENV): some minutes; once"
 	@$(PIP) install --editable '.[dev]'
 	@touch $@
+
+# For more Pythons than that of .venv: make dist DIST_FOR="python3.10 python3.13"
+.PHONY: dist
+dist: $(VENV)/.dev  ## sdist and wheel into dist/, each installed with its dependencies in an environment of its own, and used
+	rm -rf dist
+	$(BIN)/python tests/check_wheel.py --dist dist $(foreach python,$(DIST_FOR),--python $(python))
 
 bench: $(VENV)/.cli  ## LeNet's training and inference, images/s
 	$(BIN)/python -m bench.lenet

@@ -208,7 +208,7 @@ def _memory(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The peak memory of a training step by each contender, in a process of its own.
 
     Call it before anything large is imported: on Linux a new process starts with the peak of the one that made it. This
-    library runs twice, and the second time counts: the first one leaves its compiled kernels on disk.
+    library runs twice, if it compiles, and the second time counts: the first one leaves its kernels on disk.
 
     Raises:
         subprocess.CalledProcessError: one failed; its messages stand on stderr.
@@ -217,7 +217,8 @@ def _memory(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     if arguments.size:
         same.append(f"--size={arguments.size}")
     result = {}
-    for label in (OURS, *_CPU_LABELS):
+    compiles = arguments.backend != "numpy"
+    for label in ((OURS,) if compiles else ()) + _CPU_LABELS:
         process = [sys.executable, "-m", "bench.network", *same, f"--peak={label}"]
         with progress.during(f"memory: {label}"):
             made = subprocess.run(process, cwd=command.ROOT, stdout=subprocess.PIPE, text=True, check=True)

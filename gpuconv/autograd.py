@@ -570,10 +570,33 @@ class Tensor:
 
     # -- operators: gpuconv.ops registers their functions, with `tensor_method` --------------------------------------
 
-    if TYPE_CHECKING:  # the other methods: reshape, sum, ...
-        sub: ClassVar[Callable[..., Tensor]]
+    if TYPE_CHECKING:  # the other methods, which the modules of ops define: of those used most, what they return
+        abs: ClassVar[Callable[..., Tensor]]
+        add: ClassVar[Callable[..., Tensor]]
+        argmax: ClassVar[Callable[..., Tensor]]
+        clamp: ClassVar[Callable[..., Tensor]]
+        clone: ClassVar[Callable[..., Tensor]]
         div: ClassVar[Callable[..., Tensor]]
+        exp: ClassVar[Callable[..., Tensor]]
+        flatten: ClassVar[Callable[..., Tensor]]
+        log: ClassVar[Callable[..., Tensor]]
+        log_softmax: ClassVar[Callable[..., Tensor]]
         matmul: ClassVar[Callable[..., Tensor]]
+        mean: ClassVar[Callable[..., Tensor]]
+        mul: ClassVar[Callable[..., Tensor]]
+        permute: ClassVar[Callable[..., Tensor]]
+        pow: ClassVar[Callable[..., Tensor]]
+        relu: ClassVar[Callable[..., Tensor]]
+        reshape: ClassVar[Callable[..., Tensor]]
+        sigmoid: ClassVar[Callable[..., Tensor]]
+        softmax: ClassVar[Callable[..., Tensor]]
+        sqrt: ClassVar[Callable[..., Tensor]]
+        squeeze: ClassVar[Callable[..., Tensor]]
+        sub: ClassVar[Callable[..., Tensor]]
+        sum: ClassVar[Callable[..., Tensor]]
+        tanh: ClassVar[Callable[..., Tensor]]
+        transpose: ClassVar[Callable[..., Tensor]]
+        unsqueeze: ClassVar[Callable[..., Tensor]]
 
         def __getattr__(self, name: str) -> Any: ...
 
@@ -703,8 +726,8 @@ class Context:
     __slots__ = ("__dict__", "_saved", "backend", "needs_input_grad")
 
     def __init__(self, backend: Backend, needs_input_grad: tuple[bool, ...]):
-        self.backend = backend
-        self.needs_input_grad = needs_input_grad
+        self.backend: Backend = backend
+        self.needs_input_grad: tuple[bool, ...] = needs_input_grad
         self._saved: tuple[Any, ...] | None = ()
 
     def save(self, *values: Any) -> None:
@@ -889,12 +912,13 @@ class _Node:
     __slots__ = ("_hooks", "changes", "ctx", "dtype", "edges", "function", "number", "shape")
 
     def __init__(self, function: type[Function], ctx: Context, edges: list[_Node | Tensor | None], result: Array):
-        self.function = function
-        self.ctx = ctx
-        self.edges = edges
-        self.number = next(_numbers)
-        self.changes = versions.latest
-        self.shape, self.dtype = result.shape, result.dtype
+        self.function: type[Function] = function
+        self.ctx: Context = ctx
+        self.edges: list[_Node | Tensor | None] = edges
+        self.number: int = next(_numbers)
+        self.changes: int = versions.latest
+        self.shape: tuple[int, ...] = result.shape
+        self.dtype: Any = result.dtype
         self._hooks: dict[int, Callable[[Tensor], Any]] | None = None
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -223,6 +223,9 @@ __all__ = [
 ]
 
 
+#: What comes in is what comes out: a Tensor, or an array of some library.
+T = TypeVar("T")
+
 # -- convolution -----------------------------------------------------------------------------------------------------
 
 
@@ -242,14 +245,14 @@ def _conv2d_geometry(
 
 
 def conv2d(
-    input: Any,
+    input: T,
     weight: Any,
     bias: Any = None,
     stride: IntOrPair = 1,
     padding: PaddingLike = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
-) -> Any:
+) -> T:
     """2-D convolution, in the sense of neural networks: cross-correlation, the filter is not flipped.
 
     ``y[n,k,p,q] = bias[k] + Σ input[n, c, p·stride + r·dilation - padding, q·stride + s·dilation - padding] ·
@@ -279,14 +282,14 @@ def conv2d(
 
 
 def conv1d(
-    input: Any,
+    input: T,
     weight: Any,
     bias: Any = None,
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] | tuple[tuple[int, int]] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-) -> Any:
+) -> T:
     """1-D convolution: input (N, C, L) or (C, L), weight (K, C / groups, S); otherwise as :func:`conv2d`.
 
     ``padding`` is an int, ``((left, right),)``, 'valid' or 'same'.
@@ -306,14 +309,14 @@ def conv1d(
 
 
 def conv2d_relu(
-    input: Any,
+    input: T,
     weight: Any,
     bias: Any = None,
     stride: IntOrPair = 1,
     padding: PaddingLike = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
-) -> Any:
+) -> T:
     """``relu(conv2d(...))`` in one step; arguments and errors of :func:`conv2d`."""
     op = "conv2d_relu"
     input, weight, bias = _floats(op, input=input, weight=weight, bias=bias, optional=("bias",))
@@ -323,7 +326,7 @@ def conv2d_relu(
 
 
 def conv2d_relu_max_pool2d(
-    input: Any,
+    input: T,
     weight: Any,
     bias: Any = None,
     stride: IntOrPair = 1,
@@ -336,7 +339,7 @@ def conv2d_relu_max_pool2d(
     pool_padding: PaddingLike = 0,
     pool_dilation: IntOrPair = 1,
     ceil_mode: bool = False,
-) -> Any:
+) -> T:
     """``max_pool2d(relu(conv2d(...)), kernel_size, pool_stride, ...)`` in one step.
 
     It does not keep the maps before pooling, which would be most of the memory. ``nn.Sequential`` calls it
@@ -361,6 +364,27 @@ def conv2d_relu_max_pool2d(
 # -- pooling ---------------------------------------------------------------------------------------------------------
 
 
+@overload
+def max_pool2d(
+    input: T,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: PaddingLike = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: Literal[False] = False,
+) -> T: ...
+@overload
+def max_pool2d(
+    input: T,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: PaddingLike = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    *,
+    return_indices: bool,
+) -> Any: ...
 def max_pool2d(
     input: Any,
     kernel_size: IntOrPair,
@@ -406,14 +430,14 @@ def _max_pool(op: str, input: Any, kernel_size: Any, options: dict[str, Any], re
 
 
 def avg_pool2d(
-    input: Any,
+    input: T,
     kernel_size: IntOrPair,
     stride: IntOrPair | None = None,
     padding: PaddingLike = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
-) -> Any:
+) -> T:
     """Average of each window of (N, C, H, W) or (C, H, W).
 
     Args:
@@ -454,12 +478,12 @@ def _avg_pool(
 
 
 def sum_pool2d(
-    input: Any,
+    input: T,
     kernel_size: IntOrPair,
     stride: IntOrPair | None = None,
     padding: PaddingLike = 0,
     ceil_mode: bool = False,
-) -> Any:
+) -> T:
     """Sum of each window; arguments and errors of :func:`avg_pool2d`."""
     options = {"stride": stride, "padding": padding, "ceil_mode": ceil_mode}
     return _avg_pool("sum_pool2d", input, kernel_size, options, True, 1)
@@ -483,13 +507,13 @@ def max_pool1d(
 
 
 def avg_pool1d(
-    input: Any,
+    input: T,
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] | None = None,
     padding: int | Sequence[int] = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
-) -> Any:
+) -> T:
     """Average of each window of (N, C, L) or (C, L); otherwise as :func:`avg_pool2d`."""
     op = "avg_pool1d"
     input, kernel, stride, sides = _pool_1d(op, input, kernel_size, stride, padding)
@@ -509,22 +533,22 @@ def _pool_1d(op: str, input: Any, kernel_size: Any, stride: Any, padding: Any) -
 # -- activations -----------------------------------------------------------------------------------------------------
 
 
-def relu(input: Any) -> Any:
+def relu(input: T) -> T:
     """``max(input, 0)``; the gradient at 0 is 0, and NaN stays NaN."""
     return _activation.ReLU.apply(*_floats("relu", input=input))
 
 
-def sigmoid(input: Any) -> Any:
+def sigmoid(input: T) -> T:
     """``1 / (1 + e^-input)``."""
     return _activation.Sigmoid.apply(*_floats("sigmoid", input=input))
 
 
-def tanh(input: Any) -> Any:
+def tanh(input: T) -> T:
     """Hyperbolic tangent."""
     return _activation.Tanh.apply(*_floats("tanh", input=input))
 
 
-def softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
+def softmax(input: T, dim: int, *, dtype: Any = None) -> T:
     """``e^input / Σ e^input`` along ``dim``: positive, with sum 1.
 
     The input is converted to ``dtype``, a float type, first, if that is given. IndexError: no such dimension.
@@ -532,7 +556,7 @@ def softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
     return _along(_activation.Softmax, "softmax", input, dim, dtype)
 
 
-def log_softmax(input: Any, dim: int, *, dtype: Any = None) -> Any:
+def log_softmax(input: T, dim: int, *, dtype: Any = None) -> T:
     """Logarithm of :func:`softmax`, without overflow or cancellation; arguments and errors as there."""
     return _along(_activation.LogSoftmax, "log_softmax", input, dim, dtype)
 
@@ -547,7 +571,7 @@ def _along(function: type[Function], op: str, input: Any, dim: int, dtype: Any) 
     return function.apply(input, dim=dim) if shape else reshape(function.apply(reshape(input, (1,)), dim=dim), ())
 
 
-def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.random.Generator | None = None) -> Any:
+def dropout(input: T, p: float = 0.5, training: bool = True, *, generator: np.random.Generator | None = None) -> T:
     """Set elements to zero with probability ``p`` and scale the others by ``1 / (1 - p)``; only if ``training``.
 
     Args:
@@ -569,7 +593,7 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, *, generator: np.
     return _activation.Dropout.apply(input, _factors(generator or default_generator(), _shape(input), p, input))
 
 
-def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+def flatten(input: T, start_dim: int = 0, end_dim: int = -1) -> T:
     """Merge the dimensions from ``start_dim`` to ``end_dim``, both included, into one.
 
     Raises:
@@ -583,7 +607,7 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
 # -- fully connected -------------------------------------------------------------------------------------------------
 
 
-def linear(input: Any, weight: Any, bias: Any = None) -> Any:
+def linear(input: T, weight: Any, bias: Any = None) -> T:
     """``input · weightᵀ + bias``.
 
     Args:
@@ -601,7 +625,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Any:
     return _linear.Linear.apply(*_linear_operands("linear", input, weight, bias))
 
 
-def linear_relu(input: Any, weight: Any, bias: Any = None) -> Any:
+def linear_relu(input: T, weight: Any, bias: Any = None) -> T:
     """``relu(linear(...))`` in one step; arguments and errors of :func:`linear`."""
     return _linear.LinearReLU.apply(*_linear_operands("linear_relu", input, weight, bias))
 
@@ -665,13 +689,13 @@ def _linear_operands(op: str, input: Any, weight: Any, bias: Any) -> list[Any]:
 
 
 def cross_entropy(
-    input: Any,
+    input: T,
     target: Any,
     weight: Any = None,
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
-) -> Any:
+) -> T:
     """Cross-entropy of softmax(input) with class labels or class probabilities.
 
     With ``w`` the class weights and ``e`` the label smoothing, a label t costs ``-(1 - e) · w[t] · log p[t] - e/C · Σ
@@ -783,7 +807,7 @@ def _squared_error(op: str, input: Any, target: Any, reduction: str, factor: flo
     return _loss.SquaredError.apply(input, target, scale=factor, summed=reduction != "none")
 
 
-def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
+def mse_loss(input: T, target: Any, reduction: str = "mean") -> T:
     """``(input - target)²``, its mean or sum.
 
     Args:
@@ -797,7 +821,7 @@ def mse_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
     return _squared_error("mse_loss", input, target, reduction, 1.0)
 
 
-def half_squared_error(input: Any, target: Any, reduction: str = "sum") -> Any:
+def half_squared_error(input: T, target: Any, reduction: str = "sum") -> T:
     """``½ · Σ (target - output)²``, the total error of the textbooks; arguments of :func:`mse_loss`."""
     return _squared_error("half_squared_error", input, target, reduction, 0.5)
 

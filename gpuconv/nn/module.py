@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -54,9 +54,13 @@ class Module:
         self.__dict__["_backward_hooks"] = {}
         self.training = True
 
-    def forward(self, *inputs: Any) -> Any:
-        """Compute the output. Subclasses define it; users call the module itself."""
-        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+    if TYPE_CHECKING:  # a subclass names the arguments as it likes
+        forward: Callable[..., Any]
+    else:
+
+        def forward(self, *inputs: Any) -> Any:
+            """Compute the output. Subclasses define it; users call the module itself."""
+            raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Run the hooks before :meth:`forward`, :meth:`forward`, and the hooks after it."""

@@ -42,7 +42,7 @@ def _asinh(x: Any) -> Any:
     return elementwise.sign(x) * elementwise.log1p(size + arithmetic.div(size * size, root))
 
 
-for _name, _function in {
+_UNARY: dict[str, Callable[[Any], Any]] = {
     "Abs": elementwise.abs,
     "Acos": elementwise.acos,
     "Acosh": lambda x: arithmetic.log(x + elementwise.sqrt(x * x - constant(1, x))),
@@ -75,7 +75,8 @@ for _name, _function in {
     "Sqrt": elementwise.sqrt,
     "Tan": elementwise.tan,
     "Tanh": F.tanh,
-}.items():
+}
+for _name, _function in _UNARY.items():
     _unary(_name, _function)
 
 

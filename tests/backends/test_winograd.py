@@ -28,8 +28,8 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
 SHAPES = [
     pytest.param((1, 3, 3, 3), 2, 0, "float32", marks=pytest.mark.thorough),
     ((2, 16, 9, 12), 33, 1, "float32"),
-    ((3, 18, 4, 7), 5, ((1, 0), (0, 2)), "float32"),
-    ((2, 5, 7, 5), 17, 2, "float64"),
+    ((3, 18, 4, 7), 5, ((1, 0), (0, 2)), "float64"),
+    pytest.param((2, 5, 7, 5), 17, 2, "float64", marks=pytest.mark.thorough),
     pytest.param((1, 9, 30, 5), 40, ((0, 1), (2, 1)), "float64", marks=pytest.mark.thorough),
 ]
 
@@ -96,7 +96,8 @@ def test_the_same_bits_on_any_threads_in_any_batch(monkeypatch):
     """Results do not depend on the number of threads, and those of an image not on the others of its batch."""
     monkeypatch.setattr(cpu_threads, "_WORK_A_THREAD", 1)
     monkeypatch.setattr(cpu_threads, "_WORK_TO_SHARE", 1)
-    geometry = Conv2dGeometry.of((5, 8, 14, 14), (40, 8, 3, 3), padding=1)
+    # A shape of SHAPES, of which the kernels are compiled already.
+    geometry = Conv2dGeometry.of((5, 16, 9, 12), (33, 16, 3, 3), padding=1)
     x, weight = random(geometry.input_shape), random(geometry.weight_shape, seed=1)
     grad = random(geometry.output_shape, seed=2)
     arrays = {"conv2d": (x, weight, None), "conv2d_grad_input": (grad, weight), "conv2d_grad_weight": (grad, x)}
@@ -106,7 +107,7 @@ def test_the_same_bits_on_any_threads_in_any_batch(monkeypatch):
         results.append([run(operation, geometry, *arrays[operation]) for operation in OPERATIONS])
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
-    alone = Conv2dGeometry.of((1, 8, 14, 14), weight.shape, padding=1)
+    alone = Conv2dGeometry.of((1, 16, 9, 12), weight.shape, padding=1)
     np.testing.assert_array_equal(run("conv2d", alone, x[3:4], weight, None), results[0][0][3:4])
     np.testing.assert_array_equal(run("conv2d_grad_input", alone, grad[3:4], weight), results[0][1][3:4])
 

@@ -13,6 +13,7 @@ import types
 
 import numpy as np
 import pytest
+from support.sampling import sampled
 
 pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
 torch = pytest.importorskip("torch", reason="the reference is PyTorch's")
@@ -63,7 +64,7 @@ class Clock:
 def test_every_variant_is_right_on_small_layers(operation):
     """References and arguments fit: each variant of each operation passes as it is."""
     described = OPERATIONS[operation]
-    for name, geometry in list(layers.LAYERS[operation].items())[:2]:
+    for name, geometry in sampled(list(layers.LAYERS[operation].items())[:2], 1, operation):
         geometry = described.small(geometry, 8)
         for variant in kernels.VARIANTS[operation]:
             module = kernels.load(operation, variant)

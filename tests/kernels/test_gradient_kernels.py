@@ -43,7 +43,7 @@ OPERATIONS = {"conv2d_grad_input": grad_input, "conv2d_grad_weight": grad_weight
 TABLE = [(operation, variant) for operation in OPERATIONS for variant in VARIANTS[operation]]
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(6)
 @pytest.mark.parametrize("case", [case for case in cases.CONV_CASES if case.tiny], ids=str)
 @pytest.mark.parametrize(("operation", "variant"), TABLE)
 def test_kernel(operation, variant, case):

@@ -8,7 +8,7 @@ import pytest
 import gpuconv
 from gpuconv import Tensor, models, nn, no_grad
 from gpuconv import functional as F
-from gpuconv.backends import get
+from gpuconv.backends import get, use_backend
 
 RNG = np.random.default_rng(5)
 SHAPES = [(4, 3, 5, 7), (6, 32, 13, 17), (33, 700, 1), (2, 40, 4096), (40, 600)]
@@ -152,10 +152,19 @@ def test_in_evaluation_a_convolution_takes_it_in(backend):
             assert model.train().blocks() == blocks
             model.eval()[1].register_forward_hook(lambda *_: None)
             assert model.blocks()[:2] == [("0",), ("1",)]
-    for model in (models.build("resnet20"), models.build("densenet121", num_classes=3).features[:6]):
-        expected = _evaluated(model)(x).numpy()
-        with no_grad():
-            np.testing.assert_allclose(model(x).numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_in_evaluation_a_network_takes_its_norms_in():
+    """A residual and a dense network have the same maps with and without a graph: what is joined is right at branches.
+
+    On NumPy: which layers are joined does not depend on the backend, and each layer would be compiled.
+    """
+    x = Tensor(RNG.normal(size=(2, 3, 64, 64)).astype(np.float32))
+    with use_backend("numpy"):
+        for model in (models.build("resnet20"), models.build("densenet121", num_classes=3).features[:6]):
+            expected = _evaluated(model)(x).numpy()
+            with no_grad():
+                np.testing.assert_allclose(model(x).numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_what_does_not_fit_is_refused():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.operation_cases import FAMILIES, Case, In
+from support.sampling import sampled
 
 import gpuconv
 import gpuconv.functional as F
@@ -131,7 +132,8 @@ def test_every_operation(family: str, half: str) -> None:
 def test_on_every_backend(family: str, every_backend: Backend) -> None:
     """The smallest sample of each call, on compiled code and in the simulator of kernels too."""
     if every_backend.name != "numpy":
-        for case in FAMILIES[family]:
+        # Which kernel a call takes does not depend on the element type, and float32 has them all, in test_operations.
+        for case in sampled(FAMILIES[family], -(-len(FAMILIES[family]) // 3), every_backend.name):
             _compare(case, case.samples[0], "bfloat16", with_torch=False)
 
 

@@ -51,20 +51,21 @@ def jobs() -> Iterator[Job]:
 
 
 def sample(every: Iterable[Job]) -> Iterator[Job]:
-    """Of each variant a tiling of the first layer, for one architecture by turns; of every second one float64, too.
+    """Of each variant a tiling of the first layer, for one architecture by turns; of every fourth one float64, too.
 
-    Of what is bound by arithmetic, the first tiling for all architectures, and another one for one.
+    Of what is bound by arithmetic, the first tiling and another one.
     """
-    turns, doubles = itertools.cycle(ARCHITECTURES), itertools.cycle((True, False))
+    turns, doubles = itertools.cycle(ARCHITECTURES), itertools.cycle((True, False, False, False))
     groups: dict[tuple[str, str, str], list[Job]] = {}
     for job in every:
         groups.setdefault((job.operation, job.variant, job.dtype), []).append(job)
     for first, *others in groups.values():
-        if first.dtype == "float64" and not next(doubles):
+        double = first.dtype == "float64"
+        if double and not next(doubles):
             continue
         tilings = [job for job in others if job.layer == first.layer]
-        if first.dtype == "float64" or (first.layer == CONVOLUTIONS[0] and first.variant != "direct"):
-            yield first
+        if double or (first.layer == CONVOLUTIONS[0] and first.variant != "direct"):
+            yield dataclasses.replace(first, architectures=first.architectures[-1:] if double else (next(turns),))
         else:
             tilings.insert(0, first)
         for job in sampling.sampled(tilings, 1, first.variant):

@@ -7,10 +7,8 @@ are taken to be right without being run. So commands, processes and files are re
 import sys
 import time
 import types
-from pathlib import Path
 
 import numpy as np
-import torch
 
 from bench import compiling, layers, lenet_gpu, verify
 from gpuconv import backends
@@ -26,8 +24,13 @@ runtime = types.SimpleNamespace(driverGetVersion=lambda: 13000, deviceGetAttribu
 sys.modules["cupy"] = cupy = types.ModuleType("cupy")
 cupy.cuda = types.SimpleNamespace(runtime=runtime)
 cupy.from_dlpack, cupy.empty = np.from_dlpack, np.empty
-_real_cuda_is_available = torch.cuda.is_available
-torch.cuda.is_available = lambda: sys._getframe(1).f_code.co_name == "device_place" or _real_cuda_is_available()
+_stage = sys.argv if "bench.gpu_stages" in sys.orig_argv else ()
+# Other processes, as those that compile, would wait seconds for a PyTorch that they have no use for.
+if {"bench.lenet", "bench.gpu", "bench.network"} & set(sys.orig_argv) or {"environment", "contact"} & set(_stage):
+    import torch
+
+    _real_cuda_is_available = torch.cuda.is_available
+    torch.cuda.is_available = lambda: sys._getframe(1).f_code.co_name == "device_place" or _real_cuda_is_available()
 
 
 class Event:
@@ -83,7 +86,6 @@ for _named in layers.LAYERS.values():
     for _name in [name for name in _named if not name.startswith("lenet5.")]:
         dict.pop(_named, _name, None)
 
-_stage = sys.argv if "bench.gpu_stages" in sys.orig_argv else ()
 if "contact" in _stage:
     sys.argv += ["--batches", "4,8", "--steps", "6"]
 if "training" in _stage:
@@ -92,7 +94,5 @@ if "bench.lenet" in sys.orig_argv:
     sys.argv += ["--batches", "4,8", "--seconds", "0.05"]
 if {"bench.lenet", "bench.gpu"} & set(sys.orig_argv):
     sys.argv += ["--rounds", "2"]
-if {"tests", "real-sizes"} & set(_stage):
-    sys.argv += ["--tests", str(Path(__file__).with_name("on_a_gpu.py"))]
 if "bench.network" in sys.orig_argv:  # a small network instead of a large one
     sys.argv += ["--model", "squeezenet1_1", "--batch", "1", "--size", "48", "--rounds", "2", "--seconds", "0.1"]
