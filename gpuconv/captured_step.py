@@ -246,7 +246,7 @@ class CapturedStep:
                 )
 
     def capture(self, *inputs: Any) -> None:
-        """Capture the step for inputs of these shapes, without running it.
+        """Capture the step for inputs of these shapes; on a GPU without running it, on a CPU the step is also taken.
 
         Raises:
             RuntimeError: the step does something that cannot be captured; the message says what. Nothing has changed

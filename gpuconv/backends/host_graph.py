@@ -15,23 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from gpuconv.backends import capturing
 
-__all__ = ["HostGraph", "HostInput", "Noted", "Scope", "call", "constant", "scope"]
-
-
-class Noted(Protocol):
-    """A kernel's launch, to be repeated."""
-
-    @staticmethod
-    def joined(launches: Sequence[Any]) -> Callable[[], None]:
-        """One call that repeats launches in order."""
+__all__ = ["HostGraph", "HostInput", "Scope", "call", "constant", "scope"]
 
 
 class Scope:
@@ -133,8 +125,9 @@ def _span(array: np.ndarray) -> tuple[int, int]:
     if array.flags.c_contiguous:  # as mostly
         first = array.__array_interface__["data"][0]
         return first, first + array.nbytes
-    bounds: tuple[int, int] = np.lib.array_utils.byte_bounds(array)
-    return bounds
+    steps = [(size - 1) * stride for size, stride in zip(array.shape, array.strides, strict=True)]
+    first = array.__array_interface__["data"][0]
+    return first + sum(min(step, 0) for step in steps), first + sum(max(step, 0) for step in steps) + array.itemsize
 
 
 class HostInput:
@@ -238,7 +231,7 @@ class HostGraph:
         finally:
             _scope.reset(token)
         arrays = list(_arrays(results))
-        found = all(noted.knows(array) for array in arrays)
+        found = all(noted.knows(array) for array in arrays) and not any(_numbers(results))
         self.by_launches = found and own and noted.whole and bool(noted.calls or arrays)
         if self.by_launches:
             self._calls += noted.calls
@@ -250,10 +243,6 @@ class HostGraph:
             if not any(np.may_share_memory(array, one) for one in inputs):
                 self._own[id(_owner(array))] = _owner(array)
         return results
-
-    def adds(self, function: Callable[[], None]) -> None:
-        """Record a call, which has just been made."""
-        self._calls.append(function)
 
     def launch(self) -> None:
         """Repeat the step."""
@@ -298,6 +287,17 @@ def _arrays(value: Any) -> Iterator[np.ndarray]:
         yield from _arrays(list(value.values()))
     elif hasattr(value, "needs_input_grad"):
         yield from _arrays([value._saved, vars(value)])
+
+
+def _numbers(value: Any) -> Iterator[bool]:
+    """Whether results, or what contexts have saved, hold numbers that NumPy has computed, perhaps from other values."""
+    if isinstance(value, (tuple, list)):
+        for one in value:
+            yield from _numbers(one)
+    elif hasattr(value, "needs_input_grad"):
+        yield from _numbers([value._saved, *vars(value).values()])
+    else:
+        yield isinstance(value, np.generic)
 
 
 def _again(compute: Callable[[], Any], first: Any) -> Callable[[], None]:
