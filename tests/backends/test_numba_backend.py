@@ -749,3 +749,16 @@ def test_explain():
     block = gpuconv.nn.Sequential(gpuconv.nn.Conv2d(1, 6, 5), gpuconv.nn.ReLU(), gpuconv.nn.MaxPool2d(2))
     (step,) = gpuconv.explain(block, (64, 1, 32, 32), backend="numba").steps
     assert step.lines[0].startswith("one kernel")
+
+
+def test_averages_of_units_that_are_never_active_become_zero():
+    """Denormal numbers would stay, as 0.9 times the smallest rounds to itself, and take 20 times as long. NaN stays."""
+    small, none = np.full(3, 1.2e-38, np.float32), np.zeros(3, np.float32)
+    small[2] = np.nan
+    velocity, mean, square = small.copy(), small.copy(), small.copy()
+    sgd = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+    COMPILED.sgd_update_all([np.ones(3, np.float32)], [none], [velocity], **sgd)
+    adam = {"step": 3, "lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "decoupled": False}
+    COMPILED.adam_update_all([np.ones(3, np.float32)], [none], [mean], [square], **adam)
+    for average in (velocity, mean, square):
+        np.testing.assert_array_equal(average, [0, 0, np.nan])

@@ -187,6 +187,9 @@ class Update:
     decoupled: bool = False
 
 
+# Of a unit that is never active the averages decay until they are denormal, and stay so: 0.9 times the smallest number
+# rounds to itself. A processor takes 20 times as long for such numbers, so that they become zero here.
+#
 # All parameters of a network are updated in one launch. A row of the table for each: how many elements come before its
 # own, and the addresses of its arrays; behind them a row that has the number of all.
 
@@ -216,6 +219,7 @@ def sgd(plan: Update):
     """
     has_momentum, nesterov, decay = plan.momentum, plan.nesterov, plan.decay
     dtype = np.dtype(plan.dtype).type
+    zero, smallest = dtype(0), np.finfo(dtype).tiny
 
     def compute(chunk, table, rows, lr, momentum, undamped, weight_decay, size, chunks):
         rate, keep, take, shrink = dtype(lr), dtype(momentum), dtype(undamped), dtype(weight_decay)
@@ -230,6 +234,8 @@ def sgd(plan: Update):
                     g += shrink * param[i]
                 if has_momentum:
                     v = velocity[i] * keep + take * g
+                    if abs(v) < smallest:  # not of a NaN
+                        v = zero
                     velocity[i] = v
                     g = g + keep * v if nesterov else v
                 param[i] -= rate * g
@@ -247,6 +253,7 @@ def adam(plan: Update):
     """
     decay, decoupled = plan.decay, plan.decoupled
     dtype = np.dtype(plan.dtype).type
+    zero, smallest = dtype(0), np.finfo(dtype).tiny
 
     def compute(chunk, table, rows, rate, beta1, rest1, beta2, rest2, correction, eps, weight_decay, size, chunks):
         step, keep1, take1, keep2, take2 = dtype(rate), dtype(beta1), dtype(rest1), dtype(beta2), dtype(rest2)
@@ -264,6 +271,10 @@ def adam(plan: Update):
                     g += shrink * param[i]
                 m = mean[i] * keep1 + take1 * g
                 v = square[i] * keep2 + take2 * g * g
+                if abs(m) < smallest:
+                    m = zero
+                if v < smallest:
+                    v = zero
                 mean[i] = m
                 square[i] = v
                 param[i] -= step * (m / (math.sqrt(v) / corrected + small))
