@@ -58,7 +58,7 @@ ALLOWED = {
         "random",
         "storage",
     },
-    "explorer": {"autograd", "backends", "data", "files", "models", "nn", "onnx", "storage", "training"},
+    "explorer": {"autograd", "backends", "data", "files", "models", "names", "nn", "onnx", "storage", "training"},
     "cli": {
         "autograd",
         "backends",

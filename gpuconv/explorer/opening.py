@@ -15,6 +15,7 @@ from gpuconv import onnx, storage
 from gpuconv.data import DataError, ImageForm, InputTransform, load_dataset, read_picture
 from gpuconv.data.form import MNIST_FORM
 from gpuconv.models import MODELS, Classifier, build
+from gpuconv.names import did_you_mean
 from gpuconv.nn import Module
 from gpuconv.storage import FileError
 from gpuconv.training import EPOCHS, METRICS, MODEL
@@ -78,7 +79,8 @@ def opened(path: str | os.PathLike[str], network: str | None = None) -> Subject:
     if not where.exists() and os.fspath(path) in MODELS:
         return subject_of(build(os.fspath(path)).eval(), name=os.fspath(path), trained=False)
     if not where.exists():
-        raise FileError(f"{where}: no such file, and no model of that name; there are {', '.join(MODELS)}")
+        near = did_you_mean(where, MODELS)
+        raise FileError(f"{where}: no such file, and no model of that name; there are {', '.join(MODELS)}{near}")
     if where.suffix == ".onnx":
         return _of_onnx(where)
     if where.is_dir():
