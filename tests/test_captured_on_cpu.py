@@ -79,6 +79,31 @@ def test_captured_training_is_training(backend, make, optimizer, steps):
     np.testing.assert_array_equal(numbers, their_numbers)
 
 
+KINDS = [name for name, one in vars(optim).items() if isinstance(one, type) and optim.Optimizer in one.__mro__[1:]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_optimizer_is_repeated(backend, kind, dtype):
+    """With a scheduler that is stepped between the calls."""
+
+    def run(captured):
+        gpuconv.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).to("cpu", dtype)
+        update = getattr(optim, kind)(model.parameters())
+        scheduler = optim.lr_scheduler.StepLR(update, 2, 0.5)
+        step = step_of(model, update)
+        step = gpuconv.capture(step, warmup=1) if captured else step
+        rng, found = np.random.default_rng(0), []
+        for _ in range(7):
+            x = Tensor(rng.standard_normal((5, 6)).astype(np.float32)).to(dtype)
+            found.append(step(x, rng.integers(0, 3, 5)).float().item())
+            scheduler.step()
+        return [*found, update.steps, *(parameter.float().numpy().tolist() for parameter in model.parameters())]
+
+    assert run(True) == run(False)
+
+
 #: Results whose shapes depend on values cannot be captured; here the largest value is the same, but Python reads it.
 _READ_BY_PYTHON = ("one_hot",)
 
