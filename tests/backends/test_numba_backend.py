@@ -762,3 +762,19 @@ def test_averages_of_units_that_are_never_active_become_zero():
     COMPILED.adam_update_all([np.ones(3, np.float32)], [none], [mean], [square], **adam)
     for average in (velocity, mean, square):
         np.testing.assert_array_equal(average, [0, 0, np.nan])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "kernel", "padding"), [((13, 12), (3, 2), 1), ((9, 10), (1, 1), 0)])
+def test_even_and_odd_rows_apart(size, kernel, padding):
+    """The input's gradient with a stride of 2: odd sizes, phases without any tap, and padding that differs."""
+    geometry = Conv2dGeometry.of((8, 32, *size), (48, 32, *kernel), stride=2, padding=padding)
+    assert "by_phases" in [one.variant for one in COMPILED.candidates("conv2d_grad_input", geometry, "float32")]
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal(geometry.weight_shape).astype(np.float32)
+    grad = rng.standard_normal(geometry.output_shape).astype(np.float32)
+    by_phases = module._way("conv2d_grad_input", "by_phases", geometry, "float32", (1, 1))
+    expected = NUMPY.conv2d_grad_input(grad.astype(np.float64), weight.astype(np.float64), geometry)
+    np.testing.assert_allclose(by_phases(grad, weight), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    large = Conv2dGeometry.of((32, 64, 56, 56), (128, 64, 3, 3), stride=2, padding=1)
+    assert "by_phases" in COMPILED.explain("conv2d_grad_input", large, "float32")[0]

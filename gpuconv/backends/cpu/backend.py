@@ -14,8 +14,8 @@ whose memory is reused.
 
 - Below :data:`COMPILE_FROM` multiply-adds, NumPy's: it has the result long before a kernel is compiled.
 - Otherwise the variant that ``gpuconv tune`` found to be the fastest here. The variants are ``by_columns`` and
-  ``by_filters``, ``dense`` for the weight's gradient, ``winograd`` for 3x3 filters with a stride of 1, and ``im2col``:
-  windows gathered by NumPy, times the filters.
+  ``by_filters``, ``by_phases`` for the input's gradient with a stride of 2, ``dense`` for the weight's gradient,
+  ``winograd`` for 3x3 filters with a stride of 1, and ``im2col``: windows gathered by NumPy, times the filters.
 - If nothing was tuned, ``winograd`` where there are channels and positions enough (:func:`winograd.pays` has the
   measurements): it takes 0.45 to 0.9 of the time of the direct kernels on the 3x3 layers of ResNet-18 forward (batch
   32, two cores with AVX-512), 0.55 to 0.95 for the weight's gradient.
@@ -41,7 +41,7 @@ import operator
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -81,6 +81,10 @@ _COMPILED_NORM = 20_000
 #: Multiply-adds of a product below which NumPy's takes no longer. Such products take one thread, too: from 9,216 on
 #: OpenBLAS shares a matrix times a vector among its threads, and results would depend on their number.
 _SMALL_PRODUCT = 9_000
+
+#: Multiply-adds of an input's gradient with a stride of 2 from which even and odd rows and columns are computed apart.
+#: That takes half of the time or less, and up to four kernels to compile in place of one.
+_PHASES_FROM = 50_000_000
 
 #: Memory for the partial sums of a gradient over parts of the batch.
 _PARTIAL_BYTES = 8 << 20
@@ -775,6 +779,10 @@ def _about(operation: str, geometry: Conv2dGeometry, dtype: str, window: Pair) -
         about = {name: f"{cost} vector multiply-adds a tap and row" for name, cost in costs}
         if window == (1, 1):
             about["im2col"] = "gathered windows, one product"
+        apart = (geometry.stride, geometry.dilation, geometry.groups) == ((2, 2), (1, 1), 1)
+        if operation == "conv2d_grad_input" and apart:
+            own = {"by_phases": "even and odd rows and columns apart, each with its own taps"}
+            about = own | about if geometry.macs >= _PHASES_FROM else about | own
     if winograd.suits(plan):
         own = {"winograd": f"{winograd.multiplications(plan):.2f} of the multiplications"}
         pays = winograd.pays(plan, geometry.n, grad_weight=operation == "conv2d_grad_weight")
@@ -831,6 +839,14 @@ class _Convolution(NamedTuple):
     work: int
 
 
+class _Phased(NamedTuple):
+    """How the gradient of an input is computed by even and odd rows and columns."""
+
+    runs: list[_Convolution | None]  # for each phase; None: zeros
+    plan: conv.Phases
+    output_shape: tuple[int, ...]
+
+
 class _Tiled(NamedTuple):
     """How a convolution, or the gradient of its weight, is run by tiles."""
 
@@ -838,15 +854,30 @@ class _Tiled(NamedTuple):
     work: int
 
 
-def _convolution(plan: conv.Forward, geometry: Conv2dGeometry, variant: str) -> _Convolution | _Tiled | None:
-    """How a variant is run; None for ``im2col``, which is no kernel."""
+#: Ways to run a convolution; None for ``im2col``, which is no kernel.
+_Way: TypeAlias = "_Convolution | _Tiled | _Phased | None"
+
+
+def _convolution(plan: conv.Forward, geometry: Conv2dGeometry, variant: str) -> _Way:
+    """How a variant is run."""
     if variant == "im2col":
         return None
     if variant == "winograd":
         return _Tiled(winograd.Tiles(plan), geometry.macs)
-    bands = plan.bands(geometry.n)
-    shape = (geometry.n, plan.k, plan.p, plan.q)
+    if variant == "by_phases":
+        plans = [conv.Forward.of_grad_input_phase(plan.dtype, geometry, phase) for phase in conv.PHASES]
+        present = tuple([one is not None for one in plans])
+        runs = [None if one is None else _direct(one, geometry.n, one.choice) for one in plans]
+        return _Phased(runs, conv.Phases(plan.dtype, geometry.h, geometry.w, present), geometry.input_shape)
+    return _direct(plan, geometry.n, variant)
+
+
+def _direct(plan: conv.Forward, n: int, variant: str) -> _Convolution:
+    bands = plan.bands(n)
+    shape = (n, plan.k, plan.p, plan.q)
     by_columns = variant == "by_columns"
+    area = plan.p * plan.q * plan.window[0] * plan.window[1]
+    macs = n * plan.k * area * plan.c // plan.groups * plan.r * plan.s
     return _Convolution(
         kernel=(conv.forward_by_columns if by_columns else conv.forward_by_filters)(plan),
         plan=plan,
@@ -854,21 +885,19 @@ def _convolution(plan: conv.Forward, geometry: Conv2dGeometry, variant: str) -> 
         output_shape=shape,
         winners_shape=shape if plan.window != (1, 1) else (0, 0, 0, 0),
         bands=bands,
-        chunks=_chunks(geometry.macs, geometry.n * bands),
-        work=geometry.macs,
+        chunks=_chunks(macs, n * bands),
+        work=macs,
     )
 
 
 @store.cached
-def _forward(
-    dtype: np.dtype, geometry: Conv2dGeometry, window: Pair = (1, 1), relu: bool = False
-) -> _Convolution | _Tiled | None:
+def _forward(dtype: np.dtype, geometry: Conv2dGeometry, window: Pair = (1, 1), relu: bool = False) -> _Way:
     plan = conv.Forward.of(dtype.name, geometry, window=window, relu=relu)
     return _convolution(plan, geometry, _variant("conv2d", geometry, dtype.name, window)[0])
 
 
 @store.cached
-def _grad_input(dtype: np.dtype, geometry: Conv2dGeometry) -> _Convolution | _Tiled | None:
+def _grad_input(dtype: np.dtype, geometry: Conv2dGeometry) -> _Way:
     plan = conv.Forward.of_grad_input(dtype.name, geometry)
     return _convolution(plan, geometry, _variant("conv2d_grad_input", geometry, dtype.name)[0])
 
@@ -978,9 +1007,17 @@ def _chunks(work: int, most: int = 64) -> int:
 
 
 def _convolve(
-    run: _Convolution | _Tiled, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
+    run: _Convolution | _Tiled | _Phased, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The result of a forward kernel, and the positions of the maxima."""
+    if isinstance(run, _Phased):
+        parts = [None if one is None else _convolve(one, x, weight)[0] for one in run.runs]
+        dx = empty(run.output_shape, x.dtype)
+        planes, work = run.output_shape[0] * run.output_shape[1], 4 * dx.size
+        chunks = _chunks(work, planes)
+        arrays = (dx if part is None else part for part in parts)
+        launch(conv.interleave(run.plan), chunks, *arrays, dx, planes, chunks, work=work)
+        return dx, np.empty((0, 0, 0, 0), np.uint8)
     if isinstance(run, _Tiled):
         y = winograd.convolve(run.plan, _ready(x), _ready(weight), bias, run.work)
         return y, np.empty((0, 0, 0, 0), np.uint8)

@@ -141,6 +141,48 @@ class Forward:
             q=g.w,
         )
 
+    @classmethod
+    def of_grad_input_phase(cls, dtype: str, g: Conv2dGeometry, phase: Pair) -> Forward | None:
+        """Plan for those rows and columns of the input's gradient that lie ``phase`` behind a multiple of the stride.
+
+        Only every second tap, with a stride of 2, contributes to them: they are a convolution of dy with these taps,
+        and a stride of 1. None where there is no such tap, or no such row or column. Without dilation and groups.
+        """
+        (first_h, r, top, p), (first_w, s, left, q) = (
+            (
+                (now + padding[0]) % stride,
+                taps := len(range((now + padding[0]) % stride, all_taps, stride)),
+                taps - 1 - (now + padding[0]) // stride,
+                len(range(now, size, stride)),
+            )
+            for now, padding, stride, all_taps, size in zip(
+                phase, g.padding, g.stride, (g.r, g.s), (g.h, g.w), strict=True
+            )
+        )
+        if 0 in (r, s, p, q):
+            return None
+        taps, (down, across) = g.r * g.s, g.stride
+        return cls(
+            dtype=dtype,
+            c=g.k,
+            h=g.p,
+            w=g.q,
+            before=(top, left),
+            spread=(1, 1),
+            k=g.c,
+            r=r,
+            s=s,
+            stride=(1, 1),
+            dilation=(1, 1),
+            groups=g.groups,
+            steps=(taps, g.c // g.groups * taps, -down * g.s, -across),
+            first_tap=(first_h + (r - 1) * down) * g.s + first_w + (s - 1) * across,
+            window=(1, 1),
+            relu=False,
+            p=p,
+            q=q,
+        )
+
     @cached_property
     def lanes(self) -> int:
         """Elements in a full vector register."""
@@ -468,5 +510,64 @@ def forward_by_filters(plan: Forward):
                                         where_row = load(turned_winners, lane * lanes, 1, 0, 1, lanes)
                                         store_part(winners, target, 1, 0, where_row, positions - position)
                                     target += p * q
+
+    return compute
+
+
+# -- the gradient of the input with a stride of 2 ----------------------------------------------------------------------
+
+#: Of rows and columns.
+PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Maps whose even and odd rows and columns are computed apart.
+
+    Attributes:
+        dtype: name of the element type.
+        h, w: rows and columns of a map.
+        present: for each of ``PHASES``, whether its elements were computed; the others are zero.
+    """
+
+    dtype: str
+    h: int
+    w: int
+    present: tuple[bool, ...]
+
+
+@register_jitable
+def _interleave_row(target, start, even, even_start, has_even, odd, odd_start, has_odd, width):
+    for j in range(width // 2):
+        target[start + 2 * j] = even[even_start + j] if has_even else 0
+        target[start + 2 * j + 1] = odd[odd_start + j] if has_odd else 0
+    if width % 2:
+        target[start + width - 1] = even[even_start + width // 2] if has_even else 0
+
+
+@kernel(ELEMENTS, ELEMENTS, ELEMENTS, ELEMENTS, ELEMENTS, SIZE, SIZE)
+def interleave(plan: Phases):
+    """``(even_even, even_odd, odd_even, odd_odd, dx, planes, chunks)``; what is not present is not read."""
+    h, w = plan.h, plan.w
+    even_rows, odd_rows, even_columns, odd_columns = (h + 1) // 2, h // 2, (w + 1) // 2, w // 2
+    has_even_even, has_even_odd, has_odd_even, has_odd_odd = plan.present
+
+    def compute(chunk, even_even, even_odd, odd_even, odd_odd, dx, planes, chunks):
+        first, last = split(planes, chunks, chunk)
+        for plane in range(first, last):
+            for i in range(h):
+                target, row = (plane * h + i) * w, i // 2
+                if i % 2 == 0:
+                    row += plane * even_rows
+                    _interleave_row(
+                        dx, target, even_even, row * even_columns, has_even_even, even_odd, row * odd_columns,
+                        has_even_odd, w,
+                    )  # fmt: skip
+                else:
+                    row += plane * odd_rows
+                    _interleave_row(
+                        dx, target, odd_even, row * even_columns, has_odd_even, odd_odd, row * odd_columns,
+                        has_odd_odd, w,
+                    )  # fmt: skip
 
     return compute
