@@ -326,8 +326,7 @@ class Interpretation:
 
     def ptx(self, *arguments: Any) -> str:
         """The code for arguments like these."""
-        text: str = compiled(self._kernel, tuple(map(self._typed, arguments)), self._cc)
-        return text
+        return compiled(self._kernel, tuple(map(self._typed, arguments)), self._cc)[0]
 
     def _typed(self, argument: Any) -> Any:
         return self._kernel.typeof_pyval(argument)
@@ -348,8 +347,24 @@ def _on_host(argument: Any) -> Any:
     return np.atleast_1d(argument)[0] if isinstance(argument, np.ndarray) and argument.ndim == 0 else argument
 
 
-def compiled(kernel: Any, signature: tuple[Any, ...], cc: tuple[Any, ...]) -> str:
-    """The PTX of a kernel of ``numba.cuda``, with lines of source."""
+@contextlib.contextmanager
+def _pretended_driver() -> Iterator[None]:
+    """What compiles C++ asks the driver for its version, to say whether it could load the code."""
+    try:
+        driver: Any = importlib.import_module("cuda.bindings.driver")
+    except ImportError:
+        yield
+        return
+    real = driver.cuDriverGetVersion
+    driver.cuDriverGetVersion = lambda: (driver.CUresult.CUDA_SUCCESS, 99_000)
+    try:
+        yield
+    finally:
+        driver.cuDriverGetVersion = real
+
+
+def compiled(kernel: Any, signature: tuple[Any, ...], cc: tuple[Any, ...]) -> list[str]:
+    """The PTX of a kernel of ``numba.cuda``, with lines of source, and of the C++ functions that it calls."""
     cuda = importlib.import_module("numba.cuda")
     device = importlib.import_module("gpuconv.kernels.device.launch")
     options = kernel.targetoptions
@@ -357,7 +372,17 @@ def compiled(kernel: Any, signature: tuple[Any, ...], cc: tuple[Any, ...]) -> st
     taken = {name: options[name] for name in names if options.get(name) is not None}
     if not taken.get("debug"):
         taken["lineinfo"] = True
-    with device._pretended_device(cc), warnings.catch_warnings():
+    with device._pretended_device(cc), _pretended_driver(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Could not find source")  # of a kernel that was made by exec
-        text: str = cuda.compile(kernel.py_func, signature, device=False, cc=cc, abi="numba", output="ptx", **taken)[0]
-    return text
+        # Versions before 0.21 give the kernel's own code only.
+        compile_all = getattr(cuda, "compile_all", None)
+        if compile_all is None:
+            compile_all = cuda.compile
+        codes, _ = compile_all(kernel.py_func, signature, device=False, cc=cc, abi="numba", output="ptx", **taken)
+    texts = []
+    for code in [codes] if isinstance(codes, str) else codes:
+        data = code if isinstance(code, str) else getattr(code, "code", getattr(code, "data", b""))
+        text = data if isinstance(data, str) else bytes(data).rstrip(b"\0").decode(errors="replace")
+        if ".version" in text:  # of files to link only PTX can be read
+            texts.append(text)
+    return texts
