@@ -33,6 +33,8 @@ def _flattened(arguments: Sequence[Any], signature: Sequence[Any]) -> Iterator[t
     for argument, kind in zip(arguments, signature, strict=True):
         if isinstance(argument, tuple):
             yield from _flattened(argument, list(kind))
+        elif type(kind).__name__ in ("EnumMember", "IntEnumMember"):
+            yield from _flattened([argument.value], [kind.dtype])
         else:
             yield argument, kind
 
@@ -60,8 +62,6 @@ def _parameters(arguments: Sequence[Any], signature: Sequence[Any]) -> tuple[lis
             values += [argument.real, argument.imag]
         elif name in ("NPDatetime", "NPTimedelta"):
             values.append(np.asarray(argument).view(np.int64)[()])
-        elif name == "EnumMember" or name == "IntEnumMember":
-            values.append(argument.value)
         elif name in ("NoneType", "Omitted", "Dispatcher", "StringLiteral", "Literal"):
             continue
         else:
@@ -378,7 +378,13 @@ def compiled(kernel: Any, signature: tuple[Any, ...], cc: tuple[Any, ...]) -> li
         compile_all = getattr(cuda, "compile_all", None)
         if compile_all is None:
             compile_all = cuda.compile
-        codes, _ = compile_all(kernel.py_func, signature, device=False, cc=cc, abi="numba", output="ptx", **taken)
+        compile_for = functools.partial(
+            compile_all, kernel.py_func, signature, device=False, cc=cc, abi="numba", output="ptx"
+        )
+        try:
+            codes, _ = compile_for(**taken)
+        except ZeroDivisionError:  # numba-cuda cannot describe an empty tuple to a debugger
+            codes, _ = compile_for(**{name: value for name, value in taken.items() if name != "lineinfo"})
     texts = []
     for code in [codes] if isinstance(codes, str) else codes:
         data = code if isinstance(code, str) else getattr(code, "code", getattr(code, "data", b""))
