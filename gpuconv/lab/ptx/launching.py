@@ -299,7 +299,8 @@ def interpret(
         cc: compute capability to compile for.
         limit: seconds after which a launch is ended, with the lines where its threads stand; None for never.
 
-    Launches take NumPy arrays, which are used in place, numbers, and tuples and records of such.
+    Launches take NumPy arrays, which are used in place, numbers, and tuples and records of such. Device arrays are
+    copied to the host and back.
 
     Raises:
         TypeError: it is no such kernel.
@@ -332,7 +333,8 @@ class Interpretation:
         return self._kernel.typeof_pyval(argument)
 
     def _launch(self, grid: Any, block: Any, shared: int, *arguments: Any) -> None:
-        arguments = tuple(_on_host(argument) for argument in arguments)
+        after: list[Callable[[], None]] = []
+        arguments = tuple(_on_host(argument, after) for argument in arguments)
         signature = tuple(map(self._typed, arguments))
         if signature not in self._programs:
             self._programs[signature] = Loaded(Program.parse(compiled(self._kernel, signature, self._cc)), decode)
@@ -341,9 +343,19 @@ class Interpretation:
         parameters = _packed_parameters(loaded.program, values)
         memory = Global(arrays)
         _Launch(loaded, parameters, memory, grid, block, shared, check=self._check, limit=self._limit).run_all()
+        for give_back in after:
+            give_back()
 
 
-def _on_host(argument: Any) -> Any:
+def _on_host(argument: Any, after: list[Callable[[], None]]) -> Any:
+    """An argument as NumPy has it; what has to be done after the launch is added to ``after``."""
+    if isinstance(argument, tuple):
+        parts = [_on_host(part, after) for part in argument]
+        return type(argument)(*parts) if hasattr(argument, "_fields") else tuple(parts)
+    if hasattr(argument, "copy_to_host") and not isinstance(argument, np.ndarray):
+        host = argument.copy_to_host()
+        after.append(lambda: argument.copy_to_device(host))
+        return host
     return np.atleast_1d(argument)[0] if isinstance(argument, np.ndarray) and argument.ndim == 0 else argument
 
 
