@@ -154,17 +154,45 @@ class _Thread(greenlet):
 
     def _work(self) -> None:
         while True:
-            _run(*self.parent.switch(_DONE))  # keeps no argument alive while it waits for the next
+            _run_on(*self.parent.switch(_DONE))  # keeps no argument alive while it waits for the next
+
+    def swap(self, other: _Thread) -> None:
+        """Trade places: this one has run what the other should have."""
+        for name in ("number", "warp", "lane", "index"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, theirs)
+            setattr(other, name, mine)
 
 
-def _run(kernel: Callable[..., None], args: tuple[Any, ...]) -> None:
-    kernel(*args)
+class _Team(list[_Thread]):
+    """The threads of a block, by number."""
+
+    #: Size of the block that their indices are for.
+    block: Dim3 | None = None
+
+
+def _run_on(block: _Block, queue: list[_Thread]) -> None:
+    """Run a thread of a block, then those of a list that have not begun, as long as they end without waiting.
+
+    Few calls deep: a greenlet's stack is copied at each switch.
+    """
+    work, args, alive = block.launch.work, block.launch.args, block.alive
+    thread = block.acting
+    while True:
+        work(*args)
+        if not queue or block.meetings:
+            return  # that it has ended is noted where it was begun
+        block.left += 1
+        alive[thread.warp] &= ~(1 << thread.lane)
+        block.acting = thread = queue.pop()
+        names["threadIdx"] = thread.index
+        names["laneid"] = thread.lane
 
 
 # What a thread switches to the hub with: it leaves the kernel; waits for the whole grid; lets others go first.
 _DONE, GRID, SPIN = object(), object(), object()
 #: Threads of earlier blocks, for reuse: starting a greenlet takes ten times as long as switching to one.
-_teams: list[list[_Thread]] = []
+_teams: list[_Team] = []
 
 #: By lane, the value and the second argument with which it came to an operation of its warp.
 Requests: TypeAlias = "dict[int, tuple[Any, Any]]"
@@ -200,15 +228,20 @@ class SharedMemory:
 class _Block:
     """A block that has begun, and who in it waits for whom."""
 
-    def __init__(self, launch: Launch, number: int, team: list[_Thread], shared: SharedMemory) -> None:
+    def __init__(self, launch: Launch, number: int, team: _Team, shared: SharedMemory) -> None:
         self.launch, self.number, self.team, self.shared = launch, number, team, shared
         self.index = launch.grid.at(number)
         self.epoch = 0
-        self.ready = team[: launch.threads]
+        self.ready: list[_Thread] = team[: launch.threads]
+        #: The thread that runs, while the others begin.
+        self.acting = team[0]
+        self.has_begun = self.has_swapped = False
         count = launch.threads
         #: For each warp the lanes that have not left the kernel, as bits.
         self.alive = [(1 << min(WARP, count - first)) - 1 for first in range(0, count, WARP)]
         self.meetings: dict[Any, _Meeting] = {}
+        #: At ``syncthreads``, and at one that also counts, with what they offer.
+        self.at_barrier: list[_Thread] = []
         self.waiting: list[tuple[_Thread, tuple[Any, ...]]] = []
         self.at_grid: list[_Thread] = []
         self.left = 0
@@ -219,7 +252,11 @@ class _Block:
         names["blockIdx"], launch.block_now = self.index, self
         while self.ready:
             spinning: list[_Thread] = []
-            moved = self.run_ready(spinning)
+            launch.random.shuffle(self.ready)
+            if self.has_begun or tracer is not None:
+                moved = self.run_ready(spinning)
+            else:
+                moved = self.begin(spinning)
             rounds = 0 if moved else rounds + 1
             self.ready = spinning
             if spinning:
@@ -230,21 +267,44 @@ class _Block:
                 raise SimulationError(f"{launch.name}: deadlock in block {tuple(self.index)}: {_stuck(self.meetings)}")
             if self.at_grid:
                 launch.check_cooperative(sum(memory.size for memory in self.shared.memories))
-                if self.waiting:
+                if self.waiting or self.at_barrier:
                     raise SimulationError(
                         f"{launch.name}: deadlock in block {tuple(self.index)}: some threads wait for the block, "
                         "others for the grid"
                     )
                 return GRID
-            if tracer is not None and self.waiting:
-                tracer.barrier(self, {_waits_at(thread) for thread, _ in self.waiting}, left=self.left > 0)
-            self.ready, self.waiting = self.release(), []
+            if tracer is not None and (self.waiting or self.at_barrier):
+                threads = [*self.at_barrier, *(thread for thread, _ in self.waiting)]
+                tracer.barrier(self, {_waits_at(thread) for thread in threads}, left=self.left > 0)
+            self.ready = self.release()
         return _DONE
+
+    def begin(self, spinning: list[_Thread]) -> bool:
+        """Let each thread run until it waits, for the first time; one greenlet runs all that end without waiting."""
+        self.has_begun = True
+        queue, self.ready = self.ready[::-1], []
+        while queue:
+            thread = self.acting = queue.pop()
+            names["threadIdx"] = thread.index
+            names["laneid"] = thread.lane
+            try:
+                request = thread.switch(self, queue)
+            except Exception as error:
+                raise _named(error, self.launch.name, self.acting.index, self.index) from None
+            if self.acting is not thread:
+                thread.swap(self.acting)
+                self.has_swapped = True
+            if request:
+                self.answer(thread, request, self.ready, spinning)
+            else:
+                self.at_barrier.append(thread)
+                thread.resume = request
+        return self.run_ready(spinning) or len(spinning) < self.launch.threads
 
     def run_ready(self, spinning: list[_Thread]) -> bool:
         """Let each thread that can run do so until it waits; whether one did more than to spin."""
-        launch, tracer, meetings, alive, ready = self.launch, self.launch.tracer, self.meetings, self.alive, self.ready
-        launch.random.shuffle(ready)
+        launch, tracer, ready, at_barrier = self.launch, self.launch.tracer, self.ready, self.at_barrier
+        already = len(spinning)
         for thread in ready:  # which grows when a meeting is complete
             names["threadIdx"] = thread.index
             names["laneid"] = thread.lane
@@ -254,38 +314,51 @@ class _Block:
                 request = thread.switch(*thread.resume)
             except Exception as error:
                 raise _named(error, launch.name, thread.index, self.index) from None
-            if request is _DONE:
-                self.left += 1
-                alive[thread.warp] &= ~(1 << thread.lane)
-                if meetings:
-                    for key in [key for key in meetings if key[0] == thread.warp]:
-                        self.meet(key, ready)
-            elif request is SPIN:
-                thread.resume = ()
-                spinning.append(thread)
-            elif request is GRID:
-                self.at_grid.append(thread)
-            elif len(request) < 3:
-                self.waiting.append((thread, request))
+            if request:
+                self.answer(thread, request, ready, spinning)
             else:
-                combine, mask, value, operand = request
-                key = (thread.warp, combine, mask)
-                meeting = meetings.setdefault(key, _Meeting())
-                meeting.threads.append(thread)
-                meeting.requests[thread.lane] = (value, operand)
-                meeting.arrived |= 1 << thread.lane
-                self.meet(key, ready)
-        return len(spinning) < len(ready)
+                at_barrier.append(thread)
+                thread.resume = request
+        return len(spinning) - already < len(ready)
+
+    def answer(self, thread: _Thread, request: Any, ready: list[_Thread], spinning: list[_Thread]) -> None:
+        """Note what a thread waits for; ``ready`` grows when a meeting is complete."""
+        meetings = self.meetings
+        if request is _DONE:
+            self.left += 1
+            self.alive[thread.warp] &= ~(1 << thread.lane)
+            if meetings:
+                for key in [key for key in meetings if key[0] == thread.warp]:
+                    self.meet(key, ready)
+        elif request is SPIN:
+            thread.resume = ()
+            spinning.append(thread)
+        elif request is GRID:
+            self.at_grid.append(thread)
+        elif len(request) == 2:
+            self.waiting.append((thread, request))
+        else:
+            combine, mask, value, operand = request
+            key = (thread.warp, combine, mask)
+            meeting = meetings.setdefault(key, _Meeting())
+            meeting.threads.append(thread)
+            meeting.requests[thread.lane] = (value, operand)
+            meeting.arrived |= 1 << thread.lane
+            self.meet(key, ready)
 
     def release(self) -> list[_Thread]:
         """All threads that have not left the kernel are at a barrier: answer them."""
-        kinds = {request[:1] for _, request in self.waiting}
-        if len(kinds) > 1:
-            raise SimulationError(f"{self.launch.name}: threads of a block wait at different kinds of barrier")
-        answer = tuple(reduce([request[1] for _, request in self.waiting]) for kind in kinds for reduce in kind)
-        for thread, _ in self.waiting:
-            thread.resume = answer
-        return [thread for thread, _ in self.waiting]
+        released, self.at_barrier = self.at_barrier, []
+        if self.waiting:
+            kinds = {reduce for _, (reduce, _) in self.waiting}
+            if len(kinds) > 1 or released:
+                raise SimulationError(f"{self.launch.name}: threads of a block wait at different kinds of barrier")
+            answer = tuple(reduce([offered for _, (_, offered) in self.waiting]) for reduce in kinds)
+            released = [thread for thread, _ in self.waiting]
+            for thread in released:
+                thread.resume = answer
+            self.waiting = []
+        return released
 
     def meet(self, key: Any, ready: list[_Thread]) -> None:
         """Answer the lanes of a meeting, if all have come that its mask names and that have not left the kernel."""
@@ -300,10 +373,9 @@ class _Block:
             places = ", ".join(sorted({site_name(_waits_at(thread)) for thread in meeting.threads}))
             words = f"{self.launch.name}: block {tuple(self.index)}, warp {warp}, at {places}: {error}"
             raise SimulationError(words) from None
-        if combine is syncwarp:
+        if combine is syncwarp and self.launch.tracer is not None:
             _merge_clocks(meeting.threads)
-            if self.launch.tracer is not None:
-                self.launch.tracer.syncwarp(self, [thread.number for thread in meeting.threads])
+            self.launch.tracer.syncwarp(self, [thread.number for thread in meeting.threads])
         self.launch.random.shuffle(meeting.threads)
         for thread in meeting.threads:
             thread.resume = (answers[thread.lane],)
@@ -478,15 +550,19 @@ class Launch:
                 at_grid = []
 
     def _begin(self, number: int) -> _Block:
-        team = _teams.pop() if _teams else []
-        team.extend(_Thread(n) for n in range(len(team), self.threads))
-        start = (self.work, self.args)
-        for thread, index in zip(team, self._indices, strict=False):
-            thread.index, thread.resume, thread.clock = index, start, None
+        team = _teams.pop() if _teams else _Team()
+        if team.block != self.block:
+            team.extend(_Thread(n) for n in range(len(team), self.threads))
+            for thread, index in zip(team, self._indices, strict=False):
+                thread.index = index
+            team.block = self.block
         shared = self._free_memory.pop() if self._free_memory else SharedMemory(self.dynamic)
         for memory in shared.memories:
             memory.fill(0xFF)
         block = _Block(self, number, team, shared)
+        if self.tracer is not None:
+            for thread in block.ready:
+                thread.resume, thread.clock = (block, []), None
         self._begun.append(block)
         if self.tracer is not None:
             self.tracer.begin_block(block, alone=len(self._begun) == 1)
@@ -494,6 +570,8 @@ class Launch:
 
     def _end(self, block: _Block) -> None:
         self._begun.remove(block)
+        if block.has_swapped:
+            block.team.sort(key=lambda thread: thread.number)
         _teams.append(block.team)
         self._free_memory.append(block.shared)
 

@@ -716,7 +716,7 @@ def seconds():
 
 
 def test_speed_beside_the_stock_simulator(capsys):
-    """Prints the time of a launch of 8 blocks of 256 threads: here, here with the trace, in numba's own simulator."""
+    """A launch of 8 blocks of 256 threads takes a tenth of the time that it takes in numba's own; prints the times."""
     ours = f"from gpuconv.lab import simulator; simulator.activate()\n{STOCK}\nseconds(); print(seconds())\n"
     traced = f"{ours}\nwith simulator.trace(): print(seconds())"
     stock, error = in_a_new_process(f"{STOCK}\nprint(seconds())", NUMBA_ENABLE_CUDASIM="1")
@@ -726,3 +726,4 @@ def test_speed_beside_the_stock_simulator(capsys):
     stock, plain, watched = float(stock), *map(float, here.split())
     with capsys.disabled():
         print(f"\nCPU time: simulator {plain:.3f} s, traced {watched:.3f} s; stock {stock:.2f} s, {stock / plain:.0f}x")
+    assert stock > 10 * plain  # 17 to 60 times, by bench.simulator

@@ -305,9 +305,9 @@ def _load(program: Program, one: Instruction) -> Step:
 
 def _load_parameter(one: Instruction, names: tuple[str, ...], dtype: np.dtype[Any], base: str, offset: int) -> Step:
     def load(machine: Machine, lanes: Lanes) -> None:
-        if base not in machine.parameters:
-            raise PtxError(f"the parameter {base} has no value")
-        held = machine.parameters[base]
+        held = machine.parameters.get(base)
+        if held is None:  # Numba reads the result of a function in C that has none, and does nothing with it
+            held = np.full(offset + dtype.itemsize * len(names), 255, np.uint8)
         for number, name in enumerate(names):
             start = offset + number * dtype.itemsize
             if held.ndim == 1:

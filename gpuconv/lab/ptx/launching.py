@@ -33,6 +33,8 @@ def _flattened(arguments: Sequence[Any], signature: Sequence[Any]) -> Iterator[t
     for argument, kind in zip(arguments, signature, strict=True):
         if isinstance(argument, tuple):
             yield from _flattened(argument, list(kind))
+        elif type(kind).__name__ in ("EnumMember", "IntEnumMember"):
+            yield from _flattened([argument.value], [kind.dtype])
         else:
             yield argument, kind
 
@@ -60,8 +62,6 @@ def _parameters(arguments: Sequence[Any], signature: Sequence[Any]) -> tuple[lis
             values += [argument.real, argument.imag]
         elif name in ("NPDatetime", "NPTimedelta"):
             values.append(np.asarray(argument).view(np.int64)[()])
-        elif name == "EnumMember" or name == "IntEnumMember":
-            values.append(argument.value)
         elif name in ("NoneType", "Omitted", "Dispatcher", "StringLiteral", "Literal"):
             continue
         else:
@@ -299,7 +299,8 @@ def interpret(
         cc: compute capability to compile for.
         limit: seconds after which a launch is ended, with the lines where its threads stand; None for never.
 
-    Launches take NumPy arrays, which are used in place, numbers, and tuples and records of such.
+    Launches take NumPy arrays, which are used in place, numbers, and tuples and records of such. Device arrays are
+    copied to the host and back.
 
     Raises:
         TypeError: it is no such kernel.
@@ -326,14 +327,14 @@ class Interpretation:
 
     def ptx(self, *arguments: Any) -> str:
         """The code for arguments like these."""
-        text: str = compiled(self._kernel, tuple(map(self._typed, arguments)), self._cc)
-        return text
+        return compiled(self._kernel, tuple(map(self._typed, arguments)), self._cc)[0]
 
     def _typed(self, argument: Any) -> Any:
         return self._kernel.typeof_pyval(argument)
 
     def _launch(self, grid: Any, block: Any, shared: int, *arguments: Any) -> None:
-        arguments = tuple(_on_host(argument) for argument in arguments)
+        after: list[Callable[[], None]] = []
+        arguments = tuple(_on_host(argument, after) for argument in arguments)
         signature = tuple(map(self._typed, arguments))
         if signature not in self._programs:
             self._programs[signature] = Loaded(Program.parse(compiled(self._kernel, signature, self._cc)), decode)
@@ -342,14 +343,40 @@ class Interpretation:
         parameters = _packed_parameters(loaded.program, values)
         memory = Global(arrays)
         _Launch(loaded, parameters, memory, grid, block, shared, check=self._check, limit=self._limit).run_all()
+        for give_back in after:
+            give_back()
 
 
-def _on_host(argument: Any) -> Any:
+def _on_host(argument: Any, after: list[Callable[[], None]]) -> Any:
+    """An argument as NumPy has it; what has to be done after the launch is added to ``after``."""
+    if isinstance(argument, tuple):
+        parts = [_on_host(part, after) for part in argument]
+        return type(argument)(*parts) if hasattr(argument, "_fields") else tuple(parts)
+    if hasattr(argument, "copy_to_host") and not isinstance(argument, np.ndarray):
+        host = argument.copy_to_host()
+        after.append(lambda: argument.copy_to_device(host))
+        return host
     return np.atleast_1d(argument)[0] if isinstance(argument, np.ndarray) and argument.ndim == 0 else argument
 
 
-def compiled(kernel: Any, signature: tuple[Any, ...], cc: tuple[Any, ...]) -> str:
-    """The PTX of a kernel of ``numba.cuda``, with lines of source."""
+@contextlib.contextmanager
+def _pretended_driver() -> Iterator[None]:
+    """What compiles C++ asks the driver for its version, to say whether it could load the code."""
+    try:
+        driver: Any = importlib.import_module("cuda.bindings.driver")
+    except ImportError:
+        yield
+        return
+    real = driver.cuDriverGetVersion
+    driver.cuDriverGetVersion = lambda: (driver.CUresult.CUDA_SUCCESS, 99_000)
+    try:
+        yield
+    finally:
+        driver.cuDriverGetVersion = real
+
+
+def compiled(kernel: Any, signature: tuple[Any, ...], cc: tuple[Any, ...]) -> list[str]:
+    """The PTX of a kernel of ``numba.cuda``, with lines of source, and of the C++ functions that it calls."""
     cuda = importlib.import_module("numba.cuda")
     device = importlib.import_module("gpuconv.kernels.device.launch")
     options = kernel.targetoptions
@@ -357,7 +384,23 @@ def compiled(kernel: Any, signature: tuple[Any, ...], cc: tuple[Any, ...]) -> st
     taken = {name: options[name] for name in names if options.get(name) is not None}
     if not taken.get("debug"):
         taken["lineinfo"] = True
-    with device._pretended_device(cc), warnings.catch_warnings():
+    with device._pretended_device(cc), _pretended_driver(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Could not find source")  # of a kernel that was made by exec
-        text: str = cuda.compile(kernel.py_func, signature, device=False, cc=cc, abi="numba", output="ptx", **taken)[0]
-    return text
+        # Versions before 0.21 give the kernel's own code only.
+        compile_all = getattr(cuda, "compile_all", None)
+        if compile_all is None:
+            compile_all = cuda.compile
+        compile_for = functools.partial(
+            compile_all, kernel.py_func, signature, device=False, cc=cc, abi="numba", output="ptx"
+        )
+        try:
+            codes, _ = compile_for(**taken)
+        except ZeroDivisionError:  # numba-cuda cannot describe an empty tuple to a debugger
+            codes, _ = compile_for(**{name: value for name, value in taken.items() if name != "lineinfo"})
+    texts = []
+    for code in [codes] if isinstance(codes, str) else codes:
+        data = code if isinstance(code, str) else getattr(code, "code", getattr(code, "data", b""))
+        text = data if isinstance(data, str) else bytes(data).rstrip(b"\0").decode(errors="replace")
+        if ".version" in text:  # of files to link only PTX can be read
+            texts.append(text)
+    return texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
@@ -119,18 +119,24 @@ class Program:
     entry: Function = field(default_factory=lambda: Function(""))
 
     @classmethod
-    def parse(cls, text: str, entry: str | None = None) -> Program:
-        """Read the PTX of a module.
+    def parse(cls, text: str | Sequence[str], entry: str | None = None) -> Program:
+        """Read the PTX of a module, or of several that are linked.
 
         Args:
-            text: the module.
-            entry: name of its kernel; None if it has one only.
+            text: the module, or the one with the kernel and others whose functions it calls.
+            entry: name of the kernel; None if there is one only.
 
         Raises:
             PtxError: it has no such kernel, or something that is not PTX.
         """
         program = cls()
-        _Reader(program, text).read()
+        scopes = 0
+        for number, module in enumerate([text] if isinstance(text, str) else text):
+            reader = _Reader(program, module, scopes)
+            reader.read()
+            scopes = reader.count
+            if number == 0 and entry is None:
+                entry = next((name for name, function in program.functions.items() if function.is_entry), None)
         kernels = [function for function in program.functions.values() if function.is_entry]
         wanted = [function for function in kernels if entry in (None, function.name)]
         if len(wanted) != 1:
@@ -194,7 +200,7 @@ _DECLARED = re.compile(
 class _Reader:
     """Goes through a module once."""
 
-    def __init__(self, program: Program, text: str) -> None:
+    def __init__(self, program: Program, text: str, first_scope: int = 0) -> None:
         self.program = program
         text = re.sub(r"/\*.*?\*/", lambda found: "\n" * found[0].count("\n"), text, flags=re.DOTALL)
         self.text = re.sub(r'"[^"\n]*"|//[^\n]*', lambda found: "" if found[0].startswith("/") else found[0], text)
@@ -202,8 +208,8 @@ class _Reader:
         self.files = {
             number: path.rsplit("/", 1)[-1] for number, path in re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', self.text)
         }
-        self.scopes = [_Scope(0)]
-        self.count = 1
+        self.scopes = [_Scope(first_scope)]
+        self.count = first_scope + 1
 
     def read(self) -> None:
         """Each variable and function of the module."""
@@ -304,6 +310,8 @@ class _Reader:
             raise PtxError(f"not a function: {head}")
         kind, results, name, parameters = found.groups()
         function = self.program.functions.setdefault(name, Function(name))
+        if function.start is not None:  # declared again, behind its definition
+            return Function(name)
         function.results = dict(self._listed(results or ""))
         function.parameters = dict(self._listed(parameters or ""))
         function.is_entry = kind == "entry"
