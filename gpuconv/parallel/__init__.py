@@ -15,6 +15,7 @@ The messages are those of an engine: MPI (``pip install 'gpuconv[parallel]'``), 
 
 from __future__ import annotations
 
+from gpuconv.parallel.batch_norm import sync_batch_norm
 from gpuconv.parallel.data_parallel import DataParallel
 from gpuconv.parallel.world import TIMEOUT_VARIABLE, World, WorldError, current, joined, wait_for_first
 
@@ -27,6 +28,7 @@ __all__ = [
     "joined",
     "rank",
     "share",
+    "sync_batch_norm",
     "wait_for_first",
     "world_size",
 ]

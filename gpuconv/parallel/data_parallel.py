@@ -71,7 +71,10 @@ class DataParallel:
         return getattr(self.module, name)
 
     def skip(self) -> None:
-        """Take part in a step in which this process has no samples; in place of forward and backward."""
+        """Take part in a step in which this process has no samples; in place of forward and backward.
+
+        Not with :func:`gpuconv.parallel.sync_batch_norm`, for which every process needs samples.
+        """
         self._count = 0
         if self._buckets:
             self._begin()

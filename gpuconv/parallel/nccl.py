@@ -25,6 +25,7 @@ class NcclWorld(World):
 
     def __init__(self, communicator: Any, xp: Any, rank: int, size: int, local_rank: int, local_size: int):
         self._communicator, self._xp = communicator, xp
+        self._stream = xp.cuda.Stream(non_blocking=True)
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
 
     @classmethod
@@ -54,11 +55,15 @@ class NcclWorld(World):
         return cls(group, cupy, rank, size, local_rank, local_size)
 
     def start_sum(self, buffer: Any) -> Callable[[], None]:
-        # On the stream of the computation, which goes on behind it; nothing on the host waits.
+        # On a stream of its own, beside which backward goes on; nothing on the host waits.
         on_device = self._xp.asarray(buffer)
-        self._communicator.all_reduce(on_device, on_device)
+        computing = self._xp.cuda.get_current_stream()
+        self._stream.wait_event(computing.record())
+        self._communicator.all_reduce(on_device, on_device, stream=self._stream)
+        done = self._stream.record()
 
         def finish() -> None:
+            self._xp.cuda.get_current_stream().wait_event(done)
             if on_device is not buffer:
                 buffer[...] = self._xp.asnumpy(on_device)
 

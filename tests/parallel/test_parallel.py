@@ -69,6 +69,8 @@ def test_two_processes_compute_what_one_computes():
         alone, _ = parallel_steps.run(np.dtype(dtype))
         assert losses[-2] < losses[0]
         np.testing.assert_allclose(losses, alone, rtol=tolerance, atol=0)
+    # With batch normalisation over all processes, too, running statistics included.
+    np.testing.assert_allclose(together["normalised"], parallel_steps.normalised(np.dtype(np.float64)), rtol=1e-11)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 10])

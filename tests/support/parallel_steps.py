@@ -26,6 +26,38 @@ class Net(nn.Module):
         return self.output(F.tanh(self.frozen(x))) * self.scale
 
 
+class Normalised(nn.Module):
+    """With a batch normalisation in front of a layer, alone and with a ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3))
+        self.norm, self.output = nn.BatchNorm1d(3 * 4 * 4), nn.Linear(3 * 4 * 4, CLASSES)
+
+    def forward(self, x):
+        return self.output(self.norm(self.first(x).reshape(len(x), -1)))
+
+
+def normalised(dtype):
+    """The losses of ten steps with batch normalisation over all processes, then the running statistics."""
+    gpuconv.manual_seed(1)
+    model = parallel.sync_batch_norm(Normalised().to(dtype))
+    together = parallel.DataParallel(model)
+    optimizer = optim.SGD(together.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for step in range(10):
+        images, labels = batch(10 * step, dtype)
+        own = parallel.share(len(images))
+        optimizer.zero_grad()
+        loss = F.cross_entropy(together(gpuconv.Tensor(images[own])), labels[own])
+        loss.backward()
+        optimizer.step()
+        losses.append(parallel.current().sum(float(loss) * len(images[own]))[0] / len(images))
+    for buffer in model.buffers():
+        losses += buffer.numpy().astype(np.float64).ravel().tolist()
+    return losses
+
+
 def batch(step, dtype):
     """Of 25 images, now and then of one alone: too few for two processes."""
     numbers = np.random.default_rng(step)
@@ -64,5 +96,6 @@ def run(dtype, bucket_bytes=600):
 
 if __name__ == "__main__":
     results = {dtype: [run(np.dtype(dtype)) for _ in range(2)] for dtype in ("float32", "float64")}
+    results["normalised"] = normalised(np.dtype(np.float64))
     if parallel.rank() == 0:
         print(json.dumps(results))
