@@ -128,7 +128,7 @@ from gpuconv.ops.shape import flatten, permute, reshape
 from gpuconv.random import manual_seed
 
 if TYPE_CHECKING:
-    from gpuconv import data, models, onnx, storage, training
+    from gpuconv import data, models, onnx, parallel, storage, training
     from gpuconv.captured_step import capture
     from gpuconv.explanation import explain
     from gpuconv.explorer import explore
@@ -241,6 +241,7 @@ __all__ = [
     "ones_like",
     "onnx",
     "optim",
+    "parallel",
     "permute",
     "pow",
     "prod",
@@ -301,6 +302,7 @@ _LAZY = {
     "data": ("gpuconv.data", None),
     "models": ("gpuconv.models", None),
     "onnx": ("gpuconv.onnx", None),
+    "parallel": ("gpuconv.parallel", None),
     "storage": ("gpuconv.storage", None),
     "training": ("gpuconv.training", None),
     "explain": ("gpuconv.explanation", "explain"),

@@ -30,6 +30,7 @@ __all__ = [
     "Function",
     "GradcheckError",
     "Tensor",
+    "at_end_of_backward",
     "backend_of",
     "destination",
     "gradcheck",
@@ -955,10 +956,38 @@ def _hooked(vertex: _Node | Tensor, grad: Array) -> Array:
     return grad
 
 
+#: What is called when the backward that runs has ended; None outside of one.
+_at_end: ContextVar[list[Callable[[], None]] | None] = ContextVar("gpuconv_at_end_of_backward", default=None)
+
+
+def at_end_of_backward(call: Callable[[], None]) -> None:
+    """From a hook of a gradient: have ``call`` called once all gradients of the backward that runs are in place.
+
+    Raises:
+        RuntimeError: no backward runs.
+    """
+    calls = _at_end.get()
+    if calls is None:
+        raise RuntimeError("at_end_of_backward: no backward runs; it is for hooks of gradients")
+    calls.append(call)
+
+
 def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
+    at_end: list[Callable[[], None]] = []
+    token = _at_end.set(at_end)
+    try:
+        _walk_back(root, seed, retain_graph)
+    finally:
+        _at_end.reset(token)
+    for call in at_end:
+        call()
+
+
+def _walk_back(root: Tensor, seed: Array, retain_graph: bool) -> None:
     grads: dict[Any, Array] = {root._vertex: seed}  # of nodes, and of leaves
     with contextlib.nullcontext() if root._node is None else root._node.ctx.backend.computing():
-        for node in _nodes_from(root._vertex):
+        nodes, complete = _nodes_from(root._vertex)
+        for node in nodes:
             grad = grads.pop(node, None)
             if grad is not None:
                 if node._hooks:
@@ -966,17 +995,24 @@ def _run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
                 _spread(node, grad, grads)
             if not retain_graph:
                 node.ctx.release()
-        grad = None
+            grad = None
+            for leaf in complete.get(node, ()):
+                _finish_leaf(leaf, grads)
     for leaf in list(grads):
-        grad = grads.pop(leaf)
-        if not leaf.requires_grad:  # frozen since forward
-            continue
-        if leaf._hooks:
-            grad = _hooked(leaf, grad)
-        # The user may write into .grad (clipping, for example): it must not be shared with another leaf or an
-        # operation that saved it, nor a view of that. (What lies in memory of a pool has a base that is no array.)
-        shared = sys.getrefcount(grad) > _ALONE or hasattr(grad.base, "dtype")
-        _add_to_leaf(leaf, grad, shared)
+        _finish_leaf(leaf, grads)
+
+
+def _finish_leaf(leaf: Tensor, grads: dict[Any, Array]) -> None:
+    """Give a leaf its gradient, if it has one."""
+    grad = grads.pop(leaf, None)
+    if grad is None or not leaf.requires_grad:  # frozen since forward
+        return
+    if leaf._hooks:
+        grad = _hooked(leaf, grad)
+    # The user may write into .grad (clipping, for example): it must not be shared with another leaf or an
+    # operation that saved it, nor a view of that. (What lies in memory of a pool has a base that is no array.)
+    shared = sys.getrefcount(grad) > _ALONE or hasattr(grad.base, "dtype")
+    _add_to_leaf(leaf, grad, shared)
 
 
 def _count_alone() -> int:
@@ -1079,16 +1115,30 @@ def _checked(node: _Node, position: int, value: Any, grad: Any) -> Array:
     return grad.astype(dtype, copy=False)
 
 
-def _nodes_from(root: _Node | Tensor) -> list[_Node]:
-    """All nodes that root depends on, itself included; each comes after the nodes that use it."""
+def _nodes_from(root: _Node | Tensor) -> tuple[list[_Node], dict[_Node, list[Tensor]]]:
+    """All nodes that root depends on, itself included; each comes after the nodes that use it.
+
+    Also the leaves with hooks, by the node after which their gradients are complete. (The others' gradients wait for
+    the end: nobody looks.)
+    """
     nodes = {root} if isinstance(root, _Node) else set()
     found = list(nodes)
+    first_users: dict[Tensor, _Node] = {}
     while found:
-        for edge in found.pop().edges:
-            if isinstance(edge, _Node) and edge not in nodes:
-                nodes.add(edge)
-                found.append(edge)
-    return sorted(nodes, key=_number, reverse=True)
+        node = found.pop()
+        for edge in node.edges:
+            if isinstance(edge, _Node):
+                if edge not in nodes:
+                    nodes.add(edge)
+                    found.append(edge)
+            elif edge is not None and edge._hooks:
+                user = first_users.get(edge)
+                if user is None or node.number < user.number:
+                    first_users[edge] = node
+    complete: dict[_Node, list[Tensor]] = {}
+    for leaf, user in first_users.items():
+        complete.setdefault(user, []).append(leaf)
+    return sorted(nodes, key=_number, reverse=True), complete
 
 
 _number = operator.attrgetter("number")

@@ -36,6 +36,7 @@ ALLOWED = {
     "creation": {"arrays", "dtypes", "autograd", "random"},
     "optim": {"dtypes", "autograd", "backends", "geometry", "versions"},
     "captured_step": {"autograd", "backends", "geometry", "versions"},
+    "parallel": {"autograd", "backends", "geometry", "nn"},
     "explanation": {"autograd", "backends", "geometry"},
     "nn": {"arrays", "dtypes", "autograd", "functional", "geometry", "random"},
     "models": {"dtypes", "autograd", "data", "functional", "geometry", "names", "nn", "ops"},
@@ -55,8 +56,10 @@ ALLOWED = {
         "names",
         "nn",
         "optim",
+        "parallel",
         "random",
         "storage",
+        "version",
     },
     "explorer": {"autograd", "backends", "data", "files", "models", "names", "nn", "onnx", "storage", "training"},
     "cli": {
@@ -71,6 +74,7 @@ ALLOWED = {
         "names",
         "nn",
         "onnx",
+        "parallel",
         "plots",
         "random",
         "storage",
@@ -171,6 +175,7 @@ def test_import_loads_no_heavy_library():
         "ml_dtypes",
         "safetensors",
         "onnx",
+        "mpi4py",
     }
 
 

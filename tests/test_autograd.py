@@ -13,6 +13,7 @@ import pytest
 import gpuconv
 from gpuconv import Function, Tensor, gradcheck, nn, no_grad, optim, versions
 from gpuconv import functional as F
+from gpuconv.autograd import at_end_of_backward
 
 
 def leaf(*shape, seed=0):
@@ -722,3 +723,34 @@ def test_powers_of_zero(every_backend):
         x = Tensor(np.array([0.0, 2.0]), True)
         (x**exponent).sum().backward()
         np.testing.assert_array_equal(x.grad.numpy(), [slope, exponent * 2.0 ** (exponent - 1)])
+
+
+def test_hooks_of_leaves_run_while_backward_goes_on():
+    """A leaf's hook is called when its gradient is complete, before the operations in front of it are differentiated;
+    what is to be called at the end finds all gradients in place.
+    """
+    order = []
+
+    class Seen(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, grad):
+            order.append("first layer")
+            return grad
+
+    first, last = Tensor(np.full(2, 3.0), requires_grad=True), Tensor(np.full(2, 5.0), requires_grad=True)
+
+    def hook(grad):
+        order.append(grad.numpy().tolist())
+        at_end_of_backward(lambda: order.append((first.grad.numpy().tolist(), last.grad.numpy().tolist())))
+
+    last.register_hook(hook)
+    hidden = Seen.apply(first)
+    # Used twice: complete after the use that comes first in forward.
+    (hidden * last + last).sum().backward()
+    assert order == [[4.0, 4.0], "first layer", ([5.0, 5.0], [4.0, 4.0])]
+    with pytest.raises(RuntimeError, match="no backward runs"):
+        at_end_of_backward(lambda: None)

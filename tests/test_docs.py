@@ -200,7 +200,8 @@ def public_modules():
     names = ["gpuconv", "gpuconv.autograd", "gpuconv.functional", "gpuconv.plots", "gpuconv.captured_step"]
     for package in ("nn", "optim", "models", "data", "training", "storage", "onnx", "explorer", "backends", "tuning"):
         names.append(f"gpuconv.{package}")
-    names += ["gpuconv.cuda", "gpuconv.geometry", "gpuconv.lab", "gpuconv.lab.simulator", "gpuconv.lab.ptx"]
+    names += ["gpuconv.parallel", "gpuconv.cuda", "gpuconv.geometry"]
+    names += ["gpuconv.lab", "gpuconv.lab.simulator", "gpuconv.lab.ptx"]
     names += ["gpuconv.nn.init", "gpuconv.nn.utils", "gpuconv.nn.functional", "gpuconv.optim.lr_scheduler"]
     names += ["gpuconv.kernels", "gpuconv.kernels.device", "gpuconv.kernels.variant"]
     modules = [importlib.import_module(name) for name in names]

@@ -20,7 +20,7 @@ PAGES = {
     "Optimizers": ("gpuconv.optim", "gpuconv.optim.lr_scheduler"),
     "Models": ("gpuconv.models",),
     "Data": ("gpuconv.data",),
-    "Training": ("gpuconv.training", "gpuconv.plots"),
+    "Training": ("gpuconv.training", "gpuconv.parallel", "gpuconv.plots"),
     "Files": ("gpuconv.storage", "gpuconv.onnx"),
     "Explorer": ("gpuconv.explorer",),
     "Backends": ("gpuconv.backends", "gpuconv.cuda", "gpuconv.geometry"),

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import gpuconv
-from gpuconv import backends
+from gpuconv import backends, parallel
 from gpuconv.cli import course
 from gpuconv.cli.check import check
 from gpuconv.cli.common import INTERRUPTED, Failure, complain, option, os_error
@@ -44,10 +44,22 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return complain(_in_one_line(error), error.status if isinstance(error, Failure) else 2)
+        return _fail(_in_one_line(error), error.status if isinstance(error, Failure) else 2)
     if status == INTERRUPTED:
-        return complain("interrupted", INTERRUPTED)
+        return _fail("interrupted", INTERRUPTED)
     return int(status)
+
+
+def _fail(message: str, status: int) -> int:
+    """Say what went wrong; if several processes train together, end all of them."""
+    world = parallel.joined()
+    if world.size == 1:
+        return complain(message, status)
+    parallel.wait_for_first(world)
+    complain(message if world.first else f"rank {world.rank}: {message}", status)
+    sys.stderr.flush()
+    world.abort(status)
+    return status
 
 
 def _stop_writing() -> int:
@@ -68,7 +80,7 @@ def _in_one_line(error: Exception) -> str:
         return os_error(error)
     if isinstance(error, NamesSettings):
         return error.spelled(option)
-    if isinstance(error, (Failure, ValueError, ImportError, backends.BackendUnavailable)):
+    if isinstance(error, (Failure, ValueError, ImportError, backends.BackendUnavailable, parallel.WorldError)):
         return str(error)
     if isinstance(error, MemoryError):
         return "out of memory"

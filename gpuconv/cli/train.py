@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gpuconv import backends, storage
+from gpuconv import backends, parallel, storage
 from gpuconv.cli.common import (
     RUNS,
     SAMPLES,
@@ -27,6 +28,7 @@ from gpuconv.cli.common import (
     completing,
     new_console,
     newest_run,
+    option,
     os_error,
     printable,
     say,
@@ -168,6 +170,8 @@ def train(
     With --resume, you may change --epochs, --patience, --checkpoint-every, --keep-epochs and --backend; all other
     settings are those of the run, and need not be given again. The learning rate follows the schedule of the new number
     of epochs: if a finished run with the cosine schedule is continued, it rises again, to where the longer curve is.
+
+    Started by 'mpirun -n 4 gpuconv train ...', four processes share each batch.
     """
     options: dict[str, Any] = {
         "data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr,
@@ -181,12 +185,18 @@ def train(
             raise Failure("--no-augment and --augment-with contradict each other")
         options["augment"] = augment_with
     given = {name: value for name, value in options.items() if value is not None}
-    if resume:
+    world = parallel.current()
+
+    def planned() -> tuple[Path, TrainConfig]:
+        if not resume:
+            config = TrainConfig(**given)
+            return out or _new_run_folder(config), config
         folder = out or newest_run(CHECKPOINT, "nothing to resume; give --out DIR")
         saved = saved_config(folder)
-        given = {**(asdict(saved) if saved else {}), **given}
-    config = TrainConfig(**given)
-    folder = folder if resume else out or _new_run_folder(config)
+        return folder, TrainConfig(**{**(asdict(saved) if saved else {}), **given})
+
+    world.check_same({option(name): value for name, value in options.items()})
+    folder, config = world.from_first(planned)
     if folder.exists() and not folder.is_dir():
         raise Failure(f"--out must be a folder, {folder} is a file")
     _check_extras()
@@ -195,7 +205,8 @@ def train(
 
     # A small network's matrices gain nothing from a second BLAS thread. On a busy machine it costs a factor of ten, as
     # the threads spin while they wait for each other; and sums rounded in one order make a run the same anywhere.
-    with threadpool_limits(1, user_api="blas"), _TrainingView(new_console(), config, folder) as view:
+    view = _TrainingView(new_console(), config, folder)
+    with threadpool_limits(1, user_api="blas"), view if world.first else nullcontext():
         try:
             result = fit(config, folder, resume=resume, on_event=view, strict=strict, workers=workers)
         except events.Interrupted as interrupted:
@@ -203,6 +214,8 @@ def train(
             raise Failure(f"{interrupted}; continue with: {command}", 128 + interrupted.signal) from interrupted
         except FileExistsError as error:
             raise Failure(f"{os_error(error)} (--resume, or another --out)") from error
+    if not world.first:
+        return
     _write_pictures(result, folder)
     view.show_files(_write_samples(result.dataset, folder))
 

@@ -75,7 +75,7 @@ def default_augmentations(size: tuple[int, int]) -> tuple[str, ...]:
 
 
 def augmented(
-    images: NDArray[np.uint8], kinds: Sequence[str], *, seed: int, epoch: int, step: int
+    images: NDArray[np.uint8], kinds: Sequence[str], *, seed: int, epoch: int, step: int, first: int = 0
 ) -> NDArray[np.uint8]:
     """A batch of images, each changed at random.
 
@@ -89,6 +89,7 @@ def augmented(
         images: (N, H, W) or (N, 3, H, W), uint8.
         kinds: some of :data:`AUGMENTATIONS`; the order does not matter.
         seed, epoch, step: on these, at least 0, and on nothing else the random numbers depend.
+        first: number of the first image in its batch, if these are only a part of it.
 
     Returns:
         A new array of the same shape and type.
@@ -97,9 +98,10 @@ def augmented(
         ValueError: an unknown name, "crop" and "resized-crop" together, or a number out of its range.
     """
     check_augmentations(kinds)
-    for name, value in (("seed", seed), ("epoch", epoch), ("step", step)):
+    for name, value in (("seed", seed), ("epoch", epoch), ("step", step), ("first", first)):
         require(value >= 0, name, value, "at least 0")
-    bits = random_bits(_NUMBERS * len(images), seed, AUGMENT_STREAM, epoch, step).reshape(len(images), _NUMBERS)
+    bits = random_bits(_NUMBERS * (first + len(images)), seed, AUGMENT_STREAM, epoch, step)
+    bits = bits.reshape(-1, _NUMBERS)[first:]
     # 53 bits of each, as many as a float64 has: uniform from 0 to 1.
     draws: NDArray[np.float64] = (bits >> np.uint64(11)) * np.float64(2.0**-53)
     batch = images[:, None] if images.ndim == 3 else images

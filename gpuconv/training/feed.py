@@ -8,7 +8,7 @@ host prepare the batches ahead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,10 @@ import numpy as np
 from gpuconv.autograd import overwrite
 from gpuconv.backends import Backend
 from gpuconv.data import Ahead, InputTransform, augmented, batch_count, batch_indices, random_transforms
+
+
+def _whole(count: int) -> slice:
+    return slice(0, count)
 
 
 class _Log:
@@ -57,6 +61,7 @@ class HostFeed(_Log):
         seed: of the order, and of the augmentation.
         augmentations: names of :data:`gpuconv.data.AUGMENTATIONS`.
         workers: threads; by default one a core, four at most.
+        share: which part of a batch of so many images is wanted; by default all.
     """
 
     def __init__(
@@ -70,8 +75,9 @@ class HostFeed(_Log):
         seed: int,
         augmentations: Sequence[str] = (),
         workers: int | None = None,
+        share: Callable[[int], slice] = _whole,
     ):
-        self._images, self._labels, self._transform = images, labels, transform
+        self._images, self._labels, self._transform, self._share = images, labels, transform, share
         self._batch_size, self._seed, self._augmentations = batch_size, seed, augmentations
         self._workers = workers
         self._count = len(labels) - (len(labels) > batch_size > 1 and len(labels) % batch_size == 1)
@@ -88,14 +94,16 @@ class HostFeed(_Log):
         self.close()
         (order,) = batch_indices(len(self._labels), len(self._labels), seed=self._seed, epoch=epoch)
         images, labels, size, kinds = self._images, self._labels, self._batch_size, self._augmentations
-        order, seed, transform = order[: self._count], self._seed, self._transform
+        order, seed, transform, share = order[: self._count], self._seed, self._transform, self._share
 
         # Refers to no self: who drops the feed ends the threads.
         def prepared(step: int) -> tuple[np.ndarray, np.ndarray]:
             index = order[step * size : (step + 1) * size]
+            part = share(len(index))
+            index = index[part]
             batch = images[index]
             if kinds:
-                batch = augmented(batch, kinds, seed=seed, epoch=epoch, step=step)
+                batch = augmented(batch, kinds, seed=seed, epoch=epoch, step=step, first=part.start)
             return transform(batch), labels[index]
 
         steps = batch_count(self._count, size)
@@ -148,6 +156,7 @@ class Feed(_Log):
         batch_size: images of a batch, at most.
         seed: of the order, and of the augmentation.
         augment: whether images are moved at random in each epoch, see :func:`gpuconv.data.random_transforms`.
+        share: which part of a batch of so many images is wanted; by default all.
 
     Attributes:
         resident: whether the images are stored where the batches are needed.
@@ -163,8 +172,10 @@ class Feed(_Log):
         batch_size: int,
         seed: int,
         augment: bool,
+        share: Callable[[int], slice] = _whole,
     ):
         super().__init__(backend, batch_count(len(images), batch_size))
+        self._share = share
         self._size, self._batch_size = transform.size, batch_size
         self._seed, self._augment = seed, augment
         order, transforms = np.empty(len(images), np.int64), np.empty((len(images), 2, 3), np.float32)
@@ -198,6 +209,7 @@ class Feed(_Log):
     def inputs(self, step: int) -> tuple[Any, ...]:
         """The arguments of a step, counted from 0, as arrays of the backend; the last batch may be shorter."""
         index = self._order[step * self._batch_size : (step + 1) * self._batch_size]
+        index = index[self._share(len(index))]
         return (index,) if self.resident else tuple(self._backend.asarray(array[index]) for array in self._set)
 
     def batch(self, *inputs: Any) -> tuple[Any, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 
-from gpuconv import backends, storage
+from gpuconv import backends, parallel, storage
 from gpuconv.data import Dataset, load_dataset
 from gpuconv.random import default_generator
 from gpuconv.training.checkpoint import CHECKPOINT, METRICS, MODEL, Checkpoint, locked, refuse_existing
@@ -36,6 +36,10 @@ def fit(
     The first SIGINT (Ctrl-C) or SIGTERM lets the current step finish, saves a checkpoint and raises
     :class:`Interrupted`; the second has its usual effect. This works in the main thread only, as Python allows no
     signal handlers in others.
+
+    Started several times at once, by ``mpirun``, the processes train together (:mod:`gpuconv.parallel`): each on its
+    share of every batch, with the losses of one process but for rounding. Only rank 0 writes, and calls ``on_event``. A
+    checkpoint resumes on any number of processes; with another number, dropout draws other numbers.
 
     On a GPU the training images are uploaded once, if they take no more than half of the free memory; their order (and
     how they are augmented) is uploaded in each epoch. With ``loss='cross_entropy'`` each full batch is one launch of a
@@ -71,34 +75,43 @@ def fit(
         Interrupted, TrainingDiverged: see there.
         OSError: a file cannot be written (disk full, no permission), or another process is training in ``out``. What
             was saved before is still there.
+        WorldError: the processes that train together have different settings, data or versions, or one of them has
+            not come.
         ValueError, DataError, ConnectionError, BackendUnavailable: the model, the data or the backend is not available,
             or more epochs than ``epochs`` have begun.
     """
-    out = Path(out)
+    out, world = Path(out), parallel.current()
     if not resume:
-        refuse_existing(out)
-    tell = on_event or (lambda event: None)
+        world.from_first(lambda: refuse_existing(out))
+    tell = on_event if on_event and world.first else lambda event: None
     if config.weights is not None and not (out / CHECKPOINT).exists():
         weights_file(config.weights)
     input_shape = plan(config).input_shape
     if dataset is None:
-        dataset = _load(config, input_shape, data_dir, strict, workers, tell)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out), Signals() as signals, _kept_generator(), np.errstate(over="ignore", invalid="ignore"):
-        for name in (CHECKPOINT, METRICS, MODEL):
-            storage.remove_leftovers(out / name)
-        checkpoint = None
-        if resume and (out / CHECKPOINT).exists():
-            checkpoint = Checkpoint.read(out / CHECKPOINT)
-            checkpoint.check_goes_on_with(config, dataset)
-        else:
+        # Rank 0 first: it downloads what is missing.
+        dataset = world.first_then_others(lambda: _load(config, input_shape, data_dir, strict, workers, tell))
+    if world.first:
+        out.mkdir(parents=True, exist_ok=True)
+    lock = locked(out) if world.first else nullcontext()
+    with lock, Signals() as signals, _kept_generator(), np.errstate(over="ignore", invalid="ignore"):
+
+        def read() -> Checkpoint | None:
+            for name in (CHECKPOINT, METRICS, MODEL):
+                storage.remove_leftovers(out / name)
+            if resume and (out / CHECKPOINT).exists():
+                return Checkpoint.read(out / CHECKPOINT)
             # Also when resuming: without a checkpoint, the other files in the folder would be lost.
             refuse_existing(out)
+            return None
+
+        checkpoint = world.from_first(read)
+        if checkpoint:
+            checkpoint.check_goes_on_with(config, dataset)
         name = config.backend
         if name == backends.AUTO:
             name = checkpoint.backend if checkpoint else backends.current().name
         with backends.use_backend(name) as backend:
-            run = Run(config, out, dataset, backend, signals, tell, checkpoint=checkpoint, workers=workers)
+            run = Run(config, out, dataset, backend, signals, tell, world=world, checkpoint=checkpoint, workers=workers)
             if checkpoint:
                 run.restore(checkpoint)
             return run.train()

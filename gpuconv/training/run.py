@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -20,15 +21,17 @@ from gpuconv.autograd import Tensor
 from gpuconv.captured_step import CapturedStep, capture
 from gpuconv.data import DATASETS, Dataset, ImageForm, InputTransform, batch_count, default_augmentations, split
 from gpuconv.data.folder import sampled, subset
+from gpuconv.parallel import DataParallel, World
 from gpuconv.random import default_generator, manual_seed
 from gpuconv.storage import FileError
 from gpuconv.training import events
 from gpuconv.training.checkpoint import CHECKPOINT, EPOCHS, KIND, METRICS, MODEL, Checkpoint, fingerprint
-from gpuconv.training.config import LOSSES, OPTIMIZERS, SCHEDULES, Setting, TrainConfig
+from gpuconv.training.config import LOSSES, OPTIMIZERS, SCHEDULES, Setting, SettingValueError, TrainConfig
 from gpuconv.training.evaluation import Evaluation, evaluate
 from gpuconv.training.feed import Feed, HostFeed
 from gpuconv.training.network import build_network, load_weights, transform_of, weights_file
-from gpuconv.training.signals import Signals
+from gpuconv.training.signals import STOPPING, Signals
+from gpuconv.version import __version__
 
 #: Seconds between two reads of the losses of captured steps; each read waits for the device.
 _READ_EVERY = 0.1
@@ -49,12 +52,19 @@ class Run:
         signals: Signals,
         report: Callable[[events.Event], None],
         *,
+        world: World,
         checkpoint: Checkpoint | None = None,
         workers: int | None = None,
     ):
-        self.config, self.out, self.dataset = config, out, dataset
+        self.world, self.config, self.out, self.dataset = world, config, out, dataset
         self.backend, self.signals, self.report = backend, signals, report
         self.fingerprint, self.workers = fingerprint(dataset), workers
+        if config.batch_size < world.size:
+            raise SettingValueError(
+                Setting("batch_size"), f" is {config.batch_size}, and is divided among {world.size} processes; give at "
+                f"least {world.size}, or start fewer"
+            )  # fmt: skip
+        world.check_same({**asdict(config), "data": self.fingerprint, "backend": backend.name, **versions()})
 
         manual_seed(config.seed)
         self.model = build_network(config, dataset, backend)
@@ -65,7 +75,10 @@ class Run:
         given, dataset = dataset, dataset.with_channels(self.model.input_shape[0])
         self.dataset = dataset
         self.model.to(backend)
+        self.parallel = DataParallel(self.model, world=world)
         self.optimizer = OPTIMIZERS[config.optimizer](config, self.model)
+        if not world.first:  # rank 0 draws what a process alone draws
+            self._seed_generator(0)
         self.optimizer.schedule = self._lr
 
         images, labels = dataset.train_images, dataset.train_labels
@@ -99,8 +112,10 @@ class Run:
         #: On a CPU, the captured part of _train_step; None until a few steps were short, or if that failed.
         self.captured_update: CapturedStep | None = None
         self.update_seconds: list[float] = []  # of the first full batches
-        if self.captured is not None and self.captured.on_host:
+        if self.captured is not None and (self.captured.on_host or world.size > 1):
             self.captured = None
+        #: A signal that some process has been sent, as all have agreed; of a process alone, see `signals`.
+        self.agreed_signal: int | None = None
         self.unread = 0  # captured steps whose loss and right answers have not been read back
         self.next_read = 0.0
 
@@ -109,7 +124,10 @@ class Run:
         size, seed = config.batch_size, config.seed
         if isinstance(config.augment, bool) and not dataset.pictures and dataset.channels == 1:
             augment = config.augment
-            return Feed(images, labels, self.transform, self.backend, batch_size=size, seed=seed, augment=augment)
+            return Feed(
+                images, labels, self.transform, self.backend, batch_size=size, seed=seed, augment=augment,
+                share=self.world.share,
+            )  # fmt: skip
         kinds: tuple[str, ...] = ()
         if isinstance(config.augment, str):
             kinds = tuple(config.augment.split(","))
@@ -117,13 +135,22 @@ class Run:
             kinds = default_augmentations(dataset.size)
         return HostFeed(
             images, labels, self.transform, self.backend, batch_size=size, seed=seed, augmentations=kinds,
-            workers=self.workers,
+            workers=self.workers, share=self.world.share,
         )  # fmt: skip
+
+    def _seed_generator(self, steps: int) -> None:
+        """Random numbers of this process's own, for dropout, from some step on."""
+        seed = np.random.SeedSequence(self.config.seed, spawn_key=(self.world.rank, steps))
+        default_generator().bit_generator.state = np.random.default_rng(seed).bit_generator.state
 
     # -- state -------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, on rank 0; all processes call it."""
+        self._check_equal()
+        generators = self.world.gathered(default_generator().bit_generator.state)
+        if not self.world.first:
+            return
         weights = self.model.state_dict()
         optimizer = self.optimizer.state_dict()
         scalars = {name: optimizer.pop(name) for name in ("steps", "groups")}
@@ -139,7 +166,8 @@ class Run:
                 "input_transform": self.transform.to_dict(),
                 "backend": self.backend.name,
                 "optimizer": scalars,
-                "generator": default_generator().bit_generator.state,
+                "generator": generators[0],
+                **({"generators": generators[1:]} if self.world.size > 1 else {}),
                 "step": self.step,
                 "loss_sum": self.loss_sum,
                 "correct": self.correct,
@@ -156,7 +184,11 @@ class Run:
             self._restore_source(content.get("form"))
             self.model.load_state_dict(checkpoint.part("model."))
             self.optimizer.load_state_dict({**checkpoint.part("optimizer."), **content["optimizer"]})
-            default_generator().bit_generator.state = content["generator"]
+            generators = [content["generator"], *content.get("generators", ())]
+            if len(generators) == self.world.size or self.world.first:
+                default_generator().bit_generator.state = generators[self.world.rank]
+            else:  # it was written by another number of processes
+                self._seed_generator(self.optimizer.steps)
             self.best = checkpoint.part("best.") or None
             self.step, self.correct = int(content["step"]), int(content["correct"])
             self.loss_sum, self.seconds = float(content["loss_sum"]), float(content["seconds"])
@@ -165,6 +197,14 @@ class Run:
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{checkpoint.path}: not the checkpoint of such a run ({error})") from None
         self.resumed = True
+
+    def _check_equal(self) -> None:
+        """Check that the weights of all processes are the same, bit for bit."""
+        if self.world.size > 1:
+            digest = hashlib.sha256()
+            for parameter in self.model.parameters():
+                digest.update(np.ascontiguousarray(parameter.numpy()).data)
+            self.world.check_same({"the digest of the weights": digest.hexdigest()})
 
     def _restore_source(self, form: Mapping[str, Any] | None) -> None:
         """The model's bytes are those of an uninterrupted run, unless the data are no longer where it began."""
@@ -175,12 +215,14 @@ class Run:
             self.form = self.model.form = replace(self.form, source=source)
 
     def _write_metrics(self) -> None:
+        if not self.world.first:
+            return
         # As a whole, so that no line is ever missing, cut short or there twice; an epoch's line is a few dozen bytes.
         lines = [json.dumps(asdict(epoch), allow_nan=False) + "\n" for epoch in self.history]
         storage.write_atomically(self.out / METRICS, "".join(lines).encode())
 
     def _keep_epoch(self) -> None:
-        if self.config.keep_epochs:
+        if self.config.keep_epochs and self.world.first:
             (self.out / EPOCHS).mkdir(exist_ok=True)
             storage.save(self.model, self.out / EPOCHS / f"{len(self.history):04}.safetensors")
 
@@ -256,7 +298,7 @@ class Run:
             due = self.optimizer.steps % self.config.checkpoint_every == 0 and self.step < self.steps
             if self.unread:
                 last, now = self.step == self.steps, time.perf_counter()
-                if not (due or last or self.signals.received is not None or now >= self.next_read):
+                if not (due or last or self.signal is not None or now >= self.next_read):
                     continue
                 self._read_back()
                 self.next_read = now + _READ_EVERY
@@ -273,21 +315,52 @@ class Run:
                     images_per_second=images / max(spent, 1e-9),
                 )
             )
-            if due or self.signals.received is not None:
+            if due or self.signal is not None:
                 self._check_weights()
                 self.save()
                 self._stop_if_asked()
 
     def _train_step(self, inputs: tuple[Any, ...], size: int) -> None:
         self._read_back()
-        images, labels = self.feed.batch(*inputs)
-        logits, loss = self._updated(images, labels)
-        value = float(loss)
+        value, correct = self._parallel_step(inputs, size) if self.world.size > 1 else self._step(inputs)
         if not math.isfinite(value):
             raise self._diverged(self.step + 1, f"the loss is {value}")
         self.step += 1
         self.loss_sum += value * size
-        self.correct += int(self.backend.count_correct(logits.data, labels))
+        self.correct += correct
+
+    def _step(self, inputs: tuple[Any, ...]) -> tuple[float, int]:
+        """Take a step; returns the loss, and how many answers were right."""
+        images, labels = self.feed.batch(*inputs)
+        logits, loss = self._updated(images, labels)
+        return float(loss), int(self.backend.count_correct(logits.data, labels))
+
+    def _parallel_step(self, inputs: tuple[Any, ...], size: int) -> tuple[float, int]:
+        """As :meth:`_step`, of a batch that is divided among the processes."""
+        loss_sum, right, count = 0.0, 0.0, len(inputs[0])
+        if count:
+            images, labels = self.feed.batch(*inputs)
+            logits, loss = self._update(images, labels)
+            loss_sum, right = float(loss) * count, float(self.backend.count_correct(logits.data, labels))
+        else:
+            self.optimizer.zero_grad()
+            self.parallel.skip()
+            self.optimizer.step()
+        loss_sum, right = self._agreed(loss_sum, right)
+        return loss_sum / size, int(right)
+
+    def _agreed(self, *values: float) -> list[float]:
+        """Sums over all processes; they also agree on whether they shall stop."""
+        by_signal = [self.signals.received == number for number in STOPPING]
+        *sums, interrupted, terminated = self.world.sum(*values, *by_signal)
+        if interrupted or terminated:
+            self.agreed_signal = STOPPING[0] if interrupted else STOPPING[1]
+        return sums
+
+    @property
+    def signal(self) -> int | None:
+        """The signal upon which the run stops after the present step."""
+        return self.signals.received if self.world.size == 1 else self.agreed_signal
 
     def _updated(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """Take a step; returns logits and loss. On a CPU, short steps are captured: Python is much of their time."""
@@ -308,7 +381,7 @@ class Run:
         return logits, loss
 
     def _update(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
-        logits = self.model(Tensor(images))
+        logits = self.parallel(Tensor(images))
         loss = LOSSES[self.config.loss](logits, labels)
         self.optimizer.zero_grad()
         loss.backward()
@@ -376,6 +449,7 @@ class Run:
             seconds=round(self.seconds + time.perf_counter() - started, 3),
         )
         self.history.append(epoch)
+        self.parallel.broadcast()
         if self.best_epoch == epoch.epoch:
             self.best = self.model.state_dict()
         self.step, self.loss_sum, self.correct, self.seconds = 0, 0.0, 0, 0.0
@@ -387,7 +461,16 @@ class Run:
         self.report(epoch)
 
     def _evaluated(self, images: Any, labels: np.ndarray) -> Evaluation:
-        return evaluate(self.model, images, labels, loss=self.config.loss, workers=self.workers)
+        part = self.world.share(len(labels))
+        if self.world.size > 1:
+            images, labels = subset(images, np.arange(part.start, part.stop)), labels[part]
+        found = evaluate(self.model, images, labels, loss=self.config.loss, workers=self.workers)
+        if self.world.size == 1:
+            return found
+        loss = found.loss * len(labels) if len(labels) else 0.0
+        loss, count, *confusion = self._agreed(loss, len(labels), *found.confusion.ravel().tolist())
+        together = np.array(confusion, np.int64).reshape(found.confusion.shape)
+        return Evaluation(loss / count, float(np.trace(together) / count), together)
 
     def _finish(self, was_finished: bool) -> events.Result:
         kept_epoch = len(self.history)
@@ -397,7 +480,8 @@ class Run:
         self.model.eval()
         test = self._evaluated(self.dataset.test_images, self.dataset.test_labels)
         path = self.out / MODEL
-        storage.save(self.model, path)
+        if self.world.first:
+            storage.save(self.model, path)
         seconds = sum(epoch.seconds for epoch in self.history)
         self.report(events.Finished(test.loss, test.accuracy, seconds, self.best_epoch, kept_epoch, path))
         self._stop_if_asked()
@@ -418,7 +502,7 @@ class Run:
         )
 
     def _stop_if_asked(self) -> None:
-        number = self.signals.received
+        number = self.signal
         if number is None:
             return
         where = f"after epoch {len(self.history)} of {self.config.epochs}"
@@ -451,6 +535,11 @@ class Run:
             Setting("lr"),
             f" may help (it was {self.optimizer.lr:.3g}). The last good checkpoint is kept in {self.out}",
         )
+
+
+def versions() -> dict[str, str]:
+    """What the results depend on beside the settings."""
+    return {"gpuconv's version": __version__, "NumPy's version": np.__version__}
 
 
 def _lasting(data: str) -> str:

@@ -7,6 +7,9 @@ import threading
 from types import FrameType
 from typing import Any
 
+#: The signals that end a run.
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
 
 class Signals:
     """Context manager that records the first SIGINT or SIGTERM, and restores its old handler for the second."""
@@ -17,7 +20,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 # An ignored signal (nohup, a background job) stays ignored; None: a handler that is not Python's.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._note)

@@ -1,0 +1,27 @@
+"""``gpuconv`` with one model more, whose training draws random numbers at every step."""
+
+import sys
+
+from gpuconv import cli, models, nn
+from gpuconv.models import Classifier
+
+
+class WithDropout(Classifier):
+    def __init__(self, num_classes: int = 10):
+        super().__init__(
+            {
+                "conv": nn.Conv2d(1, 2, 5, stride=3),
+                "flatten": nn.Flatten(),
+                "dropout": nn.Dropout(0.3),
+                "linear": nn.Linear(2 * 10 * 10, num_classes),
+            },
+            config={"num_classes": num_classes},
+            input_shape=(1, 32, 32),
+            num_classes=num_classes,
+        )
+
+
+models.MODELS["with-dropout"] = WithDropout
+
+if __name__ == "__main__":
+    sys.exit(cli.main())
