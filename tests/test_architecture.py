@@ -38,7 +38,7 @@ ALLOWED = {
     "captured_step": {"autograd", "backends", "geometry", "versions"},
     "parallel": {"autograd", "backends", "geometry", "nn"},
     "explanation": {"autograd", "backends", "geometry"},
-    "nn": {"arrays", "dtypes", "autograd", "functional", "geometry", "random"},
+    "nn": {"arrays", "autograd", "backends", "dtypes", "functional", "geometry", "random"},
     "models": {"dtypes", "autograd", "data", "functional", "geometry", "names", "nn", "ops"},
     "tuner": {"autograd", "backends", "explanation", "geometry", "kernels", "models", "tuning"},
     "storage": {"autograd", "dtypes", "data", "files", "models"},

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.autograd import Tensor, no_grad
+from gpuconv.backends import use_backend
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def summarize(module: Any, input_shape: Sequence[int]) -> Summary:
         ValueError: the input does not fit the network.
     """
     layers: list[LayerSummary] = []
-    with no_grad(), _layer_by_layer(module, layers):
+    # Shapes are wanted, not numbers: to compile each layer would take seconds. What is on a GPU is computed there.
+    with no_grad(), use_backend("numpy"), _layer_by_layer(module, layers):
         module(Tensor(np.zeros((1, *input_shape), next((p.dtype for p in module.parameters()), np.float32))))
     return Summary(tuple(layers))
 

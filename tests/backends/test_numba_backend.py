@@ -399,6 +399,7 @@ def _unaligned(array: np.ndarray) -> np.ndarray:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -474,6 +475,7 @@ def test_same_bits_whatever_the_threads(team):
     assert all(result == results[0] for result in results[1:])
 
 
+@pytest.mark.slow
 def test_callers_in_several_threads(team):
     """Callers in several threads at the same time get their own results: one with the team, the others alone."""
     team(3)

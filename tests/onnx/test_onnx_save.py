@@ -195,6 +195,7 @@ def test_network(name: str, tmp_path: Path, backend: Any) -> None:
     assert model.training  # as it was
 
 
+@pytest.mark.slow
 def test_lenet_gives_the_same_classes_on_all_bundled_digits(tmp_path: Path) -> None:
     """From gpuconv to a file to a runtime: the class of no digit changes."""
     digits = load_dataset("mnist-sample")

@@ -210,6 +210,7 @@ def test_convolutions_too_large_for_one_piece(
     assert_close(got_grad_w, grad_w, dtype)
 
 
+@pytest.mark.slow
 def test_a_large_batch_needs_little_more_memory_than_its_result() -> None:
     """Gathered windows stay below 64 MB whatever the batch: all of them would be 160 MB here."""
     rng = generator("memory")
