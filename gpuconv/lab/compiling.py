@@ -32,20 +32,34 @@ def compiled(task: Task) -> Compiled:
     with _pretended_device(task.cc):
         try:
             signature = tuple(_type_of(argument) for argument in task.arguments)
-            first, float64 = _one(task.function, signature, task.cc)
+            first, causes, tried = _all(task.function, signature, task.cc)
         except Exception as error:  # of many kinds: NVVM missing, a type that it does not know, a kernel that is wrong
             return Compiled(task.name, error=_in_words(error))
-        causes = {cause.key: cause for cause in float64}
-        tried = 1
-        for function, options in _variants(task.function):
-            try:
-                _, float64 = _one(function, signature, task.cc)
-            except Exception:  # an option that does not go with these arguments
-                continue
-            tried += 1
-            for cause in float64:
-                causes.setdefault(cause.key, cause._replace(options=options))
-    return Compiled(task.name, tuple(causes.values()), first, variants=tried)
+    return Compiled(task.name, tuple(causes), first, variants=tried)
+
+
+def float64(function: FunctionType, signature: tuple[Any, ...], cc: tuple[int, int]) -> list[Cause]:
+    """What makes a kernel compute in float64, with any combination of its options, for types of Numba's."""
+    with _pretended_device(cc):
+        return _all(function, signature, cc)[1]
+
+
+def _all(
+    function: FunctionType, signature: tuple[Any, ...], cc: tuple[int, int]
+) -> tuple[tuple[Instructions, ...], list[Cause], int]:
+    """Instructions as the kernel is, causes of float64 with each combination of its options, and how many there are."""
+    first, found = _one(function, signature, cc)
+    causes = {cause.key: cause for cause in found}
+    tried = 1
+    for variant, options in _variants(function):
+        try:
+            _, others = _one(variant, signature, cc)
+        except Exception:  # an option that does not go with these arguments
+            continue
+        tried += 1
+        for cause in others:
+            causes.setdefault(cause.key, cause._replace(options=options))
+    return first, list(causes.values()), tried
 
 
 def _one(
