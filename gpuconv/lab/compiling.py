@@ -145,11 +145,16 @@ def _causes(typed: Any, doubles: dict[tuple[str, int], int]) -> list[Cause]:
     return list(found.values())
 
 
+#: Calls of device functions that are followed: they may call themselves.
+_DEEPEST = 8
+
+
 class _Flow:
     """Which numbers of a kernel are float64, and from what."""
 
-    def __init__(self, typed: Any, *, called: bool = False) -> None:
-        self.typed, self.called = typed, called
+    def __init__(self, typed: Any, depth: int = 0) -> None:
+        #: Calls around it: 0 for the kernel.
+        self.typed, self.depth = typed, depth
         self.ir = importlib.import_module("numba.cuda.core.ir")
         self.assignments: dict[str, list[Any]] = {}
         self.lines: dict[tuple[str, int], list[Any]] = {}
@@ -188,7 +193,10 @@ class _Flow:
             for each in doubles:
                 yield from self.births(each, seen)
             if not doubles:
-                told = self.told(statement, value, operands)
+                callee = self.callee(value)
+                if callee is not None:
+                    yield from callee.all_births()
+                told = None if callee is not None else self.told(statement, value, operands)
                 if told is not None:
                     yield f"{_path(statement.loc.filename)}:{statement.loc.line}", *told
 
@@ -207,7 +215,7 @@ class _Flow:
         if isinstance(value, ir.Arg):
             return (
                 None
-                if self.called
+                if self.depth
                 else (
                     f"the argument `{value.name}` is a Python float, which is float64",
                     f"kernel[...](..., np.float32({value.name}))",
@@ -231,9 +239,6 @@ class _Flow:
             name = self.named(value.func.name)
             if "float64" in name or "float64" in str(function).partition("(")[2].partition(")")[0]:
                 return None  # asked for
-            callee = self.callee(value)
-            if callee is not None:
-                return None  # told where it happens
             given = ", ".join(_plain(kind) for kind in kinds[1:] or kinds)
             inside = ", ".join(f"np.float32({self.named(each.name)})" for each in value.args)
             if name == "float":
@@ -275,7 +280,7 @@ class _Flow:
         overloads = getattr(dispatcher, "overloads", {})
         made = overloads.get(tuple(signature.args)) if signature is not None else None
         typed = getattr(made, "type_annotation", None)
-        return None if typed is None else _Flow(typed, called=True)
+        return None if typed is None or self.depth > _DEEPEST else _Flow(typed, self.depth + 1)
 
     def callees(self) -> Iterator[_Flow]:
         for statements in self.assignments.values():
@@ -381,7 +386,11 @@ def _in_words(error: Exception) -> str:
             f"{place}cuda.{memory[1]}.array: its size must be a constant that is known when the kernel is compiled: a "
             "number, a global, or a name of the function around the kernel, not an argument or what is computed of one"
         )
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("There are")]
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and not line.strip().startswith(("There are", "Failed in"))
+    ]
     first = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else type(error).__name__
     return f"{place}{type(error).__name__}: {first}"
 
@@ -415,9 +424,9 @@ def device_function(function: FunctionType) -> Any:
     return importlib.import_module("numba.cuda").jit(device=True)(function)
 
 
-def cuda_name(name: str) -> Any:
-    """What ``numba.cuda`` has under a name."""
-    return getattr(importlib.import_module("numba.cuda"), name)
+def named(module: str, name: str) -> Any:
+    """What a module has under a name, where it is not simulated."""
+    return getattr(importlib.import_module(module), name)
 
 
 def main() -> None:
