@@ -22,6 +22,7 @@ from bench.inspection import TERMS, Job, accesses, aligned, geometry_text
 from gpuconv import kernels
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.operations import OPERATIONS
+from gpuconv.lab.machine_code import Cause
 from gpuconv.tuning.measure import compare, differing
 
 #: Elements of a guard zone. A whole number of 128-bit accesses, so that arrays begin as aligned as those of a user.
@@ -373,26 +374,35 @@ def _costs(trace: Any) -> Iterator[Finding]:
             yield Finding("uncoalesced", f"{text}{source_lines([site.site])}", (site.site,))
 
 
-def budgets(launches: Sequence[dict[str, Any]], doubles: Sequence[str]) -> Iterator[Finding]:
+def budgets(launches: Sequence[dict[str, Any]], doubles: Sequence[Cause]) -> Iterator[Finding]:
     """What a compiled kernel in float32 should not have.
 
     Args:
         launches: what ``bench.inspection.compiled`` says of each.
-        doubles: the lines of source, as ``file:line``, at which a float64 number is computed.
+        doubles: where float64 comes from.
     """
     for launch in launches:
         if launch["float64_instructions"]:
             text = (
                 f"{launch['float64_instructions']} instructions of {launch['kernel']} compute in float64, which takes "
-                "2 to 64 times as long: begin sums with types.float32(0), and write np.float32(0.5) for 0.5"
+                "2 to 64 times as long"
             )
-            yield Finding("float64", f"{text}{source_lines(doubles)}", tuple(doubles))
+            yield _double(text, [each for each in doubles if not each.options])
+        elsewhere = [each for each in doubles if each.options]
+        if elsewhere:
+            options = ", ".join(f"{name}={value}" for name, value in elsewhere[0].options)
+            yield _double(f"with {options}, {launch['kernel']} computes in float64", elsewhere)
         if launch["spill_bytes"]:
             text = f"{launch['kernel']} needs more than {launch['registers']} registers: {launch['spill_bytes']} bytes "
             yield Finding("spill", f"{text}a thread are kept in memory; compute less a thread")
         elif launch["local_bytes"]:
             text = f"{launch['kernel']} keeps {launch['local_bytes']} bytes a thread in local memory: an array whose "
             yield Finding("local memory", f"{text}index is not known to the compiler; unroll the loop over it")
+
+
+def _double(text: str, causes: Sequence[Cause]) -> Finding:
+    told = [f"{source_lines([each.site])}\n        {each.what}: write {each.instead}" for each in causes]
+    return Finding("float64", "".join([text, *told]), tuple(each.site for each in causes))
 
 
 def relabelled(finding: Finding, path: str, name: str) -> Finding:

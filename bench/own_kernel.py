@@ -40,6 +40,7 @@ from bench.inspection import choose_target, geometry_text, judged, tiling_text
 from gpuconv import kernels
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.operations import OPERATIONS
+from gpuconv.lab import compiling
 
 TEMPLATE = Path(__file__).with_name("kernel_template.py")
 ARCHITECTURE = "sm_90a"
@@ -423,9 +424,9 @@ class _Child:
                     continue
                 self.say({"row": {"tiling": dataclasses.asdict(tiling), "launches": made}})
                 doubles = []
-                if any(launch["float64_instructions"] for launch in made):
-                    for launch in module.launches(self.geometry, tiling, "float32"):
-                        doubles += _double_sites(launch)
+                for launch in module.launches(self.geometry, tiling, "float32"):
+                    target = sass.compute_capability(ARCHITECTURE)[:2]
+                    doubles += compiling.float64(launch.kernel.py_func, launch.signature, target)
             self.report(tiling, self.layer, budgets(made, doubles))
 
     def compiled(self, module: Any, tiling: Any) -> list[dict[str, Any]] | None:
@@ -447,25 +448,6 @@ class _Child:
 
 def _text(tiling: Any) -> str:
     return tiling_text(dataclasses.asdict(tiling))
-
-
-def _double_sites(launch: Any) -> list[str]:
-    """Lines of a kernel's source that make a float64 number, the first of each variable: from Numba's typed code."""
-    import numba.cuda.compiler
-    from numba import types
-
-    kernel = launch.kernel.py_func
-    annotated = numba.cuda.compiler.compile_cuda(
-        kernel, types.void, launch.signature, cc=sass.compute_capability(ARCHITECTURE)[:2]
-    ).type_annotation
-    lines: dict[str, int] = {}
-    for block in annotated.blocks.values():
-        for statement in block.body:
-            name = getattr(getattr(statement, "target", None), "name", "")
-            # Numba's own names begin with a dollar sign, and versions of a variable end with a dot and a number.
-            if annotated.typemap.get(name) == types.float64 and not name.startswith("$"):
-                lines.setdefault(name.partition(".")[0], statement.loc.line)
-    return [f"{inspect.getsourcefile(kernel)}:{line}" for line in sorted(set(lines.values()))]
 
 
 def main() -> int:

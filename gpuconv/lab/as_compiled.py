@@ -11,6 +11,7 @@ import numpy as np
 
 from gpuconv.lab.machine_code import described
 from gpuconv.lab.simulated_memory import array_at
+from gpuconv.lab.traced_arrays import address_of, bounds_of
 
 #: By function and by the types of the arguments: the function with the values that it was compiled with.
 _frozen: weakref.WeakKeyDictionary[FunctionType, dict[Any, Any]] = weakref.WeakKeyDictionary()
@@ -64,22 +65,28 @@ def with_pointers(signature: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]
         return arguments
     support = importlib.import_module("numba.cuda.np.numpy_support")
     return tuple(
-        Pointer(argument, support.as_dtype(kind.dtype)) if isinstance(kind, types.CPointer) else argument
+        _behind(int(argument), support.as_dtype(kind.dtype)) if isinstance(kind, types.CPointer) else argument
         for kind, argument in zip(kinds, arguments, strict=True)
     )
 
 
-class Pointer:
-    """An address in a kernel. Nothing says how far it may go: accesses are not traced."""
+#: Device arrays whose addresses programs have asked for, by address.
+_pointed: dict[int, weakref.ref[np.ndarray[Any, Any]]] = {}
 
-    def __init__(self, address: int, dtype: np.dtype[Any]) -> None:
-        self._address, self._dtype = int(address), dtype
 
-    def _at(self, index: Any) -> np.ndarray[Any, Any]:
-        return array_at(self._address + int(index) * self._dtype.itemsize, 1, self._dtype)
+def has_address(array: np.ndarray[Any, Any]) -> int:
+    """The address of a device array's memory, which a kernel may be given as a pointer from now on."""
+    address = address_of(array)
+    _pointed[address] = weakref.ref(array, lambda gone: _pointed.pop(address, None))
+    return address
 
-    def __getitem__(self, index: Any) -> Any:
-        return self._at(index)[0]
 
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self._at(index)[0] = value
+def _behind(address: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The memory behind an address, to the end of its array: its accesses are watched like any array's."""
+    for reference in list(_pointed.values()):
+        array = reference()
+        if array is not None:
+            low, high = bounds_of(array)
+            if low <= address < high:
+                return array_at(address, (high - address) // dtype.itemsize, dtype)
+    raise ValueError(f"the address {address:#x} is of no device array: take it from __cuda_array_interface__")

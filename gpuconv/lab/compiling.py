@@ -32,20 +32,34 @@ def compiled(task: Task) -> Compiled:
     with _pretended_device(task.cc):
         try:
             signature = tuple(_type_of(argument) for argument in task.arguments)
-            first, float64 = _one(task.function, signature, task.cc)
+            first, causes, tried = _all(task.function, signature, task.cc)
         except Exception as error:  # of many kinds: NVVM missing, a type that it does not know, a kernel that is wrong
             return Compiled(task.name, error=_in_words(error))
-        causes = {cause.key: cause for cause in float64}
-        tried = 1
-        for function, options in _variants(task.function):
-            try:
-                _, float64 = _one(function, signature, task.cc)
-            except Exception:  # an option that does not go with these arguments
-                continue
-            tried += 1
-            for cause in float64:
-                causes.setdefault(cause.key, cause._replace(options=options))
-    return Compiled(task.name, tuple(causes.values()), first, variants=tried)
+    return Compiled(task.name, tuple(causes), first, variants=tried)
+
+
+def float64(function: FunctionType, signature: tuple[Any, ...], cc: tuple[int, int]) -> list[Cause]:
+    """What makes a kernel compute in float64, with any combination of its options, for types of Numba's."""
+    with _pretended_device(cc):
+        return _all(function, signature, cc)[1]
+
+
+def _all(
+    function: FunctionType, signature: tuple[Any, ...], cc: tuple[int, int]
+) -> tuple[tuple[Instructions, ...], list[Cause], int]:
+    """Instructions as the kernel is, causes of float64 with each combination of its options, and how many there are."""
+    first, found = _one(function, signature, cc)
+    causes = {cause.key: cause for cause in found}
+    tried = 1
+    for variant, options in _variants(function):
+        try:
+            _, others = _one(variant, signature, cc)
+        except Exception:  # an option that does not go with these arguments
+            continue
+        tried += 1
+        for cause in others:
+            causes.setdefault(cause.key, cause._replace(options=options))
+    return first, list(causes.values()), tried
 
 
 def _one(
@@ -131,11 +145,16 @@ def _causes(typed: Any, doubles: dict[tuple[str, int], int]) -> list[Cause]:
     return list(found.values())
 
 
+#: Calls of device functions that are followed: they may call themselves.
+_DEEPEST = 8
+
+
 class _Flow:
     """Which numbers of a kernel are float64, and from what."""
 
-    def __init__(self, typed: Any, *, called: bool = False) -> None:
-        self.typed, self.called = typed, called
+    def __init__(self, typed: Any, depth: int = 0) -> None:
+        #: Calls around it: 0 for the kernel.
+        self.typed, self.depth = typed, depth
         self.ir = importlib.import_module("numba.cuda.core.ir")
         self.assignments: dict[str, list[Any]] = {}
         self.lines: dict[tuple[str, int], list[Any]] = {}
@@ -174,7 +193,10 @@ class _Flow:
             for each in doubles:
                 yield from self.births(each, seen)
             if not doubles:
-                told = self.told(statement, value, operands)
+                callee = self.callee(value)
+                if callee is not None:
+                    yield from callee.all_births()
+                told = None if callee is not None else self.told(statement, value, operands)
                 if told is not None:
                     yield f"{_path(statement.loc.filename)}:{statement.loc.line}", *told
 
@@ -193,7 +215,7 @@ class _Flow:
         if isinstance(value, ir.Arg):
             return (
                 None
-                if self.called
+                if self.depth
                 else (
                     f"the argument `{value.name}` is a Python float, which is float64",
                     f"kernel[...](..., np.float32({value.name}))",
@@ -217,9 +239,6 @@ class _Flow:
             name = self.named(value.func.name)
             if "float64" in name or "float64" in str(function).partition("(")[2].partition(")")[0]:
                 return None  # asked for
-            callee = self.callee(value)
-            if callee is not None:
-                return None  # told where it happens
             given = ", ".join(_plain(kind) for kind in kinds[1:] or kinds)
             inside = ", ".join(f"np.float32({self.named(each.name)})" for each in value.args)
             if name == "float":
@@ -261,7 +280,7 @@ class _Flow:
         overloads = getattr(dispatcher, "overloads", {})
         made = overloads.get(tuple(signature.args)) if signature is not None else None
         typed = getattr(made, "type_annotation", None)
-        return None if typed is None else _Flow(typed, called=True)
+        return None if typed is None or self.depth > _DEEPEST else _Flow(typed, self.depth + 1)
 
     def callees(self) -> Iterator[_Flow]:
         for statements in self.assignments.values():
@@ -367,7 +386,11 @@ def _in_words(error: Exception) -> str:
             f"{place}cuda.{memory[1]}.array: its size must be a constant that is known when the kernel is compiled: a "
             "number, a global, or a name of the function around the kernel, not an argument or what is computed of one"
         )
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("There are")]
+    lines = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and not line.strip().startswith(("There are", "Failed in"))
+    ]
     first = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else type(error).__name__
     return f"{place}{type(error).__name__}: {first}"
 
@@ -401,9 +424,9 @@ def device_function(function: FunctionType) -> Any:
     return importlib.import_module("numba.cuda").jit(device=True)(function)
 
 
-def cuda_name(name: str) -> Any:
-    """What ``numba.cuda`` has under a name."""
-    return getattr(importlib.import_module("numba.cuda"), name)
+def named(module: str, name: str) -> Any:
+    """What a module has under a name, where it is not simulated."""
+    return getattr(importlib.import_module(module), name)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.lab import fresh_memory
+from gpuconv.lab import as_compiled, fresh_memory
 from gpuconv.lab.cards import Chosen
 from gpuconv.lab.launching import Settings
 from gpuconv.lab.places import site, site_name
@@ -176,7 +176,7 @@ def _interface(array: Any) -> dict[str, Any]:
         "strides": None if values.flags.c_contiguous else values.strides,
         "typestr": values.dtype.str,
         "descr": values.dtype.descr,
-        "data": (address_of(values), False),
+        "data": (as_compiled.has_address(values), False),
         "stream": None,
         "version": 3,
     }

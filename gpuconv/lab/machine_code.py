@@ -296,12 +296,25 @@ def _pickled(task: Task) -> bytes:
             if isinstance(value, kernel_type):
                 return _Named(compiling, "device_function"), (value.fn,)
             if not isinstance(value, type) and id(value) in simulated:
-                return _Named(compiling, "cuda_name"), (simulated[id(value)],)
+                return _Named(compiling, "named"), ("numba.cuda", simulated[id(value)])
+            if isinstance(value, FunctionType) and (value.__module__ or "").startswith("gpuconv.kernels."):
+                place = _place(value)  # of an intrinsic, which is a Python function here
+                if place is not None:
+                    return _Named(compiling, "named"), place
             return super().reducer_override(value)
 
     memory = io.BytesIO()
     Pickler(memory).dump(task)
     return memory.getvalue()
+
+
+def _place(function: FunctionType) -> tuple[str, str] | None:
+    """A module of this project's device functions that has a function, and the name that it has there."""
+    for module in [name for name in sys.modules if name.startswith("gpuconv.kernels.")]:
+        for name, value in vars(sys.modules[module]).items():
+            if value is function and not name.startswith("_"):
+                return module, name
+    return None
 
 
 class _Named:

@@ -107,16 +107,30 @@ def test_an_edge_that_is_not_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_float64_accumulator(tmp_path):
-    """It is right, and over its budget: the line that makes a sum float64 is shown, and it is ranked all the same."""
-    path = planted(tmp_path, "total = bias[filter_]", "total = 0.0 + bias[filter_]")
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("total = bias[filter_]", "total = 0.0 + bias[filter_]", " compute in float64"),
+        pytest.param(
+            "if has_bias else real(0)", "if has_bias else 0.0", "with has_bias=False, ", marks=pytest.mark.thorough
+        ),
+    ],
+)
+def test_a_float64_accumulator(tmp_path, old, new, words):
+    """It is right, and over its budget: the line that makes a sum float64 is shown, and it is ranked all the same.
+
+    What the benchmark does not launch is compiled as well: the branch without a bias.
+    """
+    path = planted(tmp_path, old, new)
     verdict = verified(path)
     if "not compiled" in verdict.kinds():
         pytest.skip(verdict.text())
     assert "float64" in verdict.kinds()
     assert (verdict.right, verdict.clean) == (True, False)
-    (where,) = {f.where for _, _, f in verdict.findings if f.kind == "float64"}
-    assert where == (f"my_conv.py:{line_of(path, '0.0 + bias')}",)
+    (finding,) = {f for _, _, f in verdict.findings if f.kind == "float64"}
+    assert finding.where == (f"my_conv.py:{line_of(path, new)}",)
+    assert words in finding.text
+    assert "`0.0` is float64: write np.float32(0)" in finding.text
     assert len(verdict.rows) == 2
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import njit
 from support.simulated import simulator
 
 from gpuconv import lab
+from gpuconv.kernels.device import ld4, u32
 from gpuconv.lab import machine_code
 
 cuda = pytest.importorskip("numba.cuda")
@@ -41,9 +43,27 @@ def literals(x, y):
     y[i] += x[i] / i  # quotient
 
 
+@njit
+def third(value):
+    return value * 0.3  # third
+
+
+@cuda.jit(device=True)
+def through(value):
+    return third(value) + value
+
+
 @cuda.jit
 def calls(x, y):
     y[0] = half(x[0]) + x[1]  # call
+    y[1] = through(x[0])
+
+
+@cuda.jit
+def of_this_project(x, y):
+    i = u32(cuda.threadIdx.x)
+    a, b, _, _ = ld4(x, i * 4)
+    y[i] = a * 0.7 + b  # own
 
 
 @cuda.jit
@@ -92,6 +112,7 @@ LAUNCHES = {
     "literals": (literals, A, A),
     "of float64": (literals, A, A.astype(np.float64)),
     "calls": (calls, A, A),
+    "of this project": (of_this_project, A, A),
     "a float": (scaled, A, 0.5),
     "a float32": (scaled, A, np.float32(0.5)),
     "meant": (meant, A, A),
@@ -130,7 +151,8 @@ def told(code):
         ("without bias", [("branch", "np.float32(0)", {})]),
         ("literals", [("literal", "np.float32(0.3)", {}), ("root", "math.sqrt(np.float32(i))", {}),
                       ("quotient", "x[i] / np.float32(i)", {})]),
-        ("calls", [("half", "value / np.float32(2)", {})]),
+        ("calls", [("half", "value / np.float32(2)", {}), ("third", "np.float32(0.3)", {})]),
+        ("of this project", [("own", "np.float32(0.7)", {})]),
         ("a float32", [("global option", "np.float32(0.1)", {"SCALE_UP": False}),
                        ("global option", "np.float32(0.3)", {"SCALE_UP": False})]),
     ],

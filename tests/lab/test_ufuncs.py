@@ -223,6 +223,12 @@ def test_pointers():
     x = cuda.to_device(np.arange(10, dtype=np.int16))
     double[1, 32](x.__cuda_array_interface__["data"][0], 10)
     np.testing.assert_array_equal(x.copy_to_host(), 2 * np.arange(10))
+    with simulator.trace() as report:
+        double[1, 32](x.__cuda_array_interface__["data"][0] + 4, 9)
+    assert [fault.kind for fault in report.faults] == ["out-of-bounds read", "out-of-bounds write"]
+    np.testing.assert_array_equal(x.copy_to_host(), [0, 2, *(4 * np.arange(2, 10))])
+    with pytest.raises(ValueError, match="the address 0x10 is of no device array"):
+        double[1, 32](16, 1)
 
 
 def test_arrays_of_other_libraries():
