@@ -519,7 +519,7 @@ def test_help_is_quick(capsys):
     assert not {"numba", "cupy", "torch", "matplotlib", "PIL", "pooch"} & set(run.stderr.split())
     assert outcome(capsys, "--version") == (0, f"gpuconv {gpuconv.__version__}\n", "")
     assert outcome(capsys)[1].startswith("Usage: gpuconv")
-    for command in ("train", "evaluate", "predict", "explore", "summary", "info", "check"):
+    for command in ("train", "evaluate", "predict", "explore", "summary", "info", "check", "course"):
         status, out, _ = outcome(capsys, command, "--help")
         assert status == 0
         assert f"Usage: gpuconv {command}" in out
@@ -530,7 +530,7 @@ def test_help_is_quick(capsys):
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("gpuconv ", {"train", "evaluate", "predict", "explore", "tune", "summary", "info", "check"}),
+        ("gpuconv ", {"train", "evaluate", "predict", "explore", "tune", "summary", "info", "check", "course"}),
         ("gpuconv train --sch", {"--schedule"}),
         ("gpuconv train --schedule ", {"cosine", "constant"}),
         ("gpuconv train --optimizer a", {"adam"}),
