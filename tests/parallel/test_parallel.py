@@ -242,7 +242,7 @@ def test_without_an_engine_it_says_what_to_do(unknown):
     unknown.setenv("PMI_SIZE", "4")
     unknown.setenv(world.TIMEOUT_VARIABLE, "soon")
     with pytest.raises(ValueError, match="GPUCONV_PARALLEL_TIMEOUT must be a number of seconds above 0, got 'soon'"):
-        parallel.current()
+        world.timeout()
     unknown.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"one of 4 processes .* pip install 'gpuconv\[parallel\]'"):
         parallel.rank()
