@@ -1,7 +1,7 @@
 """A data-parallel training step of LeNet-5 beside its parts: ``mpiexec -n 2 python -m bench.parallel``.
 
 Each process computes on its share of a batch. Printed are the times of the step; of the same without communication; of
-the sum of gradients alone, with nothing to hide it behind.
+that, until all processes have done it; of the sum of gradients alone, with nothing to hide it behind.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def _run(argv: Sequence[str] | None) -> int:
     step, model = step_of(world, images, labels)
     alone, _ = step_of(World(), images, labels)
     gradients = np.zeros(sum(parameter.numel() for parameter in model.parameters()), np.float32)
-    parts = {
+    parts: dict[str, Callable[[], object]] = {
         "step": step,
         "without communication": alone,
+        "the slowest of them": lambda: (alone(), world.sum(0)),
         f"sum of {gradients.nbytes:,} bytes": lambda: world.start_sum(gradients)(),
     }
     times = {name: times_of(part, world, given.repeats) for name, part in parts.items()}
