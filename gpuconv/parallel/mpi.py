@@ -29,13 +29,19 @@ class MpiWorld(World):
         timeout: seconds that a process waits for the others.
 
     Raises:
-        WorldError: mpi4py has found another number.
+        WorldError: mpi4py has found another number, or no MPI.
     """
 
     def __init__(self, expected: int, engine: str, timeout: float):
         if engine == "Open MPI":  # one wheel of mpi4py serves both; whose processes they are decides
             os.environ.setdefault("MPI4PY_MPIABI", "openmpi")
-        from mpi4py import MPI
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            raise WorldError(
+                f"{engine} started {expected} processes, but mpi4py cannot load an MPI library ({error}); install that "
+                "of the mpirun that started them"
+            ) from None
 
         self._comm = MPI.COMM_WORLD.Dup()
         self._all, self._mpi, self._timeout = MPI.COMM_WORLD, MPI, timeout
@@ -77,11 +83,11 @@ class MpiWorld(World):
         if host is not array:
             array[...] = moved(host, "cuda")
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gathered(self, value: Any, *, patient: bool = False) -> list[Any]:
         data = np.frombuffer(pickle.dumps(value), np.uint8)
         sizes = np.zeros(self.size, np.int64)
-        what = "what the others have"
-        self._started(self._comm.Iallgather(np.array([data.size]), sizes), what)()
+        what, limit = "what the others have", math.inf if patient else None
+        self._started(self._comm.Iallgather(np.array([data.size]), sizes), what, limit)()
         parts = np.empty(int(sizes.sum()), np.uint8)
         self._started(self._comm.Iallgatherv(data, (parts, sizes)), what)()
         return [pickle.loads(part.tobytes()) for part in np.split(parts, np.cumsum(sizes)[:-1])]
@@ -92,12 +98,12 @@ class MpiWorld(World):
     def abort(self, status: int) -> None:
         self._all.Abort(status)
 
-    def _started(self, request: Any, what: str) -> Callable[[], None]:
+    def _started(self, request: Any, what: str, limit: float | None = None) -> Callable[[], None]:
         self._calls[self.local_rank][0] += 1
         self._open.append(request)
-        return lambda: self._wait(request, what)
+        return lambda: self._wait(request, what, self._timeout if limit is None else limit)
 
-    def _wait(self, request: Any, what: str) -> None:
+    def _wait(self, request: Any, what: str, limit: float) -> None:
         """Wait with a limit, which MPI's own functions do not have.
 
         Raises:
@@ -106,7 +112,7 @@ class MpiWorld(World):
         begun = time.monotonic()
         while not request.Test():
             waited = time.monotonic() - begun
-            if waited > self._timeout:
+            if waited > limit:
                 raise WorldError(self._missing(what))
             if waited > _SPIN:
                 time.sleep(_PAUSE)

@@ -75,7 +75,7 @@ class NcclWorld(World):
         if on_device is not array:
             array[...] = on_device if isinstance(array, self._xp.ndarray) else self._xp.asnumpy(on_device)
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gathered(self, value: Any, *, patient: bool = False) -> list[Any]:
         data = np.frombuffer(pickle.dumps(value), np.uint8)
         sizes = np.zeros(self.size, np.int64)
         sizes[self.rank] = data.size

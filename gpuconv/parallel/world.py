@@ -54,8 +54,8 @@ class World:
     def broadcast(self, array: Any) -> None:
         """Replace an array by that of rank 0."""
 
-    def gathered(self, value: Any) -> list[Any]:
-        """The objects of all processes, by rank."""
+    def gathered(self, value: Any, *, patient: bool = False) -> list[Any]:
+        """The objects of all processes, by rank. ``patient``: wait without a limit, for one that has much to do."""
         return [value]
 
     def cores(self) -> int:
@@ -84,14 +84,14 @@ class World:
 
     def from_first(self, make: Callable[[], Any]) -> Any:
         """What ``make()`` returns on rank 0, where alone it is called; it must be picklable."""
-        return self.gathered(make() if self.first else None)[0]
+        return self.gathered(make() if self.first else None, patient=True)[0]
 
     def first_then_others(self, make: Callable[[], Any]) -> Any:
         """``make()``, called by the other processes once rank 0 has finished it: it may leave files for them."""
         if self.size == 1:
             return make()
         made = make() if self.first else None
-        self.gathered(None)
+        self.gathered(None, patient=True)
         return made if self.first else make()
 
     def check_same(self, what: Mapping[str, Any]) -> None:
