@@ -33,7 +33,7 @@ ALLOWED = {
     "ops": {"dtypes", "autograd", "backends", "geometry", "random", "versions"},
     "functional": {"dtypes", "autograd", "backends", "geometry", "ops", "random"},
     "cuda": {"backends"},
-    "creation": {"arrays", "dtypes", "autograd", "random"},
+    "creation": {"arrays", "dtypes", "autograd", "backends", "random"},
     "optim": {"dtypes", "autograd", "backends", "geometry", "versions"},
     "captured_step": {"autograd", "backends", "geometry", "versions"},
     "parallel": {"autograd", "backends", "geometry", "nn"},

@@ -4,7 +4,6 @@ A page is a Markdown file, whose blocks marked ``python`` are run one after the 
 ``output`` is what the blocks between it and the one before print; ``...`` in it stands for anything.
 
     python docs/website/running.py NOTEBOOK         runs it, and prints it as Markdown
-    python docs/website/running.py --check PAGE     runs it, and compares
 """
 
 from __future__ import annotations
@@ -116,7 +115,4 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--check":
-        run(Path(sys.argv[2]))
-    else:
-        print(notebook_as_markdown(Path(sys.argv[1])))
+    print(notebook_as_markdown(Path(sys.argv[1])))
