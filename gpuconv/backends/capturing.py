@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+import numpy as np
+
 __all__ = [
     "Capture",
     "Captured",
@@ -180,6 +182,10 @@ class Capture:
         if self.on_host and not self._graph.owns(array):
             self.touches(array)
             self._before.setdefault(id(array), (array, array.copy()))
+
+    def wrote(self, array: Any) -> bool:
+        """Whether the step writes an array that was there before, in place, as an update writes a parameter."""
+        return any(np.may_share_memory(array, one) for one, _ in self._before.values())
 
     def outside(self) -> contextlib.AbstractContextManager[None]:
         """Work inside the ``with`` block is not part of the graph: it runs now."""

@@ -14,6 +14,7 @@ import pickle
 import re
 import sys
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from types import CellType, FunctionType, SimpleNamespace
@@ -67,8 +68,12 @@ def _one(
 ) -> tuple[tuple[Instructions, ...], list[Cause]]:
     compiler = importlib.import_module("numba.cuda.compiler")
     types = importlib.import_module("numba.core.types")
-    typed = compiler.compile_cuda(function, types.void, signature, cc=cc, lineinfo=True).type_annotation
-    ptx, _ = compiler.compile_ptx(function, signature, cc=cc, lineinfo=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", ".*Could not find source"
+        )  # of a kernel that was made by exec; perhaps in colour
+        typed = compiler.compile_cuda(function, types.void, signature, cc=cc, lineinfo=True).type_annotation
+        ptx, _ = compiler.compile_ptx(function, signature, cc=cc, lineinfo=True)
     mix = instructions(ptx)
     doubles = {(each.path, each.line): each.kinds["float64"] for each in mix if each.kinds["float64"]}
     wanted = any("float64" in str(kind) or "complex128" in str(kind) for kind in _arrays(signature, typed))

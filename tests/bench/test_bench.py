@@ -64,7 +64,7 @@ def test_results_follow_the_schema(run):
     assert cells == [("training", 1), ("training", 3), ("inference", 1), ("inference", 3)]
     assert document["memory"] == []
 
-    training = ["gpuconv", *(["torch eager", "torch channels_last"] if "torch" in PEERS else [])]
+    training = ["gpuconv", "gpuconv eager", *(["torch eager", "torch channels_last"] if "torch" in PEERS else [])]
     inference = training + (["onnxruntime"] if "onnxruntime" in PEERS else [])
     for result in document["results"]:
         labels = training if result["task"] == "training" else inference

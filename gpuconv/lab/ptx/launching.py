@@ -385,7 +385,9 @@ def compiled(kernel: Any, signature: tuple[Any, ...], cc: tuple[Any, ...]) -> li
     if not taken.get("debug"):
         taken["lineinfo"] = True
     with device._pretended_device(cc), _pretended_driver(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Could not find source")  # of a kernel that was made by exec
+        warnings.filterwarnings(
+            "ignore", ".*Could not find source"
+        )  # of a kernel that was made by exec; perhaps in colour
         # Versions before 0.21 give the kernel's own code only.
         compile_all = getattr(cuda, "compile_all", None)
         if compile_all is None:
