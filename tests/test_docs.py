@@ -134,7 +134,7 @@ def test_the_first_table_of_the_readme_is_what_was_measured():
         rate, speedup = cpu[key]["images_per_second"], cpu[key]["speedup"]["torch"]
         ours, peer = rate["gpuconv"]["median"], rate[speedup["against"]]["median"]
         figures = f"{ours:,.0f} images/s | {peer:,.0f} images/s | {speedup['median']:.1f} ×"
-        rows.append(f"| {name}, batch {key[1]} | AMD EPYC, 2 cores | {figures} |")
+        rows.append(f"| {name}, batch {key[1]} | Intel Xeon, 2 cores | {figures} |")
     gpu = results["lenet-gpu-h100-2026-11-28"]
     (step,) = (one for one in gpu["results"] if one["batch"] == 64)
     for name, one in ("training step, batch 64", step), ("logits of one image", gpu["inference"]):
