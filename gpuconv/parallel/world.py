@@ -104,7 +104,7 @@ class World:
         for number, theirs in enumerate(everywhere):
             for name in {**everywhere[0], **theirs}:
                 first, other = everywhere[0].get(name), theirs.get(name)
-                if first != other:
+                if first != other and repr(first) != repr(other):  # a NaN is no NaN's equal
                     raise WorldError(
                         f"the processes differ: {name} is {_short(first)} on rank 0 and {_short(other)} on rank "
                         f"{number}; they must be started with the same settings, data and versions"

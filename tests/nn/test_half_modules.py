@@ -55,6 +55,7 @@ def test_conversions() -> None:
 @pytest.mark.parametrize("half", HALVES)
 def test_training_is_pytorchs(half: str) -> None:
     """Losses, parameters and running statistics of five steps, from the same weights; then the evaluation."""
+    torch.manual_seed(0)  # of one initialisation in fifty, roundings grow beyond the tolerance in these five steps
     theirs, ours = _network(torch), _network(gpuconv)
     ours.load_state_dict(theirs.state_dict())
     theirs.to(getattr(torch, half))
