@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +97,9 @@ class MpiWorld(World):
         self._open = [request for request in self._open if not request.Test()]
 
     def abort(self, status: int) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        time.sleep(0.5)  # mpiexec passes on what was said, and drops it once it ends the processes
         self._all.Abort(status)
 
     def _started(self, request: Any, what: str, limit: float | None = None) -> Callable[[], None]:
