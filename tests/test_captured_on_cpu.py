@@ -6,6 +6,7 @@ import pstats
 
 import numpy as np
 import pytest
+from support.device_functions import NOT_CAPTURED
 from support.lenet_training import step_of
 from support.operation_cases import FAMILIES
 
@@ -104,16 +105,12 @@ def test_every_optimizer_is_repeated(backend, kind, dtype):
     assert run(True) == run(False)
 
 
-#: Results whose shapes depend on values cannot be captured; here the largest value is the same, but Python reads it.
-_READ_BY_PYTHON = ("one_hot",)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_operation_is_repeated(backend, family):
     """Forward and backward of each call of `operation_cases.py` in a captured step that gets other values then."""
     wrong = []
     for case in FAMILIES[family]:
-        if case.name not in _READ_BY_PYTHON:
+        if case.name not in NOT_CAPTURED:
             try:
                 with np.errstate(all="ignore"):
                     _compare(case)
@@ -123,21 +120,7 @@ def test_every_operation_is_repeated(backend, family):
 
 
 def _compare(case):
-    sample = case.samples[0]
-    first = case.draw(sample, np.float32)
-    second = [np.ascontiguousarray(array[::-1]) if array.ndim else array for array in first]
-    wanted = [one.grad and array.dtype.kind == "f" for one, array in zip(sample, first, strict=True)]
-
-    def step(*inputs):
-        results = case.call(gpuconv, *inputs)
-        results = list(results) if isinstance(results, (tuple, list)) else [results]
-        for leaf in inputs:
-            leaf.grad = None
-        for result in results:
-            if result.requires_grad:
-                (result * result).sum().backward(retain_graph=True)
-        return [*results, *(leaf.grad for leaf in inputs if leaf.grad is not None)]
-
+    step, first, second, wanted = case.step()
     captured = gpuconv.capture(step, warmup=1)
     for values in (first, first, second, first, second):
         ours = captured(*map(Tensor, values, wanted))

@@ -349,10 +349,21 @@ class Backend(ABC):
 
         ``ys`` are the results of forward.
         """
-        return linear_chain_grad(
-            grad, x, weights, ys, geometry, needs, relu_grad=self.relu_grad, grad_weight=self.linear_grad_weight,
-            grad_bias=self.linear_grad_bias, grad_input=self.linear_grad_input,
-        )  # fmt: skip
+        found: list[Array | None] = [None] * len(needs)
+        for number in reversed(range(len(weights))):
+            before, (need_weight, need_bias) = ys[number - 1] if number else x, needs[2 * number + 1 : 2 * number + 3]
+            if geometry.relu[number]:
+                grad = self.relu_grad(grad, ys[number])
+            if need_weight:
+                found[2 * number + 1] = self.linear_grad_weight(grad, before)
+            if need_bias:
+                found[2 * number + 2] = self.linear_grad_bias(grad)
+            if not any(needs[: 2 * number + 1]):
+                break
+            grad = self.linear_grad_input(grad, weights[number])
+        else:
+            found[0] = grad
+        return tuple(found)
 
     # -- loss --------------------------------------------------------------------------------------------------------
 
@@ -516,34 +527,3 @@ class Backend(ABC):
         (sqrt(square) / sqrt(1 - beta2^t) + eps)``. Arguments as of :meth:`sgd_update_all`; the options are step, lr,
         beta1, beta2, eps, weight_decay and decoupled.
         """
-
-
-def linear_chain_grad(
-    grad: Array,
-    x: Array,
-    weights: Sequence[Array],
-    ys: Sequence[Array],
-    geometry: ChainGeometry,
-    needs: tuple[bool, ...],
-    *,
-    relu_grad: Callable[[Array, Array], Array],
-    grad_weight: Callable[[Array, Array], Array],
-    grad_bias: Callable[[Array], Array],
-    grad_input: Callable[[Array, Array], Array],
-) -> tuple[Array | None, ...]:
-    """:meth:`Backend.linear_chain_grad` by the primitives of one layer."""
-    found: list[Array | None] = [None] * len(needs)
-    for number in reversed(range(len(weights))):
-        before, (need_weight, need_bias) = ys[number - 1] if number else x, needs[2 * number + 1 : 2 * number + 3]
-        if geometry.relu[number]:
-            grad = relu_grad(grad, ys[number])
-        if need_weight:
-            found[2 * number + 1] = grad_weight(grad, before)
-        if need_bias:
-            found[2 * number + 2] = grad_bias(grad)
-        if not any(needs[: 2 * number + 1]):
-            break
-        grad = grad_input(grad, weights[number])
-    else:
-        found[0] = grad
-    return tuple(found)

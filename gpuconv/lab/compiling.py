@@ -6,7 +6,6 @@ process or, where ``numba.cuda`` is simulated, in another one (``python -m gpuco
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import itertools
 import os
@@ -17,7 +16,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from types import CellType, FunctionType, SimpleNamespace
+from types import CellType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ _MOST_OPTIONS = 4
 
 def compiled(task: Task) -> Compiled:
     """Compile a kernel for the arguments of a launch, with each combination of its options."""
-    with _pretended_device(task.cc):
+    with _launch().pretended_device(task.cc):
         try:
             signature = tuple(_type_of(argument) for argument in task.arguments)
             first, causes, tried = _all(task.function, signature, task.cc)
@@ -41,7 +40,7 @@ def compiled(task: Task) -> Compiled:
 
 def float64(function: FunctionType, signature: tuple[Any, ...], cc: tuple[int, int]) -> list[Cause]:
     """What makes a kernel compute in float64, with any combination of its options, for types of Numba's."""
-    with _pretended_device(cc):
+    with _launch().pretended_device(cc):
         return _all(function, signature, cc)[1]
 
 
@@ -409,16 +408,9 @@ def _path(name: str) -> str:
     return name if path.startswith("..") else path
 
 
-@contextlib.contextmanager
-def _pretended_device(cc: tuple[int, int]) -> Iterator[None]:
-    """Device functions are compiled for a GPU, which may not be here."""
-    dispatcher: Any = importlib.import_module("numba.cuda.dispatcher")
-    real = dispatcher.get_current_device
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
-    try:
-        yield
-    finally:
-        dispatcher.get_current_device = real
+def _launch() -> Any:
+    """Imported late, because it loads Numba's CUDA target."""
+    return importlib.import_module("gpuconv.kernels.device.launch")
 
 
 # -- in a process of its own -----------------------------------------------------------------------------

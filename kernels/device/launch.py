@@ -72,7 +72,7 @@ class Launch:
         options = self.kernel.targetoptions
         taken = {name: options[name] for name in ("fastmath", "launch_bounds") if options.get(name) is not None}
         kernel, signature = self.kernel.py_func, self.signature
-        with _pretended_device(cc):
+        with pretended_device(cc):
             return cuda.compile(kernel, signature, device=False, cc=cc, abi="numba", output=output, **taken)[0]
 
 
@@ -169,7 +169,7 @@ def recording(noted: Callable[[Any], Any] | None = None) -> Iterator[list[tuple[
 
 
 @contextlib.contextmanager
-def _pretended_device(cc: tuple[Any, ...]) -> Iterator[None]:
+def pretended_device(cc: tuple[Any, ...]) -> Iterator[None]:
     """Numba compiles a device function for the GPU at hand, even where the kernel is compiled for another one."""
     dispatcher: Any = importlib.import_module("numba.cuda.dispatcher")
     real = dispatcher.get_current_device

@@ -754,7 +754,7 @@ def test_explain():
 
 
 def test_averages_of_units_that_are_never_active_become_zero():
-    """Denormal numbers would stay, as 0.9 times the smallest rounds to itself, and take 20 times as long. NaN stays."""
+    """Denormal numbers would stay, as 0.9 times the smallest rounds to itself, and are slow. NaN stays."""
     small, none = np.full(3, 1.2e-38, np.float32), np.zeros(3, np.float32)
     small[2] = np.nan
     velocity, mean, square = small.copy(), small.copy(), small.copy()

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import parallel_steps
+from support.digits import idx_folder
 
 from gpuconv import parallel, storage
 from gpuconv.backends import get
-from gpuconv.data import InputTransform, load_dataset, write_idx
+from gpuconv.data import InputTransform
 from gpuconv.data.augment import augmented
 from gpuconv.parallel import mpi, world
 from gpuconv.training.feed import Feed, HostFeed
@@ -123,14 +124,7 @@ def test_a_feed_gives_parts_of_the_same_batches(kind):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """A folder of IDX files: the first 201 training and 50 test digits of the bundled set."""
-    folder, data = tmp_path_factory.mktemp("digits"), load_dataset("mnist-sample")
-    for stem, images, labels in [
-        ("train", data.train_images[:201], data.train_labels[:201]),
-        ("t10k", data.test_images[:50], data.test_labels[:50]),
-    ]:
-        write_idx(folder / f"{stem}-images-idx3-ubyte", images)
-        write_idx(folder / f"{stem}-labels-idx1-ubyte", labels.astype(np.uint8))
-    return folder
+    return idx_folder(tmp_path_factory.mktemp("digits"), 201)
 
 
 def arguments(digits, out, **changes):

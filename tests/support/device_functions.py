@@ -116,21 +116,7 @@ NOT_CAPTURED = ("one_hot",)
 
 
 def _compare_captured(cupy, case):
-    sample = case.samples[0]
-    first = case.draw(sample, np.float32)
-    second = [np.ascontiguousarray(array[::-1]) if array.ndim else array for array in first]
-    wanted = [one.grad and array.dtype.kind == "f" for one, array in zip(sample, first, strict=True)]
-
-    def step(*inputs):
-        results = case.call(gpuconv, *inputs)
-        results = list(results) if isinstance(results, (tuple, list)) else [results]
-        for leaf in inputs:
-            leaf.grad = None
-        for result in results:
-            if result.requires_grad:
-                (result * result).sum().backward(retain_graph=True)
-        return [*results, *(leaf.grad for leaf in inputs if leaf.grad is not None)]
-
+    step, first, second, wanted = case.step()
     with gpuconv.use_backend("numpy"):
         theirs = [one.numpy() for one in step(*map(Tensor, second, wanted))]
     with gpuconv.use_backend("cuda"):

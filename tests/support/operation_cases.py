@@ -77,6 +77,25 @@ class Case:
         rng = np.random.default_rng(zlib.crc32(self.name.encode()))
         return [one.draw(rng, dtype) for one in sample]
 
+    def step(self) -> tuple[Callable[..., list[gpuconv.Tensor]], list[Array], list[Array], list[bool]]:
+        """A step to capture, forward and backward on the first sample; that, other values, and which require grad."""
+        sample = self.samples[0]
+        first = self.draw(sample, np.float32)
+        second = [np.ascontiguousarray(array[::-1]) if array.ndim else array for array in first]
+        wanted = [one.grad and array.dtype.kind == "f" for one, array in zip(sample, first, strict=True)]
+
+        def step(*inputs: gpuconv.Tensor) -> list[gpuconv.Tensor]:
+            results = self.call(gpuconv, *inputs)
+            results = list(results) if isinstance(results, (tuple, list)) else [results]
+            for leaf in inputs:
+                leaf.grad = None
+            for result in results:
+                if result.requires_grad:
+                    (result * result).sum().backward(retain_graph=True)
+            return [*results, *(leaf.grad for leaf in inputs if leaf.grad is not None)]
+
+        return step, first, second, wanted
+
     @property
     def operation(self) -> str:
         """The name of what is called: the first word of the case's name."""

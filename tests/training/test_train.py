@@ -12,11 +12,12 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from support.digits import idx_folder
 
 import gpuconv
 from gpuconv import backends, models, nn, storage, training
 from gpuconv.backends.numpy_backend import NumpyBackend
-from gpuconv.data import batch_indices, load_dataset, write_idx
+from gpuconv.data import batch_indices, load_dataset
 from gpuconv.models import Classifier
 from gpuconv.random import default_generator
 from gpuconv.training import (
@@ -58,14 +59,7 @@ def _with_dropout(monkeypatch):
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """A folder of IDX files: the first 200 training and 50 test digits of the bundled set."""
-    folder, data = tmp_path_factory.mktemp("digits"), load_dataset("mnist-sample")
-    for stem, images, labels in [
-        ("train", data.train_images[:200], data.train_labels[:200]),
-        ("t10k", data.test_images[:50], data.test_labels[:50]),
-    ]:
-        write_idx(folder / f"{stem}-images-idx3-ubyte", images)
-        write_idx(folder / f"{stem}-labels-idx1-ubyte", labels.astype(np.uint8))
-    return folder
+    return idx_folder(tmp_path_factory.mktemp("digits"), 200)
 
 
 def small(digits, **changes):

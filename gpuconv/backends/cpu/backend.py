@@ -46,7 +46,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import numpy as np
 
 from gpuconv.backends import capturing, host_graph
-from gpuconv.backends.base import Candidate, linear_chain_grad
+from gpuconv.backends.base import Candidate
 from gpuconv.backends.numpy_backend import NumpyBackend, check_index
 from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 from gpuconv.tuning import store
@@ -280,10 +280,7 @@ class NumbaBackend(NumpyBackend):
     ) -> list[np.ndarray]:
         if _is_small_chain(geometry):
             return super().linear_chain(x, weights, biases, geometry)
-        results = [x]
-        for weight, bias, active in zip(weights, biases, geometry.relu, strict=True):
-            results.append(_linear(results[-1], weight, bias, rectified=active))
-        return results[1:]
+        return _PRODUCTS.linear_chain(x, weights, biases, geometry)
 
     def linear_chain_grad(
         self,
@@ -294,13 +291,9 @@ class NumbaBackend(NumpyBackend):
         geometry: ChainGeometry,
         needs: tuple[bool, ...],
     ) -> tuple[np.ndarray | None, ...]:
-        small = _is_small_chain(geometry)
-        return linear_chain_grad(
-            grad, x, weights, ys, geometry, needs, relu_grad=self.relu_grad,
-            grad_weight=super().linear_grad_weight if small else _linear_grad_weight,
-            grad_bias=super().linear_grad_bias if small else _column_sums,
-            grad_input=super().linear_grad_input if small else _linear_grad_input,
-        )  # fmt: skip
+        if _is_small_chain(geometry):
+            return super().linear_chain_grad(grad, x, weights, ys, geometry, needs)
+        return _PRODUCTS.linear_chain_grad(grad, x, weights, ys, geometry, needs)
 
     # -- activation and pooling --------------------------------------------------------------------------------------
 
@@ -734,6 +727,31 @@ def _update_table(
             together.prepared[key] = table
     table.take(grads, params[0].dtype)
     return table
+
+
+class _Products(NumbaBackend):
+    """Every product compiled, however small: in a chain that is compiled at all, none is left to NumPy."""
+
+    linear_chain = NumpyBackend.linear_chain
+    linear_chain_grad = NumpyBackend.linear_chain_grad
+
+    def linear(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        return _linear(x, weight, bias, rectified=False)
+
+    def linear_relu(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        return _linear(x, weight, bias, rectified=True)
+
+    def linear_grad_input(self, grad: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return _linear_grad_input(grad, weight)
+
+    def linear_grad_weight(self, grad: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return _linear_grad_weight(grad, x)
+
+    def linear_grad_bias(self, grad: np.ndarray) -> np.ndarray:
+        return _column_sums(grad)
+
+
+_PRODUCTS = _Products()
 
 
 # -- which variant runs a convolution --------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ class Update:
 
 
 # Of a unit that is never active the averages decay until they are denormal, and stay so: 0.9 times the smallest number
-# rounds to itself. A processor takes 20 times as long for such numbers, so that they become zero here.
+# rounds to itself. A processor takes many times as long for such numbers, so that they become zero here.
 #
 # All parameters of a network are updated in one launch. A row of the table for each: how many elements come before its
 # own, and the addresses of its arrays; behind them a row that has the number of all.
