@@ -107,7 +107,8 @@ def on_page_content(content: str, page: Any, config: Any, files: Files) -> str:
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
-    """Name the theme's search for screen readers; it has no name of its own."""
+    """Name the theme's search for screen readers, which has no name, and let keys scroll code (see site.css)."""
+    output = output.replace("<pre><", '<pre tabindex="0"><')
     return output.replace('role="dialog">', 'role="dialog" aria-label="Search">', 1)
 
 
