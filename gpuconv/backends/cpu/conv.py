@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numba import njit
 from numba.extending import register_jitable
 
 from gpuconv.backends.cpu.compile import ELEMENTS, SIZE, WINNERS, Elements, kernel, split
@@ -33,6 +34,8 @@ from gpuconv.backends.cpu.simd import (
     pool_vectors,
     registers,
     relu,
+    scratch,
+    scratch_zeros,
     store,
     store_part,
     transpose,
@@ -250,7 +253,7 @@ class Forward:
         return min(self.p, max(1, for_cache, for_threads))
 
 
-@register_jitable(inline="always")
+@njit(inline="always")
 def _fill_band(image, x, start, channels, height, width, row, rows, pitch, before, spread):
     """Copy rows of an image into the scratch (channels, rows, pitch), zeros for those outside of it.
 
@@ -301,7 +304,7 @@ def forward_by_columns(plan: Forward):
 
     def compute(chunk, x, weight, bias, y, winners, n, bands, chunks):
         most_rows = ((p + bands - 1) // bands * height - 1) * down + extent
-        image = np.zeros(channels * most_rows * pitch, dtype)
+        image = scratch_zeros(channels * most_rows * pitch, dtype)
         first, last = split(n * bands, chunks, chunk)
         for unit in range(first, last):
             i = unit // bands
@@ -444,12 +447,12 @@ def forward_by_filters(plan: Forward):
 
     def compute(chunk, x, packed, y, winners, n, bands, chunks):
         most_rows = ((p + bands - 1) // bands * height - 1) * down + extent
-        image = np.zeros(channels * most_rows * pitch, dtype)
+        image = scratch_zeros(channels * most_rows * pitch, dtype)
         # A tile that is turned may begin at the last position: there has to be something to read behind it.
-        collected = np.zeros((most_collected * q + lanes) * block, dtype)
-        collected_winners = np.zeros((most_collected * q + lanes) * block, np.uint8)
-        turned = np.empty(lanes * lanes, dtype)
-        turned_winners = np.empty(lanes * lanes, np.uint8)
+        collected = scratch_zeros((most_collected * q + lanes) * block, dtype)
+        collected_winners = scratch_zeros((most_collected * q + lanes) * block, np.uint8)
+        turned = scratch(lanes * lanes, dtype)
+        turned_winners = scratch(lanes * lanes, np.uint8)
         first, last = split(n * bands, chunks, chunk)
         for unit in range(first, last):
             i = unit // bands

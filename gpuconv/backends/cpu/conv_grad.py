@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numba.extending import register_jitable
+from numba import njit
 
 from gpuconv.backends.cpu.compile import ELEMENTS, SIZE, WINNERS, Elements, kernel, split
 from gpuconv.backends.cpu.conv import SCRATCH_BYTES
@@ -26,6 +26,8 @@ from gpuconv.backends.cpu.simd import (
     load,
     multiply_add,
     registers,
+    scratch,
+    scratch_zeros,
     store,
     store_part,
     transpose,
@@ -126,7 +128,7 @@ class Patches:
         return min(g.p, _divide(g.p * bytes_a_row, SCRATCH_BYTES))
 
 
-@register_jitable(inline="always")
+@njit(inline="always")
 def fill_channels_last(image, x, start, channels, height, width, row, skipped, rows, columns, before, square):
     """Copy rows of an image into the scratch (rows, columns, channels), zeros for those outside of it.
 
@@ -184,8 +186,8 @@ def grad_weight_dense(plan: Patches):
 
     def compute(chunk, x, grad, partial, n, image_parts, filter_parts, bands):
         most_rows = ((p + bands - 1) // bands - 1) * down + extent
-        image = np.zeros(most_rows * pitch + blocks * block, dtype)  # the last vectors reach beyond the last run
-        tile = np.empty(tile_filters * block, dtype)
+        image = scratch_zeros(most_rows * pitch + blocks * block, dtype)  # the last vectors reach beyond the last run
+        tile = scratch(tile_filters * block, dtype)
         part = chunk // filter_parts
         i_first, i_last = split(n, image_parts, part)
         k_first, k_last = split(filters, filter_parts, chunk - part * filter_parts)
@@ -230,7 +232,7 @@ def grad_weight_dense(plan: Patches):
     return compute
 
 
-@register_jitable(inline="always")
+@njit(inline="always")
 def _total(values, count, zero):
     """Sum of the first values, four sums in turn: one alone would wait for each addition."""
     a = b = c = d = zero
@@ -287,22 +289,22 @@ def grad_sparse(plan: Patches):
     dtype = np.dtype(plan.dtype).type
 
     def compute(chunk, x, packed, grad, y, winners, dx, partial, partial_bias, n, chunks):
-        image = np.zeros(size, dtype)
-        image_grad = np.zeros(copies * size if needs_input else 1, dtype)
-        origins = np.empty(p * q, np.int64)  # where in the scratch the patch of a window's first element begins
+        image = scratch_zeros(size, dtype)
+        image_grad = scratch_zeros(copies * size if needs_input else 1, dtype)
+        origins = scratch(p * q, np.int64)  # where in the scratch the patch of a window's first element begins
         for row in range(p):
             for column in range(q):
                 origins[row * q + column] = (row * height * down * columns + column * width * across) * channels
-        shifts = np.zeros(256, np.int64)  # offset from there for each element; a position may be any byte
+        shifts = scratch_zeros(256, np.int64)  # offset from there for each element; a position may be any byte
         for row in range(height):
             for column in range(width):
                 shifts[row * width + column] = (row * down * columns + column * across) * channels
-        corners = np.empty(p * q, np.int64)  # of the winners' patches
-        grads = np.empty(p * q, dtype)
+        corners = scratch(p * q, np.int64)  # of the winners' patches
+        grads = scratch(p * q, dtype)
         # Summed here and handed over at the end: neighbouring parts share a cache line, which two threads must not
         # both write.
-        weight_sums = np.zeros(n_filters * filter_size, dtype)
-        bias_sums = np.zeros(n_filters, dtype)
+        weight_sums = scratch_zeros(n_filters * filter_size, dtype)
+        bias_sums = scratch_zeros(n_filters, dtype)
         first, last = split(n, chunks, chunk)
         for i in range(first, last):
             for group in range(groups):

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
+from numba import njit
 
 from gpuconv.backends.cpu.compile import ELEMENTS, SIZE, Kernel, kernel, split
 from gpuconv.backends.cpu.memory import constant_zeros, empty
@@ -25,6 +25,8 @@ from gpuconv.backends.cpu.simd import (
     multiply_add_lanes,
     registers,
     relu,
+    scratch,
+    scratch_zeros,
     store,
     store_part,
     store_totals,
@@ -63,12 +65,12 @@ class Product:
         return min(8, (registers()[1] - vectors - 2) // vectors), vectors
 
 
-@register_jitable(inline="always")
-def _pack(panel, start, width, lanes, b, transposed, first_row, depth, first_column, columns, n, k):
+@njit(inline="always")
+def _pack(panel, width, lanes, b, transposed, first_row, depth, first_column, columns, n, k):
     """Copy rows from ``first_row`` and columns from ``first_column`` of b to a panel, zeros where it is wider."""
     if not transposed:
         for i in range(depth):
-            target, source = start + i * width, (first_row + i) * n + first_column
+            target, source = i * width, (first_row + i) * n + first_column
             copy(panel, target, b, source, columns)
             for j in range(columns, width):
                 panel[target + j] = 0
@@ -78,12 +80,12 @@ def _pack(panel, start, width, lanes, b, transposed, first_row, depth, first_col
             source = (first_column + j) * k + first_row + i
             if i + lanes <= depth and j + lanes <= columns:
                 block = transpose(load(b, source, lanes, k, 1, lanes))
-                store(panel, start + i * width + j, lanes, width, block)
+                store(panel, i * width + j, lanes, width, block)
             else:
                 for row in range(i, min(i + lanes, depth)):
                     for column in range(j, j + lanes):
                         value = b[(first_column + column) * k + first_row + row] if column < columns else 0
-                        panel[start + row * width + column] = value
+                        panel[row * width + column] = value
 
 
 @kernel(ELEMENTS, ELEMENTS, ELEMENTS, ELEMENTS, *[SIZE] * 8)
@@ -97,9 +99,7 @@ def multiply(plan: Product):
     tile_rows, vectors = plan.tile
     width = vectors * lanes
     dtype = np.dtype(plan.dtype).type
-    item_size = np.dtype(plan.dtype).itemsize
     depth_limit = _DEPTH
-    line = 64
 
     def compute(chunk, a, b, bias, c, m, n, k, a_transposed, b_transposed, rectified, row_parts, panels):
         part = chunk // panels
@@ -107,21 +107,20 @@ def multiply(plan: Product):
         columns = min(width, n - first_column)
         first, last = split(m, row_parts, part)
         row_step, k_step = (1, m) if a_transposed else (k, 1)
-        panel = np.empty(depth_limit * width + line // item_size, dtype)
-        start = -panel.ctypes.data % line // item_size  # at a cache line
-        sums = np.zeros((last - first) * width, dtype)
+        panel = scratch(depth_limit * width, dtype)
+        sums = scratch_zeros((last - first) * width, dtype)
         for row in range(last - first):
             for j in range(columns):
                 sums[row * width + j] = bias[first_column + j]
         for first_k in range(0, k, depth_limit):
             depth = min(depth_limit, k - first_k)
-            _pack(panel, start, width, lanes, b, b_transposed, first_k, depth, first_column, columns, n, k)
+            _pack(panel, width, lanes, b, b_transposed, first_k, depth, first_column, columns, n, k)
             row = 0
             while row + tile_rows <= last - first:
                 tile = load(sums, row * width, tile_rows, width, vectors, lanes)
                 element = (first + row) * row_step + first_k * k_step
                 for i in range(depth):
-                    factors = load(panel, start + i * width, 1, 0, vectors, lanes)
+                    factors = load(panel, i * width, 1, 0, vectors, lanes)
                     tile = multiply_add(tile, a, element, tile_rows, row_step, 1, 0, factors)
                     forget_loads()
                     element += k_step
@@ -131,7 +130,7 @@ def multiply(plan: Product):
                 tile_row = load(sums, row * width, 1, 0, vectors, lanes)
                 element = (first + row) * row_step + first_k * k_step
                 for i in range(depth):
-                    factors = load(panel, start + i * width, 1, 0, vectors, lanes)
+                    factors = load(panel, i * width, 1, 0, vectors, lanes)
                     tile_row = multiply_add(tile_row, a, element, 1, 0, 1, 0, factors)
                     forget_loads()
                     element += k_step
@@ -157,7 +156,7 @@ def multiply_few_rows(plan: Product):
     dtype = np.dtype(plan.dtype).type
 
     def compute(chunk, a, b, bias, c, m, n, k, rectified, chunks):
-        totals = np.zeros(tile_columns, dtype)
+        totals = scratch_zeros(tile_columns, dtype)
         first, last = split(n, chunks, chunk)
         for row in range(m):
             for column in range(first, last, tile_columns):

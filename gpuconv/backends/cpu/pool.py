@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba.extending import register_jitable
+from numba import njit
 
 from gpuconv.backends.cpu.compile import ELEMENTS, INTEGERS, SIZE, WINNERS, kernel, split
+from gpuconv.backends.cpu.simd import scratch
 from gpuconv.geometry import Pool2dGeometry
 
 
@@ -24,7 +25,7 @@ class Pooling:
     geometry: Pool2dGeometry
 
 
-@register_jitable(inline="always")
+@njit(inline="always")
 def _reached(size: int, length: int, stride: int, offset: int) -> tuple[int, int]:
     """Begin and end of the windows whose tap is in the input: ``0 <= index · stride + offset < length``."""
     first = max(0, (-offset + stride - 1) // stride)
@@ -134,7 +135,7 @@ def avg_pool_grad(plan: Pooling):
     dtype = np.dtype(plan.dtype).type
 
     def compute(chunk, grad, row_counts, column_counts, dx, planes, chunks):
-        shares = np.empty(q, dtype)
+        shares = scratch(q, dtype)
         first_plane, last_plane = split(planes, chunks, chunk)
         for j in range(first_plane * h * w, last_plane * h * w):
             dx[j] = 0

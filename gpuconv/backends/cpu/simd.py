@@ -28,8 +28,10 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
+from numba.core.imputils import impl_ret_new_ref
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_model
+from numba.np.arrayobj import populate_array
 
 _LLVM_TYPES = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.uint8: ir.IntType(8)}
 _INT32 = ir.IntType(32)
@@ -139,6 +141,43 @@ def _fused_multiply_add(builder: ir.IRBuilder, tile: Tile) -> ir.Function:
     """LLVM's ``a · b + c`` for vectors of the tile: one instruction where the CPU has it, else two."""
     kind = ir.FunctionType(tile.vector, [tile.vector] * 3)
     return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.{tile.suffix}")
+
+
+# -- memory of a chunk's own -----------------------------------------------------------------------------------------
+
+
+def _declare_array(count: Any, dtype: Any, cleared: bool) -> Any:
+    array_type = types.Array(dtype.dtype, 1, "C")
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        element = context.get_data_type(array_type.dtype)
+        item_size = ir.Constant(values[0].type, array_type.dtype.bitwidth // 8)
+        size = builder.mul(values[0], item_size)
+        info = context.nrt.meminfo_alloc_aligned(builder, size, _LINE)
+        data = builder.bitcast(context.nrt.meminfo_data(builder, info), element.as_pointer())
+        if cleared:
+            cgutils.memset(builder, data, size, 0)
+        array = context.make_array(array_type)(context, builder)
+        populate_array(array, data, shape=values[:1], strides=[item_size], itemsize=item_size, meminfo=info)
+        return impl_ret_new_ref(context, builder, array_type, array._getvalue())
+
+    return array_type(types.int64, dtype), generate
+
+
+#: Bytes in a line of the cache: arrays begin with one.
+_LINE = 64
+
+
+@intrinsic
+def scratch(typing: Any, count: Any, dtype: Any) -> Any:
+    """An array that is not initialised: ``np.empty(count, dtype)``, for which Numba would compile four functions."""
+    return _declare_array(count, dtype, cleared=False)
+
+
+@intrinsic
+def scratch_zeros(typing: Any, count: Any, dtype: Any) -> Any:
+    """``np.zeros(count, dtype)``; see :func:`scratch`."""
+    return _declare_array(count, dtype, cleared=True)
 
 
 # -- memory to tile and back -----------------------------------------------------------------------------------------

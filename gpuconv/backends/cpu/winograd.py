@@ -37,6 +37,8 @@ from gpuconv.backends.cpu.simd import (
     prefetch,
     registers,
     relu,
+    scratch,
+    scratch_zeros,
     store,
     store_grid,
     store_part,
@@ -202,7 +204,7 @@ def _pack_filters(plan: Tiles):
     def compute(chunk, weight, packed, parts):
         b = chunk // parts
         first, last = split(channels, parts, chunk - b * parts)
-        taps = np.zeros(9 * block, dtype)
+        taps = scratch_zeros(9 * block, dtype)
         count = min(block, filters - b * block)
         for c in range(first, last):
             source = b * block * filter_step + c * channel_step + first_tap
@@ -255,11 +257,11 @@ def forward_tiles(plan: Tiles):
     dtype = np.dtype(plan.dtype).type
 
     def compute(chunk, x, packed, bias, y, n, row_parts, filter_parts):
-        image = np.zeros(side * image_pitch + lanes, dtype)
-        at_points = np.empty(points * point_step, dtype)
-        sums_at_points = np.empty(points * sums_step, dtype)
-        collected = np.zeros(collected_size, dtype)
-        turned = np.empty(lanes * lanes, dtype)
+        image = scratch_zeros(side * image_pitch + lanes, dtype)
+        at_points = scratch(points * point_step, dtype)
+        sums_at_points = scratch(points * sums_step, dtype)
+        collected = scratch_zeros(collected_size, dtype)
+        turned = scratch(lanes * lanes, dtype)
         one = np.ones(1, dtype)
         part = chunk // filter_parts
         first, last = split(n * grid_rows, row_parts, part)
@@ -399,7 +401,7 @@ def tiles_at_points(plan: Maps):
     dtype = np.dtype(plan.dtype).type
 
     def compute(chunk, x, at_points, first_row, rows, point_step, parts):
-        image = np.zeros(tile_rows * image_pitch + lanes, dtype)
+        image = scratch_zeros(tile_rows * image_pitch + lanes, dtype)
         first, last = split(rows, parts, chunk)
         for row in range(first, last):
             i = (first_row + row) // grid_rows
@@ -503,7 +505,7 @@ def filters_from_points(plan: Products):
     dtype = np.dtype(plan.dtype).type
 
     def compute(chunk, sums, weight_grad, parts):
-        taps = np.empty(9 * lanes, dtype)
+        taps = scratch(9 * lanes, dtype)
         first, last = split((filters + lanes - 1) // lanes, parts, chunk)
         for k in range(first * lanes, last * lanes, lanes):
             for c in range(channels):
