@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpuconv import plot_style as style
 from gpuconv.autograd import Tensor, no_grad
+from gpuconv.backends import use_backend
 from gpuconv.models import Classifier
 from gpuconv.nn import Conv2d, Dropout, Flatten, Module, ReLU, Sigmoid, Tanh
 from gpuconv.nn.module import evaluating
@@ -216,7 +217,8 @@ def save_activations(model: Classifier, image: ArrayLike, path: _PathLike) -> No
 def _layer_outputs(model: Classifier, pixels: NDArray[Any]) -> list[tuple[str, NDArray[Any]]]:
     """Names and outputs of a Sequential's layers, without the batch dimension; the last layer's are the logits."""
     stages: list[tuple[str, NDArray[Any]]] = []
-    with evaluating(model), no_grad():
+    # On the host NumPy has one image's values before kernels for single layers, which training fuses, are compiled.
+    with evaluating(model), no_grad(), use_backend("numpy"):
         x = Tensor(pixels[None].astype(np.float32))
         for name, layer in model.named_children():
             x = layer(x)

@@ -44,7 +44,7 @@ ALLOWED = {
     "storage": {"autograd", "dtypes", "data", "files", "models"},
     "onnx": {"dtypes", "autograd", "backends", "files", "functional", "nn", "ops", "storage", "version", "versions"},
     "plot_style": {"data", "files"},
-    "plots": {"autograd", "data", "functional", "models", "nn", "plot_style"},
+    "plots": {"autograd", "backends", "data", "functional", "models", "nn", "plot_style"},
     "training": {
         "autograd",
         "backends",

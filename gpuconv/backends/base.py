@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -111,6 +111,13 @@ class Backend(ABC):
     @abstractmethod
     def to_numpy(self, array: Array) -> Any:
         """Return ``array`` as a numpy.ndarray, without a copy if it is in host memory."""
+
+    def compiling_ahead(self, *steps: Callable[[], object]) -> AbstractContextManager[None]:
+        """Context in which the steps are about to run: a backend may find out what they need, and compile it at once.
+
+        It may run them in a copy of this process, on arrays that are not initialised.
+        """
+        return nullcontext()
 
     # -- captured steps ----------------------------------------------------------------------------------------------
 

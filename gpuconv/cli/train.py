@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import re
@@ -231,14 +232,14 @@ def _new_run_folder(config: TrainConfig) -> Path:
 
 
 def _check_extras() -> None:
-    """Check at the start for packages that are needed only at the end of training."""
-    from gpuconv import plots
-
-    plots.require_matplotlib()
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError:
-        raise missing_extra("writing test images", "Pillow") from None
+    """Check at the start for packages that are needed only at the end of training; loading them takes time."""
+    for package, purpose in (("matplotlib", "drawing"), ("PIL", "writing test images")):
+        try:
+            found = importlib.util.find_spec(package)
+        except ValueError:  # somebody keeps it from being imported
+            found = None
+        if found is None:
+            raise missing_extra(purpose, package)
 
 
 #: The logger with which backends announce what takes long.

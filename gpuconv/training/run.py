@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import backends, storage
-from gpuconv.autograd import Tensor
+from gpuconv.autograd import Tensor, no_grad
 from gpuconv.captured_step import CapturedStep, capture
 from gpuconv.data import DATASETS, Dataset, ImageForm, InputTransform, batch_count, default_augmentations, split
 from gpuconv.data.folder import sampled, subset
@@ -276,10 +276,14 @@ class Run:
         self._write_metrics()
         if not self.history and not self.step:
             self._keep_epoch()
-        while not self.finished:
-            self._train_epoch()
-            self._end_epoch()
-            self._stop_if_asked()
+        with ExitStack() as first_epoch:
+            if self.world.size == 1 and not self.finished:  # processes of MPI must not be copied
+                first_epoch.enter_context(self.backend.compiling_ahead(self._rehearse, self._rehearse_evaluation))
+            while not self.finished:
+                self._train_epoch()
+                self._end_epoch()
+                first_epoch.close()
+                self._stop_if_asked()
         if self.stopped_early:
             assert self.best_epoch is not None
             assert self.config.patience is not None
@@ -387,6 +391,18 @@ class Run:
         loss.backward()
         self.optimizer.step()
         return logits, loss
+
+    def _rehearse(self) -> None:
+        size = min(self.config.batch_size, len(self.feed))
+        self._update(self._zero_images(size), np.zeros(size, np.int64))
+
+    def _rehearse_evaluation(self) -> None:
+        self.model.eval()
+        with no_grad():
+            self.model(Tensor(self._zero_images(min(256, max(len(self.validation_labels), 1)))))
+
+    def _zero_images(self, count: int) -> Any:
+        return np.zeros((count, *self.model.input_shape), np.float32)
 
     def _whole_step(self, *inputs: Any) -> None:
         """The function to capture: nothing in it waits for the device."""

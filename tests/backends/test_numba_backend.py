@@ -649,6 +649,49 @@ def test_no_directory_for_compiled_code():
     assert run.stdout.endswith("result 18.0 18.0\n")
 
 
+REHEARSED = """
+    import multiprocessing, pathlib, sys, time
+    import numpy as np
+    from gpuconv import backends
+    from gpuconv.backends.cpu import compile, rehearsal
+
+    backend, x = backends.get("numba"), np.ones(200_000, np.float32)
+    events = []
+
+    def step():  # fails in the copy, where nothing is computed, behind its second kernel
+        y = backend.relu(x)
+        backend.relu_grad(y, y)
+        assert y.min() == 1
+        events.append("run")
+
+    with backend.compiling_ahead(step):
+        (helper,) = multiprocessing.active_children()
+        backend.relu(x)
+        files = lambda: list(pathlib.Path(sys.argv[1]).rglob("*relu_grad*.nbc"))
+        while not files() and helper.is_alive():
+            time.sleep(0.01)
+        assert files() and not compile.on_missing
+        step()
+    helper.join(60)
+    print(*events, helper.exitcode, multiprocessing.active_children())
+    with backend.compiling_ahead(lambda: 1 / 0):
+        (idle,) = multiprocessing.active_children()
+    idle.join(60)
+    print(idle.exitcode, compile.on_missing)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "darwin" or not hasattr(os, "fork"), reason="needs a copy of the process")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_a_second_process_compiles(tmp_path):
+    """What is about to run is compiled by another process from its end on; it ends by itself."""
+    code = f"import sys; sys.argv.append({str(tmp_path)!r})\n" + textwrap.dedent(REHEARSED)
+    run = in_new_process(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert run.stdout == "run 0 []\n0 []\n", run.stderr
+    assert run.stderr == ""
+
+
 def test_full_disk(monkeypatch, tmp_path):
     """A kernel that cannot be saved is used all the same."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))

@@ -8,7 +8,7 @@ This file decides what runs where. The kernels are in
   ``images``: batches of inputs.
 
 They are built on ``simd``, the vectors; ``compile``, the compiler and its cache; ``threads``; and ``memory``, arrays
-whose memory is reused.
+whose memory is reused. ``rehearsal`` compiles what a training run is about to need in two processes.
 
 **Which convolution runs.**
 
@@ -40,6 +40,7 @@ import math
 import operator
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -63,6 +64,7 @@ try:
     from gpuconv.backends.cpu.compile import Elements, Kernel, sources
     from gpuconv.backends.cpu.gemm import product
     from gpuconv.backends.cpu.memory import StepMemory, constant_ones, constant_zeros, empty, lasting
+    from gpuconv.backends.cpu.rehearsal import compiling_ahead
     from gpuconv.backends.cpu.threads import Check, launch, threads
 except ImportError as error:  # numba, or the llvmlite that belongs to it
     _MISSING: str | None = f"{error}; pip install numba"
@@ -102,6 +104,9 @@ class NumbaBackend(NumpyBackend):
     def describe(self) -> str:
         bits = 8 * simd.registers()[0]
         return f"numba {numba.__version__}, {threads()} threads, vectors of {bits} bits; {super().describe()}"
+
+    def compiling_ahead(self, *steps: Callable[[], object]) -> AbstractContextManager[None]:
+        return compiling_ahead(*steps)
 
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
         if geometry is None:

@@ -15,6 +15,7 @@ import logging
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,30 +33,67 @@ _Plan = TypeVar("_Plan")
 
 
 class Kernel:
-    """A kernel in machine code.
+    """A kernel, which is compiled when its machine code is first asked for.
 
     Args:
-        function: the kernel in Python, with a unique name.
+        function: the kernel in Python.
         signature: Numba types of its arguments.
-        cached: whether to look for it on disk, and to leave it there.
+        plan: what it is compiled for.
         reassociate: whether sums may be cut into the parts that a vector adds up.
 
     Attributes:
-        address: of its code.
-        entry: address of a function of a chunk's number and the address of a record: the kernel's address and its
-            arguments, 64 bits each.
         launches: how often it was launched.
     """
 
-    def __init__(self, function: Callable[..., None], signature: Any, *, cached: bool, reassociate: bool = False):
+    def __init__(self, function: Callable[..., None], signature: Any, plan: Any, *, reassociate: bool = False):
+        self._kind, self._plan = function.__qualname__.partition(".")[0], plan
+        # Numba files what it compiles under the function's name. With the plan in the name each kernel has files of its
+        # own: processes that compile different plans at the same time cannot take each other's code for theirs.
+        text = f"{plan!r} {signature} {_helpers_digest()}"
+        self._digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        function.__qualname__ = f"{self._kind}_{self._digest}"
+        self._function, self._signature = function, signature
+        self._options = {"fastmath": {"reassoc"}} if reassociate else {}
+        self._kinds = "".join("d" if isinstance(kind, types.Float) else "q" for kind in signature.args[1:])
+        self.launches = 0
+
+    @cached_property
+    def address(self) -> int:
+        """Of its code."""
+        address: int = self._compiled.address
+        return address
+
+    @cached_property
+    def entry(self) -> int:
+        """Address of a function of a chunk's number and the address of a :meth:`record`."""
+        return _entry(self._kinds)
+
+    @cached_property
+    def _compiled(self) -> Any:
+        cache = FunctionCache
+        try:
+            if not any(Path(cache(self._function).cache_path).glob(f"*{self._digest}*.nbc")):
+                logger.info("compiling %s for %s", self._kind, self._plan)
+                for tell in on_missing:
+                    tell()
+            return self._compile(cached=True)
+        except (RuntimeError, OSError) as error:  # no directory can be written to, or the disk is full
+            logger.info("compiling %s for %s, for this process only: %s", self._kind, self._plan, error)
+            return self._compile(cached=False)
+        except Exception as error:  # the file is damaged: what unpickling it may raise is not to be listed
+            logger.info("compiling %s for %s again: its file cannot be read (%s)", self._kind, self._plan, error)
+            cache(self._function).flush()
+            return self._compile(cached=True)
+
+    def _compile(self, *, cached: bool) -> Any:
         # The error model is that of NumPy: no Python exception for a division by zero.
         with _no_garbage_collection():
-            options = {"fastmath": {"reassoc"}} if reassociate else {}
-            self._compiled = numba.cfunc(signature, cache=cached, error_model="numpy", **options)(function)
-        self.address: int = self._compiled.address
-        self._kinds = "".join("d" if isinstance(kind, types.Float) else "q" for kind in signature.args[1:])
-        self.entry = _entry(self._kinds)
-        self.launches = 0
+            decorate = numba.cfunc(self._signature, cache=cached, error_model="numpy", **self._options)
+            return decorate(self._function)
+
+    def compile(self) -> None:
+        """Compile it, or load its code from disk."""
+        self.address  # noqa: B018
 
     def record(self, arguments: tuple[Any, ...]) -> np.ndarray:
         """What :attr:`entry` takes: 64-bit words. It does not keep the arrays."""
@@ -95,6 +133,9 @@ def _entry(kinds: str) -> int:
     _libraries.append(library)
     return entry
 
+
+#: Called when a kernel is not on disk and has to be compiled.
+on_missing: list[Callable[[], None]] = []
 
 #: They keep the code of entries.
 _libraries: list[Any] = []
@@ -143,7 +184,7 @@ def kernel(
         def compiled(plan: _Plan) -> Kernel:
             dtype = numba.from_dtype(np.dtype(plan.dtype))  # type: ignore[attr-defined]
             arguments = [a(dtype) if a is ELEMENTS else a for a in argument_types]
-            return _compile(build(plan), types.void(types.int64, *arguments), plan, reassociate=reassociate)
+            return Kernel(build(plan), types.void(types.int64, *arguments), plan, reassociate=reassociate)
 
         return functools.wraps(build)(compiled)
 
@@ -156,25 +197,6 @@ ELEMENTS = types.CPointer
 WINNERS = types.CPointer(types.uint8)
 INTEGERS = types.CPointer(types.int64)
 SIZE = types.int64
-
-
-def _compile(function: Callable[..., None], signature: Any, plan: Any, **options: bool) -> Kernel:
-    kind = function.__qualname__.partition(".")[0]
-    # Numba files what it compiles under the function's name. With the plan in the name each kernel has files of its
-    # own: processes that compile different plans at the same time cannot take each other's code for theirs.
-    digest = hashlib.sha256(f"{plan!r} {signature} {_helpers_digest()}".encode()).hexdigest()[:16]
-    function.__qualname__ = f"{kind}_{digest}"
-    try:
-        if not any(Path(FunctionCache(function).cache_path).glob(f"*{digest}*.nbc")):
-            logger.info("compiling %s for %s", kind, plan)
-        return Kernel(function, signature, cached=True, **options)
-    except (RuntimeError, OSError) as error:  # no directory can be written to, or the disk is full
-        logger.info("compiling %s for %s, for this process only: %s", kind, plan, error)
-        return Kernel(function, signature, cached=False, **options)
-    except Exception as error:  # the file is damaged: what unpickling it may raise is not to be listed
-        logger.info("compiling %s for %s again: its file cannot be read (%s)", kind, plan, error)
-        FunctionCache(function).flush()
-        return Kernel(function, signature, cached=True, **options)
 
 
 def sources() -> list[Path]:

@@ -398,6 +398,10 @@ def _helpers(chunks: int, work: int) -> int | None:
     return None
 
 
+#: The kernels of a rehearsal under way in this process (:mod:`gpuconv.backends.cpu.rehearsal`).
+rehearsal: list[Kernel] | None = None
+
+
 class Check(NamedTuple):
     """What a kernel found that it cannot compute with.
 
@@ -413,6 +417,8 @@ class Check(NamedTuple):
 def launch(kernel: Kernel, chunks: int, *arguments: Any, work: int, check: Check | None = None) -> None:
     """Run all chunks of a kernel, and return when they are done. Several threads may call this at the same time.
 
+    In a rehearsal it is noted and does not run: what it would write stays as it is.
+
     Args:
         kernel: what to run.
         chunks: number of chunks.
@@ -420,6 +426,9 @@ def launch(kernel: Kernel, chunks: int, *arguments: Any, work: int, check: Check
         work: multiply-adds in all, which determine how many threads are used.
         check: of what the kernel counts.
     """
+    if rehearsal is not None:
+        rehearsal.append(kernel)
+        return
     helpers = _helpers(chunks, work)
     team = None if helpers is None else _the_team()
     shared = _NOBODY if helpers is None or team is None else team.take(helpers)
