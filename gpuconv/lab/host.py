@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import math
+import os
 import sys
 import time
 from collections import namedtuple
@@ -37,6 +38,10 @@ def patch(cuda: ModuleType) -> dict[str, Any]:
     kernel = importlib.import_module("numba.cuda.simulator.kernel")
     kernel.FakeOverload.max_cooperative_grid_blocks = lambda self, blockdim, dynsmemsize=0: BLOCKS_AT_ONCE
     kernel.FakeCUDAKernel.overloads = property(lambda self: _Overloads(kernel.FakeOverload, self))
+    with contextlib.suppress(ImportError):  # numba-cuda before 0.21
+        config: Any = importlib.import_module("numba.cuda.core.config")
+        if not hasattr(config, _HEADERS):  # the module that sets it is not imported with the simulator
+            setattr(config, _HEADERS, os.environ.get(f"NUMBA_{_HEADERS}", ""))
     stream, event = cuda.stream, cuda.event
     for name, value in _STREAM.items():
         setattr(stream, name, value)
@@ -54,7 +59,7 @@ def patch(cuda: ModuleType) -> dict[str, Any]:
         "as_cuda_array": functools.partial(_as_device_array, arrays.FakeCUDAArray),
         "reduce": reduction.Reduce,
         "Reduce": reduction.Reduce,
-        "declare_device": _ForeignFunction,
+        "declare_device": _declare_device,
         "pinned": _pinned,
         "managed_array": arrays.managed_array,
         "mapped_array_like": arrays.device_array_like,
@@ -66,6 +71,8 @@ def patch(cuda: ModuleType) -> dict[str, Any]:
     }
 
 
+#: Where else NVRTC looks for headers: folders, with colons between.
+_HEADERS = "CUDA_NVRTC_EXTRA_SEARCH_PATHS"
 #: Blocks of a cooperative grid that are said to fit: enough for mistakes between blocks to show.
 BLOCKS_AT_ONCE = 16
 
@@ -128,7 +135,8 @@ def _any_option(jit: Callable[..., Any]) -> Callable[..., Any]:
 
 def _remembering(kernel: Any, signature: Any, linked: Any) -> Any:
     """A kernel that knows the types that it was compiled for."""
-    kernel._signature, kernel._linked = signature, linked
+    kernel._signature = signature
+    kernel._linked = tuple(linked) if isinstance(linked, (list, tuple, set)) else (linked,) if linked else ()
     return kernel
 
 
@@ -156,14 +164,10 @@ class _Overloads(dict[Any, Any]):
         return support.from_dtype(np.asarray(made).dtype)
 
 
-class _ForeignFunction:
-    """What ``cuda.declare_device`` gives: a function of code that is not Python."""
+def _declare_device(*arguments: Any, **options: Any) -> Any:
+    from gpuconv.lab import linked  # with the interpreter of PTX, which few need
 
-    def __init__(self, name: str, *args: Any, **options: Any) -> None:
-        self._name = name
-
-    def __call__(self, *args: Any) -> Any:
-        raise NotImplementedError(f"{self._name} is linked code, which the laboratory does not run: it runs Python")
+    return linked.ForeignFunction(*arguments, **options)
 
 
 # -- device arrays of other libraries, and as they see ours ----------------------------------------------

@@ -216,6 +216,7 @@ class Simulation:
         self._trace, self._seed, self._limit = trace or code, seed, limit
         options = getattr(kernel, "targetoptions", {})
         self._debug = bool(options.get("debug", getattr(kernel, "_debug", False)))
+        self._linked: tuple[Any, ...] = tuple(options.get("link") or getattr(kernel, "_linked", None) or ())
 
     def __getitem__(self, configuration: Any) -> Callable[..., Report | None]:
         grid, block, *rest = configuration
@@ -235,7 +236,9 @@ class Simulation:
         Settings.seed, Settings.limit, Chosen.card = self._seed, self._limit, self._card
         try:
             with _tracing(self._seed, private=True) if self._trace else contextlib.nullcontext() as report:
-                launching.run(self._function, grid, block, args, dynamic=dynamic, debug=self._debug)
+                launching.run(
+                    self._function, grid, block, args, dynamic=dynamic, debug=self._debug, linked=self._linked
+                )
             if report is not None and self._code:
                 report.code = (compiled(self._kernel, *args),)
             return report
@@ -255,7 +258,10 @@ def source_line(site: str) -> str:
 
 def _call(kernel: Any, *args: Any) -> Any:
     """Replaces ``FakeCUDAKernel.__call__``: a launch or, inside a launch, the call of a device function."""
+    files = getattr(kernel, "_linked", ())
     if kernel._device or launching.in_kernel():
+        if files and launching.in_kernel():
+            launching.here().link(files)
         return kernel.fn(*args)
     if kernel.grid_dim is None:
         importlib.import_module("numba.cuda.errors").normalize_kernel_dimensions(None, None)  # raises, in Numba's words
@@ -263,7 +269,10 @@ def _call(kernel: Any, *args: Any) -> Any:
         args = tuple(_prepared(kernel.extensions, arg) for arg in args)
     function = as_compiled.frozen(kernel.fn, args)
     args = as_compiled.with_pointers(getattr(kernel, "_signature", None), args)
-    launching.run(function, kernel.grid_dim, kernel.block_dim, args, dynamic=kernel.dynshared_size, debug=kernel._debug)
+    launching.run(
+        function, kernel.grid_dim, kernel.block_dim, args,
+        dynamic=kernel.dynshared_size, debug=kernel._debug, linked=files,
+    )  # fmt: skip
     return None
 
 
