@@ -110,6 +110,7 @@ def run(
     dynamic: int = 0,
     debug: bool = False,
     linked: tuple[Any, ...] = (),
+    bounds: Any = None,
 ) -> None:
     """Launch a Python function as a kernel.
 
@@ -120,6 +121,7 @@ def run(
         dynamic: bytes of dynamic shared memory.
         debug: whether a division by zero raises.
         linked: files with functions that are not Python.
+        bounds: the kernel's ``launch_bounds``: threads of a block that it is compiled for, perhaps with more numbers.
     """
     global launch
     if Settings.launched is not None:
@@ -127,6 +129,10 @@ def run(
     with one_at_a_time:
         mine = Launch(kernel, grid, block, args, dynamic, debug=debug)
         mine.linked = linked
+        most = bounds[0] if isinstance(bounds, (tuple, list)) else bounds
+        if most is not None and mine.threads > most:
+            words = f"block {tuple(mine.block)} has {mine.threads} threads, and its launch_bounds are {bounds}"
+            raise SimulationError(f"{mine.name}: {words}")
         # The log is millions of tuples without cycles; garbage collection would take most of the time.
         collecting = gc.isenabled()
         gc.disable()
