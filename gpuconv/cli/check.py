@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -47,14 +48,30 @@ def check(
                 runpy.run_path(str(script), run_name="__main__")
             except SystemExit as end:
                 status = end.code if isinstance(end.code, int) else int(end.code is not None)
-            except simulator.SimulationError as error:
+            except Exception as error:
                 status = 1
-                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+                _tell(error)
     finally:
         Settings.launched = None
         if launched is not None:
             report.code = launched.compiled()
         sys.argv, sys.path[:] = before
+    sys.stderr.flush()
     print(report)
     refused = any(code.error.startswith("does not compile") for code in report.code)
     return status or int(bool(report.faults) or refused)
+
+
+def _tell(error: Exception) -> None:
+    """A script's error with the lines of the script and of its kernels, without those of the laboratory between."""
+    hidden = str(Path(__file__).parents[1]), "<frozen runpy>", runpy.__file__
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if not line.filename.startswith(hidden)]
+    if len(lines) > _LINES:
+        lines = lines[: _LINES // 2] + lines[-_LINES // 2 :]
+    for line in traceback.format_list(lines):
+        print(line, end="", file=sys.stderr)
+    print(*traceback.format_exception_only(error), sep="", end="", file=sys.stderr)
+
+
+#: Calls that are shown: of a recursion, the first and the last ones.
+_LINES = 12

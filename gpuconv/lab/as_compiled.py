@@ -55,6 +55,30 @@ def _content(cell: CellType) -> Any:
         return None
 
 
+def casts(signature: Any) -> tuple[Any, ...] | None:
+    """For each argument of a function that was given one signature: its type, if it is a number's, else None."""
+    if signature is None or isinstance(signature, list):
+        return None
+    try:
+        known = importlib.import_module("numba.cuda.core.sigutils")
+    except ImportError:  # numba-cuda before 0.21
+        known = importlib.import_module("numba.core.sigutils")
+    kinds = known.normalize_signature(signature)[0]
+    found = tuple(kind if type(kind).__name__ in ("Integer", "Float") else None for kind in kinds)
+    return found if any(found) else None
+
+
+def cast(kinds: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Numbers as a function takes them that was compiled for these types: an int32 has no fraction, and wraps."""
+    return tuple(
+        kind(argument) if kind is not None and isinstance(argument, _NUMBERS) else argument
+        for kind, argument in zip(kinds, arguments, strict=True)
+    )
+
+
+_NUMBERS = (bool, int, float, np.number, np.bool_)
+
+
 def with_pointers(signature: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Arguments of a launch, where the types that a kernel was given name pointers: an address becomes one."""
     if signature is None or isinstance(signature, (str, list)):

@@ -70,6 +70,10 @@ class Binder:
             return twin
         if hasattr(value, "py_func"):
             return self.function(value)
+        if type(value).__name__ == "ExternFunction":
+            from gpuconv.lab import linked  # with the interpreter of PTX, which few need
+
+            return linked.declared(value)
         name = _cuda_name(value)
         if name is not None:
             return _syncthreads if name == "syncthreads" else getattr(self.names, name)

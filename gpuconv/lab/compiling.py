@@ -376,7 +376,7 @@ _SIZED = re.compile(r"(local|shared)\.array")
 
 def _in_words(error: Exception) -> str:
     """What the compiler refuses, in one line, with its place where that is known."""
-    text = str(error).strip()
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).strip()  # Numba's colours
     if isinstance(error, ImportError) or type(error).__name__.endswith("SupportError"):
         return f"was not compiled: {(text.splitlines() or ['the compiler is missing'])[0]}"
     place = "does not compile: "
@@ -390,6 +390,8 @@ def _in_words(error: Exception) -> str:
             f"{place}cuda.{memory[1]}.array: its size must be a constant that is known when the kernel is compiled: a "
             "number, a global, or a name of the function around the kernel, not an argument or what is computed of one"
         )
+    if "insert_unresolved_ref" in text:
+        return f"{place}a device function calls itself, which numba-cuda does not compile"
     lines = [
         line.strip()
         for line in text.splitlines()

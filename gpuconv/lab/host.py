@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import math
+import os
 import sys
 import time
 from collections import namedtuple
@@ -37,6 +38,10 @@ def patch(cuda: ModuleType) -> dict[str, Any]:
     kernel = importlib.import_module("numba.cuda.simulator.kernel")
     kernel.FakeOverload.max_cooperative_grid_blocks = lambda self, blockdim, dynsmemsize=0: BLOCKS_AT_ONCE
     kernel.FakeCUDAKernel.overloads = property(lambda self: _Overloads(kernel.FakeOverload, self))
+    with contextlib.suppress(ImportError):  # numba-cuda before 0.21
+        config: Any = importlib.import_module("numba.cuda.core.config")
+        if not hasattr(config, _HEADERS):  # the module that sets it is not imported with the simulator
+            setattr(config, _HEADERS, os.environ.get(f"NUMBA_{_HEADERS}", ""))
     stream, event = cuda.stream, cuda.event
     for name, value in _STREAM.items():
         setattr(stream, name, value)
@@ -52,11 +57,13 @@ def patch(cuda: ModuleType) -> dict[str, Any]:
         "jit": _any_option(cuda.jit),
         "is_cuda_array": lambda thing: hasattr(thing, "__cuda_array_interface__"),
         "as_cuda_array": functools.partial(_as_device_array, arrays.FakeCUDAArray),
+        "from_cuda_array_interface": functools.partial(_from_interface, arrays.FakeCUDAArray),
+        **{name: functools.partial(_no_compiler, name) for name in _COMPILERS if getattr(cuda, name, 0) is None},
         "reduce": reduction.Reduce,
         "Reduce": reduction.Reduce,
-        "declare_device": _ForeignFunction,
+        "declare_device": _declare_device,
         "pinned": _pinned,
-        "managed_array": arrays.managed_array,
+        "managed_array": lambda *shape, stream=0, attach_global=True, **kind: arrays.managed_array(*shape, **kind),
         "mapped_array_like": arrays.device_array_like,
         **fresh_memory.watch(arrays.FakeCUDAArray, arrays),
         "profile_start": _nothing,
@@ -66,6 +73,8 @@ def patch(cuda: ModuleType) -> dict[str, Any]:
     }
 
 
+#: Where else NVRTC looks for headers: folders, with colons between.
+_HEADERS = "CUDA_NVRTC_EXTRA_SEARCH_PATHS"
 #: Blocks of a cooperative grid that are said to fit: enough for mistakes between blocks to show.
 BLOCKS_AT_ONCE = 16
 
@@ -75,6 +84,14 @@ def _attribute(device: Any, name: str) -> Any:
     if name in known:
         return known[name]
     raise AttributeError(f"the simulated device has no {name}: gpuconv.lab.Card.attributes lists what it has")
+
+
+#: What needs a compiler, which Numba's simulator has None for.
+_COMPILERS = ("compile", "compile_all", "compile_ptx", "compile_for_current_device", "compile_ptx_for_current_device")
+
+
+def _no_compiler(name: str, *args: Any, **options: Any) -> None:
+    raise NotImplementedError(f"numba.cuda.{name}: kernels are simulated here; lab.compiled(kernel, ...) compiles them")
 
 
 def _memory_info(context: Any) -> Any:
@@ -117,18 +134,20 @@ def _any_option(jit: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(jit)
     def wrapper(func_or_sig: Any = None, **options: Any) -> Any:
-        linked = options.pop("link", None)
+        linked, bounds = options.pop("link", None), options.get("launch_bounds")
         made = jit(func_or_sig, **{name: value for name, value in options.items() if name in known})
         if not hasattr(made, "fn"):  # a decorator, given types
-            return lambda function: _remembering(made(function), func_or_sig, linked)
-        return _remembering(made, None, linked)
+            return lambda function: _remembering(made(function), func_or_sig, linked, bounds)
+        return _remembering(made, None, linked, bounds)
 
     return wrapper
 
 
-def _remembering(kernel: Any, signature: Any, linked: Any) -> Any:
-    """A kernel that knows the types that it was compiled for."""
-    kernel._signature, kernel._linked = signature, linked
+def _remembering(kernel: Any, signature: Any, linked: Any, bounds: Any) -> Any:
+    """A kernel that knows what it was compiled for: types, files, threads of a block."""
+    kernel._bounds = bounds
+    kernel._signature, kernel._casts = signature, as_compiled.casts(signature)
+    kernel._linked = tuple(linked) if isinstance(linked, (list, tuple, set)) else (linked,) if linked else ()
     return kernel
 
 
@@ -156,14 +175,10 @@ class _Overloads(dict[Any, Any]):
         return support.from_dtype(np.asarray(made).dtype)
 
 
-class _ForeignFunction:
-    """What ``cuda.declare_device`` gives: a function of code that is not Python."""
+def _declare_device(*arguments: Any, **options: Any) -> Any:
+    from gpuconv.lab import linked  # with the interpreter of PTX, which few need
 
-    def __init__(self, name: str, *args: Any, **options: Any) -> None:
-        self._name = name
-
-    def __call__(self, *args: Any) -> Any:
-        raise NotImplementedError(f"{self._name} is linked code, which the laboratory does not run: it runs Python")
+    return linked.ForeignFunction(*arguments, **options)
 
 
 # -- device arrays of other libraries, and as they see ours ----------------------------------------------
@@ -184,9 +199,12 @@ def _interface(array: Any) -> dict[str, Any]:
 
 def _as_device_array(kind: Any, thing: Any, sync: bool = True) -> Any:
     """What has the interface of device arrays: simulated memory is the process's own."""
-    if isinstance(thing, kind):
-        return thing
-    given = thing.__cuda_array_interface__
+    return thing if isinstance(thing, kind) else _from_interface(kind, thing.__cuda_array_interface__)
+
+
+def _from_interface(kind: Any, given: dict[str, Any], owner: Any = None, sync: bool = True) -> Any:
+    if given.get("mask") is not None:
+        raise NotImplementedError("Masked arrays are not supported")
     shape, dtype = given["shape"], np.dtype(given["typestr"])
     flat = array_at(given["data"][0], math.prod(shape), dtype)
     if given.get("strides") is None:
@@ -194,9 +212,13 @@ def _as_device_array(kind: Any, thing: Any, sync: bool = True) -> Any:
     return kind(np.lib.stride_tricks.as_strided(flat, shape, given["strides"]))
 
 
-def _device_array(kind: Any, shape: Any, strides: Any, dtype: Any, gpu_data: Any, stream: Any = 0) -> Any:
-    """A view of an array's memory with other strides, as a ufunc makes it that repeats an argument."""
+def _device_array(kind: Any, shape: Any, strides: Any, dtype: Any, stream: Any = 0, gpu_data: Any = None) -> Any:
+    """A view of an array's memory with other strides, as a ufunc makes it that repeats an argument, or a new array."""
     sizes = shape if isinstance(shape, tuple) else (shape,)
+    if gpu_data is None:
+        steps = strides if isinstance(strides, tuple) else (strides,)
+        last = sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
+        gpu_data = np.zeros(max(0, last) + np.dtype(dtype).itemsize, np.uint8)
     return kind(np.lib.stride_tricks.as_strided(gpu_data.view(dtype), sizes, strides), stream)
 
 

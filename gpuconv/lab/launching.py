@@ -102,7 +102,15 @@ def here() -> Launch:
 
 
 def run(
-    kernel: Callable[..., None], grid: Any, block: Any, args: tuple[Any, ...], *, dynamic: int = 0, debug: bool = False
+    kernel: Callable[..., None],
+    grid: Any,
+    block: Any,
+    args: tuple[Any, ...],
+    *,
+    dynamic: int = 0,
+    debug: bool = False,
+    linked: tuple[Any, ...] = (),
+    bounds: Any = None,
 ) -> None:
     """Launch a Python function as a kernel.
 
@@ -112,12 +120,19 @@ def run(
         args: of the kernel: arrays, which are used in place, numbers, tuples of such.
         dynamic: bytes of dynamic shared memory.
         debug: whether a division by zero raises.
+        linked: files with functions that are not Python.
+        bounds: the kernel's ``launch_bounds``: threads of a block that it is compiled for, perhaps with more numbers.
     """
     global launch
     if Settings.launched is not None:
         Settings.launched.note(kernel, args)
     with one_at_a_time:
         mine = Launch(kernel, grid, block, args, dynamic, debug=debug)
+        mine.linked = linked
+        most = bounds[0] if isinstance(bounds, (tuple, list)) else bounds
+        if most is not None and mine.threads > most:
+            words = f"block {tuple(mine.block)} has {mine.threads} threads, and its launch_bounds are {bounds}"
+            raise SimulationError(f"{mine.name}: {words}")
         # The log is millions of tuples without cycles; garbage collection would take most of the time.
         collecting = gc.isenabled()
         gc.disable()
@@ -223,6 +238,8 @@ class SharedMemory:
         self.memories = [self.dynamic]
         #: By the instruction that makes them: a line of source may make several.
         self.arrays: dict[Site, Any] = {}
+        #: Of linked code: by its program.
+        self.linked: dict[Any, Any] = {}
 
 
 class _Block:
@@ -421,6 +438,9 @@ class Launch:
         if trace is not None:
             self.tracer = Tracer(trace.report, kernel, self.grid, self.block)
             self.args = self.tracer.wrap(self.args)
+        #: Files with functions that are not Python, and those that were called.
+        self.linked: tuple[Any, ...] = ()
+        self.foreign: dict[Any, Callable[..., Any]] = {}
         self.dynamic = dynamic
         if dynamic > Chosen.card.shared_kib * 1024:
             raise SimulationError(
@@ -444,6 +464,13 @@ class Launch:
                 f"{self.name}: {what} {tuple(dimensions)} must be from 1 to {tuple(limits)} in each direction"
             )
         return dimensions
+
+    def link(self, files: tuple[Any, ...]) -> None:
+        """Find functions that are not Python in more files, which a device function names."""
+        added = tuple(file for file in files if file not in self.linked)
+        if added:
+            self.linked += added
+            self.foreign.clear()
 
     def check_cooperative(self, shared_bytes: int) -> None:
         """All blocks wait for each other: a GPU has to hold them at once."""
@@ -583,7 +610,7 @@ class Launch:
             if place is not None:
                 counts[site_name(place)] = counts.get(site_name(place), 0) + 1
         inner, running = error.__traceback__ if error else None, None
-        while inner is not None:
+        while inner is not None and inner.tb_frame.f_globals.get("__name__") != "gpuconv.lab.linked":
             if not _is_ours(inner.tb_frame):
                 running = site_name(site(inner.tb_frame.f_code, inner.tb_lasti))
             inner = inner.tb_next
@@ -637,7 +664,7 @@ def _kernel_frames(frame: FrameType | None) -> Iterator[Site]:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return bool(frame.f_globals.get("__name__", "").startswith(("gpuconv.lab.", "greenlet")))
+    return bool(frame.f_globals.get("__name__", "").startswith(("gpuconv.lab.", "greenlet", "numpy.")))
 
 
 def _waits_at(thread: _Thread) -> Site:

@@ -15,6 +15,8 @@ import numpy as np
 _MASK = 2**64 - 1
 #: The polynomial by which the generator jumps ahead by 2**64 steps (xoroshiro128plus.c, D. Blackman and S. Vigna).
 _JUMP = 0xD86B048B86AA9922 << 64 | 0xBEAC0467EBA5FACB
+#: States that are computed at once: as many as have their halves in a CPU's first-level cache.
+_MANY = 2048
 
 
 def patch() -> None:
@@ -32,10 +34,16 @@ def states(array: np.ndarray[Any, Any], seed: int, subsequence_start: int) -> No
     """Fill an array of states, each 2**64 numbers behind the one before it."""
     state = _first(int(seed))
     for _ in range(int(subsequence_start)):
-        state = _jumped(state)
-    for i in range(len(array)):
-        array[i] = state & _MASK, state >> 64
-        state = _jumped(state)
+        state = _jumped(state, _jumps())
+    words = np.zeros((2, len(array)), np.uint64)
+    words[:, :1] = [[state & _MASK], [state >> 64]]
+    done, images = 1, _jumps()
+    while done < len(array):  # those that are done, moved on by as many jumps, are the next ones
+        for first in range(0, min(done, len(array) - done), _MANY):
+            part = slice(first, min(first + _MANY, done, len(array) - done))
+            words[:, done + part.start : done + part.stop] = _all_jumped(words[:, part], images)
+        done, images = 2 * done, [_jumped(image, images) for image in images]
+    array["s0"], array["s1"] = words
 
 
 def _first(seed: int) -> int:
@@ -71,10 +79,20 @@ def _jumps() -> list[int]:
     return results
 
 
-def _jumped(state: int) -> int:
+def _jumped(state: int, images: list[int]) -> int:
     result = 0
-    for image in _jumps():
+    for image in images:
         if state & 1:
             result ^= image
         state >>= 1
+    return result
+
+
+def _all_jumped(words: np.ndarray[Any, Any], images: list[int]) -> np.ndarray[Any, Any]:
+    """As :func:`_jumped`, of many states at once: their lower and their upper halves."""
+    result = np.zeros_like(words)
+    for bit, image in enumerate(images):
+        chosen = -(words[bit // 64] >> np.uint64(bit % 64) & np.uint64(1))
+        result[0] ^= chosen & np.uint64(image & _MASK)
+        result[1] ^= chosen & np.uint64(image >> 64)
     return result

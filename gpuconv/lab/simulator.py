@@ -216,6 +216,8 @@ class Simulation:
         self._trace, self._seed, self._limit = trace or code, seed, limit
         options = getattr(kernel, "targetoptions", {})
         self._debug = bool(options.get("debug", getattr(kernel, "_debug", False)))
+        self._bounds = options.get("launch_bounds", getattr(kernel, "_bounds", None))
+        self._linked: tuple[Any, ...] = tuple(options.get("link") or getattr(kernel, "_linked", None) or ())
 
     def __getitem__(self, configuration: Any) -> Callable[..., Report | None]:
         grid, block, *rest = configuration
@@ -235,7 +237,10 @@ class Simulation:
         Settings.seed, Settings.limit, Chosen.card = self._seed, self._limit, self._card
         try:
             with _tracing(self._seed, private=True) if self._trace else contextlib.nullcontext() as report:
-                launching.run(self._function, grid, block, args, dynamic=dynamic, debug=self._debug)
+                launching.run(
+                    self._function, grid, block, args,
+                    dynamic=dynamic, debug=self._debug, linked=self._linked, bounds=self._bounds,
+                )  # fmt: skip
             if report is not None and self._code:
                 report.code = (compiled(self._kernel, *args),)
             return report
@@ -255,15 +260,25 @@ def source_line(site: str) -> str:
 
 def _call(kernel: Any, *args: Any) -> Any:
     """Replaces ``FakeCUDAKernel.__call__``: a launch or, inside a launch, the call of a device function."""
+    files = getattr(kernel, "_linked", ())
     if kernel._device or launching.in_kernel():
-        return kernel.fn(*args)
+        if files and launching.in_kernel():
+            launching.here().link(files)
+        kinds = getattr(kernel, "_casts", None)
+        return kernel.fn(*(args if kinds is None or len(kinds) != len(args) else as_compiled.cast(kinds, args)))
     if kernel.grid_dim is None:
         importlib.import_module("numba.cuda.errors").normalize_kernel_dimensions(None, None)  # raises, in Numba's words
     if kernel.extensions:
         args = tuple(_prepared(kernel.extensions, arg) for arg in args)
     function = as_compiled.frozen(kernel.fn, args)
     args = as_compiled.with_pointers(getattr(kernel, "_signature", None), args)
-    launching.run(function, kernel.grid_dim, kernel.block_dim, args, dynamic=kernel.dynshared_size, debug=kernel._debug)
+    kinds = getattr(kernel, "_casts", None)
+    if kinds is not None and len(kinds) == len(args):
+        args = as_compiled.cast(kinds, args)
+    launching.run(
+        function, kernel.grid_dim, kernel.block_dim, args,
+        dynamic=kernel.dynshared_size, debug=kernel._debug, linked=files, bounds=getattr(kernel, "_bounds", None),
+    )  # fmt: skip
     return None
 
 
@@ -275,6 +290,8 @@ def _prepared(extensions: list[Any], argument: Any) -> Any:
 
 def _configured(kernel: Any, configuration: Any) -> Any:
     """Replaces ``FakeCUDAKernel.__getitem__``, which changes the kernel itself: two configurations can be kept."""
+    if kernel._device:
+        raise RuntimeError(f"Cannot compile a device function as a kernel: {kernel.fn.__name__} has device=True")
     normalize = importlib.import_module("numba.cuda.errors").normalize_kernel_dimensions
     configured = copy.copy(kernel)
     configured.grid_dim, configured.block_dim = normalize(*configuration[:2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -50,6 +51,13 @@ class Laboratory:
         if faults:
             pytest.fail("\n".join(map(_told, faults)), pytrace=False)
         return result
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self) -> None:
+        """Tracebacks are shown without the frames of the laboratory (with them: ``--full-trace``)."""
+        for name, module in list(sys.modules.items()):
+            if name.startswith(("gpuconv.lab.", "numba.cuda.errors")) and name != __name__:
+                vars(module)["__tracebackhide__"] = True
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """A process that ran tests for another one hands its counts over."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator, Sequence
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,6 +169,21 @@ class TracedArray:
         new = self.values[index] = update(old)
         self._tracer.atomic(self.buffer, self.address + _index(position) * self.scale, changes=bool(new != old))
         return old, new
+
+    def told(self, kind: int, offsets: Sequence[int], place: tuple[CodeType, int]) -> None:
+        """Log an access of code that is not Python, to elements at byte offsets, as done at a place in the kernel."""
+        if not self.values.flags.c_contiguous:
+            return
+        code = {READ: self._read, WRITE: self._write, ATOMIC: self._atomic}[kind]
+        for offset in offsets:
+            index = tuple(map(int, np.unravel_index(offset // self.values.itemsize, self.values.shape)))
+            position = self._position(index)
+            assert position is not None
+            self._log((code, position, *place))
+            if kind == WRITE:
+                self._note(_Unknown() if self.values.dtype.names else self.values[index])
+            elif kind == ATOMIC:
+                self._tracer.atomic(self.buffer, self.address + position * self.scale, changes=True)
 
     def _log_at(self, code: int, index: tuple[int, ...], frame: FrameType) -> None:
         """An access to an element that exists."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Sequence
+from types import CodeType, FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,6 +64,11 @@ class TracedLocal(np.ndarray[Any, Any]):
             self._written[index] = True
         if isinstance(index, int) and index < 0:
             self._from_the_end(WRITE, index, sys._getframe(1))
+
+    def told(self, kind: int, offsets: Sequence[int], place: tuple[CodeType, int]) -> None:
+        """Note an access of code that is not Python, to the elements at byte offsets."""
+        if kind == WRITE and self._written is not None and self.flags.c_contiguous:
+            self._written.reshape(-1)[[offset // self.itemsize for offset in offsets]] = True
 
     def _outside(self, kind: int, index: Any, frame: FrameType) -> None:
         if self._tracer is not None:

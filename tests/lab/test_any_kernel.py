@@ -643,3 +643,39 @@ def test_device_memory_that_nobody_wrote():
         assert uninitialized(x) == 8
         by_host(x)
         assert uninitialized(x) == 0
+
+
+# -- what a signature and other options settle -----------------------------------------------------------
+
+
+def test_numbers_are_what_the_signature_says():
+    """A function that was given one signature casts numbers, as its compiled code does."""
+
+    @cuda.jit("int32(int32, uint8)", device=True)
+    def added(x, y):
+        return x + y
+
+    @cuda.jit("void(int32[:], float32)")
+    def kernel(x, y):
+        x[0] = added(3.75, 257)
+        x[1] = y - 2**24
+
+    x = np.zeros(2, np.int32)
+    kernel[1, 1](x, 2**24 + 1)
+    assert x.tolist() == [3 + 1, 0]
+
+
+def test_launches_that_a_gpu_refuses():
+    """A block with more threads than the kernel's launch bounds; a device function; what needs a compiler."""
+    bounded = cuda.jit(launch_bounds=32)(lambda x: None)
+    bounded[1, 32](0)
+    for kernel in (bounded, cuda.jit(launch_bounds=(32, 2))(lambda x: None)):
+        with pytest.raises(lab.SimulationError, match=r"block \(33, 1, 1\) has 33 threads, and its launch_bounds are"):
+            kernel[1, 33](0)
+    with pytest.raises(lab.SimulationError, match="launch_bounds are 32"):
+        lab.simulate(bounded)[1, 33](0)
+    with pytest.raises(RuntimeError, match="device=True"):
+        cuda.jit(device=True)(lambda x: None)[1, 1](0)
+    if getattr(cuda, "compile_all", None) is not None:
+        with pytest.raises(NotImplementedError, match="kernels are simulated here"):
+            cuda.compile_all(lambda: None, ())

@@ -111,6 +111,7 @@ def test_without_a_trace(project):
     assert status == 1
     assert "1 failed, 3 passed" in out, out
     assert "forever: ended after 0.5 s; its threads stand at kernels.py:" in out
+    assert "launching.py" not in out, out  # the laboratory's own frames
 
 
 def test_without_the_options_nothing_is_imported(project):
@@ -133,5 +134,11 @@ def test_check_a_script(project):
     assert "double compiled: " in out or "double was not compiled: " in out, out
     status, out = run(project, "gpuconv", "check", "--no-code", "script.py", "wrong")
     assert (status, "race: x[" in out, "compiled: " in out) == (1, True, False), out
+    (project / "typo.py").write_text(
+        "from kernels import *\n@cuda.jit\ndef typo(x):\n    x[0] = cuda.gird(1)\ntypo[1, 1](np.ones(1))\n"
+    )
+    status, out = run(project, "gpuconv", "check", "--no-code", "typo.py")
+    assert (status, 'typo.py", line 4, in typo' in out, "launching.py" in out) == (1, True, False), out
+    assert "AttributeError: typo: tid=[0, 0, 0] ctaid=[0, 0, 0]: module 'numba.cuda' has no attribute 'gird'" in out
     status, out = run(project, "gpuconv", "check", "nothing.py")
     assert (status, out) == (2, "gpuconv: check: nothing.py is not a file\n")

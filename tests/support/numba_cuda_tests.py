@@ -1,6 +1,6 @@
 """numba-cuda's own tests, from its wheel, in Numba's simulator and in gpuconv's: what passes, what does not, how long.
 
-    python tests/support/numba_cuda_tests.py [-k EXPRESSION] [--only stock|ours|traced|skipped]
+    python tests/support/numba_cuda_tests.py [-k EXPRESSION] [--only stock|ours|traced|skipped] [--limit SECONDS]
 
 Exits with 1 if a test that the stock simulator passes fails in gpuconv's. They need the package filecheck.
 """
@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ LIMITATIONS = {
 # -- as a plugin of the pytest process that runs the tests -----------------------------------------------
 
 _which = os.environ.get("SIMULATOR_UNDER_TEST", "stock")
+_limit = int(os.environ.get("SECONDS_OF_A_TEST", "300"))
 _outcomes: dict[str, str] = {}
 _reasons: dict[str, str] = {}
 _findings: dict[str, list[str]] = {}
@@ -59,6 +61,22 @@ def pytest_configure() -> None:
         import numba.cuda.testing
 
         numba.cuda.testing.skip_on_cudasim = lambda reason: lambda test: test
+
+
+@pytest.fixture(autouse=True)
+def _bounded(request: pytest.FixtureRequest) -> Iterator[None]:
+    """End a test that takes too long, launches in a loop included."""
+
+    def end(*args: Any) -> None:
+        raise TimeoutError(f"the test takes more than {_limit} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(_limit)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +116,7 @@ def pytest_sessionfinish() -> None:
 SITE = "from gpuconv.lab import simulator\nsimulator.activate(limit=120)\n"
 
 
-def run(which: str, arguments: list[str]) -> dict[str, Any]:
+def run(which: str, arguments: list[str], limit: int) -> dict[str, Any]:
     """Run the tests in one of the two simulators: outcome by test, reason of failures and skips, seconds."""
     with tempfile.TemporaryDirectory() as folder:
         outcomes = Path(folder) / "outcomes.json"
@@ -108,6 +126,7 @@ def run(which: str, arguments: list[str]) -> dict[str, Any]:
             **os.environ,
             "NUMBA_ENABLE_CUDASIM": "1",
             "SIMULATOR_UNDER_TEST": which,
+            "SECONDS_OF_A_TEST": str(limit),
             "OUTCOMES_FILE": str(outcomes),
             "PYTHONPATH": os.pathsep.join([folder, str(HERE.parent), str(HERE.parents[2])]),
         }
@@ -135,9 +154,10 @@ def main() -> int:
     parser.add_argument("-k", default="", help="pytest's expression that chooses tests")
     parser.add_argument("--only", choices=RUNS, action="append", help="; ".join(f"{a}: {b}" for a, b in RUNS.items()))
     parser.add_argument("--log", type=Path, help="write pytest's output of the last run to this file")
+    parser.add_argument("--limit", type=int, default=300, help="seconds that a test may take (300)")
     options = parser.parse_args()
     arguments = ["-k", options.k] if options.k else []
-    results = {which: run(which, arguments) for which in options.only or RUNS}
+    results = {which: run(which, arguments, options.limit) for which in options.only or RUNS}
     passed = {}
     for which, result in results.items():
         counts = ", ".join(f"{count} {how}" for how, count in sorted(Counter(result["outcomes"].values()).items()))

@@ -39,7 +39,7 @@ def _flattened(arguments: Sequence[Any], signature: Sequence[Any]) -> Iterator[t
             yield argument, kind
 
 
-def _parameters(arguments: Sequence[Any], signature: Sequence[Any]) -> tuple[list[Any], list[Array]]:
+def parameters_of(arguments: Sequence[Any], signature: Sequence[Any]) -> tuple[list[Any], list[Array]]:
     """The parameters that Numba passes for the arguments, and the arrays among these.
 
     An array is passed as seven numbers: two host pointers, its number of elements, their size, its address, its shape
@@ -78,7 +78,7 @@ def _check_array(argument: Array, kind: Any) -> None:
         raise TypeError(f"an array of {argument.dtype}, shape {argument.shape}, is given for {kind}")
 
 
-def _packed_parameters(program: Program, values: Sequence[Any]) -> dict[str, Array]:
+def packed(program: Program, values: Sequence[Any]) -> dict[str, Array]:
     """The bytes of each parameter."""
     if len(values) != len(program.parameters):
         raise PtxError(f"the code takes {len(program.parameters)} parameters, the arguments are {len(values)}")
@@ -164,8 +164,8 @@ class _Launch:
 
 def _launch(launch: Any, arguments: Sequence[Any], cc: tuple[Any, ...], **options: Any) -> _Launch:
     loaded = _loaded(launch, cc)
-    values, arrays = _parameters(arguments, launch.signature)
-    parameters = _packed_parameters(loaded.program, values)
+    values, arrays = parameters_of(arguments, launch.signature)
+    parameters = packed(loaded.program, values)
     return _Launch(loaded, parameters, Global(arrays), launch.grid, launch.block, launch.shared_bytes, **options)
 
 
@@ -270,7 +270,7 @@ def run_text(
         argument.__array_interface__["data"][0] if isinstance(argument, np.ndarray) else argument
         for argument in arguments
     ]
-    parameters = _packed_parameters(loaded.program, values)
+    parameters = packed(loaded.program, values)
     sizes = _three(grid), _three(block)
     _Launch(loaded, parameters, Global(arrays), *sizes, shared_bytes, check=check, limit=limit).run_all()
 
@@ -339,8 +339,8 @@ class Interpretation:
         if signature not in self._programs:
             self._programs[signature] = Loaded(Program.parse(compiled(self._kernel, signature, self._cc)), decode)
         loaded = self._programs[signature]
-        values, arrays = _parameters(arguments, signature)
-        parameters = _packed_parameters(loaded.program, values)
+        values, arrays = parameters_of(arguments, signature)
+        parameters = packed(loaded.program, values)
         memory = Global(arrays)
         _Launch(loaded, parameters, memory, grid, block, shared, check=self._check, limit=self._limit).run_all()
         for give_back in after:

@@ -302,6 +302,7 @@ class Machine:
             found = self.memory.at(address, size)
             if isinstance(found, np.ndarray):
                 words = f"{np.count_nonzero(~found)} of {found.size} accesses are in no array"
+                words = "it is in no array" if found.size == 1 else words
                 one.fails(f"{words}: {self._example(~found, address, lanes)}")
             return [Piece(memory, chosen, offsets, "global", number) for number, memory, chosen, offsets in found]
         whole, limit, base = (

@@ -124,7 +124,7 @@ class Program:
 
         Args:
             text: the module, or the one with the kernel and others whose functions it calls.
-            entry: name of the kernel; None if there is one only.
+            entry: name of the kernel, or of another function to begin with; None for the kernel, if there is one only.
 
         Raises:
             PtxError: it has no such kernel, or something that is not PTX.
@@ -137,10 +137,11 @@ class Program:
             scopes = reader.count
             if number == 0 and entry is None:
                 entry = next((name for name, function in program.functions.items() if function.is_entry), None)
-        kernels = [function for function in program.functions.values() if function.is_entry]
-        wanted = [function for function in kernels if entry in (None, function.name)]
+        defined = [function for function in program.functions.values() if function.start is not None]
+        wanted = [one for one in defined if (one.is_entry if entry is None else one.name == entry)]
         if len(wanted) != 1:
-            raise PtxError(f"one kernel is wanted, the module has {[function.name for function in wanted] or 'none'}")
+            have = [one.name for one in (wanted or defined)] or "none"
+            raise PtxError(f"one kernel{'' if entry is None else ' ' + entry} is wanted, the module has {have}")
         program.entry = wanted[0]
         return program
 
