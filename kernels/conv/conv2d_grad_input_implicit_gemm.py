@@ -25,9 +25,10 @@ from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv import conv2d_implicit_gemm as forward
 from gpuconv.kernels.conv.conv2d_implicit_gemm import Tiling
 from gpuconv.kernels.device import Answer, Call, Refusal, call, jit, ldg, st, u32
+from gpuconv.kernels.device.host import MAX_ELEMENTS, NEXT_LAUNCH
 from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "calls", "supports", "tilings", "workspace_size"]
+__all__ = ["Tiling", "calls", "estimate", "supports", "tilings", "workspace_size"]
 
 _THREADS = 256
 
@@ -62,17 +63,29 @@ def turned(geometry: Conv2dGeometry) -> Conv2dGeometry:
     )
 
 
+def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+    """Microseconds on an H100, about: what ranks tilings."""
+    return NEXT_LAUNCH + forward.estimate(turned(geometry), tiling)
+
+
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
-    """Those of the product that leave its sums whole; without that of 1x1 filters which spills registers."""
-    found = (tiling for tiling in forward.tilings(turned(geometry)) if tiling.parts == 1)
+    """Those of the product; without that of 1x1 filters which spills registers."""
     return tuple(
-        tiling for tiling in found if geometry.r * geometry.s > 1 or tiling.filters < 128 or tiling.positions < 128
+        tiling
+        for tiling in forward.tilings(turned(geometry))
+        if (geometry.r * geometry.s > 1 or tiling.filters < 128 or tiling.positions < 128)
+        and workspace_size(geometry, tiling) <= MAX_ELEMENTS
     )
 
 
 def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
-    """Elements of the turned filters."""
-    return math.prod(geometry.weight_shape)
+    """Elements of the turned filters, and behind them of the parts of the sums, if there are several."""
+    return _first_part(geometry) + forward.workspace_size(turned(geometry), tiling)
+
+
+def _first_part(geometry: Conv2dGeometry) -> int:
+    """Where the parts begin: at a multiple of 16 bytes."""
+    return -(-math.prod(geometry.weight_shape) // 4) * 4
 
 
 @specialised
@@ -97,15 +110,13 @@ def _turn(groups: int, channels: int, filters: int, taps: int) -> Callable[..., 
 
 
 def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
-    """Turned filters, then the product.
+    """Turned filters, then the product, and where its sums are cut into parts, the launch that adds them up.
 
     Raises:
-        ValueError: the tiling cuts sums into parts, which would be written beside the filters that are being read.
+        ValueError: there are more parts than k-tiles.
     """
-    if tiling.parts > 1:
-        raise ValueError(f"conv2d_grad_input: sums are not cut into parts here, got parts={tiling.parts}")
     groups = geometry.groups
     kernel = _turn(groups, geometry.c // groups, geometry.k // groups, geometry.r * geometry.s)
     blocks = -(-math.prod(geometry.weight_shape) // _THREADS)
     yield call(kernel, blocks, _THREADS, a.weight, a.workspace)
-    yield forward.product(a, turned(geometry), tiling, "grad", "workspace", "out")
+    yield from forward.products(a, turned(geometry), tiling, "grad", "workspace", first=_first_part(geometry))
