@@ -3,8 +3,8 @@
 ``RESULTS.json`` is what ``bench.gpu`` writes. For each operation and layer the table has what the rule took when it was
 measured, and what it takes now, each as its time over that of the fastest kernel that is right. A tiling that was not
 measured (``--quick`` measures the first three of each variant) has no time, and shows as such. Below stands the worst
-ratio. Several files of one GPU are one table: of a kernel that was timed more than once, the run with the fastest sample
-counts.
+ratio. Several files of one GPU are one table: of a kernel that was timed more than once, the run with the fastest
+sample counts.
 
 A second table is of the variants that estimate how long they take (``estimate(geometry, tiling)``): how far that is
 from what was measured.

@@ -137,7 +137,7 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
 
 
 def _in_parts(geometry: Conv2dGeometry, tiling: Tiling) -> Tiling:
-    """A tiling with the number of parts that is estimated to be best, of those that fill one to four waves of blocks."""
+    """A tiling with the number of parts estimated to be best, of those that fill a part of a wave to four waves."""
     down, across = _blocks(geometry, tiling.filters, tiling.columns)
     blocks, positions = down * across * geometry.groups, _matrix(geometry)[2]
     slots = MULTIPROCESSORS * max(1, _resident(tiling) // tiling.threads)

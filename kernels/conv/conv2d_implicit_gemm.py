@@ -61,11 +61,31 @@ _MASK_BITS = 32
 _REDUCTION_THREADS = 256
 
 # Of the estimate, found by least squares in an H100's times of 36 tilings and layers, which it then misses by 7 % (in
-# the mean) and at most 13 % (`python -m bench.rules`). In issue slots of a warp: a 128-bit load of shared memory; a value
-# that is fetched, from its address to its store, and a weight; a k-tile, of which most is the barrier.
+# the mean) and at most 13 % (`python -m bench.rules`). In issue slots of a warp: a 128-bit load of shared memory; a
+# value that is fetched, from its address to its store, and a weight; a k-tile, of which most is the barrier.
 _SHARED_LOAD, _VALUE, _WEIGHT, _K_TILE = 5, 2.1, 6.9, 68
 #: Threads that a multiprocessor needs to be busy all the time, and bytes a microsecond of partial sums, from the cache.
 _BUSY_THREADS, _PARTS_BANDWIDTH = 400, 9.3e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a product's filters and results stand in their arrays, if that is not in the whole of them.
+
+    Attributes:
+        weights, results: elements before the first one.
+        shape: height and width of the results' maps; None if they are those of the geometry.
+        first, step: a result's row and column in such a map, for row and column 0 and for each further one.
+    """
+
+    weights: int = 0
+    results: int = 0
+    shape: tuple[int, int] | None = None
+    first: tuple[int, int] = (0, 0)
+    step: tuple[int, int] = (1, 1)
+
+
+WHOLE = Place()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +125,8 @@ class Tiling:
         return self.filters * self.positions // (self.thread_filters * self.thread_positions)
 
 
-_SHAPES = (
+#: All shapes of tiles.
+SHAPES = (
     Tiling(128, 128, 8, 8, 8),
     Tiling(128, 64, 8, 8, 8),
     Tiling(64, 128, 8, 8, 8),
@@ -157,7 +178,7 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     Those that are estimated to be fast come first; those estimated at three times the best or more are left out.
     """
     found: dict[Tiling, float] = {}
-    for shape in _SHAPES:
+    for shape in SHAPES:
         k_tiles = -(-_products(geometry) // shape.depth)
         cuts = [dataclasses.replace(shape, parts=count) for count in (1, 2, 4, 8, 16, 32, 64) if count <= k_tiles]
         times = {cut: estimate(geometry, cut) for cut in cuts if workspace_size(geometry, cut) <= MAX_ELEMENTS}
@@ -174,12 +195,12 @@ def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
 
 @specialised
 def _kernel(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool, first: int
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool, place: Place
 ) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
-    ``aligned16``: the arrays begin at multiples of 128 bits, and their rows may, too. ``first``: where in its array the
-    result begins; if that is not 0, the filters stand before it.
+    ``aligned16``: the arrays begin at multiples of 128 bits, and their rows may, too. Where ``place`` has elements
+    before the results, they are in the filters' array.
     """
     real = getattr(types, dtype)
     vector, load, store, load_if = (4, ld4, st4, ldg4_if) if dtype == "float32" else (2, ld2, st2, ldg2_if)
@@ -213,9 +234,13 @@ def _kernel(
     value_vector = vector if aligned16 and pointwise and depth * tile_positions % (vector * threads) == 0 else 1
     value_columns = tile_positions // value_vector
     values_each = depth * value_columns // threads
-    out_vector = widest_access(pixels, dtype) if aligned16 else 1
+    out_vector = widest_access(pixels, dtype) if aligned16 and place.shape is None else 1
     store_out = vector_access(out_vector)[2]
-    first_result = first
+    first_weight, first_result = place.weights, place.results
+    scattered = place.shape is not None
+    out_h, out_w = place.shape or (p, q)
+    out_plane = out_h * out_w
+    (out_row, out_column), (row_step, column_step) = place.first, place.step
 
     weights_size, values_size = depth * weight_pitch, depth * tile_positions
     buffer_size = weights_size + values_size
@@ -350,8 +375,11 @@ def _kernel(
         for j in range(0, thread_positions, out_vector):
             position = first + (j // 4 * position_step + j % 4)
             if position < positions:
-                image = position // pixels
-                offset = (image * k + map_) * pixels + position % pixels
+                image, offset = divmod(position, pixels)
+                if scattered:
+                    row, column = divmod(offset, q)
+                    offset = (row * row_step + out_row) * out_w + column * column_step + out_column
+                offset += (image * k + map_) * out_plane
                 for i in range(thread_filters):
                     other = i // 4 * filter_step + i % 4
                     if filter_ + other < filters:
@@ -360,7 +388,7 @@ def _kernel(
                             if has_bias:
                                 value += a[i]
                             b[e] = value
-                        store_out(b, out, offset + (other * pixels + first_result))
+                        store_out(b, out, offset + (other * out_plane + first_result))
 
     @jit(launch_bounds=bounds)
     def conv2d_implicit_gemm(x: Any, weight: Any, bias: Any, out: Any, positions: Any) -> None:
@@ -396,7 +424,7 @@ def _kernel(
             filter_ = first_filter + row + i * weight_rows
             if clamped:
                 filter_ = minimum(filter_, filters - 1)
-            rows[i] = (group * filters + filter_) * products
+            rows[i] = (group * filters + filter_) * products + first_weight
         weight_store = i32(column) * weight_pitch + i32(row)
         weight_product = tile * depth + column
 
@@ -499,9 +527,14 @@ def products(
     x: str,
     weight: str,
     bias: str | None = None,
-    first: int = 0,
+    place: Place = WHOLE,
 ) -> Iterator[Call]:
-    """The launches of the product of the arrays of these names, to ``out``. Parts of sums begin at ``first``.
+    """The launches of the product of the arrays of these names, to ``out``.
+
+    Args:
+        a, geometry, tiling: as of :func:`calls`.
+        x, weight, bias: names.
+        place: where filters and results stand; ``place.results`` is of the workspace, if sums are cut into parts.
 
     Raises:
         ValueError: there are more parts than k-tiles.
@@ -509,15 +542,16 @@ def products(
     if tiling.parts > (k_tiles := -(-_products(geometry) // tiling.depth)):
         raise ValueError(f"conv2d: a sum of {k_tiles} k-tiles cannot be cut into parts={tiling.parts}")
     has_bias, positions = bias is not None and a.has(bias), geometry.n * geometry.p * geometry.q
-    whole, target = tiling.parts == 1, "out" if tiling.parts == 1 else "workspace"
-    single, aligned16 = dataclasses.replace(geometry, n=1), a.aligned(x, weight, target)
-    kernel = _kernel(single, tiling, a.dtype, has_bias and whole, aligned16, 0 if whole else first)
+    whole = tiling.parts == 1
+    target, place = ("out", dataclasses.replace(place, results=0)) if whole else ("workspace", place)
+    single, aligned16 = dataclasses.replace(geometry, n=1), a.aligned(x, weight, target) and place.weights % 4 == 0
+    kernel = _kernel(single, tiling, a.dtype, has_bias and whole, aligned16, place)
     filter_tiles = geometry.groups * -(-geometry.k // geometry.groups // tiling.filters)
     blocks = -(-positions // tiling.positions) * filter_tiles * tiling.parts
     # For a bias that there is not stands an array that is not looked at.
     arrays = [getattr(a, name) for name in (x, weight, bias or weight, target)]
     yield call(kernel, blocks, tiling.threads, *arrays, positions)
     if not whole:
-        kernel = _reduction(single, tiling.parts, a.dtype, has_bias, first)
+        kernel = _reduction(single, tiling.parts, a.dtype, has_bias, place.results)
         blocks = -(-a.out.size // _REDUCTION_THREADS)
         yield call(kernel, blocks, _REDUCTION_THREADS, a.workspace, arrays[2], a.out, a.out.size)
