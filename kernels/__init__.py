@@ -34,11 +34,13 @@ VARIANTS: dict[str, dict[str, str]] = {
         "tiled": "gpuconv.kernels.conv.conv2d_tiled",
         "implicit_gemm": "gpuconv.kernels.conv.conv2d_implicit_gemm",
         "depthwise": "gpuconv.kernels.conv.conv2d_depthwise",
+        "winograd": "gpuconv.kernels.conv.conv2d_winograd",
     },
     "conv2d_grad_input": {
         "direct": "gpuconv.kernels.conv.conv2d_grad_input_direct",
         "tiled": "gpuconv.kernels.conv.conv2d_grad_input_tiled",
         "implicit_gemm": "gpuconv.kernels.conv.conv2d_grad_input_implicit_gemm",
+        "winograd": "gpuconv.kernels.conv.conv2d_grad_input_winograd",
     },
     "conv2d_grad_weight": {
         "direct": "gpuconv.kernels.conv.conv2d_grad_weight_direct",
