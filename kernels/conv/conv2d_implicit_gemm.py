@@ -64,8 +64,10 @@ _REDUCTION_THREADS = 256
 # the mean) and at most 13 % (`python -m bench.rules`). In issue slots of a warp: a 128-bit load of shared memory; a
 # value that is fetched, from its address to its store, and a weight; a k-tile, of which most is the barrier.
 _SHARED_LOAD, _VALUE, _WEIGHT, _K_TILE = 5, 2.1, 6.9, 68
-#: Threads that a multiprocessor needs to be busy all the time, and bytes a microsecond of partial sums, from the cache.
-_BUSY_THREADS, _PARTS_BANDWIDTH = 400, 9.3e6
+#: Threads that a multiprocessor needs to be busy all the time.
+_BUSY_THREADS = 400
+#: Bytes a microsecond of partial sums: while they fit into the L2 cache, and beyond, as of a copy in memory.
+_CACHE, _CACHE_BANDWIDTH, _MEMORY_BANDWIDTH = 32 << 20, 9.3e6, 2.8e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +170,9 @@ def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     busy = min(1, blocks * tiling.threads / _BUSY_THREADS)
     found = LAUNCH + blocks * adds * (1 + loads + fetches + fixed) / busy / LANES / CLOCK
     if tiling.parts > 1:
-        found += NEXT_LAUNCH + 4 * (2 * tiling.parts + 1) * positions * geometry.k / _PARTS_BANDWIDTH
+        size = 4 * positions * geometry.k
+        bandwidth = _CACHE_BANDWIDTH if tiling.parts * size <= _CACHE else _MEMORY_BANDWIDTH
+        found += NEXT_LAUNCH + (2 * tiling.parts + 1) * size / bandwidth
     return found
 
 

@@ -25,8 +25,8 @@ Expected bottleneck: multiply-adds, 79 % of the instructions of the main loop; t
 from the L2 cache, an eighth of a byte for each multiply-add.
 
 **Accuracy.** The transforms add up to four numbers: over 512 channels the largest error in float32 is less than three
-times that of the direct kernels. What is not finite spreads over its tile: of an input that is infinite or NaN, to all outputs of
-the up to four tiles that it is in.
+times that of the direct kernels. What is not finite spreads over its tile: of an input that is infinite or NaN, to all
+outputs of the up to four tiles that it is in.
 
 Not chosen by the rule before a GPU has timed it.
 """
