@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "conv2d_grad_weight": {
         "direct": "gpuconv.kernels.conv.conv2d_grad_weight_direct",
         "implicit_gemm": "gpuconv.kernels.conv.conv2d_grad_weight_implicit_gemm",
+        "depthwise": "gpuconv.kernels.conv.conv2d_grad_weight_depthwise",
     },
     "conv2d_grad_bias": {"two_stage": "gpuconv.kernels.conv.conv2d_grad_bias"},
     "conv2d_relu_max_pool2d": {"fused": "gpuconv.kernels.block.conv2d_relu_max_pool2d"},

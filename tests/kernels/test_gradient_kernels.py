@@ -142,12 +142,14 @@ def test_phases_multiply_no_zeros():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("operation", "variant"),
-    [pytest.param(*one, marks=[pytest.mark.thorough] * (one[1] == "winograd")) for one in TABLE],
+    [pytest.param(*one, marks=[pytest.mark.thorough] * (one[1] in ("winograd", "depthwise"))) for one in TABLE],
 )
 def test_the_order_of_summation_is_fixed(operation, variant):
     """The same bits whatever the order in which threads and blocks run."""
     module = load(operation, variant)
     case = cases.ConvCase("sum", (5, 4, 9, 8), (6, 4, 3, 3), padding=1)
+    if variant == "depthwise":
+        case = dataclasses.replace(case, weight=(8, 1, 3, 3), groups=4)
     geometry, inputs, expected = OPERATIONS[operation](case, np.float32)
     tiling = module.tilings(geometry)[0]
     if operation == "conv2d_grad_weight":
@@ -166,6 +168,8 @@ def test_what_is_not_finite_spreads_as_on_numpy(operation, variant):
     """A NaN or an infinity in the gradient or the input reaches what its products enter, and nothing else."""
     module = load(operation, variant)
     case = cases.ConvCase("not-finite", (2, 3, 7, 9), (4, 3, 3, 2), stride=(1, 2), padding=1)
+    if variant == "depthwise":
+        case = dataclasses.replace(case, weight=(6, 1, 3, 2), groups=3)
     geometry, inputs, expected = OPERATIONS[operation](case, np.float32)
     if operation != "conv2d_grad_bias" and not module.supports(geometry):
         pytest.skip("Winograd's: see tests/kernels/test_winograd_kernels.py")
@@ -226,7 +230,10 @@ def test_windows_too_large_for_a_tile_are_refused():
 def test_a_workspace_is_asked_for(operation, variant):
     """Without one, or with one of another size, nothing is launched."""
     module = load(operation, variant)
-    geometry, inputs, expected = OPERATIONS[operation](cases.ConvCase("c", (4, 2, 6, 6), (3, 2, 3, 3)), np.float32)
+    case = cases.ConvCase("c", (4, 2, 6, 6), (3, 2, 3, 3))
+    if variant == "depthwise":
+        case = dataclasses.replace(case, weight=(4, 1, 3, 3), groups=2)
+    geometry, inputs, expected = OPERATIONS[operation](case, np.float32)
     tiling, out = dataclasses.replace(module.tilings(geometry)[0], parts=2), np.zeros(expected.shape, np.float32)
     size = module.workspace_size(geometry, tiling)
     assert size == 2 * expected.size
