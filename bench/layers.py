@@ -66,6 +66,19 @@ CONVOLUTIONS: dict[str, Conv2dGeometry] = {
     "mobilenet2.depthwise-7": _depthwise(7, 960),
 }
 
+#: Images, channels, size and window of GPU MODE's conv2d, which has as many filters as channels.
+_GPU_MODE = (4, 64, 128, 3), (4, 64, 128, 5), (2, 128, 256, 3), (2, 128, 256, 5), (1, 256, 512, 3)
+#: Convolutions of public tasks for kernels: of KernelBench (levels 1 to 3: AlexNet's first layer, 3x3 on large maps,
+#: the one before a ReLU and a bias, LeNet-5 on 4096 images) and of GPU MODE, whose windows stay inside. Forward only.
+TASKS: dict[str, Conv2dGeometry] = {
+    "kernelbench.alexnet-conv1": _conv(256, 3, 224, 96, 11, stride=4, padding=2),
+    "kernelbench.conv-1024": _conv(16, 16, 1024, 128, 3),
+    "kernelbench.conv-relu-bias": _conv(128, 64, 128, 128, 3),
+    "kernelbench.lenet5-conv1": _conv(4096, 1, 32, 6, 5),
+    "kernelbench.lenet5-conv2": _conv(4096, 6, 14, 16, 5),
+    **{f"gpumode.conv2d-{size}-{window}x{window}": _conv(n, c, size, c, window) for n, c, size, window in _GPU_MODE},
+}
+
 MAX_POOLINGS: dict[str, Pool2dGeometry] = {
     "lenet5.pool1": Pool2dGeometry.of((_LENET, 6, 28, 28), 2),
     "lenet5.pool2": Pool2dGeometry.of((_LENET, 16, 10, 10), 2),
@@ -79,9 +92,22 @@ BLOCKS: dict[str, BlockGeometry] = {
     "lenet5.block2": BlockGeometry(CONVOLUTIONS["lenet5.conv2"], MAX_POOLINGS["lenet5.pool2"]),
 }
 
+#: LeNet-5's blocks on KernelBench's 4096 images. Forward only.
+TASK_BLOCKS: dict[str, BlockGeometry] = {
+    f"kernelbench.lenet5-block{i}": BlockGeometry(
+        TASKS[f"kernelbench.lenet5-conv{i}"], Pool2dGeometry.of(TASKS[f"kernelbench.lenet5-conv{i}"].output_shape, 2)
+    )
+    for i in (1, 2)
+}
+
 #: The fully connected layers behind LeNet's maps.
 CLASSIFIERS: dict[str, ChainGeometry] = {
     "lenet5.classifier": ChainGeometry(_LENET, (400, 120, 84, 10), (True, True, False))
+}
+
+#: Those of KernelBench's LeNet-5, which has 20 classes. Forward only.
+TASK_CLASSIFIERS: dict[str, ChainGeometry] = {
+    "kernelbench.lenet5-classifier": ChainGeometry(4096, (400, 120, 84, 20), (True, True, False))
 }
 
 AVERAGE_POOLINGS: dict[str, Pool2dGeometry] = {
@@ -117,14 +143,14 @@ IMAGES: dict[str, ImageBatchGeometry] = {
 
 #: Layers by name for each operation of ``gpuconv.kernels.operations``: geometries, as its kernels take them.
 LAYERS: dict[str, Mapping[str, Any]] = {
-    "conv2d": CONVOLUTIONS,
+    "conv2d": {**CONVOLUTIONS, **TASKS},
     "conv2d_grad_input": CONVOLUTIONS,
     "conv2d_grad_weight": CONVOLUTIONS,
     "conv2d_grad_bias": MAPS,
-    "conv2d_relu_max_pool2d": BLOCKS,
+    "conv2d_relu_max_pool2d": {**BLOCKS, **TASK_BLOCKS},
     "conv2d_relu_max_pool2d_grad_input": BLOCKS,
     "conv2d_relu_max_pool2d_grad_weight": BLOCKS,
-    "linear_chain": CLASSIFIERS,
+    "linear_chain": {**CLASSIFIERS, **TASK_CLASSIFIERS},
     "linear_chain_grad_input": CLASSIFIERS,
     "linear_chain_grad_weight": CLASSIFIERS,
     "max_pool2d": MAX_POOLINGS,

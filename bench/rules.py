@@ -2,19 +2,25 @@
 
 ``RESULTS.json`` is what ``bench.gpu`` writes. For each operation and layer the table has what the rule took when it was
 measured, and what it takes now, each as its time over that of the fastest kernel that is right. A tiling that was not
-measured (``--quick`` measures the first three of each variant) has no time, and shows as such.
+measured (``--quick`` measures the first three of each variant) has no time, and shows as such. Below stands the worst
+ratio. Several files of one GPU are one table: of a kernel that was timed more than once, the run with the fastest
+sample counts.
+
+A second table is of the variants that estimate how long they take (``estimate(geometry, tiling)``): how far that is
+from what was measured.
 
 A kernel's time is that of its fastest sample: whatever disturbs a sample only adds to it (``--median`` takes the
 median). Where the median is more than a tenth longer, the layer is marked ``~``: somebody else was at work.
 
 ``--winners`` prints instead, as JSON, the kernels of convolutions that beat what the rule takes now by more than 3 %:
-what ships as ``gpuconv/tuning/defaults.json``. Several files may speak of one layer; the last one counts.
+what ships as ``gpuconv/tuning/defaults.json``. There the last file that speaks of a layer counts.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -94,6 +100,93 @@ def _over(times: dict[tuple[str, str], float], name: tuple[str, str] | None) -> 
     return f"{times[name] / min(times.values()):.2f}" if name in times else "not measured"
 
 
+def joined(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One document for each GPU, of all that was measured on it.
+
+    A kernel that several files have is taken as the one with the fastest sample has it, of those that were not
+    disturbed if there are any. What the last file took is what was taken.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for document in documents:
+        whole = found.setdefault(document["machine"]["gpu"]["name"], {"results": {}})
+        results = whole["results"]
+        whole.update({**document, "results": results})
+        for result in document["results"]:
+            place = result["operation"], result["layer"], result["geometry"]
+            known = {_name(one): one for one in results.get(place, {}).get("kernels", ())}
+            if any(kernel["chosen"] for kernel in result["kernels"]):
+                known = {name: {**one, "chosen": False} for name, one in known.items()}
+            for kernel in result["kernels"]:
+                if (old := known.get(_name(kernel))) and _reliability(old) > _reliability(kernel):
+                    kernel = {**old, "chosen": kernel["chosen"]}
+                known[_name(kernel)] = kernel
+            results[place] = {**result, "kernels": [*known.values()]}
+    return [{**whole, "results": [*whole["results"].values()]} for whole in found.values()]
+
+
+def _name(kernel: dict[str, Any]) -> tuple[str, str]:
+    return kernel["variant"], kernel["tiling"]
+
+
+def _reliability(kernel: dict[str, Any]) -> tuple[bool, bool, float]:
+    """What is larger tells more: right and timed, not disturbed, fast."""
+    right = bool(kernel["us"]) and kernel["fault"] is None
+    return right, not disturbed(kernel), -min(kernel["us"]) if right else 0.0
+
+
+def ratios(document: dict[str, Any], statistic: Any = min) -> dict[str, float | None]:
+    """What the rule takes now, over the best that was measured in peace; None where it was not measured.
+
+    By operation and layer.
+    """
+    found: dict[str, float | None] = {}
+    for result in document["results"]:
+        quiet = {**result, "kernels": [one for one in result["kernels"] if not disturbed(one)]}
+        if times := timed(quiet, statistic):
+            taken = times.get(rule_of(result))
+            found[f"{result['operation']} {result['layer']}"] = taken and taken / min(times.values())
+    return found
+
+
+def worst(document: dict[str, Any], statistic: Any = min) -> str:
+    """The rule's worst ratio, in words."""
+    found = ratios(document, statistic)
+    known = {name: ratio for name, ratio in found.items() if ratio is not None}
+    if not known:
+        return "worst: nothing that the rule takes now was measured in peace"
+    name = max(known, key=known.__getitem__)
+    silent = [name for name in found if name not in known]
+    rest = f"; not measured: {', '.join(silent)}" if silent else ""
+    return f"worst: {known[name]:.2f}, {name}, of {len(known)} layers{rest}"
+
+
+def estimates(document: dict[str, Any], statistic: Any = min) -> report.Table | None:
+    """A row for each variant that estimates its time: by how much it misses what was measured in peace."""
+    misses: dict[tuple[str, str], dict[str, float]] = {}
+    for result in document["results"]:
+        geometry = parsed(result["geometry"])
+        for kernel in result["kernels"]:
+            operation, variant = result["operation"], kernel["variant"]
+            if variant not in kernels.VARIANTS[operation] or disturbed(kernel):
+                continue
+            module = kernels.load(operation, variant)
+            if not hasattr(module, "estimate") or not (times := timed({"kernels": [kernel]}, statistic)):
+                continue
+            tiling = next((one for one in module.tilings(geometry) if repr(one) == kernel["tiling"]), None)
+            if tiling is not None:
+                miss = module.estimate(geometry, tiling) / times[_name(kernel)]
+                misses.setdefault((operation, variant), {})[f"{result['layer']} {_label(_name(kernel))}"] = miss
+    rows = []
+    for (operation, variant), found in misses.items():
+        far = {name: abs(math.log(miss)) for name, miss in found.items()}
+        name = max(far, key=far.__getitem__)
+        mean = math.sqrt(statistics.fmean(value**2 for value in far.values()))
+        rows.append([f"{operation} {variant}", str(len(found)), f"{mean:.0%}", f"{found[name]:.2f}", name])
+    header = ["variant", "kernels", "mean miss", "worst", "of"]
+    title = f"{document['machine']['gpu']['name']}: estimated over measured time"
+    return report.Table(title, header, rows, left=True) if rows else None
+
+
 def table(document: dict[str, Any], statistic: Any = min) -> report.Table:
     """A row for each operation and layer that was timed."""
     rows = []
@@ -166,8 +259,11 @@ def _run(argv: Sequence[str] | None) -> int:
         content = {"schema": store.DEFAULTS_SCHEMA, "defaults": winners(documents)}
         print(json.dumps(content, indent=1))
         return 0
-    for document in documents:
-        print(table(document, statistics.median if arguments.median else min).plain() + "\n")
+    statistic = statistics.median if arguments.median else min
+    for document in joined(documents):
+        print(f"{table(document, statistic).plain()}\n{worst(document, statistic)}\n")
+        if (missed := estimates(document, statistic)) is not None:
+            print(missed.plain() + "\n")
     return 0
 
 

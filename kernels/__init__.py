@@ -34,15 +34,18 @@ VARIANTS: dict[str, dict[str, str]] = {
         "tiled": "gpuconv.kernels.conv.conv2d_tiled",
         "implicit_gemm": "gpuconv.kernels.conv.conv2d_implicit_gemm",
         "depthwise": "gpuconv.kernels.conv.conv2d_depthwise",
+        "winograd": "gpuconv.kernels.conv.conv2d_winograd",
     },
     "conv2d_grad_input": {
         "direct": "gpuconv.kernels.conv.conv2d_grad_input_direct",
         "tiled": "gpuconv.kernels.conv.conv2d_grad_input_tiled",
         "implicit_gemm": "gpuconv.kernels.conv.conv2d_grad_input_implicit_gemm",
+        "winograd": "gpuconv.kernels.conv.conv2d_grad_input_winograd",
     },
     "conv2d_grad_weight": {
         "direct": "gpuconv.kernels.conv.conv2d_grad_weight_direct",
         "implicit_gemm": "gpuconv.kernels.conv.conv2d_grad_weight_implicit_gemm",
+        "depthwise": "gpuconv.kernels.conv.conv2d_grad_weight_depthwise",
     },
     "conv2d_grad_bias": {"two_stage": "gpuconv.kernels.conv.conv2d_grad_bias"},
     "conv2d_relu_max_pool2d": {"fused": "gpuconv.kernels.block.conv2d_relu_max_pool2d"},

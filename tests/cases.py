@@ -16,6 +16,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import pytest
 import reference
 
 #: Multiply-adds (for a pooling: elements read) up to which a case counts as tiny.
@@ -309,3 +310,9 @@ WORKED_EXAMPLES = [
         [[4, 3, 4], [2, 4, 3], [2, 3, 4]],
     ),
 ]
+
+
+def thorough(variant: str, case: ConvCase) -> list[pytest.MarkDecorator]:
+    """Marks of a kernel variant on a case: blocks of Winograd's are slow to simulate, and a sample has few of them."""
+    few = ("plain", "one-image", "groups-2", "single-pixel-padded")
+    return [pytest.mark.thorough] if variant == "winograd" and case.name not in few else []

@@ -93,8 +93,10 @@ def _fills_a_weight_gemm(g: Conv2dGeometry, dtype: str) -> bool:
 
 
 def _gradient_fills_a_gemm(g: Conv2dGeometry, dtype: str) -> bool:
-    products, positions = g.k * g.r * g.s, g.n * g.h * g.w
-    alike = dtype == "float32" and g.groups == 1 and g.stride == (1, 1)
+    # Of a strided convolution each phase is a product, of its share of the taps and of the positions.
+    phases = g.stride[0] * g.stride[1]
+    products, positions = g.k * g.r * g.s // min(phases, g.r * g.s), g.n * g.h * g.w // phases
+    alike = dtype == "float32" and g.groups == 1 and phases <= 4
     return alike and g.c >= 32 and products >= 64 and positions >= 1024
 
 
@@ -138,7 +140,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(
             "implicit_gemm",
             _gradient_fills_a_gemm,
-            "float32, stride 1, at least 32 channels, 64 products a sum and 1,024 positions: as forward",
+            "float32, strides of at most 4 together, at least 32 channels, and in each of a stride's phases "
+            "64 products a sum and 1,024 positions: as forward",
         ),
         Rule(
             "tiled",

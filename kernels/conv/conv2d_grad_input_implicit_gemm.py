@@ -1,111 +1,211 @@
-"""Gradient for a convolution's input as a matrix product: the forward kernel, on turned filters.
+"""Gradient for a convolution's input as matrix products: the forward kernel, on turned filters.
 
 With stride 1 the gradient for the input is itself a convolution: of the output's gradient, padded, with the filters
-turned by 180 degrees and their channels and filters exchanged. A first kernel writes the filters so to the workspace,
-one thread an element; a second one is that of ``conv2d_implicit_gemm.py``, as it is, on the gradient's geometry. What
-the first one costs is a launch and two passes over the weights, which are small beside the maps where this is chosen.
+turned by 180 degrees and their channels and filters exchanged. With a larger stride each element of the input meets
+only some of the taps: with stride 2 and a 3x3 window those in even rows and columns four of them, those in odd ones
+one. So the input is split by phase, the rows and the columns modulo the stride, and each phase is a convolution with
+stride 1 by its own taps. No zero is multiplied.
+
+A first kernel writes all filters so to the workspace, phase by phase, one thread an element; then for each phase comes
+the kernel of ``conv2d_implicit_gemm.py``, as it is, on the phase's geometry, which stores its results where they
+belong. Elements that no tap meets, three of four with a 1x1 window and stride 2, are zeros of a last kernel.
+
+What this costs besides the products is a launch and two passes over the weights, which are small beside the maps where
+this is chosen; and with phases a launch each, stores of which a sector needs only every second element (the other half
+comes with the next phase, while the sector is in the L2 cache), and smaller products, whose tiles have to be smaller.
 
 Shared bytes, registers and bottleneck: as of ``conv2d_implicit_gemm.py``. A first look at an H100 asked for it: there
 the forward product ran at 40 to 46 TFLOP/s on layers of ResNet-50 and VGG-16, and the tiled gradient at 17 to 34.
-
-Refused are strides: the output's gradient would have gaps. So are paddings that are larger than the window less one,
-whose gradient would have to be cut.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from numba import cuda
+from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv import conv2d_implicit_gemm as forward
-from gpuconv.kernels.conv.conv2d_implicit_gemm import Tiling
-from gpuconv.kernels.device import Answer, Call, Refusal, call, jit, ldg, st, u32
+from gpuconv.kernels.conv.conv2d_grad_input_tiled import Phase, phases
+from gpuconv.kernels.conv.conv2d_implicit_gemm import Place, Tiling
+from gpuconv.kernels.device import Answer, Call, Refusal, call, jit, ldg, minimum, st, u32
+from gpuconv.kernels.device.host import LAUNCH, MAX_ELEMENTS, NEXT_LAUNCH
 from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "calls", "supports", "tilings", "workspace_size"]
+__all__ = ["Tiling", "calls", "estimate", "supports", "tilings", "workspace_size"]
 
 _THREADS = 256
+#: Launches; each phase is one.
+_MOST_PHASES = 16
 
 
 def supports(geometry: Conv2dGeometry) -> Answer:
-    """True for stride 1, unless the padding is larger than the window, or the window very long."""
-    if geometry.stride != (1, 1):
-        return Refusal(f"stride {geometry.stride}: the output's gradient would be a map with gaps")
-    if any(pad < 0 for pair in _padding(geometry) for pad in pair):
-        return Refusal(
-            f"padding {geometry.padding} is larger than the window less one: the result would have to be cut"
-        )
+    """True for all but very large strides and very long windows."""
+    if math.prod(geometry.stride) > _MOST_PHASES:
+        return Refusal(f"stride {geometry.stride}: it would take more than {_MOST_PHASES} launches")
     return forward.supports(geometry)
 
 
-def _padding(geometry: Conv2dGeometry) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of the output's gradient: what the window reaches beyond it."""
-    reach = (geometry.r - 1) * geometry.dilation[0], (geometry.s - 1) * geometry.dilation[1]
-    (top, bottom), (left, right) = geometry.padding
-    return (reach[0] - top, reach[0] - bottom), (reach[1] - left, reach[1] - right)
+def turned(geometry: Conv2dGeometry, rows: Phase, columns: Phase) -> Conv2dGeometry:
+    """The convolution that a phase is: of (n, k, p, q), by its taps, to the elements of the phase.
 
+    Where the result has to be cut, its padding is less than nothing.
+    """
 
-def turned(geometry: Conv2dGeometry) -> Conv2dGeometry:
-    """The convolution that the gradient is: of (n, k, p, q) with filters (c, k / groups, r, s) to (n, c, h, w)."""
-    filters = geometry.c, geometry.k // geometry.groups, geometry.r, geometry.s
-    return Conv2dGeometry.of(
-        geometry.output_shape,
-        filters,
-        padding=_padding(geometry),
-        dilation=geometry.dilation,
+    def padding(phase: Phase, length: int) -> tuple[int, int]:
+        reach = (phase.taps - 1) * phase.spread
+        before = phase.shift + reach - phase.first
+        return before, phase.size + reach - length - before
+
+    return Conv2dGeometry(
+        n=geometry.n,
+        c=geometry.k,
+        h=geometry.p,
+        w=geometry.q,
+        k=geometry.c,
+        r=rows.taps,
+        s=columns.taps,
+        padding=(padding(rows, geometry.p), padding(columns, geometry.q)),
+        dilation=(rows.spread, columns.spread),
         groups=geometry.groups,
     )
 
 
+def _products(geometry: Conv2dGeometry) -> list[tuple[Conv2dGeometry, Place]]:
+    """Of each phase that has taps the convolution, and where its filters and results stand."""
+    pairs, found = geometry.c * geometry.k // geometry.groups, []
+    for rows, columns in phases(geometry):
+        if rows.taps and columns.taps:
+            before = _before(rows, geometry.r) * geometry.s + rows.taps * _before(columns, geometry.s)
+            place = Place(weights=pairs * before)
+            if geometry.stride != (1, 1):
+                first = tuple(
+                    s * one.first + one.offset for s, one in zip(geometry.stride, (rows, columns), strict=True)
+                )
+                place = dataclasses.replace(place, shape=(geometry.h, geometry.w), first=first, step=geometry.stride)
+            found.append((turned(geometry, rows, columns), place))
+    return found
+
+
+def _before(phase: Phase, kernel: int) -> int:
+    """Along one axis, how many taps the phases with lower ones have. Of each ``step`` taps a phase has one."""
+    return phase.tap * (kernel // phase.step) + min(phase.tap, kernel % phase.step)
+
+
+def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+    """Microseconds on an H100, about: what ranks tilings."""
+    launch = LAUNCH - NEXT_LAUNCH
+    return LAUNCH + sum(forward.estimate(product, tiling) - launch for product, _ in _products(geometry))
+
+
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
-    """Those of the product that leave its sums whole; without that of 1x1 filters which spills registers."""
-    found = (tiling for tiling in forward.tilings(turned(geometry)) if tiling.parts == 1)
-    return tuple(
-        tiling for tiling in found if geometry.r * geometry.s > 1 or tiling.filters < 128 or tiling.positions < 128
-    )
+    """Those of the product; without that of 1x1 filters which spills registers. Of phases, the sums are whole."""
+    products = [product for product, _ in _products(geometry)]
+    if not products:
+        return (forward.SHAPES[-1],)
+    found = {
+        tiling: estimate(geometry, tiling)
+        for product in products
+        for tiling in forward.tilings(product)
+        if (min(one.r * one.s for one in products) > 1 or tiling.filters < 128 or tiling.positions < 128)
+        and workspace_size(geometry, tiling) <= MAX_ELEMENTS
+        and (tiling.parts == 1 or geometry.stride == (1, 1))
+    }
+    return tuple(sorted(found, key=found.__getitem__))
 
 
 def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
-    """Elements of the turned filters."""
-    return math.prod(geometry.weight_shape)
+    """Elements of the turned filters, and behind them of the parts of the sums, if there are several."""
+    parts = tiling.parts * math.prod(geometry.input_shape) if tiling.parts > 1 else 0
+    return _first_part(geometry) + parts
+
+
+def _first_part(geometry: Conv2dGeometry) -> int:
+    """Where the parts begin: at a multiple of 16 bytes."""
+    return -(-math.prod(geometry.weight_shape) // 4) * 4
 
 
 @specialised
-def _turn(groups: int, channels: int, filters: int, taps: int) -> Callable[..., None]:
-    """The first kernel: one thread writes one weight, ``turned[c, k, i, j] = weight[k, c, r - 1 - i, s - 1 - j]``.
+def _turn(geometry: Conv2dGeometry) -> Callable[..., None]:
+    """The first kernel: one thread moves one weight to its phase, where the first of the taps becomes the last.
 
-    ``channels`` and ``filters`` are those of a group.
+    ``n``, ``h`` and ``w`` of the geometry are not looked at.
     """
-    size = groups * channels * filters * taps
+    r, s, groups = geometry.r, geometry.s, geometry.groups
+    channels, filters = geometry.c // groups, geometry.k // groups
+    size, pairs = geometry.k * channels * r * s, geometry.c * filters
+    strides = zip(geometry.stride, geometry.dilation, strict=True)
+    row_step, column_step = (stride // math.gcd(stride, dilation) for stride, dilation in strides)
+    # Each of the first phases has a tap more than the others.
+    row_taps, longer_rows = divmod(r, row_step)
+    column_taps, longer_columns = divmod(s, column_step)
 
     @jit(launch_bounds=_THREADS)
     def conv2d_turned_filters(weight: Any, out: Any) -> None:
         i = u32(cuda.blockIdx.x) * _THREADS + cuda.threadIdx.x
         if i < size:
-            row, tap = divmod(i, taps)
-            channel, filter_ = divmod(row, filters)
-            group, channel = divmod(channel, channels)
-            source = ((group * filters + filter_) * channels + channel) * taps + (taps - 1 - tap)
-            st(out, i, ldg(weight, source))
+            rest, tap_column = divmod(i, s)
+            rest, tap_row = divmod(rest, r)
+            rest, channel = divmod(rest, channels)
+            group, filter_ = divmod(rest, filters)
+            turn_row, row_phase = divmod(tap_row, row_step)
+            turn_column, column_phase = divmod(tap_column, column_step)
+            rows = u32(row_taps) + (1 if row_phase < longer_rows else 0)
+            columns = u32(column_taps) + (1 if column_phase < longer_columns else 0)
+            before = (row_phase * row_taps + minimum(row_phase, longer_rows)) * s
+            before += (column_phase * column_taps + minimum(column_phase, longer_columns)) * rows
+            pair = (group * channels + channel) * filters + filter_
+            tap = (rows - turn_row - 1) * columns + (columns - turn_column - 1)
+            st(out, before * pairs + pair * rows * columns + tap, ldg(weight, i))
 
     return conv2d_turned_filters
 
 
+@specialised
+def _zeros(geometry: Conv2dGeometry, dtype: str) -> Callable[..., None]:
+    """The last kernel: a thread writes a zero, if its element is one that no tap meets. ``n`` is not looked at."""
+    real, h, w = getattr(types, dtype), geometry.h, geometry.w
+    (stride_h, stride_w), (top, left) = geometry.stride, (geometry.padding[0][0], geometry.padding[1][0])
+
+    def met(kernel: int, stride: int, dilation: int) -> int:
+        """A bit for each remainder of padded positions that a tap meets."""
+        return sum(1 << remainder for remainder in {tap * dilation % stride for tap in range(kernel)})
+
+    rows = met(geometry.r, stride_h, geometry.dilation[0])
+    columns = met(geometry.s, stride_w, geometry.dilation[1])
+
+    @jit(launch_bounds=_THREADS)
+    def conv2d_grad_input_zeros(out: Any, elements: Any) -> None:
+        i = u32(cuda.blockIdx.x) * _THREADS + cuda.threadIdx.x
+        if i < elements:
+            line, column = divmod(i, w)
+            row_met = (u32(rows) >> ((line % h + top) % stride_h)) & 1
+            column_met = (u32(columns) >> ((column + left) % stride_w)) & 1
+            if row_met * column_met == 0:
+                st(out, i, real(0))
+
+    return conv2d_grad_input_zeros
+
+
 def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
-    """Turned filters, then the product.
+    """Turned filters, the products, where their sums are cut into parts the launch that adds them up, and zeros.
 
     Raises:
-        ValueError: the tiling cuts sums into parts, which would be written beside the filters that are being read.
+        ValueError: there are more parts than k-tiles; or parts, and phases.
     """
-    if tiling.parts > 1:
-        raise ValueError(f"conv2d_grad_input: sums are not cut into parts here, got parts={tiling.parts}")
-    groups = geometry.groups
-    kernel = _turn(groups, geometry.c // groups, geometry.k // groups, geometry.r * geometry.s)
-    blocks = -(-math.prod(geometry.weight_shape) // _THREADS)
-    yield call(kernel, blocks, _THREADS, a.weight, a.workspace)
-    yield forward.product(a, turned(geometry), tiling, "grad", "workspace", "out")
+    if tiling.parts > 1 and geometry.stride != (1, 1):
+        raise ValueError(f"conv2d_grad_input: with a stride sums are not cut into parts, got parts={tiling.parts}")
+    products = _products(geometry)
+    if products:
+        blocks = -(-math.prod(geometry.weight_shape) // _THREADS)
+        yield call(_turn(dataclasses.replace(geometry, n=1)), blocks, _THREADS, a.weight, a.workspace)
+    for product, place in products:
+        place = dataclasses.replace(place, results=_first_part(geometry))
+        yield from forward.products(a, product, tiling, "grad", "workspace", place=place)
+    if any(not rows.taps or not columns.taps for rows, columns in phases(geometry)):
+        kernel = _zeros(dataclasses.replace(geometry, n=1), a.dtype)
+        yield call(kernel, -(-a.out.size // _THREADS), _THREADS, a.out, a.out.size)

@@ -39,9 +39,19 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device.host import MAX_ELEMENTS, MULTIPROCESSORS, Answer, Refusal, widest_access
+from gpuconv.kernels.device.host import (
+    CLOCK,
+    LANES,
+    LAUNCH,
+    MAX_ELEMENTS,
+    MULTIPROCESSORS,
+    NEXT_LAUNCH,
+    Answer,
+    Refusal,
+    widest_access,
+)
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
-from gpuconv.kernels.device.memory import ld2, ld4, ldg, ldg2_if, ldg4_if, ldg_if, st, st2, st4
+from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg, ldg2_if, ldg4_if, ldg_if, st, st2, st4
 from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
 from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.variant import Arguments
@@ -50,10 +60,34 @@ from gpuconv.kernels.variant import Arguments
 _MASK_BITS = 32
 _REDUCTION_THREADS = 256
 
-# For estimates, in multiply-adds that a multiprocessor makes in the time, 128 a cycle: of a launch (2 µs), and of an
-# element of global memory (4 bytes at 20 bytes a cycle).
-_LAUNCH = 450_000
-_ELEMENT = 26
+# Of the estimate, found by least squares in an H100's times of 36 tilings and layers, which it then misses by 7 % (in
+# the mean) and at most 13 % (`python -m bench.rules`). In issue slots of a warp: a 128-bit load of shared memory; a
+# value that is fetched, from its address to its store, and a weight; a k-tile, of which most is the barrier.
+_SHARED_LOAD, _VALUE, _WEIGHT, _K_TILE = 5, 2.1, 6.9, 68
+#: Threads that a multiprocessor needs to be busy all the time.
+_BUSY_THREADS = 400
+#: Bytes a microsecond of partial sums: while they fit into the L2 cache, and beyond, as of a copy in memory.
+_CACHE, _CACHE_BANDWIDTH, _MEMORY_BANDWIDTH = 32 << 20, 9.3e6, 2.8e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a product's filters and results stand in their arrays, if that is not in the whole of them.
+
+    Attributes:
+        weights, results: elements before the first one.
+        shape: height and width of the results' maps; None if they are those of the geometry.
+        first, step: a result's row and column in such a map, for row and column 0 and for each further one.
+    """
+
+    weights: int = 0
+    results: int = 0
+    shape: tuple[int, int] | None = None
+    first: tuple[int, int] = (0, 0)
+    step: tuple[int, int] = (1, 1)
+
+
+WHOLE = Place()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +127,8 @@ class Tiling:
         return self.filters * self.positions // (self.thread_filters * self.thread_positions)
 
 
-_SHAPES = (
+#: All shapes of tiles.
+SHAPES = (
     Tiling(128, 128, 8, 8, 8),
     Tiling(128, 64, 8, 8, 8),
     Tiling(64, 128, 8, 8, 8),
@@ -121,24 +156,24 @@ def _products(geometry: Conv2dGeometry) -> int:
     return geometry.c // geometry.groups * geometry.r * geometry.s
 
 
-def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
-    """Estimated time, in multiply-adds that a multiprocessor could make in it."""
+def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+    """Microseconds on an H100, about: what ranks tilings."""
     positions, filters = geometry.n * geometry.p * geometry.q, geometry.k // geometry.groups
     tiles = -(-positions // tiling.positions) * -(-filters // tiling.filters) * geometry.groups
     k_tiles = -(-_products(geometry) // tiling.depth)
-    # Instructions for each multiply-add: loads from shared memory; fetching a value takes 7, a weight 2; 16 a k-tile.
-    loads = (1 / tiling.thread_filters + 1 / tiling.thread_positions) / 4
-    fetches = 7 / tiling.filters + 2 / tiling.positions
-    fixed = 16 / (tiling.depth * tiling.thread_filters * tiling.thread_positions)
+    # Instructions for each multiply-add.
+    loads = _SHARED_LOAD * (1 / tiling.thread_filters + 1 / tiling.thread_positions) / 4
+    fetches = _VALUE / tiling.filters + _WEIGHT / tiling.positions
+    fixed = _K_TILE / (tiling.depth * tiling.thread_filters * tiling.thread_positions)
     adds = tiling.filters * tiling.positions * tiling.depth * -(-k_tiles // tiling.parts)
-    block = adds * (1 + loads + fetches + fixed)
     blocks = max(1, -(-tiles * tiling.parts // MULTIPROCESSORS))
-    # Two warps for each of its four schedulers keep a multiprocessor busy.
-    cost = blocks * block / min(1, blocks * tiling.threads / 256)
+    busy = min(1, blocks * tiling.threads / _BUSY_THREADS)
+    found = LAUNCH + blocks * adds * (1 + loads + fetches + fixed) / busy / LANES / CLOCK
     if tiling.parts > 1:
-        traffic = (2 * tiling.parts + 1) * positions * geometry.k
-        cost += _LAUNCH + _ELEMENT * traffic / MULTIPROCESSORS
-    return cost
+        size = 4 * positions * geometry.k
+        bandwidth = _CACHE_BANDWIDTH if tiling.parts * size <= _CACHE else _MEMORY_BANDWIDTH
+        found += NEXT_LAUNCH + (2 * tiling.parts + 1) * size / bandwidth
+    return found
 
 
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
@@ -147,12 +182,12 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     Those that are estimated to be fast come first; those estimated at three times the best or more are left out.
     """
     found: dict[Tiling, float] = {}
-    for shape in _SHAPES:
+    for shape in SHAPES:
         k_tiles = -(-_products(geometry) // shape.depth)
         cuts = [dataclasses.replace(shape, parts=count) for count in (1, 2, 4, 8, 16, 32, 64) if count <= k_tiles]
-        costs = {cut: _cost(geometry, cut) for cut in cuts if workspace_size(geometry, cut) <= MAX_ELEMENTS}
-        best = min(costs, key=costs.__getitem__)
-        found |= {shape: costs[shape], best: costs[best]}
+        times = {cut: estimate(geometry, cut) for cut in cuts if workspace_size(geometry, cut) <= MAX_ELEMENTS}
+        best = min(times, key=times.__getitem__)
+        found |= {shape: times[shape], best: times[best]}
     limit = 3 * min(found.values())
     return tuple(sorted((tiling for tiling in found if found[tiling] < limit), key=found.__getitem__))
 
@@ -164,11 +199,12 @@ def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
 
 @specialised
 def _kernel(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool, place: Place
 ) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
-    ``aligned16``: the arrays begin at multiples of 128 bits, and their rows may, too.
+    ``aligned16``: the arrays begin at multiples of 128 bits, and their rows may, too. Where ``place`` has elements
+    before the results, they are in the filters' array.
     """
     real = getattr(types, dtype)
     vector, load, store, load_if = (4, ld4, st4, ldg4_if) if dtype == "float32" else (2, ld2, st2, ldg2_if)
@@ -202,8 +238,13 @@ def _kernel(
     value_vector = vector if aligned16 and pointwise and depth * tile_positions % (vector * threads) == 0 else 1
     value_columns = tile_positions // value_vector
     values_each = depth * value_columns // threads
-    out_vector = widest_access(pixels, dtype) if aligned16 else 1
+    out_vector = widest_access(pixels, dtype) if aligned16 and place.shape is None else 1
     store_out = vector_access(out_vector)[2]
+    first_weight, first_result = place.weights, place.results
+    scattered = place.shape is not None
+    out_h, out_w = place.shape or (p, q)
+    out_plane = out_h * out_w
+    (out_row, out_column), (row_step, column_step) = place.first, place.step
 
     weights_size, values_size = depth * weight_pitch, depth * tile_positions
     buffer_size = weights_size + values_size
@@ -233,7 +274,7 @@ def _kernel(
     multiply = unrolled(step, depth)
 
     @device_function
-    def fetch_weights(staged: Any, weight: Any, rows: Any, product: Any) -> None:
+    def fetch_read_only(staged: Any, weight: Any, rows: Any, product: Any) -> None:
         inside = product < products if ragged else True
         for i in range(weights_each):
             if weight_vector == 1:
@@ -242,6 +283,22 @@ def _kernel(
                 found = load_if(weight, rows[i] + product, inside)
                 for j in range(vector):
                     staged[i * vector + j] = found[j]
+
+    @device_function
+    def fetch_beside_results(staged: Any, weight: Any, rows: Any, product: Any) -> None:
+        """Of an array that this launch writes, elsewhere: read-only loads are not for such."""
+        inside = product < products if ragged else True
+        column = minimum(product, products - weight_vector) if ragged else product
+        for i in range(weights_each):
+            if weight_vector == 1:
+                value = ld(weight, rows[i] + column)
+                staged[i] = value if inside else real(0)
+            else:
+                found = load(weight, rows[i] + column)
+                for j in range(vector):
+                    staged[i * vector + j] = found[j] if inside else real(0)
+
+    fetch_weights = fetch_beside_results if first_result else fetch_read_only
 
     @device_function
     def fetch_by_table(staged: Any, x: Any, table: Any, window: Any, outside: Any, entry: Any, product: Any) -> None:
@@ -322,8 +379,11 @@ def _kernel(
         for j in range(0, thread_positions, out_vector):
             position = first + (j // 4 * position_step + j % 4)
             if position < positions:
-                image = position // pixels
-                offset = (image * k + map_) * pixels + position % pixels
+                image, offset = divmod(position, pixels)
+                if scattered:
+                    row, column = divmod(offset, q)
+                    offset = (row * row_step + out_row) * out_w + column * column_step + out_column
+                offset += (image * k + map_) * out_plane
                 for i in range(thread_filters):
                     other = i // 4 * filter_step + i % 4
                     if filter_ + other < filters:
@@ -332,7 +392,7 @@ def _kernel(
                             if has_bias:
                                 value += a[i]
                             b[e] = value
-                        store_out(b, out, offset + other * pixels)
+                        store_out(b, out, offset + (other * out_plane + first_result))
 
     @jit(launch_bounds=bounds)
     def conv2d_implicit_gemm(x: Any, weight: Any, bias: Any, out: Any, positions: Any) -> None:
@@ -368,7 +428,7 @@ def _kernel(
             filter_ = first_filter + row + i * weight_rows
             if clamped:
                 filter_ = minimum(filter_, filters - 1)
-            rows[i] = (group * filters + filter_) * products
+            rows[i] = (group * filters + filter_) * products + first_weight
         weight_store = i32(column) * weight_pitch + i32(row)
         weight_product = tile * depth + column
 
@@ -437,17 +497,17 @@ def _kernel(
 
 
 @specialised
-def _reduction(geometry: Conv2dGeometry, parts: int, dtype: str, has_bias: bool) -> Callable[..., None]:
-    """The second kernel: one thread adds up the parts of one output."""
+def _reduction(geometry: Conv2dGeometry, parts: int, dtype: str, has_bias: bool, first: int) -> Callable[..., None]:
+    """The second kernel: one thread adds up the parts of one output, which begin at ``first``."""
     k, pixels = geometry.k, geometry.p * geometry.q
 
     @jit(launch_bounds=_REDUCTION_THREADS)
     def conv2d_implicit_gemm_sum(workspace: Any, bias: Any, out: Any, outputs: Any) -> None:
         i = u32(cuda.blockIdx.x) * _REDUCTION_THREADS + cuda.threadIdx.x
         if i < u32(outputs):
-            value = ldg(workspace, i)
+            value = ldg(workspace, i + first)
             for part in range(1, parts):
-                value += ldg(workspace, i + part * outputs)
+                value += ldg(workspace, i + (part * outputs + first))
             if has_bias:
                 value += ldg(bias, i // pixels % k)
             st(out, i, value)
@@ -461,26 +521,41 @@ def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Ca
     Raises:
         ValueError: there are more parts than k-tiles.
     """
+    yield from products(a, geometry, tiling, "x", "weight", bias="bias")
+
+
+def products(
+    a: Arguments,
+    geometry: Conv2dGeometry,
+    tiling: Tiling,
+    x: str,
+    weight: str,
+    bias: str | None = None,
+    place: Place = WHOLE,
+) -> Iterator[Call]:
+    """The launches of the product of the arrays of these names, to ``out``.
+
+    Args:
+        a, geometry, tiling: as of :func:`calls`.
+        x, weight, bias: names.
+        place: where filters and results stand; ``place.results`` is of the workspace, if sums are cut into parts.
+
+    Raises:
+        ValueError: there are more parts than k-tiles.
+    """
     if tiling.parts > (k_tiles := -(-_products(geometry) // tiling.depth)):
         raise ValueError(f"conv2d: a sum of {k_tiles} k-tiles cannot be cut into parts={tiling.parts}")
-    if tiling.parts == 1:
-        yield product(a, geometry, tiling, "x", "weight", "out", bias="bias")
-        return
-    yield product(a, geometry, tiling, "x", "weight", "workspace")
-    kernel = _reduction(dataclasses.replace(geometry, n=1), tiling.parts, a.dtype, a.has("bias"))
-    blocks = -(-a.out.size // _REDUCTION_THREADS)
-    yield call(kernel, blocks, _REDUCTION_THREADS, a.workspace, a.bias, a.out, a.out.size)
-
-
-def product(
-    a: Arguments, geometry: Conv2dGeometry, tiling: Tiling, x: str, weight: str, out: str, bias: str | None = None
-) -> Call:
-    """The launch of the product, of the arrays of these names."""
     has_bias, positions = bias is not None and a.has(bias), geometry.n * geometry.p * geometry.q
-    single, aligned16 = dataclasses.replace(geometry, n=1), a.aligned(x, weight, out)
-    kernel = _kernel(single, tiling, a.dtype, has_bias, aligned16)
+    whole = tiling.parts == 1
+    target, place = ("out", dataclasses.replace(place, results=0)) if whole else ("workspace", place)
+    single, aligned16 = dataclasses.replace(geometry, n=1), a.aligned(x, weight, target) and place.weights % 4 == 0
+    kernel = _kernel(single, tiling, a.dtype, has_bias and whole, aligned16, place)
     filter_tiles = geometry.groups * -(-geometry.k // geometry.groups // tiling.filters)
     blocks = -(-positions // tiling.positions) * filter_tiles * tiling.parts
     # For a bias that there is not stands an array that is not looked at.
-    arrays = (getattr(a, name) for name in (x, weight, bias or weight, out))
-    return call(kernel, blocks, tiling.threads, *arrays, positions)
+    arrays = [getattr(a, name) for name in (x, weight, bias or weight, target)]
+    yield call(kernel, blocks, tiling.threads, *arrays, positions)
+    if not whole:
+        kernel = _reduction(single, tiling.parts, a.dtype, has_bias, place.results)
+        blocks = -(-a.out.size // _REDUCTION_THREADS)
+        yield call(kernel, blocks, _REDUCTION_THREADS, a.workspace, arrays[2], a.out, a.out.size)

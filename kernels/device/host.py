@@ -46,6 +46,10 @@ def aligned(*arrays: Any) -> bool:
 
 #: Multiprocessors of a large GPU (H100, H200), assumed when tilings are compared.
 MULTIPROCESSORS = 132
+#: Its cycles a microsecond, and multiply-adds that a multiprocessor makes in a cycle.
+CLOCK, LANES = 1980, 128
+#: Microseconds of a launch in an H100's timings with a cold cache, and of each further one in a row.
+LAUNCH, NEXT_LAUNCH = 4.8, 2.4
 
 
 def fitted(size: int, tile: int, unit: int, /) -> int:

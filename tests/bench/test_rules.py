@@ -156,15 +156,50 @@ def test_the_table_compares_then_and_now(tmp_path, capsys):
     assert rules.main([str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "NVIDIA H100 80GB HBM3, 2026-11-27: time of the rule's over the best"
-    (row,) = [line.split() for line in lines if "a layer" in line]
+    (row,) = [line.split() for line in lines if "~ conv2d a layer" in line]
     assert row == ["~", "conv2d", "a", "layer", "3.00", "1.50", "10.00", "direct", "threads=64"]
+    assert "worst: 1.00, conv2d a layer, of 1 layers" in lines  # of what was measured in peace
     assert rules.main(["--median", str(path)]) == 0
-    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "a layer" in line]
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "~ conv2d a layer" in line]
     assert row[4:7] == ["2.00", "1.00", "15.00"]
     timed["kernels"].pop()
     path.write_text(json.dumps(document_of(timed)))
     assert rules.main([str(path)]) == 0
-    assert "3.00  not measured    10.00" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "3.00  not measured    10.00" in shown
+    assert "worst: nothing that the rule takes now was measured in peace" in shown
+
+
+def test_several_files_of_a_gpu_are_one_table(tmp_path, capsys):
+    """Of a kernel the run counts that was not disturbed, of several the fastest; another GPU has a table of its own."""
+    first = result(kernel(*TAKEN, [5.0, 9.0, 9.0], chosen=True), kernel(*of("direct", 2), [10.0] * 3))
+    second = result(kernel(*TAKEN, [12.0] * 3), kernel(*of("direct", 2), [8.0] * 3, fault="a race"))
+    other = document_of(result(kernel(*TAKEN, [99.0] * 3)))
+    other["machine"]["gpu"]["name"] = "another"
+    paths = [tmp_path / name for name in ("1.json", "2.json", "3.json")]
+    for path, document in zip(paths, (document_of(first), document_of(second), other), strict=True):
+        path.write_text(json.dumps(document))
+    assert rules.main([*map(str, paths)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("worst")] == [
+        "worst: 1.20, conv2d a layer, of 1 layers",
+        "worst: 1.00, conv2d a layer, of 1 layers",
+    ]
+
+
+def test_estimates_stand_beside_what_was_measured(tmp_path, capsys):
+    """The mean of how far they miss, and the worst."""
+    module = kernels.load("conv2d", "implicit_gemm")
+    one, two = module.tilings(CONV)[:2]
+    timed = result(
+        kernel("implicit_gemm", one, [module.estimate(CONV, one)] * 3),
+        kernel("implicit_gemm", two, [module.estimate(CONV, two) / 1.5] * 3),
+    )
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps(document_of(timed)))
+    assert rules.main([str(path)]) == 0
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "conv2d implicit_gemm" in line]
+    assert row[:5] == ["conv2d", "implicit_gemm", "2", "29%", "1.50"]
 
 
 def test_winners_beat_the_rule_clearly(tmp_path, capsys, monkeypatch):
@@ -245,31 +280,43 @@ def test_a_variant_asked_for_is_not_the_rule(tmp_path, capsys, monkeypatch):
 
 # -- the measurements ------------------------------------------------------------------------------------------------
 
-RESULTS = [
-    pytest.param(document, id=str(path.relative_to(command.ROOT / "bench" / "results")))
-    for path in sorted((command.ROOT / "bench" / "results").rglob("*.json"))
-    if (document := json.loads(path.read_text()))["benchmark"] == "gpu"
-]
+
+@pytest.fixture(scope="module")
+def measured():
+    """All that is committed of an H100, as one document."""
+    paths = sorted((command.ROOT / "bench" / "results").rglob("*.json"))
+    found = [json.loads(path.read_text()) for path in paths]
+    documents = [rules.read(path) for path, one in zip(paths, found, strict=True) if one["benchmark"] == "gpu"]
+    (document,) = rules.joined(sorted(documents, key=lambda one: one["date"]))
+    return document
 
 
-@pytest.mark.parametrize("document", RESULTS)
-def test_the_rule_is_near_the_best_that_was_measured(document):
-    """Within a tenth, by the rule or by what ships; what was not measured, or not in peace, tells nothing."""
-    gpu, ratios, silent = document["machine"]["gpu"], {}, []
-    platform = replace(H100, device=f"{gpu['name']}, compute capability {gpu['compute_capability']}")
-    for measured in document["results"]:
-        if measured["operation"] not in kernels.VARIANTS:
-            continue
-        times = {
-            (one["variant"], one["tiling"]): min(one["us"])
-            for one in measured["kernels"]
-            if one["us"] and one["fault"] is None and not rules.disturbed(one)
-        }
-        choice = tuning.choose(measured["operation"], rules.parsed(measured["geometry"]), platform=platform)
-        name, taken = f"{measured['operation']} {measured['layer']}", (choice.variant, repr(choice.tiling))
-        if taken in times:
-            ratios[name] = times[taken] / min(times.values())
-        else:
-            silent.append(name)
-    assert {name: ratio for name, ratio in ratios.items() if ratio > 1.1} == {}
-    assert len(ratios) > len(silent), silent
+#: What no GPU has timed since it was written anew, or was first taken: sums in parts.
+UNTIMED = {
+    "conv2d_grad_input resnet50.conv4-3x3",
+    *(f"max_pool2d_grad {layer}" for layer in ("resnet50.pool1", "lenet5.pool1", "lenet5.pool2")),
+    "softmax_cross_entropy_mean resnet50.loss",
+    *(f"count_correct {layer}" for layer in ("lenet5.loss", "resnet50.loss")),
+}
+
+
+def test_the_rule_is_near_the_best_that_was_measured(measured):
+    """Within a tenth, by itself; and all that it takes has been measured, but for what is new."""
+    ratios = rules.ratios(measured)
+    assert {name: ratio for name, ratio in ratios.items() if ratio is not None and ratio > 1.1} == {}
+    assert {name for name, ratio in ratios.items() if ratio is None} == UNTIMED
+    assert len(ratios) > 55
+
+
+def test_estimates_are_near_what_was_measured(measured):
+    """The constants of the estimates are from these measurements: they miss none by a fifth, and a tenth in the mean.
+
+    But for depthwise layers, for which nearly all of a product's tile is empty: the rule takes none there.
+    """
+    results = [one for one in measured["results"] if "depthwise" not in one["layer"]]
+    rows = {row[0]: row for row in rules.estimates({**measured, "results": results}).rows}
+    assert {"conv2d implicit_gemm", "conv2d_grad_weight implicit_gemm"} <= set(rows)
+    for name, (_, count, mean, worst, _) in rows.items():
+        assert int(count) >= 10, name
+        assert float(mean.rstrip("%")) <= 10, name
+        assert 0.8 < float(worst) < 1.2, name

@@ -43,9 +43,16 @@ OPERATIONS = {"conv2d_grad_input": grad_input, "conv2d_grad_weight": grad_weight
 TABLE = [(operation, variant) for operation in OPERATIONS for variant in VARIANTS[operation]]
 
 
+RUNS = [
+    pytest.param(operation, variant, case, id=f"{operation}-{variant}-{case}", marks=cases.thorough(variant, case))
+    for operation, variant in TABLE
+    for case in cases.CONV_CASES
+    if case.tiny
+]
+
+
 @pytest.mark.grid(6)
-@pytest.mark.parametrize("case", [case for case in cases.CONV_CASES if case.tiny], ids=str)
-@pytest.mark.parametrize(("operation", "variant"), TABLE)
+@pytest.mark.parametrize(("operation", "variant", "case"), RUNS)
 def test_kernel(operation, variant, case):
     """The result is the reference's, in every tiling; for an empty batch too, whose sums are zero."""
     module = load(operation, variant)
@@ -97,12 +104,52 @@ def test_tiles_for_large_layers(operation, variant):
                 assert conflicts.degree <= (1.5 if wraps else 1), f"{tiling}: {conflicts}"
 
 
+PHASES = [
+    cases.ConvCase("phases-odd-map", (2, 5, 9, 7), (20, 5, 3, 3), stride=2, padding=1),
+    # Three of four elements are met by no tap, and the last row and column neither.
+    cases.ConvCase("phases-1x1", (2, 8, 8, 6), (12, 8, 1, 1), stride=2),
+    cases.ConvCase("phases-gaps", (1, 6, 11, 10), (8, 3, 2, 2), stride=3, padding=((1, 0), (2, 1)), groups=2),
+    cases.ConvCase("phases-dilated", (1, 4, 13, 12), (6, 4, 3, 4), stride=(2, 4), padding=2, dilation=(2, 3)),
+    # The window's reach is smaller than the padding: results are cut, of phases and of the whole.
+    cases.ConvCase("phases-cut", (1, 3, 5, 6), (7, 3, 2, 1), stride=(2, 1), padding=3),
+    cases.ConvCase("cut", (2, 3, 5, 6), (7, 3, 1, 2), padding=2),
+]
+
+
+@pytest.mark.parametrize("case", PHASES, ids=str)
+def test_phases_of_a_strided_gradient(case):
+    """By even and odd rows and columns, and other remainders: each tap once, zeros where there is none."""
+    module = load("conv2d_grad_input", "implicit_gemm")
+    geometry, inputs, expected = grad_input(case, np.float32)
+    for tiling in sampled(module.tilings(geometry), 1, case):
+        out = np.full(expected.shape, np.nan, np.float32)
+        run(module, inputs, (out,), geometry, tiling)
+        np.testing.assert_allclose(out, expected, **TOLERANCE["float32"], err_msg=str(tiling))
+
+
+def test_phases_multiply_no_zeros():
+    """Products of all phases together have the multiply-adds of the convolution, and no more."""
+    module = load("conv2d_grad_input", "implicit_gemm")
+    geometry = Conv2dGeometry.of((2, 64, 56, 56), (32, 64, 3, 3), stride=2, padding=((0, 1), (0, 1)))
+    products = [product for product, _ in module._products(geometry)]
+    assert sorted(product.r * product.s for product in products) == [1, 2, 2, 4]
+    assert sum(product.macs for product in products) == geometry.macs
+    answer = module.supports(dataclasses.replace(geometry, stride=(5, 4)))
+    assert not answer
+    assert "more than 16 launches" in answer
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("operation", "variant"), TABLE)
+@pytest.mark.parametrize(
+    ("operation", "variant"),
+    [pytest.param(*one, marks=[pytest.mark.thorough] * (one[1] in ("winograd", "depthwise"))) for one in TABLE],
+)
 def test_the_order_of_summation_is_fixed(operation, variant):
     """The same bits whatever the order in which threads and blocks run."""
     module = load(operation, variant)
     case = cases.ConvCase("sum", (5, 4, 9, 8), (6, 4, 3, 3), padding=1)
+    if variant == "depthwise":
+        case = dataclasses.replace(case, weight=(8, 1, 3, 3), groups=4)
     geometry, inputs, expected = OPERATIONS[operation](case, np.float32)
     tiling = module.tilings(geometry)[0]
     if operation == "conv2d_grad_weight":
@@ -120,9 +167,12 @@ def test_the_order_of_summation_is_fixed(operation, variant):
 def test_what_is_not_finite_spreads_as_on_numpy(operation, variant):
     """A NaN or an infinity in the gradient or the input reaches what its products enter, and nothing else."""
     module = load(operation, variant)
-    stride = 1 if (operation, variant) == ("conv2d_grad_input", "implicit_gemm") else (1, 2)
-    case = cases.ConvCase("not-finite", (2, 3, 7, 9), (4, 3, 3, 2), stride=stride, padding=1)
+    case = cases.ConvCase("not-finite", (2, 3, 7, 9), (4, 3, 3, 2), stride=(1, 2), padding=1)
+    if variant == "depthwise":
+        case = dataclasses.replace(case, weight=(6, 1, 3, 2), groups=3)
     geometry, inputs, expected = OPERATIONS[operation](case, np.float32)
+    if operation != "conv2d_grad_bias" and not module.supports(geometry):
+        pytest.skip("Winograd's: see tests/kernels/test_winograd_kernels.py")
     inputs[0][0, 1, 2, 3], inputs[0][1, 2, 0, 0] = np.nan, np.inf
     if operation == "conv2d_grad_weight":
         inputs[1][1, 0, 6, 8], inputs[1][0, 2, 3, 1] = -np.inf, np.nan
@@ -140,10 +190,11 @@ def test_what_is_not_finite_spreads_as_on_numpy(operation, variant):
 def test_batches_larger_than_a_grid_is_high(operation, variant):
     """A grid is at most 65,535 blocks high and deep: a million images fit nonetheless."""
     module = load(operation, variant)
-    stride = 1 if (operation, variant) == ("conv2d_grad_input", "implicit_gemm") else 2
-    geometry = Conv2dGeometry.of((1_000_000, 1, 5, 5), (2, 1, 3, 3), stride=stride)
+    geometry = Conv2dGeometry.of((1_000_000, 1, 5, 5), (2, 1, 3, 3), stride=2)
     if operation == "conv2d_grad_bias":
         geometry = geometry.output_shape
+    elif not module.supports(geometry):
+        geometry = dataclasses.replace(geometry, stride=(1, 1))
     for tiling in module.tilings(geometry):
         for launch in module.launches(geometry, tiling, np.float32):
             assert max(launch.grid[1:]) <= 65_535
@@ -179,7 +230,10 @@ def test_windows_too_large_for_a_tile_are_refused():
 def test_a_workspace_is_asked_for(operation, variant):
     """Without one, or with one of another size, nothing is launched."""
     module = load(operation, variant)
-    geometry, inputs, expected = OPERATIONS[operation](cases.ConvCase("c", (4, 2, 6, 6), (3, 2, 3, 3)), np.float32)
+    case = cases.ConvCase("c", (4, 2, 6, 6), (3, 2, 3, 3))
+    if variant == "depthwise":
+        case = dataclasses.replace(case, weight=(4, 1, 3, 3), groups=2)
+    geometry, inputs, expected = OPERATIONS[operation](case, np.float32)
     tiling, out = dataclasses.replace(module.tilings(geometry)[0], parts=2), np.zeros(expected.shape, np.float32)
     size = module.workspace_size(geometry, tiling)
     assert size == 2 * expected.size

@@ -415,11 +415,11 @@ def test_labels_that_are_no_classes_are_reported():
 
 @pytest.mark.grid(2)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("classes", [1, 3, 10, 70])
+@pytest.mark.parametrize("classes", [1, 3, 10, 70, 260])
 def test_count_correct(classes, dtype):
     """As many as by NumPy's argmax, of ties and NaN too; no label that is no class is right; nothing of nothing."""
     rng = np.random.default_rng(7)
-    for rows in (0, 1, 63, 65, 300):
+    for rows in (0, 1, 63, 65, 300) if classes < 100 else (3, 41):
         logits = rng.integers(0, 3, (rows, classes)).astype(dtype)  # many are equal
         logits[rng.random(logits.shape) < 0.05] = np.nan
         logits[rng.random(logits.shape) < 0.1] = -np.inf

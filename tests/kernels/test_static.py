@@ -47,13 +47,18 @@ BUDGETS = {
     # twice as much to fetch a thread, and 148 registers. With 4x4 sums loads and fetches weigh four times as much.
     "conv2d_implicit_gemm": Budget(152, {64: 0.80, 32: 0.72, 16: 0.60}, best=0.85, wide_loads=32),
     "conv2d_depthwise": Budget(64),
+    # 128 sums a thread, or 64: one block of 256 threads fills a multiprocessor.
+    "conv2d_winograd": Budget(255, {1: 0.64}, best=0.77),
+    "conv2d_winograd_filters": Budget(40),
     "conv2d_grad_input_direct": Budget(64),
     "conv2d_turned_filters": Budget(32),
+    "conv2d_grad_input_zeros": Budget(32),
     "conv2d_grad_input_tiled": Budget(128, {64: 0.89, 32: 0.83, 16: 0.75, 4: 0.57}, best=0.90),
     # The sum runs over positions: of both matrices no 128 bits lie together, and each value fetched takes a predicate
     # of its own. So it stays below the product of the forward pass.
     "conv2d_grad_weight_implicit_gemm": Budget(152, {64: 0.74, 32: 0.64, 16: 0.49, 8: 0.33}, best=0.81, wide_loads=32),
     "conv2d_grad_weight_direct": Budget(64),
+    "conv2d_grad_weight_depthwise": Budget(64),
     "conv2d_grad_bias": Budget(32),
     "sum_parts": Budget(32),
     "conv2d_relu_max_pool2d": Budget(128),
