@@ -184,9 +184,10 @@ def _names(operation: str) -> tuple[str, ...]:
     return (*kernels.VARIANTS.get(operation, ()), *composed)
 
 
-def _supports(operation: str, variant: str, geometry: Any) -> Any:
+def _supports(operation: str, variant: str, geometry: Any, dtype: str, platform: Platform | None) -> Any:
     """True, or a Refusal."""
-    return variant == COMPOSED or kernels.load(operation, variant).supports(geometry)
+    capability = None if platform is None else platform.compute_capability
+    return variant == COMPOSED or kernels.load(operation, variant).supports(geometry, dtype, capability)
 
 
 def _first_tiling(operation: str, variant: str, geometry: Any) -> Any:
@@ -335,7 +336,8 @@ def choose(
     for source, wish in wishes:
         if wish is not None:
             wished, how = wish
-            if not (answer := _supports(operation, _checked(operation, wished, source), geometry)):
+            answer = _supports(operation, _checked(operation, wished, source), geometry, dtype, platform)
+            if not answer:
                 raise ValueError(f"{operation}: the variant {wished}, asked for by {source}, refuses: {answer}")
             return Choice(operation, wished, how or _first_tiling(operation, wished, geometry), source, "asked for")
     if platform is not None:
@@ -347,7 +349,7 @@ def choose(
     for rule in _rules(operation):
         if not rule.when(geometry, dtype) or rule.variant not in _names(operation):
             continue
-        if answer := _supports(operation, rule.variant, geometry):
+        if answer := _supports(operation, rule.variant, geometry, dtype, platform):
             return Choice(
                 operation, rule.variant, _first_tiling(operation, rule.variant, geometry), "rule", rule.reason
             )
@@ -364,7 +366,7 @@ def candidates(
     for rule in _rules(operation):
         if rule.variant not in _names(operation):
             continue
-        answer = _supports(operation, rule.variant, geometry)
+        answer = _supports(operation, rule.variant, geometry, dtype, platform)
         if rule.variant == choice.variant:
             how = "" if choice.tiling is None else f"; {choice.tiling}"
             who = "taken: default" if choice.source == "default" else f"taken, by {choice.source}:"
