@@ -22,7 +22,7 @@ registers. There it has the time of 96 ``mma`` a warp to arrive, more than 700 c
 ``mma``, 12 ``ldmatrix``, 128 that add to the sums, 144 that split. A scheduler has two warps, and so begins 1,168
 instructions a k-tile; its tensor core is busy for 768 cycles at the chip's peak, and for 1,150 at the six cycles that
 ``mma`` is said to take on an H100. So the machine code allows 104 TFLOP/s there, where that of the float32 kernel
-allows 58 (and had 46 when it was measured). From L2 a k-tile takes 16 KiB in these 1,168 cycles.
+allows 57 (and had 46 when it was measured). From L2 a k-tile takes 16 KiB in these 1,168 cycles.
 
 Shared bytes: ``128 · (filters + positions)`` and a table of offsets, 34 KB for 128 x 128 and a 3x3 window. Registers:
 at most 255, so that a multiprocessor holds 256 threads.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support.simulation import COMPILED, run
 
+import gpuconv
 from gpuconv import tuning
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.geometry import Conv2dGeometry
@@ -204,6 +205,44 @@ def test_large_tiles_on_ragged_blocks():
         assert report is None or not [
             one for one in report.bank_conflicts if one.degree > 1 and not (one.access == "write" and one.bits == 32)
         ]
+
+
+@pytest.mark.slow
+def test_tf32_is_taken_where_it_is_allowed():
+    """For the time of a block; the error is that of 11 bits. Other types and older GPUs are not asked."""
+    shapes = {"conv2d": (1, 8, 8, 8), "conv2d_grad_input": (1, 8, 8, 8), "conv2d_grad_weight": (1, 4, 8, 8)}
+    old = Platform("cuda", "GPU, compute capability 7.5", "", "", "")
+    for operation in OPERATIONS:
+        large = Conv2dGeometry.of((32, 64, 32, 32), (64, 64, 3, 3), padding=1)
+        plain, before = tuning.choose(operation, large), tuning.wish(operation)
+        with gpuconv.cuda.allow_tf32():
+            assert tuning.wish(operation) != before
+            choice = tuning.choose(operation, large)
+            assert (choice.variant, choice.source, choice.tiling.products) == ("tensor_core", "allow_tf32", 1)
+            assert tuning.choose(operation, large, platform=old) == plain
+            assert tuning.choose(operation, large, "float64").variant != "tensor_core"
+            small = Conv2dGeometry.of((1, 1, 8, 8), (2, 1, 3, 3))
+            assert tuning.choose(operation, small).source == "rule"
+            with gpuconv.cuda.allow_tf32(False):
+                assert tuning.choose(operation, large) == plain
+            geometry, inputs, expected = case_of(operation, shapes[operation], (16, shapes[operation][1], 3, 3))
+            module = load(operation, "tensor_core")
+            tiling = tuning.choose(operation, geometry, variant="tensor_core").tiling
+            assert tiling.products == 1
+        assert tuning.choose(operation, large) == plain
+        out = np.full(expected.shape, np.nan, np.float32)
+        run(module, inputs, (out,), geometry, tiling)
+        assert 1e-4 < error(out, expected) < 5e-4
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_compiled_kernels_in_tf32(tmp_path):
+    """The same of their compiled code."""
+    _, (x, weight, _), expected = case_of("conv2d", (2, 8, 9, 8), (17, 8, 3, 3))
+    arrays = {"x": x, "weight": weight, "bias": np.zeros(17, np.float32)}
+    found = interpreted(tmp_path, arrays, "conv2d", [x.shape, weight.shape, {}], [16, 64, 16, 32, 1])["out"]
+    assert 1e-4 < error(found, expected) < 5e-4
 
 
 def test_refusals_say_why():
