@@ -89,7 +89,7 @@ def compile_kernels(operation: str, variant: str, geometry: Any, dtype: str, fir
     from gpuconv import kernels
 
     module = kernels.load(operation, variant)
-    if not module.supports(geometry):
+    if not module.supports(geometry, dtype):
         return 0
     return sum(
         _compiled(launch)

@@ -84,7 +84,7 @@ def _kernels(operation: str, geometry: Any, quick: bool) -> Iterator[tuple[str, 
 
     for variant in kernels.VARIANTS[operation]:
         module = kernels.load(operation, variant)
-        if module.supports(geometry):
+        if module.supports(geometry, "float32"):
             yield variant, module, list(module.tilings(geometry))[: _QUICK_TILINGS if quick else None]
 
 

@@ -64,7 +64,7 @@ def jobs_of(
     """
     for variant in variants:
         module = kernels.load(operation, variant)
-        if not (answer := module.supports(geometry)):
+        if not (answer := module.supports(geometry, dtype)):
             if refusals is not None:
                 refusals.append(f"{variant}: {answer}")
             continue
@@ -128,14 +128,21 @@ def judged(
 ) -> list[dict[str, Any]]:
     """What each launch of a variant becomes on each architecture."""
     launches = variant.launches(geometry, tiling, dtype)
-    return [_judged(launch, dtype, architecture) for architecture in architectures for launch in launches]
+    products = getattr(tiling, "products", 1)
+    return [_judged(launch, dtype, architecture, products) for architecture in architectures for launch in launches]
 
 
-def _judged(launch: Any, dtype: str, architecture: str) -> dict[str, Any]:
+def _judged(launch: Any, dtype: str, architecture: str, products: int) -> dict[str, Any]:
+    """Of a launch; ``products`` of tensor cores stand for one of the operation."""
     code = sass.compile_launch(launch, architecture)
     instructions = sass.disassemble(code.cubin)
     multiply_add = {"float32": "FFMA", "float64": "DFMA"}[dtype]
+    if any(one.kind == "HMMA" for one in instructions):
+        multiply_add = "HMMA"
     loop = sass.main_loop(instructions, multiply_add)
+    share = loop.share(multiply_add)
+    if multiply_add == "HMMA":
+        share = roofline.tensor_share(loop.counts["HMMA"], len(loop.instructions), products)
     barrier = next((at for at, one in enumerate(instructions) if one.opcode.startswith("BAR")), len(instructions))
     threads, blocks = math.prod(launch.block), math.prod(launch.grid)
     shared = code.shared_bytes + launch.shared_bytes
@@ -159,7 +166,7 @@ def _judged(launch: Any, dtype: str, architecture: str) -> dict[str, Any]:
         "main_loop": {
             "is_loop": loop.is_loop,
             "instructions": len(loop.instructions),
-            "multiply_add_share": loop.share(multiply_add),
+            "multiply_add_share": share,
             "counts": dict(loop.counts.most_common()),
         },
     }

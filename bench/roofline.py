@@ -123,6 +123,22 @@ class Gpu:
 H200 = Gpu("H200", 132, {"float32": 67e12, "float64": 34e12}, bandwidth=4.8e12, copy_bandwidth=4.3e12)
 
 
+#: A tensor core's product of 16 x 8 x 8 TF32 numbers: multiply-adds for each thread of a warp; and cycles of the core,
+#: of which each part of a multiprocessor has one, at an H200's peak of 495 TFLOP/s.
+TENSOR_MULTIPLY_ADDS, TENSOR_CYCLES = 16 * 8 * 8 // WARP, 4
+
+
+def tensor_share(matrices: int, instructions: int, products: int) -> float:
+    """What stands for the share of multiply-adds where tensor cores do them: multiply-adds a thread and cycle.
+
+    Args:
+        matrices: instructions of the main loop for tensor cores.
+        instructions: all of the main loop, of which a scheduler begins one a cycle.
+        products: how many products of TF32 numbers stand for one of the operation.
+    """
+    return TENSOR_MULTIPLY_ADDS / products * matrices / max(instructions, TENSOR_CYCLES * matrices)
+
+
 def issue_seconds(blocks: int, block: float, thread: float, gpu: Gpu = H200) -> float:
     """How long a kernel takes at least for its instructions to begin.
 

@@ -214,7 +214,8 @@ rate that a copy in memory reaches. Kernels:
 variant, tiling  the tiling's numbers are named below; "then" is a further launch
 regs  registers a thread (! with spills or local memory)      smem  bytes of shared memory a block
 thr   threads a block        occ  theoretical occupancy       waves on an H200's 132 multiprocessors
-FMA   share of multiply-adds in the main loop                 loop  its instructions (* no loop: the whole kernel)
+FMA   share of multiply-adds in the main loop (beyond 100 %   loop  its instructions (* no loop: the whole kernel)
+      tensor cores: multiply-adds a thread and cycle)
 LDS128, LDG  its 128-bit loads of shared memory, its loads of global memory
 ≥ µs  no kernel of this machine code can be faster on an H200: other instructions of the main loop than multiply-adds,
       idle multiprocessors and schedulers, and warps that are not full count (bench/roofline.py)

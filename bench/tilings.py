@@ -297,7 +297,7 @@ _CUDA_LEGEND = """\
 bound  why: FLOP; issue (instructions beside the multiply-adds); blocks (they do not share out evenly); warps (of
        which the last one is not full); schedulers (some have no warp); bytes
 regs   registers a thread (! spilled)     smem  bytes of shared memory a block     occ   theoretical occupancy
-FMA    share of multiply-adds in the main loop (f64! it computes in float64)
+FMA    share of multiply-adds in the main loop (f64! it computes in float64); of tensor cores those a thread and cycle
 bank   passes an access to shared memory takes, 1 is free of conflicts     used  part of the loaded sectors needed"""
 
 

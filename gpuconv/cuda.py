@@ -1,10 +1,11 @@
-"""What scripts ask of ``torch.cuda``: whether there is a GPU, how many, and to wait for it."""
+"""What scripts ask of ``torch.cuda``: whether there is a GPU, how many, to wait for it; and whether TF32 will do."""
 
 from __future__ import annotations
 
 from gpuconv import backends
+from gpuconv.tuning import allow_tf32
 
-__all__ = ["device_count", "is_available", "synchronize"]
+__all__ = ["allow_tf32", "device_count", "is_available", "synchronize"]
 
 
 def is_available() -> bool:

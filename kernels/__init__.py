@@ -9,7 +9,8 @@ To add a variant, write a module and add a line for it. It has
 - ``calls(a, geometry, tiling)``, which yields a ``device.call(kernel, blocks, threads, *arguments)`` for each launch;
   ``a`` has the operation's arrays and numbers by name (:class:`gpuconv.kernels.variant.Arguments`);
 - ``supports(geometry)``, True or a ``device.Refusal``, unless it supports all geometries;
-- ``workspace_size(geometry, tiling)``, if it works in two stages: elements of the array that the first one fills.
+- ``workspace_size(geometry, tiling)``, if it works in two stages: elements of the array that the first one fills;
+- ``DTYPES``, names of element types, unless it has all; ``COMPUTE_CAPABILITY``, if it is for GPUs from that one on.
 
 ``conv2d_direct`` is a good example. The function in it that makes the kernel is decorated with
 ``compiled.specialised``, which keeps the compiled kernel on disk for later processes.
@@ -35,17 +36,20 @@ VARIANTS: dict[str, dict[str, str]] = {
         "implicit_gemm": "gpuconv.kernels.conv.conv2d_implicit_gemm",
         "depthwise": "gpuconv.kernels.conv.conv2d_depthwise",
         "winograd": "gpuconv.kernels.conv.conv2d_winograd",
+        "tensor_core": "gpuconv.kernels.conv.conv2d_tensor_core",
     },
     "conv2d_grad_input": {
         "direct": "gpuconv.kernels.conv.conv2d_grad_input_direct",
         "tiled": "gpuconv.kernels.conv.conv2d_grad_input_tiled",
         "implicit_gemm": "gpuconv.kernels.conv.conv2d_grad_input_implicit_gemm",
         "winograd": "gpuconv.kernels.conv.conv2d_grad_input_winograd",
+        "tensor_core": "gpuconv.kernels.conv.conv2d_grad_input_tensor_core",
     },
     "conv2d_grad_weight": {
         "direct": "gpuconv.kernels.conv.conv2d_grad_weight_direct",
         "implicit_gemm": "gpuconv.kernels.conv.conv2d_grad_weight_implicit_gemm",
         "depthwise": "gpuconv.kernels.conv.conv2d_grad_weight_depthwise",
+        "tensor_core": "gpuconv.kernels.conv.conv2d_grad_weight_tensor_core",
     },
     "conv2d_grad_bias": {"two_stage": "gpuconv.kernels.conv.conv2d_grad_bias"},
     "conv2d_relu_max_pool2d": {"fused": "gpuconv.kernels.block.conv2d_relu_max_pool2d"},

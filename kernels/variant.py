@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.kernels import driver
-from gpuconv.kernels.device import Answer, Call, Launch, aligned, fits_offsets
+from gpuconv.kernels.device import Answer, Call, Launch, Refusal, aligned, fits_offsets
 from gpuconv.kernels.operations import OPERATIONS, OUT, REAL, Array, Operand, each
 
 __all__ = ["Arguments", "Variant"]
@@ -77,7 +77,8 @@ class Variant:
     Args:
         operation: a name of ``OPERATIONS``.
         module: has ``tilings(geometry)`` and ``calls(arguments, geometry, tiling)``; where it does not support all
-            geometries ``supports(geometry)``; where it needs one ``workspace_size(geometry, tiling)``.
+            geometries ``supports(geometry)``; where it needs one ``workspace_size(geometry, tiling)``. If it has some
+            element types alone, ``DTYPES``; if it is for newer GPUs alone, the first ``COMPUTE_CAPABILITY``.
     """
 
     def __init__(self, operation: str, module: ModuleType):
@@ -89,11 +90,22 @@ class Variant:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 
-    def supports(self, geometry: Any) -> Answer:
+    def supports(self, geometry: Any, dtype: Any = None, compute_capability: str | None = None) -> Answer:
         """True, or a :class:`gpuconv.kernels.device.Refusal`: false, and its text says why.
 
         Arrays that need 64-bit offsets are refused first.
+
+        Args:
+            geometry: of the work.
+            dtype: the operation's element type; None for those that the variant has.
+            compute_capability: of the GPU, such as '9.0'; None for one that is new enough.
         """
+        least = getattr(self.module, "COMPUTE_CAPABILITY", (0, 0))
+        if compute_capability is not None and tuple(map(int, compute_capability.split("."))) < least:
+            return Refusal(f"it needs compute capability {least[0]}.{least[1]}, and the GPU has {compute_capability}")
+        dtypes = getattr(self.module, "DTYPES", None)
+        if dtype is not None and dtypes is not None and np.dtype(dtype).name not in dtypes:
+            return Refusal(f"it computes in {' and '.join(dtypes)}, and not in {np.dtype(dtype).name}")
         for array in self._described.positional:
             sizes = [] if array.far else [one.size for one in each(array.operands(geometry, "float32"))]
             if not (fits := fits_offsets(**{array.name: max(sizes, default=0)})):
@@ -134,8 +146,8 @@ class Variant:
         Raises:
             ValueError: the variant does not support the geometry, or not in this tiling.
         """
-        self._check(geometry)
         name = np.dtype(dtype).name
+        self._check(geometry, name)
         missing = {*absent, *(array.name for array in self._described.arrays if array.keyword)} - {*present}
 
         def stand_in(operand: Operand) -> Any:
@@ -167,7 +179,6 @@ class Variant:
         described = self._described
         count = len(described.positional)
         geometry, tiling, *stream = given[count:]
-        self._check(geometry)
         values = iter(given[:count])
         arrays = [
             (array, options.pop(array.name, None) if array.keyword else next(values)) for array in described.arrays
@@ -175,6 +186,7 @@ class Variant:
         if options.keys() != described.numbers.keys():
             raise TypeError(f"{self.operation} takes the numbers {[*described.numbers]}, got {[*options]}")
         dtype = np.dtype(next(one for _, value in arrays for one in _flat(value)).dtype).name
+        self._check(geometry, dtype)
         for array, value in arrays:
             self._check_array(array, value, geometry, dtype)
         size = self.workspace_size(geometry, tiling)
@@ -185,8 +197,8 @@ class Variant:
         for call in self._calls(arguments, geometry, tiling):
             call.launch(*stream or (None,), *call.arguments)
 
-    def _check(self, geometry: Any) -> None:
-        if not (answer := self.supports(geometry)):
+    def _check(self, geometry: Any, dtype: str) -> None:
+        if not (answer := self.supports(geometry, dtype)):
             raise ValueError(f"{self.operation}: {answer}")
 
     def _calls(self, arguments: Arguments, geometry: Any, tiling: Any) -> tuple[Call, ...]:

@@ -89,6 +89,15 @@ def _match_all(requests: Requests) -> dict[int, Any]:
     return dict.fromkeys(requests, (lanes, True) if same else (0, False))
 
 
+def _exchange(requests: Requests) -> dict[int, Any]:
+    """Its number, what each lane has offered, and an empty list that they share: for what a whole warp computes."""
+    if len(requests) < WARP:
+        raise SimulationError(f"an instruction of a whole warp, to which {len(requests)} of {WARP} lanes have come")
+    offered: list[Any] = [requests[lane][0] for lane in range(WARP)]
+    shared: list[Any] = []
+    return {lane: (lane, offered, shared) for lane in requests}
+
+
 def _collective(combine: Callable[[Requests], dict[int, Any]]) -> Callable[..., Any]:
     """What a kernel calls: the result depends on all lanes that the mask names."""
 
@@ -99,6 +108,9 @@ def _collective(combine: Callable[[Requests], dict[int, Any]]) -> Callable[..., 
         return launching.here().hub.switch(combine, lanes, value, operand)
 
     return operation
+
+
+_exchange_all = _collective(_exchange)
 
 
 def _activemask() -> int:
@@ -333,6 +345,8 @@ NAMES: dict[str, Any] = {
     "ballot_sync": _collective(_vote(lambda votes: sum(1 << lane for lane, vote in votes.items() if vote))),
     "match_any_sync": _collective(_match_any),
     "match_all_sync": _collective(_match_all),
+    # Not of numba.cuda: twins of instructions for tensor cores are made with it.
+    "_exchange_sync": lambda value: _exchange_all(value=value),
     "activemask": _activemask,
     "lanemask_lt": lambda: (1 << _names["laneid"]) - 1,
     "threadfence": _fence(block=False),

@@ -1,7 +1,8 @@
 """Chooses the kernel variant and tiling that run an operation. The first of these that applies decides:
 
 1. The user: an argument, :func:`use_variant`, or the environment variable ``GPUCONV_VARIANTS``
-   (``conv2d=direct,conv2d_grad_input=tiled``), in this order.
+   (``conv2d=direct,conv2d_grad_input=tiled``), in this order. Where TF32 is allowed, a convolution that fills the tiles
+   of tensor cores runs there, rounded to it.
 2. What ``gpuconv tune`` has measured, in :mod:`gpuconv.tuning.store`. It holds for one geometry on one model of GPU.
 3. What was measured on another GPU of the same compute capability, and ships with the package where it beats the rule.
 4. The rule, :data:`RULES`. It lists the variants of an operation in the order in which they are tried, each with a
@@ -19,7 +20,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -34,8 +35,12 @@ ENVIRONMENT_VARIABLE = "GPUCONV_VARIANTS"
 #: The variant of a fused operation that runs its parts one after the other.
 COMPOSED = "composed"
 
+#: The variant of convolutions that can compute in TF32.
+TENSOR_CORE = "tensor_core"
+
 _NOTHING: Mapping[str, tuple[str, Any]] = {}
 _chosen: ContextVar[Mapping[str, tuple[str, Any]]] = ContextVar("gpuconv_variants")
+_tf32: ContextVar[bool] = ContextVar("gpuconv_allow_tf32", default=False)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class Choice:
 
     Attributes:
         operation, variant, tiling: what runs.
-        source: 'argument', 'use_variant', 'environment', 'store', 'default' (ships with the package) or 'rule'.
+        source: 'argument', 'use_variant', 'environment', 'allow_tf32', 'store', 'default' (ships with the package) or
+            'rule'.
         reason: why.
     """
 
@@ -100,6 +106,10 @@ def _gradient_fills_a_gemm(g: Conv2dGeometry, dtype: str) -> bool:
     return alike and g.c >= 32 and products >= 64 and positions >= 1024
 
 
+def _never(geometry: Any, dtype: str) -> bool:
+    return False
+
+
 def _reuses_a_halo(g: Conv2dGeometry, dtype: str) -> bool:
     return g.r * g.s > 1 and g.p * g.q >= 16
 
@@ -116,6 +126,18 @@ def _is_small(g: BlockGeometry, dtype: str) -> bool:
 def _few_rows(g: ChainGeometry, dtype: str) -> bool:
     return g.n <= 512 and sum(first * second for first, second in pairwise(g.sizes)) <= 2**17
 
+
+#: Where TF32 is allowed, when it is worth it.
+_IN_TF32: dict[str, Callable[[Any, str], bool]] = {
+    "conv2d": _fills_a_gemm,
+    "conv2d_grad_input": _gradient_fills_a_gemm,
+    "conv2d_grad_weight": _fills_a_weight_gemm,
+}
+_ON_REQUEST = Rule(
+    TENSOR_CORE,
+    _never,
+    "use on request, or where it was measured to be fastest; float32's accuracy, and no GPU has timed it yet",
+)
 
 _FEW_ROWS = (
     "at most 512 rows, and 131,072 weights, which each block reads: one launch instead of one or two for each layer; "
@@ -135,6 +157,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
         Rule("tiled", _reuses_a_halo, "windows of neighbouring outputs overlap: read once into shared memory"),
         Rule("direct", _always, "supports everything"),
+        _ON_REQUEST,
     ),
     "conv2d_grad_input": (
         Rule(
@@ -150,6 +173,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "by a 1x1 window, at least 32 channels",
         ),
         Rule("direct", _always, "supports everything"),
+        _ON_REQUEST,
     ),
     "conv2d_grad_weight": (
         Rule(
@@ -158,6 +182,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "at least 16 filters, and 64 weights in each: fills the tiles of a matrix product",
         ),
         Rule("direct", _always, "supports everything"),
+        _ON_REQUEST,
     ),
     "conv2d_relu_max_pool2d": (
         Rule("fused", _is_small, "too small for a matrix product's tiles: saves writing and reading the unpooled maps"),
@@ -187,13 +212,17 @@ def _names(operation: str) -> tuple[str, ...]:
     return (*kernels.VARIANTS.get(operation, ()), *composed)
 
 
-def _supports(operation: str, variant: str, geometry: Any) -> Any:
+def _supports(operation: str, variant: str, geometry: Any, dtype: str, platform: Platform | None) -> Any:
     """True, or a Refusal."""
-    return variant == COMPOSED or kernels.load(operation, variant).supports(geometry)
+    capability = None if platform is None else platform.compute_capability
+    return variant == COMPOSED or kernels.load(operation, variant).supports(geometry, dtype, capability)
 
 
 def _first_tiling(operation: str, variant: str, geometry: Any) -> Any:
-    return None if variant == COMPOSED else kernels.load(operation, variant).tilings(geometry)[0]
+    if variant == COMPOSED:
+        return None
+    first = kernels.load(operation, variant).tilings(geometry)[0]
+    return replace(first, products=1) if variant == TENSOR_CORE and _tf32.get() else first
 
 
 def _rules(operation: str) -> tuple[Rule, ...]:
@@ -235,6 +264,23 @@ def use_variant(operation: str, variant: str, tiling: Any = None) -> Iterator[No
         _chosen.reset(token)
 
 
+class allow_tf32:
+    """Let convolutions on a GPU round their inputs to TF32, 11 bits of 24, in this thread or task.
+
+    ``allow_tf32()`` holds from now on, ``allow_tf32(False)`` ends it; ``with allow_tf32():`` inside of the block. Sums
+    stay in float32. The error of a convolution is then 3e-4 in norm, for about 1e-6.
+    """
+
+    def __init__(self, mode: bool = True) -> None:
+        self._token = _tf32.set(bool(mode))
+
+    def __enter__(self) -> None:
+        """Nothing is left to do."""
+
+    def __exit__(self, *exc_info: object) -> None:
+        _tf32.reset(self._token)
+
+
 def _from_environment(operation: str) -> str | None:
     wish = None
     for part in filter(None, os.environ.get(ENVIRONMENT_VARIABLE, "").replace(" ", "").split(",")):
@@ -247,10 +293,10 @@ def _from_environment(operation: str) -> str | None:
     return wish
 
 
-def wish(operation: str) -> tuple[Any, str | None]:
+def wish(operation: str) -> tuple[Any, str | None, bool]:
     """What the user asks for at present, for :func:`choose` to apply. It is cheap, and can be used as a key."""
     chosen = _chosen.get(_NOTHING)
-    return chosen.get(operation) if chosen else None, os.environ.get(ENVIRONMENT_VARIABLE)
+    return chosen.get(operation) if chosen else None, os.environ.get(ENVIRONMENT_VARIABLE), _tf32.get()
 
 
 def place_of(operation: str, geometry: Any) -> tuple[str, Conv2dGeometry, Pair] | None:
@@ -338,9 +384,14 @@ def choose(
     for source, wish in wishes:
         if wish is not None:
             wished, how = wish
-            if not (answer := _supports(operation, _checked(operation, wished, source), geometry)):
+            answer = _supports(operation, _checked(operation, wished, source), geometry, dtype, platform)
+            if not answer:
                 raise ValueError(f"{operation}: the variant {wished}, asked for by {source}, refuses: {answer}")
             return Choice(operation, wished, how or _first_tiling(operation, wished, geometry), source, "asked for")
+    fills = _IN_TF32.get(operation, _never) if _tf32.get() else _never
+    if fills(geometry, dtype) and _supports(operation, TENSOR_CORE, geometry, dtype, platform):
+        tiling, reason = _first_tiling(operation, TENSOR_CORE, geometry), "it fills the tiles of tensor cores"
+        return Choice(operation, TENSOR_CORE, tiling, "allow_tf32", reason)
     if platform is not None:
         measured = _from_store(operation, geometry, dtype, platform)
         measured = measured or _from_defaults(operation, geometry, dtype, platform.compute_capability)
@@ -350,7 +401,7 @@ def choose(
     for rule in _rules(operation):
         if not rule.when(geometry, dtype) or rule.variant not in _names(operation):
             continue
-        if answer := _supports(operation, rule.variant, geometry):
+        if answer := _supports(operation, rule.variant, geometry, dtype, platform):
             return Choice(
                 operation, rule.variant, _first_tiling(operation, rule.variant, geometry), "rule", rule.reason
             )
@@ -367,7 +418,7 @@ def candidates(
     for rule in _rules(operation):
         if rule.variant not in _names(operation):
             continue
-        answer = _supports(operation, rule.variant, geometry)
+        answer = _supports(operation, rule.variant, geometry, dtype, platform)
         if rule.variant == choice.variant:
             how = "" if choice.tiling is None else f"; {choice.tiling}"
             who = "taken: default" if choice.source == "default" else f"taken, by {choice.source}:"

@@ -36,6 +36,8 @@ class Budget:
     best: float = 0.0
     #: 128-bit loads of shared memory in the main loop, if a thread has 8x8 sums.
     wide_loads: int = 0
+    #: Of a kernel for tensor cores: multiply-adds a thread and cycle, by the 16 x 8 matrices that a warp has.
+    tensor: dict[int, float] = dataclasses.field(default_factory=dict)
 
 
 #: By the name of the kernel's function. A kernel that is not here may use what its launch bounds leave it.
@@ -57,6 +59,10 @@ BUDGETS = {
     # The sum runs over positions: of both matrices no 128 bits lie together, and each value fetched takes a predicate
     # of its own. So it stays below the product of the forward pass.
     "conv2d_grad_weight_implicit_gemm": Budget(152, {64: 0.74, 32: 0.64, 16: 0.49, 8: 0.33}, best=0.81, wide_loads=32),
+    # Three products of TF32 numbers for one multiply-add. With fewer matrices a warp, loads and splits weigh more.
+    "conv2d_tensor_core": Budget(255, tensor={16: 1.5, 8: 1.1, 4: 0.7}),
+    "conv2d_grad_weight_tensor_core": Budget(255, tensor={16: 1.4, 8: 1.0, 4: 0.6}),
+    "conv2d_tensor_core_turned_filters": Budget(32),
     "conv2d_grad_weight_direct": Budget(64),
     "conv2d_grad_weight_depthwise": Budget(64),
     "conv2d_grad_bias": Budget(32),
@@ -190,6 +196,28 @@ def test_main_loops(results, kernel, architecture):
                 best = max(best, share)
     if sampling.wanted() == "all":  # a sample need not hold the best one
         assert best >= budget.best
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [name for name, budget in BUDGETS.items() if budget.tensor])
+def test_tensor_cores(results, kernel):
+    """As many instructions for tensor cores as there are matrices, each operand loaded once, and little beside them."""
+    met = set()
+    for name, launch in launches(results, variant="tensor_core", layer="resnet50.conv3-3x3"):
+        if launch["kernel"] != kernel:
+            continue
+        tiling = next(found["tiling"] for found in results if launch in found["launches"])
+        down, across = tiling["warp_filters"] // 16, tiling.get("warp_positions", tiling.get("warp_columns")) // 8
+        counts, each = launch["main_loop"]["counts"], BUDGETS[kernel].tensor[down * across]
+        # Two steps of eight in a k-tile of 16.
+        assert counts["HMMA"] == 2 * tiling["products"] * down * across, name
+        assert counts["LDSM"] == 2 * (down + across // 2), name
+        assert launch["main_loop"]["multiply_add_share"] >= each, f"{name}: {launch['main_loop']}"
+        if kernel == "conv2d_tensor_core":
+            assert counts["LDG.128"] * 4 * launch["threads"] == 16 * tiling["filters"], name
+            assert counts["STS.128"] * 4 * launch["threads"] == 16 * (tiling["filters"] + tiling["positions"]), name
+        met.add(launch["architecture"])
+    assert met
 
 
 @pytest.mark.slow

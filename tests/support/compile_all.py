@@ -46,7 +46,7 @@ def jobs() -> Iterator[Job]:
                 architectures = ARCHITECTURES if first else ("sm_90a",)
                 for tiling in tilings if first else tilings[:1]:
                     yield Job(operation, variant, name, geometry, tiling, "float32", architectures)
-                if first:
+                if first and module.supports(geometry, "float64"):
                     yield Job(operation, variant, name, geometry, tilings[0], "float64", ("sm_90a",))
 
 

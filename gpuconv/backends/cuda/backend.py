@@ -431,9 +431,11 @@ class CudaBackend(Backend):
                 f"{operation}: its parts run one after the other; --geometry tunes the convolution by itself"
             )
         found = []
+        platform = self.tuning_platform()
+        capability = None if platform is None else platform.compute_capability
         for variant in kernels.VARIANTS[operation]:
             loaded = kernels.load(operation, variant)
-            for tiling in loaded.tilings(what) if loaded.supports(what) else ():
+            for tiling in loaded.tilings(what) if loaded.supports(what, dtype, capability) else ():
                 run = functools.partial(self._candidate, operation, variant, tiling, what)
                 found.append(Candidate(variant, tiling, run))
         return sorted(found, key=lambda one: (one.variant, one.tiling) != (rule.variant, rule.tiling))

@@ -1,0 +1,93 @@
+"""Gradient for a convolution's input on tensor cores: the forward kernel, on turned filters.
+
+With stride 1 the gradient for the input is itself a convolution: of the output's gradient, padded, with the filters
+turned by 180 degrees and their channels and filters exchanged. A first kernel writes the filters so to the workspace,
+one thread an element; a second one is that of ``conv2d_tensor_core.py``, as it is, on the gradient's geometry. The
+first one costs a launch and two passes over the weights: for 256 filters of 256x3x3, 4.7 MB of the L2 cache.
+
+Accuracy, shared bytes, registers and bottleneck: as of ``conv2d_tensor_core.py``. Refused is what is refused there, and
+strides, whose gradient has gaps, and paddings larger than the window less one, whose result would have to be cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from numba import cuda
+
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.conv import conv2d_tensor_core as forward
+from gpuconv.kernels.conv.conv2d_tensor_core import COMPUTE_CAPABILITY, DTYPES, Tiling
+from gpuconv.kernels.device import Answer, Call, Refusal, call, jit, ldg, st, u32
+from gpuconv.kernels.variant import Arguments
+
+__all__ = ["COMPUTE_CAPABILITY", "DTYPES", "Tiling", "calls", "supports", "tilings", "workspace_size"]
+
+_THREADS = 256
+
+
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True for stride 1, unless the padding is larger than the window, or the window very long."""
+    if geometry.stride != (1, 1):
+        return Refusal(f"stride {geometry.stride}: the output's gradient would be a map with gaps")
+    if any(pad < 0 for pair in _padding(geometry) for pad in pair):
+        return Refusal(
+            f"padding {geometry.padding} is larger than the window less one: the result would have to be cut"
+        )
+    return forward.supports(geometry)
+
+
+def _padding(geometry: Conv2dGeometry) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of the output's gradient: what the window reaches beyond it."""
+    reach = (geometry.r - 1) * geometry.dilation[0], (geometry.s - 1) * geometry.dilation[1]
+    (top, bottom), (left, right) = geometry.padding
+    return (reach[0] - top, reach[0] - bottom), (reach[1] - left, reach[1] - right)
+
+
+def _convolution(geometry: Conv2dGeometry) -> Conv2dGeometry:
+    """The convolution that the gradient is: of (n, k, p, q) with filters (c, k / groups, r, s) to (n, c, h, w)."""
+    filters = geometry.c, geometry.k // geometry.groups, geometry.r, geometry.s
+    options: dict[str, Any] = {"dilation": geometry.dilation, "groups": geometry.groups}
+    return Conv2dGeometry.of(geometry.output_shape, filters, padding=_padding(geometry), **options)
+
+
+def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    """Those of the product."""
+    return forward.tilings(_convolution(geometry))
+
+
+def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
+    """Elements of the turned filters."""
+    return math.prod(geometry.weight_shape)
+
+
+@specialised
+def _turn(groups: int, channels: int, filters: int, taps: int) -> Callable[..., None]:
+    """The first kernel: one thread writes one weight, ``turned[c, k, i, j] = weight[k, c, r - 1 - i, s - 1 - j]``.
+
+    ``channels`` and ``filters`` are those of a group.
+    """
+    size = groups * channels * filters * taps
+
+    @jit(launch_bounds=_THREADS)
+    def conv2d_tensor_core_turned_filters(weight: Any, out: Any) -> None:
+        i = u32(cuda.blockIdx.x) * _THREADS + cuda.threadIdx.x
+        if i < size:
+            row, tap = divmod(i, taps)
+            channel, filter_ = divmod(row, filters)
+            group, channel = divmod(channel, channels)
+            source = ((group * filters + filter_) * channels + channel) * taps + (taps - 1 - tap)
+            st(out, i, ldg(weight, source))
+
+    return conv2d_tensor_core_turned_filters
+
+
+def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """Turned filters, then the product."""
+    groups, size = geometry.groups, workspace_size(geometry, tiling)
+    kernel = _turn(groups, geometry.c // groups, geometry.k // groups, geometry.r * geometry.s)
+    yield call(kernel, -(-size // _THREADS), _THREADS, a.weight, a.workspace)
+    yield forward.product(a, _convolution(geometry), tiling, "grad", "workspace", "out")

@@ -1,0 +1,397 @@
+"""Implicit GEMM on tensor cores, in float32's accuracy (3xTF32), or in TF32 on request.
+
+The product is that of ``conv2d_implicit_gemm.py``: filters times windows, which are gathered from the input. Its
+elements are multiplied by tensor cores, which take TF32, 11 of float32's 24 bits. So a float32 is split in two, and
+three products of the halves stand for one; ``kernels/device/tensor_core.py`` says how, and what becomes of infinity,
+NaN and long sums. In norm the error is 1.8e-7 for sums of 27 products and 4.5e-7 for 4,608; of float32's multiply-adds
+one after the other it is 1.0e-7 and 1.2e-6. With ``products=1`` elements are rounded to TF32, whose error is 3e-4:
+:func:`gpuconv.cuda.allow_tf32`.
+
+A block computes ``filters x positions`` of the product, in k-tiles of 16: it fetches a k-tile to registers, multiplies
+the one before out of shared memory, then stores what it fetched into the other of two buffers, and waits. A warp has
+``warp_filters x warp_positions`` of that, and a thread 64 sums if that is 64 x 32. Both matrices lie in shared memory
+with 16 columns of the sum in a row, in vectors of 128 bits, exchanged so that no bank is met twice: neither by lanes
+that store neighbouring positions, nor by ``ldmatrix``, which hands each lane what ``mma`` wants of it.
+
+**Why nothing is split beforehand, nor copied asynchronously.** Split in shared memory, the matrices would take twice
+the bytes and twice the loads; in registers a split takes three instructions an element. The elements of a window come
+one by one, each with a predicate, and all that is staged is looked at for infinity: so it has to pass through
+registers. There it has the time of 96 ``mma`` a warp to arrive, more than 700 cycles.
+
+**By the figures** of 128 x 128 (``bench.static``, sm_90a): a warp's main loop has 584 instructions, among them 96
+``mma``, 12 ``ldmatrix``, 128 that add to the sums, 144 that split. A scheduler has two warps, and so begins 1,168
+instructions a k-tile; its tensor core is busy for 768 cycles at the chip's peak, and for 1,150 at the six cycles that
+``mma`` is said to take on an H100. So the machine code allows 104 TFLOP/s there, where that of the float32 kernel
+allows 57 (and had 46 when it was measured). From L2 a k-tile takes 16 KiB in these 1,168 cycles.
+
+Shared bytes: ``128 · (filters + positions)`` and a table of offsets, 34 KB for 128 x 128 and a 3x3 window. Registers:
+at most 255, so that a multiprocessor holds 256 threads.
+
+Expected bottleneck: the instructions around ``mma``, and ``mma``, in equal parts. No GPU has timed it yet: so it is
+taken on request, or where the tuner has found it fastest. Refused are other types than float32, GPUs before compute
+capability 8.0, and very long windows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from numba import cuda, types
+
+from gpuconv.geometry import Conv2dGeometry
+from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.device import tensor_core
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal
+from gpuconv.kernels.device.launch import Call, call, device_function, jit
+from gpuconv.kernels.device.memory import ld4, ldg4_if, ldg_if, st, st2
+from gpuconv.kernels.device.registers import unrolled
+from gpuconv.kernels.device.tensor_core import (
+    COMPUTE_CAPABILITY,
+    DEPTH,
+    column_places,
+    row_places,
+    staging_into,
+    sum_place,
+    tile_place,
+)
+from gpuconv.kernels.device.words import i32, minimum, u32
+from gpuconv.kernels.variant import Arguments
+
+__all__ = ["COMPUTE_CAPABILITY", "DTYPES", "Tiling", "calls", "product", "supports", "tilings"]
+
+#: The only element type.
+DTYPES = ("float32",)
+#: Bits of a thread's mask: one a row and one a column of the window.
+_MASK_BITS = 32
+_MOST_SHARED = 48 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut up.
+
+    Attributes:
+        filters, positions: rows and columns of the product, a block.
+        warp_filters, warp_positions: the same a warp, multiples of 16.
+        products: of TF32 numbers for one of float32: 3, or 1 for TF32's accuracy.
+
+    Raises:
+        ValueError: the tile cannot be shared out equally among its warps.
+    """
+
+    filters: int
+    positions: int
+    warp_filters: int
+    warp_positions: int
+    products: int = 3
+
+    def __post_init__(self) -> None:
+        if self.warp_filters % 16 or self.warp_positions % 16 or self.products not in (1, 3):
+            raise ValueError(f"{self}: a warp computes multiples of 16 filters and positions; products are 1 or 3")
+        if self.filters % self.warp_filters or self.positions % self.warp_positions:
+            raise ValueError(f"{self}: the tile must be whole warps")
+        each = DEPTH // 4 * self.positions
+        if self.threads % self.positions or each % self.threads or DEPTH // 4 * self.filters % self.threads:
+            raise ValueError(f"{self}: {self.threads} threads must fetch whole vectors of 4 weights, and of a position")
+
+    @property
+    def threads(self) -> int:
+        """Threads a block."""
+        return 32 * (self.filters // self.warp_filters) * (self.positions // self.warp_positions)
+
+
+_SHAPES = (
+    Tiling(128, 128, 64, 32),
+    Tiling(128, 64, 64, 32),
+    Tiling(64, 128, 32, 64),
+    Tiling(64, 64, 32, 32),
+    Tiling(32, 128, 32, 32),
+    Tiling(32, 64, 32, 32),
+    Tiling(16, 64, 16, 32),
+)
+
+
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True for all but very long windows."""
+    if geometry.r + geometry.s > _MASK_BITS:
+        return Refusal(
+            f"a window of {geometry.r}x{geometry.s} taps: rows and columns together may be {_MASK_BITS}, one bit each"
+        )
+    return True
+
+
+def _products(geometry: Conv2dGeometry) -> int:
+    """How many products an output is the sum of."""
+    return geometry.c // geometry.groups * geometry.r * geometry.s
+
+
+def _table(geometry: Conv2dGeometry) -> int:
+    """After how many products the table of offsets repeats itself; 0 where a window has one tap."""
+    taps, products = geometry.r * geometry.s, _products(geometry)
+    return min(math.lcm(taps, DEPTH), -(-products // DEPTH) * DEPTH) if taps > 1 else 0
+
+
+def _shared_bytes(geometry: Conv2dGeometry, tiling: Tiling) -> int:
+    return 8 * DEPTH * (tiling.filters + tiling.positions) + 8 * _table(geometry)
+
+
+def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+    """Estimated time, in cycles of a multiprocessor that nothing else is done on."""
+    positions, filters = geometry.n * geometry.p * geometry.q, geometry.k // geometry.groups
+    tiles = -(-positions // tiling.positions) * -(-filters // tiling.filters) * geometry.groups
+    down, across, warps = tiling.warp_filters // 16, tiling.warp_positions // 8, tiling.threads // 32
+    matrices = 2 * tiling.products * down * across
+    staged = DEPTH * (tiling.filters + tiling.positions) / tiling.threads
+    # Instructions of a warp and a k-tile: `mma`; loads; splits; additions; what is staged, and what is left.
+    issued = matrices + 2 * down + across + 6 * (4 * down + 2 * across) + 8 * down * across + 6 * staged + 40
+    block = -(-_products(geometry) // DEPTH) * max(6 * matrices, issued) * warps / 4
+    blocks = max(1, -(-tiles // MULTIPROCESSORS))
+    # Two warps for each of its four schedulers keep a multiprocessor busy.
+    return blocks * block / min(1, blocks * tiling.threads / 256)
+
+
+def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
+    """Those that are estimated to be fast come first; those estimated at three times the best or more are left out."""
+    fitting = [tiling for tiling in _SHAPES if _shared_bytes(geometry, tiling) <= _MOST_SHARED]
+    costs = {tiling: _cost(geometry, tiling) for tiling in fitting}
+    limit = 3 * min(costs.values())
+    return tuple(sorted((tiling for tiling in costs if costs[tiling] < limit), key=costs.__getitem__))
+
+
+@specialised
+def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16: bool) -> Callable[..., None]:
+    """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
+
+    ``aligned16``: the arrays begin at multiples of 128 bits.
+    """
+    real = types.float32
+    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
+    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
+    top, left = geometry.padding[0][0], geometry.padding[1][0]
+    padded = geometry.padding != ((0, 0), (0, 0))
+    groups, taps = geometry.groups, r * s
+    channels, filters = c // groups, k // groups
+    plane, pixels, products = h * w, p * q, _products(geometry)
+
+    threads, tile_filters, tile_positions = tiling.threads, tiling.filters, tiling.positions
+    warp_filters, warp_positions = tiling.warp_filters, tiling.warp_positions
+    down, across, warps_across = warp_filters // 16, warp_positions // 8, tile_positions // warp_positions
+    sums, halves = 4 * down * across, 2 * down
+    filter_tiles, k_tiles = -(-filters // tile_filters), -(-products // DEPTH)
+    ragged, clamped = products % DEPTH != 0, filters % tile_filters != 0
+
+    # A thread fetches vectors of 4 weights, in rows so far apart, and of one position 4 products or a multiple of that.
+    weight_rows = threads // 4
+    weights_each, values_each = tile_filters // weight_rows, DEPTH * tile_positions // threads
+    staged_weights, value_vectors = 4 * weights_each, values_each // 4
+    wide = aligned16 and products % 4 == 0
+    pairs = aligned16 and pixels % 2 == 0
+    values_from = DEPTH * tile_filters
+    buffer_size = values_from + DEPTH * tile_positions
+    both_buffers = 2 * buffer_size
+    period = _table(geometry) or DEPTH
+    tabled = taps > 1
+    period_planes, table_size = period // taps * plane, 2 * period if tabled else 4
+    multiply = tensor_core.product(down, across, tiling.products)
+    store_weights = staging_into(weights_each, tiling.products)
+    store_values = staging_into(value_vectors, tiling.products)
+    waited = tensor_core.waiting(staged_weights, values_each, tiling.products)
+
+    @device_function
+    def fetch_weights(staged: Any, weight: Any, rows: Any, product: Any) -> None:
+        for i in range(weights_each):
+            if wide:
+                found = ldg4_if(weight, rows[i] + product, product < products if ragged else True)
+                for j in range(4):
+                    staged[4 * i + j] = found[j]
+            else:
+                for j in range(4):
+                    inside = product + j < products if ragged else True
+                    staged[4 * i + j] = ldg_if(weight, rows[i] + product + j, inside)
+
+    @device_function
+    def fetch_values(staged: Any, x: Any, table: Any, window: Any, outside: Any, entry: Any, product: Any) -> None:
+        for i in range(0, values_each, 4):
+            if tabled:
+                offsets, marks = ld4(table, i32(entry) + i), ld4(table, i32(entry) + (i + period))
+            for j in range(4):
+                inside = product + (i + j) < products if ragged else True
+                if tabled:
+                    if padded:
+                        inside = inside & ((outside & marks[j]) == 0)
+                    staged[i + j] = ldg_if(x, window + offsets[j], inside)
+                else:
+                    if padded:
+                        inside = inside & (outside == 0)
+                    staged[i + j] = ldg_if(x, window + (i + j) * plane, inside)
+
+    @device_function
+    def fill_table(table: Any, thread: Any) -> None:
+        """For each product of a period: where its element stands in a window, and its row and column of taps."""
+        i = thread
+        while i < period:
+            channel, tap = divmod(i, taps)
+            tap_row, tap_column = divmod(tap, s)
+            table[i] = channel * plane + tap_row * (dilation_h * w) + tap_column * dilation_w
+            table[i + period] = (u32(1) << tap_row) + (u32(1) << (tap_column + r))
+            i += threads
+
+    @device_function
+    def borders(top_row: Any, left_column: Any) -> Any:
+        """A bit for each row, and behind them for each column, of a window that lies outside of the image."""
+        outside = u32(0)
+        for i in range(r):
+            if top_row + i * dilation_h >= h:
+                outside += u32(1) << i
+        for i in range(s):
+            if left_column + i * dilation_w >= w:
+                outside += u32(1) << (r + i)
+        return outside
+
+    @device_function
+    def store_row(n: int, at: int, total: Any, added: Any, out: Any, offset: Any, filter_: Any) -> None:
+        """A filter's sum of a position, or of two neighbouring ones."""
+        row, at = n // 2 * 16 + n % 2 * 8, at + n // 2 * 4 * across + n % 2 * 2
+        if filter_ + row < filters:
+            if pairs:
+                st2(out, offset + row * pixels, (total[at] + added[n], total[at + 1] + added[n]))
+            else:
+                st(out, offset + row * pixels, total[at] + added[n])
+
+    store_rows = unrolled(store_row, halves)
+
+    @device_function
+    def store_position(
+        j: int, total: Any, added: Any, out: Any, positions: Any, map_: Any, filter_: Any, first: Any
+    ) -> None:
+        # The sums of `j // 2` are of two positions, which may be of two images.
+        position = first + (j // 2 * 8 + j % 2)
+        if (j % 2 == 0 or not pairs) and position < positions:
+            image, pixel = divmod(position, pixels)
+            store_rows(j // 2 * 4 + j % 2, total, added, out, (image * k + map_) * pixels + pixel, filter_)
+
+    store_positions = unrolled(store_position, 2 * across)
+
+    @jit(launch_bounds=(threads, max(1, 256 // threads)))
+    def conv2d_tensor_core(x: Any, weight: Any, bias: Any, out: Any, positions: Any) -> None:
+        tiles = cuda.shared.array(both_buffers, real, alignment=128)
+        table = cuda.shared.array(table_size, types.uint32, alignment=16)
+        total, added = cuda.local.array(sums, real), cuda.local.array(halves, real)
+        next_weights, next_values = cuda.local.array(staged_weights, real), cuda.local.array(values_each, real)
+        rows = cuda.local.array(weights_each, types.uint32)
+        weight_places = cuda.local.array(weights_each, types.int32)
+        value_places = cuda.local.array(value_vectors, types.int32)
+        for i in range(sums):
+            total[i] = real(0)
+
+        # Blocks that share windows follow each other, so that these come from the L2 cache.
+        thread, block = u32(cuda.threadIdx.x), u32(cuda.blockIdx.x)
+        rest = block // filter_tiles
+        first_filter = block % filter_tiles * tile_filters
+        block, group = divmod(rest, groups)
+        first_position = block * tile_positions
+        if tabled:
+            fill_table(table, thread)
+            cuda.syncthreads()
+
+        # What is fetched beyond the last row or column of the product is that row or column again: it is not stored.
+        row, vector = divmod(thread, 4)
+        for i in range(weights_each):
+            filter_ = first_filter + row + i * weight_rows
+            if clamped:
+                filter_ = minimum(filter_, filters - 1)
+            rows[i] = (group * filters + filter_) * products
+            weight_places[i] = i32(tile_place(row, vector)) + i * weight_rows * DEPTH
+        weight_product = vector * 4
+
+        row, column = divmod(thread, tile_positions)
+        for i in range(value_vectors):
+            value_places[i] = i32(tile_place(column, row * value_vectors + i)) + values_from
+        value_product = row * values_each
+        position = minimum(first_position + column, u32(positions) - 1)
+        line = position // q
+        image = line // p
+        # Unsigned: what lies above or left of the image is a huge row or column.
+        top_row = line % p * stride_h - top
+        left_column = position % q * stride_w - left
+        outside = borders(top_row, left_column) if padded else u32(0)
+        window = (image * c + group * channels) * plane + top_row * w + left_column
+        entry = value_product
+        if not tabled:
+            window += value_product * plane
+
+        warp, lane = thread >> 5, thread & 31
+        warp_row, warp_column = divmod(warp, warps_across)
+        own_row, own_column = warp_row * warp_filters, warp_column * warp_positions
+        row_at, row_half = row_places(lane)
+        column_at, column_half = column_places(lane)
+        row_at, row_half = i32(row_at + own_row * DEPTH), i32(row_half + own_row * DEPTH)
+        column_at = i32(column_at + own_column * DEPTH) + values_from
+        column_half = i32(column_half + own_column * DEPTH) + values_from
+
+        fetch_weights(next_weights, weight, rows, weight_product)
+        fetch_values(next_values, x, table, window, outside, entry, value_product)
+        store_weights(tiles, weight_places, next_weights, 0)
+        store_values(tiles, value_places, next_values, 0)
+        special = waited(next_weights, next_values)
+        buffer, turn = i32(0), u32(0)
+        tile = u32(1)
+        while tile < k_tiles:
+            tile += 1
+            weight_product, value_product = weight_product + DEPTH, value_product + DEPTH
+            turn += DEPTH
+            if turn == period:
+                turn = u32(0)
+                window += period_planes
+            fetch_weights(next_weights, weight, rows, weight_product)
+            fetch_values(next_values, x, table, window, outside, turn + entry, value_product)
+            multiply(
+                total, tiles, row_at + buffer, row_half + buffer, column_at + buffer, column_half + buffer, special
+            )
+            buffer = buffer_size - buffer
+            store_weights(tiles, weight_places, next_weights, buffer)
+            store_values(tiles, value_places, next_values, buffer)
+            special = waited(next_weights, next_values)
+        # The last k-tile stands outside of the loop: with a branch around what fetches the next one, the compiler could
+        # not begin the loads among the multiplications, and would leave them to the end.
+        multiply(total, tiles, row_at + buffer, row_half + buffer, column_at + buffer, column_half + buffer, special)
+
+        row, column = sum_place(lane)
+        filter_ = first_filter + own_row + row
+        for i in range(halves):
+            added[i] = real(0)
+            if has_bias:
+                other = filter_ + (i // 2 * 16 + i % 2 * 8)
+                added[i] = ldg_if(bias, group * filters + other, other < filters)
+        store_positions(
+            total,
+            added,
+            out,
+            u32(positions),
+            group * filters + filter_,
+            filter_,
+            first_position + own_column + column,
+        )
+
+    return conv2d_tensor_core
+
+
+def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
+    """The matrix product."""
+    yield product(a, geometry, tiling, "x", "weight", "out", bias="bias")
+
+
+def product(
+    a: Arguments, geometry: Conv2dGeometry, tiling: Tiling, x: str, weight: str, out: str, bias: str | None = None
+) -> Call:
+    """The launch of the product, of the arrays of these names."""
+    has_bias, positions = bias is not None and a.has(bias), geometry.n * geometry.p * geometry.q
+    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, has_bias, a.aligned(x, weight, out))
+    filter_tiles = geometry.groups * -(-geometry.k // geometry.groups // tiling.filters)
+    blocks = -(-positions // tiling.positions) * filter_tiles
+    # For a bias that there is not stands an array that is not looked at.
+    arrays = (getattr(a, name) for name in (x, weight, bias or weight, out))
+    return call(kernel, blocks, tiling.threads, *arrays, positions)
