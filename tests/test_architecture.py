@@ -32,7 +32,7 @@ ALLOWED = {
     "autograd": {"dtypes", "arrays", "backends", "versions"},
     "ops": {"dtypes", "autograd", "backends", "geometry", "random", "versions"},
     "functional": {"dtypes", "autograd", "backends", "geometry", "ops", "random"},
-    "cuda": {"backends", "tuning"},
+    "cuda": {"backends"},
     "creation": {"arrays", "dtypes", "autograd", "backends", "random"},
     "optim": {"dtypes", "autograd", "backends", "geometry", "versions"},
     "captured_step": {"autograd", "backends", "geometry", "versions"},

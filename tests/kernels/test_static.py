@@ -60,8 +60,8 @@ BUDGETS = {
     # of its own. So it stays below the product of the forward pass.
     "conv2d_grad_weight_implicit_gemm": Budget(152, {64: 0.74, 32: 0.64, 16: 0.49, 8: 0.33}, best=0.81, wide_loads=32),
     # Three products of TF32 numbers for one multiply-add. With fewer matrices a warp, loads and splits weigh more.
-    "conv2d_tensor_core": Budget(255, tensor={16: 1.5, 8: 1.1, 4: 0.7}),
-    "conv2d_grad_weight_tensor_core": Budget(255, tensor={16: 1.4, 8: 1.0, 4: 0.6}),
+    "conv2d_tensor_core": Budget(255, tensor={16: 1.5, 8: 1.05, 4: 0.65}),
+    "conv2d_grad_weight_tensor_core": Budget(255, tensor={16: 1.4, 8: 0.9, 4: 0.5}),
     "conv2d_tensor_core_turned_filters": Budget(32),
     "conv2d_grad_weight_direct": Budget(64),
     "conv2d_grad_weight_depthwise": Budget(64),
