@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict[str, str]] = {
         "direct": "gpuconv.kernels.conv.conv2d_grad_weight_direct",
         "implicit_gemm": "gpuconv.kernels.conv.conv2d_grad_weight_implicit_gemm",
         "depthwise": "gpuconv.kernels.conv.conv2d_grad_weight_depthwise",
+        "winograd": "gpuconv.kernels.conv.conv2d_grad_weight_winograd",
     },
     "conv2d_grad_bias": {"two_stage": "gpuconv.kernels.conv.conv2d_grad_bias"},
     "conv2d_relu_max_pool2d": {"fused": "gpuconv.kernels.block.conv2d_relu_max_pool2d"},

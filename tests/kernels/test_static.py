@@ -59,6 +59,7 @@ BUDGETS = {
     "conv2d_grad_weight_implicit_gemm": Budget(152, {64: 0.74, 32: 0.64, 16: 0.49, 8: 0.33}, best=0.81, wide_loads=32),
     "conv2d_grad_weight_direct": Budget(64),
     "conv2d_grad_weight_depthwise": Budget(64),
+    "conv2d_grad_weight_winograd": Budget(255, {1: 0.50}, best=0.68),
     "conv2d_grad_bias": Budget(32),
     "sum_parts": Budget(32),
     "conv2d_relu_max_pool2d": Budget(128),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from cases import ConvCase
@@ -13,14 +15,17 @@ from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels import load
 
 numpy_backend = NumpyBackend()
-OPERATIONS = ("conv2d", "conv2d_grad_input")
+OPERATIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 
 
 def problem(operation, case, dtype=np.float32):
     """Geometry, inputs, and the result in float64."""
     x, weight, bias, grad = case.arrays(dtype)
     geometry = Conv2dGeometry.of(case.input, case.weight, **case.keywords)
-    inputs = (x, weight, bias) if operation == "conv2d" else (grad, weight)
+    if operation == "conv2d":
+        inputs = x, weight, bias
+    else:
+        inputs = grad, (weight if operation == "conv2d_grad_input" else x)
     exact = (None if array is None else array.astype(np.float64) for array in inputs)
     return geometry, inputs, getattr(numpy_backend, operation)(*exact, geometry)
 
@@ -44,6 +49,8 @@ def test_tiles_and_stages(operation, case):
     module = load(operation, "winograd")
     geometry, inputs, expected = problem(operation, case)
     for tiling in sampled(module.tilings(geometry), 1, f"{operation} {case}"):
+        if operation == "conv2d_grad_weight":  # in a few blocks
+            tiling = dataclasses.replace(tiling, parts=min(tiling.parts, 2))
         out = np.full(expected.shape, np.nan, np.float32)
         report = run(module, inputs, (out,), geometry, tiling)
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4, err_msg=str(tiling))
@@ -64,7 +71,7 @@ def test_accuracy():
     assert np.linalg.norm(out - expected) < np.linalg.norm(direct - expected)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", OPERATIONS[:2])
 def test_what_is_not_finite_stays_in_its_tiles(operation):
     """It reaches what it reaches on NumPy, and besides only the results of the tiles that it is in."""
     case = ConvCase("winograd-specials", (1, 2, 8, 8), (3, 2, 3, 3), padding=1, bias=False)
@@ -82,6 +89,20 @@ def test_what_is_not_finite_stays_in_its_tiles(operation):
     tiles[0:6, 2:6] = tiles[6:8, 6:8] = True
     assert np.isfinite(out[:, :, ~tiles]).all()
     np.testing.assert_allclose(out[:, :, ~tiles], expected[:, :, ~tiles], **TOLERANCE["float32"])
+
+
+def test_what_is_not_finite_stays_in_its_channel_and_filter():
+    """Of the weight's gradient: of a gradient its filter, of an input its channel."""
+    case = ConvCase("winograd-weights", (1, 3, 8, 8), (4, 3, 3, 3), padding=1)
+    module = load("conv2d_grad_weight", "winograd")
+    geometry, (grad, x), _ = problem("conv2d_grad_weight", case)
+    grad[0, 1, 2, 3], x[0, 2, 7, 7] = np.nan, np.inf
+    with np.errstate(invalid="ignore"):
+        expected = numpy_backend.conv2d_grad_weight(grad, x, geometry)
+    out = np.zeros(expected.shape, np.float32)
+    run(module, (grad, x), (out,), geometry, module.tilings(geometry)[0])
+    assert not np.isfinite(out[~np.isfinite(expected)]).any()
+    np.testing.assert_allclose(out[[0, 2, 3], :2], expected[[0, 2, 3], :2], **TOLERANCE["float32"])
 
 
 @pytest.mark.parametrize(("window", "options"), [((3, 3), {"stride": 2}), ((3, 3), {"dilation": 2}), ((3, 1), {})])
