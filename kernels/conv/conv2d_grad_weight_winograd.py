@@ -70,6 +70,11 @@ def supports(geometry: Conv2dGeometry) -> Answer:
     return forward.supports(geometry)
 
 
+def flop(geometry: Conv2dGeometry) -> int:
+    """Operations of the products at all points, a multiply-add being two: as many as forward."""
+    return forward.flop(geometry)
+
+
 def _stages(geometry: Conv2dGeometry) -> int:
     return -(-geometry.n * -(-geometry.p // 2) * -(-geometry.q // 2) // _DEPTH)
 
