@@ -320,6 +320,11 @@ def work_of(operation: str, geometry: Any, dtype: str = "float32") -> roofline.W
     return roofline.Work(described.flop(geometry), described.traffic(geometry, dtype), dtype)
 
 
+def work_by(module: Any, work: roofline.Work, geometry: Any) -> roofline.Work:
+    """The work as a variant does it: one that has an algorithm of its own says how much arithmetic that takes."""
+    return dataclasses.replace(work, flop=module.flop(geometry)) if hasattr(module, "flop") else work
+
+
 def work_figures(work: roofline.Work) -> dict[str, Any]:
     """Of the work, what goes into the JSON."""
     gpu = roofline.H200
@@ -356,7 +361,8 @@ def result(job: Job, compilation: Any, simulation: Any) -> dict[str, Any]:
     }
     if isinstance(compilation, Failure):
         return found | {"error": compilation.message}
-    found |= machine_code(job.operation, work, compilation)
+    own = work_by(kernels.load(job.operation, job.variant), work, job.geometry)
+    found |= machine_code(job.operation, own, compilation)
     if isinstance(simulation, Failure):
         simulation = {"refused": simulation.message}
     return found | {"simulated": simulation}

@@ -35,11 +35,12 @@ from bench.inspection import (
     machine_code,
     tiling_lines,
     tiling_text,
+    work_by,
     work_figures,
     work_of,
 )
 from bench.layers import CONVOLUTIONS
-from gpuconv import tuner
+from gpuconv import kernels, tuner
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.operations import OPERATIONS
 from gpuconv.tuning import measure
@@ -224,6 +225,9 @@ class _CudaRun:
         faults: list[str],
         file: Path | None = None,
     ) -> None:
+        work = self.task.work
+        if file is None:
+            work = work_by(kernels.load(self.task.operation, variant), work, self.task.geometry)
         found = {
             "variant": variant,
             "tiling": tiling,
@@ -231,7 +235,7 @@ class _CudaRun:
             "faults": faults,
             "simulated": simulated,
             "us": [],
-            **(machine_code(self.task.operation, self.task.work, launches) if launches else _UNKNOWN),
+            **(machine_code(self.task.operation, work, launches) if launches else _UNKNOWN),
         }
         self.results.append(found)
 

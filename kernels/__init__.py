@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, str]] = {
         "implicit_gemm": "gpuconv.kernels.conv.conv2d_grad_weight_implicit_gemm",
         "depthwise": "gpuconv.kernels.conv.conv2d_grad_weight_depthwise",
         "tensor_core": "gpuconv.kernels.conv.conv2d_grad_weight_tensor_core",
+        "winograd": "gpuconv.kernels.conv.conv2d_grad_weight_winograd",
     },
     "conv2d_grad_bias": {"two_stage": "gpuconv.kernels.conv.conv2d_grad_bias"},
     "conv2d_relu_max_pool2d": {"fused": "gpuconv.kernels.block.conv2d_relu_max_pool2d"},

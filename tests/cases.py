@@ -314,5 +314,5 @@ WORKED_EXAMPLES = [
 
 def thorough(variant: str, case: ConvCase) -> list[pytest.MarkDecorator]:
     """Marks of a kernel variant on a case: blocks of Winograd's are slow to simulate, and a sample has few of them."""
-    few = ("plain", "one-image", "groups-2", "single-pixel-padded")
+    few = ("one-image", "single-pixel-padded")
     return [pytest.mark.thorough] if variant == "winograd" and case.name not in few else []

@@ -20,7 +20,7 @@ from gpuconv.kernels.device.host import Answer
 from gpuconv.kernels.device.launch import Call
 from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "calls", "estimate", "supports", "tilings", "workspace_size"]
+__all__ = ["Tiling", "calls", "estimate", "flop", "supports", "tilings", "workspace_size"]
 
 
 def supports(geometry: Conv2dGeometry) -> Answer:
@@ -32,6 +32,11 @@ def _convolution(geometry: Conv2dGeometry) -> Conv2dGeometry:
     """The one that the gradient is: of (n, k, p, q) to (n, c, h, w)."""
     ((rows, columns),) = phases(geometry)
     return turned(geometry, rows, columns)
+
+
+def flop(geometry: Conv2dGeometry) -> int:
+    """Operations of the products at all points, a multiply-add being two."""
+    return forward.flop(_convolution(geometry))
 
 
 def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:

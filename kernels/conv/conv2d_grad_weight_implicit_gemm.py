@@ -118,10 +118,12 @@ def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     held = max(1, _resident(tiling) // tiling.threads)
     busy = min(1, min(blocks, held) * tiling.threads / _BUSY_THREADS)
     found = LAUNCH + blocks * adds / busy / LANES / CLOCK
-    if tiling.parts > 1:
-        traffic = 8 * tiling.parts * _elements(geometry)
-        found += NEXT_LAUNCH + _PART * tiling.parts + traffic / _PARTS_BANDWIDTH
-    return found
+    return found + NEXT_LAUNCH + estimate_sum(geometry, tiling.parts) if tiling.parts > 1 else found
+
+
+def estimate_sum(geometry: Conv2dGeometry, parts: int) -> float:
+    """Microseconds of writing so many parts and adding them up."""
+    return _PART * parts + 8 * parts * _elements(geometry) / _PARTS_BANDWIDTH
 
 
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:

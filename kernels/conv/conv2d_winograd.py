@@ -109,6 +109,12 @@ def _tiles(geometry: Conv2dGeometry) -> tuple[int, int]:
     return -(-geometry.p // 2), -(-geometry.q // 2)
 
 
+def flop(geometry: Conv2dGeometry) -> int:
+    """Operations of the products at all points, a multiply-add being two: 16 for 36."""
+    down, across = _tiles(geometry)
+    return 2 * POINTS * geometry.n * down * across * geometry.k * geometry.c // geometry.groups
+
+
 def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     """Microseconds on an H100, about: what ranks tilings."""
     down, across = _tiles(geometry)

@@ -65,6 +65,7 @@ BUDGETS = {
     "conv2d_tensor_core_turned_filters": Budget(32),
     "conv2d_grad_weight_direct": Budget(64),
     "conv2d_grad_weight_depthwise": Budget(64),
+    "conv2d_grad_weight_winograd": Budget(255, {1: 0.50}, best=0.68),
     "conv2d_grad_bias": Budget(32),
     "sum_parts": Budget(32),
     "conv2d_relu_max_pool2d": Budget(128),
