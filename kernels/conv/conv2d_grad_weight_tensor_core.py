@@ -140,10 +140,13 @@ def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     """By estimated time, each with the number of parts estimated to be best; last the first one with one part.
 
-    Tiles that would be four times as slow as the first one, because they are mostly empty, are left out.
+    Tiles of which half would be empty are left out, and those that are estimated to be four times as slow as the first.
     """
     costs: dict[Tiling, float] = {}
+    filters, columns = geometry.k // geometry.groups, geometry.c // geometry.groups * geometry.r * geometry.s
     for shape in _SHAPES:
+        if shape[0] >= max(17, 2 * filters) or shape[1] >= max(65, 2 * columns):
+            continue
         down, across = _blocks(geometry, *shape[:2])
         tiles, most = down * across * geometry.groups, max(1, min(_stages(geometry) // _FEWEST_STAGES, _MOST_PARTS))
         # The counts of parts with which the last of one to four waves of blocks is as full as can be.

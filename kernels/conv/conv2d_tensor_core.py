@@ -154,8 +154,18 @@ def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
 
 
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
-    """Those that are estimated to be fast come first; those estimated at three times the best or more are left out."""
-    fitting = [tiling for tiling in _SHAPES if _shared_bytes(geometry, tiling) <= _MOST_SHARED]
+    """Those that are estimated to be fast come first.
+
+    Left out are those estimated at three times the best or more, and tiles of which half would be empty.
+    """
+    filters, positions = geometry.k // geometry.groups, geometry.n * geometry.p * geometry.q
+    fitting = [
+        tiling
+        for tiling in _SHAPES
+        if _shared_bytes(geometry, tiling) <= _MOST_SHARED
+        and tiling.filters < max(17, 2 * filters)
+        and tiling.positions < max(65, 2 * positions)
+    ]
     costs = {tiling: _cost(geometry, tiling) for tiling in fitting}
     limit = 3 * min(costs.values())
     return tuple(sorted((tiling for tiling in costs if costs[tiling] < limit), key=costs.__getitem__))
