@@ -44,8 +44,8 @@ from gpuconv.kernels.partial_sums import sum_parts
 from gpuconv.kernels.variant import Arguments
 
 _POINTS, _OWN_POINTS, _THREADS = 16, 2, 256
-#: Tiles a stage.
-_DEPTH = 4
+#: Tiles a stage, and stages that are worth a block.
+_DEPTH, _FEWEST_STAGES = 4, 4
 # Of the estimate, in issue slots of a warp, as forward: a 128-bit load of shared memory; an element that is fetched; a
 # stage. No GPU has timed this kernel.
 _SHARED_LOAD, _FETCH, _STAGE = 5, 4, 130
@@ -106,8 +106,8 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     found = []
     for shape in (Tiling(64, 32), Tiling(32, 32)):
         down, across = _blocks(geometry, shape)
-        blocks, stages = down * across * geometry.groups, max(1, _stages(geometry))
-        counts = {1, *(max(1, min(waves * MULTIPROCESSORS // blocks, stages)) for waves in (1, 2, 3, 4))}
+        blocks, most = down * across * geometry.groups, max(1, _stages(geometry) // _FEWEST_STAGES)
+        counts = {1, *(max(1, min(waves * MULTIPROCESSORS // blocks, most)) for waves in (1, 2, 3, 4))}
         cuts = [dataclasses.replace(shape, parts=count) for count in sorted(counts)]
         found.append(min(cuts, key=lambda cut: estimate(geometry, cut)))
     found.sort(key=lambda tiling: estimate(geometry, tiling))
