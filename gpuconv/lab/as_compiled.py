@@ -56,7 +56,7 @@ def _content(cell: CellType) -> Any:
 
 
 def casts(signature: Any) -> tuple[Any, ...] | None:
-    """For each argument of a function that was given one signature: its type, if it is a number's, else None."""
+    """For each argument of a function that was given one signature: its type, if it is an integer's, else None."""
     if signature is None or isinstance(signature, list):
         return None
     try:
@@ -64,19 +64,21 @@ def casts(signature: Any) -> tuple[Any, ...] | None:
     except ImportError:  # numba-cuda before 0.21
         known = importlib.import_module("numba.core.sigutils")
     kinds = known.normalize_signature(signature)[0]
-    found = tuple(kind if type(kind).__name__ in ("Integer", "Float") else None for kind in kinds)
+    found = tuple(kind if type(kind).__name__ == "Integer" else None for kind in kinds)
     return found if any(found) else None
 
 
 def cast(kinds: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Numbers as a function takes them that was compiled for these types: an int32 has no fraction, and wraps."""
     return tuple(
-        kind(argument) if kind is not None and isinstance(argument, _NUMBERS) else argument
+        _whole(argument, kind) if kind is not None and isinstance(argument, (int, float, np.number)) else argument
         for kind, argument in zip(kinds, arguments, strict=True)
     )
 
 
-_NUMBERS = (bool, int, float, np.number, np.bool_)
+def _whole(number: Any, kind: Any) -> int:
+    lowest = -(1 << kind.bitwidth - 1) if kind.signed else 0
+    return (int(number) - lowest) % (1 << kind.bitwidth) + lowest
 
 
 def with_pointers(signature: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -76,7 +76,7 @@ def patch(cuda: ModuleType) -> dict[str, Any]:
 #: Where else NVRTC looks for headers: folders, with colons between.
 _HEADERS = "CUDA_NVRTC_EXTRA_SEARCH_PATHS"
 #: Blocks of a cooperative grid that are said to fit: enough for mistakes between blocks to show.
-BLOCKS_AT_ONCE = 16
+BLOCKS_AT_ONCE = 32
 
 
 def _attribute(device: Any, name: str) -> Any:

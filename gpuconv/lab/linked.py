@@ -129,10 +129,10 @@ def _sources(files: Sequence[Any]) -> tuple[tuple[str, str, str], ...]:
 
 @functools.lru_cache(maxsize=64)
 def _linked(sources: tuple[tuple[str, str, str], ...], cc: tuple[int, int]) -> _Linked:
-    return _Linked([_compiled(name, text, cc) if kind == "cu" else text for name, kind, text in sources])
+    return _Linked([compiled(name, text, cc) if kind == "cu" else text for name, kind, text in sources])
 
 
-def _compiled(name: str, text: str, cc: tuple[int, int]) -> str:
+def compiled(name: str, text: str, cc: tuple[int, int]) -> str:
     """C++ as PTX for a GPU, or for the nearest one that this NVRTC knows."""
     try:
         nvrtc: Any = importlib.import_module("cuda.bindings.nvrtc")

@@ -649,20 +649,20 @@ def test_device_memory_that_nobody_wrote():
 
 
 def test_numbers_are_what_the_signature_says():
-    """A function that was given one signature casts numbers, as its compiled code does."""
+    """A function that was given one signature makes whole numbers of its width, as its compiled code does."""
 
     @cuda.jit("int32(int32, uint8)", device=True)
     def added(x, y):
         return x + y
 
-    @cuda.jit("void(int32[:], float32)")
+    @cuda.jit("void(int32[:], int32)")
     def kernel(x, y):
         x[0] = added(3.75, 257)
-        x[1] = y - 2**24
+        x[1] = y
 
     x = np.zeros(2, np.int32)
-    kernel[1, 1](x, 2**24 + 1)
-    assert x.tolist() == [3 + 1, 0]
+    kernel[1, 1](x, 2**32 - 5)
+    assert x.tolist() == [3 + 1, -5]
 
 
 def test_launches_that_a_gpu_refuses():

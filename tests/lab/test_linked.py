@@ -10,6 +10,7 @@ import pytest
 from support.simulated import simulator
 
 from gpuconv import lab
+from gpuconv.lab import linked, ptx
 
 cuda = pytest.importorskip("numba.cuda")
 if not hasattr(cuda, "CUSource"):
@@ -221,7 +222,7 @@ def test_where_no_nvrtc_is_installed_it_is_said_what_to_install(monkeypatch):
 
 def test_files_that_the_kernel_names(tmp_path):
     """``link=`` of ``cuda.jit``: C++ and PTX. Machine code is refused, and so is no file at all."""
-    ptx = """.version 8.0 .target sm_80 .address_size 64
+    code = """.version 8.0 .target sm_80 .address_size 64
     .visible .func (.param .b32 r) twice(.param .b32 x) {
         .reg .b32 %a;
         ld.param.b32 %a, [x];
@@ -229,7 +230,7 @@ def test_files_that_the_kernel_names(tmp_path):
         st.param.b32 [r], %a;
         ret;
     }"""
-    (tmp_path / "twice.ptx").write_text(ptx)
+    (tmp_path / "twice.ptx").write_text(code)
     (tmp_path / "four.cu").write_text(
         'extern "C" __device__ int twice(int); extern "C" __device__ int four(int x) { return twice(twice(x)); }'
     )
@@ -266,6 +267,7 @@ def test_a_loop_without_end_in_linked_code_is_ended():
 REAL = """
 import numpy as np
 from gpuconv import lab
+from gpuconv.lab import linked, ptx
 from numba import cuda
 
 twice = cuda.declare_device("twice", "int32(int32)", abi="c", link=cuda.CUSource(
@@ -291,3 +293,54 @@ def test_where_numba_cuda_is_for_a_real_gpu(tmp_path):
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}
     done = subprocess.run([sys.executable, "real.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# -- kernels in C++, whose PTX is interpreted ------------------------------------------------------------
+
+CLUSTER = """
+#include <cooperative_groups.h>
+namespace cg = cooperative_groups;
+
+extern "C" __global__ void __cluster_dims__(4, 1, 1) rotate(const float* x, float* y, unsigned* where) {
+    __shared__ float mine[32];
+    cg::cluster_group cluster = cg::this_cluster();
+    unsigned rank = cluster.block_rank(), i = blockIdx.x * blockDim.x + threadIdx.x;
+    mine[threadIdx.x] = x[i];
+    FIRST;
+    float* other = cluster.map_shared_rank(mine, (rank + 1) % cluster.num_blocks());
+    y[i] = other[31 - threadIdx.x];
+    where[i] = 100 * cluster.query_shared_rank(other) + 10 * cluster.block_index().x + cluster.dim_blocks().x;
+    atomicAdd(other + threadIdx.x, 0.0f);
+    cluster.sync();  // nobody leaves while others read from it
+}
+"""
+
+
+def rotated(text, blocks=8):
+    """What the kernel makes of 32 elements a block."""
+    x, y, where = (
+        np.arange(32 * blocks, dtype=np.float32),
+        np.zeros(32 * blocks, np.float32),
+        np.zeros(32 * blocks, "u4"),
+    )
+    ptx.run_text(linked.compiled("rotate.cu", text, (9, 0)), blocks, 32, [x, y, where])
+    return y.reshape(-1, 32), where.reshape(-1, 32)
+
+
+def test_clusters_of_blocks_and_their_shared_memory():
+    """Blocks of a cluster read each other's shared memory, and wait for each other."""
+    y, where = rotated(CLUSTER.replace("FIRST", "cluster.sync()"))
+    for block in range(8):
+        next_ = block // 4 * 4 + (block + 1) % 4
+        np.testing.assert_array_equal(y[block], 32 * next_ + np.arange(32)[::-1])
+        np.testing.assert_array_equal(where[block], 100 * (next_ % 4) + 10 * (block % 4) + 4)
+
+
+def test_mistakes_with_clusters():
+    """A barrier of the block is none of the cluster; an arrival needs its wait; all clusters are full."""
+    with pytest.raises(lab.PtxError, match=r"race in .* of another block wrote, with no cluster barrier.*rotate\.cu:"):
+        rotated(CLUSTER.replace("FIRST", "__syncthreads()"))
+    with pytest.raises(lab.PtxError, match="a second arrival at the barrier of the cluster"):
+        rotated(CLUSTER.replace("FIRST", "cluster.sync(); cluster.barrier_arrive()"))
+    with pytest.raises(lab.PtxError, match=r"clusters of \(4, 1, 1\) blocks in a grid of \(6, 1, 1\)"):
+        rotated(CLUSTER.replace("FIRST", "cluster.sync()"), 6)

@@ -116,7 +116,7 @@ def pytest_sessionfinish() -> None:
 SITE = "from gpuconv.lab import simulator\nsimulator.activate(limit=120)\n"
 
 
-def run(which: str, arguments: list[str], limit: int) -> dict[str, Any]:
+def run(which: str, arguments: list[str], limit: int, tests: str = "numba.cuda.tests") -> dict[str, Any]:
     """Run the tests in one of the two simulators: outcome by test, reason of failures and skips, seconds."""
     with tempfile.TemporaryDirectory() as folder:
         outcomes = Path(folder) / "outcomes.json"
@@ -133,7 +133,7 @@ def run(which: str, arguments: list[str], limit: int) -> dict[str, Any]:
         # The wheel's folders of tests are packages inside a namespace, which pytest's other ways to import do not find.
         command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", HERE.stem]
         command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:hypothesispytest", "-W", "ignore"]
-        command += ["--assert=plain", "--pyargs", "numba.cuda.tests"]
+        command += ["--assert=plain", "--pyargs", tests]
         start = _seconds()
         done = subprocess.run([*command, *arguments], env=environment, cwd=folder, capture_output=True, text=True)
         seconds = _seconds() - start

@@ -1,6 +1,7 @@
 """Packages from PyPI with Numba CUDA kernels, in Numba's simulator and in gpuconv's: results, CPU time, findings.
 
     pip install stumpy frbb disimpy gamdpy locate-pixelcolor-numbacuda xarray-spatial
+    pip install --no-deps sgkit pyxem fbpic abtem scipy
     python tests/support/public_packages.py [NAME ...] [--report]
 
 Exits with 1 if a result differs from the one of the CPU. A package that is not installed is left out.
@@ -13,6 +14,8 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
+import itertools
 import json
 import os
 import re
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +185,161 @@ def xarray_spatial() -> Program:
     return run, check
 
 
+def parts_of(*names: str) -> None:
+    """Let modules of a package be imported without what the package itself imports, which kernels do not need."""
+    for name in names:
+        above, _, last = name.rpartition(".")
+        module = types.ModuleType(name)
+        if above:
+            module.__path__ = [os.path.join(sys.modules[above].__path__[0], last)]
+        else:
+            module.__path__ = list(importlib.util.find_spec(name).submodule_search_locations)
+        sys.modules[name] = module
+
+
+def sgkit() -> Program:
+    """Distances between the genomes of individuals, of which some calls are missing."""
+    parts_of("sgkit", "sgkit.distance")
+    sys.modules["sgkit.typing"] = types.SimpleNamespace(ArrayLike=Any)
+    metrics = importlib.import_module("sgkit.distance.metrics")
+    x = np.random.default_rng(0).integers(-1, 3, (9, 40)).astype(np.float32)
+    here = (x[:, None] >= 0) & (x[None] >= 0)
+    one, other = np.where(here, x[:, None], 0), np.where(here, x[None], 0)
+
+    def run() -> Any:
+        # Their launch has 147,456 threads, whatever the size.
+        results = np.zeros((9, 9, 6), np.float32), np.zeros((9, 9, 1), np.float32)
+        metrics.correlation_map_kernel[(1, 1), (32, 32)](x, x, results[0])
+        metrics.euclidean_map_kernel[(1, 1), (32, 32)](x, x, results[1])
+        return results
+
+    def check(results: Any) -> None:
+        sums = one, other, one**2, other**2, one * other, here
+        np.testing.assert_allclose(results[0], np.stack([each.sum(-1) for each in sums], -1))
+        np.testing.assert_allclose(results[1][..., 0], ((one - other) ** 2).sum(-1))
+
+    return run, check
+
+
+def pyxem() -> Program:
+    """A diffraction pattern against templates at all angles: shared memory in turns, barriers."""
+    parts_of("pyxem", "pyxem.utils")
+    utils = importlib.import_module("pyxem.utils.cuda_utils")
+    generator = np.random.default_rng(0)
+    image = generator.random((36, 20), np.float32)
+    r, t = generator.integers(1, 20, (3, 300)), generator.integers(0, 36, (3, 300))
+    r[1, 200:] = t[1, 200:] = 0  # a template with fewer spots
+    intensities = np.where(r > 0, generator.random((3, 300)), 0).astype(np.float32)
+
+    def run() -> Any:
+        results = np.zeros((3, 36), np.float32), np.zeros((3, 36), np.float32)
+        kernel = utils._correlate_polar_image_to_library_gpu
+        kernel[(3, 1), (1, utils.TPB)](image, r, t, intensities, *results)
+        return results
+
+    def check(results: Any) -> None:
+        for found, sign in zip(results, (1, -1), strict=True):
+            for shift in range(36):
+                expected = (image[(sign * t + shift) % 36, r] * intensities).sum(1)
+                np.testing.assert_allclose(found[:, shift], expected, rtol=1e-4)
+
+    return run, check
+
+
+def fbpic() -> Program:
+    """A step of a plasma: particles pushed by fields, sorted into cells, and their charge put on a grid by atomics on
+    the parts of complex numbers."""
+    parts_of("fbpic", "fbpic.particles", *(f"fbpic.particles.{name}" for name in ("push", "utilities", "deposition")))
+    from numba import cuda
+
+    names = {"compile_cupy": cuda.jit, "cuda_installed": True, "catch_gpu_memory_error": lambda function: function}
+    stand_in = types.SimpleNamespace(**names, thrust=None)
+    for name in ("fbpic.utils", "fbpic.utils.cuda", "fbpic.utils.printing", "cupy", "cupy.cuda"):  # launches by CuPy
+        sys.modules[name] = stand_in
+    where = "fbpic.particles"
+    push = importlib.import_module(f"{where}.push.cuda_methods")
+    one_by_one = importlib.import_module(f"{where}.push.inline_functions").push_p_vay
+    sorting = importlib.import_module(f"{where}.utilities.cuda_sorting")
+    deposition = importlib.import_module(f"{where}.deposition.cuda_methods")
+    count, nz, nr = 150, 6, 5
+    generator = np.random.default_rng(0)
+    position, momentum = generator.uniform(-2, 2, (3, count)), generator.standard_normal((3, count))
+    fields = generator.standard_normal((6, count))
+    gamma = 1 / np.sqrt(1 + (momentum**2).sum(0))
+    weights = generator.random(count)
+    c, charge, dt = push.c, 2.0, 1e-10
+
+    def run() -> Any:
+        p, u, inverse = position.copy(), momentum.copy(), gamma.copy()
+        push.push_p_gpu[2, 128](*u, inverse, *fields, charge, 1.0, count, dt)
+        push.push_x_gpu[2, 128](*p, *u, inverse, dt, 1.0, 1.0, 1.0)
+        cells, order = np.zeros(count, np.int32), np.arange(count, dtype=np.int32)
+        grid = 1.0, -3.0, nz, 1.0, 0.0, nr
+        sorting.get_cell_idx_per_particle[2, 128](cells, order, *p, *grid)
+        order = np.argsort(cells, kind="stable")
+        cells, sorted_, heavy = cells[order], p[:, order].copy(), weights[order]
+        sums = np.zeros(nz * (nr + 1), np.int32)
+        sorting.prefill_prefix_sum[1, 128](cells, sums, count)
+        sorting.incl_prefix_sum[2, 128](cells, sums)
+        rho = np.zeros((2, nz, nr), complex)
+        nothing = np.zeros(nr + 1), np.zeros(nr + 1)
+        deposition.deposit_rho_gpu_linear[1, 64](*sorted_, heavy, charge, *grid, *rho, cells, sums, *nothing)
+        return p, u, cells, sums, rho
+
+    def check(result: Any) -> None:
+        p, u, cells, sums, rho = result
+        econst, bconst = charge * dt / c, 0.5 * charge * dt
+        columns = zip(*momentum, gamma, *fields, strict=True)
+        expected = np.array([one_by_one(*numbers, econst, bconst) for numbers in columns]).T
+        np.testing.assert_allclose(u, expected[:3])
+        np.testing.assert_allclose(p, position + c * dt * expected[3] * expected[:3])
+        np.testing.assert_array_equal(sums, np.cumsum(np.bincount(cells, minlength=sums.size)))
+        np.testing.assert_allclose(rho[0].sum(), charge * weights.sum())
+
+    return run, check
+
+
+def abtem() -> Program:
+    """Parts of images cut out, sums of runs, potentials of atoms added up by atomics."""
+    parts_of("abtem", "abtem.core")
+    sys.modules["cupy"] = np
+    kernels = importlib.import_module("abtem.core._cuda")
+    generator = np.random.default_rng(0)
+    images, corners = generator.random((3, 12, 11)), generator.integers(0, 6, (3, 2))
+    values, ends = generator.random((2, 30)), np.array([0, 4, 4, 11, 30])
+    atoms = generator.uniform(0, 16, (4, 2)).astype(np.float32)
+    y, x = np.mgrid[-4:5, -4:5]
+    disk = np.stack([y.ravel(), x.ravel()], 1)
+    counts = np.array([81, 60, 81, 30])
+    radii = np.geomspace(0.1, 8, 20)
+    potentials = np.exp(-radii) * np.arange(1, 5)[:, None]
+    slopes = np.diff(potentials) / np.diff(radii)
+
+    def run() -> Any:
+        sums, potential = np.zeros((2, 4)), np.zeros((16, 16))
+        kernels.sum_run_length_encoded(values, sums, ends)
+        kernels.interpolate_radial_functions(
+            potential, atoms, disk, counts, np.ones(2), radii, potentials, slopes, max_disk_count=81
+        )
+        return kernels.batch_crop_2d(images, corners, (5, 4)), sums, potential
+
+    def check(result: Any) -> None:
+        crops, sums, potential = result
+        for crop, image, (i, j) in zip(crops, images, corners, strict=True):
+            np.testing.assert_array_equal(crop, image[i : i + 5, j : j + 4])
+        parts = [values[:, a:b].sum(1) for a, b in itertools.pairwise(ends)]
+        np.testing.assert_allclose(sums, np.stack(parts, 1))
+        expected = np.zeros((16, 16))
+        for atom, (place, many) in enumerate(zip(atoms, counts, strict=True)):
+            for k, m in np.round(place).astype(int) + disk[:many]:
+                distance = np.hypot(k - place[0], m - place[1])
+                if 0 <= k < 16 and 0 <= m < 16 and distance < radii[-1]:
+                    expected[k, m] += np.interp(distance, radii, potentials[atom])
+        np.testing.assert_allclose(potential, expected, rtol=1e-4)
+
+    return run, check
+
+
 PROGRAMS = {
     "stumpy": stumpy,
     "frbb": frbb,
@@ -188,6 +347,10 @@ PROGRAMS = {
     "gamdpy": gamdpy,
     "locate-pixelcolor-numbacuda": locate_pixelcolor_numbacuda,
     "xarray-spatial": xarray_spatial,
+    "sgkit": sgkit,
+    "pyxem": pyxem,
+    "fbpic": fbpic,
+    "abtem": abtem,
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuconv.lab.ptx.arithmetic import maximum, minimum
 from gpuconv.lab.ptx.memory import elements
-from gpuconv.lab.ptx.program import SPACES, Instruction, Program
+from gpuconv.lab.ptx.program import Instruction, Program
 from gpuconv.lab.ptx.values import NARROW, Array, Lanes, packed, register_type, unpacked
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _TOTALS: dict[str, Any] = {
 
 def _atomic(program: Program, one: Instruction) -> Step:
     parts = one.parts
-    space = next((part for part in parts if part in SPACES), "generic")
+    space = one.space
     name = next(part for part in parts[1:] if part in _UPDATES)
     kind = parts[-1]
     dtype = register_type(kind)

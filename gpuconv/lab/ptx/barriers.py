@@ -74,7 +74,7 @@ def _barrier(program: Program, one: Instruction) -> Step:
 
 def _release(machine: Machine, state: _Blocks, barriers: Array, aligned: bool, target: str) -> None:
     """Let the threads go on whose barrier all have reached."""
-    waiting = np.flatnonzero(machine.state == WAITING)
+    waiting = np.flatnonzero((machine.state == WAITING) & (state.barrier >= 0))
     size = machine.blocks * _BARRIERS
     here = np.bincount(state.barrier[waiting], minlength=size) + state.arrived
     wanted = np.where(state.wanted == 0, machine.threads, state.wanted)[barriers]
@@ -133,6 +133,51 @@ def release_grid(machine: Machine) -> bool:
     return complete
 
 
+def _cluster_barrier(program: Program, one: Instruction) -> Step:
+    """``barrier.cluster.arrive`` and ``wait``: threads of all blocks of a cluster."""
+    arrives = "arrive" in one.parts
+
+    def step(machine: Machine, lanes: Lanes) -> None:
+        arrived, waited = machine.kept.setdefault("cluster", np.zeros((2, machine.count), np.int64))
+        if arrives:
+            if (arrived[lanes] > waited[lanes]).any():
+                raise PtxError("a second arrival at the barrier of the cluster, without a wait between the two")
+            arrived[lanes] += 1
+        else:
+            if (arrived[lanes] == waited[lanes]).any():
+                raise PtxError("a wait at the barrier of the cluster, without an arrival before it")
+            waited[lanes] += 1
+            machine.state[lanes] = WAITING
+            release_clusters(machine)
+
+    step.is_control = True  # type: ignore[attr-defined]
+    return step
+
+
+def release_clusters(machine: Machine) -> bool:
+    """Let the threads go on that wait for their cluster, all of which has arrived or left; says whether some do."""
+    if "cluster" not in machine.kept:
+        return False
+    arrived, waited = machine.kept["cluster"]
+    here = (machine.state == WAITING) & (waited == arrived) & (waited > 0)
+    if "barriers" in machine.kept:
+        here &= machine.kept["barriers"].barrier < 0
+    if "grid" in machine.kept:
+        here &= ~machine.kept["grid"]
+    cluster = machine.first_block // machine.cluster
+    phase = np.full(int(cluster[-1]) + 1, np.iinfo(np.int64).max)
+    alive = machine.state != ENDED
+    np.minimum.at(phase, cluster[alive], arrived[alive])
+    released = here & (waited <= phase[cluster])
+    if not released.any():
+        return False
+    machine.state[released] = RUNNING
+    if machine.shadow is not None:
+        machine.shadow.order(np.flatnonzero(released))
+        machine.shadow.order_cluster(np.flatnonzero(released))
+    return True
+
+
 def _fence(program: Program, one: Instruction) -> Step:
     """A fence orders what its thread did before those of others; also before what asynchronous units do."""
     proxy = "proxy" in one.parts
@@ -146,7 +191,7 @@ def _fence(program: Program, one: Instruction) -> Step:
 
 MAKERS: dict[str, Callable[[Program, Instruction], Step]] = {
     "bar": _barrier,
-    "barrier.cluster": lambda program, one: lambda machine, lanes: None,  # clusters are of one block here
+    "barrier.cluster": _cluster_barrier,
     "barrier": _barrier,
     "membar": _fence,
     "fence": _fence,

@@ -23,7 +23,7 @@ from gpuconv.lab.ptx import (
     warps,
     wgmma,
 )
-from gpuconv.lab.ptx.memory import LOCAL, SHARED, elements
+from gpuconv.lab.ptx.memory import BLOCK, LOCAL, SHARED, elements
 from gpuconv.lab.ptx.program import SPACES, Instruction, Program
 from gpuconv.lab.ptx.values import (
     ENDED,
@@ -247,6 +247,38 @@ def _cvta(program: Program, one: Instruction) -> Step:
     return lambda machine, lanes: machine.write(target, read(machine, lanes) + shift, lanes)
 
 
+def _mapa(program: Program, one: Instruction) -> Step:
+    """``mapa``: the address of the same place in the shared memory of another block of the cluster."""
+    target, source, rank = one.operands
+    start = 0 if "shared::cluster" in one.parts else SHARED
+    dtype = TYPES[one.parts[-1]]
+    read = reader(program, source, dtype)
+
+    def step(machine: Machine, lanes: Lanes) -> None:
+        number = machine.column(rank, U32, lanes).astype(np.uint64)
+        if (number >= machine.cluster).any():
+            one.fails(f"block {int(number.max())} of a cluster of {machine.cluster}")
+        inside = (np.asarray(read(machine, lanes)).astype(np.uint64) - np.uint64(start)) % np.uint64(BLOCK)
+        found = inside + (number + np.uint64(1)) * np.uint64(BLOCK) + np.uint64(start)
+        machine.write(target, found.astype(dtype), lanes)
+
+    return step
+
+
+def _getctarank(program: Program, one: Instruction) -> Step:
+    """``getctarank``: which block of the cluster an address is of."""
+    target, source = one.operands
+    start = 0 if "shared::cluster" in one.parts else SHARED
+    read = reader(program, source, TYPES[one.parts[-1]] if one.parts[-1] in ("u32", "u64") else U64)
+
+    def step(machine: Machine, lanes: Lanes) -> None:
+        given = np.broadcast_to(np.asarray(read(machine, lanes)), (machine.size(lanes),)).astype(np.int64) - start
+        own = machine.block[lanes] - machine.first_block[lanes]
+        machine.write(target, np.where(given >= BLOCK, given // BLOCK - 1, own).astype(np.uint32), lanes)
+
+    return step
+
+
 def _isspacep(program: Program, one: Instruction) -> Step:
     """Whether a generic address is in a space."""
     space = one.parts[1]
@@ -263,17 +295,12 @@ def _isspacep(program: Program, one: Instruction) -> Step:
 # -- loads and stores --------------------------------------------------------------------------------------------------
 
 
-def space_of(one: Instruction) -> str:
-    """The space that an access names, or ``generic``."""
-    return next((part for part in one.parts if part in SPACES), "generic")
-
-
 def _vector(one: Instruction) -> int:
     return next((int(part[1:]) for part in one.parts if re.fullmatch(r"v\d", part)), 1)
 
 
 def _load(program: Program, one: Instruction) -> Step:
-    space = space_of(one)
+    space = one.space
     dtype = register_type(one.parts[-1])
     names = one.operands[0] if isinstance(one.operands[0], tuple) else (one.operands[0],)
     place, size = one.operands[1], dtype.itemsize * len(names)
@@ -282,8 +309,6 @@ def _load(program: Program, one: Instruction) -> Step:
         return _load_parameter(one, names, dtype, base, int(offset or "0", 0))
     constant_cache = "nc" in one.parts
     asks = bool({"volatile", "relaxed", "acquire", "mmio"} & set(one.parts))
-    if any(part.startswith("shared::") for part in one.parts):
-        one.unknown()
 
     def load(machine: Machine, lanes: Lanes) -> None:
         address = machine.address(place, lanes)
@@ -320,7 +345,7 @@ def _load_parameter(one: Instruction, names: tuple[str, ...], dtype: np.dtype[An
 
 
 def _store(program: Program, one: Instruction) -> Step:
-    space = space_of(one)
+    space = one.space
     dtype = register_type(one.parts[-1])
     place, values = one.operands
     names = values if isinstance(values, tuple) else (values,)
@@ -337,7 +362,7 @@ def _store(program: Program, one: Instruction) -> Step:
                 machine.set_parameter(base, raw, lanes, start + number * dtype.itemsize)
 
         return keep
-    if space == "const" or any(part.startswith("shared::") for part in one.parts):
+    if space == "const":
         one.unknown()
 
     def store(machine: Machine, lanes: Lanes) -> None:
@@ -486,6 +511,8 @@ _MAKERS: dict[str, Callable[[Program, Instruction], Step]] = {
     "cvt": _convert,
     "cvta": _cvta,
     "isspacep": _isspacep,
+    "mapa": _mapa,
+    "getctarank": _getctarank,
     "ld": _load,
     "ldu": _load,
     "st": _store,
@@ -506,5 +533,5 @@ _MAKERS: dict[str, Callable[[Program, Instruction], Step]] = {
     **asynchronous.MAKERS,
     **matrix.MAKERS,
     **wgmma.MAKERS,
-    **dict.fromkeys(("wmma", "tcgen05", "tex", "tld4", "suld", "sust", "mapa", "getctarank"), _not_known),
+    **dict.fromkeys(("wmma", "tcgen05", "tex", "tld4", "suld", "sust"), _not_known),
 }

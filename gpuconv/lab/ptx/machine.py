@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpuconv.lab.ptx import barriers
-from gpuconv.lab.ptx.memory import LOCAL, SHARED, WINDOW, Global, Piece, Shadow
+from gpuconv.lab.ptx.memory import BLOCK, LOCAL, SHARED, WINDOW, Global, Piece, Shadow
 from gpuconv.lab.ptx.program import SPECIAL, Function, Instruction, Program, initial_bytes
 from gpuconv.lab.ptx.values import (
     ALL,
@@ -133,6 +133,9 @@ class Machine:
         self.lane = thread % WARP
         self.numbers = numbers
         self.grid, self.extents = grid, block
+        #: Blocks of a cluster, which follow each other; the first one of each thread's.
+        self.cluster = self.program.entry.cluster[0]
+        self.first_block = self.block // self.cluster * self.cluster
         self._special: dict[str, Array] = {}
         self.dynamic_bytes = dynamic_bytes
         #: Dynamic shared memory begins behind the arrays of known size.
@@ -251,6 +254,11 @@ class Machine:
         kind, _, axis = name[1:].partition(".")
         whole = np.full(self.count, 0, np.uint32)
         if axis:
+            clusters = (self.grid[0] // self.cluster, *self.grid[1:])
+            if kind == "cluster_ctaid":
+                return (self.block - self.first_block).astype(np.uint32) if axis == "x" else whole
+            if kind == "clusterid" and axis == "x":
+                return self.special("%ctaid.x") // np.uint32(self.cluster)
             extents = {"tid": self.extents, "ctaid": self.grid, "clusterid": self.grid}
             place = "xyz".index(axis)
             if kind in extents:
@@ -258,8 +266,9 @@ class Machine:
                 if kind != "tid":
                     number = np.repeat(np.array(self.numbers), self.threads)
                 return (number // math.prod(extents[kind][:place]) % extents[kind][place]).astype(np.uint32)
-            size = {"ntid": self.extents, "nctaid": self.grid, "nclusterid": self.grid}.get(kind)
-            return whole + np.uint32(size[place] if size else kind == "cluster_nctaid")
+            wide = (self.cluster, 1, 1)
+            size = {"ntid": self.extents, "nctaid": self.grid, "nclusterid": clusters, "cluster_nctaid": wide}[kind]
+            return whole + np.uint32(size[place])
         lane = self.lane.astype(np.uint32)
         bit = np.uint32(1) << lane
         masks = {"eq": bit, "lt": bit - 1, "le": bit | (bit - 1), "gt": ~(bit | (bit - 1)), "ge": ~(bit - 1)}
@@ -272,7 +281,9 @@ class Machine:
             "warpid": (self.warp % self.warps).astype(np.uint32),
             "nwarpid": whole + np.uint32(self.warps),
             "nsmid": whole + np.uint32(1),
-            "cluster_nctarank": whole + np.uint32(1),
+            "cluster_ctarank": (self.block - self.first_block).astype(np.uint32),
+            "cluster_nctarank": whole + np.uint32(self.cluster),
+            "is_explicit_cluster": np.full(self.count, self.cluster > 1),
             "dynamic_smem_size": whole + np.uint32(self.dynamic_bytes),
             "total_smem_size": whole + np.uint32(self.shared_bytes),
         }
@@ -305,6 +316,8 @@ class Machine:
                 words = "it is in no array" if found.size == 1 else words
                 one.fails(f"{words}: {self._example(~found, address, lanes)}")
             return [Piece(memory, chosen, offsets, "global", number) for number, memory, chosen, offsets in found]
+        if space == "shared" and self.cluster > 1 and int(address.max()) >= BLOCK:
+            return self._of_cluster(one, address, lanes, size)
         whole, limit, base = (
             (self.shared, self.shared_bytes, self.block[lanes] * self.pitch)
             if space == "shared"
@@ -314,6 +327,16 @@ class Machine:
         if beyond.any():
             one.fails(f"outside of {space} memory, of {limit} bytes: {self._example(beyond, address, lanes)}")
         return [Piece(whole, ALL, address.astype(np.int64) + base, space)]
+
+    def _of_cluster(self, one: Instruction, address: Array, lanes: Lanes, size: int) -> list[Piece]:
+        """Shared memory, some of it that of other blocks of the cluster."""
+        rank, inside = (address // np.uint64(BLOCK)).astype(np.int64), address % np.uint64(BLOCK)
+        beyond = (inside + np.uint64(size) > np.uint64(self.shared_bytes)) | (rank > self.cluster)
+        if beyond.any():
+            words = f"outside of shared memory, of {self.shared_bytes} bytes"
+            one.fails(f"{words} in each of {self.cluster} blocks: {self._example(beyond, address, lanes)}")
+        block = np.where(rank > 0, self.first_block[lanes] + rank - 1, self.block[lanes])
+        return [Piece(self.shared, ALL, inside.astype(np.int64) + block * self.pitch, "shared")]
 
     def _mixed(self, one: Instruction, address: Array, lanes: Lanes, size: int) -> list[Piece]:
         """Generic addresses in several spaces."""
@@ -354,7 +377,7 @@ class Machine:
             if not running.any():
                 if (self.state == ENDED).all():
                     return
-                if barriers.release_grid(self):
+                if barriers.release_grid(self) or barriers.release_clusters(self):
                     continue
                 raise PtxError(
                     f"threads wait at a barrier that other threads of their block do not reach: {self._places(WAITING)}"

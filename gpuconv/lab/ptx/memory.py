@@ -19,6 +19,9 @@ from gpuconv.lab.ptx.values import Array
 #: First generic address of shared and of local memory, and how far each window reaches.
 SHARED, LOCAL = 1 << 56, 1 << 57
 WINDOW = 1 << 32
+#: Of a cluster: shared memory of its block number ``rank`` begins at address ``(rank + 1) * BLOCK``, that of a thread's
+#: own block at 0, too.
+BLOCK = 1 << 20
 
 
 class Global:
@@ -127,6 +130,9 @@ class Shadow:
         self.writes = 0
         self.write_of = np.zeros(words, np.int64)
         self.fenced = np.zeros(threads, np.int64)
+        #: Of each thread, how many barriers of its cluster it has passed, and how many each word's writer had.
+        self.cluster_clock = np.zeros(threads, np.int64)
+        self.wrote_in_cluster = np.zeros(words, np.int64)
         self.warp = warp
         self.block = block
 
@@ -137,6 +143,10 @@ class Shadow:
     def order_warp(self, lanes: Any) -> None:
         """Likewise, for the threads of their warp."""
         self.warp_clock[lanes] += 1
+
+    def order_cluster(self, lanes: Any) -> None:
+        """Likewise, for the threads of other blocks."""
+        self.cluster_clock[lanes] += 1
 
     def fence_proxy(self, lanes: Any) -> None:
         """What these threads have written may be read by asynchronous units."""
@@ -174,7 +184,11 @@ class Shadow:
         if not self.known[where].all():
             missing = int(np.count_nonzero(~self.known[where].reshape(len(offsets), -1).all(1)))
             one.fails(f"{missing} of {len(offsets)} threads read shared memory that nobody has written")
-        races = self._unordered(self.writer[where], self.wrote[where], who)
+        writer = self.writer[where]
+        races = self._unordered(writer, self.wrote[where], who)
+        # What other blocks of a cluster wrote is ordered by a barrier of the cluster alone.
+        elsewhere = (writer >= 0) & (self.block[writer] != self.block[who])
+        races |= elsewhere & (self.wrote_in_cluster[where] == self.cluster_clock[writer])
         if races.any():
             at = int(races.argmax())
             one.fails(self._race("reads", who[at], "wrote", self.writer[where][at], races))
@@ -203,10 +217,14 @@ class Shadow:
         self.writer[where], self.wrote[where] = who, self._stamp(who)
         self.writes += 1
         self.write_of[where] = self.writes
+        self.wrote_in_cluster[where] = self.cluster_clock[who]
 
     def _race(self, does: str, who: int, did: str, other: int, races: Array) -> str:
         names = [f"thread {self.number(lane)}" for lane in (who, other)]
-        return f"race in shared memory: {names[0]} {does} what {names[1]} {did}, with no barrier between the two"
+        of, barrier = (
+            ("", "barrier") if self.block[who] == self.block[other] else (" of another block", "cluster barrier")
+        )
+        return f"race in shared memory: {names[0]} {does} what {names[1]}{of} {did}, with no {barrier} between the two"
 
     def number(self, lane: int) -> int:
         """Of a thread in its block."""

@@ -39,6 +39,11 @@ class Instruction:
         return self.opcode.replace("shared::cta", "shared").replace("param::entry", "param").split(".")
 
     @property
+    def space(self) -> str:
+        """The space that an access names, or ``generic``."""
+        return "shared" if "shared::cluster" in self.parts else next((p for p in self.parts if p in SPACES), "generic")
+
+    @property
     def place(self) -> str:
         """Where it stands."""
         return f"PTX line {self.line}" + (f", {self.source}" if self.source else "")
@@ -83,6 +88,8 @@ class Function:
     results: dict[str, str] = field(default_factory=dict)
     local_bytes: int = 0
     is_entry: bool = False
+    #: Blocks of a cluster in each direction.
+    cluster: tuple[int, int, int] = (1, 1, 1)
 
 
 class _Scope:
@@ -316,6 +323,10 @@ class _Reader:
         function.results = dict(self._listed(results or ""))
         function.parameters = dict(self._listed(parameters or ""))
         function.is_entry = kind == "entry"
+        cluster = re.search(r"\.reqnctapercluster\s+([\d\s,]+)", head)
+        if cluster:
+            x, y, z = (*map(int, re.findall(r"\d+", cluster[1])), 1, 1)[:3]
+            function.cluster = x, y, z
         return function
 
     def _listed(self, text: str) -> Iterator[tuple[str, str]]:
