@@ -5,6 +5,7 @@ along a cosine.
 """
 
 import numpy as np
+from supervised import fit
 
 import gpuconv
 from gpuconv import nn, optim
@@ -64,23 +65,10 @@ def build():
 
 
 def train(model, steps=80, batch=32):
-    images, labels = figures(batch * 20, seed=0)
-    criterion = nn.CrossEntropyLoss()
+    images, labels = map(gpuconv.from_numpy, figures(batch * 20, seed=0))
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     scheduler = optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    losses = []
-    model.train()
-    for step in range(steps):
-        first = step * batch % len(images)
-        loss = criterion(
-            model(gpuconv.from_numpy(images[first : first + batch])), gpuconv.from_numpy(labels[first : first + batch])
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.item())
-    return losses
+    return fit(model, images, labels, nn.CrossEntropyLoss(), optimizer, steps, batch, scheduler)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Evaluation mode uses the running statistics that training has collected.
 """
 
 import numpy as np
+from supervised import fit
 
 import gpuconv
 from gpuconv import nn, optim
@@ -40,21 +41,10 @@ def build():
 
 
 def train(model, steps=60, batch=32):
-    images, labels = stripes(640, seed=0)
-    criterion = nn.CrossEntropyLoss()
+    images, labels = map(gpuconv.from_numpy, stripes(640, seed=0))
     optimizer = optim.Adam(model.parameters(), lr=0.01)
     scheduler = optim.lr_scheduler.StepLR(optimizer, step_size=20, gamma=0.3)
-    losses = []
-    model.train()
-    for step in range(steps):
-        chosen = slice(step * batch % len(images), step * batch % len(images) + batch)
-        optimizer.zero_grad()
-        loss = criterion(model(gpuconv.from_numpy(images[chosen])), gpuconv.from_numpy(labels[chosen]))
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.item())
-    return losses
+    return fit(model, images, labels, nn.CrossEntropyLoss(), optimizer, steps, batch, scheduler)
 
 
 if __name__ == "__main__":
