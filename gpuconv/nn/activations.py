@@ -102,6 +102,7 @@ class PReLU(Module):
     """
 
     weight: Parameter
+    _in_repr = ("num_parameters",)
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25, *, dtype: Any = np.float32):
         super().__init__()
@@ -111,9 +112,6 @@ class PReLU(Module):
 
     def forward(self, input: Any) -> Any:
         return F.prelu(input, self.weight)
-
-    def extra_repr(self) -> str:
-        return f"num_parameters={self.num_parameters}"
 
 
 class ELU(_Function):
@@ -271,6 +269,7 @@ class GLU(_Function):
 
 class _Dropout(Module):
     function: ClassVar[Callable[..., Any]]
+    _in_repr = ("p", "inplace")
 
     def __init__(self, p: float = 0.5, inplace: bool = False):
         super().__init__()
@@ -283,9 +282,6 @@ class _Dropout(Module):
 
     def forward(self, input: Any) -> Any:
         return type(self).function(input, self.p, self.training)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}, inplace={self.inplace}"
 
 
 class Dropout1d(_Dropout):

@@ -270,6 +270,7 @@ class _Pool(Module):
     """Checks its arguments as the function does; what is no size is an option, which the function takes by name."""
 
     function: ClassVar[Callable[..., Any]]
+    _in_repr = ("kernel_size", "stride", "padding")
 
     def __init__(self, kernel_size: Any, stride: Any, padding: Any, **options: Any):
         super().__init__()
@@ -295,9 +296,6 @@ class _Pool(Module):
 
     def forward(self, input: Any) -> Any:
         return type(self).function(input, self.kernel_size, self.stride, self.padding, **self.options)
-
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
 class _MaxPool(_Pool):
@@ -431,6 +429,8 @@ class Dropout(Module):
     ``inplace=True`` gives the same result; the input's memory is not reused.
     """
 
+    _in_repr = ("p",)
+
     def __init__(self, p: float = 0.5, inplace: bool = False):
         super().__init__()
         self.inplace = bool(inplace)
@@ -438,9 +438,6 @@ class Dropout(Module):
 
     def forward(self, input: Any) -> Any:
         return F.dropout(input, self.p, self.training)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
 
 
 class CrossEntropyLoss(Module):

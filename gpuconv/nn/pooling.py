@@ -47,6 +47,7 @@ class AvgPool1d(_Pool):
 
 class _Adaptive(Module):
     function: ClassVar[Callable[..., Any]]
+    _in_repr = ("output_size",)
 
     def __init__(self, output_size: Any):
         super().__init__()
@@ -56,9 +57,6 @@ class _Adaptive(Module):
 
     def forward(self, input: Any) -> Any:
         return type(self).function(input, self.output_size)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
 
 
 class AdaptiveAvgPool1d(_Adaptive):
@@ -140,6 +138,7 @@ def _check_window(op: str, kernel_size: Any, stride: Any) -> None:
 
 class _LPPool(Module):
     function: ClassVar[Callable[..., Any]]
+    _in_repr = ("norm_type", "kernel_size", "stride", "ceil_mode")
 
     def __init__(self, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False):
         super().__init__()
@@ -151,12 +150,6 @@ class _LPPool(Module):
 
     def forward(self, input: Any) -> Any:
         return type(self).function(input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
-
-    def extra_repr(self) -> str:
-        return (
-            f"norm_type={self.norm_type}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"ceil_mode={self.ceil_mode}"
-        )
 
 
 class LPPool1d(_LPPool):
@@ -173,6 +166,7 @@ class LPPool2d(_LPPool):
 
 class _MaxUnpool(Module):
     function: ClassVar[Callable[..., Any]]
+    _in_repr = ("kernel_size", "stride", "padding")
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0):
         super().__init__()
@@ -185,9 +179,6 @@ class _MaxUnpool(Module):
 
     def forward(self, input: Any, indices: Any, output_size: Any = None) -> Any:
         return type(self).function(input, indices, self.kernel_size, self.stride, self.padding, output_size)
-
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
 class MaxUnpool1d(_MaxUnpool):

@@ -182,6 +182,8 @@ class CircularPad3d(_Circular):
 class PixelShuffle(Module):
     """Channels become pixels; see :func:`gpuconv.functional.pixel_shuffle`."""
 
+    _in_repr = ("upscale_factor",)
+
     def __init__(self, upscale_factor: int):
         super().__init__()
         self.upscale_factor = integer(upscale_factor, "upscale_factor", minimum=1, op="PixelShuffle")
@@ -189,12 +191,11 @@ class PixelShuffle(Module):
     def forward(self, input: Any) -> Any:
         return F.pixel_shuffle(input, self.upscale_factor)
 
-    def extra_repr(self) -> str:
-        return f"upscale_factor={self.upscale_factor}"
-
 
 class PixelUnshuffle(Module):
     """Pixels become channels; see :func:`gpuconv.functional.pixel_unshuffle`."""
+
+    _in_repr = ("downscale_factor",)
 
     def __init__(self, downscale_factor: int):
         super().__init__()
@@ -203,12 +204,11 @@ class PixelUnshuffle(Module):
     def forward(self, input: Any) -> Any:
         return F.pixel_unshuffle(input, self.downscale_factor)
 
-    def extra_repr(self) -> str:
-        return f"downscale_factor={self.downscale_factor}"
-
 
 class ChannelShuffle(Module):
     """Channels of groups interleaved; see :func:`gpuconv.functional.channel_shuffle`."""
+
+    _in_repr = ("groups",)
 
     def __init__(self, groups: int):
         super().__init__()
@@ -217,12 +217,11 @@ class ChannelShuffle(Module):
     def forward(self, input: Any) -> Any:
         return F.channel_shuffle(input, self.groups)
 
-    def extra_repr(self) -> str:
-        return f"groups={self.groups}"
-
 
 class Unfold(Module):
     """The elements of each window; see :func:`gpuconv.functional.unfold`."""
+
+    _in_repr = ("kernel_size", "dilation", "padding", "stride")
 
     def __init__(self, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1):
         super().__init__()
@@ -231,12 +230,11 @@ class Unfold(Module):
     def forward(self, input: Any) -> Any:
         return F.unfold(input, self.kernel_size, self.dilation, self.padding, self.stride)
 
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, dilation={self.dilation}, padding={self.padding}, stride={self.stride}"
-
 
 class Fold(Module):
     """Windows added up to images; see :func:`gpuconv.functional.fold`."""
+
+    _in_repr = ("output_size", "kernel_size", "dilation", "padding", "stride")
 
     def __init__(self, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1):
         super().__init__()
@@ -245,12 +243,6 @@ class Fold(Module):
 
     def forward(self, input: Any) -> Any:
         return F.fold(input, self.output_size, self.kernel_size, self.dilation, self.padding, self.stride)
-
-    def extra_repr(self) -> str:
-        return (
-            f"output_size={self.output_size}, kernel_size={self.kernel_size}, dilation={self.dilation}, "
-            f"padding={self.padding}, stride={self.stride}"
-        )
 
 
 class Upsample(Module):
@@ -300,6 +292,8 @@ class Unflatten(Module):
         IndexError: no such dimension.
     """
 
+    _in_repr = ("dim", "unflattened_size")
+
     def __init__(self, dim: int, unflattened_size: Sequence[int]):
         super().__init__()
         self.dim = integer(dim, "dim", minimum=-(2**31), op="Unflatten")
@@ -323,6 +317,3 @@ class Unflatten(Module):
         missing = 1 if known else shape[axis] // given
         sizes = tuple(missing if size == -1 else size for size in self.unflattened_size)
         return input.reshape((*shape[:axis], *sizes, *shape[axis + 1 :]))
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}, unflattened_size={self.unflattened_size}"
