@@ -1,7 +1,9 @@
-"""The training loop that several programs of this folder share.
+"""What several programs of this folder share: the training loop, and the share of right answers.
 
-It imports no library: it works with the model, loss and optimizer of gpuconv and with those of PyTorch.
+The loop works with the model, loss and optimizer of gpuconv and with those of PyTorch.
 """
+
+import gpuconv
 
 
 def fit(model, inputs, targets, criterion, optimizer, steps, batch, scheduler=None):
@@ -19,3 +21,10 @@ def fit(model, inputs, targets, criterion, optimizer, steps, batch, scheduler=No
             scheduler.step()
         losses.append(loss.item())
     return losses
+
+
+def accuracy(model, inputs, targets):
+    """The share of inputs for which the largest output is that of the target's class, in evaluation mode."""
+    model.eval()
+    with gpuconv.no_grad():
+        return (model(inputs).argmax(1) == targets).float().mean().item()

@@ -5,7 +5,7 @@ Evaluation mode uses the running statistics that training has collected.
 """
 
 import numpy as np
-from supervised import fit
+from supervised import accuracy, fit
 
 import gpuconv
 from gpuconv import nn, optim
@@ -51,10 +51,8 @@ if __name__ == "__main__":
     gpuconv.manual_seed(0)
     model = build()
     losses = train(model)
-    images, labels = stripes(200, seed=1)
-    model.eval()
-    with gpuconv.no_grad():
-        right = (model(gpuconv.from_numpy(images)).argmax(1) == gpuconv.from_numpy(labels)).float().mean().item()
+    images, labels = map(gpuconv.from_numpy, stripes(200, seed=1))
+    right = accuracy(model, images, labels)
     print(f"loss: first step {losses[0]:.2f}, last steps {np.mean(losses[-10:]):.2f}")
     assert right > 0.9
     print("new pictures: more than 90% right")

@@ -69,12 +69,7 @@ class ConvCase(_Padded):
     @property
     def keywords(self) -> dict[str, Any]:
         """Keywords of `conv2d` after input, weight and bias."""
-        return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-        }
+        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups")}
 
     @property
     def output(self) -> tuple[int, ...]:
@@ -111,12 +106,7 @@ class PoolCase(_Padded):
     @property
     def keywords(self) -> dict[str, Any]:
         """Keywords of `max_pool2d` after input and kernel size."""
-        return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "ceil_mode": self.ceil_mode,
-        }
+        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "ceil_mode")}
 
     @property
     def dilated(self) -> bool:

@@ -559,3 +559,14 @@ def evaluating(module: Module) -> Iterator[None]:
     finally:
         for inside, mode in modes:
             inside.training = mode
+
+
+class Calling(Module):
+    """Base of modules that call a function: a subclass names it, as in ``class Mish(_Inplace, function=F.mish)``."""
+
+    function: ClassVar[Callable[..., Any]]
+
+    def __init_subclass__(cls, function: Callable[..., Any] | None = None, **options: Any):
+        super().__init_subclass__(**options)
+        if function is not None:
+            cls.function = staticmethod(function)

@@ -44,6 +44,13 @@ class _Pad(Module):
     mode: ClassVar[str]
     rank: ClassVar[int]
 
+    def __init_subclass__(cls, mode: str | None = None, rank: int | None = None, **options: Any):
+        super().__init_subclass__(**options)
+        if mode is not None:
+            cls.mode = mode
+        if rank is not None:
+            cls.rank = rank
+
     def __init__(self, padding: int | Sequence[int]):
         super().__init__()
         op = type(self).__name__
@@ -59,9 +66,7 @@ class _Pad(Module):
         return f"{self.padding}"
 
 
-class _ConstantPad(_Pad):
-    mode = "constant"
-
+class _ConstantPad(_Pad, mode="constant"):
     def __init__(self, padding: int | Sequence[int], value: float):
         super().__init__(padding)
         self.value = value
@@ -73,110 +78,64 @@ class _ConstantPad(_Pad):
         return f"padding={self.padding}, value={self.value}"
 
 
-class _ZeroPad(_Pad):
-    mode = "constant"
-
-
-class ConstantPad1d(_ConstantPad):
+class ConstantPad1d(_ConstantPad, rank=1):
     """A number around (N, C, L), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 1
 
-
-class ConstantPad2d(_ConstantPad):
+class ConstantPad2d(_ConstantPad, rank=2):
     """A number around (N, C, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 2
 
-
-class ConstantPad3d(_ConstantPad):
+class ConstantPad3d(_ConstantPad, rank=3):
     """A number around (N, C, D, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 3
 
-
-class ZeroPad1d(_ZeroPad):
+class ZeroPad1d(_Pad, mode="constant", rank=1):
     """Zeros around (N, C, L), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 1
 
-
-class ZeroPad2d(_ZeroPad):
+class ZeroPad2d(_Pad, mode="constant", rank=2):
     """Zeros around (N, C, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 2
 
-
-class ZeroPad3d(_ZeroPad):
+class ZeroPad3d(_Pad, mode="constant", rank=3):
     """Zeros around (N, C, D, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 3
 
-
-class _Reflection(_Pad):
-    mode = "reflect"
-
-
-class ReflectionPad1d(_Reflection):
+class ReflectionPad1d(_Pad, mode="reflect", rank=1):
     """Mirror images at the edges of (N, C, L), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 1
 
-
-class ReflectionPad2d(_Reflection):
+class ReflectionPad2d(_Pad, mode="reflect", rank=2):
     """Mirror images at the edges of (N, C, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 2
 
-
-class ReflectionPad3d(_Reflection):
+class ReflectionPad3d(_Pad, mode="reflect", rank=3):
     """Mirror images at the edges of (N, C, D, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 3
 
-
-class _Replication(_Pad):
-    mode = "replicate"
-
-
-class ReplicationPad1d(_Replication):
+class ReplicationPad1d(_Pad, mode="replicate", rank=1):
     """The outermost elements repeated around (N, C, L), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 1
 
-
-class ReplicationPad2d(_Replication):
+class ReplicationPad2d(_Pad, mode="replicate", rank=2):
     """The outermost elements repeated around (N, C, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 2
 
-
-class ReplicationPad3d(_Replication):
+class ReplicationPad3d(_Pad, mode="replicate", rank=3):
     """The outermost elements repeated around (N, C, D, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 3
 
-
-class _Circular(_Pad):
-    mode = "circular"
-
-
-class CircularPad1d(_Circular):
+class CircularPad1d(_Pad, mode="circular", rank=1):
     """Elements of the other side around (N, C, L), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 1
 
-
-class CircularPad2d(_Circular):
+class CircularPad2d(_Pad, mode="circular", rank=2):
     """Elements of the other side around (N, C, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 2
 
-
-class CircularPad3d(_Circular):
+class CircularPad3d(_Pad, mode="circular", rank=3):
     """Elements of the other side around (N, C, D, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
-
-    rank = 3
 
 
 class PixelShuffle(Module):
