@@ -4,6 +4,7 @@ It learns to draw a disc again from what it has kept of it. Nobody says what to 
 """
 
 import numpy as np
+from supervised import fit
 
 import gpuconv
 from gpuconv import nn, optim
@@ -40,19 +41,8 @@ def build():
 
 
 def train(model, steps=600, batch=32):
-    images = discs(640, seed=0)
-    criterion = nn.MSELoss()
-    optimizer = optim.Adam(model.parameters(), lr=3e-3)
-    losses = []
-    for step in range(steps):
-        first = step * batch % len(images)
-        inputs = gpuconv.from_numpy(images[first : first + batch])
-        loss = criterion(model(inputs), inputs)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    images = gpuconv.from_numpy(discs(640, seed=0))
+    return fit(model, images, images, nn.MSELoss(), optim.Adam(model.parameters(), lr=3e-3), steps, batch)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ another import.
 """
 
 import numpy as np
+from supervised import accuracy, fit
 
 import gpuconv
 import gpuconv.nn.functional as F
@@ -56,28 +57,17 @@ def build():
 
 
 def train(net, steps=300, batch=16):
-    images, labels = pictures(1600, seed=0)
-    criterion = nn.CrossEntropyLoss()
+    images, labels = map(gpuconv.from_numpy, pictures(1600, seed=0))
     optimizer = optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    losses = []
-    for step in range(steps):
-        chosen = slice(step * batch % len(images), step * batch % len(images) + batch)
-        inputs, targets = gpuconv.from_numpy(images[chosen]), gpuconv.from_numpy(labels[chosen])
-        optimizer.zero_grad()
-        loss = criterion(net(inputs), targets)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    return fit(net, images, labels, nn.CrossEntropyLoss(), optimizer, steps, batch)
 
 
 if __name__ == "__main__":
     gpuconv.manual_seed(0)
     net = build()
     losses = train(net)
-    images, labels = pictures(200, seed=1)
-    with gpuconv.no_grad():
-        right = (net(gpuconv.from_numpy(images)).argmax(1) == gpuconv.from_numpy(labels)).float().mean().item()
+    images, labels = map(gpuconv.from_numpy, pictures(200, seed=1))
+    right = accuracy(net, images, labels)
     print(f"loss: first steps {np.mean(losses[:20]):.2f}, last steps {np.mean(losses[-20:]):.2f}")
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
     assert right > 0.7

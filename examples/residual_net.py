@@ -5,6 +5,7 @@ along a cosine.
 """
 
 import numpy as np
+from supervised import accuracy, fit
 
 import gpuconv
 from gpuconv import nn, optim
@@ -64,33 +65,18 @@ def build():
 
 
 def train(model, steps=80, batch=32):
-    images, labels = figures(batch * 20, seed=0)
-    criterion = nn.CrossEntropyLoss()
+    images, labels = map(gpuconv.from_numpy, figures(batch * 20, seed=0))
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     scheduler = optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    losses = []
-    model.train()
-    for step in range(steps):
-        first = step * batch % len(images)
-        loss = criterion(
-            model(gpuconv.from_numpy(images[first : first + batch])), gpuconv.from_numpy(labels[first : first + batch])
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.item())
-    return losses
+    return fit(model, images, labels, nn.CrossEntropyLoss(), optimizer, steps, batch, scheduler)
 
 
 if __name__ == "__main__":
     gpuconv.manual_seed(0)
     model = build()
     losses = train(model)
-    images, labels = figures(300, seed=1)
-    model.eval()
-    with gpuconv.no_grad():
-        right = (model(gpuconv.from_numpy(images)).argmax(1) == gpuconv.from_numpy(labels)).float().mean().item()
+    images, labels = map(gpuconv.from_numpy, figures(300, seed=1))
+    right = accuracy(model, images, labels)
     print(f"loss: first step {losses[0]:.2f}, last steps {np.mean(losses[-10:]):.2f}")
     assert right > 0.9, right
     print("new figures: more than 90% right")

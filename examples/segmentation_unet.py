@@ -5,6 +5,7 @@ a label for each pixel.
 """
 
 import numpy as np
+from supervised import fit
 
 import gpuconv
 from gpuconv import nn, optim
@@ -54,19 +55,9 @@ def build():
 
 
 def train(model, steps=200, batch=8):
-    images, labels = scenes(160, seed=0)
-    criterion = nn.CrossEntropyLoss()
+    images, labels = map(gpuconv.from_numpy, scenes(160, seed=0))
     optimizer = optim.Adam(model.parameters(), lr=5e-3)
-    losses = []
-    for step in range(steps):
-        first = step * batch % len(images)
-        inputs = gpuconv.from_numpy(images[first : first + batch])
-        loss = criterion(model(inputs), gpuconv.from_numpy(labels[first : first + batch]))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    return fit(model, images, labels, nn.CrossEntropyLoss(), optimizer, steps, batch)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Evaluation mode uses the running statistics that training has collected.
 """
 
 import numpy as np
+from supervised import accuracy, fit
 
 import gpuconv
 from gpuconv import nn, optim
@@ -40,31 +41,18 @@ def build():
 
 
 def train(model, steps=60, batch=32):
-    images, labels = stripes(640, seed=0)
-    criterion = nn.CrossEntropyLoss()
+    images, labels = map(gpuconv.from_numpy, stripes(640, seed=0))
     optimizer = optim.Adam(model.parameters(), lr=0.01)
     scheduler = optim.lr_scheduler.StepLR(optimizer, step_size=20, gamma=0.3)
-    losses = []
-    model.train()
-    for step in range(steps):
-        chosen = slice(step * batch % len(images), step * batch % len(images) + batch)
-        optimizer.zero_grad()
-        loss = criterion(model(gpuconv.from_numpy(images[chosen])), gpuconv.from_numpy(labels[chosen]))
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.item())
-    return losses
+    return fit(model, images, labels, nn.CrossEntropyLoss(), optimizer, steps, batch, scheduler)
 
 
 if __name__ == "__main__":
     gpuconv.manual_seed(0)
     model = build()
     losses = train(model)
-    images, labels = stripes(200, seed=1)
-    model.eval()
-    with gpuconv.no_grad():
-        right = (model(gpuconv.from_numpy(images)).argmax(1) == gpuconv.from_numpy(labels)).float().mean().item()
+    images, labels = map(gpuconv.from_numpy, stripes(200, seed=1))
+    right = accuracy(model, images, labels)
     print(f"loss: first step {losses[0]:.2f}, last steps {np.mean(losses[-10:]):.2f}")
     assert right > 0.9
     print("new pictures: more than 90% right")

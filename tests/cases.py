@@ -39,8 +39,23 @@ def distinct(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np
     return rng.permutation(values).reshape(shape).astype(dtype)
 
 
+class _Padded:
+    """A case of a name, whose input is padded."""
+
+    name: str
+    padding: Any
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def by_side(self) -> bool:
+        """Whether the two sides of a dimension are padded differently."""
+        return isinstance(self.padding, tuple) and isinstance(self.padding[0], tuple)
+
+
 @dataclass(frozen=True)
-class ConvCase:
+class ConvCase(_Padded):
     """A 2-D convolution: input (N, C, H, W), weight (K, C / groups, R, S), the rest as a user writes it."""
 
     name: str
@@ -52,23 +67,10 @@ class ConvCase:
     groups: int = 1
     bias: bool = True
 
-    def __str__(self) -> str:
-        return self.name
-
     @property
     def keywords(self) -> dict[str, Any]:
         """Keywords of `conv2d` after input, weight and bias."""
-        return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-        }
-
-    @property
-    def by_side(self) -> bool:
-        """Whether the two sides of a dimension are padded differently."""
-        return isinstance(self.padding, tuple) and isinstance(self.padding[0], tuple)
+        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups")}
 
     @property
     def output(self) -> tuple[int, ...]:
@@ -91,7 +93,7 @@ class ConvCase:
 
 
 @dataclass(frozen=True)
-class PoolCase:
+class PoolCase(_Padded):
     """A 2-D pooling of any kind (those that average have no dilation); arguments as a user writes them."""
 
     name: str
@@ -102,23 +104,10 @@ class PoolCase:
     dilation: Any = 1
     ceil_mode: bool = False
 
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def by_side(self) -> bool:
-        """Whether the two sides of a dimension are padded differently."""
-        return isinstance(self.padding, tuple) and isinstance(self.padding[0], tuple)
-
     @property
     def keywords(self) -> dict[str, Any]:
         """Keywords of `max_pool2d` after input and kernel size."""
-        return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "ceil_mode": self.ceil_mode,
-        }
+        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "ceil_mode")}
 
     @property
     def dilated(self) -> bool:

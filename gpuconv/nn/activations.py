@@ -6,15 +6,14 @@ its memory is not reused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from gpuconv import functional as F
 from gpuconv.dtypes import element_type
 from gpuconv.geometry import integer
-from gpuconv.nn.module import Module, Parameter
+from gpuconv.nn.module import Calling, Module, Parameter
 
 __all__ = [
     "CELU",
@@ -47,10 +46,8 @@ __all__ = [
 ]
 
 
-class _Function(Module):
+class _Function(Calling):
     """Calls a function with the module's options, which are its attributes."""
-
-    function: ClassVar[Callable[..., Any]]
 
     def __init__(self, inplace: bool = False, **options: Any):
         super().__init__()
@@ -81,10 +78,8 @@ class _Plain(_Function):
         super().__init__()
 
 
-class LeakyReLU(_Function):
+class LeakyReLU(_Function, function=F.leaky_relu):
     """See :func:`gpuconv.functional.leaky_relu`."""
-
-    function = staticmethod(F.leaky_relu)
 
     def __init__(self, negative_slope: float = 0.01, inplace: bool = False):
         super().__init__(inplace, negative_slope=negative_slope)
@@ -102,6 +97,7 @@ class PReLU(Module):
     """
 
     weight: Parameter
+    _in_repr = ("num_parameters",)
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25, *, dtype: Any = np.float32):
         super().__init__()
@@ -112,140 +108,101 @@ class PReLU(Module):
     def forward(self, input: Any) -> Any:
         return F.prelu(input, self.weight)
 
-    def extra_repr(self) -> str:
-        return f"num_parameters={self.num_parameters}"
 
-
-class ELU(_Function):
+class ELU(_Function, function=F.elu):
     """See :func:`gpuconv.functional.elu`."""
 
-    function = staticmethod(F.elu)
-
     def __init__(self, alpha: float = 1.0, inplace: bool = False):
         super().__init__(inplace, alpha=alpha)
 
 
-class CELU(_Function):
+class CELU(_Function, function=F.celu):
     """See :func:`gpuconv.functional.celu`."""
 
-    function = staticmethod(F.celu)
-
     def __init__(self, alpha: float = 1.0, inplace: bool = False):
         super().__init__(inplace, alpha=alpha)
 
 
-class SELU(_Inplace):
+class SELU(_Inplace, function=F.selu):
     """See :func:`gpuconv.functional.selu`."""
 
-    function = staticmethod(F.selu)
 
-
-class GELU(_Function):
+class GELU(_Function, function=F.gelu):
     """See :func:`gpuconv.functional.gelu`."""
-
-    function = staticmethod(F.gelu)
 
     def __init__(self, approximate: str = "none"):
         super().__init__(approximate=approximate)
 
 
-class SiLU(_Inplace):
+class SiLU(_Inplace, function=F.silu):
     """See :func:`gpuconv.functional.silu`."""
 
-    function = staticmethod(F.silu)
 
-
-class Mish(_Inplace):
+class Mish(_Inplace, function=F.mish):
     """See :func:`gpuconv.functional.mish`."""
 
-    function = staticmethod(F.mish)
 
-
-class ReLU6(_Inplace):
+class ReLU6(_Inplace, function=F.relu6):
     """See :func:`gpuconv.functional.relu6`."""
 
-    function = staticmethod(F.relu6)
 
-
-class Hardtanh(_Function):
+class Hardtanh(_Function, function=F.hardtanh):
     """See :func:`gpuconv.functional.hardtanh`."""
-
-    function = staticmethod(F.hardtanh)
 
     def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False):
         super().__init__(inplace, min_val=min_val, max_val=max_val)
 
 
-class Hardsigmoid(_Inplace):
+class Hardsigmoid(_Inplace, function=F.hardsigmoid):
     """See :func:`gpuconv.functional.hardsigmoid`."""
 
-    function = staticmethod(F.hardsigmoid)
 
-
-class Hardswish(_Inplace):
+class Hardswish(_Inplace, function=F.hardswish):
     """See :func:`gpuconv.functional.hardswish`."""
 
-    function = staticmethod(F.hardswish)
 
-
-class Hardshrink(_Function):
+class Hardshrink(_Function, function=F.hardshrink):
     """See :func:`gpuconv.functional.hardshrink`."""
 
-    function = staticmethod(F.hardshrink)
-
     def __init__(self, lambd: float = 0.5):
         super().__init__(lambd=lambd)
 
 
-class Softshrink(_Function):
+class Softshrink(_Function, function=F.softshrink):
     """See :func:`gpuconv.functional.softshrink`."""
 
-    function = staticmethod(F.softshrink)
-
     def __init__(self, lambd: float = 0.5):
         super().__init__(lambd=lambd)
 
 
-class Tanhshrink(_Plain):
+class Tanhshrink(_Plain, function=F.tanhshrink):
     """See :func:`gpuconv.functional.tanhshrink`."""
 
-    function = staticmethod(F.tanhshrink)
 
-
-class Threshold(_Function):
+class Threshold(_Function, function=F.threshold):
     """See :func:`gpuconv.functional.threshold`."""
-
-    function = staticmethod(F.threshold)
 
     def __init__(self, threshold: float, value: float, inplace: bool = False):
         super().__init__(inplace, threshold=threshold, value=value)
 
 
-class Softplus(_Function):
+class Softplus(_Function, function=F.softplus):
     """See :func:`gpuconv.functional.softplus`."""
-
-    function = staticmethod(F.softplus)
 
     def __init__(self, beta: float = 1.0, threshold: float = 20.0):
         super().__init__(beta=beta, threshold=threshold)
 
 
-class Softsign(_Plain):
+class Softsign(_Plain, function=F.softsign):
     """See :func:`gpuconv.functional.softsign`."""
 
-    function = staticmethod(F.softsign)
 
-
-class LogSigmoid(_Plain):
+class LogSigmoid(_Plain, function=F.logsigmoid):
     """See :func:`gpuconv.functional.logsigmoid`."""
 
-    function = staticmethod(F.logsigmoid)
 
-
-class Softmin(_Function):
+class Softmin(_Function, function=F.softmin):
     """See :func:`gpuconv.functional.softmin`."""
-
-    function = staticmethod(F.softmin)
 
     def __init__(self, dim: int = -1):
         super().__init__(dim=dim)
@@ -260,17 +217,15 @@ class Softmax2d(Module):
         return F.softmax(input, -3)
 
 
-class GLU(_Function):
+class GLU(_Function, function=F.glu):
     """See :func:`gpuconv.functional.glu`."""
-
-    function = staticmethod(F.glu)
 
     def __init__(self, dim: int = -1):
         super().__init__(dim=dim)
 
 
-class _Dropout(Module):
-    function: ClassVar[Callable[..., Any]]
+class _Dropout(Calling):
+    _in_repr = ("p", "inplace")
 
     def __init__(self, p: float = 0.5, inplace: bool = False):
         super().__init__()
@@ -284,35 +239,22 @@ class _Dropout(Module):
     def forward(self, input: Any) -> Any:
         return type(self).function(input, self.p, self.training)
 
-    def extra_repr(self) -> str:
-        return f"p={self.p}, inplace={self.inplace}"
 
-
-class Dropout1d(_Dropout):
+class Dropout1d(_Dropout, function=F.dropout1d):
     """See :func:`gpuconv.functional.dropout1d`; only while training."""
 
-    function = staticmethod(F.dropout1d)
 
-
-class Dropout2d(_Dropout):
+class Dropout2d(_Dropout, function=F.dropout2d):
     """See :func:`gpuconv.functional.dropout2d`; only while training."""
 
-    function = staticmethod(F.dropout2d)
 
-
-class Dropout3d(_Dropout):
+class Dropout3d(_Dropout, function=F.dropout3d):
     """See :func:`gpuconv.functional.dropout3d`; only while training."""
 
-    function = staticmethod(F.dropout3d)
 
-
-class AlphaDropout(_Dropout):
+class AlphaDropout(_Dropout, function=F.alpha_dropout):
     """See :func:`gpuconv.functional.alpha_dropout`; only while training."""
 
-    function = staticmethod(F.alpha_dropout)
 
-
-class FeatureAlphaDropout(_Dropout):
+class FeatureAlphaDropout(_Dropout, function=F.feature_alpha_dropout):
     """See :func:`gpuconv.functional.feature_alpha_dropout`; only while training."""
-
-    function = staticmethod(F.feature_alpha_dropout)

@@ -7,8 +7,8 @@ messages name the layer and the argument.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from gpuconv.geometry import (
     triple,
 )
 from gpuconv.nn import init
-from gpuconv.nn.module import Module, Parameter
+from gpuconv.nn.module import Calling, Module, Parameter
 
 __all__ = [
     "AvgPool2d",
@@ -266,10 +266,10 @@ class Linear(_Weighted):
         return f"{self.in_features}, {self.out_features}" + (", bias=False" if self.bias is None else "")
 
 
-class _Pool(Module):
+class _Pool(Calling):
     """Checks its arguments as the function does; what is no size is an option, which the function takes by name."""
 
-    function: ClassVar[Callable[..., Any]]
+    _in_repr = ("kernel_size", "stride", "padding")
 
     def __init__(self, kernel_size: Any, stride: Any, padding: Any, **options: Any):
         super().__init__()
@@ -295,9 +295,6 @@ class _Pool(Module):
 
     def forward(self, input: Any) -> Any:
         return type(self).function(input, self.kernel_size, self.stride, self.padding, **self.options)
-
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
 class _MaxPool(_Pool):
@@ -328,28 +325,20 @@ class _AvgPool(_Pool):
         super().__init__(kernel_size, stride, padding, **options)
 
 
-class MaxPool2d(_MaxPool):
+class MaxPool2d(_MaxPool, function=F.max_pool2d):
     """Max pooling; see :func:`gpuconv.functional.max_pool2d`."""
 
-    function = staticmethod(F.max_pool2d)
 
-
-class MaxPool1d(_MaxPool):
+class MaxPool1d(_MaxPool, function=F.max_pool1d):
     """Max pooling over one dimension; see :func:`gpuconv.functional.max_pool1d`."""
 
-    function = staticmethod(F.max_pool1d)
 
-
-class AvgPool2d(_AvgPool):
+class AvgPool2d(_AvgPool, function=F.avg_pool2d):
     """Average pooling; see :func:`gpuconv.functional.avg_pool2d`."""
 
-    function = staticmethod(F.avg_pool2d)
 
-
-class SumPool2d(_Pool):
+class SumPool2d(_Pool, function=F.sum_pool2d):
     """Sum pooling; see :func:`gpuconv.functional.sum_pool2d`."""
-
-    function = staticmethod(F.sum_pool2d)
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False):
         super().__init__(kernel_size, stride, padding, ceil_mode=ceil_mode)
@@ -431,6 +420,8 @@ class Dropout(Module):
     ``inplace=True`` gives the same result; the input's memory is not reused.
     """
 
+    _in_repr = ("p",)
+
     def __init__(self, p: float = 0.5, inplace: bool = False):
         super().__init__()
         self.inplace = bool(inplace)
@@ -438,9 +429,6 @@ class Dropout(Module):
 
     def forward(self, input: Any) -> Any:
         return F.dropout(input, self.p, self.training)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
 
 
 class CrossEntropyLoss(Module):

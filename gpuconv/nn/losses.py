@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from gpuconv import functional as F
 from gpuconv.autograd import Tensor
-from gpuconv.nn.module import Module
+from gpuconv.nn.module import Calling, Module
 
 __all__ = [
     "BCELoss",
@@ -32,10 +31,8 @@ __all__ = [
 _REDUCTIONS = ("mean", "sum", "none")
 
 
-class _Loss(Module):
+class _Loss(Calling):
     """Calls a loss function with the module's options, which are its attributes."""
-
-    function: ClassVar[Callable[..., Any]]
 
     def __init__(self, reduction: str, choices: tuple[str, ...] = _REDUCTIONS, **options: Any):
         super().__init__()
@@ -57,57 +54,45 @@ class _Loss(Module):
         return type(self).function(*inputs, reduction=self.reduction, **options)
 
 
-class L1Loss(_Loss):
+class L1Loss(_Loss, function=F.l1_loss):
     """See :func:`gpuconv.functional.l1_loss`."""
-
-    function = staticmethod(F.l1_loss)
 
     def __init__(self, reduction: str = "mean"):
         super().__init__(reduction)
 
 
-class SmoothL1Loss(_Loss):
+class SmoothL1Loss(_Loss, function=F.smooth_l1_loss):
     """See :func:`gpuconv.functional.smooth_l1_loss`."""
-
-    function = staticmethod(F.smooth_l1_loss)
 
     def __init__(self, reduction: str = "mean", beta: float = 1.0):
         super().__init__(reduction, beta=beta)
 
 
-class HuberLoss(_Loss):
+class HuberLoss(_Loss, function=F.huber_loss):
     """See :func:`gpuconv.functional.huber_loss`."""
-
-    function = staticmethod(F.huber_loss)
 
     def __init__(self, reduction: str = "mean", delta: float = 1.0):
         super().__init__(reduction, delta=delta)
 
 
-class NLLLoss(_Loss):
+class NLLLoss(_Loss, function=F.nll_loss):
     """See :func:`gpuconv.functional.nll_loss`."""
-
-    function = staticmethod(F.nll_loss)
 
     def __init__(self, weight: Any = None, ignore_index: int = -100, reduction: str = "mean"):
         super().__init__(reduction, ignore_index=ignore_index)
         self._keep("weight", weight)
 
 
-class BCELoss(_Loss):
+class BCELoss(_Loss, function=F.binary_cross_entropy):
     """See :func:`gpuconv.functional.binary_cross_entropy`."""
-
-    function = staticmethod(F.binary_cross_entropy)
 
     def __init__(self, weight: Any = None, reduction: str = "mean"):
         super().__init__(reduction)
         self._keep("weight", weight)
 
 
-class BCEWithLogitsLoss(_Loss):
+class BCEWithLogitsLoss(_Loss, function=F.binary_cross_entropy_with_logits):
     """See :func:`gpuconv.functional.binary_cross_entropy_with_logits`."""
-
-    function = staticmethod(F.binary_cross_entropy_with_logits)
 
     def __init__(self, weight: Any = None, reduction: str = "mean", pos_weight: Any = None):
         super().__init__(reduction)
@@ -115,73 +100,57 @@ class BCEWithLogitsLoss(_Loss):
         self._keep("pos_weight", pos_weight)
 
 
-class KLDivLoss(_Loss):
+class KLDivLoss(_Loss, function=F.kl_div):
     """See :func:`gpuconv.functional.kl_div`."""
-
-    function = staticmethod(F.kl_div)
 
     def __init__(self, reduction: str = "mean", log_target: bool = False):
         super().__init__(reduction, (*_REDUCTIONS, "batchmean"), log_target=log_target)
 
 
-class PoissonNLLLoss(_Loss):
+class PoissonNLLLoss(_Loss, function=F.poisson_nll_loss):
     """See :func:`gpuconv.functional.poisson_nll_loss`."""
-
-    function = staticmethod(F.poisson_nll_loss)
 
     def __init__(self, log_input: bool = True, full: bool = False, eps: float = 1e-8, reduction: str = "mean"):
         super().__init__(reduction, log_input=log_input, full=full, eps=eps)
 
 
-class GaussianNLLLoss(_Loss):
+class GaussianNLLLoss(_Loss, function=F.gaussian_nll_loss):
     """See :func:`gpuconv.functional.gaussian_nll_loss`."""
-
-    function = staticmethod(F.gaussian_nll_loss)
 
     def __init__(self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean"):
         super().__init__(reduction, full=full, eps=eps)
 
 
-class MarginRankingLoss(_Loss):
+class MarginRankingLoss(_Loss, function=F.margin_ranking_loss):
     """See :func:`gpuconv.functional.margin_ranking_loss`."""
-
-    function = staticmethod(F.margin_ranking_loss)
 
     def __init__(self, margin: float = 0.0, reduction: str = "mean"):
         super().__init__(reduction, margin=margin)
 
 
-class HingeEmbeddingLoss(_Loss):
+class HingeEmbeddingLoss(_Loss, function=F.hinge_embedding_loss):
     """See :func:`gpuconv.functional.hinge_embedding_loss`."""
-
-    function = staticmethod(F.hinge_embedding_loss)
 
     def __init__(self, margin: float = 1.0, reduction: str = "mean"):
         super().__init__(reduction, margin=margin)
 
 
-class SoftMarginLoss(_Loss):
+class SoftMarginLoss(_Loss, function=F.soft_margin_loss):
     """See :func:`gpuconv.functional.soft_margin_loss`."""
-
-    function = staticmethod(F.soft_margin_loss)
 
     def __init__(self, reduction: str = "mean"):
         super().__init__(reduction)
 
 
-class CosineEmbeddingLoss(_Loss):
+class CosineEmbeddingLoss(_Loss, function=F.cosine_embedding_loss):
     """See :func:`gpuconv.functional.cosine_embedding_loss`."""
-
-    function = staticmethod(F.cosine_embedding_loss)
 
     def __init__(self, margin: float = 0.0, reduction: str = "mean"):
         super().__init__(reduction, margin=margin)
 
 
-class TripletMarginLoss(_Loss):
+class TripletMarginLoss(_Loss, function=F.triplet_margin_loss):
     """See :func:`gpuconv.functional.triplet_margin_loss`."""
-
-    function = staticmethod(F.triplet_margin_loss)
 
     def __init__(
         self, margin: float = 1.0, p: float = 2.0, eps: float = 1e-6, swap: bool = False, reduction: str = "mean"

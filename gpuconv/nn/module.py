@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class Module:
     """
 
     training: bool
+    #: Attributes that ``repr`` shows as ``name=value``.
+    _in_repr: ClassVar[tuple[str, ...]] = ()
     _parameters: dict[str, Parameter]
     _modules: dict[str, Module]
     _buffers: dict[str, Tensor | None]
@@ -297,7 +299,7 @@ class Module:
 
     def extra_repr(self) -> str:
         """The text between the parentheses of ``repr``."""
-        return ""
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self._in_repr)
 
     def __repr__(self) -> str:
         if not self._modules:
@@ -557,3 +559,14 @@ def evaluating(module: Module) -> Iterator[None]:
     finally:
         for inside, mode in modes:
             inside.training = mode
+
+
+class Calling(Module):
+    """Base of modules that call a function: a subclass names it, as in ``class Mish(_Inplace, function=F.mish)``."""
+
+    function: ClassVar[Callable[..., Any]]
+
+    def __init_subclass__(cls, function: Callable[..., Any] | None = None, **options: Any):
+        super().__init_subclass__(**options)
+        if function is not None:
+            cls.function = staticmethod(function)

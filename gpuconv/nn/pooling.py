@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from gpuconv import functional as F
 from gpuconv.geometry import adaptive_sizes, flag, immutable, sizes_of
 from gpuconv.nn.layers import _AvgPool, _MaxPool, _Pool
-from gpuconv.nn.module import Module
+from gpuconv.nn.module import Calling
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -29,10 +28,8 @@ __all__ = [
 ]
 
 
-class AvgPool1d(_Pool):
+class AvgPool1d(_Pool, function=F.avg_pool1d):
     """Average pooling over one dimension; see :func:`gpuconv.functional.avg_pool1d`."""
-
-    function = staticmethod(F.avg_pool1d)
 
     def __init__(
         self,
@@ -45,8 +42,8 @@ class AvgPool1d(_Pool):
         super().__init__(kernel_size, stride, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
 
 
-class _Adaptive(Module):
-    function: ClassVar[Callable[..., Any]]
+class _Adaptive(Calling):
+    _in_repr = ("output_size",)
 
     def __init__(self, output_size: Any):
         super().__init__()
@@ -57,26 +54,17 @@ class _Adaptive(Module):
     def forward(self, input: Any) -> Any:
         return type(self).function(input, self.output_size)
 
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
 
-
-class AdaptiveAvgPool1d(_Adaptive):
+class AdaptiveAvgPool1d(_Adaptive, function=F.adaptive_avg_pool1d):
     """Average pooling of (N, C, L) to a given output size."""
 
-    function = staticmethod(F.adaptive_avg_pool1d)
 
-
-class AdaptiveAvgPool2d(_Adaptive):
+class AdaptiveAvgPool2d(_Adaptive, function=F.adaptive_avg_pool2d):
     """Average pooling to a given output size; (1, 1) is global average pooling."""
 
-    function = staticmethod(F.adaptive_avg_pool2d)
 
-
-class AdaptiveAvgPool3d(_Adaptive):
+class AdaptiveAvgPool3d(_Adaptive, function=F.adaptive_avg_pool3d):
     """Average pooling of (N, C, D, H, W) to a given output size."""
-
-    function = staticmethod(F.adaptive_avg_pool3d)
 
 
 class _AdaptiveMax(_Adaptive):
@@ -88,22 +76,16 @@ class _AdaptiveMax(_Adaptive):
         return type(self).function(input, self.output_size, self.return_indices)
 
 
-class AdaptiveMaxPool1d(_AdaptiveMax):
+class AdaptiveMaxPool1d(_AdaptiveMax, function=F.adaptive_max_pool1d):
     """Max pooling of (N, C, L) to a given output size."""
 
-    function = staticmethod(F.adaptive_max_pool1d)
 
-
-class AdaptiveMaxPool2d(_AdaptiveMax):
+class AdaptiveMaxPool2d(_AdaptiveMax, function=F.adaptive_max_pool2d):
     """Max pooling to a given output size; (1, 1) is global max pooling."""
 
-    function = staticmethod(F.adaptive_max_pool2d)
 
-
-class AdaptiveMaxPool3d(_AdaptiveMax):
+class AdaptiveMaxPool3d(_AdaptiveMax, function=F.adaptive_max_pool3d):
     """Max pooling of (N, C, D, H, W) to a given output size."""
-
-    function = staticmethod(F.adaptive_max_pool3d)
 
 
 class _Pool3d(_Pool):
@@ -120,16 +102,12 @@ class _Pool3d(_Pool):
         sizes_of(dilation, "dilation", 3, minimum=1, op=op)
 
 
-class MaxPool3d(_Pool3d, _MaxPool):
+class MaxPool3d(_Pool3d, _MaxPool, function=F.max_pool3d):
     """See :func:`gpuconv.functional.max_pool3d`."""
 
-    function = staticmethod(F.max_pool3d)
 
-
-class AvgPool3d(_Pool3d, _AvgPool):
+class AvgPool3d(_Pool3d, _AvgPool, function=F.avg_pool3d):
     """See :func:`gpuconv.functional.avg_pool3d`."""
-
-    function = staticmethod(F.avg_pool3d)
 
 
 def _check_window(op: str, kernel_size: Any, stride: Any) -> None:
@@ -138,8 +116,8 @@ def _check_window(op: str, kernel_size: Any, stride: Any) -> None:
             sizes_of(value, name, int(op[-2]), minimum=1, op=op)
 
 
-class _LPPool(Module):
-    function: ClassVar[Callable[..., Any]]
+class _LPPool(Calling):
+    _in_repr = ("norm_type", "kernel_size", "stride", "ceil_mode")
 
     def __init__(self, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False):
         super().__init__()
@@ -152,27 +130,17 @@ class _LPPool(Module):
     def forward(self, input: Any) -> Any:
         return type(self).function(input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
 
-    def extra_repr(self) -> str:
-        return (
-            f"norm_type={self.norm_type}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"ceil_mode={self.ceil_mode}"
-        )
 
-
-class LPPool1d(_LPPool):
+class LPPool1d(_LPPool, function=F.lp_pool1d):
     """See :func:`gpuconv.functional.lp_pool1d`."""
 
-    function = staticmethod(F.lp_pool1d)
 
-
-class LPPool2d(_LPPool):
+class LPPool2d(_LPPool, function=F.lp_pool2d):
     """See :func:`gpuconv.functional.lp_pool2d`."""
 
-    function = staticmethod(F.lp_pool2d)
 
-
-class _MaxUnpool(Module):
-    function: ClassVar[Callable[..., Any]]
+class _MaxUnpool(Calling):
+    _in_repr = ("kernel_size", "stride", "padding")
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0):
         super().__init__()
@@ -186,29 +154,18 @@ class _MaxUnpool(Module):
     def forward(self, input: Any, indices: Any, output_size: Any = None) -> Any:
         return type(self).function(input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
-
-class MaxUnpool1d(_MaxUnpool):
+class MaxUnpool1d(_MaxUnpool, function=F.max_unpool1d):
     """See :func:`gpuconv.functional.max_unpool1d`."""
 
-    function = staticmethod(F.max_unpool1d)
 
-
-class MaxUnpool2d(_MaxUnpool):
+class MaxUnpool2d(_MaxUnpool, function=F.max_unpool2d):
     """See :func:`gpuconv.functional.max_unpool2d`."""
 
-    function = staticmethod(F.max_unpool2d)
 
-
-class LPPool3d(_LPPool):
+class LPPool3d(_LPPool, function=F.lp_pool3d):
     """See :func:`gpuconv.functional.lp_pool3d`."""
 
-    function = staticmethod(F.lp_pool3d)
 
-
-class MaxUnpool3d(_MaxUnpool):
+class MaxUnpool3d(_MaxUnpool, function=F.max_unpool3d):
     """See :func:`gpuconv.functional.max_unpool3d`."""
-
-    function = staticmethod(F.max_unpool3d)

@@ -44,6 +44,13 @@ class _Pad(Module):
     mode: ClassVar[str]
     rank: ClassVar[int]
 
+    def __init_subclass__(cls, mode: str | None = None, rank: int | None = None, **options: Any):
+        super().__init_subclass__(**options)
+        if mode is not None:
+            cls.mode = mode
+        if rank is not None:
+            cls.rank = rank
+
     def __init__(self, padding: int | Sequence[int]):
         super().__init__()
         op = type(self).__name__
@@ -59,9 +66,7 @@ class _Pad(Module):
         return f"{self.padding}"
 
 
-class _ConstantPad(_Pad):
-    mode = "constant"
-
+class _ConstantPad(_Pad, mode="constant"):
     def __init__(self, padding: int | Sequence[int], value: float):
         super().__init__(padding)
         self.value = value
@@ -73,114 +78,70 @@ class _ConstantPad(_Pad):
         return f"padding={self.padding}, value={self.value}"
 
 
-class _ZeroPad(_Pad):
-    mode = "constant"
-
-
-class ConstantPad1d(_ConstantPad):
+class ConstantPad1d(_ConstantPad, rank=1):
     """A number around (N, C, L), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 1
 
-
-class ConstantPad2d(_ConstantPad):
+class ConstantPad2d(_ConstantPad, rank=2):
     """A number around (N, C, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 2
 
-
-class ConstantPad3d(_ConstantPad):
+class ConstantPad3d(_ConstantPad, rank=3):
     """A number around (N, C, D, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 3
 
-
-class ZeroPad1d(_ZeroPad):
+class ZeroPad1d(_Pad, mode="constant", rank=1):
     """Zeros around (N, C, L), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 1
 
-
-class ZeroPad2d(_ZeroPad):
+class ZeroPad2d(_Pad, mode="constant", rank=2):
     """Zeros around (N, C, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 2
 
-
-class ZeroPad3d(_ZeroPad):
+class ZeroPad3d(_Pad, mode="constant", rank=3):
     """Zeros around (N, C, D, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 3
 
-
-class _Reflection(_Pad):
-    mode = "reflect"
-
-
-class ReflectionPad1d(_Reflection):
+class ReflectionPad1d(_Pad, mode="reflect", rank=1):
     """Mirror images at the edges of (N, C, L), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 1
 
-
-class ReflectionPad2d(_Reflection):
+class ReflectionPad2d(_Pad, mode="reflect", rank=2):
     """Mirror images at the edges of (N, C, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 2
 
-
-class ReflectionPad3d(_Reflection):
+class ReflectionPad3d(_Pad, mode="reflect", rank=3):
     """Mirror images at the edges of (N, C, D, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 3
 
-
-class _Replication(_Pad):
-    mode = "replicate"
-
-
-class ReplicationPad1d(_Replication):
+class ReplicationPad1d(_Pad, mode="replicate", rank=1):
     """The outermost elements repeated around (N, C, L), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 1
 
-
-class ReplicationPad2d(_Replication):
+class ReplicationPad2d(_Pad, mode="replicate", rank=2):
     """The outermost elements repeated around (N, C, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 2
 
-
-class ReplicationPad3d(_Replication):
+class ReplicationPad3d(_Pad, mode="replicate", rank=3):
     """The outermost elements repeated around (N, C, D, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 3
 
-
-class _Circular(_Pad):
-    mode = "circular"
-
-
-class CircularPad1d(_Circular):
+class CircularPad1d(_Pad, mode="circular", rank=1):
     """Elements of the other side around (N, C, L), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 1
 
-
-class CircularPad2d(_Circular):
+class CircularPad2d(_Pad, mode="circular", rank=2):
     """Elements of the other side around (N, C, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
-    rank = 2
 
-
-class CircularPad3d(_Circular):
+class CircularPad3d(_Pad, mode="circular", rank=3):
     """Elements of the other side around (N, C, D, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
-
-    rank = 3
 
 
 class PixelShuffle(Module):
     """Channels become pixels; see :func:`gpuconv.functional.pixel_shuffle`."""
+
+    _in_repr = ("upscale_factor",)
 
     def __init__(self, upscale_factor: int):
         super().__init__()
@@ -189,12 +150,11 @@ class PixelShuffle(Module):
     def forward(self, input: Any) -> Any:
         return F.pixel_shuffle(input, self.upscale_factor)
 
-    def extra_repr(self) -> str:
-        return f"upscale_factor={self.upscale_factor}"
-
 
 class PixelUnshuffle(Module):
     """Pixels become channels; see :func:`gpuconv.functional.pixel_unshuffle`."""
+
+    _in_repr = ("downscale_factor",)
 
     def __init__(self, downscale_factor: int):
         super().__init__()
@@ -203,12 +163,11 @@ class PixelUnshuffle(Module):
     def forward(self, input: Any) -> Any:
         return F.pixel_unshuffle(input, self.downscale_factor)
 
-    def extra_repr(self) -> str:
-        return f"downscale_factor={self.downscale_factor}"
-
 
 class ChannelShuffle(Module):
     """Channels of groups interleaved; see :func:`gpuconv.functional.channel_shuffle`."""
+
+    _in_repr = ("groups",)
 
     def __init__(self, groups: int):
         super().__init__()
@@ -217,12 +176,11 @@ class ChannelShuffle(Module):
     def forward(self, input: Any) -> Any:
         return F.channel_shuffle(input, self.groups)
 
-    def extra_repr(self) -> str:
-        return f"groups={self.groups}"
-
 
 class Unfold(Module):
     """The elements of each window; see :func:`gpuconv.functional.unfold`."""
+
+    _in_repr = ("kernel_size", "dilation", "padding", "stride")
 
     def __init__(self, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1):
         super().__init__()
@@ -231,12 +189,11 @@ class Unfold(Module):
     def forward(self, input: Any) -> Any:
         return F.unfold(input, self.kernel_size, self.dilation, self.padding, self.stride)
 
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, dilation={self.dilation}, padding={self.padding}, stride={self.stride}"
-
 
 class Fold(Module):
     """Windows added up to images; see :func:`gpuconv.functional.fold`."""
+
+    _in_repr = ("output_size", "kernel_size", "dilation", "padding", "stride")
 
     def __init__(self, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1):
         super().__init__()
@@ -245,12 +202,6 @@ class Fold(Module):
 
     def forward(self, input: Any) -> Any:
         return F.fold(input, self.output_size, self.kernel_size, self.dilation, self.padding, self.stride)
-
-    def extra_repr(self) -> str:
-        return (
-            f"output_size={self.output_size}, kernel_size={self.kernel_size}, dilation={self.dilation}, "
-            f"padding={self.padding}, stride={self.stride}"
-        )
 
 
 class Upsample(Module):
@@ -300,6 +251,8 @@ class Unflatten(Module):
         IndexError: no such dimension.
     """
 
+    _in_repr = ("dim", "unflattened_size")
+
     def __init__(self, dim: int, unflattened_size: Sequence[int]):
         super().__init__()
         self.dim = integer(dim, "dim", minimum=-(2**31), op="Unflatten")
@@ -323,6 +276,3 @@ class Unflatten(Module):
         missing = 1 if known else shape[axis] // given
         sizes = tuple(missing if size == -1 else size for size in self.unflattened_size)
         return input.reshape((*shape[:axis], *sizes, *shape[axis + 1 :]))
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}, unflattened_size={self.unflattened_size}"

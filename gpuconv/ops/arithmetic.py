@@ -12,6 +12,7 @@ import numpy as np
 from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
 from gpuconv.backends import Array
 from gpuconv.dtypes import computed, is_half, kind_of, promoted
+from gpuconv.ops.pointwise import Pointwise
 from gpuconv.ops.shape import dimension
 
 #: Of element types: a float beside an integer is a float, whatever their sizes.
@@ -231,19 +232,12 @@ class Pow(Function):
         return grad * (exponent * a ** (exponent - 1))
 
 
-class Exp(Function):
+class Exp(Pointwise):
     """``e ** a``."""
 
-    @staticmethod
-    def forward(ctx: Context, a: Array) -> Array:
-        result = ctx.backend.xp.exp(a)
-        ctx.save(result)
-        return result
-
-    @staticmethod
-    def backward(ctx: Context, grad: Array) -> Array:
-        (result,) = ctx.saved
-        return grad * result
+    of_result = True
+    value = staticmethod(lambda xp, a: xp.exp(a))
+    slope = staticmethod(lambda xp, result: result)
 
 
 class Log(Function):

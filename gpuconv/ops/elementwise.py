@@ -7,7 +7,7 @@ not numeric and for an argument of the wrong kind.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -72,167 +72,97 @@ def without_graph(function: type[Function], *inputs: Any, **options: Any) -> Any
 class Abs(Pointwise):
     """``|x|``; its gradient at 0 is 0."""
 
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return xp.abs(x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return xp.sign(kept)
+    value = staticmethod(lambda xp, x: xp.abs(x))
+    slope = staticmethod(lambda xp, kept: xp.sign(kept))
 
 
 class Square(Pointwise):
     """``x²``."""
 
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return x * x
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return kept * 2
+    value = staticmethod(lambda xp, x: x * x)
+    slope = staticmethod(lambda xp, kept: kept * 2)
 
 
 class Sqrt(Pointwise):
     """Square root."""
 
-    of_result: ClassVar[bool] = True
-
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return xp.sqrt(x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return 0.5 / kept
+    of_result = True
+    value = staticmethod(lambda xp, x: xp.sqrt(x))
+    slope = staticmethod(lambda xp, kept: 0.5 / kept)
 
 
 class Rsqrt(Pointwise):
     """``1 / √x``."""
 
-    of_result: ClassVar[bool] = True
-
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return 1 / xp.sqrt(x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return -0.5 * kept**3
+    of_result = True
+    value = staticmethod(lambda xp, x: 1 / xp.sqrt(x))
+    slope = staticmethod(lambda xp, kept: -0.5 * kept**3)
 
 
 class Reciprocal(Pointwise):
     """``1 / x``."""
 
-    of_result: ClassVar[bool] = True
-
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return 1 / x
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return -kept * kept
+    of_result = True
+    value = staticmethod(lambda xp, x: 1 / x)
+    slope = staticmethod(lambda xp, kept: -kept * kept)
 
 
 class Sin(Pointwise):
     """Sine."""
 
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return xp.sin(x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return xp.cos(kept)
+    value = staticmethod(lambda xp, x: xp.sin(x))
+    slope = staticmethod(lambda xp, kept: xp.cos(kept))
 
 
 class Cos(Pointwise):
     """Cosine."""
 
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return xp.cos(x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return -xp.sin(kept)
+    value = staticmethod(lambda xp, x: xp.cos(x))
+    slope = staticmethod(lambda xp, kept: -xp.sin(kept))
 
 
 class Tan(Pointwise):
     """Tangent."""
 
-    of_result: ClassVar[bool] = True
-
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return xp.tan(x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return 1 + kept * kept
+    of_result = True
+    value = staticmethod(lambda xp, x: xp.tan(x))
+    slope = staticmethod(lambda xp, kept: 1 + kept * kept)
 
 
 class Asin(Pointwise):
     """Inverse of the sine."""
 
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return xp.arcsin(x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return 1 / xp.sqrt(1 - kept * kept)
+    value = staticmethod(lambda xp, x: xp.arcsin(x))
+    slope = staticmethod(lambda xp, kept: 1 / xp.sqrt(1 - kept * kept))
 
 
 class Acos(Pointwise):
     """Inverse of the cosine."""
 
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return xp.arccos(x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return -1 / xp.sqrt(1 - kept * kept)
+    value = staticmethod(lambda xp, x: xp.arccos(x))
+    slope = staticmethod(lambda xp, kept: -1 / xp.sqrt(1 - kept * kept))
 
 
 class Atan(Pointwise):
     """Inverse of the tangent."""
 
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return xp.arctan(x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return 1 / (1 + kept * kept)
+    value = staticmethod(lambda xp, x: xp.arctan(x))
+    slope = staticmethod(lambda xp, kept: 1 / (1 + kept * kept))
 
 
 class Erf(Pointwise):
     """Error function."""
 
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return _erf(xp, x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return xp.exp(-kept * kept) * (2 / math.sqrt(math.pi))
+    value = staticmethod(_erf)
+    slope = staticmethod(lambda xp, kept: xp.exp(-kept * kept) * (2 / math.sqrt(math.pi)))
 
 
 class Expm1(Pointwise):
     """``e^x - 1``, with all digits near 0."""
 
-    of_result: ClassVar[bool] = True
-
-    @staticmethod
-    def value(xp: Any, x: Array) -> Array:
-        return xp.expm1(x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array) -> Array:
-        return kept + 1
+    of_result = True
+    value = staticmethod(lambda xp, x: xp.expm1(x))
+    slope = staticmethod(lambda xp, kept: kept + 1)
 
 
 class LogOf(Pointwise):

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
-from gpuconv.geometry import Conv2dGeometry, IntOrPair, single
+from gpuconv.geometry import Conv2dGeometry, IntOrPair, sizes_of
 from gpuconv.ops.checks import floats, shape_of
 from gpuconv.ops.layout import batched, unbatched, with_height, without_height
 from gpuconv.ops.padding import pad
@@ -36,6 +36,18 @@ class ConvTranspose2d(Function):
             ctx.backend.conv2d_grad_weight(x, grad, geometry) if need_weight else None,
             ctx.backend.conv2d_grad_bias(grad) if need_bias else None,
         )
+
+
+#: What leaves a dimension as it is.
+PLAIN = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+
+
+def transposed_sizes(
+    op: str, rank: int, stride: Any, padding: Any, output_padding: Any, dilation: Any
+) -> dict[str, tuple[int, ...]]:
+    """The sizes of a transposed convolution by name, each checked and given for every dimension."""
+    given = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+    return {name: sizes_of(value, name, rank, minimum=PLAIN[name], op=op) for name, value in given.items()}
 
 
 def transpose_conv(input: Any, weight: Any, bias: Any, **arguments: Any) -> Any:
@@ -108,14 +120,7 @@ def conv_transpose1d(
     input, alone = batched(op, input, "NCL")
     if len(shape_of(weight)) != 3:
         raise ValueError(f"{op}: weight must have 3 dimensions (C, K, S), got shape {shape_of(weight)}")
-    sizes = {
-        name: (minimum, single(value, name, minimum=minimum, op=op))
-        for name, value, minimum in (
-            ("stride", stride, 1),
-            ("padding", padding, 0),
-            ("output_padding", output_padding, 0),
-            ("dilation", dilation, 1),
-        )
-    }
-    output = transpose_conv(with_height(input), with_height(weight), bias, groups=groups, op=op, **sizes)
+    sizes = transposed_sizes(op, 1, stride, padding, output_padding, dilation)
+    images = {name: (PLAIN[name], *size) for name, size in sizes.items()}
+    output = transpose_conv(with_height(input), with_height(weight), bias, groups=groups, op=op, **images)
     return unbatched(without_height(output), alone)

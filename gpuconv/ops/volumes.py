@@ -23,7 +23,7 @@ from gpuconv.ops.layout import batched, unbatched
 from gpuconv.ops.pool import AvgPool2d, MaxPool2d
 from gpuconv.ops.rearrange import gather
 from gpuconv.ops.shape import permute, reshape
-from gpuconv.ops.transposed import transpose_conv
+from gpuconv.ops.transposed import PLAIN, transpose_conv, transposed_sizes
 from gpuconv.ops.unpooling import power_mean, unpool
 from gpuconv.ops.windows import Adding, Cutting
 
@@ -159,19 +159,10 @@ def conv_transpose3d(
     (n, c, d, h, w), (filters, of_group, t, r, s) = shape_of(input), shape_of(weight)
     if isinstance(padding, str):
         raise TypeError(f"{op}: padding must be given in numbers, got {padding!r}")
-    sizes = {
-        name: triple(value, name, minimum=minimum, op=op)
-        for name, value, minimum in (
-            ("stride", stride, 1),
-            ("padding", padding, 0),
-            ("output_padding", output_padding, 0),
-            ("dilation", dilation, 1),
-        )
-    }
-    plain = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+    sizes = transposed_sizes(op, 3, stride, padding, output_padding, dilation)
     depth = Conv2dGeometry.of_transposed(
         (n, c, d, 1), (filters, of_group, t, 1), bias_shape=None if bias is None else shape_of(bias), groups=groups,
-        op=op, **{name: (value[0], plain[name]) for name, value in sizes.items()},
+        op=op, **{name: (value[0], PLAIN[name]) for name, value in sizes.items()},
     )  # fmt: skip
     images = reshape(permute(input, (0, 2, 1, 3, 4)), (n * d, c, h, w))
     output = transpose_conv(

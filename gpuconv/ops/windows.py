@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,27 +25,23 @@ __all__ = ["channel_shuffle", "fold", "interpolate", "pixel_shuffle", "pixel_uns
 class Cutting(Function):
     """An array cut into pieces, which may overlap; the gradient adds them up. ``pieces`` can do both."""
 
-    @staticmethod
-    def forward(ctx: Context, x: Array, *, pieces: Any) -> Array:
+    #: The method of ``pieces`` that is forward, and the one that is backward.
+    ways: ClassVar[tuple[str, str]] = ("cut", "add")
+
+    @classmethod
+    def forward(cls, ctx: Context, x: Array, *, pieces: Any) -> Array:
         ctx.save(pieces)
-        return pieces.cut(ctx.backend.xp, x)
+        return getattr(pieces, cls.ways[0])(ctx.backend.xp, x)
 
-    @staticmethod
-    def backward(ctx: Context, grad: Array) -> Array:
-        return ctx.saved[0].add(ctx.backend.xp, grad)
+    @classmethod
+    def backward(cls, ctx: Context, grad: Array) -> Array:
+        return getattr(ctx.saved[0], cls.ways[1])(ctx.backend.xp, grad)
 
 
-class Adding(Function):
+class Adding(Cutting):
     """Pieces added up to an array; the gradient is cut into such pieces."""
 
-    @staticmethod
-    def forward(ctx: Context, x: Array, *, pieces: Any) -> Array:
-        ctx.save(pieces)
-        return pieces.add(ctx.backend.xp, x)
-
-    @staticmethod
-    def backward(ctx: Context, grad: Array) -> Array:
-        return ctx.saved[0].cut(ctx.backend.xp, grad)
+    ways = ("add", "cut")
 
 
 class Unfold(Cutting):
