@@ -113,7 +113,9 @@ def pytest_sessionfinish() -> None:
 # -- as a script -----------------------------------------------------------------------------------------
 
 #: For all processes of a run, those that tests start included.
-SITE = "from gpuconv.lab import simulator\nsimulator.activate(limit=120)\n"
+SITE = (
+    "import os\nfrom gpuconv.lab import simulator\nsimulator.activate(limit=float(os.environ['SECONDS_OF_A_TEST']))\n"
+)
 
 
 def run(which: str, arguments: list[str], limit: int, tests: str = "numba.cuda.tests") -> dict[str, Any]:
