@@ -156,8 +156,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "tiles of a matrix product",
         ),
         Rule("tiled", _reuses_a_halo, "windows of neighbouring outputs overlap: read once into shared memory"),
-        Rule("direct", _always, "supports everything"),
         _ON_REQUEST,
+        Rule("direct", _always, "supports everything"),
     ),
     "conv2d_grad_input": (
         Rule(
@@ -172,8 +172,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "a gradient that is read once into shared memory serves several channels, and the windows that overlap; "
             "by a 1x1 window, at least 32 channels",
         ),
-        Rule("direct", _always, "supports everything"),
         _ON_REQUEST,
+        Rule("direct", _always, "supports everything"),
     ),
     "conv2d_grad_weight": (
         Rule(
@@ -181,8 +181,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
             _fills_a_weight_gemm,
             "at least 16 filters, and 64 weights in each: fills the tiles of a matrix product",
         ),
-        Rule("direct", _always, "supports everything"),
         _ON_REQUEST,
+        Rule("direct", _always, "supports everything"),
     ),
     "conv2d_relu_max_pool2d": (
         Rule("fused", _is_small, "too small for a matrix product's tiles: saves writing and reading the unpooled maps"),
