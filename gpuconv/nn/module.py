@@ -562,7 +562,10 @@ def evaluating(module: Module) -> Iterator[None]:
 
 
 class Calling(Module):
-    """Base of modules that call a function: a subclass names it, as in ``class Mish(_Inplace, function=F.mish)``."""
+    """Base of modules that call a function: a subclass names it, as in ``class Mish(_Inplace, function=F.mish)``.
+
+    The function takes the input and the attributes that ``repr`` shows, unless the subclass calls it otherwise.
+    """
 
     function: ClassVar[Callable[..., Any]]
 
@@ -570,3 +573,8 @@ class Calling(Module):
         super().__init_subclass__(**options)
         if function is not None:
             cls.function = staticmethod(function)
+
+    if not TYPE_CHECKING:  # as in Module
+
+        def forward(self, input: Any) -> Any:
+            return type(self).function(input, *[getattr(self, name) for name in self._in_repr])

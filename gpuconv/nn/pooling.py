@@ -51,9 +51,6 @@ class _Adaptive(Calling):
         adaptive_sizes(output_size, op=op, rank=int(op[-2]))
         self.output_size = immutable(output_size)
 
-    def forward(self, input: Any) -> Any:
-        return type(self).function(input, self.output_size)
-
 
 class AdaptiveAvgPool1d(_Adaptive, function=F.adaptive_avg_pool1d):
     """Average pooling of (N, C, L) to a given output size."""
@@ -126,9 +123,6 @@ class _LPPool(Calling):
         _check_window(op, kernel_size, stride)
         self.kernel_size, self.stride = immutable(kernel_size), immutable(stride)
         self.ceil_mode = flag(ceil_mode, "ceil_mode", op=op)
-
-    def forward(self, input: Any) -> Any:
-        return type(self).function(input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
 
 
 class LPPool1d(_LPPool, function=F.lp_pool1d):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from gpuconv import functional as F
 from gpuconv.geometry import integer
-from gpuconv.nn.module import Module
+from gpuconv.nn.module import Calling, Module
 
 __all__ = [
     "ChannelShuffle",
@@ -138,7 +138,7 @@ class CircularPad3d(_Pad, mode="circular", rank=3):
     """Elements of the other side around (N, C, D, H, W), or one without N; see :func:`gpuconv.functional.pad`."""
 
 
-class PixelShuffle(Module):
+class PixelShuffle(Calling, function=F.pixel_shuffle):
     """Channels become pixels; see :func:`gpuconv.functional.pixel_shuffle`."""
 
     _in_repr = ("upscale_factor",)
@@ -147,11 +147,8 @@ class PixelShuffle(Module):
         super().__init__()
         self.upscale_factor = integer(upscale_factor, "upscale_factor", minimum=1, op="PixelShuffle")
 
-    def forward(self, input: Any) -> Any:
-        return F.pixel_shuffle(input, self.upscale_factor)
 
-
-class PixelUnshuffle(Module):
+class PixelUnshuffle(Calling, function=F.pixel_unshuffle):
     """Pixels become channels; see :func:`gpuconv.functional.pixel_unshuffle`."""
 
     _in_repr = ("downscale_factor",)
@@ -160,11 +157,8 @@ class PixelUnshuffle(Module):
         super().__init__()
         self.downscale_factor = integer(downscale_factor, "downscale_factor", minimum=1, op="PixelUnshuffle")
 
-    def forward(self, input: Any) -> Any:
-        return F.pixel_unshuffle(input, self.downscale_factor)
 
-
-class ChannelShuffle(Module):
+class ChannelShuffle(Calling, function=F.channel_shuffle):
     """Channels of groups interleaved; see :func:`gpuconv.functional.channel_shuffle`."""
 
     _in_repr = ("groups",)
@@ -173,11 +167,8 @@ class ChannelShuffle(Module):
         super().__init__()
         self.groups = integer(groups, "groups", minimum=1, op="ChannelShuffle")
 
-    def forward(self, input: Any) -> Any:
-        return F.channel_shuffle(input, self.groups)
 
-
-class Unfold(Module):
+class Unfold(Calling, function=F.unfold):
     """The elements of each window; see :func:`gpuconv.functional.unfold`."""
 
     _in_repr = ("kernel_size", "dilation", "padding", "stride")
@@ -186,11 +177,8 @@ class Unfold(Module):
         super().__init__()
         self.kernel_size, self.dilation, self.padding, self.stride = kernel_size, dilation, padding, stride
 
-    def forward(self, input: Any) -> Any:
-        return F.unfold(input, self.kernel_size, self.dilation, self.padding, self.stride)
 
-
-class Fold(Module):
+class Fold(Calling, function=F.fold):
     """Windows added up to images; see :func:`gpuconv.functional.fold`."""
 
     _in_repr = ("output_size", "kernel_size", "dilation", "padding", "stride")
@@ -199,9 +187,6 @@ class Fold(Module):
         super().__init__()
         self.output_size, self.kernel_size = output_size, kernel_size
         self.dilation, self.padding, self.stride = dilation, padding, stride
-
-    def forward(self, input: Any) -> Any:
-        return F.fold(input, self.output_size, self.kernel_size, self.dilation, self.padding, self.stride)
 
 
 class Upsample(Module):

@@ -179,28 +179,29 @@ class LogOf(Pointwise):
         return 1 / (1 + kept) if offset else 1 / (kept * math.log(base))
 
 
+def _flat(xp: Any, kept: Array, **options: Any) -> Array:
+    """The slope of a function that is piecewise constant."""
+    return xp.zeros(kept.shape, bool)
+
+
 class Step(Pointwise):
     """A function of the array library that is piecewise constant: its gradient is 0."""
+
+    slope = staticmethod(_flat)
 
     @staticmethod
     def value(xp: Any, x: Array, *, name: str) -> Array:
         return getattr(xp, name)(x)
 
-    @staticmethod
-    def slope(xp: Any, kept: Array, *, name: str) -> Array:
-        return xp.zeros(kept.shape, bool)
-
 
 class Round(Pointwise):
     """x rounded to so many decimals, halves to the even neighbour."""
 
+    slope = staticmethod(_flat)
+
     @staticmethod
     def value(xp: Any, x: Array, *, decimals: int) -> Array:
         return xp.around(x, decimals) if decimals else xp.rint(x)
-
-    @staticmethod
-    def slope(xp: Any, kept: Array, *, decimals: int) -> Array:
-        return xp.zeros(kept.shape, bool)
 
 
 class Test(Function):

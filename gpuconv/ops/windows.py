@@ -102,6 +102,14 @@ class _Windows:
         return self._inside(padded)
 
 
+def _with_batch(function: type[Cutting], input: Any, windows: _Windows, *, alone: bool) -> Any:
+    """Apply the function to a batch, or to one sample ``alone`` as a batch of one."""
+    if not alone:
+        return function.apply(input, pieces=windows)
+    result = function.apply(reshape(input, (1, *shape_of(input))), pieces=windows)
+    return reshape(result, shape_of(result)[1:])
+
+
 def unfold(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
     """The elements of each window of (N, C, H, W) or (C, H, W): im2col.
 
@@ -122,10 +130,7 @@ def unfold(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, st
     if len(shape) not in (3, 4):
         raise ValueError(f"{op}: input must have 4 dimensions (N, C, H, W), or 3 without the batch, got shape {shape}")
     windows = _Windows(op, (shape[-2], shape[-1]), kernel_size, dilation, padding, stride)
-    if len(shape) == 4:
-        return Unfold.apply(input, pieces=windows)
-    columns = Unfold.apply(reshape(input, (1, *shape)), pieces=windows)
-    return reshape(columns, shape_of(columns)[1:])
+    return _with_batch(Unfold, input, windows, alone=len(shape) == 3)
 
 
 def fold(input: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
@@ -151,10 +156,7 @@ def fold(input: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padd
     taps, count = math.prod(windows.kernel), math.prod(windows.counts)
     if len(shape) not in (2, 3) or shape[-2] % taps or shape[-1] != count:
         raise ValueError(f"{op}: input must have shape (N, C · {taps}, {count}), or that without N, got {shape}")
-    if len(shape) == 3:
-        return Fold.apply(input, pieces=windows)
-    images = Fold.apply(reshape(input, (1, *shape)), pieces=windows)
-    return reshape(images, shape_of(images)[1:])
+    return _with_batch(Fold, input, windows, alone=len(shape) == 2)
 
 
 # -- channels and pixels ----------------------------------------------------------------------------------------------
