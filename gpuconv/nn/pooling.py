@@ -48,7 +48,7 @@ class _Adaptive(Calling):
     def __init__(self, output_size: Any):
         super().__init__()
         op = type(self).__name__
-        adaptive_sizes(output_size, op=op, rank=int(op[-2]))
+        adaptive_sizes(output_size, op=op, rank=_rank(self))
         self.output_size = immutable(output_size)
 
 
@@ -89,7 +89,7 @@ class _Pool3d(_Pool):
     """For the smallest volume that the arguments leave something of."""
 
     def _check(self, op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> None:
-        _check_window(op, kernel_size, stride)
+        _check_window(op, 3, kernel_size, stride)
         kernel = sizes_of(kernel_size, "kernel_size", 3, minimum=1, op=op)
         if isinstance(padding, str):
             raise TypeError(f"{op}: padding must be given in numbers, got {padding!r}")
@@ -107,10 +107,15 @@ class AvgPool3d(_Pool3d, _AvgPool, function=F.avg_pool3d):
     """See :func:`gpuconv.functional.avg_pool3d`."""
 
 
-def _check_window(op: str, kernel_size: Any, stride: Any) -> None:
+def _rank(layer: Calling) -> int:
+    """Dimensions of the maps: those in the name of its function. A subclass may have any name."""
+    return int(type(layer).function.__name__[-2])
+
+
+def _check_window(op: str, rank: int, kernel_size: Any, stride: Any) -> None:
     for name, value in (("kernel_size", kernel_size), ("stride", stride)):
         if value is not None or name == "kernel_size":
-            sizes_of(value, name, int(op[-2]), minimum=1, op=op)
+            sizes_of(value, name, rank, minimum=1, op=op)
 
 
 class _LPPool(Calling):
@@ -120,7 +125,7 @@ class _LPPool(Calling):
         super().__init__()
         op = type(self).__name__
         self.norm_type = F.power_of(op, norm_type)
-        _check_window(op, kernel_size, stride)
+        _check_window(op, _rank(self), kernel_size, stride)
         self.kernel_size, self.stride = immutable(kernel_size), immutable(stride)
         self.ceil_mode = flag(ceil_mode, "ceil_mode", op=op)
 
@@ -139,8 +144,8 @@ class _MaxUnpool(Calling):
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0):
         super().__init__()
         op = type(self).__name__
-        _check_window(op, kernel_size, stride)
-        sizes_of(padding, "padding", int(op[-2]), minimum=0, op=op)
+        _check_window(op, _rank(self), kernel_size, stride)
+        sizes_of(padding, "padding", _rank(self), minimum=0, op=op)
         self.kernel_size = immutable(kernel_size)
         self.stride = self.kernel_size if stride is None else immutable(stride)
         self.padding = immutable(padding)

@@ -33,7 +33,7 @@ class _ConvTransposeNd(_ConvNd):
         dtype: Any = np.float32,
     ):
         op = type(self).__name__
-        rank = int(op[-2])
+        rank = int(type(self).function.__name__[-2])  # in the name of the class, a subclass's may not end so
 
         def several(value: Any, name: str, minimum: int) -> tuple[int, ...]:
             return sizes_of(value, name, rank, minimum=minimum, op=op)

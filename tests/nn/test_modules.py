@@ -290,6 +290,22 @@ def test_reprs_show_what_differs_from_the_default() -> None:
     assert "bias=False" in repr(nn.Linear(2, 3, bias=False))
 
 
+def test_a_subclass_may_have_any_name() -> None:
+    """A layer under another name is built with the same arguments, and shows them."""
+    layers = [one for one in vars(nn).values() if isinstance(one, type) and issubclass(one, nn.Module)]
+    built = 0
+    for layer in layers:
+        for arguments in [(), (2,), (2, 2), (2, 2, 2), (2, 2, 2, 2)]:
+            try:
+                expected = repr(layer(*arguments))
+            except (TypeError, ValueError):
+                continue
+            renamed = type("Renamed", (layer,), {})
+            assert repr(renamed(*arguments)) == expected.replace(layer.__name__, "Renamed", 1)
+            built += 1
+    assert built >= len(layers)
+
+
 def test_a_padding_mode_is_kept_in_a_sequence() -> None:
     """Convolution and ReLU run as one primitive only where zeros are padded."""
     layers = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.MaxPool2d(2))
