@@ -569,21 +569,27 @@ def test_launches_are_noted_on_device_arrays(machine):
 def test_every_operation_by_its_kernels(real_kernels):
     """The same, and each launch computes on the memory of the arrays that it was given, vectors and workspaces too."""
     device_functions.compare(real_kernels)
+    judged = set()
     for geometry in (
         Conv2dGeometry.of((2, 3, 9, 8), (40, 3, 5, 5), padding=2),
         Conv2dGeometry.of((1, 4, 7, 7), (2, 4, 3, 3)),
+        Conv2dGeometry.of((1, 4, 7, 7), (4, 1, 3, 3), groups=4),
     ):
         x, w = random(*geometry.input_shape), random(*geometry.weight_shape)
         grad = random(*geometry.output_shape)
         arrays = [fake_cupy.asarray(array) for array in (x, w, grad)]
         ours, theirs = backends.get("cuda"), backends.get("numpy")
         for variant in kernels.VARIANTS["conv2d_grad_weight"]:
+            if not kernels.load("conv2d_grad_weight", variant).supports(geometry):
+                continue
+            judged.add(variant)
             with tuning.use_variant("conv2d_grad_weight", variant):
                 got = ours.conv2d_grad_weight(arrays[2], arrays[0], geometry).get()
             wanted = theirs.conv2d_grad_weight(grad, x, geometry)
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
         got = ours.conv2d_grad_input(arrays[2], arrays[1], geometry).get()
         np.testing.assert_allclose(got, theirs.conv2d_grad_input(grad, w, geometry), rtol=1e-4, atol=1e-4)
+    assert judged == set(kernels.VARIANTS["conv2d_grad_weight"])
 
 
 def test_initialisation_writes_into_device_arrays(machine):
