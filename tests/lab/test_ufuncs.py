@@ -248,13 +248,13 @@ def test_arrays_of_other_libraries():
     assert cuda.as_cuda_array(array) is array
 
 
-def test_linked_code_is_refused():
-    """In words, where a kernel calls it."""
+def test_a_linked_file_that_is_missing():
+    """Its name is said, and which thread called it."""
     square = cuda.declare_device("square", "float32(float32)", link="square.cu")
 
     @cuda.jit(link=["square.cu"])
     def kernel(x):
         x[0] = square(x[0])
 
-    with pytest.raises(NotImplementedError, match="square is linked code, which the laboratory does not run"):
+    with pytest.raises(FileNotFoundError, match=r"kernel: tid=\[0, 0, 0\].* 'square.cu'"):
         kernel[1, 1](np.zeros(1, F32))
