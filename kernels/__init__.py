@@ -54,7 +54,10 @@ VARIANTS: dict[str, dict[str, str]] = {
     },
     "conv2d_grad_bias": {"two_stage": "gpuconv.kernels.conv.conv2d_grad_bias"},
     "conv2d_relu_max_pool2d": {"fused": "gpuconv.kernels.block.conv2d_relu_max_pool2d"},
-    "conv2d_relu_max_pool2d_grad_input": {"gathered": "gpuconv.kernels.block.conv2d_relu_max_pool2d_grad_input"},
+    "conv2d_relu_max_pool2d_grad_input": {
+        "gathered": "gpuconv.kernels.block.conv2d_relu_max_pool2d_grad_input",
+        "scattered": "gpuconv.kernels.block.conv2d_relu_max_pool2d_grad_input_scattered",
+    },
     "conv2d_relu_max_pool2d_grad_weight": {"sparse": "gpuconv.kernels.block.conv2d_relu_max_pool2d_grad_weight"},
     "linear_chain": {"rows": "gpuconv.kernels.chain.linear_chain"},
     "linear_chain_grad_input": {"rows": "gpuconv.kernels.chain.linear_chain_grad_input"},
