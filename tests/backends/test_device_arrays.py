@@ -674,7 +674,7 @@ def test_training_on_the_device(machine, digits, tmp_path, settings, monkeypatch
 
 def test_tuning_on_the_device(machine, monkeypatch, tmp_path):
     """Each variant and tiling is timed, on arrays of the device; the winner runs from then on, and explain says so."""
-    times = {"direct": 1.0, "tiled": 2.0, "implicit_gemm": 3.0, "tensor_core": 4.0}
+    times = {"direct": 1.0, "tiled": 2.0, "implicit_gemm": 3.0, "tensor_core": 4.0, "winograd": 5.0}
 
     class Clock:
         def __init__(self, xp):

@@ -12,6 +12,7 @@ from support import numba_cuda_tests
 
 pytest.importorskip("numba_cuda", reason="they are numba-cuda's")
 pytest.importorskip("greenlet", reason="the simulator needs it")
+pytest.importorskip("filecheck", reason="pip install filecheck, which numba-cuda's tests import")
 
 FOLDER = Path(find_spec("numba_cuda").submodule_search_locations[0]) / "numba" / "cuda" / "tests" / "doc_examples"
 if not FOLDER.is_dir():

@@ -68,14 +68,23 @@ def _of_one_test(cases: list[pytest.Item], choice: str) -> list[pytest.Item]:
     marker = cases[0].get_closest_marker("grid")
     if choice == "few":
         usual = [case for case in usual if not case.get_closest_marker("slow")]
-        return _one_in(40, usual, least=3 if marker else 2)
+        kernels = {values.get("kernel") for values in map(_values, usual)}
+        return _one_in(40, usual, least=max(3, len(kernels)) if marker else 2)
     return _one_in(marker.args[0], usual, least=3) if marker else usual
+
+
+def _values(case: pytest.Item) -> dict[str, object]:
+    """Of its parameters; an operation and its variant are one, the kernel."""
+    values = dict(case.callspec.params) if hasattr(case, "callspec") else {}
+    if {"operation", "variant"} <= values.keys():
+        values["kernel"] = values.pop("operation"), values.pop("variant")
+    return values
 
 
 def _one_in(number: int, cases: list[pytest.Item], least: int) -> list[pytest.Item]:
     count = max(least, -(-len(cases) // number))
-    values = [case.callspec.params if hasattr(case, "callspec") else {} for case in cases]
-    return [cases[index] for index in spread([case.nodeid for case in cases], values, count)]
+    chosen = spread([case.nodeid for case in cases], [_values(case) for case in cases], count)
+    return [cases[index] for index in chosen]
 
 
 def spread(names: Sequence[str], values: Sequence[Mapping[str, object]], count: int) -> list[int]:
