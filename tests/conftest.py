@@ -146,7 +146,8 @@ def every_backend(request: pytest.FixtureRequest) -> Iterator[backends.Backend]:
         yield chosen
 
 
-@pytest.fixture(scope="session", autouse=True)
+# Of each module anew: benchmarks set threads, for the process, and libraries that are loaded later bring their own.
+@pytest.fixture(scope="module", autouse=True)
 def _one_blas_thread() -> Iterator[None]:
     """Matrices here are small: threads would cost more than they give, and other processes run beside."""
     with threadpool_limits(1):

@@ -277,6 +277,7 @@ def test_no_network_is_one_line(capsys, monkeypatch, tmp_path):
 # -- predict and evaluate --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_predict_knows_the_digits(capsys, run):
     """At least nine of ten test digits, as PNGs, are right; the JSON holds all probabilities."""
     status, out, err = outcome(capsys, "predict", *sorted((run / "samples").iterdir()), "--model", run, "--json")

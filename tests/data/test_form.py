@@ -372,6 +372,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures(capsys, in_folder, run, digits):
     """All pictures in natural order, a line each whose columns stand below each other; what else there is, is named."""
     Path("in").mkdir()

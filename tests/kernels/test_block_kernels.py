@@ -81,7 +81,7 @@ BLOCKS = [
 ]
 LENET = [
     Block(CONV("lenet-conv1", (1, 1, 32, 32), (6, 1, 5, 5))),
-    Block(CONV("lenet-conv2", (2, 6, 14, 14), (16, 6, 5, 5))),
+    Block(CONV("lenet-conv2", (1, 6, 14, 14), (16, 6, 5, 5))),
 ]
 
 

@@ -334,6 +334,7 @@ def ptx():
 TWO, FOUR = r"(\.v2\.[bfu]32|\.b64)", r"(\.v4\.[bfu]32|\.v2\.b64)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("kernel", "instructions"),

@@ -31,6 +31,9 @@ CONVOLUTIONS = (
     "resnet50.conv3-reduce",
 )
 
+#: Variants that launch another operation's kernel, which that operation compiles in all tilings: here in the first.
+BORROWED = {("conv2d_grad_input", "tensor_core"), ("conv2d_grad_input", "winograd")}
+
 
 def jobs() -> Iterator[Job]:
     """Each variant's first layer in all tilings for all architectures, the others in the first tiling for one."""
@@ -44,7 +47,8 @@ def jobs() -> Iterator[Job]:
                 geometry, first = layers[name], name == supported[0]
                 tilings = module.tilings(geometry)
                 architectures = ARCHITECTURES if first else ("sm_90a",)
-                for tiling in tilings if first else tilings[:1]:
+                every = first and (operation, variant) not in BORROWED
+                for tiling in tilings if every else tilings[:1]:
                     yield Job(operation, variant, name, geometry, tiling, "float32", architectures)
                 if first and module.supports(geometry, "float64"):
                     yield Job(operation, variant, name, geometry, tilings[0], "float64", ("sm_90a",))
@@ -53,21 +57,20 @@ def jobs() -> Iterator[Job]:
 def sample(every: Iterable[Job]) -> Iterator[Job]:
     """Of each variant a tiling of the first layer, for one architecture by turns; of every fourth one float64, too.
 
-    Of what is bound by arithmetic, the first tiling and another one.
+    Of what is bound by arithmetic, the first tiling, which is the one with a mark to reach.
     """
     turns, doubles = itertools.cycle(ARCHITECTURES), itertools.cycle((True, False, False, False))
     groups: dict[tuple[str, str, str], list[Job]] = {}
     for job in every:
         groups.setdefault((job.operation, job.variant, job.dtype), []).append(job)
     for first, *others in groups.values():
-        double = first.dtype == "float64"
-        if double and not next(doubles):
+        if first.dtype == "float64":
+            if next(doubles):
+                yield dataclasses.replace(first, architectures=first.architectures[-1:])
             continue
-        tilings = [job for job in others if job.layer == first.layer]
-        if double or (first.layer == CONVOLUTIONS[0] and first.variant != "direct"):
-            yield dataclasses.replace(first, architectures=first.architectures[-1:] if double else (next(turns),))
-        else:
-            tilings.insert(0, first)
+        tilings = [first, *(job for job in others if job.layer == first.layer)]
+        if first.layer == CONVOLUTIONS[0] and first.variant != "direct":
+            tilings = [first]
         for job in sampling.sampled(tilings, 1, first.variant):
             yield dataclasses.replace(job, architectures=(next(turns),))
 

@@ -22,7 +22,7 @@ CHOICES = {
     "all": "each case: make test-all",
     "rest": "what differs from a sample: make test-all CASES=rest, behind make test",
     "sample": "one in n of the tests marked grid(n), no case marked thorough, all else: make test",
-    "few": "one in 40, and two or more, of a grid three, of each test that is not marked slow: make quick",
+    "few": "one in 40, and one or more, of a grid three, of each test that is not marked slow: make quick",
 }
 #: Read here and by the processes that tests start.
 VARIABLE = "GPUCONV_TEST_CASES"
@@ -69,7 +69,7 @@ def _of_one_test(cases: list[pytest.Item], choice: str) -> list[pytest.Item]:
     if choice == "few":
         usual = [case for case in usual if not case.get_closest_marker("slow")]
         kernels = {values.get("kernel") for values in map(_values, usual)}
-        return _one_in(40, usual, least=max(3, len(kernels)) if marker else 2)
+        return _one_in(40, usual, least=max(3, len(kernels)) if marker else 1)
     return _one_in(marker.args[0], usual, least=3) if marker else usual
 
 
