@@ -79,12 +79,14 @@ def cases(operations: Sequence[str] = (), names: Sequence[str] = (), *, quick: b
 
 
 def _kernels(operation: str, geometry: Any, quick: bool) -> Iterator[tuple[str, Any, list[Any]]]:
-    """Variants that support a geometry: name, module, tilings."""
-    from gpuconv import kernels
+    """Variants that support a geometry and the GPU: name, module, tilings."""
+    from gpuconv import backends, kernels
 
+    platform = backends.get("cuda").tuning_platform()
+    capability = None if platform is None else platform.compute_capability
     for variant in kernels.VARIANTS[operation]:
         module = kernels.load(operation, variant)
-        if module.supports(geometry, "float32"):
+        if module.supports(geometry, "float32", capability):
             yield variant, module, list(module.tilings(geometry))[: _QUICK_TILINGS if quick else None]
 
 

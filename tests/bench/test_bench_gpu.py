@@ -298,6 +298,16 @@ def test_a_run(machine, capsys, tmp_path):
     assert "TF32 of torch: matmul False, cuDNN False" in output.err
 
 
+def test_variants_for_newer_gpus_are_left_out(monkeypatch):
+    """On a T4 nothing is compiled for tensor cores that round to TF32, and so nothing is called wrong."""
+    geometry = layers.LAYERS["conv2d"]["resnet50.conv3-3x3"]
+    platform = types.SimpleNamespace(compute_capability="8.0")
+    monkeypatch.setattr(backends.get("cuda"), "tuning_platform", lambda: platform)
+    newer = {variant for variant, _, _ in gpu._kernels("conv2d", geometry, quick=True)}
+    platform.compute_capability = "7.5"
+    assert newer - {variant for variant, _, _ in gpu._kernels("conv2d", geometry, quick=True)} == {"tensor_core"}
+
+
 @pytest.mark.slow
 def test_bench_tilings_times_at_the_same_place(machine):
     """It asks where to run, and with what clock; the document names the device."""
