@@ -161,12 +161,10 @@ def test_the_order_of_summation_is_fixed(operation, variant):
     tiling = module.tilings(geometry)[0]
     if operation == "conv2d_grad_weight":
         tiling = dataclasses.replace(tiling, parts=4)
-    results = []
-    for _ in range(3):
-        results.append(np.full(expected.shape, np.nan, np.float32))
-        run(module, inputs, results[-1:], geometry, tiling)
-    np.testing.assert_array_equal(results[1], results[0])
-    np.testing.assert_array_equal(results[2], results[0])
+    results = [np.full(expected.shape, np.nan, np.float32) for _ in range(2)]
+    for result in results:
+        run(module, inputs, [result], geometry, tiling)
+    np.testing.assert_array_equal(*results)
 
 
 @pytest.mark.slow
@@ -188,7 +186,7 @@ def test_what_is_not_finite_spreads_as_on_numpy(operation, variant):
     with np.errstate(invalid="ignore"):
         expected = getattr(numpy_backend, operation)(*arguments)
     assert not np.isfinite(expected).all()
-    for tiling in module.tilings(geometry):
+    for tiling in sampled(module.tilings(geometry), 3, variant):
         out = np.zeros(expected.shape, np.float32)
         run(module, inputs, (out,), geometry, tiling)
         np.testing.assert_allclose(out, expected, **TOLERANCE["float32"], err_msg=str(tiling))
