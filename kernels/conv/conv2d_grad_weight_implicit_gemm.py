@@ -30,10 +30,10 @@ from numba import cuda, types
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv.weight_product import blocks_along, calls_of, gathering, matrix, workspace_size
-from gpuconv.kernels.device.host import CLOCK, LANES, LAUNCH, MULTIPROCESSORS, NEXT_LAUNCH
+from gpuconv.kernels.device.host import MULTIPROCESSORS, NEXT_LAUNCH, launch_time
 from gpuconv.kernels.device.launch import Call, device_function, jit
 from gpuconv.kernels.device.memory import ld2, ld4, st
-from gpuconv.kernels.device.registers import add_outer, unrolled
+from gpuconv.kernels.device.registers import add_outer, clear, unrolled
 from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.variant import Arguments
 
@@ -104,7 +104,7 @@ def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     # Of the blocks of a multiprocessor so many run at once; a last one by itself leaves it half idle.
     held = max(1, _resident(tiling) // tiling.threads)
     busy = min(1, min(blocks, held) * tiling.threads / _BUSY_THREADS)
-    found = LAUNCH + blocks * adds / busy / LANES / CLOCK
+    found = launch_time(blocks * adds / busy)
     return found + NEXT_LAUNCH + estimate_sum(geometry, tiling.parts) if tiling.parts > 1 else found
 
 
@@ -196,9 +196,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
         a, b = cuda.local.array(thread_filters, real), cuda.local.array(thread_columns, real)
         fetched_grads, fetched_windows = cuda.local.array(filter_fetches, real), cuda.local.array(column_fetches, real)
         table = cuda.shared.array(table_size, types.int32, alignment=16)
-        for i in range(thread_filters):
-            for j in range(thread_columns):
-                total[i, j] = real(0)
+        clear(total)
 
         group, first_filter, first_column = tile_of(u32(cuda.blockIdx.x))
         thread = u32(cuda.threadIdx.x)

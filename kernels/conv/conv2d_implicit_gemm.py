@@ -40,18 +40,10 @@ from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv import windows
 from gpuconv.kernels.conv.windows import supports
-from gpuconv.kernels.device.host import (
-    CLOCK,
-    LANES,
-    LAUNCH,
-    MAX_ELEMENTS,
-    MULTIPROCESSORS,
-    NEXT_LAUNCH,
-    widest_access,
-)
+from gpuconv.kernels.device.host import MAX_ELEMENTS, MULTIPROCESSORS, NEXT_LAUNCH, launch_time, widest_access
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
 from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg, ldg2_if, ldg4_if, ldg_if, st, st2, st4
-from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
+from gpuconv.kernels.device.registers import add_outer, clear, unrolled, vector_access
 from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.variant import Arguments
 
@@ -155,7 +147,7 @@ def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     adds = tiling.filters * tiling.positions * tiling.depth * -(-k_tiles // tiling.parts)
     blocks = max(1, -(-tiles * tiling.parts // MULTIPROCESSORS))
     busy = min(1, blocks * tiling.threads / _BUSY_THREADS)
-    found = LAUNCH + blocks * adds * (1 + loads + fetches + fixed) / busy / LANES / CLOCK
+    found = launch_time(blocks * adds * (1 + loads + fetches + fixed) / busy)
     if tiling.parts > 1:
         size = 4 * positions * geometry.k
         bandwidth = _CACHE_BANDWIDTH if tiling.parts * size <= _CACHE else _MEMORY_BANDWIDTH
@@ -339,9 +331,7 @@ def _kernel(
         next_weights = cuda.local.array(staged_weights, real)
         next_values = cuda.local.array(staged_values, real)
         rows = cuda.local.array(weights_each, types.uint32)
-        for i in range(thread_filters):
-            for j in range(thread_positions):
-                total[i, j] = real(0)
+        clear(total)
 
         # Blocks that share windows follow each other, so that these come from the L2 cache.
         thread, block = u32(cuda.threadIdx.x), u32(cuda.blockIdx.x)

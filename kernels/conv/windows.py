@@ -14,10 +14,11 @@ needs no table: the next row is the next plane.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gpuconv.geometry import Conv2dGeometry
-from gpuconv.kernels.device.host import Answer, Refusal
+from gpuconv.kernels.device.host import LONGEST_SEGMENT, Answer, Refusal
 from gpuconv.kernels.device.launch import device_function
 from gpuconv.kernels.device.memory import ld4, ldg2_if, ldg4_if, ldg_if
 from gpuconv.kernels.device.words import i32, u32
@@ -33,6 +34,21 @@ def supports(geometry: Conv2dGeometry) -> Answer:
             f"a window of {geometry.r}x{geometry.s} taps: rows and columns together may be {_MASK_BITS}, one bit each"
         )
     return True
+
+
+def window_fits(geometry: Conv2dGeometry, segment: int, choices: Sequence[object], otherwise: str) -> Answer:
+    """Whether a kernel that reads a row of taps as one segment is for a window.
+
+    Args:
+        geometry: of the convolution.
+        segment: inputs that a thread holds for a row of taps, at least.
+        choices: the tilings for that geometry.
+        otherwise: what the window is if there are none.
+    """
+    window = f"a window of {geometry.r}x{geometry.s} taps with stride {geometry.stride}, dilation {geometry.dilation}"
+    if segment > LONGEST_SEGMENT:
+        return Refusal(f"{window} takes rows too long for the registers")
+    return True if choices else Refusal(f"{window} is {otherwise}")
 
 
 def products(geometry: Conv2dGeometry) -> int:

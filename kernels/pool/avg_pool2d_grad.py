@@ -18,7 +18,7 @@ from numba import cuda, types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Call, call, i32, jit, ldg_if, st, u32
+from gpuconv.kernels.device import Call, call, i32, jit, ldg_if, place_in_maps, st, u32
 from gpuconv.kernels.pool.pooling import Tiling, divisor, tilings, uniform
 from gpuconv.kernels.variant import Arguments
 
@@ -39,14 +39,14 @@ def _kernel(
     divide = divisor(geometry, dtype, include_padding, override)
     divide_once = uniform(geometry, include_padding, override)
 
+    place_of = place_in_maps(h, w)
+
     @jit(launch_bounds=threads)
     def avg_pool2d_grad(grad: Any, out: Any, elements: Any) -> None:
         i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         if i < elements:
-            rest = i // w
-            column = i % w + left
-            plane = rest // h
-            row = rest % h + top
+            plane, row, column = place_of(i)
+            column, row = column + left, row + top
             first_row = row // stride_h - (down - 1)
             first_column = column // stride_w - (across - 1)
             total = real(0)
