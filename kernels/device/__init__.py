@@ -89,15 +89,15 @@ from gpuconv.kernels.device.memory import (
 from gpuconv.kernels.device.reduce import column_reduction, reduce_scatter, reduction
 from gpuconv.kernels.device.registers import add_outer, clear, fma, loading, unrolled, vector_access
 from gpuconv.kernels.device.stage import halo_staging, staging, weight_staging
-from gpuconv.kernels.device.tiles import place_in_maps, tile_of_block
+from gpuconv.kernels.device.tiles import element_of_thread, tile_of_block
 from gpuconv.kernels.device.words import i32, maximum, minimum, u32
 
 __all__ = [
     "BODIES", "LONGEST_SEGMENT", "MAX_ELEMENTS", "MULTIPROCESSORS", "SHARED_ELEMENTS", "SIMULATED", "TWINS", "Answer",
     "Call", "Launch", "Refusal", "add_outer", "aligned", "array_type", "bank_conflicts", "bounds", "call", "clear",
-    "column_reduction", "device_function", "first_fitting", "fits_offsets", "fitted", "fma", "halo_staging", "i32",
-    "is_recording", "jit", "launch_time", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_if", "ldg4", "ldg4_if", "ldg_if",
-    "loading", "maximum", "minimum", "place_in_maps", "recording", "reduce_scatter", "reduction", "running_on_host",
-    "st", "st2", "st4", "staging", "tile_of_block", "u32", "unrolled", "vector_access", "weight_staging",
-    "widest_access",
+    "column_reduction", "device_function", "element_of_thread", "first_fitting", "fits_offsets", "fitted", "fma",
+    "halo_staging", "i32", "is_recording", "jit", "launch_time", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_if", "ldg4",
+    "ldg4_if", "ldg_if", "loading", "maximum", "minimum", "recording", "reduce_scatter", "reduction",
+    "running_on_host", "st", "st2", "st4", "staging", "tile_of_block", "u32", "unrolled", "vector_access",
+    "weight_staging", "widest_access",
 ]  # fmt: skip

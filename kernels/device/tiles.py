@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from numba import cuda
+
 from gpuconv.kernels.device.launch import device_function
+from gpuconv.kernels.device.words import u32
 
 #: How an axis is cut up: into how many tiles, and the size of each.
 Cut: TypeAlias = tuple[int, int]
@@ -27,13 +30,17 @@ def tile_of_block(*, maps: Cut, rows: Cut, columns: Cut) -> Any:
     return tile_of
 
 
-def place_in_maps(height: int, width: int, /) -> Any:
-    """A device function of an element's number, map by map and row by row: its map, row and column."""
+def element_of_thread(threads: int, height: int, width: int, /) -> Any:
+    """A device function without arguments: the number of the thread's element, and its map, row and column.
+
+    Elements are numbered map by map and row by row; a block of ``threads`` has so many, one after the other.
+    """
 
     @device_function
-    def place_of(i: Any) -> Any:
+    def element() -> Any:
+        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
         # The compiler knows the bounds of a remainder, not those of `divmod`'s, which is a difference.
         line = i // width
-        return line // height, line % height, i % width
+        return i, line // height, line % height, i % width
 
-    return place_of
+    return element

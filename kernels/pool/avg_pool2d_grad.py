@@ -14,11 +14,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from numba import cuda, types
+from numba import types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Call, call, i32, jit, ldg_if, place_in_maps, st, u32
+from gpuconv.kernels.device import Call, call, element_of_thread, i32, jit, ldg_if, st
 from gpuconv.kernels.pool.pooling import Tiling, divisor, tilings, uniform
 from gpuconv.kernels.variant import Arguments
 
@@ -39,13 +39,12 @@ def _kernel(
     divide = divisor(geometry, dtype, include_padding, override)
     divide_once = uniform(geometry, include_padding, override)
 
-    place_of = place_in_maps(h, w)
+    element = element_of_thread(threads, h, w)
 
     @jit(launch_bounds=threads)
     def avg_pool2d_grad(grad: Any, out: Any, elements: Any) -> None:
-        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
+        i, plane, row, column = element()
         if i < elements:
-            plane, row, column = place_of(i)
             column, row = column + left, row + top
             first_row = row // stride_h - (down - 1)
             first_column = column // stride_w - (across - 1)
