@@ -289,12 +289,12 @@ def pairs_loading(dtype: str) -> Any:
     return device_function(load_single if dtype == "float32" else load_double)
 
 
-def patch_access(geometry: BlockGeometry, pitch: int) -> tuple[Any, Any]:
-    """``load(inputs, pair, tile, at)`` and ``gather(row, tap, a, inputs)``, device functions for a thread's patch.
+def patch_access(geometry: BlockGeometry, pitch: int, dtype: str) -> tuple[Any, Any]:
+    """``load(inputs, tile, at)`` and ``gather(row, tap, a, inputs)``, device functions for a thread's patch.
 
     ``load`` reads the patch that begins at the element ``at`` of a tile, whose rows are ``pitch`` elements apart, into
-    the local array ``inputs``; ``pair`` is one of :func:`patch_vector` elements. ``gather`` takes from it what the tap
-    in that row and column of the filter is multiplied with: an input for each element of the pooling window.
+    the local array ``inputs``. ``gather`` takes from it what the tap in that row and column of the filter is multiplied
+    with: an input for each element of the pooling window.
     """
     conv, pool = geometry
     (stride_h, stride_w), (dilation_h, dilation_w) = conv.stride, conv.dilation
@@ -302,10 +302,11 @@ def patch_access(geometry: BlockGeometry, pitch: int) -> tuple[Any, Any]:
     (pool_down, pool_beside), pool_r, pool_s = pool.dilation, pool.r, pool.s
     vector, rows = patch_vector(geometry), patch(geometry)[0]
     patch_pitch = -(-patch(geometry)[1] // vector) * vector
-    load_pair = vector_access(vector)[0]
+    load_pair, real = vector_access(vector)[0], getattr(types, dtype)
 
     @device_function
-    def load_line(line: int, inputs: Any, pair: Any, tile: Any, at: Any) -> None:
+    def load_line(line: int, inputs: Any, tile: Any, at: Any) -> None:
+        pair = cuda.local.array(vector, real)
         for j in range(0, patch_pitch, vector):
             load_pair(pair, tile, at + (line * pitch + j))
             for e in range(vector):
@@ -370,10 +371,10 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
     plane, weights_size = _layout(geometry, tiling)
     inputs_size, halo, staged_products = images * stage * plane, height * width, stage * taps
     stage_weights = weight_staging(staged_products, tile_filters, weights_row, threads, products=products, filters=k)
-    patch_size, vector = patch_elements(geometry), patch_vector(geometry)
-    ragged, guarded, lowest = c % stage != 0, padded(pool), float("-inf")
+    patch_size, ragged = patch_elements(geometry), c % stage != 0
+    guarded, lowest = padded(pool), float("-inf")
     load_weights = weights_loading(thread_filters, tile_filters // thread_filters, dtype)
-    load_patch, gather = patch_access(geometry, pitch)
+    load_patch, gather = patch_access(geometry, pitch, dtype)
     judge_all = finding_largest(geometry)
     launch_bounds = bounds(threads) if dtype == "float32" else threads
     tile_of = tile_of_block(
@@ -423,7 +424,6 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
         total = cuda.local.array((window, thread_filters), real)
         inputs = cuda.local.array(patch_size, real)
         a, b = cuda.local.array(window, real), cuda.local.array(thread_filters, real)
-        pair = cuda.local.array(vector, real)
         best, winner = cuda.local.array(1, real), cuda.local.array(1, types.int32)
 
         thread = u32(cuda.threadIdx.x)
@@ -465,7 +465,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
             cuda.syncthreads()
             tap_at, line_at = weights_at, patch_at
             for _ in range(stage):
-                load_patch(inputs, pair, tile, line_at)
+                load_patch(inputs, tile, line_at)
                 add_window(total, inputs, a, b, weights, tap_at)
                 line_at += plane
                 tap_at += taps * weights_row

@@ -378,9 +378,10 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
 
     @device_function
     def multiply(
-        total: Any, segment: Any, a: Any, b: Any, found: Any, grads: Any, weights: Any, plane_at: Any, weights_at: Any
+        total: Any, segment: Any, a: Any, b: Any, grads: Any, weights: Any, plane_at: Any, weights_at: Any
     ) -> None:
         """The part's filters of a stage."""
+        found = cuda.local.array(vector, real)
         for _ in range(part_filters):
             line = plane_at
             for _ in range(r):
@@ -427,7 +428,6 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
         total = cuda.local.array((thread_channels, thread_columns), real)
         segment = cuda.local.array(segment_length, real)
         a, b = cuda.local.array(thread_channels, real), cuda.local.array(thread_columns, real)
-        found = cuda.local.array(vector, real)
         clear(total)
 
         thread = u32(cuda.threadIdx.x)
@@ -456,7 +456,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
             cuda.syncthreads()
             plane_at = segment_at + i32(part) * (part_filters * plane)
             weights_at = i32(channel) + i32(part) * (part_filters * taps * weights_row)
-            multiply(total, segment, a, b, found, grads, weights, plane_at, weights_at)
+            multiply(total, segment, a, b, grads, weights, plane_at, weights_at)
             cuda.syncthreads()
             filter_ += stage
 
