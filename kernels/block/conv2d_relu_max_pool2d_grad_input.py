@@ -40,6 +40,7 @@ from gpuconv.kernels.block.conv2d_relu_max_pool2d import (
     weights_loading,
 )
 from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.conv import conv2d_grad_input_tiled
 from gpuconv.kernels.device.host import (
     LONGEST_SEGMENT,
     MULTIPROCESSORS,
@@ -57,6 +58,7 @@ from gpuconv.kernels.device.registers import add_outer, clear, unrolled, vector_
 from gpuconv.kernels.device.stage import staging
 from gpuconv.kernels.device.tiles import tile_of_block
 from gpuconv.kernels.device.words import i32, maximum, u32
+from gpuconv.kernels.pool.pooling import covering, first_covering
 from gpuconv.kernels.variant import Arguments
 
 #: Filters a stage: so many are gathered at once.
@@ -64,29 +66,19 @@ _MOST_FILTERS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiling:
-    """How the work is cut up.
+class Tiling(conv2d_grad_input_tiled.Tiling):
+    """How the work is cut up: as that of the convolution's gradient.
 
     Attributes:
-        rows, columns: elements of the input a block, of each channel.
-        channels: channels a block; the last block may have fewer.
-        thread_channels, thread_columns: channels and neighbouring elements a thread.
-        filters: filters a stage.
         parts: threads that share the filters of a stage, so many each.
     """
 
-    rows: int
-    columns: int
-    channels: int
-    thread_channels: int
-    thread_columns: int
-    filters: int
     parts: int = 1
 
     @property
     def part_threads(self) -> int:
         """Threads of a part."""
-        return self.rows * self.columns * self.channels // (self.thread_channels * self.thread_columns)
+        return super().threads
 
     @property
     def threads(self) -> int:
@@ -143,13 +135,6 @@ def _layout(geometry: BlockGeometry, tiling: Tiling) -> tuple[int, int, int]:
 def _shared_elements(geometry: BlockGeometry, tiling: Tiling) -> int:
     _, grads, weights = _layout(geometry, tiling)
     return grads + weights
-
-
-def _covering(geometry: BlockGeometry) -> tuple[int, int]:
-    """Windows that may cover an element of a map, along each axis."""
-    _, pool = geometry
-    rows, columns = (effective(size, step) for size, step in zip((pool.r, pool.s), pool.dilation, strict=True))
-    return -(-rows // pool.stride[0]), -(-columns // pool.stride[1])
 
 
 def _windows(geometry: BlockGeometry, tiling: Tiling) -> tuple[int, int]:
@@ -214,10 +199,10 @@ def _cost(geometry: BlockGeometry, tiling: Tiling) -> float:
     sums = tiling.thread_channels * tiling.thread_columns
     segment = _segment(geometry, tiling.thread_columns) // _vector(tiling.thread_columns)
     filter_ = taps * (sums + -(-tiling.thread_channels // 4)) + conv.r * (segment + 4)
-    if _covering(geometry) == (1, 1):
+    if covering(geometry.pool) == (1, 1):
         gather = 20 * math.prod(_windows(geometry, tiling))
     else:
-        gather = 45 * math.prod(_covering(geometry)) * math.prod(_halo(geometry, tiling))
+        gather = 45 * math.prod(covering(geometry.pool)) * math.prod(_halo(geometry, tiling))
     fetches = tiling.filters * (gather + 20 * taps * tiling.channels) / tiling.threads
     stages = -(-conv.k // tiling.filters)
     # What a thread executes: sums, what comes before them, and where parts meet.
@@ -249,7 +234,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
     p, q, pool_r, pool_s = pool.p, pool.q, pool.r, pool.s
     (pool_stride_h, pool_stride_w), (pool_down, pool_beside) = pool.stride, pool.dilation
     (pool_top, _), (pool_left, _) = pool.padding
-    covering_h, covering_w = _covering(geometry)
+    (covering_h, covering_w), first_window = covering(pool), first_covering(pool)
     apart, span_h, span_w = covering_h == covering_w == 1, effective(pool_r, pool_down), effective(pool_s, pool_beside)
     windows_down, windows_beside = _windows(geometry, tiling)
     windows = windows_down * windows_beside
@@ -284,11 +269,9 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
     def gathered(filter_map: Any, row: Any, column: Any, exists: bool, grad: Any, y: Any, winners: Any) -> Any:
         """The gradient of an element of a map, the one numbered ``filter_map``."""
         row, column = row + pool_top, column + pool_left
-        first_row = row // pool_stride_h - (covering_h - 1)
-        first_column = column // pool_stride_w - (covering_w - 1)
+        first_row, first_column = first_window(row, column)
         total = real(0)
         for i in range(covering_h):
-            # Unsigned: a window above the first one has a huge number.
             window_row = first_row + i
             below = row - window_row * pool_stride_h
             tap_row = below // pool_down

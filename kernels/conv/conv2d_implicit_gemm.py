@@ -226,7 +226,7 @@ def _kernel(
     buffer_size = weights_size + values_size
     both_buffers = 2 * buffer_size
     staged_weights, staged_values = weights_each * weight_vector, values_each * value_vector
-    tabled, period, period_planes, table_size, fill_table, locate, fetch_values = windows.gathering(
+    tabled, table_size, fill_table, locate, advance, fetch_values = windows.gathering(
         geometry, depth=depth, threads=threads, rows=values_each, vector=value_vector
     )
     # Registers for 512 threads a multiprocessor; for 384 in the smallest blocks, whose threads have twice as many
@@ -361,9 +361,8 @@ def _kernel(
         column = thread % value_columns * value_vector
         value_store = i32(row) * tile_positions + i32(column) + weights_size
         value_product = tile * depth + row
-        window, outside = locate(minimum(first_position + column, u32(positions) - value_vector), group)
-        turns, turn = divmod(tile * depth, period)
-        window += turns * period_planes
+        position = minimum(first_position + column, u32(positions) - value_vector)
+        window, turn, outside = locate(position, group, tile * depth)
         if not tabled:
             window += row * plane
 
@@ -382,10 +381,7 @@ def _kernel(
         while tile < last:
             tile += 1
             weight_product, value_product = weight_product + depth, value_product + depth
-            turn += depth
-            if turn == period:
-                turn = u32(0)
-                window += period_planes
+            window, turn = advance(window, turn)
             fetch_weights(next_weights, weight, rows, weight_product)
             fetch_values(next_values, x, table, window, outside, turn + row, value_product)
             multiply(total, a, b, tiles, weight_at + buffer, value_at + buffer)

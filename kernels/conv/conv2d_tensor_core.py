@@ -176,7 +176,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
     values_from = DEPTH * tile_filters
     buffer_size = values_from + DEPTH * tile_positions
     both_buffers = 2 * buffer_size
-    tabled, period, period_planes, table_size, fill_table, locate, fetch_values = windows.gathering(
+    tabled, table_size, fill_table, locate, advance, fetch_values = windows.gathering(
         geometry, depth=DEPTH, threads=threads, rows=values_each
     )
     multiply = tensor_core.product(down, across, tiling.products)
@@ -256,7 +256,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
         for i in range(value_vectors):
             value_places[i] = i32(tile_place(column, row * value_vectors + i)) + values_from
         value_product = row * values_each
-        window, outside = locate(minimum(first_position + column, u32(positions) - 1), group)
+        window, turn, outside = locate(minimum(first_position + column, u32(positions) - 1), group, u32(0))
         entry = value_product
         if not tabled:
             window += value_product * plane
@@ -275,15 +275,11 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
         store_weights(tiles, weight_places, next_weights, 0)
         store_values(tiles, value_places, next_values, 0)
         special = waited(next_weights, next_values)
-        buffer, turn = i32(0), u32(0)
-        tile = u32(1)
+        buffer, tile = i32(0), u32(1)
         while tile < k_tiles:
             tile += 1
             weight_product, value_product = weight_product + DEPTH, value_product + DEPTH
-            turn += DEPTH
-            if turn == period:
-                turn = u32(0)
-                window += period_planes
+            window, turn = advance(window, turn)
             fetch_weights(next_weights, weight, rows, weight_product)
             fetch_values(next_values, x, table, window, outside, turn + entry, value_product)
             multiply(

@@ -66,22 +66,23 @@ class Gathering(NamedTuple):
     """How the threads of a block gather k-tiles of the windows.
 
     Attributes:
-        tabled: whether there is a table.
-        period: products after which a window goes on ``period_planes`` elements further, and its table from the start.
+        tabled: whether there is a table; without one ``window`` has to be where the thread's first row begins.
         table_size: elements of the table, uint32.
         fill_table: a device function ``(table, thread)``; it does nothing where there is none.
-        locate: a device function ``(position, group)`` that gives where in the input its window begins, and a bit for
-            each row, and behind them for each column, of the window that lies outside of the image.
+        locate: a device function ``(position, group, product)`` that gives three numbers for the k-tile that begins at
+            a product: ``window``, where in the input the period of the table begins; ``turn``, where the k-tile begins
+            in the period; and ``outside``, a bit for each row, and behind them for each column, of the window that lies
+            outside of the image.
+        advance: a device function of ``window`` and ``turn`` that gives those of the next k-tile.
         fetch: a device function ``(staged, x, table, window, outside, entry, product)``: a thread's elements of a
             k-tile, from ``product`` on, for which the table begins at ``entry``; zeros beyond the last one.
     """
 
     tabled: bool
-    period: int
-    period_planes: int
     table_size: int
     fill_table: Any
     locate: Any
+    advance: Any
     fetch: Any
 
 
@@ -102,6 +103,7 @@ def gathering(geometry: Conv2dGeometry, *, depth: int, threads: int, rows: int, 
     channels, taps, plane, length = c // geometry.groups, r * s, h * w, products(geometry)
     ragged, tabled = length % depth != 0, taps > 1
     table_period = period(geometry, depth) or depth
+    period_planes = table_period // taps * plane
     load_if = ldg4_if if vector == 4 else ldg2_if
 
     @device_function
@@ -128,14 +130,23 @@ def gathering(geometry: Conv2dGeometry, *, depth: int, threads: int, rows: int, 
         return outside
 
     @device_function
-    def locate(position: Any, group: Any) -> Any:
+    def locate(position: Any, group: Any, product: Any) -> Any:
         line = position // q
         image = line // p
         # Unsigned: what lies above or left of the image is a huge row or column.
         top_row = line % p * stride_h - top
         left_column = position % q * stride_w - left
-        window = (image * c + group * channels) * plane + top_row * w + left_column
-        return window, borders(top_row, left_column) if padded else u32(0)
+        turns, turn = divmod(product, table_period)
+        window = (image * c + group * channels) * plane + turns * period_planes + top_row * w + left_column
+        return window, turn, borders(top_row, left_column) if padded else u32(0)
+
+    @device_function
+    def advance(window: Any, turn: Any) -> Any:
+        turn += depth
+        if turn == table_period:
+            turn = u32(0)
+            window += period_planes
+        return window, turn
 
     @device_function
     def fetch_by_table(staged: Any, x: Any, table: Any, window: Any, outside: Any, entry: Any, product: Any) -> None:
@@ -162,10 +173,9 @@ def gathering(geometry: Conv2dGeometry, *, depth: int, threads: int, rows: int, 
 
     return Gathering(
         tabled=tabled,
-        period=table_period,
-        period_planes=table_period // taps * plane,
         table_size=2 * table_period if tabled else 4,
         fill_table=fill_table,
         locate=locate,
+        advance=advance,
         fetch=fetch_by_table if tabled else fetch_planes,
     )

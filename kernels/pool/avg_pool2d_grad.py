@@ -19,7 +19,7 @@ from numba import types
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device import Call, call, element_of_thread, i32, jit, ldg_if, st
-from gpuconv.kernels.pool.pooling import Tiling, divisor, tilings, uniform
+from gpuconv.kernels.pool.pooling import Tiling, covering, divisor, first_covering, tilings, uniform
 from gpuconv.kernels.variant import Arguments
 
 __all__ = ["Tiling", "calls", "tilings"]
@@ -34,8 +34,7 @@ def _kernel(
     h, w, r, s, p, q = (getattr(geometry, name) for name in "hwrspq")
     stride_h, stride_w = geometry.stride
     top, left = geometry.padding[0][0], geometry.padding[1][0]
-    # Windows that cover an element, along each axis.
-    down, across = -(-r // stride_h), -(-s // stride_w)
+    (down, across), first_window = covering(geometry), first_covering(geometry)
     divide = divisor(geometry, dtype, include_padding, override)
     divide_once = uniform(geometry, include_padding, override)
 
@@ -46,11 +45,9 @@ def _kernel(
         i, plane, row, column = element()
         if i < elements:
             column, row = column + left, row + top
-            first_row = row // stride_h - (down - 1)
-            first_column = column // stride_w - (across - 1)
+            first_row, first_column = first_window(row, column)
             total = real(0)
             for a in range(down):
-                # Unsigned: a window above the first one has a huge number.
                 window_row = first_row + a
                 covers_row = (window_row < p) & (row - window_row * stride_h < r)
                 for b in range(across):
