@@ -5,7 +5,7 @@ another import.
 """
 
 import numpy as np
-from supervised import accuracy, fit
+from supervised import accuracy, fit, report
 
 import gpuconv
 import gpuconv.nn.functional as F
@@ -66,9 +66,5 @@ if __name__ == "__main__":
     gpuconv.manual_seed(0)
     net = build()
     losses = train(net)
-    images, labels = map(gpuconv.from_numpy, pictures(200, seed=1))
-    right = accuracy(net, images, labels)
-    print(f"loss: first steps {np.mean(losses[:20]):.2f}, last steps {np.mean(losses[-20:]):.2f}")
+    report(losses, accuracy(net, *pictures(200, seed=1)), least=0.7)
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
-    assert right > 0.7
-    print("new pictures: more than 70% right")

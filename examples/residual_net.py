@@ -5,7 +5,7 @@ along a cosine.
 """
 
 import numpy as np
-from supervised import accuracy, fit
+from supervised import accuracy, fit, report
 
 import gpuconv
 from gpuconv import nn, optim
@@ -75,8 +75,4 @@ if __name__ == "__main__":
     gpuconv.manual_seed(0)
     model = build()
     losses = train(model)
-    images, labels = map(gpuconv.from_numpy, figures(300, seed=1))
-    right = accuracy(model, images, labels)
-    print(f"loss: first step {losses[0]:.2f}, last steps {np.mean(losses[-10:]):.2f}")
-    assert right > 0.9, right
-    print("new figures: more than 90% right")
+    report(losses, accuracy(model, *figures(300, seed=1)), least=0.9, what="figures")

@@ -1,7 +1,9 @@
-"""What several programs of this folder share: the training loop, and the share of right answers.
+"""What several programs of this folder share: the training loop, the share of right answers, and a report of both.
 
 The loop works with the model, loss and optimizer of gpuconv and with those of PyTorch.
 """
+
+import numpy as np
 
 import gpuconv
 
@@ -24,7 +26,17 @@ def fit(model, inputs, targets, criterion, optimizer, steps, batch, scheduler=No
 
 
 def accuracy(model, inputs, targets):
-    """The share of inputs for which the largest output is that of the target's class, in evaluation mode."""
+    """The share of inputs for which the largest output is that of the target's class, in evaluation mode.
+
+    Inputs and targets are arrays of NumPy.
+    """
     model.eval()
     with gpuconv.no_grad():
-        return (model(inputs).argmax(1) == targets).float().mean().item()
+        return (model(gpuconv.from_numpy(inputs)).argmax(1) == gpuconv.from_numpy(targets)).float().mean().item()
+
+
+def report(losses, right, least, what="pictures"):
+    """Print the loss of the first ten steps and of the last ten, and that enough of the new ones are right."""
+    print(f"loss: first steps {np.mean(losses[:10]):.2f}, last steps {np.mean(losses[-10:]):.2f}")
+    assert right > least, right
+    print(f"new {what}: more than {least:.0%} right")

@@ -5,7 +5,7 @@ Evaluation mode uses the running statistics that training has collected.
 """
 
 import numpy as np
-from supervised import accuracy, fit
+from supervised import accuracy, fit, report
 
 import gpuconv
 from gpuconv import nn, optim
@@ -51,8 +51,4 @@ if __name__ == "__main__":
     gpuconv.manual_seed(0)
     model = build()
     losses = train(model)
-    images, labels = map(gpuconv.from_numpy, stripes(200, seed=1))
-    right = accuracy(model, images, labels)
-    print(f"loss: first step {losses[0]:.2f}, last steps {np.mean(losses[-10:]):.2f}")
-    assert right > 0.9
-    print("new pictures: more than 90% right")
+    report(losses, accuracy(model, *stripes(200, seed=1)), least=0.9)

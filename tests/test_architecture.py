@@ -136,7 +136,7 @@ def test_nothing_imports_bench():
 def test_variants_table_lists_the_folder():
     """Each kernel file is in VARIANTS, and each entry is a file: a variant can be neither forgotten nor left behind."""
     shared = {"all_at_once", "channels", "compiled", "driver", "elementwise", "partial_sums", "pooling", "rowwise"}
-    shared |= {"operations", "variant"}
+    shared |= {"operations", "variant", "weight_product", "windows"}
     files = {p for p in (ROOT / "kernels").rglob("*.py") if p.parent.name != "device" and p.stem != "__init__"}
     listed = {module for variants in gpuconv.kernels.VARIANTS.values() for module in variants.values()}
     assert {ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py") for module in listed} == {

@@ -246,29 +246,26 @@ class _Thread(Machine):
     """One thread of a block, whose accesses to watched arrays are told to the trace.
 
     Args:
-        loaded, parameters, memory, variables: as a machine's.
+        code: loaded, parameters, memory and variables, as a machine takes them.
         watched: arrays of the kernel, as it sees them, and their bounds.
         frame: of the kernel, at the line that calls.
     """
 
     def __init__(
         self,
-        loaded: Loaded,
-        parameters: dict[str, Array],
-        memory: Global,
-        variables: Variables,
+        code: tuple[Loaded, dict[str, Array], Global, Variables],
         watched: list[tuple[int, int, Any]],
         frame: FrameType,
     ) -> None:
         launch, names = launching.here(), launching.names
         assert launch.block_now is not None
-        super().__init__(loaded, parameters, memory, variables, launch.grid, Dim3(1, 1, 1), range(1), 0)
+        super().__init__(*code, launch.grid, Dim3(1, 1, 1), range(1), 0)
         if self.shared_bytes:
             shared = launch.block_now.shared
-            if loaded not in shared.linked:
-                shared.linked[loaded] = self.shared
+            if self.loaded not in shared.linked:
+                shared.linked[self.loaded] = self.shared
                 shared.memories.append(self.shared)
-            self.shared = shared.linked[loaded]
+            self.shared = shared.linked[self.loaded]
         thread = names["threadIdx"]
         places = {"tid": thread, "ntid": launch.block, "ctaid": names["blockIdx"], "nctaid": launch.grid}
         numbers = {f"%{kind}.{axis}": getattr(size, axis) for kind, size in places.items() for axis in "xyz"}
@@ -326,7 +323,7 @@ def _call(
     whole = [*map(_plain, roots), *([] if result is None else [result])]
     held = [memory.hold(array) for array in whole if array.nbytes]
     try:
-        thread = _Thread(loaded, parameters, memory, variables, watched, frame)
+        thread = _Thread((loaded, parameters, memory, variables), watched, frame)
         try:
             thread.run()
         except PtxError as error:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from gpuconv import nn
 from gpuconv.geometry import integer
 from gpuconv.models.classifier import Classifier
+
+
+def _deep_features(*maps: int) -> list[nn.Module]:
+    """Convolutions of 3x3 from each of these numbers of maps to the next, with ReLU."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(maps):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+    return layers
 
 
 class AlexNet(Classifier):
@@ -46,12 +56,7 @@ class AlexNet(Classifier):
             nn.Conv2d(64, 192, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(3, 2),
-            nn.Conv2d(192, 384, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(384, 256, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(256, 256, 3, padding=1),
-            nn.ReLU(),
+            *_deep_features(192, 384, 256, 256),
             nn.MaxPool2d(3, 2),
         )
 
@@ -75,11 +80,6 @@ class ZFNet(AlexNet):
             nn.ReLU(),
             nn.MaxPool2d(3, 2, padding=1),
             nn.LocalResponseNorm(5),
-            nn.Conv2d(256, 384, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(384, 384, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(384, 256, 3, padding=1),
-            nn.ReLU(),
+            *_deep_features(256, 384, 384, 256),
             nn.MaxPool2d(3, 2),
         )

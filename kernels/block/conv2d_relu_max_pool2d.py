@@ -28,25 +28,24 @@ from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry, effective
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, fitted
+from gpuconv.kernels.device.host import MULTIPROCESSORS, SHARED_ELEMENTS, Answer, Refusal, bounds, first_fitting, fitted
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
 from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg_if, st
 from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
 from gpuconv.kernels.device.stage import weight_staging
+from gpuconv.kernels.device.tiles import tile_of_block
 from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.pool.pooling import keeping_larger, padded
 from gpuconv.kernels.variant import Arguments
 
-#: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
-_SHARED_ELEMENTS = 6 * 1024
 #: Inputs and sums that a thread may hold.
 _MOST_REGISTERS = 100
 #: Multiply-adds that are written out for a channel.
 _MOST_UNROLLED = 2048
 #: Threads a block.
-_MOST_THREADS = 256
+MOST_THREADS = 256
 #: Tilings that are worth a measurement.
-_CHOICES = 8
+CHOICES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,17 +172,17 @@ def _choices(geometry: BlockGeometry) -> tuple[Tiling, ...]:
                 continue
             groups = -(-conv.k // thread_filters)
             for most in (groups, -(-groups // 2), 1):
-                filter_threads = fitted(groups, max(1, min(most, _MOST_THREADS // (rows * columns))), 1)
+                filter_threads = fitted(groups, max(1, min(most, MOST_THREADS // (rows * columns))), 1)
                 whole = rows >= pool.p and columns >= pool.q
                 for images in (1, 2, 4) if whole else (1,):
-                    if images > 1 and images * rows * columns * filter_threads > _MOST_THREADS:
+                    if images > 1 and images * rows * columns * filter_threads > MOST_THREADS:
                         continue
-                    for most_channels in range(min(conv.c, 8), 0, -1):
-                        channels, filters = fitted(conv.c, most_channels, 1), filter_threads * thread_filters
-                        tiling = Tiling(images, rows, columns, filters, thread_filters, channels)
-                        if _shared_elements(geometry, tiling) <= _SHARED_ELEMENTS:
-                            found.append(tiling)
-                            break
+                    filters = filter_threads * thread_filters
+                    staged = (
+                        Tiling(images, rows, columns, filters, thread_filters, fitted(conv.c, most_channels, 1))
+                        for most_channels in range(min(conv.c, 8), 0, -1)
+                    )
+                    found += first_fitting(staged, lambda tiling: _shared_elements(geometry, tiling) <= SHARED_ELEMENTS)
     return tuple(dict.fromkeys(found))
 
 
@@ -236,7 +235,7 @@ def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
     """The eight tilings that are estimated to be fastest, of those that fit into shared memory in either type."""
     choices = _choices(single(geometry))
     useful = [tiling for tiling in choices if tiling.images <= max(1, geometry.conv.n)]
-    return tuple(sorted(useful, key=lambda tiling: _cost(geometry, tiling))[:_CHOICES])
+    return tuple(sorted(useful, key=lambda tiling: _cost(geometry, tiling))[:CHOICES])
 
 
 def weights_loading(count: int, threads: int, dtype: str) -> Any:
@@ -272,12 +271,30 @@ def weights_loading(count: int, threads: int, dtype: str) -> Any:
     return loading(0)
 
 
-def patch_access(geometry: BlockGeometry, pitch: int) -> tuple[Any, Any]:
-    """``load(inputs, pair, tile, at)`` and ``gather(row, tap, a, inputs)``, device functions for a thread's patch.
+def pairs_loading(dtype: str) -> Any:
+    """A device function ``load(grads, starts, pair_grads, pair_starts, at)``: four pairs into local arrays, of four.
+
+    Pairs are a winner's gradient and where in shared memory the inputs begin that it saw.
+    """
+
+    def load_single(grads: Any, starts: Any, pair_grads: Any, pair_starts: Any, at: Any) -> None:
+        grads[0], grads[1], grads[2], grads[3] = ld4(pair_grads, at)
+        starts[0], starts[1], starts[2], starts[3] = ld4(pair_starts, at)
+
+    def load_double(grads: Any, starts: Any, pair_grads: Any, pair_starts: Any, at: Any) -> None:
+        grads[0], grads[1] = ld2(pair_grads, at)
+        grads[2], grads[3] = ld2(pair_grads, at + 2)
+        starts[0], starts[1], starts[2], starts[3] = ld4(pair_starts, at)
+
+    return device_function(load_single if dtype == "float32" else load_double)
+
+
+def patch_access(geometry: BlockGeometry, pitch: int, dtype: str) -> tuple[Any, Any]:
+    """``load(inputs, tile, at)`` and ``gather(row, tap, a, inputs)``, device functions for a thread's patch.
 
     ``load`` reads the patch that begins at the element ``at`` of a tile, whose rows are ``pitch`` elements apart, into
-    the local array ``inputs``; ``pair`` is one of :func:`patch_vector` elements. ``gather`` takes from it what the tap
-    in that row and column of the filter is multiplied with: an input for each element of the pooling window.
+    the local array ``inputs``. ``gather`` takes from it what the tap in that row and column of the filter is multiplied
+    with: an input for each element of the pooling window.
     """
     conv, pool = geometry
     (stride_h, stride_w), (dilation_h, dilation_w) = conv.stride, conv.dilation
@@ -285,10 +302,11 @@ def patch_access(geometry: BlockGeometry, pitch: int) -> tuple[Any, Any]:
     (pool_down, pool_beside), pool_r, pool_s = pool.dilation, pool.r, pool.s
     vector, rows = patch_vector(geometry), patch(geometry)[0]
     patch_pitch = -(-patch(geometry)[1] // vector) * vector
-    load_pair = vector_access(vector)[0]
+    load_pair, real = vector_access(vector)[0], getattr(types, dtype)
 
     @device_function
-    def load_line(line: int, inputs: Any, pair: Any, tile: Any, at: Any) -> None:
+    def load_line(line: int, inputs: Any, tile: Any, at: Any) -> None:
+        pair = cuda.local.array(vector, real)
         for j in range(0, patch_pitch, vector):
             load_pair(pair, tile, at + (line * pitch + j))
             for e in range(vector):
@@ -353,13 +371,15 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
     plane, weights_size = _layout(geometry, tiling)
     inputs_size, halo, staged_products = images * stage * plane, height * width, stage * taps
     stage_weights = weight_staging(staged_products, tile_filters, weights_row, threads, products=products, filters=k)
-    patch_size, vector = patch_elements(geometry), patch_vector(geometry)
-    ragged, guarded, lowest = c % stage != 0, padded(pool), float("-inf")
+    patch_size, ragged = patch_elements(geometry), c % stage != 0
+    guarded, lowest = padded(pool), float("-inf")
     load_weights = weights_loading(thread_filters, tile_filters // thread_filters, dtype)
-    load_patch, gather = patch_access(geometry, pitch)
+    load_patch, gather = patch_access(geometry, pitch, dtype)
     judge_all = finding_largest(geometry)
-    # Registers for 512 threads a multiprocessor.
-    bounds = (threads, max(1, 512 // (-(-threads // 32) * 32))) if dtype == "float32" else threads
+    launch_bounds = bounds(threads) if dtype == "float32" else threads
+    tile_of = tile_of_block(
+        maps=(filter_blocks, tile_filters), rows=(tiles_down, tile_rows), columns=(tiles_beside, tile_columns)
+    )
 
     @device_function
     def add_tap(tap: int, row: int, total: Any, inputs: Any, a: Any, b: Any, weights: Any, at: Any) -> None:
@@ -397,15 +417,13 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
 
     finish_all = unrolled(finish, thread_filters)
 
-    @jit(launch_bounds=bounds)
+    @jit(launch_bounds=launch_bounds)
     def conv2d_relu_max_pool2d(x: Any, weight: Any, bias: Any, out: Any, winners: Any, n: Any) -> None:
         tile = cuda.shared.array(inputs_size, real, alignment=16)
         weights = cuda.shared.array(weights_size, real, alignment=16)
         total = cuda.local.array((window, thread_filters), real)
         inputs = cuda.local.array(patch_size, real)
-        a = cuda.local.array(window, real)
-        b = cuda.local.array(thread_filters, real)
-        pair = cuda.local.array(vector, real)
+        a, b = cuda.local.array(window, real), cuda.local.array(thread_filters, real)
         best, winner = cuda.local.array(1, real), cuda.local.array(1, types.int32)
 
         thread = u32(cuda.threadIdx.x)
@@ -416,13 +434,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
         patch_at = i32(image_here * (stage * plane) + row * (down * pitch) + column * beside)
         weights_at = i32(filter_)
 
-        block = u32(cuda.blockIdx.x)
-        rest, first_column = divmod(block, tiles_beside)
-        first_column *= tile_columns
-        block, first_row = divmod(rest, tiles_down)
-        first_row *= tile_rows
-        rest, first_filter = divmod(block, filter_blocks)
-        first_filter *= tile_filters
+        rest, first_filter, first_row, first_column = tile_of(u32(cuda.blockIdx.x))
         first_image = rest * images
 
         for f in range(thread_filters):
@@ -453,7 +465,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, has_bias: bool)
             cuda.syncthreads()
             tap_at, line_at = weights_at, patch_at
             for _ in range(stage):
-                load_patch(inputs, pair, tile, line_at)
+                load_patch(inputs, tile, line_at)
                 add_window(total, inputs, a, b, weights, tap_at)
                 line_at += plane
                 tap_at += taps * weights_row

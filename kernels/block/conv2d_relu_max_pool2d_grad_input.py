@@ -31,52 +31,54 @@ from typing import Any
 from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry, effective
-from gpuconv.kernels.block.conv2d_relu_max_pool2d import fusible, single, weight_pitch, weights_loading
+from gpuconv.kernels.block.conv2d_relu_max_pool2d import (
+    CHOICES,
+    MOST_THREADS,
+    fusible,
+    single,
+    weight_pitch,
+    weights_loading,
+)
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, fitted, widest_access
+from gpuconv.kernels.conv import conv2d_grad_input_tiled
+from gpuconv.kernels.device.host import (
+    LONGEST_SEGMENT,
+    MULTIPROCESSORS,
+    SHARED_ELEMENTS,
+    Answer,
+    Refusal,
+    bounds,
+    first_fitting,
+    fitted,
+    widest_access,
+)
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
 from gpuconv.kernels.device.memory import ld, ldg_if, st
-from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
+from gpuconv.kernels.device.registers import add_outer, clear, unrolled, vector_access
 from gpuconv.kernels.device.stage import staging
+from gpuconv.kernels.device.tiles import tile_of_block
 from gpuconv.kernels.device.words import i32, maximum, u32
+from gpuconv.kernels.pool.pooling import covering, first_covering
 from gpuconv.kernels.variant import Arguments
 
-#: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
-_SHARED_ELEMENTS = 6 * 1024
-#: Elements of the maps' gradient that a thread may hold for a row of taps.
-_LONGEST_SEGMENT = 32
 #: Filters a stage: so many are gathered at once.
 _MOST_FILTERS = 8
-#: Threads a block.
-_MOST_THREADS = 256
-#: Tilings that are worth a measurement.
-_CHOICES = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiling:
-    """How the work is cut up.
+class Tiling(conv2d_grad_input_tiled.Tiling):
+    """How the work is cut up: as that of the convolution's gradient.
 
     Attributes:
-        rows, columns: elements of the input a block, of each channel.
-        channels: channels a block; the last block may have fewer.
-        thread_channels, thread_columns: channels and neighbouring elements a thread.
-        filters: filters a stage.
         parts: threads that share the filters of a stage, so many each.
     """
 
-    rows: int
-    columns: int
-    channels: int
-    thread_channels: int
-    thread_columns: int
-    filters: int
     parts: int = 1
 
     @property
     def part_threads(self) -> int:
         """Threads of a part."""
-        return self.rows * self.columns * self.channels // (self.thread_channels * self.thread_columns)
+        return super().threads
 
     @property
     def threads(self) -> int:
@@ -135,13 +137,6 @@ def _shared_elements(geometry: BlockGeometry, tiling: Tiling) -> int:
     return grads + weights
 
 
-def _covering(geometry: BlockGeometry) -> tuple[int, int]:
-    """Windows that may cover an element of a map, along each axis."""
-    _, pool = geometry
-    rows, columns = (effective(size, step) for size, step in zip((pool.r, pool.s), pool.dilation, strict=True))
-    return -(-rows // pool.stride[0]), -(-columns // pool.stride[1])
-
-
 def _windows(geometry: BlockGeometry, tiling: Tiling) -> tuple[int, int]:
     """The most windows, along each axis, that have elements in the halo of a tile."""
     pool = geometry.pool
@@ -157,25 +152,29 @@ def _windows(geometry: BlockGeometry, tiling: Tiling) -> tuple[int, int]:
 @functools.cache
 def _choices(geometry: BlockGeometry) -> tuple[Tiling, ...]:
     conv, found = geometry.conv, []
+
+    def fits(tiling: Tiling) -> bool:
+        return tiling.threads <= 2 * MOST_THREADS and _shared_elements(geometry, tiling) <= SHARED_ELEMENTS
+
     for most_rows, most_columns in ((16, 32), (8, 32), (8, 16)):
         for thread_columns in (4, 2, 1):
-            if _segment(geometry, thread_columns) > _LONGEST_SEGMENT or thread_columns > conv.w:
+            if _segment(geometry, thread_columns) > LONGEST_SEGMENT or thread_columns > conv.w:
                 continue
             rows, columns = fitted(conv.h, most_rows, 1), fitted(conv.w, most_columns, thread_columns)
             positions = rows * columns // thread_columns
             for most_channels in (8, 4, 2):
                 thread_channels = fitted(conv.c, most_channels, 1)
                 groups = -(-conv.c // thread_channels)
-                threads = fitted(groups, max(1, min(groups, _MOST_THREADS // positions)), 1)
+                threads = fitted(groups, max(1, min(groups, MOST_THREADS // positions)), 1)
+                channels = threads * thread_channels
                 for parts in (1, 2, 4, 8):
                     # As many filters a stage as fit.
-                    for most_filters in range(min(conv.k, _MOST_FILTERS), 0, -1):
-                        filters, channels = fitted(conv.k, most_filters, 1), threads * thread_channels
-                        tiling = Tiling(rows, columns, channels, thread_channels, thread_columns, filters, parts)
-                        fits = _shared_elements(geometry, tiling) <= _SHARED_ELEMENTS
-                        if tiling.threads <= 2 * _MOST_THREADS and filters % parts == 0 and fits:
-                            found.append(tiling)
-                            break
+                    staged = (
+                        Tiling(rows, columns, channels, thread_channels, thread_columns, filters, parts)
+                        for filters in (fitted(conv.k, most, 1) for most in range(min(conv.k, _MOST_FILTERS), 0, -1))
+                        if filters % parts == 0
+                    )
+                    found += first_fitting(staged, fits)
     return tuple(dict.fromkeys(found))
 
 
@@ -200,10 +199,10 @@ def _cost(geometry: BlockGeometry, tiling: Tiling) -> float:
     sums = tiling.thread_channels * tiling.thread_columns
     segment = _segment(geometry, tiling.thread_columns) // _vector(tiling.thread_columns)
     filter_ = taps * (sums + -(-tiling.thread_channels // 4)) + conv.r * (segment + 4)
-    if _covering(geometry) == (1, 1):
+    if covering(geometry.pool) == (1, 1):
         gather = 20 * math.prod(_windows(geometry, tiling))
     else:
-        gather = 45 * math.prod(_covering(geometry)) * math.prod(_halo(geometry, tiling))
+        gather = 45 * math.prod(covering(geometry.pool)) * math.prod(_halo(geometry, tiling))
     fetches = tiling.filters * (gather + 20 * taps * tiling.channels) / tiling.threads
     stages = -(-conv.k // tiling.filters)
     # What a thread executes: sums, what comes before them, and where parts meet.
@@ -216,7 +215,7 @@ def _cost(geometry: BlockGeometry, tiling: Tiling) -> float:
 @functools.cache
 def tilings(geometry: BlockGeometry) -> tuple[Tiling, ...]:
     """The eight tilings that are estimated to be fastest, of those that fit into shared memory."""
-    return tuple(sorted(_choices(single(geometry)), key=lambda tiling: _cost(geometry, tiling))[:_CHOICES])
+    return tuple(sorted(_choices(single(geometry)), key=lambda tiling: _cost(geometry, tiling))[:CHOICES])
 
 
 @specialised
@@ -235,7 +234,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
     p, q, pool_r, pool_s = pool.p, pool.q, pool.r, pool.s
     (pool_stride_h, pool_stride_w), (pool_down, pool_beside) = pool.stride, pool.dilation
     (pool_top, _), (pool_left, _) = pool.padding
-    covering_h, covering_w = _covering(geometry)
+    (covering_h, covering_w), first_window = covering(pool), first_covering(pool)
     apart, span_h, span_w = covering_h == covering_w == 1, effective(pool_r, pool_down), effective(pool_s, pool_beside)
     windows_down, windows_beside = _windows(geometry, tiling)
     windows = windows_down * windows_beside
@@ -252,8 +251,10 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
     out_vector = min(widest_access(w, dtype), widest_access(thread_columns, dtype)) if aligned16 else 1
     load, store = vector_access(vector)[0], vector_access(out_vector)[2]
     load_weights = weights_loading(thread_channels, tile_channels // thread_channels, dtype)
-    # Registers for 512 threads a multiprocessor.
-    bounds = (threads, max(1, 512 // (-(-threads // 32) * 32))) if dtype == "float32" else threads
+    launch_bounds = bounds(threads) if dtype == "float32" else threads
+    tile_of = tile_of_block(
+        maps=(channel_blocks, tile_channels), rows=(down, tile_rows), columns=(beside, tile_columns)
+    )
 
     @device_function
     def add_tap(tap: int, total: Any, segment: Any, a: Any, b: Any, weights: Any, at: Any) -> None:
@@ -268,11 +269,9 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
     def gathered(filter_map: Any, row: Any, column: Any, exists: bool, grad: Any, y: Any, winners: Any) -> Any:
         """The gradient of an element of a map, the one numbered ``filter_map``."""
         row, column = row + pool_top, column + pool_left
-        first_row = row // pool_stride_h - (covering_h - 1)
-        first_column = column // pool_stride_w - (covering_w - 1)
+        first_row, first_column = first_window(row, column)
         total = real(0)
         for i in range(covering_h):
-            # Unsigned: a window above the first one has a huge number.
             window_row = first_row + i
             below = row - window_row * pool_stride_h
             tap_row = below // pool_down
@@ -313,7 +312,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
     stage_weights = staging(staged_products, tile_channels, threads, put_weight)
 
     @device_function
-    def clear(grads: Any, thread: Any) -> None:
+    def clear_maps(grads: Any, thread: Any) -> None:
         i = thread
         while i < stage * plane:
             st(grads, i, real(0))
@@ -362,9 +361,10 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
 
     @device_function
     def multiply(
-        total: Any, segment: Any, a: Any, b: Any, found: Any, grads: Any, weights: Any, plane_at: Any, weights_at: Any
+        total: Any, segment: Any, a: Any, b: Any, grads: Any, weights: Any, plane_at: Any, weights_at: Any
     ) -> None:
         """The part's filters of a stage."""
+        found = cuda.local.array(vector, real)
         for _ in range(part_filters):
             line = plane_at
             for _ in range(r):
@@ -394,29 +394,24 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
                         total[i, j] += ld(grads, at)
 
     @device_function
-    def store_sums(total: Any, line_out: Any, out: Any, image: Any, row: Any, column: Any, channel: Any) -> None:
+    def store_sums(total: Any, b: Any, out: Any, image: Any, row: Any, column: Any, channel: Any) -> None:
         offset = ((image * c + channel) * h + row) * w + column
         for i in range(thread_channels):
             if channel + i < c:
                 for j in range(0, thread_columns, out_vector):
                     if column + j < w:
                         for e in range(out_vector):
-                            line_out[e] = total[i, j + e]
-                        store(line_out, out, offset + (i * h * w + j))
+                            b[e] = total[i, j + e]
+                        store(b, out, offset + (i * h * w + j))
 
-    @jit(launch_bounds=bounds)
+    @jit(launch_bounds=launch_bounds)
     def conv2d_relu_max_pool2d_grad_input(grad: Any, weight: Any, y: Any, winners: Any, out: Any) -> None:
         grads = cuda.shared.array(grads_size, real, alignment=16)
         weights = cuda.shared.array(weights_size, real, alignment=16)
         total = cuda.local.array((thread_channels, thread_columns), real)
         segment = cuda.local.array(segment_length, real)
-        a = cuda.local.array(thread_channels, real)
-        b = cuda.local.array(thread_columns, real)
-        found = cuda.local.array(vector, real)
-        line_out = cuda.local.array(out_vector, real)
-        for i in range(thread_channels):
-            for j in range(thread_columns):
-                total[i, j] = real(0)
+        a, b = cuda.local.array(thread_channels, real), cuda.local.array(thread_columns, real)
+        clear(total)
 
         thread = u32(cuda.threadIdx.x)
         rest, strip = divmod(thread, strips)
@@ -425,13 +420,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
         column, channel = strip * thread_columns, group * thread_channels
         segment_at = i32(row * pitch + column)
 
-        block = u32(cuda.blockIdx.x)
-        rest, first_column = divmod(block, beside)
-        first_column *= tile_columns
-        block, first_row = divmod(rest, down)
-        first_row *= tile_rows
-        image, first_channel = divmod(block, channel_blocks)
-        first_channel *= tile_channels
+        image, first_channel, first_row, first_column = tile_of(u32(cuda.blockIdx.x))
 
         # Unsigned: what lies above or left of the maps is a huge row or column.
         corner = first_row - above, first_column - before
@@ -441,7 +430,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
         first_window = maximum(first_window_row, 0), maximum(first_window_column, 0)
         sources = grad, y, winners
         if apart:
-            clear(grads, thread)
+            clear_maps(grads, thread)
             cuda.syncthreads()
         filter_ = u32(0)
         while filter_ < k:
@@ -450,7 +439,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
             cuda.syncthreads()
             plane_at = segment_at + i32(part) * (part_filters * plane)
             weights_at = i32(channel) + i32(part) * (part_filters * taps * weights_row)
-            multiply(total, segment, a, b, found, grads, weights, plane_at, weights_at)
+            multiply(total, segment, a, b, grads, weights, plane_at, weights_at)
             cuda.syncthreads()
             filter_ += stage
 
@@ -458,7 +447,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str, aligned16: bool
             join(total, grads, part, thread - part * part_threads)
         row, column, channel = first_row + row, first_column + column, first_channel + channel
         if (row < h) & (part == 0):
-            store_sums(total, line_out, out, image, row, column, channel)
+            store_sums(total, b, out, image, row, column, channel)
 
     return conv2d_relu_max_pool2d_grad_input
 

@@ -30,11 +30,11 @@ from typing import Any
 from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry, effective
-from gpuconv.kernels.block.conv2d_relu_max_pool2d import fusible, single
+from gpuconv.kernels.block.conv2d_relu_max_pool2d import fusible, pairs_loading, single
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, fitted, widest_access
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
-from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg_if, st
+from gpuconv.kernels.device.memory import ld, ldg_if, st
 from gpuconv.kernels.device.registers import fma, unrolled, vector_access
 from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.variant import Arguments
@@ -176,7 +176,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
     # Zero, unless the image has rows or columns behind the last window.
     cut = top + h > height or left + w > width
     holding = (1 << taps) - 1
-    wide = dtype == "float32"
+    load_pairs = pairs_loading(dtype)
 
     @device_function
     def load_channel(channel: int, sums: Any, copies: Any, place: Any) -> None:
@@ -210,12 +210,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
         grads, starts = cuda.local.array(4, real), cuda.local.array(4, types.int32)
         for i in range(0, fours, 4):
             here = pair + i
-            if wide:
-                grads[0], grads[1], grads[2], grads[3] = ld4(pair_grads, here)
-            else:
-                grads[0], grads[1] = ld2(pair_grads, here)
-                grads[2], grads[3] = ld2(pair_grads, here + 2)
-            starts[0], starts[1], starts[2], starts[3] = ld4(pair_starts, here)
+            load_pairs(grads, starts, pair_grads, pair_starts, here)
             add_four(weights, sums, copies, at, grads, starts, rest - i)
         if over:
             for j in range(over):

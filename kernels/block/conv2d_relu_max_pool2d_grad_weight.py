@@ -26,12 +26,13 @@ from typing import Any
 from numba import cuda, types
 
 from gpuconv.geometry import BlockGeometry
-from gpuconv.kernels.block.conv2d_relu_max_pool2d import fusible, origin, patch, single, steps
+from gpuconv.kernels.block.conv2d_relu_max_pool2d import fusible, origin, pairs_loading, patch, single, steps
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, fitted
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, bounds, first_fitting, fitted
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
-from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg_if, st
+from gpuconv.kernels.device.memory import ld, ldg_if, st
 from gpuconv.kernels.device.registers import fma, unrolled
+from gpuconv.kernels.device.stage import halo_staging
 from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.partial_sums import sum_parts_of_two
 from gpuconv.kernels.variant import Arguments
@@ -110,11 +111,9 @@ def _choices(geometry: BlockGeometry) -> tuple[Tiling, ...]:
             if taps > threads:
                 continue
             filters = fitted(conv.k, threads // taps, 1)
-            for most_channels in range(min(conv.c, 8), 0, -1):
-                tiling = Tiling(rows, columns, filters, fitted(conv.c, most_channels, 1), 1)
-                if _shared_bytes(geometry, tiling) <= _SHARED_BYTES:
-                    found.append(tiling)
-                    break
+            most = range(min(conv.c, 8), 0, -1)
+            staged = (Tiling(rows, columns, filters, fitted(conv.c, channels, 1), 1) for channels in most)
+            found += first_fitting(staged, lambda tiling: _shared_bytes(geometry, tiling) <= _SHARED_BYTES)
     return tuple(dict.fromkeys(found))
 
 
@@ -173,14 +172,12 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
     tiles_beside, tiles = -(-q // tile_columns), _tiles(geometry, tiling)
     filter_blocks, channel_blocks = -(-k // filters), -(-c // channels)
     (height, width), positions, pairs = _halo(geometry, tiling), tile_rows * tile_columns, _pairs(tiling)
-    pitch = _pitch(geometry, width)
-    plane, halo, all_pairs = height * pitch, height * width, filters * pairs
+    pitch, threads = _pitch(geometry, width), filters * taps
+    plane, all_pairs = height * pitch, filters * pairs
     inputs_size = channels * plane
-    ragged = c % channels != 0
-    threads = filters * taps
-    aligned16 = dtype == "float32"
-    # Registers for 768 threads a multiprocessor.
-    bounds = (threads, max(1, 768 // (-(-threads // 32) * 32))) if aligned16 else threads
+    stage_inputs = halo_staging((h, w), (height, width), threads, stage=channels, channels=c, pitch=pitch, plane=plane)
+    load_pairs = pairs_loading(dtype)
+    launch_bounds = bounds(threads, 768) if dtype == "float32" else threads
 
     @device_function
     def add_channel(channel: int, sums: Any, inputs: Any, at: Any, grad: Any) -> None:
@@ -195,7 +192,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
 
     add_pairs = unrolled(add_pair, 4)
 
-    @jit(launch_bounds=bounds)
+    @jit(launch_bounds=launch_bounds)
     def conv2d_relu_max_pool2d_grad_weight(
         grad: Any,
         x: Any,
@@ -238,19 +235,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
             first_row *= tile_rows
             # Unsigned: what lies above or left of the image is a huge row or column.
             top_row, left_column = first_row * down - above, first_column * beside - before
-            i = thread
-            while i < halo:
-                jr, jc = divmod(i, width)
-                input_row, input_column = top_row + jr, left_column + jc
-                inside = (input_row < h) & (input_column < w)
-                map_ = image * c + first_channel
-                offset = (map_ * h + input_row) * w + input_column
-                at = jr * pitch + jc
-                # The loads of all channels are under way before the first is stored.
-                for j in range(channels):
-                    there = inside & (first_channel + j < c) if ragged else inside
-                    st(inputs, at + j * plane, ldg_if(x, offset + j * h * w, there))
-                i += threads
+            stage_inputs(thread, inputs, x, image * (c * h * w), first_channel, top_row, left_column)
             i = thread
             while i < all_pairs:
                 jf, position = divmod(i, pairs)
@@ -275,12 +260,7 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
             i = u32(0)
             while i < pairs:
                 at = pairs_at + i
-                if aligned16:
-                    grads[0], grads[1], grads[2], grads[3] = ld4(pair_grads, at)
-                else:
-                    grads[0], grads[1] = ld2(pair_grads, at)
-                    grads[2], grads[3] = ld2(pair_grads, at + 2)
-                starts[0], starts[1], starts[2], starts[3] = ld4(pair_starts, at)
+                load_pairs(grads, starts, pair_grads, pair_starts, at)
                 add_pairs(sums, sum_, inputs, starts, grads, tap_at)
                 i += 4
             cuda.syncthreads()

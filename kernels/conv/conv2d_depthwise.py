@@ -24,19 +24,24 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, bank_conflicts, fitted, widest_access
+from gpuconv.kernels.conv.windows import window_fits
+from gpuconv.kernels.device.host import (
+    MULTIPROCESSORS,
+    SHARED_ELEMENTS,
+    Answer,
+    Refusal,
+    bank_conflicts,
+    fitted,
+    widest_access,
+)
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
-from gpuconv.kernels.device.memory import ld2, ld4, ldg, ldg2_if, ldg4_if, ldg_if, st, st2, st4
-from gpuconv.kernels.device.registers import fma, unrolled, vector_access
+from gpuconv.kernels.device.memory import ldg, ldg2_if, ldg4_if, ldg_if, st, st2, st4
+from gpuconv.kernels.device.registers import clear, fma, loading, unrolled, vector_access
 from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.variant import Arguments
 
-#: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
-_SHARED_ELEMENTS = 6 * 1024
 #: Outputs that a thread has beside each other.
 _THREAD_COLUMNS = 4
-#: Inputs that a thread may hold of a row.
-_LONGEST_SEGMENT = 32
 #: Multiply-adds of a thread, for a filter; all are unrolled.
 _MOST_ADDS = 1024
 
@@ -120,7 +125,7 @@ def _choices(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
         columns = fitted(geometry.q, shape.columns, _THREAD_COLUMNS)
         tiling = Tiling(shape.planes, rows, columns, shape.thread_rows)
         adds = shape.thread_rows * _THREAD_COLUMNS * geometry.r * geometry.s
-        small = tiling.planes * _halo(geometry, tiling)[0] * _pitch(geometry, tiling) <= _SHARED_ELEMENTS
+        small = tiling.planes * _halo(geometry, tiling)[0] * _pitch(geometry, tiling) <= SHARED_ELEMENTS
         if small and adds <= _MOST_ADDS:
             found.append(tiling)
     return tuple(dict.fromkeys(found))
@@ -131,12 +136,8 @@ def supports(geometry: Conv2dGeometry) -> Answer:
     if geometry.groups != geometry.c:
         seen = geometry.c // geometry.groups
         return Refusal(f"a filter sees {seen} channels: depthwise means as many groups as channels")
-    window = f"a window of {geometry.r}x{geometry.s} taps with stride {geometry.stride}, dilation {geometry.dilation}"
-    if _segment(geometry, 4) > _LONGEST_SEGMENT:
-        return Refusal(f"{window} takes rows too long for the registers")
-    if not _choices(dataclasses.replace(geometry, n=1)):
-        return Refusal(f"{window} is too large for shared memory, or to be unrolled")
-    return True
+    choices = _choices(dataclasses.replace(geometry, n=1))
+    return window_fits(geometry, _segment(geometry, 4), choices, "too large for shared memory, or to be unrolled")
 
 
 def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
@@ -171,7 +172,6 @@ def _kernel(
     ``aligned16``: the arrays begin at multiples of 128 bits, and their rows may, too.
     """
     real = getattr(types, dtype)
-    vector, load = (4, ld4) if dtype == "float32" else (2, ld2)
     c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
     (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
     top, left = geometry.padding[0][0], geometry.padding[1][0]
@@ -186,6 +186,7 @@ def _kernel(
     fetch_vector, out_vector = (widest_access(w, dtype), widest_access(q, dtype)) if aligned16 else (1, 1)
     shift = _shift(geometry, fetch_vector)
     segment_length = _segment(geometry, fetch_vector)
+    load_segment = loading(segment_length, 4 if dtype == "float32" else 2)
     before, vectors = left + shift, width // fetch_vector
     staged = block_planes * height * vectors
     store = vector_access(out_vector)[2]
@@ -198,11 +199,7 @@ def _kernel(
         # One row of taps after the other, so that few weights are held at a time. That an input row was read before,
         # for another row of outputs, the compiler sees by itself.
         tap_row, i = step // thread_rows, step % thread_rows
-        line = input_at + (i * stride_h + tap_row * dilation_h) * pitch
-        for j in range(0, segment_length, vector):
-            found = load(inputs, line + j)
-            for e in range(vector):
-                segment[j + e] = found[e]
+        load_segment(segment, inputs, input_at + (i * stride_h + tap_row * dilation_h) * pitch)
         for tap in range(s):
             factor = ldg(weight, weight_at + (tap_row * s + tap))
             for j in range(thread_columns):
@@ -258,9 +255,7 @@ def _kernel(
             map_, filter_ = plane * multiplier, plane % c * multiplier
             for _ in range(multiplier):
                 start = ldg(bias, filter_) if has_bias else real(0)
-                for i in range(thread_rows):
-                    for j in range(thread_columns):
-                        total[i, j] = real(0)
+                clear(total)
                 add_window(total, segment, inputs, weight, input_at, filter_ * taps)
                 offset = (map_ * p + row) * q + column
                 for i in range(thread_rows):

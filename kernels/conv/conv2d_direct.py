@@ -18,11 +18,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from numba import cuda, types
+from numba import types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Call, call, fma, i32, jit, ldg, ldg_if, st, u32
+from gpuconv.kernels.device import Call, call, element_of_thread, fma, i32, jit, ldg, ldg_if, st, u32
 from gpuconv.kernels.variant import Arguments
 
 
@@ -54,12 +54,12 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool
     padded = top + bottom + left + right > 0
     plane, window, taps = h * w, r * s, channels * r * s
 
+    element = element_of_thread(threads, p, q)
+
     @jit(launch_bounds=threads)
     def conv2d_direct(x: Any, weight: Any, bias: Any, out: Any, outputs: Any) -> None:
-        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
+        i, image_filter, row, column = element()
         if i < outputs:
-            rest, column = divmod(i, q)
-            image_filter, row = divmod(rest, p)
             image, filter_ = divmod(image_filter, k)
             top_row, left_column = i32(row) * stride_h - top, i32(column) * stride_w - left
             first = i32(image) * c + i32(filter_ // filters) * channels

@@ -18,12 +18,12 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from numba import cuda, types
+from numba import types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv.conv2d_direct import Tiling, tilings
-from gpuconv.kernels.device import Call, call, fma, jit, ldg, st, u32
+from gpuconv.kernels.device import Call, call, element_of_thread, fma, jit, ldg, st, u32
 from gpuconv.kernels.variant import Arguments
 
 __all__ = ["Tiling", "calls", "tilings"]
@@ -40,14 +40,13 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
     top, left = geometry.padding[0][0], geometry.padding[1][0]
     plane, taps = p * q, channels * r * s
 
+    element = element_of_thread(threads, h, w)
+
     @jit(launch_bounds=threads)
     def conv2d_grad_input_direct(grad: Any, weight: Any, out: Any, elements: Any) -> None:
-        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
+        i, image_channel, row, column = element()
         if i < elements:
-            rest = i // w
-            column = i % w + left
-            image_channel = rest // h
-            row = rest % h + top
+            row, column = row + top, column + left
             image, channel = divmod(image_channel, c)
             group = channel // channels
             first = group * filters

@@ -61,18 +61,9 @@ def turned(geometry: Conv2dGeometry, rows: Phase, columns: Phase) -> Conv2dGeome
         before = phase.shift + reach - phase.first
         return before, phase.size + reach - length - before
 
-    return Conv2dGeometry(
-        n=geometry.n,
-        c=geometry.k,
-        h=geometry.p,
-        w=geometry.q,
-        k=geometry.c,
-        r=rows.taps,
-        s=columns.taps,
-        padding=(padding(rows, geometry.p), padding(columns, geometry.q)),
-        dilation=(rows.spread, columns.spread),
-        groups=geometry.groups,
-    )
+    sizes = geometry.n, geometry.k, geometry.p, geometry.q, geometry.c, rows.taps, columns.taps
+    sides, spread = (padding(rows, geometry.p), padding(columns, geometry.q)), (rows.spread, columns.spread)
+    return Conv2dGeometry(*sizes, padding=sides, dilation=spread, groups=geometry.groups)
 
 
 def _products(geometry: Conv2dGeometry) -> list[tuple[Conv2dGeometry, Place]]:

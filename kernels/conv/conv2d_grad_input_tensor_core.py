@@ -20,6 +20,8 @@ from numba import cuda
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv import conv2d_tensor_core as forward
+from gpuconv.kernels.conv.conv2d_grad_input_implicit_gemm import turned
+from gpuconv.kernels.conv.conv2d_grad_input_tiled import phases
 from gpuconv.kernels.conv.conv2d_tensor_core import COMPUTE_CAPABILITY, DTYPES, Tiling
 from gpuconv.kernels.device import Answer, Call, Refusal, call, jit, ldg, st, u32
 from gpuconv.kernels.variant import Arguments
@@ -33,25 +35,16 @@ def supports(geometry: Conv2dGeometry) -> Answer:
     """True for stride 1, unless the padding is larger than the window, or the window very long."""
     if geometry.stride != (1, 1):
         return Refusal(f"stride {geometry.stride}: the output's gradient would be a map with gaps")
-    if any(pad < 0 for pair in _padding(geometry) for pad in pair):
+    if any(pad < 0 for pair in _convolution(geometry).padding for pad in pair):
         return Refusal(
             f"padding {geometry.padding} is larger than the window less one: the result would have to be cut"
         )
     return forward.supports(geometry)
 
 
-def _padding(geometry: Conv2dGeometry) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of the output's gradient: what the window reaches beyond it."""
-    reach = (geometry.r - 1) * geometry.dilation[0], (geometry.s - 1) * geometry.dilation[1]
-    (top, bottom), (left, right) = geometry.padding
-    return (reach[0] - top, reach[0] - bottom), (reach[1] - left, reach[1] - right)
-
-
 def _convolution(geometry: Conv2dGeometry) -> Conv2dGeometry:
-    """The convolution that the gradient is: of (n, k, p, q) with filters (c, k / groups, r, s) to (n, c, h, w)."""
-    filters = geometry.c, geometry.k // geometry.groups, geometry.r, geometry.s
-    options: dict[str, Any] = {"dilation": geometry.dilation, "groups": geometry.groups}
-    return Conv2dGeometry.of(geometry.output_shape, filters, padding=_padding(geometry), **options)
+    """The convolution that the gradient is: with stride 1 there is one phase."""
+    return turned(geometry, *phases(geometry)[0])
 
 
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:

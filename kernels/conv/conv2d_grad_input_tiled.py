@@ -38,17 +38,21 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal
+from gpuconv.kernels.device.host import (
+    LONGEST_SEGMENT,
+    MULTIPROCESSORS,
+    SHARED_ELEMENTS,
+    Answer,
+    Refusal,
+    first_fitting,
+)
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
-from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg_if, st, st2, st4
-from gpuconv.kernels.device.registers import add_outer, unrolled
+from gpuconv.kernels.device.memory import ldg_if, st, st2, st4
+from gpuconv.kernels.device.registers import add_outer, clear, loading, unrolled
+from gpuconv.kernels.device.tiles import tile_of_block
 from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.variant import Arguments
 
-#: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
-_SHARED_ELEMENTS = 6 * 1024
-#: Gradients that a thread may hold for a row of taps.
-_LONGEST_SEGMENT = 32
 #: Launches; each phase is one.
 _MOST_PHASES = 16
 
@@ -169,12 +173,10 @@ def _choices(geometry: Conv2dGeometry) -> list[Tiling]:
     pairs, filters = phases(geometry), geometry.k // geometry.groups
     found = []
     for shape in _SHAPES:
-        for stage in (8, 4, 2, 1):
-            tiling = Tiling(*shape, stage)
-            enough = stage == 1 or stage < 2 * filters
-            if enough and all(_shared_elements(tiling, *pair) <= _SHARED_ELEMENTS for pair in pairs):
-                found.append(tiling)
-                break
+        staged = (Tiling(*shape, stage) for stage in (8, 4, 2, 1) if stage == 1 or stage < 2 * filters)
+        found += first_fitting(
+            staged, lambda tiling: all(_shared_elements(tiling, *pair) <= SHARED_ELEMENTS for pair in pairs)
+        )
     return found
 
 
@@ -183,7 +185,7 @@ def supports(geometry: Conv2dGeometry) -> Answer:
     if geometry.stride[0] * geometry.stride[1] > _MOST_PHASES:
         return Refusal(f"stride {geometry.stride} would take more than {_MOST_PHASES} launches")
     pairs = phases(geometry)
-    if any(_segment(columns, 8) > _LONGEST_SEGMENT for _, columns in pairs):
+    if any(_segment(columns, 8) > LONGEST_SEGMENT for _, columns in pairs):
         return Refusal(f"a row of {geometry.s} taps with dilation {geometry.dilation[1]} is too long for the registers")
     if not _choices(geometry):
         return Refusal(
@@ -264,7 +266,7 @@ def _kernel(
     ``aligned16``: rows of the result begin at multiples of 128 bits, and may be written so.
     """
     real = getattr(types, dtype)
-    vector, load, store = (4, ld4, st4) if dtype == "float32" else (2, ld2, st2)
+    vector, store = (4, st4) if dtype == "float32" else (2, st2)
     rows, columns = phase
     c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
     (stride_h, stride_w), groups = geometry.stride, geometry.groups
@@ -289,19 +291,17 @@ def _kernel(
     row_spread, column_spread = rows.spread, columns.spread
     row_size, column_size = rows.size, columns.size
     first_row, first_column = stride_h * rows.first + rows.offset, stride_w * columns.first + columns.offset
-    channel_vector = vector if thread_channels % vector == 0 else 1
+    load_factors = loading(thread_channels, vector if thread_channels % vector == 0 else 1)
+    load_segment = loading(segment_length, vector)
+    tile_of = tile_of_block(
+        maps=(channel_blocks, tile_channels), rows=(down, tile_rows), columns=(beside, tile_columns)
+    )
     # Registers for 512 threads a multiprocessor, or for 256, whose sums in float64 take twice as many.
     bounds = (threads, (512 if dtype == "float32" else 256) // threads)
 
     @device_function
     def add_tap(tap: int, total: Any, segment: Any, factors: Any, weights: Any, offset: Any) -> None:
-        for i in range(0, thread_channels, channel_vector):
-            if channel_vector == 1:
-                factors[i] = ld(weights, offset + (tap * tap_pitch + i))
-            else:
-                values = load(weights, offset + (tap * tap_pitch + i))
-                for j in range(channel_vector):
-                    factors[i + j] = values[j]
+        load_factors(factors, weights, offset + tap * tap_pitch)
         add_outer(total, factors, segment, tap * column_spread)
 
     add_taps = unrolled(add_tap, max(1, column_taps))
@@ -313,9 +313,7 @@ def _kernel(
         total = cuda.local.array((thread_channels, thread_columns), real)
         segment = cuda.local.array(segment_length, real)
         factors = cuda.local.array(thread_channels, real)
-        for i in range(thread_channels):
-            for j in range(thread_columns):
-                total[i, j] = real(0)
+        clear(total)
 
         thread = u32(cuda.threadIdx.x)
         strip, column = divmod(thread, across)
@@ -323,13 +321,7 @@ def _kernel(
         thread_group, row = divmod(strip, tile_rows)
         channel = thread_group * thread_channels
 
-        block = u32(cuda.blockIdx.x)
-        rest, tile_column = divmod(block, beside)
-        tile_column *= tile_columns
-        block, tile_row = divmod(rest, down)
-        tile_row *= tile_rows
-        rest, tile_channel = divmod(block, channel_blocks)
-        tile_channel *= tile_channels
+        rest, tile_channel, tile_row, tile_column = tile_of(u32(cuda.blockIdx.x))
         image, group = divmod(rest, groups)
 
         # Unsigned: what lies above or left of the output is a huge row or column.
@@ -367,10 +359,7 @@ def _kernel(
             for _ in range(stage):
                 line = gradient_offset
                 for _ in range(row_taps):
-                    for i in range(0, segment_length, vector):
-                        values = load(gradients, line + i)
-                        for j in range(vector):
-                            segment[i + j] = values[j]
+                    load_segment(segment, gradients, line)
                     add_taps(total, segment, factors, weights, weight_offset)
                     line += row_spread * pitch
                     weight_offset += column_taps * tap_pitch

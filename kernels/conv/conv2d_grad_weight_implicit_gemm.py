@@ -21,6 +21,7 @@ Expected bottleneck: multiply-adds, where filters and columns fill the tile; els
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,13 +29,15 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device.host import CLOCK, LANES, LAUNCH, MULTIPROCESSORS, NEXT_LAUNCH
-from gpuconv.kernels.device.launch import Call, call, device_function, jit
-from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg_if, st
-from gpuconv.kernels.device.registers import add_outer, unrolled
+from gpuconv.kernels.conv.weight_product import blocks_along, calls_of, gathering, matrix, workspace_size
+from gpuconv.kernels.device.host import MULTIPROCESSORS, NEXT_LAUNCH, launch_time
+from gpuconv.kernels.device.launch import Call, device_function, jit
+from gpuconv.kernels.device.memory import ld2, ld4, st
+from gpuconv.kernels.device.registers import add_outer, clear, unrolled
 from gpuconv.kernels.device.words import i32, minimum, u32
-from gpuconv.kernels.partial_sums import sum_parts
 from gpuconv.kernels.variant import Arguments
+
+__all__ = ["Tiling", "calls", "estimate", "estimate_sum", "tilings", "workspace_size"]
 
 # Of the estimate, found by least squares in an H100's times of 20 tilings and layers, which it then misses by 3 % (in
 # the mean) and at most 7 % (`python -m bench.rules`). In issue slots of a warp: a 128-bit load of shared memory; an
@@ -74,22 +77,6 @@ class Tiling:
         return self.filters * self.columns // (self.thread_filters * self.thread_columns)
 
 
-def _elements(geometry: Conv2dGeometry) -> int:
-    return geometry.k * geometry.c // geometry.groups * geometry.r * geometry.s
-
-
-def _matrix(geometry: Conv2dGeometry) -> tuple[int, int, int]:
-    """Rows and columns of a group's dW, and the positions it sums over."""
-    columns = geometry.c // geometry.groups * geometry.r * geometry.s
-    return geometry.k // geometry.groups, columns, geometry.n * geometry.p * geometry.q
-
-
-def _blocks(geometry: Conv2dGeometry, filters: int, columns: int) -> tuple[int, int]:
-    """Blocks along the filters and the columns of a group."""
-    rows, width, _ = _matrix(geometry)
-    return -(-rows // filters), -(-width // columns)
-
-
 #: Filters and columns of a block, and of a thread: 32 to 256 threads.
 _SHAPES = (
     (128, 128, 8, 8),
@@ -106,24 +93,24 @@ _SHAPES = (
 
 def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     """Microseconds on an H100, about: what ranks tilings, and says how many parts."""
-    down, across = _blocks(geometry, tiling.filters, tiling.columns)
+    down, across = blocks_along(geometry, tiling.filters, tiling.columns)
     # Instructions for each multiply-add.
     loads = _SHARED_LOAD * (1 / tiling.thread_filters + 1 / tiling.thread_columns) / 4
     fetches = _FETCH * (1 / tiling.filters + 1 / tiling.columns)
     fixed = _STAGE / (tiling.positions * tiling.thread_filters * tiling.thread_columns)
-    stages = -(-_matrix(geometry)[2] // (tiling.parts * tiling.positions))
+    stages = -(-matrix(geometry)[2] // (tiling.parts * tiling.positions))
     adds = tiling.filters * tiling.columns * tiling.positions * stages * (1 + loads + fetches + fixed)
     blocks = -(-down * across * geometry.groups * tiling.parts // MULTIPROCESSORS)
     # Of the blocks of a multiprocessor so many run at once; a last one by itself leaves it half idle.
     held = max(1, _resident(tiling) // tiling.threads)
     busy = min(1, min(blocks, held) * tiling.threads / _BUSY_THREADS)
-    found = LAUNCH + blocks * adds / busy / LANES / CLOCK
+    found = launch_time(blocks * adds / busy)
     return found + NEXT_LAUNCH + estimate_sum(geometry, tiling.parts) if tiling.parts > 1 else found
 
 
 def estimate_sum(geometry: Conv2dGeometry, parts: int) -> float:
     """Microseconds of writing so many parts and adding them up."""
-    return _PART * parts + 8 * parts * _elements(geometry) / _PARTS_BANDWIDTH
+    return _PART * parts + 8 * parts * math.prod(geometry.weight_shape) / _PARTS_BANDWIDTH
 
 
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
@@ -140,8 +127,8 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
 
 def _in_parts(geometry: Conv2dGeometry, tiling: Tiling) -> Tiling:
     """A tiling with the number of parts estimated to be best, of those that fill a part of a wave to four waves."""
-    down, across = _blocks(geometry, tiling.filters, tiling.columns)
-    blocks, positions = down * across * geometry.groups, _matrix(geometry)[2]
+    down, across = blocks_along(geometry, tiling.filters, tiling.columns)
+    blocks, positions = down * across * geometry.groups, matrix(geometry)[2]
     slots = MULTIPROCESSORS * max(1, _resident(tiling) // tiling.threads)
     most = max(1, min(-(-positions // _FEWEST_POSITIONS), 65_535))
     counts = {1, *(max(1, min(waves * slots // blocks, most)) for waves in (0.25, 0.5, 1, 2, 3, 4))}
@@ -154,42 +141,31 @@ def _resident(tiling: Tiling) -> int:
     return 512 if tiling.threads == 256 else 384
 
 
-def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
-    """Elements of the workspace: one for each part of each weight, none if there is one part."""
-    return tiling.parts * _elements(geometry) if tiling.parts > 1 else 0
-
-
 @specialised
 def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number and parts: ``n`` and ``parts`` are not looked at."""
     real = getattr(types, dtype)
     vector, load = (4, ld4) if dtype == "float32" else (2, ld2)
-    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
-    groups = geometry.groups
-    channels, filters, elements, plane = c // groups, k // groups, _elements(geometry), p * q
-    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
-    (top, bottom), (left, right) = geometry.padding
-    padded = top + bottom + left + right > 0
-    width = channels * r * s
+    filters, width, _ = matrix(geometry)
+    elements, plane = math.prod(geometry.weight_shape), geometry.p * geometry.q
     tile_filters, tile_columns, positions = tiling.filters, tiling.columns, tiling.positions
     thread_filters, thread_columns, threads = tiling.thread_filters, tiling.thread_columns, tiling.threads
-    down, across = _blocks(geometry, tile_filters, tile_columns)
     # A thread's elements are blocks as high and wide as one load, spread over the tile: neighbouring lanes then read
     # neighbouring words.
     row_vector, column_vector = min(vector, thread_filters), min(vector, thread_columns)
     load_rows = load if row_vector == vector else ld2
     row_blocks, column_blocks = thread_filters // row_vector, thread_columns // column_vector
     row_spread, column_spread = tile_filters // row_blocks, tile_columns // column_blocks
-    ragged = filters % tile_filters > 0
     warps_across = tile_columns // thread_columns // _WARP_COLUMNS
     # Four elements more than the tile, so that stores of several positions at once spread over the banks.
     filter_pitch, column_pitch = tile_filters + 4, tile_columns + 4
     # A buffer holds a stage: the gradients, then the windows.
     windows = positions * filter_pitch
     buffer_size = windows + positions * column_pitch
-    both_buffers, table_size = 2 * buffer_size, 4 * tile_columns
-    fetch_rows = threads // positions
-    filter_fetches, column_fetches = tile_filters // fetch_rows, tile_columns // fetch_rows
+    both_buffers = 2 * buffer_size
+    step, filter_fetches, column_fetches, table_size, tile_of, fill_table, fetch = gathering(
+        geometry, tiling, positions
+    )
     # In float64 the sums take twice as many registers.
     resident = _resident(tiling) if dtype == "float32" else 256
     bounds = (threads, resident // threads)
@@ -209,51 +185,9 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
     multiply_stage = unrolled(multiply, positions)
 
     @device_function
-    def fetch_gradient(i: int, fetched: Any, grad: Any, offset: Any, filter_: Any, live: Any) -> None:
-        wanted = live & (u32(filter_) + i * fetch_rows < filters) if ragged else live
-        fetched[i] = ldg_if(grad, offset + i * fetch_rows * plane, wanted)
-
-    @device_function
-    def fetch_input(
-        i: int, fetched: Any, x: Any, table: Any, entry: Any, offset: Any, row: Any, column: Any, live: Any
-    ) -> None:
-        if padded:
-            tap_offset, tap_row, tap_column, _ = ld4(table, entry + 4 * i * fetch_rows)
-            # Unsigned, so that one comparison tests both borders.
-            wanted = live & (u32(row + tap_row) < h) & (u32(column + tap_column) < w)
-        else:
-            tap_offset, wanted = ld(table, entry + 4 * i * fetch_rows), live
-        fetched[i] = ldg_if(x, offset + tap_offset, wanted)
-
-    fetch_gradients, fetch_inputs = unrolled(fetch_gradient, filter_fetches), unrolled(fetch_input, column_fetches)
-
-    @device_function
-    def fetch(
-        position: Any,
-        end: Any,
-        grad: Any,
-        x: Any,
-        fetched_grads: Any,
-        fetched_windows: Any,
-        first_plane: Any,
-        filter_: Any,
-        table: Any,
-        entry: Any,
-    ) -> None:
-        """The thread's elements of a stage: of all its filters and columns, at one position."""
-        live = position < end
-        image, rest = divmod(position, plane)
-        output_row, output_column = divmod(rest, q)
-        row, column = i32(output_row) * stride_h, i32(output_column) * stride_w
-        offset = i32(image) * (k * plane) + first_plane + i32(rest)
-        fetch_gradients(fetched_grads, grad, offset, filter_, live)
-        offset = i32(image) * (c * h * w) + row * w + column
-        fetch_inputs(fetched_windows, x, table, entry, offset, row, column, live)
-
-    @device_function
     def store(target: Any, offset: Any, fetched: Any, count: int) -> None:
         for i in range(count):
-            st(target, offset + i * fetch_rows, fetched[i])
+            st(target, offset + i * step, fetched[i])
 
     @jit(launch_bounds=bounds)
     def conv2d_grad_weight_implicit_gemm(grad: Any, x: Any, out: Any, size: Any, size_a_part: Any) -> None:
@@ -262,31 +196,11 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
         a, b = cuda.local.array(thread_filters, real), cuda.local.array(thread_columns, real)
         fetched_grads, fetched_windows = cuda.local.array(filter_fetches, real), cuda.local.array(column_fetches, real)
         table = cuda.shared.array(table_size, types.int32, alignment=16)
-        for i in range(thread_filters):
-            for j in range(thread_columns):
-                total[i, j] = real(0)
+        clear(total)
 
-        block = u32(cuda.blockIdx.x)
-        rest, column_tile = divmod(block, across)
-        first_column = i32(column_tile * tile_columns)
-        group = rest // down if groups > 1 else u32(0)
-        first_filter = i32((rest - group * down) * tile_filters)
-
-        # For each column of the tile, the offset of its tap in an image, and its row and column there, which may lie in
-        # the padding. Columns past the last one repeat it; their sums are not stored.
+        group, first_filter, first_column = tile_of(u32(cuda.blockIdx.x))
         thread = u32(cuda.threadIdx.x)
-        first_channel = i32(group) * channels
-        i = thread
-        while i < tile_columns:
-            window = minimum(u32(first_column) + i, width - 1)
-            rest, tap_column = divmod(window, s)
-            channel, tap_row = divmod(rest, r)
-            row, column = i32(tap_row) * dilation_h - top, i32(tap_column) * dilation_w - left
-            table[4 * i] = ((first_channel + i32(channel)) * h + row) * w + column
-            table[4 * i + 1] = row
-            table[4 * i + 2] = column
-            table[4 * i + 3] = 0  # read along with the others, and not used
-            i += threads
+        fill_table(table, thread, group, first_column)
         cuda.syncthreads()
 
         # What the thread fetches.
@@ -339,11 +253,4 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, dtype: str) -> Callable[..
 def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
     """Partial sums, and with several parts their reduction; for an empty batch too: the gradient is zero."""
     kernel = _kernel(dataclasses.replace(geometry, n=1), dataclasses.replace(tiling, parts=1), a.dtype)
-    down, across = _blocks(geometry, tiling.filters, tiling.columns)
-    grid, positions = (down * across * geometry.groups, tiling.parts), geometry.n * geometry.p * geometry.q
-    # Whole stages a part, so that no stage belongs to two.
-    size_a_part = -(-positions // (tiling.parts * tiling.positions)) * tiling.positions
-    target = a.out if tiling.parts == 1 else a.workspace
-    yield call(kernel, grid, tiling.threads, a.grad, a.x, target, positions, size_a_part)
-    if tiling.parts > 1:
-        yield sum_parts(a.workspace, a.out, tiling.parts)
+    yield from calls_of(kernel, a, geometry, tiling, tiling.positions)

@@ -25,6 +25,7 @@ tuner has found it fastest. Refused are other types than float32, and GPUs befor
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,10 +33,11 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.conv.weight_product import blocks_along, calls_of, gathering, matrix, workspace_size
 from gpuconv.kernels.device import tensor_core
 from gpuconv.kernels.device.host import MULTIPROCESSORS
-from gpuconv.kernels.device.launch import Call, call, device_function, jit
-from gpuconv.kernels.device.memory import ld, ld4, ldg_if, st
+from gpuconv.kernels.device.launch import Call, device_function, jit
+from gpuconv.kernels.device.memory import st
 from gpuconv.kernels.device.registers import unrolled
 from gpuconv.kernels.device.tensor_core import (
     COMPUTE_CAPABILITY,
@@ -47,7 +49,6 @@ from gpuconv.kernels.device.tensor_core import (
     tile_place,
 )
 from gpuconv.kernels.device.words import i32, minimum, u32
-from gpuconv.kernels.partial_sums import sum_parts
 from gpuconv.kernels.variant import Arguments
 
 __all__ = ["COMPUTE_CAPABILITY", "DTYPES", "Tiling", "calls", "tilings", "workspace_size"]
@@ -107,23 +108,13 @@ _SHAPES = (
 )
 
 
-def _elements(geometry: Conv2dGeometry) -> int:
-    return geometry.k * geometry.c // geometry.groups * geometry.r * geometry.s
-
-
-def _blocks(geometry: Conv2dGeometry, filters: int, columns: int) -> tuple[int, int]:
-    """Blocks along the filters and the columns of a group."""
-    width = geometry.c // geometry.groups * geometry.r * geometry.s
-    return -(-geometry.k // geometry.groups // filters), -(-width // columns)
-
-
 def _stages(geometry: Conv2dGeometry) -> int:
     return -(-geometry.n * geometry.p * geometry.q // DEPTH)
 
 
 def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     """Estimated time, in cycles of a multiprocessor that nothing else is done on."""
-    down, across = _blocks(geometry, tiling.filters, tiling.columns)
+    down, across = blocks_along(geometry, tiling.filters, tiling.columns)
     high, wide, warps = tiling.warp_filters // 16, tiling.warp_columns // 8, tiling.threads // 32
     matrices = 2 * tiling.products * high * wide
     staged = DEPTH * (tiling.filters + tiling.columns) / tiling.threads
@@ -133,7 +124,7 @@ def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     blocks = max(1, -(-down * across * geometry.groups * tiling.parts // MULTIPROCESSORS))
     cost = blocks * block / min(1, blocks * tiling.threads / 256)
     if tiling.parts > 1:
-        cost += 3_000 + _WORKSPACE_CYCLES * tiling.parts * _elements(geometry) / MULTIPROCESSORS
+        cost += 3_000 + _WORKSPACE_CYCLES * tiling.parts * math.prod(geometry.weight_shape) / MULTIPROCESSORS
     return cost
 
 
@@ -147,7 +138,7 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     for shape in _SHAPES:
         if shape[0] >= max(17, 2 * filters) or shape[1] >= max(65, 2 * columns):
             continue
-        down, across = _blocks(geometry, *shape[:2])
+        down, across = blocks_along(geometry, *shape[:2])
         tiles, most = down * across * geometry.groups, max(1, min(_stages(geometry) // _FEWEST_STAGES, _MOST_PARTS))
         # The counts of parts with which the last of one to four waves of blocks is as full as can be.
         counts = {1, *(max(1, min(waves * MULTIPROCESSORS // tiles, most)) for waves in (1, 2, 3, 4, 6, 8))}
@@ -159,84 +150,28 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     return tuple(dict.fromkeys([*kept, dataclasses.replace(kept[0], parts=1)]))
 
 
-def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
-    """Elements of the workspace: one for each part of each weight, none if there is one part."""
-    return tiling.parts * _elements(geometry) if tiling.parts > 1 else 0
-
-
 @specialised
 def _kernel(geometry: Conv2dGeometry, tiling: Tiling) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number and parts: ``n`` and ``parts`` are not looked at."""
     real = types.float32
-    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
-    groups = geometry.groups
-    channels, filters, elements, plane = c // groups, k // groups, _elements(geometry), p * q
-    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
-    (top, bottom), (left, right) = geometry.padding
-    padded = top + bottom + left + right > 0
-    width = channels * r * s
-
+    filters, width, _ = matrix(geometry)
+    elements, plane = math.prod(geometry.weight_shape), geometry.p * geometry.q
     threads, tile_filters, tile_columns = tiling.threads, tiling.filters, tiling.columns
     warp_filters, warp_columns = tiling.warp_filters, tiling.warp_columns
     high, wide, warps_across = warp_filters // 16, warp_columns // 8, tile_columns // warp_columns
     sums, halves = 4 * high * wide, 2 * high
-    down, across = _blocks(geometry, tile_filters, tile_columns)
-    ragged = filters % tile_filters > 0
-    fetch_rows = threads // DEPTH
-    filter_fetches, column_fetches = tile_filters // fetch_rows, tile_columns // fetch_rows
+    step, filter_fetches, column_fetches, table_size, tile_of, fill_table, fetch = gathering(geometry, tiling, DEPTH)
     columns_from = DEPTH * tile_filters
     buffer_size = columns_from + DEPTH * tile_columns
-    both_buffers, table_size = 2 * buffer_size, 4 * tile_columns
+    both_buffers = 2 * buffer_size
     multiply = tensor_core.product(high, wide, tiling.products)
     waited = tensor_core.waiting(filter_fetches, column_fetches, tiling.products)
-
-    @device_function
-    def fetch_gradient(i: int, fetched: Any, grad: Any, offset: Any, filter_: Any, live: Any) -> None:
-        wanted = live & (u32(filter_) + i * fetch_rows < filters) if ragged else live
-        fetched[i] = ldg_if(grad, offset + i * fetch_rows * plane, wanted)
-
-    @device_function
-    def fetch_input(
-        i: int, fetched: Any, x: Any, table: Any, entry: Any, offset: Any, row: Any, column: Any, live: Any
-    ) -> None:
-        if padded:
-            tap_offset, tap_row, tap_column, _ = ld4(table, entry + 4 * i * fetch_rows)
-            # Unsigned, so that one comparison tests both borders.
-            wanted = live & (u32(row + tap_row) < h) & (u32(column + tap_column) < w)
-        else:
-            tap_offset, wanted = ld(table, entry + 4 * i * fetch_rows), live
-        fetched[i] = ldg_if(x, offset + tap_offset, wanted)
-
-    fetch_gradients, fetch_inputs = unrolled(fetch_gradient, filter_fetches), unrolled(fetch_input, column_fetches)
-
-    @device_function
-    def fetch(
-        position: Any,
-        end: Any,
-        grad: Any,
-        x: Any,
-        fetched_grads: Any,
-        fetched_windows: Any,
-        first_plane: Any,
-        filter_: Any,
-        table: Any,
-        entry: Any,
-    ) -> None:
-        """The thread's elements of a stage: of all its filters and columns, at one position."""
-        live = position < end
-        image, rest = divmod(position, plane)
-        output_row, output_column = divmod(rest, q)
-        row, column = i32(output_row) * stride_h, i32(output_column) * stride_w
-        offset = i32(image) * (k * plane) + first_plane + i32(rest)
-        fetch_gradients(fetched_grads, grad, offset, filter_, live)
-        offset = i32(image) * (c * h * w) + row * w + column
-        fetch_inputs(fetched_windows, x, table, entry, offset, row, column, live)
 
     def storing(fetches: int, products: int) -> Any:
         # The rows of a thread stand so far apart that all have one order of vectors, or two by turns.
         def store_one(i: int, target: Any, even: Any, odd: Any, fetched: Any) -> None:
             value = round_tf32(fetched[i]) if products == 1 else fetched[i]
-            st(target, (odd if i * fetch_rows % 8 else even) + i * fetch_rows * DEPTH, value)
+            st(target, (odd if i * step % 8 else even) + i * step * DEPTH, value)
 
         return unrolled(device_function(store_one), fetches)
 
@@ -268,27 +203,9 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling) -> Callable[..., None]:
         for i in range(sums):
             total[i] = real(0)
 
-        block = u32(cuda.blockIdx.x)
-        rest, column_tile = divmod(block, across)
-        first_column = i32(column_tile * tile_columns)
-        group = rest // down if groups > 1 else u32(0)
-        first_filter = i32((rest - group * down) * tile_filters)
-
-        # For each column of the tile, the offset of its tap in an image, and its row and column there, which may lie in
-        # the padding. Columns past the last one repeat it; their sums are not stored.
+        group, first_filter, first_column = tile_of(u32(cuda.blockIdx.x))
         thread = u32(cuda.threadIdx.x)
-        first_channel = i32(group) * channels
-        i = thread
-        while i < tile_columns:
-            window = minimum(u32(first_column) + i, width - 1)
-            rest, tap_column = divmod(window, s)
-            channel, tap_row = divmod(rest, r)
-            row, column = i32(tap_row) * dilation_h - top, i32(tap_column) * dilation_w - left
-            table[4 * i] = ((first_channel + i32(channel)) * h + row) * w + column
-            table[4 * i + 1] = row
-            table[4 * i + 2] = column
-            table[4 * i + 3] = 0  # read along with the others, and not used
-            i += threads
+        fill_table(table, thread, group, first_column)
         cuda.syncthreads()
 
         # What the thread fetches, and where it stores it.
@@ -344,11 +261,4 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling) -> Callable[..., None]:
 def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
     """Partial sums, and with several parts their reduction; for an empty batch too: the gradient is zero."""
     kernel = _kernel(dataclasses.replace(geometry, n=1), dataclasses.replace(tiling, parts=1))
-    down, across = _blocks(geometry, tiling.filters, tiling.columns)
-    grid, positions = (down * across * geometry.groups, tiling.parts), geometry.n * geometry.p * geometry.q
-    # Whole stages a part, so that no stage belongs to two.
-    size_a_part = -(-positions // (tiling.parts * DEPTH)) * DEPTH
-    target = a.out if tiling.parts == 1 else a.workspace
-    yield call(kernel, grid, tiling.threads, a.grad, a.x, target, positions, size_a_part)
-    if tiling.parts > 1:
-        yield sum_parts(a.workspace, a.out, tiling.parts)
+    yield from calls_of(kernel, a, geometry, tiling, DEPTH)

@@ -35,10 +35,10 @@ from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv import conv2d_grad_weight_implicit_gemm as direct
 from gpuconv.kernels.conv import conv2d_winograd as forward
-from gpuconv.kernels.device.host import CLOCK, LANES, LAUNCH, MULTIPROCESSORS, NEXT_LAUNCH, Answer
+from gpuconv.kernels.device.host import MULTIPROCESSORS, NEXT_LAUNCH, Answer, launch_time
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
 from gpuconv.kernels.device.memory import ld, ld4, ldg_if, st, st4
-from gpuconv.kernels.device.registers import add_outer, fma, unrolled
+from gpuconv.kernels.device.registers import add_outer, clear, fma, unrolled
 from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.partial_sums import sum_parts
 from gpuconv.kernels.variant import Arguments
@@ -95,7 +95,7 @@ def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     stages = -(-_stages(geometry) // tiling.parts)
     adds = _POINTS * tiling.filters * tiling.channels * stages * _DEPTH
     waves = -(-down * across * geometry.groups * tiling.parts // MULTIPROCESSORS)
-    found = LAUNCH + waves * adds * (1 + loads + fetches + fixed) / LANES / CLOCK
+    found = launch_time(waves * adds * (1 + loads + fetches + fixed))
     if tiling.parts > 1:
         found += NEXT_LAUNCH + direct.estimate_sum(geometry, tiling.parts)
     return found
@@ -145,14 +145,6 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling) -> Callable[..., None]:
     # Where the points meet: 8 filters of all channels at a time.
     gathered_pitch = tile_channels + 16
     gathered_point = 8 * gathered_pitch
-
-    @device_function
-    def clear(i: int, total: Any) -> None:
-        for point in range(_OWN_POINTS):
-            for j in range(thread_channels):
-                total[point, i, j] = real(0)
-
-    clear_all = unrolled(clear, thread_filters)
 
     @device_function
     def multiply(
@@ -284,7 +276,8 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling) -> Callable[..., None]:
         a, b = cuda.local.array(thread_filters, real), cuda.local.array(thread_channels, real)
         grads, rows = cuda.local.array(4, real), cuda.local.array(staged_inputs, real)
         maps, input_at = cuda.local.array(input_fetches, types.uint32), cuda.local.array(input_fetches, types.int32)
-        clear_all(total)
+        for own_point in range(_OWN_POINTS):
+            clear(total[own_point])
 
         thread, part = u32(cuda.threadIdx.x), u32(cuda.blockIdx.y)
         rest, channel_block = divmod(u32(cuda.blockIdx.x), channel_blocks)

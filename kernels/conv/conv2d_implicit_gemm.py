@@ -31,7 +31,6 @@ Expected bottleneck: multiply-adds, 86 % of the instructions of the main loop of
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,25 +38,19 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device.host import (
-    CLOCK,
-    LANES,
-    LAUNCH,
-    MAX_ELEMENTS,
-    MULTIPROCESSORS,
-    NEXT_LAUNCH,
-    Answer,
-    Refusal,
-    widest_access,
-)
+from gpuconv.kernels.conv import windows
+from gpuconv.kernels.conv.windows import supports
+from gpuconv.kernels.device.host import MAX_ELEMENTS, MULTIPROCESSORS, NEXT_LAUNCH, launch_time, widest_access
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
 from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg, ldg2_if, ldg4_if, ldg_if, st, st2, st4
-from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
+from gpuconv.kernels.device.registers import add_outer, clear, unrolled, vector_access
 from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.variant import Arguments
 
-#: Bits of a thread's mask: one a row and one a column of the window.
-_MASK_BITS = 32
+__all__ = [
+    "SHAPES", "WHOLE", "Place", "Tiling", "calls", "estimate", "products", "supports", "tilings", "workspace_size",
+]  # fmt: skip
+
 _REDUCTION_THREADS = 256
 
 # Of the estimate, found by least squares in an H100's times of 36 tilings and layers, which it then misses by 7 % (in
@@ -142,25 +135,11 @@ SHAPES = (
 )
 
 
-def supports(geometry: Conv2dGeometry) -> Answer:
-    """True for all but very long windows."""
-    if geometry.r + geometry.s > _MASK_BITS:
-        return Refusal(
-            f"a window of {geometry.r}x{geometry.s} taps: rows and columns together may be {_MASK_BITS}, one bit each"
-        )
-    return True
-
-
-def _products(geometry: Conv2dGeometry) -> int:
-    """How many products an output is the sum of."""
-    return geometry.c // geometry.groups * geometry.r * geometry.s
-
-
 def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     """Microseconds on an H100, about: what ranks tilings."""
     positions, filters = geometry.n * geometry.p * geometry.q, geometry.k // geometry.groups
     tiles = -(-positions // tiling.positions) * -(-filters // tiling.filters) * geometry.groups
-    k_tiles = -(-_products(geometry) // tiling.depth)
+    k_tiles = -(-windows.products(geometry) // tiling.depth)
     # Instructions for each multiply-add.
     loads = _SHARED_LOAD * (1 / tiling.thread_filters + 1 / tiling.thread_positions) / 4
     fetches = _VALUE / tiling.filters + _WEIGHT / tiling.positions
@@ -168,7 +147,7 @@ def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     adds = tiling.filters * tiling.positions * tiling.depth * -(-k_tiles // tiling.parts)
     blocks = max(1, -(-tiles * tiling.parts // MULTIPROCESSORS))
     busy = min(1, blocks * tiling.threads / _BUSY_THREADS)
-    found = LAUNCH + blocks * adds * (1 + loads + fetches + fixed) / busy / LANES / CLOCK
+    found = launch_time(blocks * adds * (1 + loads + fetches + fixed) / busy)
     if tiling.parts > 1:
         size = 4 * positions * geometry.k
         bandwidth = _CACHE_BANDWIDTH if tiling.parts * size <= _CACHE else _MEMORY_BANDWIDTH
@@ -183,7 +162,7 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     """
     found: dict[Tiling, float] = {}
     for shape in SHAPES:
-        k_tiles = -(-_products(geometry) // shape.depth)
+        k_tiles = -(-windows.products(geometry) // shape.depth)
         cuts = [dataclasses.replace(shape, parts=count) for count in (1, 2, 4, 8, 16, 32, 64) if count <= k_tiles]
         times = {cut: estimate(geometry, cut) for cut in cuts if workspace_size(geometry, cut) <= MAX_ELEMENTS}
         best = min(times, key=times.__getitem__)
@@ -208,13 +187,9 @@ def _kernel(
     """
     real = getattr(types, dtype)
     vector, load, store, load_if = (4, ld4, st4, ldg4_if) if dtype == "float32" else (2, ld2, st2, ldg2_if)
-    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
-    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
-    top, left = geometry.padding[0][0], geometry.padding[1][0]
-    padded = geometry.padding != ((0, 0), (0, 0))
-    groups, taps = geometry.groups, r * s
-    channels, filters = c // groups, k // groups
-    plane, pixels, products = h * w, p * q, _products(geometry)
+    k, p, q = geometry.k, geometry.p, geometry.q
+    groups, filters = geometry.groups, geometry.k // geometry.groups
+    plane, pixels, products = geometry.h * geometry.w, p * q, windows.products(geometry)
 
     threads, depth, parts = tiling.threads, tiling.depth, tiling.parts
     tile_filters, tile_positions = tiling.filters, tiling.positions
@@ -234,7 +209,8 @@ def _kernel(
     weight_rows, weight_pitch = threads // weight_columns, tile_filters + 4
     weights_each = tile_filters // weight_rows
     # Fetching windows: positions (or vectors of them) along the lanes; a thread has one, and neighbouring rows of it.
-    pointwise = taps == 1 and not padded and geometry.stride == (1, 1) and plane % vector == 0
+    pointwise = (geometry.r, geometry.s, geometry.stride) == (1, 1, (1, 1)) and plane % vector == 0
+    pointwise = pointwise and geometry.padding == ((0, 0), (0, 0))
     value_vector = vector if aligned16 and pointwise and depth * tile_positions % (vector * threads) == 0 else 1
     value_columns = tile_positions // value_vector
     values_each = depth * value_columns // threads
@@ -250,9 +226,9 @@ def _kernel(
     buffer_size = weights_size + values_size
     both_buffers = 2 * buffer_size
     staged_weights, staged_values = weights_each * weight_vector, values_each * value_vector
-    tabled = taps > 1
-    period = min(math.lcm(taps, depth), k_tiles * depth) if tabled else depth
-    period_planes, table_size = period // taps * plane, 2 * period
+    tabled, table_size, fill_table, locate, advance, fetch_values = windows.gathering(
+        geometry, depth=depth, threads=threads, rows=values_each, vector=value_vector
+    )
     # Registers for 512 threads a multiprocessor; for 384 in the smallest blocks, whose threads have twice as many
     # elements to fetch. Sums in float64 take twice as many registers, and a multiprocessor holds what it may.
     resident = 384 if threads == 64 else 512
@@ -301,31 +277,6 @@ def _kernel(
     fetch_weights = fetch_beside_results if first_result else fetch_read_only
 
     @device_function
-    def fetch_by_table(staged: Any, x: Any, table: Any, window: Any, outside: Any, entry: Any, product: Any) -> None:
-        for i in range(0, values_each, 4):
-            offsets, marks = ld4(table, i32(entry) + i), ld4(table, i32(entry) + (i + period))
-            for j in range(4):
-                inside = product + (i + j) < products if ragged else True
-                if padded:
-                    inside = inside & ((outside & marks[j]) == 0)
-                staged[i + j] = ldg_if(x, window + offsets[j], inside)
-
-    @device_function
-    def fetch_planes(staged: Any, x: Any, table: Any, window: Any, outside: Any, entry: Any, product: Any) -> None:
-        for i in range(values_each):
-            inside = product + i < products if ragged else True
-            if padded:
-                inside = inside & (outside == 0)
-            if value_vector == 1:
-                staged[i] = ldg_if(x, window + i * plane, inside)
-            else:
-                found = load_if(x, window + i * plane, inside)
-                for j in range(vector):
-                    staged[i * vector + j] = found[j]
-
-    fetch_values = fetch_by_table if tabled else fetch_planes
-
-    @device_function
     def store_weights(tiles: Any, staged: Any, at: Any) -> None:
         for i in range(weights_each):
             for j in range(weight_vector):
@@ -341,30 +292,6 @@ def _kernel(
             else:
                 found = (staged[4 * i], staged[4 * i + 1], staged[4 * i + 2], staged[4 * i + 3])
                 store(tiles, at + i * tile_positions, found)
-
-    @device_function
-    def fill_table(table: Any, thread: Any) -> None:
-        """For each product of a period: where its element stands in a window, and its row and column of taps."""
-        i = thread
-        while i < period:
-            channel, tap = divmod(i, taps)
-            tap_row, tap_column = divmod(tap, s)
-            offset = tap_row * (dilation_h * w) + tap_column * dilation_w
-            table[i] = channel * plane + offset
-            table[i + period] = (u32(1) << tap_row) + (u32(1) << (tap_column + r))
-            i += threads
-
-    @device_function
-    def borders(top_row: Any, left_column: Any) -> Any:
-        """A bit for each row, and behind them for each column, of a window that lies outside of the image."""
-        outside = u32(0)
-        for i in range(r):
-            if top_row + i * dilation_h >= h:
-                outside += u32(1) << i
-        for i in range(s):
-            if left_column + i * dilation_w >= w:
-                outside += u32(1) << (r + i)
-        return outside
 
     @device_function
     def store_sums(
@@ -404,9 +331,7 @@ def _kernel(
         next_weights = cuda.local.array(staged_weights, real)
         next_values = cuda.local.array(staged_values, real)
         rows = cuda.local.array(weights_each, types.uint32)
-        for i in range(thread_filters):
-            for j in range(thread_positions):
-                total[i, j] = real(0)
+        clear(total)
 
         # Blocks that share windows follow each other, so that these come from the L2 cache.
         thread, block = u32(cuda.threadIdx.x), u32(cuda.blockIdx.x)
@@ -437,16 +362,7 @@ def _kernel(
         value_store = i32(row) * tile_positions + i32(column) + weights_size
         value_product = tile * depth + row
         position = minimum(first_position + column, u32(positions) - value_vector)
-        line = position // q
-        image = line // p
-        # Unsigned: what lies above or left of the image is a huge row or column.
-        top_row = line % p * stride_h - top
-        left_column = position % q * stride_w - left
-        outside = borders(top_row, left_column) if padded else u32(0)
-        turns = tile * depth // period
-        turn = tile * depth % period
-        window = (image * c + group * channels) * plane
-        window = window + turns * period_planes + top_row * w + left_column
+        window, turn, outside = locate(position, group, tile * depth)
         if not tabled:
             window += row * plane
 
@@ -465,10 +381,7 @@ def _kernel(
         while tile < last:
             tile += 1
             weight_product, value_product = weight_product + depth, value_product + depth
-            turn += depth
-            if turn == period:
-                turn = u32(0)
-                window += period_planes
+            window, turn = advance(window, turn)
             fetch_weights(next_weights, weight, rows, weight_product)
             fetch_values(next_values, x, table, window, outside, turn + row, value_product)
             multiply(total, a, b, tiles, weight_at + buffer, value_at + buffer)
@@ -543,7 +456,7 @@ def products(
     Raises:
         ValueError: there are more parts than k-tiles.
     """
-    if tiling.parts > (k_tiles := -(-_products(geometry) // tiling.depth)):
+    if tiling.parts > (k_tiles := -(-windows.products(geometry) // tiling.depth)):
         raise ValueError(f"conv2d: a sum of {k_tiles} k-tiles cannot be cut into parts={tiling.parts}")
     has_bias, positions = bias is not None and a.has(bias), geometry.n * geometry.p * geometry.q
     whole = tiling.parts == 1

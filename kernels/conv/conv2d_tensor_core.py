@@ -35,7 +35,6 @@ capability 8.0, and very long windows.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,10 +42,12 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.conv import windows
+from gpuconv.kernels.conv.windows import supports
 from gpuconv.kernels.device import tensor_core
-from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal
+from gpuconv.kernels.device.host import MULTIPROCESSORS
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
-from gpuconv.kernels.device.memory import ld4, ldg4_if, ldg_if, st, st2
+from gpuconv.kernels.device.memory import ldg4_if, ldg_if, st, st2
 from gpuconv.kernels.device.registers import unrolled
 from gpuconv.kernels.device.tensor_core import (
     COMPUTE_CAPABILITY,
@@ -64,8 +65,6 @@ __all__ = ["COMPUTE_CAPABILITY", "DTYPES", "Tiling", "calls", "product", "suppor
 
 #: The only element type.
 DTYPES = ("float32",)
-#: Bits of a thread's mask: one a row and one a column of the window.
-_MASK_BITS = 32
 _MOST_SHARED = 48 * 1024
 
 
@@ -114,28 +113,8 @@ _SHAPES = (
 )
 
 
-def supports(geometry: Conv2dGeometry) -> Answer:
-    """True for all but very long windows."""
-    if geometry.r + geometry.s > _MASK_BITS:
-        return Refusal(
-            f"a window of {geometry.r}x{geometry.s} taps: rows and columns together may be {_MASK_BITS}, one bit each"
-        )
-    return True
-
-
-def _products(geometry: Conv2dGeometry) -> int:
-    """How many products an output is the sum of."""
-    return geometry.c // geometry.groups * geometry.r * geometry.s
-
-
-def _table(geometry: Conv2dGeometry) -> int:
-    """After how many products the table of offsets repeats itself; 0 where a window has one tap."""
-    taps, products = geometry.r * geometry.s, _products(geometry)
-    return min(math.lcm(taps, DEPTH), -(-products // DEPTH) * DEPTH) if taps > 1 else 0
-
-
 def _shared_bytes(geometry: Conv2dGeometry, tiling: Tiling) -> int:
-    return 8 * DEPTH * (tiling.filters + tiling.positions) + 8 * _table(geometry)
+    return 8 * DEPTH * (tiling.filters + tiling.positions) + 8 * windows.period(geometry, DEPTH)
 
 
 def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
@@ -147,7 +126,7 @@ def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     staged = DEPTH * (tiling.filters + tiling.positions) / tiling.threads
     # Instructions of a warp and a k-tile: `mma`; loads; splits; additions; what is staged, and what is left.
     issued = matrices + 2 * down + across + 6 * (4 * down + 2 * across) + 8 * down * across + 6 * staged + 40
-    block = -(-_products(geometry) // DEPTH) * max(6 * matrices, issued) * warps / 4
+    block = -(-windows.products(geometry) // DEPTH) * max(6 * matrices, issued) * warps / 4
     blocks = max(1, -(-tiles // MULTIPROCESSORS))
     # Two warps for each of its four schedulers keep a multiprocessor busy.
     return blocks * block / min(1, blocks * tiling.threads / 256)
@@ -178,13 +157,8 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
     ``aligned16``: the arrays begin at multiples of 128 bits.
     """
     real = types.float32
-    c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
-    (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
-    top, left = geometry.padding[0][0], geometry.padding[1][0]
-    padded = geometry.padding != ((0, 0), (0, 0))
-    groups, taps = geometry.groups, r * s
-    channels, filters = c // groups, k // groups
-    plane, pixels, products = h * w, p * q, _products(geometry)
+    k, groups, filters = geometry.k, geometry.groups, geometry.k // geometry.groups
+    plane, pixels, products = geometry.h * geometry.w, geometry.p * geometry.q, windows.products(geometry)
 
     threads, tile_filters, tile_positions = tiling.threads, tiling.filters, tiling.positions
     warp_filters, warp_positions = tiling.warp_filters, tiling.warp_positions
@@ -202,9 +176,9 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
     values_from = DEPTH * tile_filters
     buffer_size = values_from + DEPTH * tile_positions
     both_buffers = 2 * buffer_size
-    period = _table(geometry) or DEPTH
-    tabled = taps > 1
-    period_planes, table_size = period // taps * plane, 2 * period if tabled else 4
+    tabled, table_size, fill_table, locate, advance, fetch_values = windows.gathering(
+        geometry, depth=DEPTH, threads=threads, rows=values_each
+    )
     multiply = tensor_core.product(down, across, tiling.products)
     store_weights = staging_into(weights_each, tiling.products)
     store_values = staging_into(value_vectors, tiling.products)
@@ -221,45 +195,6 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
                 for j in range(4):
                     inside = product + j < products if ragged else True
                     staged[4 * i + j] = ldg_if(weight, rows[i] + product + j, inside)
-
-    @device_function
-    def fetch_values(staged: Any, x: Any, table: Any, window: Any, outside: Any, entry: Any, product: Any) -> None:
-        for i in range(0, values_each, 4):
-            if tabled:
-                offsets, marks = ld4(table, i32(entry) + i), ld4(table, i32(entry) + (i + period))
-            for j in range(4):
-                inside = product + (i + j) < products if ragged else True
-                if tabled:
-                    if padded:
-                        inside = inside & ((outside & marks[j]) == 0)
-                    staged[i + j] = ldg_if(x, window + offsets[j], inside)
-                else:
-                    if padded:
-                        inside = inside & (outside == 0)
-                    staged[i + j] = ldg_if(x, window + (i + j) * plane, inside)
-
-    @device_function
-    def fill_table(table: Any, thread: Any) -> None:
-        """For each product of a period: where its element stands in a window, and its row and column of taps."""
-        i = thread
-        while i < period:
-            channel, tap = divmod(i, taps)
-            tap_row, tap_column = divmod(tap, s)
-            table[i] = channel * plane + tap_row * (dilation_h * w) + tap_column * dilation_w
-            table[i + period] = (u32(1) << tap_row) + (u32(1) << (tap_column + r))
-            i += threads
-
-    @device_function
-    def borders(top_row: Any, left_column: Any) -> Any:
-        """A bit for each row, and behind them for each column, of a window that lies outside of the image."""
-        outside = u32(0)
-        for i in range(r):
-            if top_row + i * dilation_h >= h:
-                outside += u32(1) << i
-        for i in range(s):
-            if left_column + i * dilation_w >= w:
-                outside += u32(1) << (r + i)
-        return outside
 
     @device_function
     def store_row(n: int, at: int, total: Any, added: Any, out: Any, offset: Any, filter_: Any) -> None:
@@ -321,14 +256,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
         for i in range(value_vectors):
             value_places[i] = i32(tile_place(column, row * value_vectors + i)) + values_from
         value_product = row * values_each
-        position = minimum(first_position + column, u32(positions) - 1)
-        line = position // q
-        image = line // p
-        # Unsigned: what lies above or left of the image is a huge row or column.
-        top_row = line % p * stride_h - top
-        left_column = position % q * stride_w - left
-        outside = borders(top_row, left_column) if padded else u32(0)
-        window = (image * c + group * channels) * plane + top_row * w + left_column
+        window, turn, outside = locate(minimum(first_position + column, u32(positions) - 1), group, u32(0))
         entry = value_product
         if not tabled:
             window += value_product * plane
@@ -347,15 +275,11 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
         store_weights(tiles, weight_places, next_weights, 0)
         store_values(tiles, value_places, next_values, 0)
         special = waited(next_weights, next_values)
-        buffer, turn = i32(0), u32(0)
-        tile = u32(1)
+        buffer, tile = i32(0), u32(1)
         while tile < k_tiles:
             tile += 1
             weight_product, value_product = weight_product + DEPTH, value_product + DEPTH
-            turn += DEPTH
-            if turn == period:
-                turn = u32(0)
-                window += period_planes
+            window, turn = advance(window, turn)
             fetch_weights(next_weights, weight, rows, weight_product)
             fetch_values(next_values, x, table, window, outside, turn + entry, value_product)
             multiply(

@@ -32,18 +32,26 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal, bank_conflicts, fitted, widest_access
+from gpuconv.kernels.conv.windows import window_fits
+from gpuconv.kernels.device.host import (
+    LONGEST_SEGMENT,
+    MULTIPROCESSORS,
+    SHARED_ELEMENTS,
+    Answer,
+    bank_conflicts,
+    bounds,
+    first_fitting,
+    fitted,
+    widest_access,
+)
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
-from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg, ldg_if, st
-from gpuconv.kernels.device.registers import add_outer, unrolled, vector_access
-from gpuconv.kernels.device.stage import weight_staging
+from gpuconv.kernels.device.memory import ldg
+from gpuconv.kernels.device.registers import add_outer, clear, loading, unrolled, vector_access
+from gpuconv.kernels.device.stage import halo_staging, weight_staging
+from gpuconv.kernels.device.tiles import tile_of_block
 from gpuconv.kernels.device.words import i32, u32
 from gpuconv.kernels.variant import Arguments
 
-#: Elements of shared memory: 24 KB in float32, the static limit of 48 KB in float64.
-_SHARED_ELEMENTS = 6 * 1024
-#: Inputs that a thread may hold for a row of taps.
-_LONGEST_SEGMENT = 32
 #: Channels whose loads a thread has under way at once.
 _MOST_CHANNELS = 8
 
@@ -136,28 +144,21 @@ def _choices(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     channels, filters = geometry.c // geometry.groups, geometry.k // geometry.groups
     found = []
     for rows, columns, block_filters, thread_filters, thread_columns in _SHAPES:
-        if _segment(geometry, thread_columns) > _LONGEST_SEGMENT:
+        if _segment(geometry, thread_columns) > LONGEST_SEGMENT:
             continue
         rows, columns = fitted(geometry.p, rows, 1), fitted(geometry.q, columns, thread_columns)
         block_filters = fitted(filters, block_filters, thread_filters)
         # Stages of equal size.
         stages = dict.fromkeys(fitted(channels, most, 1) for most in range(_MOST_CHANNELS, 0, -1))
-        for stage in stages:
-            tiling = Tiling(rows, columns, block_filters, thread_filters, thread_columns, stage)
-            if _shared_elements(geometry, tiling) <= _SHARED_ELEMENTS:
-                found.append(tiling)
-                break
+        staged = (Tiling(rows, columns, block_filters, thread_filters, thread_columns, stage) for stage in stages)
+        found += first_fitting(staged, lambda tiling: _shared_elements(geometry, tiling) <= SHARED_ELEMENTS)
     return tuple(dict.fromkeys(found))
 
 
 def supports(geometry: Conv2dGeometry) -> Answer:
     """True for all but long or large windows."""
-    window = f"a window of {geometry.r}x{geometry.s} taps with stride {geometry.stride}, dilation {geometry.dilation}"
-    if _segment(geometry, 4) > _LONGEST_SEGMENT:
-        return Refusal(f"{window} takes rows too long for the registers")
-    if not _choices(dataclasses.replace(geometry, n=1)):
-        return Refusal(f"{window} is too large for shared memory")
-    return True
+    choices = _choices(dataclasses.replace(geometry, n=1))
+    return window_fits(geometry, _segment(geometry, 4), choices, "too large for shared memory")
 
 
 def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
@@ -192,7 +193,7 @@ def _kernel(
     ``aligned16``: the output begins at a multiple of 128 bits, and its rows may, too.
     """
     real = getattr(types, dtype)
-    vector, load = (4, ld4) if dtype == "float32" else (2, ld2)
+    vector = 4 if dtype == "float32" else 2
     c, h, w, k, r, s, p, q = (getattr(geometry, name) for name in "chwkrspq")
     (stride_h, stride_w), (dilation_h, dilation_w) = geometry.stride, geometry.dilation
     top, left = geometry.padding[0][0], geometry.padding[1][0]
@@ -204,45 +205,40 @@ def _kernel(
     thread_filters, thread_columns = tiling.thread_filters, tiling.thread_columns
     across, segment_length = tile_columns // thread_columns, _segment(geometry, thread_columns)
     down, beside, filter_blocks = -(-p // tile_rows), -(-q // tile_columns), -(-filters // tile_filters)
-    (height, width), pitch, weight_pitch = _halo(geometry, tiling), _pitch(geometry, tiling), tile_filters + 4
+    pitch, weight_pitch = _pitch(geometry, tiling), tile_filters + 4
     plane, weights_size = _layout(geometry, tiling)
-    inputs_size, halo, staged_products = stage * plane, height * width, stage * taps
-    ragged = channels % stage != 0
+    inputs_size, staged_products = stage * plane, stage * taps
+    stage_inputs = halo_staging(
+        (h, w), _halo(geometry, tiling), threads, stage=stage, channels=channels, pitch=pitch, plane=plane
+    )
     stage_weights = weight_staging(
         staged_products, tile_filters, weight_pitch, threads, products=products, filters=filters
     )
-    weight_vector = vector if thread_filters % vector == 0 else 1
+    load_weights = loading(thread_filters, vector if thread_filters % vector == 0 else 1)
+    load_segment = loading(segment_length, vector)
+    tile_of = tile_of_block(maps=(filter_blocks, tile_filters), rows=(down, tile_rows), columns=(beside, tile_columns))
     out_vector = widest_access(q, dtype) if aligned16 else 1
     store = vector_access(out_vector)[2]
     # Registers for 512 threads a multiprocessor; twice as large sums do not leave room for them.
-    bounds = (threads, 512 // (-(-threads // 32) * 32)) if dtype == "float32" else threads
+    launch_bounds = bounds(threads) if dtype == "float32" else threads
 
     @device_function
     def add_tap(tap: int, total: Any, segment: Any, a: Any, b: Any, weights: Any, at: Any) -> None:
-        for i in range(0, thread_filters, weight_vector):
-            if weight_vector == 1:
-                a[i] = ld(weights, at + (tap * weight_pitch + i))
-            else:
-                found = load(weights, at + (tap * weight_pitch + i))
-                for j in range(vector):
-                    a[i + j] = found[j]
+        load_weights(a, weights, at + tap * weight_pitch)
         for j in range(thread_columns):
             b[j] = segment[j * stride_w + tap * dilation_w]
         add_outer(total, a, b, 0)
 
     add_taps = unrolled(add_tap, s)
 
-    @jit(launch_bounds=bounds)
+    @jit(launch_bounds=launch_bounds)
     def conv2d_tiled(x: Any, weight: Any, bias: Any, out: Any) -> None:
         inputs = cuda.shared.array(inputs_size, real, alignment=16)
         weights = cuda.shared.array(weights_size, real, alignment=16)
         total = cuda.local.array((thread_filters, thread_columns), real)
         segment = cuda.local.array(segment_length, real)
-        a = cuda.local.array(thread_filters, real)
-        b = cuda.local.array(thread_columns, real)
-        for i in range(thread_filters):
-            for j in range(thread_columns):
-                total[i, j] = real(0)
+        a, b = cuda.local.array(thread_filters, real), cuda.local.array(thread_columns, real)
+        clear(total)
 
         thread = u32(cuda.threadIdx.x)
         strip, column = divmod(thread, across)
@@ -251,13 +247,7 @@ def _kernel(
         filter_ = thread_group * thread_filters
         input_at = i32(row * (stride_h * pitch) + column * stride_w)
 
-        block = u32(cuda.blockIdx.x)
-        rest, first_column = divmod(block, beside)
-        first_column *= tile_columns
-        block, first_row = divmod(rest, down)
-        first_row *= tile_rows
-        rest, first_filter = divmod(block, filter_blocks)
-        first_filter *= tile_filters
+        rest, first_filter, first_row, first_column = tile_of(u32(cuda.blockIdx.x))
         image, group = divmod(rest, groups)
 
         # Unsigned: what lies above or left of the image is a huge row or column.
@@ -267,27 +257,14 @@ def _kernel(
         filter_block = (group * filters + first_filter) * products
         channel = u32(0)
         while channel < channels:
-            i = thread
-            while i < halo:
-                jr, jc = divmod(i, width)
-                input_row, input_column = top_row + jr, left_column + jc
-                inside = (input_row < h) & (input_column < w)
-                offset = maps + (channel * h + input_row) * w + input_column
-                # The loads of all channels are under way before the first is stored.
-                for j in range(stage):
-                    there = inside & (channel + j < channels) if ragged else inside
-                    st(inputs, jr * pitch + jc + j * plane, ldg_if(x, offset + j * map_size, there))
-                i += threads
+            stage_inputs(thread, inputs, x, maps, channel, top_row, left_column)
             stage_weights(thread, weights, weight, channel * taps, first_filter, filter_block)
             cuda.syncthreads()
             plane_at, weight_at = input_at, i32(filter_)
             for _ in range(stage):
                 line = plane_at
                 for _ in range(r):
-                    for i in range(0, segment_length, vector):
-                        found = load(inputs, line + i)
-                        for j in range(vector):
-                            segment[i + j] = found[j]
+                    load_segment(segment, inputs, line)
                     add_taps(total, segment, a, b, weights, weight_at)
                     line += dilation_h * pitch
                     weight_at += s * weight_pitch

@@ -41,19 +41,10 @@ from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device.host import (
-    CLOCK,
-    LANES,
-    LAUNCH,
-    MAX_ELEMENTS,
-    MULTIPROCESSORS,
-    NEXT_LAUNCH,
-    Answer,
-    Refusal,
-)
+from gpuconv.kernels.device.host import MAX_ELEMENTS, MULTIPROCESSORS, NEXT_LAUNCH, Answer, Refusal, launch_time
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
 from gpuconv.kernels.device.memory import ld, ld2, ld4, ldg, ldg2, ldg4, ldg_if, st, st2, st4
-from gpuconv.kernels.device.registers import add_outer, fma, unrolled
+from gpuconv.kernels.device.registers import add_outer, clear, fma, unrolled
 from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.variant import Arguments
 
@@ -127,7 +118,7 @@ def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     fixed = _STAGE / (_DEPTH * _OWN_POINTS * rows * columns)
     adds = POINTS * tiling.filters * tiling.tiles * -(-channels // _DEPTH) * _DEPTH
     waves = max(1, -(-blocks // MULTIPROCESSORS))
-    return LAUNCH + NEXT_LAUNCH + waves * adds * (1 + loads + fetches + fixed) / LANES / CLOCK
+    return NEXT_LAUNCH + launch_time(waves * adds * (1 + loads + fetches + fixed))
 
 
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
@@ -245,14 +236,6 @@ def _kernel(
     # them; two neighbouring filters in different banks.
     gathered_pitch = tiles + 16 if tiles % 32 == 0 else tiles
     gathered_point, gathered_tiles = 8 * gathered_pitch, 8 * tiles
-
-    @device_function
-    def clear(i: int, total: Any) -> None:
-        for point in range(_OWN_POINTS):
-            for j in range(thread_tiles):
-                total[point, i, j] = real(0)
-
-    clear_all = unrolled(clear, thread_filters)
 
     @device_function
     def multiply(step: int, total: Any, a: Any, b: Any, stage: Any, filter_at: Any, tile_at: Any) -> None:
@@ -374,7 +357,8 @@ def _kernel(
         total = cuda.local.array((_OWN_POINTS, thread_filters, thread_tiles), real)
         a, b = cuda.local.array(thread_filters, real), cuda.local.array(thread_tiles, real)
         next_filters, rows = cuda.local.array(staged_filters, real), cuda.local.array(staged_inputs, real)
-        clear_all(total)
+        for own_point in range(_OWN_POINTS):
+            clear(total[own_point])
 
         # Blocks that share inputs follow each other, so that these come from the L2 cache.
         thread, block = u32(cuda.threadIdx.x), u32(cuda.blockIdx.x)

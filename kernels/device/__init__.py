@@ -38,21 +38,26 @@ the simulator tests the kernel, not the intrinsic; ``tests/kernels/test_device.p
 can run on a CPU.
 
 **Modules**: ``words``; ``memory`` (loads, stores); ``registers`` (fma, unrolled loops, outer products); ``reduce``
-(sums over lanes and blocks); ``stage`` (weights to shared memory); ``launch``;
-``host`` (what is decided before a launch); ``intrinsic`` (how one is made).
+(sums over lanes and blocks); ``stage`` (inputs and weights to shared memory); ``tiles`` (which results a block or a
+thread computes); ``launch``; ``host`` (what is decided before a launch); ``intrinsic`` (how one is made).
 """
 
 from __future__ import annotations
 
 from gpuconv.kernels.device.host import (
+    LONGEST_SEGMENT,
     MAX_ELEMENTS,
     MULTIPROCESSORS,
+    SHARED_ELEMENTS,
     Answer,
     Refusal,
     aligned,
     bank_conflicts,
+    bounds,
+    first_fitting,
     fits_offsets,
     fitted,
+    launch_time,
     widest_access,
 )
 from gpuconv.kernels.device.intrinsic import BODIES, SIMULATED, TWINS
@@ -82,15 +87,17 @@ from gpuconv.kernels.device.memory import (
     st4,
 )
 from gpuconv.kernels.device.reduce import column_reduction, reduce_scatter, reduction
-from gpuconv.kernels.device.registers import add_outer, fma, unrolled, vector_access
-from gpuconv.kernels.device.stage import staging, weight_staging
+from gpuconv.kernels.device.registers import add_outer, clear, fma, loading, unrolled, vector_access
+from gpuconv.kernels.device.stage import halo_staging, staging, weight_staging
+from gpuconv.kernels.device.tiles import element_of_thread, tile_of_block
 from gpuconv.kernels.device.words import i32, maximum, minimum, u32
 
 __all__ = [
-    "BODIES", "MAX_ELEMENTS", "MULTIPROCESSORS", "SIMULATED", "TWINS", "Answer", "Call", "Launch", "Refusal",
-    "add_outer", "aligned", "array_type", "bank_conflicts", "call", "column_reduction", "device_function",
-    "fits_offsets", "fitted", "fma", "i32", "is_recording", "jit", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_if",
-    "ldg4", "ldg4_if", "ldg_if", "maximum", "minimum", "recording", "reduce_scatter", "reduction",
-    "running_on_host", "st", "st2", "st4", "staging", "u32", "unrolled", "vector_access", "weight_staging",
-    "widest_access",
+    "BODIES", "LONGEST_SEGMENT", "MAX_ELEMENTS", "MULTIPROCESSORS", "SHARED_ELEMENTS", "SIMULATED", "TWINS", "Answer",
+    "Call", "Launch", "Refusal", "add_outer", "aligned", "array_type", "bank_conflicts", "bounds", "call", "clear",
+    "column_reduction", "device_function", "element_of_thread", "first_fitting", "fits_offsets", "fitted", "fma",
+    "halo_staging", "i32", "is_recording", "jit", "launch_time", "ld", "ld2", "ld4", "ldg", "ldg2", "ldg2_if", "ldg4",
+    "ldg4_if", "ldg_if", "loading", "maximum", "minimum", "recording", "reduce_scatter", "reduction",
+    "running_on_host", "st", "st2", "st4", "staging", "tile_of_block", "u32", "unrolled", "vector_access",
+    "weight_staging", "widest_access",
 ]  # fmt: skip

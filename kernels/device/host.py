@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 #: The most elements that an array may have: offsets are 32-bit numbers, signed in some kernels.
 MAX_ELEMENTS = 2**31 - 1
@@ -44,12 +46,38 @@ def aligned(*arrays: Any) -> bool:
     return all((interface["data"][0] or 0) % 16 == 0 for interface in interfaces)
 
 
+#: Elements of shared memory that a tile may take: 24 KB in float32, the static limit of 48 KB in float64.
+SHARED_ELEMENTS = 6 * 1024
+#: Elements that a thread may hold for a row of taps.
+LONGEST_SEGMENT = 32
+
 #: Multiprocessors of a large GPU (H100, H200), assumed when tilings are compared.
 MULTIPROCESSORS = 132
 #: Its cycles a microsecond, and multiply-adds that a multiprocessor makes in a cycle.
 CLOCK, LANES = 1980, 128
 #: Microseconds of a launch in an H100's timings with a cold cache, and of each further one in a row.
 LAUNCH, NEXT_LAUNCH = 4.8, 2.4
+
+
+def launch_time(adds: float) -> float:
+    """Microseconds on an H100, about, of a launch whose busiest multiprocessor takes as long as for ``adds``.
+
+    These are multiply-adds that fill its lanes.
+    """
+    return LAUNCH + adds / LANES / CLOCK
+
+
+def bounds(threads: int, held: int = 512, /) -> tuple[int, int]:
+    """Launch bounds: blocks of so many threads, and registers for ``held`` threads a multiprocessor."""
+    return threads, max(1, held // (-(-threads // 32) * 32))
+
+
+def first_fitting(tilings: Iterable[T], fits: Callable[[T], bool], /) -> list[T]:
+    """The first of some tilings that fits, in a list, which is empty if there is none."""
+    for tiling in tilings:
+        if fits(tiling):
+            return [tiling]
+    return []
 
 
 def fitted(size: int, tile: int, unit: int, /) -> int:

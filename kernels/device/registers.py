@@ -70,6 +70,40 @@ def _add_outer_twin(total: Any, a: Any, b: Any, first: int) -> None:
 add_outer = _add_outer_twin if SIMULATED else device_function(_add_outer)
 
 
+def _clear(total: Any) -> None:
+    for i in range(total.shape[0]):
+        for j in range(total.shape[1]):
+            total[i, j] = 0
+
+
+def _clear_twin(total: Any) -> None:
+    total[...] = 0
+
+
+#: Zeros for all elements of a local array of two dimensions.
+clear = _clear_twin if SIMULATED else device_function(_clear)
+
+
+def loading(count: int, vector: int, /) -> Any:
+    """``load(values, array, i)``: a device function that reads elements from i on into a local array.
+
+    They are ``count`` elements, ``vector`` of them, 1, 2 or 4, in each access.
+    """
+    load = {1: ld, 2: ld2, 4: ld4}[vector]
+
+    def load_each(values: Any, array: Any, at: Any) -> None:
+        for i in range(count):
+            values[i] = load(array, at + i)
+
+    def load_vectors(values: Any, array: Any, at: Any) -> None:
+        for i in range(0, count, vector):
+            found = load(array, at + i)
+            for j in range(vector):
+                values[i + j] = found[j]
+
+    return device_function(load_each if vector == 1 else load_vectors)
+
+
 def vector_access(count: int, /) -> tuple[Any, Any, Any]:
     """``load(values, array, i)``, ``load_read_only`` likewise, and ``store``: device functions.
 

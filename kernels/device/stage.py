@@ -1,4 +1,4 @@
-"""Staging: the threads of a block load the weights of its filters into shared memory."""
+"""Staging: the threads of a block load the weights of its filters, and what its tile sees, into shared memory."""
 
 from __future__ import annotations
 
@@ -44,3 +44,41 @@ def weight_staging(staged: int, tile_filters: int, pitch: int, threads: int, *, 
         st(to, product * pitch + filter_, ldg_if(weight, at + filter_ * products + position, inside))
 
     return staging(staged, tile_filters, threads, put)
+
+
+def halo_staging(
+    image: tuple[int, int], halo: tuple[int, int], threads: int, *, stage: int, channels: int, pitch: int, plane: int
+) -> Any:
+    """A device function ``fetch(thread, to, x, maps, channel, top_row, left_column)``.
+
+    It copies what a tile sees of ``stage`` channels, from ``channel`` on, to shared memory: ``halo`` rows and columns
+    from the top row and the left column on, unsigned words, so that what lies above or left of the image is a huge
+    number. What is outside of the image becomes zero, and the channels beyond ``channels``.
+
+    Args:
+        image: height and width.
+        halo: rows and columns.
+        threads: of the block.
+        stage, channels: how many are copied, and how many there are.
+        pitch, plane: elements of shared memory from a row to the next, and from a channel to the next.
+
+    ``maps`` is where in ``x`` the first of the channels begins.
+    """
+    (h, w), (height, width) = image, halo
+    map_size, elements, ragged = h * w, height * width, channels % stage != 0
+
+    @device_function
+    def fetch(thread: Any, to: Any, x: Any, maps: Any, channel: Any, top_row: Any, left_column: Any) -> None:
+        i = thread
+        while i < elements:
+            jr, jc = divmod(i, width)
+            row, column = top_row + jr, left_column + jc
+            inside = (row < h) & (column < w)
+            offset = maps + (channel * h + row) * w + column
+            # The loads of all channels are under way before the first is stored.
+            for j in range(stage):
+                there = inside & (channel + j < channels) if ragged else inside
+                st(to, jr * pitch + jc + j * plane, ldg_if(x, offset + j * map_size, there))
+            i += threads
+
+    return fetch

@@ -15,11 +15,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from numba import cuda, types
+from numba import types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Call, call, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
+from gpuconv.kernels.device import Call, call, element_of_thread, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
 from gpuconv.kernels.pool.pooling import Tiling, divisor, padded, row_vector, tilings
 from gpuconv.kernels.variant import Arguments
 
@@ -39,12 +39,12 @@ def _kernel(
     guarded = padded(geometry)
     divide = divisor(geometry, dtype, include_padding, override)
 
+    element = element_of_thread(threads, p, q)
+
     @jit(launch_bounds=threads)
     def avg_pool2d(x: Any, out: Any, windows: Any) -> None:
-        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
+        i, plane, window_row, window_column = element()
         if i < windows:
-            rest, window_column = divmod(i, q)
-            plane, window_row = divmod(rest, p)
             row, column = i32(window_row) * stride_h - top, i32(window_column) * stride_w - left
             first = (i32(plane) * h + row) * w + column
             total = real(0)

@@ -14,12 +14,12 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from numba import cuda, types
+from numba import types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Call, call, i32, jit, ldg_if, st, u32
-from gpuconv.kernels.pool.pooling import Tiling, divisor, tilings, uniform
+from gpuconv.kernels.device import Call, call, element_of_thread, i32, jit, ldg_if, st
+from gpuconv.kernels.pool.pooling import Tiling, covering, divisor, first_covering, tilings, uniform
 from gpuconv.kernels.variant import Arguments
 
 __all__ = ["Tiling", "calls", "tilings"]
@@ -34,24 +34,20 @@ def _kernel(
     h, w, r, s, p, q = (getattr(geometry, name) for name in "hwrspq")
     stride_h, stride_w = geometry.stride
     top, left = geometry.padding[0][0], geometry.padding[1][0]
-    # Windows that cover an element, along each axis.
-    down, across = -(-r // stride_h), -(-s // stride_w)
+    (down, across), first_window = covering(geometry), first_covering(geometry)
     divide = divisor(geometry, dtype, include_padding, override)
     divide_once = uniform(geometry, include_padding, override)
 
+    element = element_of_thread(threads, h, w)
+
     @jit(launch_bounds=threads)
     def avg_pool2d_grad(grad: Any, out: Any, elements: Any) -> None:
-        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
+        i, plane, row, column = element()
         if i < elements:
-            rest = i // w
-            column = i % w + left
-            plane = rest // h
-            row = rest % h + top
-            first_row = row // stride_h - (down - 1)
-            first_column = column // stride_w - (across - 1)
+            column, row = column + left, row + top
+            first_row, first_column = first_window(row, column)
             total = real(0)
             for a in range(down):
-                # Unsigned: a window above the first one has a huge number.
                 window_row = first_row + a
                 covers_row = (window_row < p) & (row - window_row * stride_h < r)
                 for b in range(across):

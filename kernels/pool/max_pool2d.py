@@ -15,11 +15,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from numba import cuda, types
+from numba import types
 
 from gpuconv.geometry import Pool2dGeometry
 from gpuconv.kernels.compiled import specialised
-from gpuconv.kernels.device import Call, call, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
+from gpuconv.kernels.device import Call, call, element_of_thread, i32, jit, ldg2_if, ldg4_if, ldg_if, st, u32
 from gpuconv.kernels.pool.pooling import Tiling, keeping_larger, padded, row_vector, tilings
 from gpuconv.kernels.variant import Arguments
 
@@ -41,14 +41,13 @@ def _kernel(geometry: Pool2dGeometry, threads: int, dtype: str, vector: int) -> 
     guarded, lowest = padded(geometry), float("-inf")
     keep_larger = keeping_larger(guarded=guarded)
 
+    element = element_of_thread(threads, p, q)
+
     @jit(launch_bounds=threads)
     def max_pool2d(x: Any, out: Any, winners: Any, windows: Any) -> None:
-        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
+        i, plane, window_row, window_column = element()
         if i < windows:
-            rest = i // q
-            column = i32(i % q) * stride_w - left
-            plane = rest // p
-            row = i32(rest % p) * stride_h - top
+            row, column = i32(window_row) * stride_h - top, i32(window_column) * stride_w - left
             first = (i32(plane) * h + row) * w + column
             best, winner = real(lowest), i32(-1 if guarded else 0)
             for dr in range(r):

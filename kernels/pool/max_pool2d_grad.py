@@ -24,6 +24,7 @@ from gpuconv.kernels.device.host import widest_access
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
 from gpuconv.kernels.device.memory import ldg_if
 from gpuconv.kernels.device.registers import unrolled, vector_access
+from gpuconv.kernels.device.tiles import element_of_thread
 from gpuconv.kernels.device.words import u32
 from gpuconv.kernels.variant import Arguments
 
@@ -91,15 +92,15 @@ def _kernel(geometry: Pool2dGeometry, tiling: Tiling, dtype: str, vector: int) -
 
     add_all, store_all = unrolled(add, size), unrolled(store_some, size // vector)
 
+    element = element_of_thread(threads, patches_down, patches_across)
+
     @jit(launch_bounds=threads)
     def max_pool2d_grad(grad: Any, winners: Any, out: Any, patches: Any) -> None:
         totals, line = cuda.local.array(size, real), cuda.local.array(vector, real)
-        i = u32(cuda.blockIdx.x) * threads + cuda.threadIdx.x
+        i, plane, down_here, across_here = element()
         if i < patches:
             for k in range(size):
                 totals[k] = real(0)
-            rest, across_here = divmod(i, patches_across)
-            plane, down_here = divmod(rest, patches_down)
             row, column = down_here * rows, across_here * columns
             # Unsigned, here and below: a window above the first one has a huge number, as what lies above the patch.
             first_row = (row + (top + rows - 1)) // stride_h - (down - 1)

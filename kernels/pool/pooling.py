@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from gpuconv.geometry import Pool2dGeometry
+from gpuconv.geometry import Pool2dGeometry, effective
 from gpuconv.kernels.device import device_function, maximum, minimum
 
 
@@ -41,6 +41,25 @@ def row_vector(geometry: Pool2dGeometry, dtype: str, aligned16: bool) -> int:
     s, (left, _) = geometry.s, geometry.padding[1]
     whole = geometry.stride[1] == s and geometry.dilation[1] == 1 and left == 0 and geometry.w % s == 0
     return s if aligned16 and whole and s in (2, 4) and s * np.dtype(dtype).itemsize <= 16 else 1
+
+
+def covering(geometry: Pool2dGeometry) -> tuple[int, int]:
+    """The most windows that reach over an element, along each axis."""
+    (r, s), (down, across) = (geometry.r, geometry.s), geometry.dilation
+    return -(-effective(r, down) // geometry.stride[0]), -(-effective(s, across) // geometry.stride[1])
+
+
+def first_covering(geometry: Pool2dGeometry) -> Any:
+    """A device function of an element's row and column, padding counted: those of the first window that may cover it.
+
+    All are unsigned words: a window above or left of the first one has a huge number.
+    """
+    (down, across), (stride_h, stride_w) = covering(geometry), geometry.stride
+
+    def first_window(row: Any, column: Any) -> Any:
+        return row // stride_h - (down - 1), column // stride_w - (across - 1)
+
+    return device_function(first_window)
 
 
 def keeping_larger(*, guarded: bool) -> Any:

@@ -249,7 +249,7 @@ def test_a_workspace_is_asked_for(operation, variant):
 
 
 def test_outer_products_equal_their_twin():
-    """`add_outer` as it is compiled, here for the processor of this machine, against what the simulator runs."""
+    """`add_outer` and `clear` as they are compiled, here for this processor, against what the simulator runs."""
     import numba
 
     fma = numba.extending.intrinsic(device.BODIES["fma"])
@@ -260,6 +260,10 @@ def test_outer_products_equal_their_twin():
     device.registers._add_outer_twin(expected, a, b, 3)
     numba.njit(code)(total, a, b, 3)
     np.testing.assert_allclose(total, expected, rtol=1e-15)
+    for clear in (numba.njit(device.registers._clear), device.registers._clear_twin):
+        filled = total.copy()
+        clear(filled)
+        assert not filled.any()
 
 
 @pytest.mark.parametrize(("elements", "parts", "columns"), [(7, 1, 8), (33, 3, 32), (42, 300, 8), (70, 70, 32)])

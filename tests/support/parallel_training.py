@@ -7,6 +7,8 @@ from gpuconv.models import Classifier
 
 
 class WithDropout(Classifier):
+    """A network whose training draws random numbers at every step."""
+
     def __init__(self, num_classes: int = 10):
         super().__init__(
             {
@@ -21,7 +23,6 @@ class WithDropout(Classifier):
         )
 
 
-models.MODELS["with-dropout"] = WithDropout
-
 if __name__ == "__main__":
+    models.MODELS["with-dropout"] = WithDropout
     sys.exit(cli.main())

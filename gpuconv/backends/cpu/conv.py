@@ -25,6 +25,7 @@ from numba.extending import register_jitable
 from gpuconv.backends.cpu.compile import ELEMENTS, SIZE, WINNERS, Elements, kernel, split
 from gpuconv.backends.cpu.memory import aligned
 from gpuconv.backends.cpu.simd import (
+    InVectors,
     broadcast,
     copy,
     forget_loads,
@@ -53,7 +54,7 @@ def _divide(a: int, b: int) -> int:
 
 
 @dataclass(frozen=True)
-class Forward:
+class Forward(InVectors):
     """What a forward kernel is compiled for. The batch size is not part of it.
 
     Attributes:
@@ -69,7 +70,6 @@ class Forward:
         p, q: rows and columns of the result, pooled.
     """
 
-    dtype: str
     c: int
     h: int
     w: int
@@ -185,11 +185,6 @@ class Forward:
             p=p,
             q=q,
         )
-
-    @cached_property
-    def lanes(self) -> int:
-        """Elements in a full vector register."""
-        return registers()[0] // np.dtype(self.dtype).itemsize
 
     @cached_property
     def width(self) -> int:

@@ -18,6 +18,7 @@ from numba import njit
 from gpuconv.backends.cpu.compile import ELEMENTS, SIZE, Kernel, kernel, split
 from gpuconv.backends.cpu.memory import constant_zeros, empty
 from gpuconv.backends.cpu.simd import (
+    InVectors,
     copy,
     forget_loads,
     load,
@@ -40,20 +41,10 @@ _DEPTH = 128
 
 
 @dataclass(frozen=True)
-class Product:
+class Product(InVectors):
     """What a product ``c = a · b + bias`` is compiled for. Sizes and layouts are no part of it: compiling takes longer
     than they would ever save.
-
-    Attributes:
-        dtype: name of the element type.
     """
-
-    dtype: str
-
-    @cached_property
-    def lanes(self) -> int:
-        """Elements in a vector register."""
-        return registers()[0] // np.dtype(self.dtype).itemsize
 
     @cached_property
     def tile(self) -> tuple[int, int]:

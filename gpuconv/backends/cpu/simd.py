@@ -22,8 +22,11 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -46,6 +49,22 @@ def registers() -> tuple[int, int]:
     if "+avx" in features:
         return 32, 16
     return 16, 16 if triple.startswith(("x86", "i686")) else 32
+
+
+@dataclass(frozen=True)
+class InVectors:
+    """What a kernel that works on vectors is compiled for.
+
+    Attributes:
+        dtype: name of the element type.
+    """
+
+    dtype: str
+
+    @cached_property
+    def lanes(self) -> int:
+        """Elements in a vector register."""
+        return registers()[0] // np.dtype(self.dtype).itemsize
 
 
 def cpu_name() -> str:

@@ -30,6 +30,7 @@ from gpuconv.backends.cpu.conv import Forward
 from gpuconv.backends.cpu.conv_grad import fill_channels_last
 from gpuconv.backends.cpu.memory import constant_zeros, empty, lasting
 from gpuconv.backends.cpu.simd import (
+    InVectors,
     copy,
     forget_loads,
     load,
@@ -354,7 +355,7 @@ def _pad(padded: np.ndarray, values: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class Maps:
+class Maps(InVectors):
     """What :func:`tiles_at_points` is compiled for.
 
     Attributes:
@@ -365,7 +366,6 @@ class Maps:
         side: of a tile: 6 for pixels, whose tiles overlap, 4 for results.
     """
 
-    dtype: str
     channels: int
     h: int
     w: int
@@ -376,12 +376,11 @@ class Maps:
     @cached_property
     def pitch(self) -> int:
         """Elements for the channels of a tile at a point: whole vectors."""
-        lanes = registers()[0] // np.dtype(self.dtype).itemsize
-        return _divide(self.channels, lanes) * lanes
+        return _divide(self.channels, self.lanes) * self.lanes
 
     def point_step(self, rows: int) -> int:
         """Elements from the tiles of so many rows at one point to those at the next; some are read behind the last."""
-        return rows * self.grid[1] * self.pitch + 2 * registers()[0] // np.dtype(self.dtype).itemsize
+        return rows * self.grid[1] * self.pitch + 2 * self.lanes
 
 
 @kernel(ELEMENTS, ELEMENTS, *[SIZE] * 4)
@@ -393,8 +392,7 @@ def tiles_at_points(plan: Maps):
     channels, h, w, before, pitch = plan.channels, plan.h, plan.w, plan.before, plan.pitch
     grid_rows, grid_columns = plan.grid
     of_pixels, tile_rows = plan.side == _SIDE, plan.side
-    item_size = np.dtype(plan.dtype).itemsize
-    lanes, square = registers()[0] // item_size, 32 // item_size
+    lanes, square = plan.lanes, 32 // np.dtype(plan.dtype).itemsize
     side, tile_side = _SIDE, TILE
     columns = grid_columns * tile_side + 2
     image_pitch = columns * channels
@@ -426,7 +424,7 @@ def tiles_at_points(plan: Maps):
 
 
 @dataclass(frozen=True)
-class Products:
+class Products(InVectors):
     """What the kernels for the sums over tiles are compiled for.
 
     Attributes:
@@ -434,14 +432,8 @@ class Products:
         c, k: channels, filters.
     """
 
-    dtype: str
     c: int
     k: int
-
-    @cached_property
-    def lanes(self) -> int:
-        """Elements in a vector register."""
-        return registers()[0] // np.dtype(self.dtype).itemsize
 
     @cached_property
     def tile(self) -> tuple[int, int]:
