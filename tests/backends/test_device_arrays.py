@@ -85,6 +85,15 @@ def mean_loss(numpy, logits, labels, weight, loss, dlogits, wrong, shape, **opti
     dlogits[...] = numpy.softmax_cross_entropy_grad(grad, probabilities, labels, weight=weight, **options)
 
 
+def chain_loss_grad_input(numpy, y, labels, weights, biases, grads, out, geometry, ignore_index):
+    rest = geometry._replace(sizes=geometry.sizes[1:], relu=geometry.relu[1:])
+    ys = numpy.linear_chain(y, weights[1:], biases[1:], rest)
+    grad = np.empty_like(ys[-1])
+    options = {"ignore_index": ignore_index, "label_smoothing": 0.0}
+    mean_loss(numpy, ys[-1], labels, None, np.empty(1), grad, np.empty(1, np.int32), ys[-1].shape, **options)
+    chain_grad_input(numpy, grad, weights, [y, *ys], grads, out, geometry)
+
+
 def image_batch(numpy, table, images, labels, index, transforms, x, found, geometry, step=None):
     if step is not None:
         index = index[step[0] * geometry.n :][: geometry.n]
@@ -152,6 +161,7 @@ FUSED = {
     "linear_chain": chain,
     "linear_chain_grad_input": chain_grad_input,
     "linear_chain_grad_weight": chain_grad_weight,
+    "linear_chain_loss_grad_input": chain_loss_grad_input,
     "softmax_cross_entropy_mean": mean_loss,
     "batch_norm_stats": norm_stats,
     "batch_norm": norm,
