@@ -4,7 +4,8 @@ In a captured step a kernel waits for those whose memory it shares (``gpuconv/ba
 takes as long as the slowest kernels of which each waits for the one before. Here they are, for the kernels that the
 rule takes and for the classifier as it was before: a chain of three layers in one kernel, then the loss in one block,
 then the gradients back through the chain. The step is recorded as in ``bench/step.py``, and the instructions of each
-kernel's longest thread are counted by running two of its blocks in the PTX interpreter.
+kernel's longest thread are counted by running two of its blocks in the PTX interpreter. What an H100 measured of a
+kernel in these blocks stands beside.
 
 The times are estimates, by what an H100 measured of such kernels in such graphs: a node that does nothing takes
 :data:`NODE` µs; where few warps share a multiprocessor, the longest thread takes :data:`ARITHMETIC` µs an instruction;
@@ -17,10 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bench import step
+from bench.command import ROOT
 from bench.inspection import Failure, Job, executed, in_processes
 from bench.report import Table
 from bench.roofline import H200
@@ -33,6 +37,7 @@ _WITH_WEIGHTS = ("linear_chain", "linear_chain_first", "linear_chain_grad_input"
 COMPOSITIONS: dict[str, Mapping[str, str]] = {
     "one kernel for all layers, one for the loss": {"linear_chain": "rows", "linear_chain_loss_grad_input": "composed"},
     "as the rule takes it": {},
+    "as the rule takes it, and windows of block 2 scattered": {"conv2d_relu_max_pool2d_grad_input": "scattered"},
 }
 
 
@@ -176,6 +181,16 @@ def instructions(jobs: list[Job]) -> dict[Job, list[int]]:
     return counted
 
 
+def measured(batch: int) -> dict[tuple[str, int, int], float]:
+    """Microseconds of the step's kernels in the latest committed run on a GPU, by name, blocks and threads."""
+    runs = sorted(
+        (json.loads(path.read_text()) for path in (ROOT / "bench" / "results").glob("lenet-gpu-*.json")),
+        key=lambda run: run["date"],
+    )
+    found = [one for run in runs[-1:] for one in run["results"] if one["batch"] == batch]
+    return {(k["kernel"], k["blocks"], k["threads"]): k["us"] for one in found for k in one["kernels"]}
+
+
 def estimates(node: Node, count: int) -> tuple[float, float]:
     """Microseconds of a node: with instructions at their usual rate; with weights that are waited for again and again.
 
@@ -189,22 +204,37 @@ def estimates(node: Node, count: int) -> tuple[float, float]:
     return first, second
 
 
-def table(title: str, found: list[Node], counted: Mapping[Job, list[int]]) -> tuple[Table, dict[str, Any]]:
-    """The longest path as a table, and as what JSON holds: of each node of the step its figures."""
+def table(
+    title: str, found: list[Node], counted: Mapping[Job, list[int]], times_of: Mapping[tuple[str, int, int], float]
+) -> tuple[Table, dict[str, Any]]:
+    """The longest path as a table, and as what JSON holds: of each node of the step its figures.
+
+    Args:
+        title: of the table.
+        found: the step.
+        counted: of :func:`instructions`.
+        times_of: of :func:`measured`.
+    """
     counts = [counted[node.job][node.number] for node in found]
     times = [estimates(node, count) for node, count in zip(found, counts, strict=True)]
     path = longest(found, [sum(pair) for pair in times])
+    seen = [times_of.get((node.kernel, node.blocks, node.threads)) for node in found]
     rows = [
         [
             found[at].kernel, found[at].job.variant, f"{found[at].blocks:,} x {found[at].threads:,}",
             f"{counts[at]:,}", f"{found[at].bytes:,}", *(f"{time:.1f}" for time in times[at]),
+            "" if seen[at] is None else f"{seen[at]:.1f}",
         ]
         for at in path
     ]  # fmt: skip
     sums = [sum(times[at][column] for at in path) for column in range(2)]
     size = sum(found[at].bytes for at in path)
-    rows.append([f"{len(path)} of {len(found)} kernels", "", "", "", f"{size:,}", *(f"{one:.1f}" for one in sums)])
-    header = ["kernel", "variant", "blocks x threads", "instructions", "bytes", "µs ≥", "µs ≤"]
+    there = [seen[at] or math.nan for at in path]
+    whole = "" if math.isnan(sum(there)) else f"{sum(there):.1f}"
+    rows.append(
+        [f"{len(path)} of {len(found)} kernels", "", "", "", f"{size:,}", *(f"{one:.1f}" for one in sums), whole]
+    )
+    header = ["kernel", "variant", "blocks x threads", "instructions", "bytes", "µs ≥", "µs ≤", "measured"]
     document = [
         {
             "kernel": node.kernel, "variant": node.job.variant, "tiling": dataclasses.asdict(node.job.tiling),

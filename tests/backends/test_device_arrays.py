@@ -23,7 +23,7 @@ from gpuconv import Tensor, backends, kernels, models, nn, optim, training, tune
 from gpuconv import functional as F
 from gpuconv.backends.cuda import backend as cuda_backend
 from gpuconv.backends.cuda import branches
-from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
 from gpuconv.tuning import store
 
 pytest.importorskip("numba_cuda", reason="the variants are chosen among kernels for numba-cuda")
@@ -1226,6 +1226,19 @@ def test_launches_that_need_nothing_of_each_other_run_side_by_side(capturing, mo
         "conv2d_relu_max_pool2d_grad_weight",
         "linear_chain_grad_weight",
     }
+
+
+def test_a_launch_that_only_reads_a_result_lets_others_read_it(real_kernels):
+    """Of a chain in two launches: the first writes its layer's results, the second one those of the others alone."""
+    geometry = ChainGeometry(3, (8, 4, 2), (True, False))
+    with gpuconv.use_backend("cuda"), tuning.use_variant("linear_chain", "split"):
+        backend = backends.get("cuda")
+        x, first, second = (real_kernels.asarray(random(*shape)) for shape in ((3, 8), (4, 8), (2, 4)))
+        backend.linear_chain(x, [first, second], [None, None], geometry)
+        (prepared,) = backend.plan("linear_chain", geometry, x.dtype)._prepared.values()
+    # Of x, two weights, and two results.
+    assert [[number for number, writes in one if writes] for one in prepared.touched] == [[3], [4]]
+    assert (3, False) in prepared.touched[1]
 
 
 class Bindings:

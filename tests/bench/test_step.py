@@ -39,12 +39,15 @@ def test_the_longest_path():
 
     def path(variants):
         nodes = longest_path.nodes(64, variants=variants)
-        # On an H100 the blocks' kernels take two to three times as long as the others.
-        costs = [6.0 if node.kernel.startswith(block) else 2.0 for node in nodes]
+        # About what an H100 takes: of memory that is used again, there may be other edges, which decide nothing then.
+        costs = [
+            {block: 4.0, f"{block}_grad_input": 7.0, f"{block}_grad_weight": 4.0}.get(node.kernel, 2.0)
+            for node in nodes
+        ]
         return [nodes[at].kernel for at in longest_path.longest(nodes, costs)]
 
     block = "conv2d_relu_max_pool2d"
-    before, now = map(path, longest_path.COMPOSITIONS.values())
+    before, now, _ = map(path, longest_path.COMPOSITIONS.values())
     rest = [f"{block}_grad_input", f"{block}_grad_weight", "sum_parts_of_two", "sgd_update_all"]
     chain = ["linear_chain", "softmax_cross_entropy_mean", "linear_chain_grad_input"]
     assert before == [block, block, *chain, *rest]

@@ -158,24 +158,25 @@ def test_gradients_of_a_loss(geometry):
 
 
 @pytest.mark.slow
-def test_gradients_of_the_loss_of_lenet():
-    """The layers that the kernel is for, with weights that are aligned and that are not; a NaN stays in its row."""
-    x, weights, biases, grad = arrays_of(LENET, "float32")
-    biases[1] = cases.generator("second").standard_normal(84).astype(np.float32)
-    y = expected(LENET, x, weights, biases, grad)[0][0].astype(np.float32)
-    moved = [np.empty(weight.size + 1, np.float32)[1:].reshape(weight.shape) for weight in weights]
-    for one, weight in zip(moved, weights, strict=True):
-        one[...] = weight
+@pytest.mark.parametrize("geometry", [LENET, LOSSES[0]], ids=["of LeNet", "not aligned"])
+def test_gradients_of_a_loss_of_what_is_not_finite(geometry):
+    """A NaN stays in its row; weights that are not aligned are read one by one. All layers have a bias."""
+    x, weights, biases, grad = arrays_of(geometry, "float32")
+    biases[1] = cases.generator("second").standard_normal(geometry.sizes[2]).astype(np.float32)
+    if geometry is not LENET:
+        moved = [np.empty(weight.size + 1, np.float32)[1:].reshape(weight.shape) for weight in weights]
+        for one, weight in zip(moved, weights, strict=True):
+            one[...] = weight
+        weights = moved
+    y = expected(geometry, x, weights, biases, grad)[0][0].astype(np.float32)
     y[1, 5] = np.nan
-    labels = np.array([3, 9])
-    wanted = expected_loss_gradients(LENET, y, labels, weights, biases)
-    assert not np.isnan(wanted[-1][0]).any()
+    labels = np.arange(geometry.n) % 3 * 2 % geometry.sizes[-1]
+    wanted = expected_loss_gradients(geometry, y, labels, weights, biases)
+    assert np.isnan(wanted[-1]).any(axis=1).tolist() == [row == 1 for row in range(geometry.n)]
     module = load(LOSS, "recomputed")
-    for used in weights, moved:
-        tiling = module.tilings(LENET)[0]
-        found = loss_gradients(LENET, module, tiling, y, labels, used, biases)
-        for one, other in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    found = loss_gradients(geometry, module, module.Tiling(4, 8, 32), y, labels, weights, biases)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_what_gradients_of_a_loss_refuse():

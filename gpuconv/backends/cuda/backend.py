@@ -427,7 +427,7 @@ class CudaBackend(Backend):
         if primitive in ("conv2d_relu_max_pool2d_grad", "linear_chain_grad"):
             parts = [(part, f"{primitive}_{part}") for part in ("input", "weight")]
             if primitive == "linear_chain_grad":
-                parts.append(("input of a captured step's loss", "linear_chain_loss_grad_input"))
+                parts.append(("input, of a loss", "linear_chain_loss_grad_input"))
             rows = ((part, row) for part, name in parts for row in tuning.candidates(name, geometry, dtype, platform))
             return [f"{part}, {variant}: {why}" for part, (variant, why) in rows]
         if geometry is None or primitive not in kernels.VARIANTS:
@@ -640,7 +640,7 @@ class CudaBackend(Backend):
         if plan.variant is None:
             return super().linear_chain(x, weights, biases, geometry)
         ys: list[Array] = self._queue(plan, x, weights, biases)
-        if capturing.ahead():
+        if len(ys) > 1 and not geometry.relu[-1]:
             self._chains.note(ys[-1], tuple(biases))
         return ys
 
@@ -757,7 +757,7 @@ class CudaBackend(Backend):
         labels = self._contiguous(labels.astype(np.int64, copy=False))
         loss, dlogits, first_wrong = self._queue(plan, self._contiguous(logits), labels, weight, **options)
         self._check_labels(first_wrong, labels, logits.shape[1], options["ignore_index"])
-        if capturing.ahead() and weight is None and not options["label_smoothing"]:
+        if weight is None and not options["label_smoothing"]:
             biases = self._chains.of(logits)
             if biases is not None:
                 fact = _Loss(_address(logits), biases, labels, options["ignore_index"])
