@@ -17,7 +17,7 @@ that a thread needs are fetched at the beginning, into registers:
 All sums have a fixed order. A label that is neither a class nor ``ignore_index`` gives its row the gradient zero, as in
 ``softmax_cross_entropy_mean``.
 
-Shared bytes: at most 36 KB; LeNet's need 31. Registers aimed at: at most 168, what 384 threads leave each other.
+Shared bytes: at most 48 KB; LeNet's need 28. Registers aimed at: at most 168, what 384 threads leave each other.
 Expected bottleneck: about 1,500 instructions of a warp, of which there are three a scheduler.
 """
 
@@ -45,7 +45,9 @@ DTYPES = ("float32",)
 
 #: Features of the first layer for each warp at most, so that a thread holds few of its weights.
 _FEATURES_A_WARP = 10
-_MOST_WARPS = 16
+_MOST_WARPS = 14
+#: Bytes of static shared memory.
+_SHARED_BYTES = 48 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,8 @@ def supports(geometry: ChainGeometry) -> Answer:
         return Refusal("it is for three layers with a ReLU between them")
     if sizes[0] % 4 or sizes[1] % 4:
         return Refusal(f"128 bits do not divide rows of {sizes[0]} and {sizes[1]} weights")
-    if sizes[1] > 128 or _warps(sizes, 8) > _MOST_WARPS or sizes[3] > 32:
-        return Refusal(f"layers of {sizes[1]}, {sizes[2]} and {sizes[3]} features are more than 128, 128 and 32")
+    if sizes[1] > 128 or _warps(sizes, 8) > _MOST_WARPS or sizes[3] > 16:
+        return Refusal(f"layers of {sizes[1]}, {sizes[2]} and {sizes[3]} features are more than 128, 112 and 16")
     return True
 
 
@@ -87,9 +89,12 @@ def tilings(geometry: ChainGeometry) -> tuple[Tiling, ...]:
     The kernels for logits and loss run beside this one, whose blocks share a multiprocessor with no other block: they
     have too many registers. What finds no multiprocessor would wait for all of a block.
     """
-    choices = [Tiling(rows, 8, lanes) for rows in (1, 2, 4) for lanes in (16, 32)]
+    # More than 12 warps leave each other 128 registers, and with 32 lanes a thread has twice as many weights.
+    most = 32 if _warps(geometry.sizes, 8) <= 12 else 16
+    choices = [Tiling(rows, 8, lanes) for rows in (1, 2, 4) for lanes in (16, most)[: most // 16]]
     if _warps(geometry.sizes, 4) <= _MOST_WARPS:
         choices.append(Tiling(4, 4, 16))
+    choices = [tiling for tiling in choices if 4 * sum(_shared(geometry.sizes, tiling)) <= _SHARED_BYTES]
 
     def order(tiling: Tiling) -> tuple[int, int, int]:
         blocks = -(-geometry.n // tiling.rows) * _across(geometry.sizes[0], tiling.lanes)[0]
@@ -103,6 +108,15 @@ def _across(inputs: int, lanes: int) -> tuple[int, int]:
     quads = inputs // 4
     blocks = -(-quads // lanes)
     return blocks, -(-quads // blocks)
+
+
+def _shared(sizes: tuple[int, ...], tiling: Tiling) -> tuple[int, ...]:
+    """Elements of shared memory: last weights, results of each layer, last one first, and parts of sums."""
+    warps, groups = _warps(sizes, tiling.features), _warps(sizes, tiling.features) * (32 // tiling.lanes)
+    width, columns = warps * tiling.features, 4 * _across(sizes[0], tiling.lanes)[1]
+    parts = max(-(-sizes[2] // tiling.features) * sizes[1], groups * columns)
+    row = -(-sizes[3] // 4) * 4, width, -(-sizes[1] // groups) * groups, parts
+    return sizes[3] * width, *(tiling.rows * one for one in row)
 
 
 @specialised
@@ -126,8 +140,7 @@ def _kernel(
         scores *= 2
     lanes_a_score, score_pitch = 32 // scores, -(-classes // 4) * 4
     second_biased, last_biased = has_bias[1], has_bias[2]
-    weights_size, second_results, first_results = classes * width, rows * width, rows * padded_first
-    scores_size, parts_size = rows * score_pitch, rows * max(used_warps * first_size, groups * columns)
+    weights_size, scores_size, second_results, first_results, parts_size = _shared(sizes, tiling)
     # As many threads as features, for some classes at once.
     classes_at_once = threads // width
     class_rounds = -(-classes // classes_at_once)

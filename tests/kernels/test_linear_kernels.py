@@ -33,12 +33,12 @@ CHAINS = [
 LENET = ChainGeometry(2, (400, 120, 84, 10), (True, True, False))
 
 LOSS = "linear_chain_loss_grad_input"
-#: As many warps as the first layer, the second, or a block's rows need; columns for several blocks; 1 to 32 classes.
+#: As many warps as the first layer, the second, or a block's rows need; columns for several blocks; 1 to 16 classes.
 LOSSES = [
     ChainGeometry(5, (20, 12, 7, 3), (True, True, False)),
     ChainGeometry(3, (132, 52, 33, 10), (True, True, False)),
     ChainGeometry(1, (4, 128, 1, 1), (True, True, False)),
-    ChainGeometry(9, (8, 4, 40, 32), (True, True, False)),
+    ChainGeometry(9, (8, 4, 104, 16), (True, True, False)),
 ]
 
 
@@ -185,8 +185,8 @@ def test_what_gradients_of_a_loss_refuse():
         ((8, 8, 8), (True, False), "three layers"),
         ((8, 8, 8, 8), (True, False, False), "three layers"),
         ((8, 132, 8, 8), (True, True, False), "more than 128"),
-        ((8, 8, 129, 8), (True, True, False), "more than 128"),
-        ((8, 8, 8, 33), (True, True, False), "more than 128"),
+        ((8, 8, 113, 8), (True, True, False), "more than 128"),
+        ((8, 8, 8, 17), (True, True, False), "more than 128"),
         ((8, 6, 8, 8), (True, True, False), "128 bits"),
         ((7, 8, 8, 8), (True, True, False), "128 bits"),
     ):
