@@ -152,6 +152,7 @@ LAYERS: dict[str, Mapping[str, Any]] = {
     "conv2d_relu_max_pool2d_grad_weight": BLOCKS,
     "linear_chain": {**CLASSIFIERS, **TASK_CLASSIFIERS},
     "linear_chain_grad_input": CLASSIFIERS,
+    "linear_chain_loss_grad_input": CLASSIFIERS,
     "linear_chain_grad_weight": CLASSIFIERS,
     "max_pool2d": MAX_POOLINGS,
     "max_pool2d_grad": MAX_POOLINGS,

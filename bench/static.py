@@ -5,7 +5,8 @@ Compiled (``bench/sass.py``): registers, shared memory, occupancy, the share of 
 conflicts, and sectors of global memory a request. Nothing here is a measurement of time.
 
 By default the first tiling of each variant, which is its good guess, on LeNet's layers and some larger ones; ``--full``
-takes all tilings. ``--model lenet --step`` shows instead what a captured training step launches (``bench/step.py``).
+takes all tilings. ``--model lenet --step`` shows instead what a captured training step launches (``bench/step.py``),
+and with ``--path`` its longest path (``bench/longest_path.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bench import command, report, roofline, sass, step
+from bench import longest_path as path
 from bench.command import Parser, Refused, check_writable, fitting, progress, say, start, write
 from bench.inspection import (
     Failure,
@@ -264,12 +266,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sites", action="store_true", help="also each simulated instruction that accesses memory")
     parser.json_option()
     add("--step", action="store_true", help="instead: the kernels of a captured training step, their arguments, bytes")
+    add("--path", action="store_true", help="of the step: its longest path, before and now, with estimated times")
     add("--model", choices=("lenet",), help="of the step; default: lenet")
     parser.count_option("--batch", "N", "images of the step; default: 64")
     add("--augment", action="store_true", help="of the step: its images are moved, as by gpuconv train --augment")
     add("--optimizer", choices=("sgd", "adam"), help="of the step; default: sgd, with momentum")
     arguments = parser.parse_args(argv)
-    for name in ("model", "batch", "augment", "optimizer"):
+    for name in ("path", "model", "batch", "augment", "optimizer"):
         if getattr(arguments, name) not in (None, False) and not arguments.step:
             parser.error(f"--{name} is of a training step: add --step")
     return arguments
@@ -304,6 +307,32 @@ def _show_step(arguments: argparse.Namespace) -> None:
     )
 
 
+def _show_path(arguments: argparse.Namespace) -> None:
+    choose_target(simulate=True)
+    from gpuconv.backends import BackendUnavailable
+
+    batch, optimizer = arguments.batch or 64, arguments.optimizer or "sgd"
+    try:
+        with progress.during("recording a step"):
+            steps = [(name, path.nodes(batch, optimizer, variants)) for name, variants in path.COMPOSITIONS.items()]
+        counted = path.instructions([*dict.fromkeys(node.job for _, nodes in steps for node in nodes)])
+    except (BackendUnavailable, RuntimeError) as error:
+        raise Refused(str(error)) from None
+    parts = []
+    for name, nodes in steps:
+        title = f"Longest path at batch {batch}, the classifier {name}"
+        shown, part = path.table(title, nodes, counted, path.measured(batch))
+        print(shown.plain() + "\n")
+        parts.append(part)
+    print(
+        f"Estimates: {path.NODE} µs a node, {1000 * path.ARITHMETIC} ns an instruction of the longest thread (µs ≥),\n"
+        f"{1000 * path.FROM_CACHE:g} ns where weights come from the second-level cache (µs ≤). Measured: the kernel\n"
+        "in the graph of the latest run on a GPU in bench/results, where it had as many blocks and threads."
+    )
+    settings = {"model": "lenet", "batch": batch, "optimizer": optimizer}
+    _write(command.document("path", settings, compositions=parts), arguments, complete=True)
+
+
 def _write(document: dict[str, Any], arguments: argparse.Namespace, *, complete: bool) -> None:
     document["complete"] = complete
     if arguments.json is not None:
@@ -318,7 +347,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 0
     check_writable("--json", arguments.json)
     if arguments.step:
-        _show_step(arguments)
+        (_show_path if arguments.path else _show_step)(arguments)
         return 0
     choose_target(simulate=False)
     jobs = _jobs(arguments)

@@ -84,7 +84,9 @@ def record(batch: int, optimizer: str = "sgd") -> list[Recorded]:
 
     Args, Raises: as :func:`launches`.
     """
-    return _recorded(launches(batch, optimizer), _work(batch))
+    made = launches(batch, optimizer)
+    split = any(kernel_name(launch) == "linear_chain_first" for launch, _ in made)
+    return _recorded(made, _work(batch, split))
 
 
 def around(batch: int, *, augment: bool = False) -> list[Recorded]:
@@ -154,6 +156,11 @@ def inference_launches(batch: int) -> list[tuple[Any, tuple[Any, ...]]]:
     return graph.launches
 
 
+def recorded(launches: list[tuple[Any, tuple[Any, ...]]]) -> list[Recorded]:
+    """What is known of some launches, but for their FLOP."""
+    return _recorded(launches, [])
+
+
 def _recorded(made: list[tuple[Any, tuple[Any, ...]]], work: list[tuple[str, int]]) -> list[Recorded]:
     found = []
     for launch, given in made:
@@ -175,8 +182,8 @@ def kernel_name(launch: Any) -> str:
     return str((kernel.py_func if hasattr(kernel, "py_func") else kernel.fn).__name__)
 
 
-def _work(batch: int) -> list[tuple[str, int]]:
-    """The operations of a step in their order, fused, and what each has to compute."""
+def _work(batch: int, split: bool) -> list[tuple[str, int]]:
+    """The operations of a step in their order, fused, and what each has to compute; the first layer perhaps alone."""
     block, chain, classes = "conv2d_relu_max_pool2d", layers.CLASSIFIERS["lenet5.classifier"], (batch, 10)
     first, second = (
         BlockGeometry(dataclasses.replace(g.conv, n=batch), dataclasses.replace(g.pool, n=batch))
@@ -185,14 +192,18 @@ def _work(batch: int) -> list[tuple[str, int]]:
     chain = chain._replace(n=batch)
     order: list[tuple[str, Any]] = [(block, first), (block, second), ("linear_chain", chain)]
     order += [("softmax_cross_entropy_mean", classes)]
-    order += [("linear_chain_grad_input", chain), ("linear_chain_grad_weight", chain)]
+    order += [(f"linear_chain_{part}", chain) for part in ("loss_grad_input", "grad_input", "grad_weight")]
     order += [(f"{block}_grad_input", second), (f"{block}_grad_weight", second), (f"{block}_grad_weight", first)]
     order += [(f"{name}_update_all", layers.PARAMETERS["lenet5.parameters"]) for name in ("sgd", "adam")]
-    return [(operation, OPERATIONS[operation].flop(geometry)) for operation, geometry in order]
+    found = [(operation, OPERATIONS[operation].flop(geometry)) for operation, geometry in order]
+    if split:
+        start = OPERATIONS["linear_chain"].flop(chain._replace(sizes=chain.sizes[:2], relu=chain.relu[:1]))
+        found[2:3] = [("linear_chain_first", start), ("linear_chain", found[2][1] - start)]
+    return found
 
 
 def launches(
-    batch: int, optimizer: str = "sgd", *, weight_decay: float = 0.0, dtype: str = "float32"
+    batch: int, optimizer: str = "sgd", *, weight_decay: float = 0.0, dtype: str = "float32", graph: Any = None
 ) -> list[tuple[Any, tuple[Any, ...]]]:
     """The launches of a training step of LeNet-5 with their arguments, in their order; noted, not made.
 
@@ -201,6 +212,7 @@ def launches(
         optimizer: 'sgd' (with momentum) or 'adam'.
         weight_decay: of the optimizer; with any, its kernel is another one.
         dtype: element type of images and parameters.
+        graph: what records the step; by default one that keeps the arrays.
 
     Raises:
         BackendUnavailable: neither a GPU nor the simulator can be used here.
@@ -212,7 +224,7 @@ def launches(
     from gpuconv import Tensor, backends, models, optim
     from gpuconv.captured_step import CapturedStep
 
-    backend, graph = backends.get("cuda"), noted_graph()
+    backend, graph = backends.get("cuda"), graph or noted_graph()
     with gpuconv.use_backend(backend):
         model = models.LeNet5()
         for parameter in model.parameters():
@@ -226,7 +238,8 @@ def launches(
         # Not zeros: who makes the launches later, to time them, finds work as in training.
         images = Tensor(np.random.default_rng(0).standard_normal((batch, 1, 32, 32), np.float32).astype(dtype))
         CapturedStep(training_step(model, update), backend, graph, 0).capture(images, np.zeros(batch, np.int64))
-    return graph.launches
+    found: list[tuple[Any, tuple[Any, ...]]] = graph.launches
+    return found
 
 
 def table(recorded: list[Recorded], others: list[Recorded], batch: int) -> str:

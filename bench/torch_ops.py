@@ -238,6 +238,21 @@ def _linear_chain_grad_input(torch: Any, g: Any, tensors: Any, keywords: Any) ->
     return step
 
 
+def _linear_chain_loss_grad_input(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    y, labels, weights, biases = tensors
+    rest = g._replace(sizes=g.sizes[1:], relu=g.relu[1:])
+    forward = _linear_chain(torch, rest, (y, weights[1:], biases[1:]), {})
+
+    def step() -> tuple[Any, ...]:
+        (ys,) = forward()
+        _, grad, _ = _softmax_cross_entropy_mean(
+            torch, None, (ys[-1], labels, None), {"label_smoothing": 0.0, **keywords}
+        )()
+        return _linear_chain_grad_input(torch, g, (grad, weights, (y, *ys)), {})()
+
+    return step
+
+
 def _linear_chain_grad_weight(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
     xs, grads = tensors
     return lambda: (
@@ -358,6 +373,7 @@ OPERATIONS: Mapping[str, Callable[[Any, Any, Any, Any], Step]] = {
     "conv2d_relu_max_pool2d_grad_weight": _block_grad_weight,
     "linear_chain": _linear_chain,
     "linear_chain_grad_input": _linear_chain_grad_input,
+    "linear_chain_loss_grad_input": _linear_chain_loss_grad_input,
     "linear_chain_grad_weight": _linear_chain_grad_weight,
     "softmax_cross_entropy_mean": _softmax_cross_entropy_mean,
     "batch_norm_stats": _batch_norm_stats,

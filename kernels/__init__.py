@@ -59,8 +59,12 @@ VARIANTS: dict[str, dict[str, str]] = {
         "scattered": "gpuconv.kernels.block.conv2d_relu_max_pool2d_grad_input_scattered",
     },
     "conv2d_relu_max_pool2d_grad_weight": {"sparse": "gpuconv.kernels.block.conv2d_relu_max_pool2d_grad_weight"},
-    "linear_chain": {"rows": "gpuconv.kernels.chain.linear_chain"},
+    "linear_chain": {
+        "rows": "gpuconv.kernels.chain.linear_chain",
+        "split": "gpuconv.kernels.chain.linear_chain_split",
+    },
     "linear_chain_grad_input": {"rows": "gpuconv.kernels.chain.linear_chain_grad_input"},
+    "linear_chain_loss_grad_input": {"recomputed": "gpuconv.kernels.chain.linear_chain_loss_grad_input"},
     "linear_chain_grad_weight": {"tiled": "gpuconv.kernels.chain.linear_chain_grad_weight"},
     "relu": {"elementwise": "gpuconv.kernels.pointwise.relu"},
     "relu_grad": {"elementwise": "gpuconv.kernels.pointwise.relu_grad"},

@@ -405,6 +405,21 @@ OPERATIONS: dict[str, Operation] = {
         small=_small_chain,
         multiply_adds=True,
     ),
+    # The gradient of the mean cross-entropy of a chain's results. ``y`` are the results of its first layer.
+    "linear_chain_loss_grad_input": Operation(
+        (
+            Array("y", lambda g: (g.n, g.sizes[1])),
+            Array("labels", lambda g: (g.n,), type="int64", holds=lambda g: g.sizes[-1]),
+            Array("weights", _layer_weights),
+            Array("biases", _layer_biases, optional=True),
+            Array("grads", _layer_results, OUT),
+            Array("out", lambda g: (g.n, g.sizes[0]), OUT),
+        ),
+        # Forward through all layers but the first, and back through all.
+        flop=lambda g: 2 * _chain_flop(g) - 2 * g.n * g.sizes[0] * g.sizes[1],
+        small=_small_chain,
+        numbers={"ignore_index": -100},
+    ),
     "linear_chain_grad_weight": Operation(
         (
             Array("xs", _layer_inputs),

@@ -28,7 +28,7 @@ ALLOWED = {
     "kernels": {"geometry"},
     "lab": {"kernels"},
     "tuning": {"files", "geometry", "kernels", "names"},
-    "backends": {"dtypes", "arrays", "files", "geometry", "kernels", "lab", "names", "tuning", "version"},
+    "backends": {"dtypes", "arrays", "files", "geometry", "kernels", "lab", "names", "tuning", "version", "versions"},
     "autograd": {"dtypes", "arrays", "backends", "versions"},
     "ops": {"dtypes", "autograd", "backends", "geometry", "random", "versions"},
     "functional": {"dtypes", "autograd", "backends", "geometry", "ops", "random"},

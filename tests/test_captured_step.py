@@ -7,7 +7,7 @@ import pytest
 from support.lenet_training import step_of
 
 import gpuconv
-from gpuconv import Tensor, backends, models, nn, optim
+from gpuconv import Tensor, backends, models, nn, optim, tuning
 from gpuconv import functional as F
 
 simulated = pytest.mark.skipif(
@@ -83,6 +83,78 @@ def test_steps_of_lenet(steps):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     for one, other in zip(parameters, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def classifier():
+    """Layers behind a convolution, for which the gradient of the loss can be computed from the first one's results."""
+    gpuconv.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 2, stride=2), nn.Flatten(),
+        nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4),
+    )  # fmt: skip
+
+
+#: Of logits and labels: what is differentiated, and whether one kernel computes the gradient from the first layer on.
+LOSSES = {
+    "mean": (F.cross_entropy, True),
+    "ignored labels": (lambda logits, labels: F.cross_entropy(logits, labels, ignore_index=2), True),
+    "smoothed": (lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=0.1), False),
+    "weighted": (lambda logits, labels: F.cross_entropy(logits, labels, Tensor(np.ones(4, np.float32))), False),
+    "scaled": (lambda logits, labels: F.cross_entropy(logits, labels) * 2.0, False),
+    "with another use": (lambda logits, labels: F.cross_entropy(logits, labels) + logits.mean(), False),
+    "of other logits": (lambda logits, labels: F.cross_entropy(logits * 0.5, labels), False),
+}
+
+
+@simulated
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_gradient_of_a_loss_through_its_layers(loss, monkeypatch):
+    """Steps as on the NumPy backend, whatever becomes of the logits before the backward.
+
+    Where all of a step is launches, the second one is captured and repeated: it has the same bits as uncaptured.
+    """
+    of, fused = LOSSES[loss]
+    queued = []
+
+    def trained_by(backend, ways):
+        rng = np.random.default_rng(0)
+        with gpuconv.use_backend(backend):
+            model = classifier()
+            optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+            def step(images, labels):
+                value = of(model(images), labels)
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                return value
+
+            run, labels = ways(step), rng.integers(0, 4, (2, 3))
+            images = rng.standard_normal((2, 3, 1, 4, 4)).astype(np.float32)
+            values = [run(Tensor(one), two).item() for one, two in zip(images, labels, strict=True)]
+            return values, [parameter.numpy() for parameter in model.parameters()]
+
+    theirs, expected = trained_by("numpy", lambda step: step)
+    backend = backends.get("cuda")
+    queue = backend._queue
+    monkeypatch.setattr(
+        backend, "_queue", lambda plan, *a, **o: (queued.append(plan.choice.operation), queue(plan, *a, **o))[1]
+    )
+    with (
+        tuning.use_variant("linear_chain", "split"),
+        tuning.use_variant("linear_chain_loss_grad_input", "recomputed"),
+    ):
+        ours, parameters = trained_by("cuda", lambda step: step)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+        for one, other in zip(parameters, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+        assert ("linear_chain_loss_grad_input" in queued) == fused
+        assert ("linear_chain_grad_input" in queued) != fused
+        if fused:
+            again, same = trained_by("cuda", lambda step: gpuconv.capture(step, warmup=1))
+            assert again == ours
+            for one, other in zip(same, parameters, strict=True):
+                np.testing.assert_array_equal(one, other)
 
 
 @simulated

@@ -127,6 +127,11 @@ def _few_rows(g: ChainGeometry, dtype: str) -> bool:
     return g.n <= 512 and sum(first * second for first, second in pairwise(g.sizes)) <= 2**17
 
 
+def _is_short(g: ChainGeometry, dtype: str) -> bool:
+    first = g.sizes[0] * g.sizes[1]
+    return 16 <= g.n <= 80 and len(g.relu) > 1 and first >= 2**14 and _few_rows(g, dtype)
+
+
 #: Where TF32 is allowed, when it is worth it.
 _IN_TF32: dict[str, Callable[[Any, str], bool]] = {
     "conv2d": _fills_a_gemm,
@@ -196,8 +201,26 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("sparse", _is_small, "as forward; visits the winners alone, and sums weight and bias in one pass"),
         _COMPOSED,
     ),
-    "linear_chain": (Rule("rows", _few_rows, _FEW_ROWS), _COMPOSED),
+    "linear_chain": (
+        Rule(
+            "split",
+            _is_short,
+            "16 to 80 rows, and at least 16,384 weights in the first of several layers: blocks that each read all of "
+            "them wait longest for that; no GPU has timed it yet",
+        ),
+        Rule("rows", _few_rows, _FEW_ROWS),
+        _COMPOSED,
+    ),
     "linear_chain_grad_input": (Rule("rows", _few_rows, _FEW_ROWS), _COMPOSED),
+    "linear_chain_loss_grad_input": (
+        Rule(
+            "recomputed",
+            _is_short,
+            "as forward: what is behind the first layer is computed again, and waits for no logits and no loss; no GPU "
+            "has timed it yet",
+        ),
+        _COMPOSED,
+    ),
     "linear_chain_grad_weight": (Rule("tiled", _few_rows, _FEW_ROWS), _COMPOSED),
     "softmax_cross_entropy_mean": (
         Rule("one_block", _always, "few logits: losses, their mean and its gradient in one launch instead of several"),

@@ -206,6 +206,19 @@ def _kernel(
 
 def calls(a: Arguments, geometry: ChainGeometry, tiling: Tiling) -> Iterator[Call]:
     """One launch, a block for some rows."""
+    arrays, what = (a.x, a.weights, a.biases, a.outs), (a.has("biases"), a.dtype, a.aligned("weights"))
+    yield launch_of(arrays, geometry, tiling, *what)
+
+
+def launch_of(
+    arrays: tuple[Any, Any, Any, Any],
+    geometry: ChainGeometry,
+    tiling: Tiling,
+    has_bias: tuple[bool, ...],
+    dtype: str,
+    aligned16: bool,
+) -> Call:
+    """The launch on arrays x, weights, biases, outs; of the first it only reads. ``split`` makes it, too."""
     n, sizes, relu = geometry
-    kernel = _kernel(sizes, relu, a.has("biases"), tiling, a.dtype, a.aligned("weights"))
-    yield call(kernel, -(-n // tiling.rows), tiling.threads, a.x, a.weights, a.biases, a.outs, n)
+    kernel = _kernel(sizes, relu, has_bias, tiling, dtype, aligned16)
+    return call(kernel, -(-n // tiling.rows), tiling.threads, *arrays, n, reads=(0,))

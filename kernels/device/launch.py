@@ -45,6 +45,8 @@ class Launch:
     block: tuple[int, int, int]
     #: Bytes of dynamic shared memory.
     shared_bytes: int = 0
+    #: Positions of arguments that it only reads, though another launch of the same operation writes them.
+    reads: tuple[int, ...] = field(default=(), repr=False)
 
     def __call__(self, stream: Any, *arguments: Any) -> None:
         """Queue it on a stream (None: the default one), or record it inside :func:`recording`.
@@ -90,6 +92,7 @@ def call(
     /,
     *arguments: Any,
     shared_bytes: int = 0,
+    reads: tuple[int, ...] = (),
 ) -> Call:
     """The launch of a kernel with its arguments, whose types make the kernel's signature.
 
@@ -99,9 +102,11 @@ def call(
         arguments: arrays; tuples of arrays of one type; int, which becomes an int64; NumPy's numbers, which stay what
             they are.
         shared_bytes: of dynamic shared memory.
+        reads: positions of arguments that are results of the operation, and that this launch only reads: in a captured
+            step it need not wait for others that read them.
     """
     signature = tuple(map(_type_of, arguments))
-    return Call(Launch(kernel, signature, _three(blocks), _three(threads), shared_bytes), arguments)
+    return Call(Launch(kernel, signature, _three(blocks), _three(threads), shared_bytes, reads), arguments)
 
 
 def _three(size: int | tuple[int, ...]) -> tuple[int, int, int]:

@@ -149,7 +149,11 @@ def test_a_loss_may_be_differentiated_twice():
 def test_every_operation_of_the_table_is_a_primitive():
     """The table speaks of primitives or parts of one, and the rules of variants that there are; one fits always."""
     for operation in VARIANTS:
-        parts = [f"{name}{part}" for name in dir(backends.Backend) for part in ("", "_input", "_weight", "_stats")]
+        parts = [
+            f"{name}{part}"
+            for name in dir(backends.Backend)
+            for part in ("", "_input", "_weight", "_stats", "_loss_grad_input")
+        ]
         assert operation in parts
     for operation, rules in tuning.RULES.items():
         assert {rule.variant for rule in rules} <= {*VARIANTS[operation], tuning.COMPOSED}

@@ -23,7 +23,7 @@ from gpuconv import Tensor, backends, kernels, models, nn, optim, training, tune
 from gpuconv import functional as F
 from gpuconv.backends.cuda import backend as cuda_backend
 from gpuconv.backends.cuda import branches
-from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
 from gpuconv.tuning import store
 
 pytest.importorskip("numba_cuda", reason="the variants are chosen among kernels for numba-cuda")
@@ -83,6 +83,15 @@ def mean_loss(numpy, logits, labels, weight, loss, dlogits, wrong, shape, **opti
     grad = np.full(len(losses), 1 / len(losses), losses.dtype)
     loss[0], wrong[0] = losses.mean(), np.iinfo(np.int32).max
     dlogits[...] = numpy.softmax_cross_entropy_grad(grad, probabilities, labels, weight=weight, **options)
+
+
+def chain_loss_grad_input(numpy, y, labels, weights, biases, grads, out, geometry, ignore_index):
+    rest = geometry._replace(sizes=geometry.sizes[1:], relu=geometry.relu[1:])
+    ys = numpy.linear_chain(y, weights[1:], biases[1:], rest)
+    grad = np.empty_like(ys[-1])
+    options = {"ignore_index": ignore_index, "label_smoothing": 0.0}
+    mean_loss(numpy, ys[-1], labels, None, np.empty(1), grad, np.empty(1, np.int32), ys[-1].shape, **options)
+    chain_grad_input(numpy, grad, weights, [y, *ys], grads, out, geometry)
 
 
 def image_batch(numpy, table, images, labels, index, transforms, x, found, geometry, step=None):
@@ -152,6 +161,7 @@ FUSED = {
     "linear_chain": chain,
     "linear_chain_grad_input": chain_grad_input,
     "linear_chain_grad_weight": chain_grad_weight,
+    "linear_chain_loss_grad_input": chain_loss_grad_input,
     "softmax_cross_entropy_mean": mean_loss,
     "batch_norm_stats": norm_stats,
     "batch_norm": norm,
@@ -1216,6 +1226,19 @@ def test_launches_that_need_nothing_of_each_other_run_side_by_side(capturing, mo
         "conv2d_relu_max_pool2d_grad_weight",
         "linear_chain_grad_weight",
     }
+
+
+def test_a_launch_that_only_reads_a_result_lets_others_read_it(real_kernels):
+    """Of a chain in two launches: the first writes its layer's results, the second one those of the others alone."""
+    geometry = ChainGeometry(3, (8, 4, 2), (True, False))
+    with gpuconv.use_backend("cuda"), tuning.use_variant("linear_chain", "split"):
+        backend = backends.get("cuda")
+        x, first, second = (real_kernels.asarray(random(*shape)) for shape in ((3, 8), (4, 8), (2, 4)))
+        backend.linear_chain(x, [first, second], [None, None], geometry)
+        (prepared,) = backend.plan("linear_chain", geometry, x.dtype)._prepared.values()
+    # Of x, two weights, and two results.
+    assert [[number for number, writes in one if writes] for one in prepared.touched] == [[3], [4]]
+    assert (3, False) in prepared.touched[1]
 
 
 class Bindings:

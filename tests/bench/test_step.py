@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench import step
+from bench import longest_path, step
 from gpuconv import backends
 
 if backends.available()["cuda"] is not None or backends.get("cuda").automatic():
@@ -18,9 +18,11 @@ if backends.available()["cuda"] is not None or backends.get("cuda").automatic():
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("batch", [1, 64, 128, 512])
 def test_a_step_is_twelve_kernels(batch, optimizer):
-    """At most twelve for small batches, of which none moves more than it has to by much."""
+    """At most twelve for small batches, of which none moves more than it has to by much; one more where few wait."""
     launches = step.record(batch, optimizer)
-    assert len(launches) <= 12
+    split = launches[2].kernel == "linear_chain_first"
+    assert len(launches) <= 12 + split
+    assert split == (batch == 64)
     assert launches[-1].kernel == f"{optimizer}_update_all"
     first, second = launches[:2]
     # Image, weight and bias read; a pooled map, and a byte for each of its elements, written.
@@ -28,8 +30,28 @@ def test_a_step_is_twelve_kernels(batch, optimizer):
     assert second.bytes == 4 * (batch * 1176 + 2416) + 5 * batch * 400
     assert first.arguments == 6
     # Each operation is found once: those of the forward pass have all of its multiply-adds.
-    assert sum(one.flop for one in launches[:3]) == 2 * batch * step.FORWARD_MACS
+    assert sum(one.flop for one in launches[: 3 + split]) == 2 * batch * step.FORWARD_MACS
     assert sum(one.flop == 0 for one in launches) == sum(one.kernel == "sum_parts_of_two" for one in launches)
+
+
+def test_the_longest_path():
+    """At batch 64 each of eight kernels waits for the one before; nine if all layers are one and the loss another."""
+
+    def path(variants):
+        nodes = longest_path.nodes(64, variants=variants)
+        # About what an H100 takes: of memory that is used again, there may be other edges, which decide nothing then.
+        costs = [
+            {block: 4.0, f"{block}_grad_input": 7.0, f"{block}_grad_weight": 4.0}.get(node.kernel, 2.0)
+            for node in nodes
+        ]
+        return [nodes[at].kernel for at in longest_path.longest(nodes, costs)]
+
+    block = "conv2d_relu_max_pool2d"
+    before, now, _ = map(path, longest_path.COMPOSITIONS.values())
+    rest = [f"{block}_grad_input", f"{block}_grad_weight", "sum_parts_of_two", "sgd_update_all"]
+    chain = ["linear_chain", "softmax_cross_entropy_mean", "linear_chain_grad_input"]
+    assert before == [block, block, *chain, *rest]
+    assert now == [block, block, "linear_chain_first", "linear_chain_loss_grad_input", *rest]
 
 
 @pytest.mark.parametrize("augment", [False, True])

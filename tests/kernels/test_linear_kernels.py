@@ -7,6 +7,7 @@ from itertools import pairwise
 import cases
 import numpy as np
 import pytest
+import reference
 from support.sampling import sampled
 from support.simulation import TOLERANCE, run
 
@@ -30,6 +31,15 @@ CHAINS = [
     ChainGeometry(35, (4, 2), (True,)),
 ]
 LENET = ChainGeometry(2, (400, 120, 84, 10), (True, True, False))
+
+LOSS = "linear_chain_loss_grad_input"
+#: As many warps as the first layer, the second, or a block's rows need; columns for several blocks; 1 to 16 classes.
+LOSSES = [
+    ChainGeometry(5, (20, 12, 7, 3), (True, True, False)),
+    ChainGeometry(3, (132, 52, 33, 10), (True, True, False)),
+    ChainGeometry(1, (4, 128, 1, 1), (True, True, False)),
+    ChainGeometry(9, (8, 4, 104, 16), (True, True, False)),
+]
 
 
 def expected(geometry, x, weights, biases, grad):
@@ -108,6 +118,81 @@ def test_kernel(operation, geometry):
 def test_the_classifier_of_lenet(operation):
     """The layers that these kernels are for."""
     check(operation, LENET, "float32", slice(1))
+
+
+def loss_gradients(geometry, module, tiling, y, labels, weights, biases):
+    """Gradients before each ReLU, and for the input, by a kernel."""
+    n, sizes, _ = geometry
+    grads = [np.full((n, size), np.nan, np.float32) for size in sizes[1:]]
+    out = np.full((n, sizes[0]), np.nan, np.float32)
+    run(module, (y, labels, weights, biases), (grads, out), geometry, tiling, ignore_index=1)
+    return [*grads, out]
+
+
+def expected_loss_gradients(geometry, y, labels, weights, biases):
+    """Likewise, in float64, and a label that is no class like one that does not count."""
+    last = geometry._replace(sizes=geometry.sizes[1:], relu=geometry.relu[1:])
+    blank = np.zeros((geometry.n, geometry.sizes[-1]))
+    logits = expected(last, y, weights[1:], biases[1:], blank)[0][-1]
+    counted = np.where((labels < 0) | (labels >= geometry.sizes[-1]), 1, labels)
+    grad = reference.cross_entropy_grad(np.array(1.0), logits, counted, None, 1, "mean", 0.0)
+    _, (*grads,), before, _, _ = expected(last, y, weights[1:], biases[1:], grad)
+    grads.insert(0, np.where(y <= 0, 0, before))
+    return [*grads, grads[0] @ weights[0].astype(np.float64)]
+
+
+@pytest.mark.grid(2)
+@pytest.mark.parametrize("geometry", LOSSES, ids=str)
+def test_gradients_of_a_loss(geometry):
+    """They are those of the loss of logits that are computed again; labels that do not count have none."""
+    x, weights, biases, _ = arrays_of(geometry, "float32")
+    y = expected(geometry, x, weights, biases, x[:, :1] * np.zeros(geometry.sizes[-1]))[0][0].astype(np.float32)
+    labels = cases.generator(str(geometry)).integers(0, geometry.sizes[-1], geometry.n)
+    labels[1:3] = [1, 10**10][: max(0, geometry.n - 1)]
+    if geometry.sizes[-1] > 1:
+        labels[0] = 0
+    wanted = expected_loss_gradients(geometry, y, labels, weights, biases)
+    for module in (load(LOSS, variant) for variant in VARIANTS[LOSS]):
+        for tiling in sampled(module.tilings(geometry), 2, geometry):
+            compare(loss_gradients(geometry, module, tiling, y, labels, weights, biases), wanted, "float32", tiling)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("geometry", [LENET, LOSSES[0]], ids=["of LeNet", "not aligned"])
+def test_gradients_of_a_loss_of_what_is_not_finite(geometry):
+    """A NaN stays in its row; weights that are not aligned are read one by one. All layers have a bias."""
+    x, weights, biases, grad = arrays_of(geometry, "float32")
+    biases[1] = cases.generator("second").standard_normal(geometry.sizes[2]).astype(np.float32)
+    if geometry is not LENET:
+        moved = [np.empty(weight.size + 1, np.float32)[1:].reshape(weight.shape) for weight in weights]
+        for one, weight in zip(moved, weights, strict=True):
+            one[...] = weight
+        weights = moved
+    y = expected(geometry, x, weights, biases, grad)[0][0].astype(np.float32)
+    y[1, 5] = np.nan
+    labels = np.arange(geometry.n) % 3 * 2 % geometry.sizes[-1]
+    wanted = expected_loss_gradients(geometry, y, labels, weights, biases)
+    assert np.isnan(wanted[-1]).any(axis=1).tolist() == [row == 1 for row in range(geometry.n)]
+    module = load(LOSS, "recomputed")
+    found = loss_gradients(geometry, module, module.Tiling(4, 8, 32), y, labels, weights, biases)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_gradients_of_a_loss_refuse():
+    """Other chains than three layers with a ReLU between them, wide ones, and rows that 128 bits do not divide."""
+    for sizes, relu, reason in (
+        ((8, 8, 8), (True, False), "three layers"),
+        ((8, 8, 8, 8), (True, False, False), "three layers"),
+        ((8, 132, 8, 8), (True, True, False), "more than 128"),
+        ((8, 8, 113, 8), (True, True, False), "more than 128"),
+        ((8, 8, 8, 17), (True, True, False), "more than 128"),
+        ((8, 6, 8, 8), (True, True, False), "128 bits"),
+        ((7, 8, 8, 8), (True, True, False), "128 bits"),
+    ):
+        for module in (load(LOSS, variant) for variant in VARIANTS[LOSS]):
+            assert reason in module.supports(ChainGeometry(2, sizes, relu))
+            assert "float32" in module.supports(LENET, "float64")
 
 
 def test_what_is_not_finite():

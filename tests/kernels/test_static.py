@@ -74,7 +74,9 @@ BUDGETS = {
     "sum_parts_of_two": Budget(32),
     # Weights that are fetched ahead fill what 512 threads leave each other, 128, and most of that with 256.
     "linear_chain": Budget(64),
+    "linear_chain_first": Budget(80),
     "linear_chain_grad_input": Budget(128),
+    "linear_chain_loss_grad_input": Budget(160),
     "linear_chain_grad_weight": Budget(64),
     "max_pool2d": Budget(32),
     "max_pool2d_grad": Budget(40),

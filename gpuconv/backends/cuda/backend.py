@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from gpuconv import files, kernels, tuning
 from gpuconv.arrays import adopted, on_device
 from gpuconv.backends import capturing
 from gpuconv.backends.base import Array, Backend, Candidate
+from gpuconv.backends.cuda.known import Known
 from gpuconv.backends.cuda.plan import Plan, flattened, is_array
 from gpuconv.geometry import (
     BlockGeometry,
@@ -200,6 +201,22 @@ class _MemoryErrors:
         ) from None
 
 
+class _Loss(NamedTuple):
+    """The mean cross-entropy of a chain's results.
+
+    Attributes:
+        logits: their address.
+        biases: of the chain's layers.
+        labels: contiguous, int64.
+        ignore_index: the label that does not count.
+    """
+
+    logits: int
+    biases: tuple[Array | None, ...]
+    labels: Array
+    ignore_index: int
+
+
 class CudaBackend(Backend):
     """Hand-written kernels on an NVIDIA GPU, or in the simulator."""
 
@@ -212,6 +229,8 @@ class CudaBackend(Backend):
         self.xp: Any = _SimulatedArrays() if self.simulated else importlib.import_module("cupy")
         #: Plans by operation, geometry, dtype, device, and what the user asked for.
         self._plans: dict[Any, Plan] = {}
+        #: Of the results of a chain of layers its biases; of the gradient of a loss, what it is the loss of.
+        self._chains, self._losses = Known(_address), Known(_address)
         self._memory_errors = _MemoryErrors(self.xp)
         store.when_changed(self._plans.clear)
 
@@ -406,7 +425,9 @@ class CudaBackend(Backend):
     def explain(self, primitive: str, geometry: Any, dtype: str) -> list[str]:
         platform = self.tuning_platform()
         if primitive in ("conv2d_relu_max_pool2d_grad", "linear_chain_grad"):
-            parts = ((part, f"{primitive}_{part}") for part in ("input", "weight"))
+            parts = [(part, f"{primitive}_{part}") for part in ("input", "weight")]
+            if primitive == "linear_chain_grad":
+                parts.append(("input, of a loss", "linear_chain_loss_grad_input"))
             rows = ((part, row) for part, name in parts for row in tuning.candidates(name, geometry, dtype, platform))
             return [f"{part}, {variant}: {why}" for part, (variant, why) in rows]
         if geometry is None or primitive not in kernels.VARIANTS:
@@ -619,6 +640,8 @@ class CudaBackend(Backend):
         if plan.variant is None:
             return super().linear_chain(x, weights, biases, geometry)
         ys: list[Array] = self._queue(plan, x, weights, biases)
+        if len(ys) > 1 and not geometry.relu[-1]:
+            self._chains.note(ys[-1], tuple(biases))
         return ys
 
     def linear_chain_grad(
@@ -635,11 +658,19 @@ class CudaBackend(Backend):
             return super().linear_chain_grad(grad, x, weights, ys, geometry, needs)
         grad = self._contiguous(grad)
         grads, dx = first.new_results(self.xp.empty)
-        if not geometry.relu[-1]:
-            grads[-1] = grad
-        if not needs[0]:
-            dx = None
-        self._queue(first, grad, weights, ys, results=(grads, dx))
+        loss = self._losses.of(grad) if needs[0] else None
+        if loss is not None and loss.logits != _address(ys[-1]):
+            loss = None
+        whole = None if loss is None else self.plan("linear_chain_loss_grad_input", geometry, grad.dtype)
+        if loss is not None and whole is not None and whole.variant is not None:
+            arrays = ys[0], loss.labels, weights, loss.biases
+            self._queue(whole, *arrays, results=(grads, dx), ignore_index=loss.ignore_index)
+        else:
+            if not geometry.relu[-1]:
+                grads[-1] = grad
+            if not needs[0]:
+                dx = None
+            self._queue(first, grad, weights, ys, results=(grads, dx))
         dweights, dbiases = [None] * len(weights), [None] * len(weights)
         if any(needs[1:]):
             dweights, dbiases = self._queue(second, (x, *ys[:-1]), grads)
@@ -726,6 +757,11 @@ class CudaBackend(Backend):
         labels = self._contiguous(labels.astype(np.int64, copy=False))
         loss, dlogits, first_wrong = self._queue(plan, self._contiguous(logits), labels, weight, **options)
         self._check_labels(first_wrong, labels, logits.shape[1], options["ignore_index"])
+        if weight is None and not options["label_smoothing"]:
+            biases = self._chains.of(logits)
+            if biases is not None:
+                fact = _Loss(_address(logits), biases, labels, options["ignore_index"])
+                self._losses.note(dlogits, fact, [logits, labels, *(bias for bias in biases if bias is not None)])
         return loss.reshape(()), dlogits
 
     def _check_labels(self, first_wrong: Array, labels: Array, classes: int, ignore_index: int) -> None:

@@ -186,11 +186,13 @@ class Plan:
         prepared = [
             driver.PreparedLaunch(launch, arguments, driver.current(), operands=True) for launch, arguments in launches
         ]
-        return _Prepared(
-            tuple((array.dtype, array.nbytes) for array in flat),
-            tuple(prepared),
-            tuple(tuple((number, not reads[number]) for number in sorted(one.operands)) for one in prepared),
-        )
+        touched = []
+        for one, (launch, arguments) in zip(prepared, launches, strict=True):
+            only_read = {operand.number for at in launch.reads for operand in flattened([arguments[at]])[0]}
+            touched.append(
+                tuple((number, not reads[number] and number not in only_read) for number in sorted(one.operands))
+            )
+        return _Prepared(tuple((array.dtype, array.nbytes) for array in flat), tuple(prepared), tuple(touched))
 
     def _reads(self, arrays: Sequence[Any], named: tuple[str, ...]) -> list[bool]:
         """Of each array, as :func:`flattened` and behind them the named ones, whether no launch writes it."""
