@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from gpuconv.lab import fresh_memory, records
+from gpuconv.lab import fresh_memory, mathematics, records
 from gpuconv.lab.cards import MAX_THREADS, Chosen
 from gpuconv.lab.machine_code import Launched
 from gpuconv.lab.places import WARP, Dim3, Site, site, site_name
@@ -452,7 +452,16 @@ class Launch:
         self._begun: list[_Block] = []
         #: Atomics in a row that changed nothing.
         self.idle = 0
-        self.work = _strict(kernel) if debug else kernel
+        #: By function: as it runs in a kernel.
+        self._bound: dict[Any, Any] = {}
+        self.work = _strict(self.bound(kernel)) if debug else self.bound(kernel)
+
+    def bound(self, function: Any) -> Any:
+        """A function as it runs in a kernel."""
+        known = self._bound.get(function)
+        if known is None:
+            known = self._bound[function] = mathematics.bound(function)
+        return known
 
     def _dimensions(self, what: str, given: Any, limits: Dim3) -> Dim3:
         if given is None:
@@ -632,6 +641,10 @@ def _named(error: Exception, kernel: str, thread: Dim3, block: Dim3) -> Exceptio
     """The error as the launch raises it: of its own type, with the thread in front, in the words of numba-cuda."""
     where = f"{kernel}: tid={list(thread)} ctaid={list(block)}"
     words = f"{where}: {error}" if str(error) else where
+    if isinstance(error, OverflowError) and "out of bounds for" in words:
+        words += (
+            "; a GPU computes with integers of 64 bits, and cuts off what it stores: cast to the type that is meant"
+        )
     kind: Any = type(error)
     bases = (kind,) if isinstance(error, SimulationError) else (kind, SimulationError)
     methods = {"__module__": kind.__module__, "__str__": lambda self: str(self.args[0])}

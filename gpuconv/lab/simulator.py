@@ -126,7 +126,9 @@ def _run_compiled_functions_as_python() -> None:
     call = dispatcher.__call__
 
     def wrapper(self: Any, *args: Any, **keywords: Any) -> Any:
-        return self.py_func(*args, **keywords) if launching.in_kernel() else call(self, *args, **keywords)
+        if launching.in_kernel():
+            return launching.here().bound(self.py_func)(*args, **keywords)
+        return call(self, *args, **keywords)
 
     dispatcher.__call__ = wrapper
     types = importlib.import_module("numba.core.types")
@@ -265,7 +267,8 @@ def _call(kernel: Any, *args: Any) -> Any:
         if files and launching.in_kernel():
             launching.here().link(files)
         kinds = getattr(kernel, "_casts", None)
-        return kernel.fn(*(args if kinds is None or len(kinds) != len(args) else as_compiled.cast(kinds, args)))
+        function = launching.here().bound(kernel.fn) if launching.in_kernel() else kernel.fn
+        return function(*(args if kinds is None or len(kinds) != len(args) else as_compiled.cast(kinds, args)))
     if kernel.grid_dim is None:
         importlib.import_module("numba.cuda.errors").normalize_kernel_dimensions(None, None)  # raises, in Numba's words
     if kernel.extensions:

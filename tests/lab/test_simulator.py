@@ -317,14 +317,17 @@ def test_negative_indices():
         y[0] = x[-1]
         y[1] = x[before]
         cuda.atomic.add(y, before - 1, 5)
+        own = cuda.local.array(2, float32)
+        own[np.int64(before)] = 1
 
     x, y = np.arange(4, dtype=np.float32), np.zeros(4, np.float32)
     with simulator.trace() as report:
         kernel[1, 1](x, y, -1)
     np.testing.assert_array_equal(y, [3, 3, 5, 0])
-    assert [fault.kind for fault in report.faults] == ["negative index"] * 2
+    assert [fault.kind for fault in report.faults] == ["negative index"] * 3
     assert "read of x[-1] of shape (4,)" in report.faults[0].details
     assert "atomic of y[-2] of shape (4,)" in report.faults[1].details
+    assert "write of local array of " in report.faults[2].details
     if sys.version_info >= (3, 11):  # older ones do not know where in a line an instruction stands
         assert [remark.kind for remark in report.remarks] == ["negative index"]
 

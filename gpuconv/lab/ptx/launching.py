@@ -331,6 +331,10 @@ class Interpretation:
         shared = rest[1] if len(rest) > 1 else 0
         return functools.partial(self._launch, _three(grid), _three(block), shared)
 
+    def forall(self, ntasks: int, tpb: int = 128, stream: Any = 0, sharedmem: int = 0) -> Callable[..., None]:
+        """As a kernel's: blocks of ``tpb`` threads, of which there are at least ``ntasks``."""
+        return self[max(1, -(-ntasks // (tpb or 128))), tpb or 128, stream, sharedmem]
+
     def ptx(self, *arguments: Any) -> str:
         """The code for arguments like these."""
         return compiled(self._kernel, tuple(map(self._typed, arguments)), self._cc)[0]
