@@ -155,12 +155,10 @@ class _Launch:
         """Run all blocks: some side by side, all of them if they wait for each other."""
         blocks, threads = math.prod(self.grid), math.prod(self.block)
         lanes = min(_LANES, _LOCAL // max(1, self.loaded.local_bytes))
-        cluster, *others = self.loaded.program.entry.cluster
-        if others != [1, 1] or self.grid[0] % cluster:
-            wide = self.loaded.program.entry.cluster
-            raise PtxError(
-                f"clusters of {wide} blocks in a grid of {self.grid}: they are of blocks in x here, all of them full"
-            )
+        wide = self.loaded.program.entry.cluster
+        cluster = math.prod(wide)
+        if any(size % part for size, part in zip(self.grid, wide, strict=True)):
+            raise PtxError(f"clusters of {wide} blocks in a grid of {self.grid}: all clusters have to be full")
         step = blocks if self.loaded.has_grid_barrier else max(1, lanes // threads // cluster) * cluster
         for first in range(0, blocks, step):
             self.run(range(first, min(blocks, first + step)))
