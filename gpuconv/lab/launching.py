@@ -407,6 +407,8 @@ class _Block:
 
 #: Seconds that a thread takes if it does next to nothing, without and with a trace, and seconds that are worth a word.
 _LEAST, _LEAST_TRACED, _LONG = 1e-6, 3e-6, 60.0
+#: Accesses that are recorded of a block, at most, if a launch has a limit: 2 GB.
+_MOST_RECORDED = 20_000_000
 #: Rounds in which all threads of a block spin, until another block gets a turn.
 _PATIENCE = 4
 #: Turns of a block, all of them spinning, until it is said that they wait for ever.
@@ -524,18 +526,22 @@ class Launch:
             _teams.clear()
         self._indices = [self.block.at(number) for number in range(self.threads)]
         try:
-            with Watchdog(Settings.limit):
+            with Watchdog(Settings.limit, lambda: self._recorded() > _MOST_RECORDED):
                 self._run_blocks()
         except TimeUp as error:
-            places = self._places(error)
-            raise SimulationError(
-                f"{self.name}: ended after {Settings.limit:g} s; its threads stand at {places}"
-            ) from None
+            places, recorded, ended = self._places(error), self._recorded(), f"after {Settings.limit:g} s"
+            if recorded > _MOST_RECORDED:
+                ended = f"after {recorded:,} accesses of a block, all recorded, which take gigabytes"
+            raise SimulationError(f"{self.name}: ended {ended}; its threads stand at {places}") from None
         Settings.launches[self.name] += 1
         for give_back in self.after:
             give_back()
         if self.tracer is not None:
             self.tracer.finish()
+
+    def _recorded(self) -> int:
+        """Accesses that are kept until their block ends."""
+        return 0 if self.tracer is None else len(self.tracer.log)
 
     def _estimate(self) -> None:
         """Say how long a very large launch takes, before it starts; refuse it, if that is longer than it may take."""

@@ -107,7 +107,7 @@ def test_a_launch_that_is_too_large(capsys, monkeypatch):
     assert "gpuconv.lab: kernel: 32 threads take at least" in capsys.readouterr().err
 
 
-def test_threads_that_wait_for_ever():
+def test_threads_that_wait_for_ever(monkeypatch):
     """A flag that nobody sets; a loop without end: both end with the lines where threads stand, and how many."""
 
     @cuda.jit
@@ -127,6 +127,15 @@ def test_threads_that_wait_for_ever():
     try:
         with pytest.raises(
             simulator.SimulationError, match=r"loops: ended after 0.2 s; .*test_any_kernel.py:\d+ \(31 "
+        ):
+            loops[2, 32](np.zeros(2, np.int32))
+        monkeypatch.setattr("gpuconv.lab.launching._MOST_RECORDED", 1000)
+        simulator.activate(limit=60)
+        with (
+            simulator.trace(),
+            pytest.raises(
+                simulator.SimulationError, match=r"loops: ended after [\d,]+ accesses .*any_kernel.py:\d+ \(31 "
+            ),
         ):
             loops[2, 32](np.zeros(2, np.int32))
     finally:
