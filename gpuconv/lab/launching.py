@@ -194,7 +194,8 @@ def _run_on(block: _Block, queue: list[_Thread]) -> None:
     work, args, alive = block.launch.work, block.launch.args, block.alive
     thread = block.acting
     while True:
-        work(*args)
+        if work(*args) is not None:
+            raise TypeError("CUDA kernel must have void return type: it returns something")
         if not queue or block.meetings:
             return  # that it has ended is noted where it was begun
         block.left += 1
@@ -528,8 +529,13 @@ class Launch:
         try:
             with Watchdog(Settings.limit, lambda: self._recorded() > _MOST_RECORDED):
                 self._run_blocks()
-        except TimeUp as error:
-            places, recorded, ended = self._places(error), self._recorded(), f"after {Settings.limit:g} s"
+        except (TimeUp, Exception) as error:
+            recorded = self._recorded()
+            if self.tracer is not None:
+                self.tracer.give_up()
+            if not isinstance(error, TimeUp):
+                raise
+            places, ended = self._places(error), f"after {Settings.limit:g} s"
             if recorded > _MOST_RECORDED:
                 ended = f"after {recorded:,} accesses of a block, all recorded, which take gigabytes"
             raise SimulationError(f"{self.name}: ended {ended}; its threads stand at {places}") from None
@@ -638,7 +644,7 @@ class Launch:
 def _strict(kernel: Callable[..., None]) -> Callable[..., None]:
     def work(*args: Any) -> None:
         with np.errstate(divide="raise"):
-            kernel(*args)
+            return kernel(*args)
 
     return work
 

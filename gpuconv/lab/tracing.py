@@ -39,6 +39,8 @@ from gpuconv.lab.traced_local import TracedLocal
 
 #: Number of accesses after which the log is evaluated, at the end of a block: its tables still fit into a cache.
 _BATCH = 1 << 14
+#: Number of accesses of a launch that failed which are still looked at: it takes a second or two.
+_LAST_WORDS = 1 << 20
 #: Simulated address of dynamic shared memory: behind all that static shared memory can take.
 _DYNAMIC = 1 << 17
 
@@ -295,6 +297,16 @@ class Tracer:
                 self.report.add("race", (name, reader), (reader,), details)
         self.report._buffers += buffers
         self.report.launches += 1
+
+    def give_up(self) -> None:
+        """The launch has failed: what was recorded until then may say why."""
+        if len(self.log) > _LAST_WORDS:
+            return
+        writes = sum(self._accesses[code][1] == WRITE for code, *_ in self.log)
+        if writes > len(self.written):  # it was interrupted between the two
+            self.log.pop()
+        self._flush()
+        self._races_between_blocks()
 
     def _flush(self) -> None:
         log, runs = self.log, self._runs

@@ -748,6 +748,8 @@ def test_launches_that_a_gpu_refuses():
                 cuda.jit(lambda kind=kind, alignment=alignment: kind.array(1, int32, alignment=alignment))[1, 1]()
         with pytest.raises(lab.SimulationError, match="alignment must be a constant integer"):
             cuda.jit(lambda kind=kind: kind.array(1, int32, alignment=16.0))[1, 1]()
+    with pytest.raises(TypeError, match="CUDA kernel must have void return type"):
+        cuda.jit(lambda x: x)[1, 1](0)
     with pytest.raises(RuntimeError, match="device=True"):
         cuda.jit(device=True)(lambda x: None)[1, 1](0)
     if getattr(cuda, "compile_all", None) is not None:

@@ -642,6 +642,23 @@ def test_an_exception_in_a_kernel_names_the_thread():
     assert report.clean
 
 
+def test_what_was_found_before_a_launch_failed():
+    """A thread reads too early, and fails for what it found there: both are told."""
+
+    @cuda.jit
+    def kernel(y):
+        tile = cuda.shared.array(32, float32)
+        if cuda.threadIdx.x < 16:
+            tile[cuda.threadIdx.x] = cuda.threadIdx.x
+        cuda.syncthreads()
+        y[int(tile[cuda.threadIdx.x])] = 1
+
+    with simulator.trace() as report, pytest.raises(ValueError, match="cannot convert float NaN to integer"):
+        kernel[1, 32](np.zeros(32))
+    assert [fault.kind for fault in report.faults] == ["uninitialized read"]
+    assert report.launches == 0
+
+
 def test_infinities_and_overflow_are_silent():
     """A GPU warns of nothing; the arithmetic of a kernel must not either (warnings are errors in these tests)."""
 
