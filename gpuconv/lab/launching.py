@@ -653,7 +653,7 @@ def _named(error: Exception, kernel: str, thread: Dim3, block: Dim3) -> Exceptio
     """The error as the launch raises it: of its own type, with the thread in front, in the words of numba-cuda."""
     where = f"{kernel}: tid={list(thread)} ctaid={list(block)}"
     words = f"{where}: {error}" if str(error) else where
-    if isinstance(error, OverflowError) and "out of bounds for" in words:
+    if isinstance(error, OverflowError) and ("out of bounds for" in words or "too large to convert" in words):
         words += (
             "; a GPU computes with integers of 64 bits, and cuts off what it stores: cast to the type that is meant"
         )

@@ -748,6 +748,9 @@ def test_launches_that_a_gpu_refuses():
                 cuda.jit(lambda kind=kind, alignment=alignment: kind.array(1, int32, alignment=alignment))[1, 1]()
         with pytest.raises(lab.SimulationError, match="alignment must be a constant integer"):
             cuda.jit(lambda kind=kind: kind.array(1, int32, alignment=16.0))[1, 1]()
+    for launch in (lambda: lab.simulate(bounded)(0), lambda: lab.simulate(bounded)[3](0)):
+        with pytest.raises(ValueError, match=r"a launch is kernel\[grid, block\]"):
+            launch()
     with pytest.raises(TypeError, match="CUDA kernel must have void return type"):
         cuda.jit(lambda x: x)[1, 1](0)
     with pytest.raises(RuntimeError, match="device=True"):

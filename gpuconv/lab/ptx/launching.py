@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.lab.cards import MAX_THREADS
+from gpuconv.lab.launchable import Launchable
 from gpuconv.lab.ptx.instructions import decode
 from gpuconv.lab.ptx.machine import Loaded, Machine, Variables
 from gpuconv.lab.ptx.memory import Global
@@ -130,6 +132,9 @@ class _Launch:
     counting: bool = False
 
     def __post_init__(self) -> None:
+        if min(self.grid + self.block) < 1 or math.prod(self.block) > MAX_THREADS:
+            words = f"no size may be below 1, and a block has up to {MAX_THREADS} threads"
+            raise PtxError(f"a grid of {self.grid} blocks of {self.block} threads: {words}")
         self.variables = Variables(self.loaded.program, self.memory, self.loaded.code)
 
     def run(self, blocks: range) -> Machine:
@@ -313,7 +318,7 @@ def interpret(
     return Interpretation(kernel, check, cc, limit)
 
 
-class Interpretation:
+class Interpretation(Launchable[None]):
     """What :func:`interpret` gives."""
 
     def __init__(self, kernel: Any, check: bool, cc: tuple[Any, ...], limit: float | None) -> None:
@@ -324,15 +329,6 @@ class Interpretation:
         self._kernel, self._check, self._cc, self._limit = kernel, check, cc, limit
         self._programs: dict[tuple[Any, ...], Loaded] = {}
 
-    def __getitem__(self, configuration: Any) -> Callable[..., None]:
-        grid, block, *rest = configuration
-        shared = rest[1] if len(rest) > 1 else 0
-        return functools.partial(self._launch, _three(grid), _three(block), shared)
-
-    def forall(self, ntasks: int, tpb: int = 128, stream: Any = 0, sharedmem: int = 0) -> Callable[..., None]:
-        """As a kernel's: blocks of ``tpb`` threads, of which there are at least ``ntasks``."""
-        return self[max(1, -(-ntasks // (tpb or 128))), tpb or 128, stream, sharedmem]
-
     def ptx(self, *arguments: Any) -> str:
         """The code for arguments like these."""
         return compiled(self._kernel, tuple(map(self._typed, arguments)), self._cc)[0]
@@ -340,7 +336,8 @@ class Interpretation:
     def _typed(self, argument: Any) -> Any:
         return self._kernel.typeof_pyval(argument)
 
-    def _launch(self, grid: Any, block: Any, shared: int, *arguments: Any) -> None:
+    def _launch(self, grid: Any, block: Any, shared_bytes: int, *arguments: Any) -> None:
+        sizes = _three(grid), _three(block)
         after: list[Callable[[], None]] = []
         arguments = tuple(_on_host(argument, after) for argument in arguments)
         signature = tuple(map(self._typed, arguments))
@@ -350,7 +347,7 @@ class Interpretation:
         values, arrays = parameters_of(arguments, signature)
         parameters = packed(loaded.program, values)
         memory = Global(arrays)
-        _Launch(loaded, parameters, memory, grid, block, shared, check=self._check, limit=self._limit).run_all()
+        _Launch(loaded, parameters, memory, *sizes, shared_bytes, check=self._check, limit=self._limit).run_all()
         for give_back in after:
             give_back()
 
