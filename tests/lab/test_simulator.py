@@ -637,6 +637,9 @@ def test_an_exception_in_a_kernel_names_the_thread():
         kernel[2, 32](y, 37)
     assert isinstance(raised.value, simulator.SimulationError)
     assert raised.traceback[-1].name == "kernel"
+    with simulator.trace() as report, pytest.raises(ZeroDivisionError):
+        kernel[2, 32](y, 37)
+    assert str(report).startswith("0 launches traced: kernel[(2, 1, 1), (32, 1, 1)] did not come to its end")
     with simulator.trace() as report:
         kernel[2, 32](y, 64)
     assert report.clean
