@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
-from gpuconv.lab import device_names, launching, libdevice
+from gpuconv.lab import device_names, launching, libdevice, mathematics, random_numbers
 
 _LIBDEVICE = {"numba.cuda.libdevice", "numba_cuda_mlir.cuda.libdevice"}
 #: Modules whose functions know nothing of CUDA.
@@ -63,13 +63,16 @@ class Binder:
 
     def value(self, value: Any) -> Any:
         """What stands in the laboratory for something that a function names."""
+        if mathematics.of_kernels(value) is not value:
+            return mathematics.of_kernels(value)
         if isinstance(value, ModuleType):
             return self._module(value)
         twin = _twin(value)
         if twin is not None:
             return twin
         if hasattr(value, "py_func"):
-            return self.function(value)
+            own = random_numbers.FUNCTIONS if value.py_func.__module__ == "numba.cuda.random" else {}
+            return own.get(value.py_func.__name__) or self.function(value)
         if type(value).__name__ == "ExternFunction":
             from gpuconv.lab import linked  # with the interpreter of PTX, which few need
 

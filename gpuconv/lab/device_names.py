@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import operator
 import sys
@@ -147,11 +148,31 @@ class _Cut(np.ndarray[Any, Any]):
         return super().view(records.dtype_of(kind))
 
 
+def _check_alignment(alignment: Any) -> None:
+    """Refuse what the compiler refuses, in its words."""
+    if alignment is None:
+        return
+    if not isinstance(alignment, int):
+        errors = importlib.import_module("numba.core.errors")
+        raise errors.TypingError("RequireLiteralValue: alignment must be a constant integer")
+    if alignment <= 0:
+        raise ValueError("Alignment must be positive")
+    if alignment & alignment - 1:
+        raise ValueError("Alignment must be a power of 2")
+    if alignment % _POINTER:
+        raise ValueError(f"Alignment must be a multiple of {_POINTER}")
+
+
+#: Bytes of a pointer, which no array is aligned to less of if an alignment is given.
+_POINTER = 8
+
+
 class _Local:
     """``cuda.local``."""
 
     def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Array:
         """An array of the thread that calls, filled with NaN."""
+        _check_alignment(alignment)
         dtype = records.dtype_of(dtype)
         array = np.full(shape, poison(dtype), dtype)
         tracer = launching.here().tracer
@@ -166,6 +187,7 @@ class _Shared:
 
     def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
         """The array of the block that this instruction makes; of shape 0, a view of the dynamic memory."""
+        _check_alignment(alignment)
         launch, frame = launching.here(), sys._getframe(1)
         assert launch.block_now is not None
         shared = launch.block_now.shared
@@ -213,12 +235,12 @@ def _idle() -> None:
 
 
 def _atomic(update: Callable[[Any, Any], Any]) -> Any:
-    def operation(array: Any, index: Any, value: Any) -> Any:
+    def operation(array: Any, index: Any, value: Any, depth: int = 2) -> Any:
         if isinstance(array, np.ndarray):
             old = array[index]
             new = array[index] = update(old, value)
         else:
-            old, new = array.exchange(index, lambda old: update(old, value))
+            old, new = array.exchange(index, lambda old: update(old, value), depth)
         if new == old:
             _idle()
         else:
@@ -251,11 +273,11 @@ class _Atomic:
 
     @staticmethod
     def cas(array: Any, index: Any, old: Any, value: Any) -> Any:
-        return _Atomic._cas(array, index, (old, value))
+        return _Atomic._cas(array, index, (old, value), 3)
 
     @staticmethod
     def compare_and_swap(array: Any, old: Any, value: Any) -> Any:
-        return _Atomic._cas(array, (0,) * array.ndim, (old, value))
+        return _Atomic._cas(array, (0,) * array.ndim, (old, value), 3)
 
 
 def _fence(*, block: bool) -> Callable[[], None]:

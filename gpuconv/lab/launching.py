@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from gpuconv.lab import fresh_memory, records
+from gpuconv.lab import fresh_memory, mathematics, records
 from gpuconv.lab.cards import MAX_THREADS, Chosen
 from gpuconv.lab.machine_code import Launched
 from gpuconv.lab.places import WARP, Dim3, Site, site, site_name
@@ -194,7 +194,8 @@ def _run_on(block: _Block, queue: list[_Thread]) -> None:
     work, args, alive = block.launch.work, block.launch.args, block.alive
     thread = block.acting
     while True:
-        work(*args)
+        if work(*args) is not None:
+            raise TypeError("CUDA kernel must have void return type: it returns something")
         if not queue or block.meetings:
             return  # that it has ended is noted where it was begun
         block.left += 1
@@ -407,6 +408,8 @@ class _Block:
 
 #: Seconds that a thread takes if it does next to nothing, without and with a trace, and seconds that are worth a word.
 _LEAST, _LEAST_TRACED, _LONG = 1e-6, 3e-6, 60.0
+#: Accesses that are recorded of a block, at most, if a launch has a limit: 2 GB.
+_MOST_RECORDED = 20_000_000
 #: Rounds in which all threads of a block spin, until another block gets a turn.
 _PATIENCE = 4
 #: Turns of a block, all of them spinning, until it is said that they wait for ever.
@@ -452,7 +455,16 @@ class Launch:
         self._begun: list[_Block] = []
         #: Atomics in a row that changed nothing.
         self.idle = 0
-        self.work = _strict(kernel) if debug else kernel
+        #: By function: as it runs in a kernel.
+        self._bound: dict[Any, Any] = {}
+        self.work = _strict(self.bound(kernel)) if debug else self.bound(kernel)
+
+    def bound(self, function: Any) -> Any:
+        """A function as it runs in a kernel."""
+        known = self._bound.get(function)
+        if known is None:
+            known = self._bound[function] = mathematics.bound(function)
+        return known
 
     def _dimensions(self, what: str, given: Any, limits: Dim3) -> Dim3:
         if given is None:
@@ -515,18 +527,27 @@ class Launch:
             _teams.clear()
         self._indices = [self.block.at(number) for number in range(self.threads)]
         try:
-            with Watchdog(Settings.limit):
+            with Watchdog(Settings.limit, lambda: self._recorded() > _MOST_RECORDED):
                 self._run_blocks()
-        except TimeUp as error:
-            places = self._places(error)
-            raise SimulationError(
-                f"{self.name}: ended after {Settings.limit:g} s; its threads stand at {places}"
-            ) from None
+        except (TimeUp, Exception) as error:
+            recorded = self._recorded()
+            if self.tracer is not None:
+                self.tracer.give_up()
+            if not isinstance(error, TimeUp):
+                raise
+            places, ended = self._places(error), f"after {Settings.limit:g} s"
+            if recorded > _MOST_RECORDED:
+                ended = f"after {recorded:,} accesses of a block, all recorded, which take gigabytes"
+            raise SimulationError(f"{self.name}: ended {ended}; its threads stand at {places}") from None
         Settings.launches[self.name] += 1
         for give_back in self.after:
             give_back()
         if self.tracer is not None:
             self.tracer.finish()
+
+    def _recorded(self) -> int:
+        """Accesses that are kept until their block ends."""
+        return 0 if self.tracer is None else len(self.tracer.log)
 
     def _estimate(self) -> None:
         """Say how long a very large launch takes, before it starts; refuse it, if that is longer than it may take."""
@@ -623,7 +644,7 @@ class Launch:
 def _strict(kernel: Callable[..., None]) -> Callable[..., None]:
     def work(*args: Any) -> None:
         with np.errstate(divide="raise"):
-            kernel(*args)
+            return kernel(*args)
 
     return work
 
@@ -632,6 +653,10 @@ def _named(error: Exception, kernel: str, thread: Dim3, block: Dim3) -> Exceptio
     """The error as the launch raises it: of its own type, with the thread in front, in the words of numba-cuda."""
     where = f"{kernel}: tid={list(thread)} ctaid={list(block)}"
     words = f"{where}: {error}" if str(error) else where
+    if isinstance(error, OverflowError) and ("out of bounds for" in words or "too large to convert" in words):
+        words += (
+            "; a GPU computes with integers of 64 bits, and cuts off what it stores: cast to the type that is meant"
+        )
     kind: Any = type(error)
     bases = (kind,) if isinstance(error, SimulationError) else (kind, SimulationError)
     methods = {"__module__": kind.__module__, "__str__": lambda self: str(self.args[0])}

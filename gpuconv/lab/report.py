@@ -227,7 +227,8 @@ class Report:
 
     def __str__(self) -> str:
         number = len(self._faults)
-        verdict = f"{number} fault{'s' * (number > 1)}" if number else "clean" if self.clean else "nothing ran"
+        nothing = f"{self.now[1]} did not come to its end" if self.now[0] else "nothing ran"
+        verdict = f"{number} fault{'s' * (number > 1)}" if number else "clean" if self.clean else nothing
         lines = [f"{self.launches} launch{'es' * (self.launches != 1)} traced: {verdict}"]
         lines += [f"  {fault}" for fault in self.faults]
         lines += [f"  remark: {remark}" for remark in self.remarks]

@@ -42,12 +42,13 @@ import linecache
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 from gpuconv.lab import as_compiled, device_names, host, launching, libdevice, random_numbers
 from gpuconv.lab.cards import DEFAULT, Card, Chosen, card
+from gpuconv.lab.launchable import Launchable
 from gpuconv.lab.launching import Settings, SimulationError, Trace
 from gpuconv.lab.machine_code import compiled
 from gpuconv.lab.report import Report
@@ -126,7 +127,9 @@ def _run_compiled_functions_as_python() -> None:
     call = dispatcher.__call__
 
     def wrapper(self: Any, *args: Any, **keywords: Any) -> Any:
-        return self.py_func(*args, **keywords) if launching.in_kernel() else call(self, *args, **keywords)
+        if launching.in_kernel():
+            return launching.here().bound(self.py_func)(*args, **keywords)
+        return call(self, *args, **keywords)
 
     dispatcher.__call__ = wrapper
     types = importlib.import_module("numba.core.types")
@@ -194,7 +197,7 @@ def simulate(
     return Simulation(kernel, trace, code, seed, limit, card(device))
 
 
-class Simulation:
+class Simulation(Launchable[Report | None]):
     """What :func:`simulate` gives. Arguments are NumPy arrays, used in place, numbers, and tuples of such.
 
     Device arrays of ``numba.cuda`` are copied to the host and back.
@@ -219,18 +222,9 @@ class Simulation:
         self._bounds = options.get("launch_bounds", getattr(kernel, "_bounds", None))
         self._linked: tuple[Any, ...] = tuple(options.get("link") or getattr(kernel, "_linked", None) or ())
 
-    def __getitem__(self, configuration: Any) -> Callable[..., Report | None]:
-        grid, block, *rest = configuration
-        dynamic = rest[1] if len(rest) > 1 else 0
-        return functools.partial(self._launch, grid, block, dynamic)
-
-    def forall(self, ntasks: int, tpb: int = 128, stream: Any = 0, sharedmem: int = 0) -> Callable[..., Report | None]:
-        """As a kernel's: blocks of ``tpb`` threads, of which there are at least ``ntasks``."""
-        return self[max(1, -(-ntasks // (tpb or 128))), tpb or 128, stream, sharedmem]
-
-    def _launch(self, grid: Any, block: Any, dynamic: int, *args: Any) -> Report | None:
+    def _launch(self, grid: Any, block: Any, shared_bytes: int, *args: Any) -> Report | None:
         with launching.one_at_a_time:  # the settings hold for all threads
-            return self._alone(grid, block, dynamic, args)
+            return self._alone(grid, block, shared_bytes, args)
 
     def _alone(self, grid: Any, block: Any, dynamic: int, args: tuple[Any, ...]) -> Report | None:
         before = Settings.seed, Settings.limit, Chosen.card
@@ -265,7 +259,8 @@ def _call(kernel: Any, *args: Any) -> Any:
         if files and launching.in_kernel():
             launching.here().link(files)
         kinds = getattr(kernel, "_casts", None)
-        return kernel.fn(*(args if kinds is None or len(kinds) != len(args) else as_compiled.cast(kinds, args)))
+        function = launching.here().bound(kernel.fn) if launching.in_kernel() else kernel.fn
+        return function(*(args if kinds is None or len(kinds) != len(args) else as_compiled.cast(kinds, args)))
     if kernel.grid_dim is None:
         importlib.import_module("numba.cuda.errors").normalize_kernel_dimensions(None, None)  # raises, in Numba's words
     if kernel.extensions:

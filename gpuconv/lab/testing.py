@@ -12,7 +12,7 @@ import pytest
 from gpuconv.lab import simulator
 from gpuconv.lab.launching import Settings
 from gpuconv.lab.machine_code import Launched
-from gpuconv.lab.report import Fault
+from gpuconv.lab.report import Fault, Report
 
 
 class Laboratory:
@@ -43,14 +43,25 @@ class Laboratory:
         """A test with the launches that it makes."""
         if not self._trace:
             return (yield)
-        with simulator.trace(seed=self._seed) as report:
-            result = yield
+        try:
+            with simulator.trace(seed=self._seed) as report:
+                result = yield
+        except (Exception, pytest.fail.Exception):
+            found = self._found(item, report)
+            if found:  # it may say why
+                item.add_report_section("call", "cuda lab", "\n".join(found))
+            raise
+        found = self._found(item, report)
+        if found:
+            pytest.fail("\n".join(found), pytrace=False)
+        return result
+
+    def _found(self, item: pytest.Item, report: Report) -> list[str]:
+        """The faults of a test that its marks do not allow, in words."""
         marks = [kind for mark in item.iter_markers("cuda_lab") for kind in mark.kwargs.get("allow", ())]
         faults = [fault for fault in report.faults if not fault.kind.startswith(tuple(marks))]
         self._faults.update(fault.kind for fault in faults)
-        if faults:
-            pytest.fail("\n".join(map(_told, faults)), pytrace=False)
-        return result
+        return list(map(_told, faults))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self) -> None:

@@ -149,12 +149,12 @@ class TracedArray:
         self._note(value)
         self.values[index] = value
 
-    def exchange(self, index: Any, update: Callable[[Any], Any]) -> Any:
+    def exchange(self, index: Any, update: Callable[[Any], Any], depth: int) -> Any:
         """Replace an element by a function of it, atomically; return what it was and what it is.
 
-        Called by a function that the kernel called: the access is the kernel's.
+        The access is the kernel's, which is so many calls above.
         """
-        frame = _getframe(2)
+        frame = _getframe(depth)
         position = self._position(index)
         if position is None:
             wrapped = self._from_the_end(ATOMIC, index, frame)
@@ -432,7 +432,8 @@ class TracedRecords(TracedArray):
 
     def field(self, name: str) -> Any:
         """The array of one field of all records."""
-        return self._tracer.view(self, self.values[name])
+        base = self.name.removeprefix("view of ")
+        return self._tracer.view(self, self.values[name], f"{base}.{name}")
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.values.dtype.names:
@@ -521,9 +522,12 @@ class TracedRecord:
         self._set(name, value, _users(_getframe(1)))
 
 
+_RANDOM = ("numba.cuda.random", "gpuconv.lab.random_numbers")
+
+
 def _users(frame: FrameType) -> FrameType:
     """The frame that called Numba's functions for random numbers, whose states are records."""
-    while frame.f_globals.get("__name__") == "numba.cuda.random" and frame.f_back is not None:
+    while frame.f_globals.get("__name__") in _RANDOM and frame.f_back is not None:
         frame = frame.f_back
     return frame
 

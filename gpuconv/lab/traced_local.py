@@ -62,7 +62,7 @@ class TracedLocal(np.ndarray[Any, Any]):
             return
         if self._written is not None:
             self._written[index] = True
-        if isinstance(index, int) and index < 0:
+        if index < 0 if type(index) is int else _is_negative(index):
             self._from_the_end(WRITE, index, sys._getframe(1))
 
     def told(self, kind: int, offsets: Sequence[int], place: tuple[CodeType, int]) -> None:
@@ -77,3 +77,8 @@ class TracedLocal(np.ndarray[Any, Any]):
     def _from_the_end(self, kind: int, index: Any, frame: FrameType) -> None:
         if self._tracer is not None:
             self._tracer.negative_index(self, kind, index, site(frame.f_code, frame.f_lasti))
+
+
+def _is_negative(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(not isinstance(part, slice) and part < 0 for part in parts)

@@ -39,6 +39,8 @@ from gpuconv.lab.traced_local import TracedLocal
 
 #: Number of accesses after which the log is evaluated, at the end of a block: its tables still fit into a cache.
 _BATCH = 1 << 14
+#: Number of accesses of a launch that failed which are still looked at: it takes a second or two.
+_LAST_WORDS = 1 << 20
 #: Simulated address of dynamic shared memory: behind all that static shared memory can take.
 _DYNAMIC = 1 << 17
 
@@ -142,8 +144,8 @@ class Tracer:
             kind, values = TracedRecords, values.view(np.ndarray)
         return kind(self, values, buffer, address, name, root)
 
-    def view(self, array: TracedArray, values: Array) -> TracedArray:
-        """A traced array for a view of another one's values."""
+    def view(self, array: TracedArray, values: Array, name: str = "") -> TracedArray:
+        """A traced array for a view of another one's values; of a field, with its name."""
         real = address_of(values)
         key = (real, values.shape, values.strides, values.dtype)
         if key not in self._views:
@@ -151,7 +153,7 @@ class Tracer:
             unit = math.gcd(granule_of(values.dtype), real - address_of(array.values), *values.strides)
             self._refine(array.buffer, unit)
             address = array.address + real - address_of(array.values)
-            name = f"view of {array.root.name}"
+            name = name or f"view of {array.name.removeprefix('view of ')}"
             self._views[key] = self._make(values, array.buffer, address, name, array.root)
         return self._views[key]
 
@@ -254,7 +256,7 @@ class Tracer:
         subscript = ", ".join(str(i) for i in (index if isinstance(index, tuple) else (index,)))
         name, what = site_name(where), f"out-of-bounds {KINDS[kind]}"
         details = f"{array.name}[{subscript}] of shape {array.shape} at {name} by {self._who()}"
-        self.report.add(what, (array.name, where), (name,), details)
+        self.report.add(what, (array.name, name), (name,), details)
 
     def negative_index(self, array: TracedArray | TracedLocal, kind: int, index: Any, where: Site) -> None:
         """The current thread counts from the end: on purpose, where the source says so with a number."""
@@ -265,14 +267,14 @@ class Tracer:
             "Numba takes the element from the end"
         )
         add = self.report.remark if is_written_negative(where) else self.report.add
-        add("negative index", (array.name, where, kind), (name,), details)
+        add("negative index", (array.name, name, kind), (name,), details)
 
     def unwritten_local(self, array: TracedLocal, index: Any, where: Site) -> None:
         """The current thread reads an element of a local array that it has not written."""
         subscript = ", ".join(str(i) for i in (index if isinstance(index, tuple) else (index,)))
         name = site_name(where)
         details = f"{array.name}[{subscript}] at {name} by {self._who()}"
-        self.report.add("uninitialized read", (array.name, where), (name,), details)
+        self.report.add("uninitialized read", (array.name, name), (name,), details)
 
     def _who(self, thread: int | None = None, block: int | None = None) -> str:
         thread, block = self._thread if thread is None else thread, self._block if block is None else block
@@ -295,6 +297,16 @@ class Tracer:
                 self.report.add("race", (name, reader), (reader,), details)
         self.report._buffers += buffers
         self.report.launches += 1
+
+    def give_up(self) -> None:
+        """The launch has failed: what was recorded until then may say why."""
+        if len(self.log) > _LAST_WORDS:
+            return
+        writes = sum(self._accesses[code][1] == WRITE for code, *_ in self.log)
+        if writes > len(self.written):  # it was interrupted between the two
+            self.log.pop()
+        self._flush()
+        self._races_between_blocks()
 
     def _flush(self) -> None:
         log, runs = self.log, self._runs

@@ -6,6 +6,7 @@ import ctypes
 import os
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 #: Seconds between two looks at the time, and without anything to watch until the thread that looks ends: launches
@@ -22,10 +23,11 @@ class Watchdog:
 
     Args:
         seconds: the time it has; None for ever.
+        too_much: whether it has to stop earlier, which is asked now and then.
     """
 
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float | None, too_much: Callable[[], bool] = lambda: False) -> None:
+        self._seconds, self.too_much = seconds, too_much
         self.thread = 0
         self.deadline = 0.0
         self.fired = False
@@ -71,7 +73,7 @@ class _Guard:
         while True:
             with self._lock:
                 now = time.monotonic()
-                for dog in [dog for dog in self._watched if dog.deadline <= now]:
+                for dog in [dog for dog in self._watched if dog.deadline <= now or dog.too_much()]:
                     self._watched.discard(dog)
                     dog.fired = True
                     _raise_in(dog.thread, ctypes.py_object(TimeUp))

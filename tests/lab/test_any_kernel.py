@@ -1,7 +1,9 @@
 """Kernels of all kinds in the simulator: what Numba's language has and this project's own kernels do without."""
 
 import collections
+import math
 from concurrent.futures import ThreadPoolExecutor
+from math import sqrt
 from xml.etree import ElementTree
 
 import numpy as np
@@ -105,7 +107,7 @@ def test_a_launch_that_is_too_large(capsys, monkeypatch):
     assert "gpuconv.lab: kernel: 32 threads take at least" in capsys.readouterr().err
 
 
-def test_threads_that_wait_for_ever():
+def test_threads_that_wait_for_ever(monkeypatch):
     """A flag that nobody sets; a loop without end: both end with the lines where threads stand, and how many."""
 
     @cuda.jit
@@ -125,6 +127,15 @@ def test_threads_that_wait_for_ever():
     try:
         with pytest.raises(
             simulator.SimulationError, match=r"loops: ended after 0.2 s; .*test_any_kernel.py:\d+ \(31 "
+        ):
+            loops[2, 32](np.zeros(2, np.int32))
+        monkeypatch.setattr("gpuconv.lab.launching._MOST_RECORDED", 1000)
+        simulator.activate(limit=60)
+        with (
+            simulator.trace(),
+            pytest.raises(
+                simulator.SimulationError, match=r"loops: ended after [\d,]+ accesses .*any_kernel.py:\d+ \(31 "
+            ),
         ):
             loops[2, 32](np.zeros(2, np.int32))
     finally:
@@ -161,6 +172,18 @@ def test_records(launched):
     np.testing.assert_array_equal(y, 3 * np.arange(7) + 7)
     assert particles[7] == particles[3]
     np.testing.assert_array_equal(particles["kind"]["charge"], [-1] * 7 + [-1])
+
+
+def test_an_array_in_a_record_is_named():
+    """By its field, where an index leaves it."""
+
+    @cuda.jit
+    def kernel(particles):
+        particles[0].at[particles.size] = 1
+
+    with simulator.trace() as report:
+        kernel[1, 1](np.zeros(4, PARTICLE))
+    assert "view of particles.at[4] of shape (3,)" in str(report)
 
 
 def test_threads_may_write_different_fields_of_a_record():
@@ -265,6 +288,46 @@ def test_casts(launched):
     np.testing.assert_array_equal(z, x.astype(np.int8))
 
 
+def test_functions_of_math(launched):
+    """Numbers that Python refuses give what the compiled code gives; float32 too, by whichever way they are called."""
+
+    @njit
+    def exponential(x):
+        return math.exp(x)
+
+    @cuda.jit(device=True)
+    def logarithm(x):
+        return math.log(x)
+
+    @cuda.jit
+    def kernel(x, y):
+        i = cuda.grid(1)
+        y[0, i], y[1, i], y[2, i] = math.sqrt(x[i]), sqrt(x[i]), logarithm(x[i])
+        y[3, i], y[4, i], y[5, i] = exponential(1000 * x[i]), math.trunc(x[i]), math.floor(x[i])
+        y[6, i], y[7, i] = math.pow(x[i], 0.5), math.fmod(x[i], 0)
+
+    inf, nan = np.inf, np.nan
+    for dtype in (np.float32, np.float64):
+        x, y = np.array([-2.5, 0, 6.25, inf, nan], dtype), np.zeros((8, 5))
+        launched(lambda x=x, y=y: kernel[1, 5](x, y))
+        expected = [[nan, 0, 2.5, inf, nan]] * 2 + [[nan, -inf, math.log(6.25), inf, nan], [0, 1, inf, inf, nan]]
+        expected += [[-2, 0, 6, inf, nan], [-3, 0, 6, inf, nan], [nan, 0, 2.5, inf, nan], [nan] * 5]
+        np.testing.assert_allclose(y, expected)
+    with pytest.raises(ValueError, match="math domain error"):
+        math.sqrt(-1)
+
+
+def test_an_integer_that_its_type_does_not_hold():
+    """NumPy's integers keep their type, in which -1 is an error: it is said that a GPU would have more bits."""
+
+    @cuda.jit
+    def kernel(x, y):
+        y[0] = -1 * x[0]
+
+    with pytest.raises(OverflowError, match="out of bounds for uint8; a GPU computes with integers of 64 bits"):
+        kernel[1, 1](np.ones(1, np.uint8), np.zeros(1))
+
+
 def test_functions_compiled_for_the_cpu(launched):
     """What numba.jit decorates can be called by kernels, with traced arrays, too."""
 
@@ -298,6 +361,11 @@ def test_random_numbers(launched):
     assert states.copy_to_host()[:2].tolist() == EXPECTED_STATES
     launched(lambda: kernel[1, 4](states, y, z))
     assert y[0] == sum(EXPECTED_STATES[0]) % 2**64
+    first, second = EXPECTED_STATES[0]
+    mixed, bits = first ^ second, 2**64 - 1
+    following = (first << 55 | first >> 9) & bits ^ mixed ^ mixed << 14 & bits, (mixed << 36 | mixed >> 28) & bits
+    third, fourth = following
+    assert z[0] == np.float32((third + fourth & bits) / 2**64)
     assert len(set(z)) == 4
     assert ((z > 0) & (z < 1)).all()
 
@@ -674,6 +742,17 @@ def test_launches_that_a_gpu_refuses():
             kernel[1, 33](0)
     with pytest.raises(lab.SimulationError, match="launch_bounds are 32"):
         lab.simulate(bounded)[1, 33](0)
+    for kind in (cuda.shared, cuda.local):
+        for alignment, words in ((24, "a power of 2"), (-8, "positive"), (4, "a multiple of 8")):
+            with pytest.raises(ValueError, match=f"Alignment must be {words}"):
+                cuda.jit(lambda kind=kind, alignment=alignment: kind.array(1, int32, alignment=alignment))[1, 1]()
+        with pytest.raises(lab.SimulationError, match="alignment must be a constant integer"):
+            cuda.jit(lambda kind=kind: kind.array(1, int32, alignment=16.0))[1, 1]()
+    for launch in (lambda: lab.simulate(bounded)(0), lambda: lab.simulate(bounded)[3](0)):
+        with pytest.raises(ValueError, match=r"a launch is kernel\[grid, block\]"):
+            launch()
+    with pytest.raises(TypeError, match="CUDA kernel must have void return type"):
+        cuda.jit(lambda x: x)[1, 1](0)
     with pytest.raises(RuntimeError, match="device=True"):
         cuda.jit(device=True)(lambda x: None)[1, 1](0)
     if getattr(cuda, "compile_all", None) is not None:

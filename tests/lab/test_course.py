@@ -42,7 +42,7 @@ class Mistake(NamedTuple):
 BARRIER = "    cuda.syncthreads()\n"
 TREE = "            tile[t] += tile[t + half]\n        cuda.syncthreads()\n"
 MISTAKES = [
-    Mistake("add_ten", "y[i] = x[i] + 10", "return x[i] + 10", "y is as it was before", "Nothing is returned"),
+    Mistake("add_ten", "y[i] = x[i] + 10", "return x[i] + 10", "void return type", "cannot return values"),
     Mistake("add_ten", "y[i] = x[i] + 10", "y[0] = x[i] + 10", "race: y[0]: write at line", "thread i alone"),
     Mistake("add_ten", "y[i] = x[i] + 10", "y[i] += 10", "y[0] is 10, and should be", "adds 10, and writes the sum"),
     Mistake("add_ten", "y[i] = x[i] + 10", "y[i + 1] = x[i] + 10", "out-of-bounds write: y[8]",

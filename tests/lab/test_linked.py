@@ -336,6 +336,32 @@ def test_clusters_of_blocks_and_their_shared_memory():
         np.testing.assert_array_equal(where[block], 100 * (next_ % 4) + 10 * (block % 4) + 4)
 
 
+def test_clusters_in_three_dimensions():
+    """Each block reads what the one in the opposite corner of its cluster wrote, and where that is in the grid."""
+    text = """
+    #include <cooperative_groups.h>
+    namespace cg = cooperative_groups;
+    extern "C" __global__ void __cluster_dims__(1, 2, 3) opposite(unsigned* y) {
+        __shared__ unsigned mine[4];
+        cg::cluster_group cluster = cg::this_cluster();
+        dim3 at = cluster.block_index(), all = cluster.dim_blocks();
+        if (threadIdx.x == 0) {
+            mine[0] = blockIdx.x; mine[1] = blockIdx.y; mine[2] = blockIdx.z;
+            mine[3] = at.x + all.x * (at.y + all.y * at.z);
+        }
+        cluster.sync();
+        unsigned* other = cluster.map_shared_rank(mine, cluster.num_blocks() - 1 - cluster.block_rank());
+        y[4 * (blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z)) + threadIdx.x] = other[threadIdx.x];
+        cluster.sync();
+    }
+    """
+    y = np.zeros((6, 4, 2, 4), np.uint32)
+    ptx.run_text(linked.compiled("opposite.cu", text, (9, 0)), (2, 4, 6), 4, [y])
+    for z, row, x in np.ndindex(6, 4, 2):
+        other = x, row // 2 * 2 + 1 - row % 2, z // 3 * 3 + 2 - z % 3
+        assert y[z, row, x].tolist() == [*other, other[1] % 2 + 2 * (other[2] % 3)]
+
+
 def test_mistakes_with_clusters():
     """A barrier of the block is none of the cluster; an arrival needs its wait; all clusters are full."""
     with pytest.raises(lab.PtxError, match=r"race in .* of another block wrote, with no cluster barrier.*rotate\.cu:"):

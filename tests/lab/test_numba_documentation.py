@@ -18,7 +18,7 @@ FOLDER = Path(find_spec("numba_cuda").submodule_search_locations[0]) / "numba" /
 if not FOLDER.is_dir():
     pytest.skip("this version has its tests elsewhere", allow_module_level=True)
 
-#: Ten million waits for the grid, four million random numbers: two minutes each.
+#: Ten million waits for the grid, four million random numbers: half a minute each.
 LONG = "laplace or montecarlo"
 
 

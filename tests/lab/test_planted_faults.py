@@ -99,6 +99,8 @@ PLANTED = [
             "race.*without cuda.threadfence", "c[0] += cache"),
     Fault("dot", "unlock without a fence", "    cuda.threadfence()\n    cuda.atomic.exch", "    cuda.atomic.exch",
             "race.*without cuda.threadfence", "c[0] += cache"),
+    Fault("dot", "unlock that is not atomic", "cuda.atomic.exch(mutex, 0, 0)", "mutex[0] = 0",
+            "race: mutex", "cas(mutex"),
     Fault("dot", "missing unlock", "        unlock(mutex)\n", "", "wait for ever", "while cuda.atomic.cas"),
     Fault("dot", "missing lock", "        lock(mutex)\n", "", "race", "c[0] += cache"),
     Fault("dot", "loop without end", "        i //= 2\n", "", "ended after", "cuda.syncthreads"),

@@ -52,6 +52,11 @@ def test_allowed():
 
 def test_out_of_bounds():
     double[1, 32](np.ones(30))
+
+def test_wrong():
+    x = np.arange(64.0)
+    shift[2, 32](x)
+    assert x[0] == 5
 """
 
 
@@ -80,12 +85,15 @@ def test_a_fault_fails_its_test(project, beside):
     """With the words, the lines, and the smallest launch; what a mark allows passes; the summary counts all."""
     status, out = run(project, *PYTEST, *beside, "--cuda-lab-trace")
     assert status == 1
-    assert "2 failed, 2 passed" in out, out
+    assert "3 failed, 2 passed" in out, out
     assert "cuda lab: race: x[" in out
+    assert "in shift[(2, 1, 1), (32, 1, 1)]" in out.split("Captured cuda lab call")[1], (
+        out
+    )  # of a test that failed itself
     assert "in shift[(1, 1, 1), (32, 1, 1)]" in out
     assert "kernels.py:9: x[i] = x[i + 1]" in out
     assert "out-of-bounds read: x[30] of shape (30,) at kernels.py:13 by thread (30, 0, 0)" in out
-    assert "5 launches of 2 kernels simulated: " in out
+    assert "6 launches of 2 kernels simulated: " in out
 
 
 def test_what_kernels_compile_to(project):
@@ -106,7 +114,7 @@ def test_without_a_trace(project):
         file.write("\ndef test_forever():\n    forever[1, 1](np.zeros(1))\n")
     status, out = run(
         project, *PYTEST, "-p", "no:xdist", "--cuda-lab", "--cuda-lab-limit=0.5", "--deselect",
-        "test_kernels.py::test_out_of_bounds",
+        "test_kernels.py::test_out_of_bounds", "--deselect", "test_kernels.py::test_wrong",
     )  # fmt: skip
     assert status == 1
     assert "1 failed, 3 passed" in out, out

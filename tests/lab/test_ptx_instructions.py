@@ -507,3 +507,10 @@ def test_faults_are_named(fault):
         launch(body, np.zeros(64, np.uint32), limit=0.3)
     assert text in str(raised.value)
     assert "PTX line" in str(raised.value)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1025), (1, (32, 33)), (0, 32), (1, (32, 0))])
+def test_launches_that_a_gpu_refuses(sizes):
+    """Blocks that are too large, and nothing at all."""
+    with pytest.raises(PtxError, match="no size may be below 1, and a block has up to 1024 threads"):
+        ptx.run_text(f"{HEAD}\n.visible .entry kernel() {{ ret; }}", *sizes, [])

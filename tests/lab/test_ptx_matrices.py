@@ -142,6 +142,63 @@ mov.u32 %r0, %tid.x; {loads}
 ret; }}"""
 
 
+@pytest.mark.parametrize(
+    ("shape", "orders", "left", "right", "total", "counts"),
+    [
+        ((16, 16, 16), ("row", "col", "row"), "f16", "f16", "f32", (8, 8, 8)),
+        ((16, 16, 16), ("col", "row", "col"), "f16", "f16", "f16", (8, 8, 4)),
+        ((32, 8, 16), ("row", "row", "row"), "bf16", "bf16", "f32", (8, 2, 8)),
+        ((16, 16, 8), ("row", "col", "row"), "tf32", "tf32", "f32", (4, 4, 8)),
+        ((8, 32, 16), ("row", "col", "col"), "u8", "u8", "s32", (1, 4, 8)),
+        ((8, 8, 4), ("row", "col", "row"), "f64", "f64", "f64", (1, 1, 2)),
+    ],
+    ids=lambda value: "" if isinstance(value, tuple) else value,
+)
+def test_wmma(shape, orders, left, right, total, counts):
+    """D = A B + C of matrices in every order, with room between their lines; D passes through shared memory."""
+    m, n, k = shape
+    name = f"m{m}n{n}k{k}"
+    (a, a64), (b, b64) = matrix(m, k, left, 1), matrix(k, n, right, 2)
+    kind_c = {"f32": "float32", "f16": "float16", "f64": "float64", "s32": "int32"}[total]
+    c = (np.random.default_rng(3).standard_normal((m, n)) * 4).astype(kind_c)
+    room = 16
+
+    def lines(stored, order):
+        stored = stored if order == "row" else stored.T
+        wide = np.zeros((len(stored), stored.shape[1] + room), stored.dtype)
+        wide[:, : stored.shape[1]] = stored
+        return wide
+
+    ins = [lines(one, order) for one, order in zip((a, b, c), orders, strict=True)]
+    wide, kind = total == "f64", {"f32": "f32", "f64": "f64", "s32": "b32"}.get(total, "b32")
+    kinds = ["f64" if wide else "b32"] * 2 + [kind]
+    names = [[f"%v{which}_{i}" for i in range(count)] for which, count in enumerate(counts)]
+    registers = (
+        "".join(f".reg .{kind} {one};" for kind, group in zip(kinds, names, strict=True) for one in group)
+        + f".shared .align 32 .b8 tile[{2 * ins[2].nbytes}];"
+    )
+    braces = ["{" + ",".join(one) + "}" for one in names]
+    code = ""
+    for which, (one, order, type_) in enumerate(zip(ins, orders, (left, right, total), strict=True)):
+        place = f"[%rd{which}], {one.shape[1]}"
+        code += f"wmma.load.{'abc'[which]}.sync.aligned.{order}.{name}.global.{type_} {braces[which]}, {place};"
+    types = f"{total}.{total}" if left == "f16" else f"{total}.{left}.{right}.{total}"
+    operands = ", ".join(braces[which] for which in (2, 0, 1, 2))
+    code += f"wmma.mma.sync.aligned.{orders[0]}.{orders[1]}.{name}.{types} {operands};"
+    code += f"mov.u32 %r1, tile; wmma.store.d.sync.aligned.{orders[2]}.{name}.shared.{total} [%r1], {braces[2]};"
+    code += f"bar.warp.sync -1; wmma.load.c.sync.aligned.{orders[2]}.{name}.shared.{total} {braces[2]}, [%r1];"
+    code += f"wmma.store.d.sync.aligned.{orders[2]}.{name}.{total} [%rd3], {braces[2]}, {ins[2].shape[1]};"
+    out = np.zeros_like(ins[2])
+    ptx.run_text(module(registers, code), 1, 32, [*ins, out])
+    found = out[:, : out.shape[1] - room]
+    found = (found if orders[2] == "row" else found.T).astype(float)
+    scale = np.abs(a64) @ np.abs(b64) + np.abs(c.astype(float))
+    assert (
+        np.abs(found - a64 @ b64 - c) <= scale * {"f32": 2**-22, "f16": 2**-10, "f64": 2**-50, "s32": 0}[total]
+    ).all()
+    assert (out[:, out.shape[1] - room :] == 0).all()
+
+
 def test_sums_are_cut_off_as_tensor_cores_do():
     """A term far below the largest vanishes; a sum that needs more bits than float32 has goes towards zero."""
     a, b, c = np.zeros((16, 8), np.uint16), np.zeros((8, 8), np.uint16), np.zeros((16, 8), np.float32)

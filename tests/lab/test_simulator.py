@@ -317,14 +317,17 @@ def test_negative_indices():
         y[0] = x[-1]
         y[1] = x[before]
         cuda.atomic.add(y, before - 1, 5)
+        own = cuda.local.array(2, float32)
+        own[np.int64(before)] = 1
 
     x, y = np.arange(4, dtype=np.float32), np.zeros(4, np.float32)
     with simulator.trace() as report:
         kernel[1, 1](x, y, -1)
     np.testing.assert_array_equal(y, [3, 3, 5, 0])
-    assert [fault.kind for fault in report.faults] == ["negative index"] * 2
+    assert [fault.kind for fault in report.faults] == ["negative index"] * 3
     assert "read of x[-1] of shape (4,)" in report.faults[0].details
     assert "atomic of y[-2] of shape (4,)" in report.faults[1].details
+    assert "write of local array of " in report.faults[2].details
     if sys.version_info >= (3, 11):  # older ones do not know where in a line an instruction stands
         assert [remark.kind for remark in report.remarks] == ["negative index"]
 
@@ -634,9 +637,29 @@ def test_an_exception_in_a_kernel_names_the_thread():
         kernel[2, 32](y, 37)
     assert isinstance(raised.value, simulator.SimulationError)
     assert raised.traceback[-1].name == "kernel"
+    with simulator.trace() as report, pytest.raises(ZeroDivisionError):
+        kernel[2, 32](y, 37)
+    assert str(report).startswith("0 launches traced: kernel[(2, 1, 1), (32, 1, 1)] did not come to its end")
     with simulator.trace() as report:
         kernel[2, 32](y, 64)
     assert report.clean
+
+
+def test_what_was_found_before_a_launch_failed():
+    """A thread reads too early, and fails for what it found there: both are told."""
+
+    @cuda.jit
+    def kernel(y):
+        tile = cuda.shared.array(32, float32)
+        if cuda.threadIdx.x < 16:
+            tile[cuda.threadIdx.x] = cuda.threadIdx.x
+        cuda.syncthreads()
+        y[int(tile[cuda.threadIdx.x])] = 1
+
+    with simulator.trace() as report, pytest.raises(ValueError, match="cannot convert float NaN to integer"):
+        kernel[1, 32](np.zeros(32))
+    assert [fault.kind for fault in report.faults] == ["uninitialized read"]
+    assert report.launches == 0
 
 
 def test_infinities_and_overflow_are_silent():

@@ -35,9 +35,9 @@ def configured(kernel: Any, configuration: Any) -> Any:
     return lab.interpret(kernel, limit=60)[configuration]
 
 
-def for_all(kernel: Any, ntasks: int, tpb: int = 128, stream: Any = 0, sharedmem: int = 0) -> Any:
+def for_all(kernel: Any, *sizes: Any, **options: Any) -> Any:
     """Replaces ``kernel.forall``."""
-    return configured(kernel, (-(-ntasks // (tpb or 128)), tpb or 128))
+    return lab.interpret(kernel, limit=60).forall(*sizes, **options)
 
 
 def main() -> None:

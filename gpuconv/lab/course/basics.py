@@ -59,7 +59,7 @@ def add_ten(x, y):
 """,
     cases=_add_ten,
     hints={
-        "unwritten": "write into y, at the place of this thread: y[i] = ... Nothing is returned.",
+        "unwritten": "write into y, at the place of this thread: y[i] = ...",
         "race": "every thread writes to the same place. Which element belongs to thread i alone?",
         "wrong": "thread i reads x[i], adds 10, and writes the sum to y[i]. No loop: the threads are the loop.",
         "error": "a kernel cannot return values, or use an array as a whole. It works on elements: x[i], y[i].",

@@ -22,8 +22,9 @@ from gpuconv.lab.ptx import (
     mbarriers,
     warps,
     wgmma,
+    wmma,
 )
-from gpuconv.lab.ptx.memory import BLOCK, LOCAL, SHARED, elements
+from gpuconv.lab.ptx.memory import BLOCK, LOCAL, SHARED, elements, put
 from gpuconv.lab.ptx.program import SPACES, Instruction, Program
 from gpuconv.lab.ptx.values import (
     ENDED,
@@ -32,7 +33,6 @@ from gpuconv.lab.ptx.values import (
     TYPES,
     U32,
     U64,
-    Array,
     Lanes,
     PtxError,
     constant,
@@ -379,33 +379,6 @@ def _store(program: Program, one: Instruction) -> Step:
     return store
 
 
-def put(
-    machine: Machine,
-    one: Instruction,
-    memory: Array,
-    offsets: Array,
-    given: Array,
-    lanes: Lanes,
-    chosen: Any,
-    space: str,
-) -> None:
-    """Store a row of elements at each offset; writes of what is there already are no race."""
-    view, index = elements(memory, offsets, given.dtype, given.shape[1])
-    if space == "shared" and machine.shadow is not None:
-        bits, numbers = np.dtype(f"u{given.dtype.itemsize}"), machine.lanes(lanes)[chosen]
-        raw = np.ascontiguousarray(given).view(bits)
-        changed = (view[index].view(bits) != raw).any(1)
-        view[index] = given
-        changed |= (view[index].view(bits) != raw).any(1)  # what another thread of these writes there
-        machine.shadow.write(one, offsets, given.dtype.itemsize * given.shape[1], numbers, changed)
-        other = (view[index].view(bits) != raw).any(1)
-        if other.any():
-            who = machine.name(int(numbers[int(other.argmax())]))
-            one.fails(f"race in shared memory: {who} and another write different values to the same place")
-    else:
-        view[index] = given
-
-
 # -- control -----------------------------------------------------------------------------------------------------------
 
 
@@ -533,5 +506,6 @@ _MAKERS: dict[str, Callable[[Program, Instruction], Step]] = {
     **asynchronous.MAKERS,
     **matrix.MAKERS,
     **wgmma.MAKERS,
-    **dict.fromkeys(("wmma", "tcgen05", "tex", "tld4", "suld", "sust"), _not_known),
+    **wmma.MAKERS,
+    **dict.fromkeys(("tcgen05", "tex", "tld4", "suld", "sust"), _not_known),
 }

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.lab.cards import MAX_THREADS
+from gpuconv.lab.launchable import Launchable
 from gpuconv.lab.ptx.instructions import decode
 from gpuconv.lab.ptx.machine import Loaded, Machine, Variables
 from gpuconv.lab.ptx.memory import Global
@@ -130,6 +132,9 @@ class _Launch:
     counting: bool = False
 
     def __post_init__(self) -> None:
+        if min(self.grid + self.block) < 1 or math.prod(self.block) > MAX_THREADS:
+            words = f"no size may be below 1, and a block has up to {MAX_THREADS} threads"
+            raise PtxError(f"a grid of {self.grid} blocks of {self.block} threads: {words}")
         self.variables = Variables(self.loaded.program, self.memory, self.loaded.code)
 
     def run(self, blocks: range) -> Machine:
@@ -155,12 +160,10 @@ class _Launch:
         """Run all blocks: some side by side, all of them if they wait for each other."""
         blocks, threads = math.prod(self.grid), math.prod(self.block)
         lanes = min(_LANES, _LOCAL // max(1, self.loaded.local_bytes))
-        cluster, *others = self.loaded.program.entry.cluster
-        if others != [1, 1] or self.grid[0] % cluster:
-            wide = self.loaded.program.entry.cluster
-            raise PtxError(
-                f"clusters of {wide} blocks in a grid of {self.grid}: they are of blocks in x here, all of them full"
-            )
+        wide = self.loaded.program.entry.cluster
+        cluster = math.prod(wide)
+        if any(size % part for size, part in zip(self.grid, wide, strict=True)):
+            raise PtxError(f"clusters of {wide} blocks in a grid of {self.grid}: all clusters have to be full")
         step = blocks if self.loaded.has_grid_barrier else max(1, lanes // threads // cluster) * cluster
         for first in range(0, blocks, step):
             self.run(range(first, min(blocks, first + step)))
@@ -315,7 +318,7 @@ def interpret(
     return Interpretation(kernel, check, cc, limit)
 
 
-class Interpretation:
+class Interpretation(Launchable[None]):
     """What :func:`interpret` gives."""
 
     def __init__(self, kernel: Any, check: bool, cc: tuple[Any, ...], limit: float | None) -> None:
@@ -326,11 +329,6 @@ class Interpretation:
         self._kernel, self._check, self._cc, self._limit = kernel, check, cc, limit
         self._programs: dict[tuple[Any, ...], Loaded] = {}
 
-    def __getitem__(self, configuration: Any) -> Callable[..., None]:
-        grid, block, *rest = configuration
-        shared = rest[1] if len(rest) > 1 else 0
-        return functools.partial(self._launch, _three(grid), _three(block), shared)
-
     def ptx(self, *arguments: Any) -> str:
         """The code for arguments like these."""
         return compiled(self._kernel, tuple(map(self._typed, arguments)), self._cc)[0]
@@ -338,7 +336,8 @@ class Interpretation:
     def _typed(self, argument: Any) -> Any:
         return self._kernel.typeof_pyval(argument)
 
-    def _launch(self, grid: Any, block: Any, shared: int, *arguments: Any) -> None:
+    def _launch(self, grid: Any, block: Any, shared_bytes: int, *arguments: Any) -> None:
+        sizes = _three(grid), _three(block)
         after: list[Callable[[], None]] = []
         arguments = tuple(_on_host(argument, after) for argument in arguments)
         signature = tuple(map(self._typed, arguments))
@@ -348,7 +347,7 @@ class Interpretation:
         values, arrays = parameters_of(arguments, signature)
         parameters = packed(loaded.program, values)
         memory = Global(arrays)
-        _Launch(loaded, parameters, memory, grid, block, shared, check=self._check, limit=self._limit).run_all()
+        _Launch(loaded, parameters, memory, *sizes, shared_bytes, check=self._check, limit=self._limit).run_all()
         for give_back in after:
             give_back()
 

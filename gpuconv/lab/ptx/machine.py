@@ -133,8 +133,8 @@ class Machine:
         self.lane = thread % WARP
         self.numbers = numbers
         self.grid, self.extents = grid, block
-        #: Blocks of a cluster, which follow each other; the first one of each thread's.
-        self.cluster = self.program.entry.cluster[0]
+        #: Blocks of a cluster, whose numbers follow each other; the first one of each thread's.
+        self.cluster = math.prod(self.program.entry.cluster)
         self.first_block = self.block // self.cluster * self.cluster
         self._special: dict[str, Array] = {}
         self.dynamic_bytes = dynamic_bytes
@@ -254,21 +254,23 @@ class Machine:
         kind, _, axis = name[1:].partition(".")
         whole = np.full(self.count, 0, np.uint32)
         if axis:
-            clusters = (self.grid[0] // self.cluster, *self.grid[1:])
-            if kind == "cluster_ctaid":
-                return (self.block - self.first_block).astype(np.uint32) if axis == "x" else whole
-            if kind == "clusterid" and axis == "x":
-                return self.special("%ctaid.x") // np.uint32(self.cluster)
-            extents = {"tid": self.extents, "ctaid": self.grid, "clusterid": self.grid}
-            place = "xyz".index(axis)
-            if kind in extents:
-                number = np.arange(self.count) % self.threads
-                if kind != "tid":
-                    number = np.repeat(np.array(self.numbers), self.threads)
-                return (number // math.prod(extents[kind][:place]) % extents[kind][place]).astype(np.uint32)
-            wide = (self.cluster, 1, 1)
-            size = {"ntid": self.extents, "nctaid": self.grid, "nclusterid": clusters, "cluster_nctaid": wide}[kind]
-            return whole + np.uint32(size[place])
+            place, wide = "xyz".index(axis), self.program.entry.cluster
+            clusters = tuple(size // part for size, part in zip(self.grid, wide, strict=True))
+            sizes = {"ntid": self.extents, "nctaid": self.grid, "nclusterid": clusters, "cluster_nctaid": wide}
+            if kind in sizes:
+                return whole + np.uint32(sizes[kind][place])
+
+            def along(number: Array, extents: tuple[int, ...]) -> Array:
+                return number // math.prod(extents[:place]) % extents[place]
+
+            cluster, rank = np.divmod(np.repeat(np.array(self.numbers), self.threads), self.cluster)
+            found = {
+                "tid": lambda: along(np.arange(self.count) % self.threads, self.extents),
+                "ctaid": lambda: along(cluster, clusters) * wide[place] + along(rank, wide),
+                "clusterid": lambda: along(cluster, clusters),
+                "cluster_ctaid": lambda: along(rank, wide),
+            }[kind]()
+            return found.astype(np.uint32)
         lane = self.lane.astype(np.uint32)
         bit = np.uint32(1) << lane
         masks = {"eq": bit, "lt": bit - 1, "le": bit | (bit - 1), "gt": ~(bit | (bit - 1)), "ge": ~(bit - 1)}

@@ -9,12 +9,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuconv.lab.ptx.program import Instruction
-from gpuconv.lab.ptx.values import Array
+from gpuconv.lab.ptx.values import Array, Lanes
+
+if TYPE_CHECKING:
+    from gpuconv.lab.ptx.machine import Machine
 
 #: First generic address of shared and of local memory, and how far each window reaches.
 SHARED, LOCAL = 1 << 56, 1 << 57
@@ -108,6 +111,33 @@ class Piece:
     #: Which space, and of global memory the array's number.
     space: str
     number: int = 0
+
+
+def put(
+    machine: Machine,
+    one: Instruction,
+    memory: Array,
+    offsets: Array,
+    given: Array,
+    lanes: Lanes,
+    chosen: Any,
+    space: str,
+) -> None:
+    """Store a row of elements at each offset; writes of what is there already are no race."""
+    view, index = elements(memory, offsets, given.dtype, given.shape[1])
+    if space == "shared" and machine.shadow is not None:
+        bits, numbers = np.dtype(f"u{given.dtype.itemsize}"), machine.lanes(lanes)[chosen]
+        raw = np.ascontiguousarray(given).view(bits)
+        changed = (view[index].view(bits) != raw).any(1)
+        view[index] = given
+        changed |= (view[index].view(bits) != raw).any(1)  # what another thread of these writes there
+        machine.shadow.write(one, offsets, given.dtype.itemsize * given.shape[1], numbers, changed)
+        other = (view[index].view(bits) != raw).any(1)
+        if other.any():
+            who = machine.name(int(numbers[int(other.argmax())]))
+            one.fails(f"race in shared memory: {who} and another write different values to the same place")
+    else:
+        view[index] = given
 
 
 class Shadow:
