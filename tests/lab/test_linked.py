@@ -362,6 +362,7 @@ def test_clusters_in_three_dimensions():
         assert y[z, row, x].tolist() == [*other, other[1] % 2 + 2 * (other[2] % 3)]
 
 
+@pytest.mark.slow
 def test_mistakes_with_clusters():
     """A barrier of the block is none of the cluster; an arrival needs its wait; all clusters are full."""
     with pytest.raises(lab.PtxError, match=r"race in .* of another block wrote, with no cluster barrier.*rotate\.cu:"):

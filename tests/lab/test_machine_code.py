@@ -144,6 +144,7 @@ def told(code):
     return [(cause.site.rpartition("/")[2], cause.instead, dict(cause.options)) for cause in code.float64]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launch", "causes"),
     [
@@ -197,6 +198,7 @@ def test_indices_that_outweigh_arithmetic(codes):
     assert "instructions" in codes["right"].compared(code).splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_in_the_report_of_a_launch():
     """`code=True` compiles what was launched."""
     report = lab.simulate(with_options(False), code=True)[1, 4](M.copy(), A.copy(), A.copy())

@@ -80,7 +80,9 @@ def run(folder, *command):
 PYTEST = ("pytest", "-q", "-p", "gpuconv_pytest", "-p", "no:cacheprovider", "--strict-markers")
 
 
-@pytest.mark.parametrize("beside", [("-p", "no:xdist"), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize(
+    "beside", [("-p", "no:xdist"), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["alone", "xdist"]
+)
 def test_a_fault_fails_its_test(project, beside):
     """With the words, the lines, and the smallest launch; what a mark allows passes; the summary counts all."""
     status, out = run(project, *PYTEST, *beside, "--cuda-lab-trace")
@@ -96,6 +98,7 @@ def test_a_fault_fails_its_test(project, beside):
     assert "6 launches of 2 kernels simulated: " in out
 
 
+@pytest.mark.slow
 def test_what_kernels_compile_to(project):
     """Kernels that tests launched are compiled at the end, by a process that has numba.cuda as it is for a GPU."""
     with (project / "kernels.py").open("a") as file:
@@ -108,6 +111,7 @@ def test_what_kernels_compile_to(project):
     assert "float64 at kernels.py:22: `0.3` is float64: " in out or "creeping was not compiled: " in out, out
 
 
+@pytest.mark.slow
 def test_without_a_trace(project):
     """Kernels run, and what they compute is judged by the tests alone; a loop without end is ended."""
     with (project / "test_kernels.py").open("a") as file:
@@ -131,6 +135,7 @@ def test_without_the_options_nothing_is_imported(project):
     assert status == 0, out
 
 
+@pytest.mark.slow
 def test_check_a_script(project):
     """The report of a script's launches; the exit status tells whether there is a fault."""
     (project / "script.py").write_text(

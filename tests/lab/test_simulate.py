@@ -76,6 +76,7 @@ def run(code, tmp_path):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_kernels_of_a_process_for_a_gpu(tmp_path):
     """Names from the module and imported singly, device functions here and there, closures, plain functions, traces."""
     out = run(

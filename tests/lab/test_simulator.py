@@ -685,6 +685,7 @@ def in_a_new_process(code, **environment):
     return done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_activation_comes_before_numba_cuda():
     """Too late, or against the environment's word, it is refused with the remedy; after plain numba it works."""
     activate = "from gpuconv.lab import simulator; simulator.activate()"
