@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from types import CodeType, FrameType
+from types import CodeType, EllipsisType, FrameType, NoneType
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,4 +81,4 @@ class TracedLocal(np.ndarray[Any, Any]):
 
 def _is_negative(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
-    return any(not isinstance(part, slice) and part < 0 for part in parts)
+    return any(not isinstance(part, (slice, EllipsisType, NoneType)) and part < 0 for part in parts)

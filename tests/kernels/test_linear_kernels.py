@@ -14,11 +14,13 @@ from support.simulation import TOLERANCE, run
 from gpuconv.geometry import ChainGeometry
 from gpuconv.kernels import VARIANTS, load
 
-OPERATIONS = FORWARD, GRAD_INPUT, GRAD_WEIGHT = (
+CHAIN = FORWARD, GRAD_INPUT, GRAD_WEIGHT = (
     "linear_chain",
     "linear_chain_grad_input",
     "linear_chain_grad_weight",
 )
+LOSS = "linear_chain_loss_grad_input"
+OPERATIONS = *CHAIN, LOSS
 
 
 #: Sizes that 4, 16 and 32 divide and that they do not; one layer and several, with and without a ReLU behind the last.
@@ -32,7 +34,6 @@ CHAINS = [
 ]
 LENET = ChainGeometry(2, (400, 120, 84, 10), (True, True, False))
 
-LOSS = "linear_chain_loss_grad_input"
 #: As many warps as the first layer, the second, or a block's rows need; columns for several blocks; 1 to 16 classes.
 LOSSES = [
     ChainGeometry(5, (20, 12, 7, 3), (True, True, False)),
@@ -104,7 +105,7 @@ def check(operation, geometry, dtype, tilings):
 
 @pytest.mark.grid(2)
 @pytest.mark.parametrize("geometry", CHAINS, ids=str)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", CHAIN)
 def test_kernel(operation, geometry):
     """Results and gradients of every layer are those of matrix products in float64."""
     check(operation, geometry, "float32", slice(None))
@@ -113,7 +114,7 @@ def test_kernel(operation, geometry):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "operation", [pytest.param(name, marks=[pytest.mark.thorough] * name.endswith("weight")) for name in OPERATIONS]
+    "operation", [pytest.param(name, marks=[pytest.mark.thorough] * name.endswith("weight")) for name in CHAIN]
 )
 def test_the_classifier_of_lenet(operation):
     """The layers that these kernels are for."""
@@ -229,7 +230,7 @@ def test_weights_that_are_not_aligned():
         np.testing.assert_allclose(ours, y, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", CHAIN)
 def test_empty_and_too_large(operation):
     """No rows: nothing is launched, but for sums, which are zero. What does not fit is refused, with the reason."""
     for module in (load(operation, variant) for variant in VARIANTS[operation]):
