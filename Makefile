@@ -38,15 +38,15 @@ $(VENV)/.$(EXTRA): pyproject.toml | $(BIN)/python
 train: $(VENV)/.cli  ## train LeNet-5 on the bundled digits into runs/lenet5 (a new run continues where one was stopped)
 	$(BIN)/gpuconv train --out $(OUT) --resume
 
-test: $(VENV)/.$(EXTRA)  ## every test, of grids of cases a sample, and the built wheel: a quarter of an hour or more on two cores
+test: $(VENV)/.$(EXTRA)  ## every test, with a sample of large grids of cases; then the built wheel: ten to fifteen minutes on two cores
 	$(BIN)/python -m pytest $(WORKERS) --cases=sample
 	$(BIN)/python tests/check_wheel.py
 
 # CASES=rest leaves out what `make test` has run already, just as it would be run again.
-test-all: $(VENV)/.$(EXTRA)  ## every test in every case: half an hour or more on two cores
+test-all: $(VENV)/.$(EXTRA)  ## every test in every case: an hour or so on two cores
 	$(BIN)/python -m pytest $(WORKERS) --cases=$(CASES)
 
-quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: one to two minutes
+quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: a minute and a half
 	$(BIN)/python -m pytest $(WORKERS) --cases=few -x
 
 # Arguments for pytest, as there: make compiled-test ARGS="-k depthwise"

@@ -33,7 +33,7 @@ from bench.command import Refused
 #: A compute capability as Numba has it: ``(8, 0)``, ``(9, 0, "a")``.
 ComputeCapability: TypeAlias = "tuple[int, int] | tuple[int, int, str]"
 
-_INSTALL = "pip install 'gpuconv[test]', or numba-cuda[cu13] and nvidia-cuda-nvdisasm"
+_INSTALL = "pip install 'gpuconv[lab]', or numba-cuda[cu13] and nvidia-cuda-nvdisasm"
 
 
 class ToolMissing(Refused):

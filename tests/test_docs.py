@@ -14,7 +14,7 @@ import pytest
 from website import drawings, reference, running
 
 import gpuconv
-from gpuconv import use_backend
+from gpuconv import tuning, use_backend
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -43,8 +43,9 @@ def test_a_page_shows_what_its_code_prints(page, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in (TUTORIAL, *TAUGHT)], ids=path_of)
 def test_python_code_of_a_page_runs(page, tmp_path, monkeypatch):
-    """The blocks of a page run without error or warning, and print what the page says that they print."""
+    """The blocks of a page run without error or warning, and print what the page says; nothing that they set stays."""
     monkeypatch.chdir(tmp_path)
+    wish = tuning.wish("conv2d")
     if "lab.interpret(" in page.read_text():  # needs the compiler, which this process may not have
         # And the compiler reads the source again, for its lines.
         (tmp_path / "page.py").write_text("\n".join(cell.code for cell in running.cells(page)))
@@ -52,6 +53,7 @@ def test_python_code_of_a_page_runs(page, tmp_path, monkeypatch):
         subprocess.run([sys.executable, "-W", "error", "page.py"], env=environment, check=True)
     else:
         running.run(page)
+        assert tuning.wish("conv2d") == wish
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import base64
 import contextlib
+import contextvars
 import doctest
 import io
 import json
@@ -53,11 +54,15 @@ def cells(page: Path) -> list[Cell]:
 
 
 def run(page: Path) -> dict[str, Any]:
-    """Run a page and return the names that it defines.
+    """Run a page and return the names that it defines. What it sets from now on, such as a backend, ends with it.
 
     Raises:
         WrongOutput: it prints something else than it shows.
     """
+    return contextvars.copy_context().run(_run, page)
+
+
+def _run(page: Path) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
     for cell, (text, _) in steps(page, names):

@@ -39,7 +39,7 @@ def info() -> None:
     source = f"{backends.ENVIRONMENT_VARIABLE}={chosen}" if chosen else "chosen automatically"
     line("  taken", f"{taken} ({source})")
     console.print("\nextras", style="bold")
-    for name in ("cli", "cuda12", "cuda13", "bench"):
+    for name in ("cli", "lab", "cuda12", "cuda13", "bench"):
         line(f"  {name}", _state_of_extra(name))
     console.print("\ndata", style="bold")
     line("  mnist-sample", "comes with gpuconv")

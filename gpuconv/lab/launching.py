@@ -31,7 +31,7 @@ from gpuconv.lab.watchdog import TimeUp, Watchdog
 try:
     from greenlet import getcurrent, greenlet
 except ImportError as error:
-    raise ImportError("gpuconv.lab.simulator runs CUDA threads as greenlets: pip install 'gpuconv[test]'") from error
+    raise ImportError("gpuconv.lab.simulator runs CUDA threads as greenlets: pip install 'gpuconv[lab]'") from error
 
 #: Limits of every GPU of compute capability 7.0 to 12.0 (CUDA programming guide, technical specifications).
 MAX_BLOCK = Dim3(1024, 1024, 64)

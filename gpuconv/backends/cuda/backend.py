@@ -240,7 +240,7 @@ class CudaBackend(Backend):
             return f"numba-cuda is not installed: {_INSTALL}"
         if _simulating():
             if importlib.util.find_spec("greenlet") is None:
-                return "the simulator (NUMBA_ENABLE_CUDASIM=1) needs greenlet: pip install 'gpuconv[test]'"
+                return "the simulator (NUMBA_ENABLE_CUDASIM=1) needs greenlet: pip install 'gpuconv[lab]'"
             return None
         driver = _driver()
         if isinstance(driver, str):
