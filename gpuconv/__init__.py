@@ -7,7 +7,11 @@ need (``data``, ``models``, ``onnx``, ``storage``, ``training``) when it is firs
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
+
+if importlib.util.find_spec("gpuconv.kernels") is None:  # it lies beside this folder, and installing puts it here
+    raise ImportError("this is gpuconv's source, not installed for this Python: run pip install -e . in its folder")
 
 # Not in __all__: `from gpuconv import *` must not hide Python's own.
 from numpy import bool_ as bool  # noqa: F401

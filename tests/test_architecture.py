@@ -159,6 +159,15 @@ def test_kernels_cannot_be_imported_under_a_second_name():
     assert "import this package as gpuconv.kernels" in result.stderr
 
 
+def test_sources_that_are_not_installed_say_so():
+    """In their folder, by a Python that has only their dependencies: one line that says what to do."""
+    folders = [str(ROOT), str(Path(pytest.__file__).parents[1])]
+    code = f"import sys; sys.path[:0] = {folders}; import gpuconv"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert "not installed for this Python: run pip install -e ." in done.stderr.splitlines()[-1]
+
+
 def test_import_loads_no_heavy_library():
     """`import gpuconv` loads neither numba nor CuPy, nor what only the command line needs."""
     code = "import sys, gpuconv; print(*sorted({m.split('.')[0] for m in sys.modules}))"
