@@ -43,7 +43,7 @@ test: $(VENV)/.$(EXTRA)  ## every test, with a sample of large grids of cases; t
 	$(BIN)/python tests/check_wheel.py
 
 # CASES=rest leaves out what `make test` has run already, just as it would be run again.
-test-all: $(VENV)/.$(EXTRA)  ## every test in every case: an hour or so on two cores
+test-all: $(VENV)/.$(EXTRA)  ## every test in every case: three quarters of an hour on two cores
 	$(BIN)/python -m pytest $(WORKERS) --cases=$(CASES)
 
 quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: a minute and a half
