@@ -275,6 +275,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("path", "model", "batch", "augment", "optimizer"):
         if getattr(arguments, name) not in (None, False) and not arguments.step:
             parser.error(f"--{name} is of a training step: add --step")
+    if arguments.path and arguments.augment:
+        parser.error("--augment moves images before the step: they are not on its --path")
     return arguments
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ def record(batch: int, optimizer: str = "sgd") -> list[Recorded]:
     """
     made = launches(batch, optimizer)
     split = any(kernel_name(launch) == "linear_chain_first" for launch, _ in made)
-    return _recorded(made, _work(batch, split))
+    return recorded(made, _work(batch, split))
 
 
 def around(batch: int, *, augment: bool = False) -> list[Recorded]:
@@ -102,7 +102,7 @@ def around(batch: int, *, augment: bool = False) -> list[Recorded]:
     images, logits = _around(batch, augment)
     work = [("image_batch", images), ("count_correct", logits)]
     found = [(one, OPERATIONS[one].flop(geometry)) for one, geometry in work]
-    return _recorded(around_launches(batch, augment=augment), found)
+    return recorded(around_launches(batch, augment=augment), found)
 
 
 def _around(batch: int, augment: bool) -> tuple[Any, tuple[int, int]]:
@@ -156,13 +156,9 @@ def inference_launches(batch: int) -> list[tuple[Any, tuple[Any, ...]]]:
     return graph.launches
 
 
-def recorded(launches: list[tuple[Any, tuple[Any, ...]]]) -> list[Recorded]:
-    """What is known of some launches, but for their FLOP."""
-    return _recorded(launches, [])
-
-
-def _recorded(made: list[tuple[Any, tuple[Any, ...]]], work: list[tuple[str, int]]) -> list[Recorded]:
-    found = []
+def recorded(made: list[tuple[Any, tuple[Any, ...]]], work: Sequence[tuple[str, int]] = ()) -> list[Recorded]:
+    """What is known of some launches; their FLOP from ``work``, operations in their order."""
+    found, left = [], list(work)
     for launch, given in made:
         arguments = _flat(given)
         arrays = {id(one): one.nbytes for one in arguments if hasattr(one, "nbytes") and one.ndim}
@@ -171,7 +167,7 @@ def _recorded(made: list[tuple[Any, tuple[Any, ...]]], work: list[tuple[str, int
             # Of the table of the coming steps' numbers it reads one row, and of the counts of all blocks their own.
             numbers, width = arguments[-1], 8 if name.startswith("adam") else 4
             arrays[id(numbers)] = (width + sizes[0]) * numbers.dtype.itemsize
-        flop = next((work.pop(at)[1] for at, (operation, _) in enumerate(work) if operation == name), 0)
+        flop = next((left.pop(at)[1] for at, (operation, _) in enumerate(left) if operation == name), 0)
         found.append(Recorded(name, *sizes, len(arguments), sum(arrays.values()), flop))
     return found
 

@@ -63,16 +63,16 @@ class Binder:
 
     def value(self, value: Any) -> Any:
         """What stands in the laboratory for something that a function names."""
-        if mathematics.of_kernels(value) is not value:
-            return mathematics.of_kernels(value)
+        if (own := mathematics.of_kernels(value)) is not value:
+            return own
         if isinstance(value, ModuleType):
             return self._module(value)
         twin = _twin(value)
         if twin is not None:
             return twin
         if hasattr(value, "py_func"):
-            own = random_numbers.FUNCTIONS if value.py_func.__module__ == "numba.cuda.random" else {}
-            return own.get(value.py_func.__name__) or self.function(value)
+            drawing = random_numbers.FUNCTIONS if value.py_func.__module__ == "numba.cuda.random" else {}
+            return drawing.get(value.py_func.__name__) or self.function(value)
         if type(value).__name__ == "ExternFunction":
             from gpuconv.lab import linked  # with the interpreter of PTX, which few need
 

@@ -182,6 +182,12 @@ def _zeros(geometry: Conv2dGeometry, dtype: str) -> Callable[..., None]:
     return conv2d_grad_input_zeros
 
 
+def turned_filters(a: Arguments, geometry: Conv2dGeometry) -> Call:
+    """The launch that writes the turned filters to the workspace."""
+    blocks = -(-math.prod(geometry.weight_shape) // _THREADS)
+    return call(_turn(dataclasses.replace(geometry, n=1)), blocks, _THREADS, a.weight, a.workspace)
+
+
 def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
     """Turned filters, the products, where their sums are cut into parts the launch that adds them up, and zeros.
 
@@ -192,8 +198,7 @@ def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Ca
         raise ValueError(f"conv2d_grad_input: with a stride sums are not cut into parts, got parts={tiling.parts}")
     products = _products(geometry)
     if products:
-        blocks = -(-math.prod(geometry.weight_shape) // _THREADS)
-        yield call(_turn(dataclasses.replace(geometry, n=1)), blocks, _THREADS, a.weight, a.workspace)
+        yield turned_filters(a, geometry)
     for product, place in products:
         place = dataclasses.replace(place, results=_first_part(geometry))
         yield from forward.products(a, product, tiling, "grad", "workspace", place=place)

@@ -12,23 +12,17 @@ strides, whose gradient has gaps, and paddings larger than the window less one, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
-
-from numba import cuda
+from collections.abc import Iterator
 
 from gpuconv.geometry import Conv2dGeometry
-from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv import conv2d_tensor_core as forward
-from gpuconv.kernels.conv.conv2d_grad_input_implicit_gemm import turned
+from gpuconv.kernels.conv.conv2d_grad_input_implicit_gemm import turned, turned_filters
 from gpuconv.kernels.conv.conv2d_grad_input_tiled import phases
 from gpuconv.kernels.conv.conv2d_tensor_core import COMPUTE_CAPABILITY, DTYPES, Tiling
-from gpuconv.kernels.device import Answer, Call, Refusal, call, jit, ldg, st, u32
+from gpuconv.kernels.device import Answer, Call, Refusal
 from gpuconv.kernels.variant import Arguments
 
 __all__ = ["COMPUTE_CAPABILITY", "DTYPES", "Tiling", "calls", "supports", "tilings", "workspace_size"]
-
-_THREADS = 256
 
 
 def supports(geometry: Conv2dGeometry) -> Answer:
@@ -57,30 +51,7 @@ def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
     return math.prod(geometry.weight_shape)
 
 
-@specialised
-def _turn(groups: int, channels: int, filters: int, taps: int) -> Callable[..., None]:
-    """The first kernel: one thread writes one weight, ``turned[c, k, i, j] = weight[k, c, r - 1 - i, s - 1 - j]``.
-
-    ``channels`` and ``filters`` are those of a group.
-    """
-    size = groups * channels * filters * taps
-
-    @jit(launch_bounds=_THREADS)
-    def conv2d_tensor_core_turned_filters(weight: Any, out: Any) -> None:
-        i = u32(cuda.blockIdx.x) * _THREADS + cuda.threadIdx.x
-        if i < size:
-            row, tap = divmod(i, taps)
-            channel, filter_ = divmod(row, filters)
-            group, channel = divmod(channel, channels)
-            source = ((group * filters + filter_) * channels + channel) * taps + (taps - 1 - tap)
-            st(out, i, ldg(weight, source))
-
-    return conv2d_tensor_core_turned_filters
-
-
 def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
     """Turned filters, then the product."""
-    groups, size = geometry.groups, workspace_size(geometry, tiling)
-    kernel = _turn(groups, geometry.c // groups, geometry.k // groups, geometry.r * geometry.s)
-    yield call(kernel, -(-size // _THREADS), _THREADS, a.weight, a.workspace)
+    yield turned_filters(a, geometry)
     yield forward.product(a, _convolution(geometry), tiling, "grad", "workspace", "out")

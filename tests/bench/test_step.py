@@ -97,6 +97,7 @@ def test_the_command(tmp_path):
         (("--step", "--batch", 0), "--batch: '0' is not a whole number"),
         (("--batch", 8), "--batch is of a training step: add --step"),
         (("--augment",), "--augment is of a training step: add --step"),
+        (("--step", "--path", "--augment"), "they are not on its --path"),
         (("--step", "--model", "vgg"), "--model: invalid choice: 'vgg'"),
     ):
         wrong = run(*arguments)

@@ -62,7 +62,6 @@ BUDGETS = {
     # Three products of TF32 numbers for one multiply-add. With fewer matrices a warp, loads and splits weigh more.
     "conv2d_tensor_core": Budget(255, tensor={16: 1.5, 8: 1.05, 4: 0.65}),
     "conv2d_grad_weight_tensor_core": Budget(255, tensor={16: 1.4, 8: 0.9, 4: 0.5}),
-    "conv2d_tensor_core_turned_filters": Budget(32),
     "conv2d_grad_weight_direct": Budget(64),
     "conv2d_grad_weight_depthwise": Budget(64),
     "conv2d_grad_weight_winograd": Budget(255, {1: 0.50}, best=0.68),

@@ -659,10 +659,11 @@ class CudaBackend(Backend):
         grad = self._contiguous(grad)
         grads, dx = first.new_results(self.xp.empty)
         loss = self._losses.of(grad) if needs[0] else None
-        if loss is not None and loss.logits != _address(ys[-1]):
-            loss = None
-        whole = None if loss is None else self.plan("linear_chain_loss_grad_input", geometry, grad.dtype)
-        if loss is not None and whole is not None and whole.variant is not None:
+        if (
+            loss is not None
+            and loss.logits == _address(ys[-1])
+            and (whole := self.plan("linear_chain_loss_grad_input", geometry, grad.dtype)).variant is not None
+        ):
             arrays = ys[0], loss.labels, weights, loss.biases
             self._queue(whole, *arrays, results=(grads, dx), ignore_index=loss.ignore_index)
         else:
