@@ -23,6 +23,11 @@ os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
 # What was tuned on this machine must not decide what the tests run.
 os.environ["GPUCONV_TUNING"] = "off"
 
+# The tests start hundreds of processes. Where Python is told to write no bytecode, as in many containers, each would
+# compile all sources anew, a tenth of the whole time; what is written, git ignores.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # A job in the background of a script, as a CI's may be, ignores Ctrl-C, and so would all that it starts: the tests of
 # Ctrl-C need it as it is at a keyboard.
 signal.signal(signal.SIGINT, signal.default_int_handler)

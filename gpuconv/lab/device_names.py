@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import operator
@@ -14,7 +15,7 @@ import numpy as np
 from gpuconv.lab import launching, records
 from gpuconv.lab.cards import Chosen
 from gpuconv.lab.launching import GRID, MAX_STATIC_SHARED, SPIN, Launch, Requests, SimulationError, syncwarp
-from gpuconv.lab.places import WARP, Array, Site, site, site_name
+from gpuconv.lab.places import WARP, Array, Site, site
 from gpuconv.lab.traced_arrays import poison
 from gpuconv.lab.traced_local import TracedLocal
 
@@ -167,6 +168,12 @@ def _check_alignment(alignment: Any) -> None:
 _POINTER = 8
 
 
+@functools.lru_cache(maxsize=64)
+def _unwritten(shape: Any, dtype: np.dtype[Any]) -> Array:
+    """What local arrays are copied from: each thread of each block makes one."""
+    return np.full(shape, poison(dtype), dtype)
+
+
 class _Local:
     """``cuda.local``."""
 
@@ -174,12 +181,12 @@ class _Local:
         """An array of the thread that calls, filled with NaN."""
         _check_alignment(alignment)
         dtype = records.dtype_of(dtype)
-        array = np.full(shape, poison(dtype), dtype)
+        array = _unwritten(shape, dtype).copy()
         tracer = launching.here().tracer
         if tracer is None or dtype.names is not None:
             return records.with_attributes(array)
         frame = sys._getframe(1)
-        return TracedLocal.of(array, tracer, f"local array of {site_name(site(frame.f_code, frame.f_lasti))}")
+        return TracedLocal.of(array, tracer, site(frame.f_code, frame.f_lasti))
 
 
 class _Shared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -16,6 +17,11 @@ def dtype_of(kind: Any) -> np.dtype[Any]:
     """NumPy's type of a type as a kernel names it, which may be one of Numba's."""
     if isinstance(kind, (type, np.dtype, str)):
         return np.dtype(kind)
+    return _of_numba(kind)
+
+
+@functools.cache
+def _of_numba(kind: Any) -> np.dtype[Any]:
     try:
         mlir = type(kind).__module__.startswith("numba_cuda_mlir.")
         package = "numba_cuda_mlir.numba_cuda" if mlir else "numba.cuda"

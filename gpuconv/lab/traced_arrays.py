@@ -395,7 +395,9 @@ class Traced1(TracedArray):
             nothing = self._outside(READ, index, frame)
             return nothing if count == 1 else (nothing,) * count
         self._log((self._code(READ, index, count), index, frame.f_code, frame.f_lasti))
-        return self.values[index] if count == 1 else tuple(self.values[index : index + count])
+        values = self.values
+        # One by one: iterating over a slice takes four times as long.
+        return values[index] if count == 1 else tuple([values[index + i] for i in range(count)])
 
     def skip(self) -> None:
         """A predicated load that is off."""

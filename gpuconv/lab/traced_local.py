@@ -9,8 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpuconv.lab.places import Array, Site, site
+from gpuconv.lab.places import Array, Site, site, site_name
 from gpuconv.lab.traced_arrays import READ, WRITE, poison
+
+# Most of a trace's time is spent in the methods below: what they call, they find at once.
+_get, _set = np.ndarray.__getitem__, np.ndarray.__setitem__
 
 
 class _Tracer(Protocol):
@@ -22,41 +25,49 @@ class _Tracer(Protocol):
 class TracedLocal(np.ndarray[Any, Any]):
     """A local array, or a view of one. Views of another type or shape only have their bounds watched."""
 
-    name = "local array"
     _tracer: _Tracer | None = None
+    #: The instruction that made it.
+    _made: Site | None = None
     #: Which elements the thread has written.
     _written: Array | None = None
 
     @classmethod
-    def of(cls, array: Array, tracer: Any, name: str) -> TracedLocal:
-        """A local array that nobody has written."""
+    def of(cls, array: Array, tracer: Any, where: Site) -> TracedLocal:
+        """A local array that nobody has written, and the instruction that made it."""
         local = array.view(cls)
-        local._tracer, local.name, local._written = tracer, name, np.zeros(array.shape, bool)
+        local._tracer, local._made, local._written = tracer, where, np.zeros(array.shape, bool)
         return local
 
     def __array_finalize__(self, base: Any) -> None:
-        self._tracer, self.name = getattr(base, "_tracer", None), getattr(base, "name", "local array")
+        if type(base) is TracedLocal:
+            self._tracer, self._made = base._tracer, base._made
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return "local array" if self._made is None else f"local array of {site_name(self._made)}"
 
     def __getitem__(self, index: Any) -> Any:
         try:
-            value = super().__getitem__(index)
+            value = _get(self, index)
         except IndexError:
             self._outside(READ, index, sys._getframe(1))
             return poison(self.dtype)
-        if isinstance(value, TracedLocal):
-            value._written = None if self._written is None else self._written[index]
+        written = self._written
+        if type(value) is TracedLocal:
+            value._written = None if written is None else written[index]
             return value
-        if self._written is not None and not self._written[index]:
+        if written is not None and not written[index]:
             frame = sys._getframe(1)
             assert self._tracer is not None
             self._tracer.unwritten_local(self, index, site(frame.f_code, frame.f_lasti))
-        if min(index if isinstance(index, tuple) else (index,)) < 0:
+        if (min(index) if type(index) is tuple else index) < 0:
             self._from_the_end(READ, index, sys._getframe(1))
         return value
 
     def __setitem__(self, index: Any, value: Any) -> None:
         try:
-            super().__setitem__(index, value)
+            _set(self, index, value)
         except IndexError:
             self._outside(WRITE, index, sys._getframe(1))
             return

@@ -63,6 +63,8 @@ def _add_outer(total: Any, a: Any, b: Any, first: int) -> None:
 def _add_outer_twin(total: Any, a: Any, b: Any, first: int) -> None:
     if not total.dtype == a.dtype == b.dtype:
         raise TypeError(f"add_outer needs three arrays of one type, got {total.dtype}, {a.dtype}, {b.dtype}")
+    # Of traced arrays the plain ones: a trace learns nothing from their slices.
+    total, a, b = np.asarray(total), np.asarray(a), np.asarray(b)
     total += a[: len(total), None] * b[first : first + total.shape[1]]
 
 
