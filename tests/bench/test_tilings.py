@@ -206,7 +206,7 @@ def test_the_others_are_ranked(tmp_path):
     ).stdout
     (tmp_path / "template.py").write_text(template, encoding="utf-8")
     done = tilings(
-        *("--layer", "lenet.conv2", "--batch", 3, "--variants", "direct", "--json", out, "--png", picture),
+        *("--layer", "lenet.conv2", "--batch", 1, "--variants", "direct", "--json", out, "--png", picture),
         *("--kernel", wrong, "--kernel", tmp_path / "template.py"),
     )
     assert done.returncode == 1, done.stderr
@@ -222,7 +222,7 @@ def test_the_others_are_ranked(tmp_path):
         ("template.py", 128),
         ("template.py", 256),
     ]
-    assert document["settings"]["geometry"] == "3x6x14x14 * 16x6x5x5"
+    assert document["settings"]["geometry"] == "1x6x14x14 * 16x6x5x5"
     bounds = [found["floor_us"] for found in document["results"]]
     assert bounds == sorted(bounds)
     assert all(found["us"] == [] for found in document["results"])

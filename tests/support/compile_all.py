@@ -1,14 +1,14 @@
-"""Compiles every kernel variant in every tiling for every architecture, and prints what became of it as JSON.
+"""Compiles kernel variants in every tiling for every architecture, and prints what became of them as JSON.
 
-A script, because it needs Numba's real CUDA target, and the tests run with the simulator's. Where nothing can be
-compiled, it prints why, under the key "unavailable".
+The arguments name them: `conv2d.tiled`. A script, because it needs Numba's real CUDA target, and the tests run with the
+simulator's. Where nothing can be compiled, it prints why, under the key "unavailable".
 """
 
 import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from bench import sass
@@ -35,14 +35,16 @@ CONVOLUTIONS = (
 BORROWED = {("conv2d_grad_input", "tensor_core"), ("conv2d_grad_input", "winograd")}
 
 
-def jobs() -> Iterator[Job]:
-    """Each variant's first layer in all tilings for all architectures, the others in the first tiling for one."""
+def jobs(names: Collection[str]) -> Iterator[Job]:
+    """Each named variant's first layer in all tilings for all architectures, the others in the first tiling for one."""
     for operation, variants in VARIANTS.items():
         layers = LAYERS[operation]
-        names = [name for name in CONVOLUTIONS if name in layers] or list(layers)
+        candidates = [name for name in CONVOLUTIONS if name in layers] or list(layers)
         for variant in variants:
+            if f"{operation}.{variant}" not in names:
+                continue
             module = load(operation, variant)
-            supported = [name for name in names if module.supports(layers[name])]
+            supported = [name for name in candidates if module.supports(layers[name])]
             for name in supported:
                 geometry, first = layers[name], name == supported[0]
                 tilings = module.tilings(geometry)
@@ -82,7 +84,8 @@ def main() -> None:
     except sass.ToolMissing as missing:
         print(json.dumps({"unavailable": str(missing)}))
         return
-    wanted = list(jobs() if sampling.wanted() == "all" else sample(jobs()))
+    every = jobs(sys.argv[1:])
+    wanted = list(every if sampling.wanted() == "all" else sample(every))
     outcomes = in_processes(compiled, wanted, simulate=False)
     print(json.dumps([result(job, outcome, None) for job, outcome in outcomes]))
 
