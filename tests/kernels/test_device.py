@@ -86,6 +86,7 @@ def twin(name, left, right):
     return lambda x, y: operate(convert[left](x), convert[right](y))
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("sides", ["both", "left", "right"])
 @pytest.mark.parametrize(("word", "values"), [("i32", SIGNED), ("u32", UNSIGNED)], ids=["i32", "u32"])
 def test_arithmetic_of_words_equals_its_twins(word, values, sides):
