@@ -240,6 +240,17 @@ def _choice(symbol: str) -> Callable[..., Any]:
     return body
 
 
+def _settled(typingctx: Any, a: Any) -> Any:
+    if not isinstance(a, Word):
+        raise TypingError(f"settled() takes a word, got {a}")
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        move = ir.InlineAsm(ir.FunctionType(_BITS32, [_BITS32]), "mov.b32 $0, $1;", "=r,r", side_effect=False)
+        return builder.call(move, args)
+
+    return a(a), code
+
+
 # -- for the simulator -----------------------------------------------------------------------------------
 #
 # A kernel's indices are most of what the simulator computes. So these are written to be fast: `real` is the plain int
@@ -379,3 +390,6 @@ i32 = intrinsic("i32", _conversion(I32), _i32)
 #: Of two words of the same sign, or a word and an integer, which is cut to 32 bits.
 minimum = intrinsic("minimum", _choice("<"), _chosen(min))
 maximum = intrinsic("maximum", _choice(">"), _chosen(max))
+#: The word itself, of whose origin the compiler knows nothing from here on. An offset in a loop is best settled: else
+#: the compiler may take its sum apart, and add constants to a part of it that wraps, in an instruction for each load.
+settled = intrinsic("settled", _settled, lambda a: a)
