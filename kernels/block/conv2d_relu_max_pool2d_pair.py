@@ -10,8 +10,9 @@ second one it has one filter, and with 2 ``lanes`` half of the rows of a window,
 threads; neighbours tell each other their sums. Each sum begins with the bias and goes through channels, rows and
 columns in turn: all results have the bits that the two kernels give one after the other.
 
-Shared bytes: image, first pooled maps and weights; LeNet's need 17 to 22 KB. Registers aimed at: at most 104, what 608
-threads leave each other. Expected bottleneck: 128-bit and 64-bit loads from shared memory, two for five multiply-adds.
+Shared bytes: image, first pooled maps and weights; LeNet's need 15 to 20 KB. Registers aimed at: at most 72, so that
+two blocks of 416 threads share a multiprocessor. Expected bottleneck: the longest thread's instructions, and loads from
+shared memory, in the second block two of 64 and one of 128 bits for seven multiply-adds.
 """
 
 from __future__ import annotations
