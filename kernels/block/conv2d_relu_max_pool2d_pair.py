@@ -53,8 +53,12 @@ DTYPES = ("float32",)
 _SHARED_ELEMENTS = 12 * 1024
 #: Inputs, sums and weights that a thread may hold, and multiply-adds that are written out for a channel.
 _MOST_REGISTERS, _MOST_UNROLLED = 80, 512
+#: Elements that a thread fetches at once.
+_MOST_FETCHES = 40
 #: Threads a block at most: these leave each other 102 registers.
 _MOST_THREADS = 640
+#: Threads that a multiprocessor runs at once, about, of 48 registers each.
+_RESIDENT = 1280
 #: Tilings that are worth a measurement.
 _CHOICES = 4
 
@@ -168,6 +172,13 @@ def _shared(works: tuple[_Work, _Work]) -> int:
     return sum(work.inputs + work.weights + work.share for work in works)
 
 
+def _fetches(works: tuple[_Work, _Work], threads: int) -> int:
+    """Elements that a thread fetches: of the image, of both weights, and of both biases."""
+    first = works[0]
+    sizes = first.block.conv.c * math.prod(first.extent), *(work.weights for work in works)
+    return sum(-(-size // threads) for size in (*sizes, *(work.share for work in works)))
+
+
 def supports(geometry: BlockPairGeometry) -> Answer:
     """True for blocks of which an image, the first results and all weights fit into shared memory, windows small."""
     for block in geometry:
@@ -177,7 +188,9 @@ def supports(geometry: BlockPairGeometry) -> Answer:
     if first.pool.output_shape != second.conv.input_shape:
         return Refusal(f"results {first.pool.output_shape} are not inputs {second.conv.input_shape}")
     if not _choices(BlockPairGeometry(single(first), single(second))):
-        return Refusal("an image, its pooled maps and the weights do not fit into shared memory, or windows are large")
+        return Refusal(
+            "an image, its pooled maps and the weights do not fit into shared memory, windows are large, or too few"
+        )
     return True
 
 
@@ -200,20 +213,23 @@ def _choices(geometry: BlockPairGeometry) -> tuple[Tiling, ...]:
                 # As many threads as both blocks have work for, or one of them: the other then takes several turns.
                 for units in {work.units for work in works}:
                     turns = -(-units // _MOST_THREADS)
-                    found.append(Tiling(parts, filters, lanes, -(-units // (32 * turns)) * 32))
+                    threads = -(-units // (32 * turns)) * 32
+                    if _fetches(works, threads) <= _MOST_FETCHES:
+                        found.append(Tiling(parts, filters, lanes, threads))
     return tuple(dict.fromkeys(found))
 
 
 def _cost(geometry: BlockPairGeometry, tiling: Tiling) -> tuple[float, int]:
-    """Estimated cycles: five an instruction of a thread, more if many warps share a scheduler, two for each turn."""
+    """Estimated cycles, and threads: five for each instruction of a thread, or one for each of a scheduler's warps.
+
+    Whichever takes longer; and of what a scheduler issues a share besides, as warps wait for one another.
+    """
     works = _works(geometry, tiling.parts, tiling.filters, tiling.lanes)
-    fetched = sum(
-        work.weights + work.block.conv.c * math.prod(work.extent) * (at == 0) for at, work in enumerate(works)
-    )
-    instructions = sum(work.instructions(tiling.threads) for work in works) + 12 * -(-fetched // tiling.threads)
+    instructions = sum(work.instructions(tiling.threads) for work in works) + 15 * _fetches(works, tiling.threads)
     blocks = -(-geometry.first.conv.n * tiling.parts // MULTIPROCESSORS)
-    busy = sum(work.instructions(tiling.threads) * min(work.units, tiling.threads) for work in works) / 32 / 4
-    return max(5 * instructions * -(-blocks * tiling.threads // 1280), blocks * busy), tiling.threads
+    warps = blocks / 32 / 4
+    issued = warps * sum(work.instructions(tiling.threads) * min(work.units, tiling.threads) for work in works)
+    return max(5 * instructions * -(-blocks * tiling.threads // _RESIDENT), issued) + issued / 4, tiling.threads
 
 
 @functools.cache

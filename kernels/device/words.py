@@ -8,7 +8,8 @@ Numba computes with 64-bit integers, which take a GPU two to four instructions e
 
 ``u32(x)`` and ``i32(x)`` convert an integer or a word. Words have ``+ - * // % << >> &``, also in place, comparisons,
 :func:`minimum` and :func:`maximum`; they are offsets of loads and stores, indices of arrays, and ``real(word)`` is a
-float. ``divmod`` gives quotient and remainder for the price of one. All else is an error.
+float. ``divmod`` gives quotient and remainder for the price of one; :func:`settled` hides an offset's origin from the
+compiler. All else is an error.
 
 **The other operand** is a word of the same sign, or an integer of Numba's own: a number in the source, a constant of
 the closure, a loop's counter, an argument. Arithmetic cuts it to 32 bits and gives a word; a comparison is exact. A

@@ -356,6 +356,7 @@ def test_what_two_blocks_in_one_kernel_refuse():
             (pair((1, 1, 60, 60), small, (2, 3, {}, 17, {})), "17x17 pooling"),
             (pair((1, 1, 140, 140), small, small), "shared memory"),
             (pair((1, 1, 40, 40), (2, 20, {}, 2, {}), small), "windows are large"),
+            (pair((1, 1, 100, 100), (1, 3, {"stride": 4}, 4, {}), small), "or too few"),
             (pair((2**21, 1, 32, 32), small, small), "64-bit offsets"),
         ):
             assert reason in module.supports(geometry)
