@@ -20,7 +20,7 @@ from typing import Any
 from bench import compiling, roofline, sass
 from bench.command import available_cores, say
 from gpuconv import kernels
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry
+from gpuconv.geometry import BlockGeometry, BlockPairGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry
 from gpuconv.kernels.operations import OPERATIONS, Operand
 
 #: Of what CuPy and PyTorch allocate on a device, bytes.
@@ -82,6 +82,8 @@ def geometry_text(geometry: Any) -> str:
     """A geometry as people write it: input * weight, and what is not usual."""
     if isinstance(geometry, BlockGeometry):
         return f"{geometry_text(geometry.conv)}, {geometry_text(geometry.pool)}"
+    if isinstance(geometry, BlockPairGeometry):
+        return "; ".join(map(geometry_text, geometry))
     if isinstance(geometry, ChainGeometry):
         return f"{geometry.n} rows, {' -> '.join(map(str, geometry.sizes))}"
     if isinstance(geometry, ImageBatchGeometry):

@@ -11,6 +11,7 @@ from typing import Any
 
 from gpuconv.geometry import (
     BlockGeometry,
+    BlockPairGeometry,
     ChainGeometry,
     Conv2dGeometry,
     ImageBatchGeometry,
@@ -92,6 +93,8 @@ BLOCKS: dict[str, BlockGeometry] = {
     "lenet5.block2": BlockGeometry(CONVOLUTIONS["lenet5.conv2"], MAX_POOLINGS["lenet5.pool2"]),
 }
 
+BLOCK_PAIRS: dict[str, BlockPairGeometry] = {"lenet5.blocks": BlockPairGeometry(*BLOCKS.values())}
+
 #: LeNet-5's blocks on KernelBench's 4096 images. Forward only.
 TASK_BLOCKS: dict[str, BlockGeometry] = {
     f"kernelbench.lenet5-block{i}": BlockGeometry(
@@ -150,6 +153,7 @@ LAYERS: dict[str, Mapping[str, Any]] = {
     "conv2d_relu_max_pool2d": {**BLOCKS, **TASK_BLOCKS},
     "conv2d_relu_max_pool2d_grad_input": BLOCKS,
     "conv2d_relu_max_pool2d_grad_weight": BLOCKS,
+    "conv2d_relu_max_pool2d_pair": BLOCK_PAIRS,
     "linear_chain": {**CLASSIFIERS, **TASK_CLASSIFIERS},
     "linear_chain_grad_input": CLASSIFIERS,
     "linear_chain_loss_grad_input": CLASSIFIERS,

@@ -2,10 +2,10 @@
 
 In a captured step a kernel waits for those whose memory it shares (``gpuconv/backends/cuda/branches.py``), so a step
 takes as long as the slowest kernels of which each waits for the one before. Here they are, for the kernels that the
-rule takes and for the classifier as it was before: a chain of three layers in one kernel, then the loss in one block,
-then the gradients back through the chain. The step is recorded as in ``bench/step.py``, and the instructions of each
-kernel's longest thread are counted by running two of its blocks in the PTX interpreter. What an H100 measured of a
-kernel in these blocks stands beside.
+rule takes and for the step as it was before: a kernel for each block forward; and a chain of three layers in one
+kernel, then the loss in one block, then the gradients back through the chain. The step is recorded as in
+``bench/step.py``, and the instructions of each kernel's longest thread are counted by running two of its blocks in the
+PTX interpreter. What an H100 measured of a kernel in these blocks stands beside.
 
 The times are estimates, by what an H100 measured of such kernels in such graphs: a node that does nothing takes
 :data:`NODE` µs; where few warps share a multiprocessor, the longest thread takes :data:`ARITHMETIC` µs an instruction;
@@ -33,9 +33,14 @@ from bench.roofline import H200
 NODE, ARITHMETIC, FROM_CACHE = 1.1, 0.0025, 0.006
 #: Kernels that multiply with weights from the second-level cache.
 _WITH_WEIGHTS = ("linear_chain", "linear_chain_first", "linear_chain_grad_input", "linear_chain_loss_grad_input")
-#: What runs the classifier: as before, and as the rule takes it.
+#: The step as it was before, and as the rule takes it.
 COMPOSITIONS: dict[str, Mapping[str, str]] = {
-    "one kernel for all layers, one for the loss": {"linear_chain": "rows", "linear_chain_loss_grad_input": "composed"},
+    "with a kernel for each block, one for all fully connected layers, one for the loss": {
+        "conv2d_relu_max_pool2d_pair": "composed",
+        "linear_chain": "rows",
+        "linear_chain_loss_grad_input": "composed",
+    },
+    "with a kernel for each block": {"conv2d_relu_max_pool2d_pair": "composed"},
     "as the rule takes it": {},
     "as the rule takes it, and windows of block 2 scattered": {"conv2d_relu_max_pool2d_grad_input": "scattered"},
 }

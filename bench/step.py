@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import layers
 from bench.roofline import H200
-from gpuconv.geometry import BlockGeometry
+from gpuconv.geometry import BlockGeometry, BlockPairGeometry
 from gpuconv.kernels.operations import OPERATIONS
 
 #: Multiply-adds for an image: forward; and backward, twice as many but for the gradient of the image.
@@ -85,8 +85,8 @@ def record(batch: int, optimizer: str = "sgd") -> list[Recorded]:
     Args, Raises: as :func:`launches`.
     """
     made = launches(batch, optimizer)
-    split = any(kernel_name(launch) == "linear_chain_first" for launch, _ in made)
-    return recorded(made, _work(batch, split))
+    names = {kernel_name(launch) for launch, _ in made}
+    return recorded(made, _work(batch, names))
 
 
 def around(batch: int, *, augment: bool = False) -> list[Recorded]:
@@ -178,23 +178,28 @@ def kernel_name(launch: Any) -> str:
     return str((kernel.py_func if hasattr(kernel, "py_func") else kernel.fn).__name__)
 
 
-def _work(batch: int, split: bool) -> list[tuple[str, int]]:
-    """The operations of a step in their order, fused, and what each has to compute; the first layer perhaps alone."""
+def _work(batch: int, names: set[str]) -> list[tuple[str, int]]:
+    """The operations of a step in their order, fused, and what each has to compute, given the names of its kernels."""
     block, chain, classes = "conv2d_relu_max_pool2d", layers.CLASSIFIERS["lenet5.classifier"], (batch, 10)
     first, second = (
         BlockGeometry(dataclasses.replace(g.conv, n=batch), dataclasses.replace(g.pool, n=batch))
         for g in (layers.BLOCKS["lenet5.block1"], layers.BLOCKS["lenet5.block2"])
     )
     chain = chain._replace(n=batch)
-    order: list[tuple[str, Any]] = [(block, first), (block, second), ("linear_chain", chain)]
+    pair = f"{block}_pair"
+    order: list[tuple[str, Any]] = [(block, first), (block, second)]
+    if pair in names:
+        order = [(pair, BlockPairGeometry(first, second))]
+    order += [("linear_chain", chain)]
     order += [("softmax_cross_entropy_mean", classes)]
     order += [(f"linear_chain_{part}", chain) for part in ("loss_grad_input", "grad_input", "grad_weight")]
     order += [(f"{block}_grad_input", second), (f"{block}_grad_weight", second), (f"{block}_grad_weight", first)]
     order += [(f"{name}_update_all", layers.PARAMETERS["lenet5.parameters"]) for name in ("sgd", "adam")]
     found = [(operation, OPERATIONS[operation].flop(geometry)) for operation, geometry in order]
-    if split:
+    if "linear_chain_first" in names:
+        at = next(at for at, (operation, _) in enumerate(found) if operation == "linear_chain")
         start = OPERATIONS["linear_chain"].flop(chain._replace(sizes=chain.sizes[:2], relu=chain.relu[:1]))
-        found[2:3] = [("linear_chain_first", start), ("linear_chain", found[2][1] - start)]
+        found[at : at + 1] = [("linear_chain_first", start), ("linear_chain", found[at][1] - start)]
     return found
 
 

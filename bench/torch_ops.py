@@ -183,6 +183,20 @@ def _block(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
     return step
 
 
+def _block_pair(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+    """The second results are the maps before pooling, as :func:`_block`'s is."""
+    x, weights, biases = tensors
+
+    def step() -> tuple[Any, ...]:
+        y, found = x, []
+        for block, weight, bias in zip(g, weights, biases, strict=True):
+            found.append(_block(torch, block, (y, weight, bias), {})())
+            y = found[-1][0]
+        return tuple(zip(*found, strict=True))
+
+    return step
+
+
 def values_at(torch: Any, maps: Any, winners: Any, g: Any) -> Any:
     """What the maps hold where the winners are: of elements that are almost the same, rounding makes any the winner."""
     # A byte that is no element of its window may point anywhere: still into the map, where the value will be another.
@@ -371,6 +385,7 @@ OPERATIONS: Mapping[str, Callable[[Any, Any, Any, Any], Step]] = {
     "conv2d_relu_max_pool2d": _block,
     "conv2d_relu_max_pool2d_grad_input": _block_grad_input,
     "conv2d_relu_max_pool2d_grad_weight": _block_grad_weight,
+    "conv2d_relu_max_pool2d_pair": _block_pair,
     "linear_chain": _linear_chain,
     "linear_chain_grad_input": _linear_chain_grad_input,
     "linear_chain_loss_grad_input": _linear_chain_loss_grad_input,

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import torch_ops
 from gpuconv import kernels
-from gpuconv.geometry import BlockGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, BlockPairGeometry, Pool2dGeometry
 from gpuconv.kernels.operations import (
     DISTRIBUTIONS,
     FORMULA,
@@ -156,11 +156,13 @@ def judge(operation: str, geometry: Any, dtype: str, torch: Any, got: Sequence[A
     """
     norm = worst = 0.0
     wanted = _flat(wanted)
+    blocks = {BlockGeometry: [geometry], BlockPairGeometry: geometry}.get(type(geometry), ())
     for number, (ours, theirs) in enumerate(zip(_flat(got), wanted, strict=True)):
         if theirs is None:
             continue
-        if isinstance(geometry, BlockGeometry) and not ours.is_floating_point():
-            ours, theirs = torch_ops.values_at(torch, theirs, ours, geometry.pool), wanted[0]
+        if blocks and not ours.is_floating_point():
+            at = number - len(blocks)  # of its block, and of that block's pooled maps
+            ours, theirs = torch_ops.values_at(torch, theirs, ours, blocks[at].pool), wanted[at]
         elif not ours.is_floating_point() and not isinstance(geometry, Pool2dGeometry):
             if not torch.equal(ours, theirs):
                 return Verdict(math.nan, math.nan, f"result {number}, of integers, is not the same")

@@ -11,7 +11,7 @@ import numpy as np
 from gpuconv import backends
 from gpuconv.autograd import Tensor, undone
 from gpuconv.backends import Backend
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, BlockPairGeometry, ChainGeometry, Conv2dGeometry, Pool2dGeometry
 
 __all__ = ["Explanation", "Step", "explain"]
 
@@ -22,13 +22,13 @@ class Step:
 
     Attributes:
         primitive: its name in ``gpuconv.backends.Backend``.
-        geometry: of its convolution, pooling or fully connected layers; None for others.
+        geometry: of its convolution, pooling, pair of blocks or fully connected layers; None for others.
         lines: how it ran, and what else there was.
         pool: of the pooling that ran with the convolution; None if there was none.
     """
 
     primitive: str
-    geometry: Conv2dGeometry | Pool2dGeometry | ChainGeometry | None
+    geometry: Conv2dGeometry | Pool2dGeometry | ChainGeometry | BlockPairGeometry | None
     lines: tuple[str, ...]
     pool: Pool2dGeometry | None = None
 
@@ -48,11 +48,14 @@ class Explanation:
         return "\n".join(text)
 
 
-def _sizes(geometry: Conv2dGeometry | Pool2dGeometry | ChainGeometry | None) -> str:
+def _sizes(geometry: Conv2dGeometry | Pool2dGeometry | ChainGeometry | BlockPairGeometry | None) -> str:
     if geometry is None:
         return ""
     if isinstance(geometry, ChainGeometry):
         return f": {geometry.n} rows, {' -> '.join(map(str, geometry.sizes))}"
+    if isinstance(geometry, BlockPairGeometry):
+        shapes = geometry.first.conv.input_shape, *(block.pool.output_shape for block in geometry)
+        return f": {' -> '.join(map(str, shapes))}"
     n, channels, p, q = geometry.output_shape
     text = f": ({', '.join(map(str, geometry.input_shape))}) -> ({n}, {channels}, {p}, {q}), {geometry.r}x{geometry.s}"
     if geometry.stride != (1, 1):
@@ -94,29 +97,37 @@ def explain(
     return Explanation(f"{chosen.name} ({chosen.describe()})", tuple(observed.steps))
 
 
+#: What may run as blocks that are fused themselves.
+_PAIR = "conv2d_relu_max_pool2d_pair"
+
+
 def _observing(backend: Backend) -> Any:
     """A copy of a backend that records each call of a primitive and passes it on to the original."""
 
     def noting(name: str) -> Callable[..., Any]:
         def primitive(self: Any, *arguments: Any, **options: Any) -> Any:
-            geometries: list[Any] = [
-                a for a in arguments if isinstance(a, (Conv2dGeometry, Pool2dGeometry, ChainGeometry))
-            ]
+            kinds = Conv2dGeometry, Pool2dGeometry, ChainGeometry, BlockPairGeometry
+            geometries: list[Any] = [a for a in arguments if isinstance(a, kinds)]
             geometry = geometries[0] if geometries else None
             dtype = next(np.dtype(a.dtype).name for a in arguments if hasattr(a, "dtype"))
             what = BlockGeometry(*geometries) if len(geometries) == 2 else geometry
             pool = what.pool if isinstance(what, BlockGeometry) else None
-            self.steps.append(Step(name, geometry, tuple(backend.explain(name, what, dtype)), pool))
+            lines = tuple(backend.explain(name, what, dtype))
+            self.steps.append(Step(name, geometry, lines, pool))
+            if name == _PAIR and any(line.startswith("composed: taken") for line in lines):
+                return getattr(Backend, name)(self, *arguments, **options)  # its parts are noted, too
             return getattr(backend, name)(*arguments, **options)
 
         return primitive
 
     # A fused primitive that the backend does not define runs as the base composes it: the parts are noted, then.
     blocks = "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_grad", "linear_chain", "linear_chain_grad"
-    fused = ("conv2d_relu", "linear_relu", *blocks)
+    fused = ("conv2d_relu", "linear_relu", *blocks, _PAIR)
     defined = [name for name in fused if getattr(type(backend), name) is not getattr(Backend, name)]
     primitives = sorted(Backend.__abstractmethods__ - {"asarray", "to_numpy"}) + defined
     overridden = {name: noting(name) for name in primitives}
+    # Whatever order a backend takes them in, each block's gradients are noted once.
+    overridden[f"{_PAIR}_grad"] = getattr(Backend, f"{_PAIR}_grad")
     observing: Any = object.__new__(type("Observing", (type(backend),), overridden))
     observing.__dict__.update(backend.__dict__, steps=[])
     return observing

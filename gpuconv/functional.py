@@ -14,7 +14,7 @@ Functions with only a few lines of argument checks are defined in ``gpuconv.ops`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -22,6 +22,8 @@ import numpy as np
 from gpuconv.autograd import Function, tensor_method
 from gpuconv.dtypes import float_type, kind_of
 from gpuconv.geometry import (
+    BlockGeometry,
+    BlockPairGeometry,
     Conv2dGeometry,
     IntOrPair,
     PaddingLike,
@@ -141,6 +143,7 @@ __all__ = [
     "conv2d",
     "conv2d_relu",
     "conv2d_relu_max_pool2d",
+    "conv2d_relu_max_pool2d_pair",
     "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",
@@ -346,19 +349,59 @@ def conv2d_relu_max_pool2d(
     automatically. Arguments and errors are those of :func:`conv2d` and :func:`max_pool2d`.
     """
     op = "conv2d_relu_max_pool2d"
+    options = kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode
     input, weight, bias = _floats(op, input=input, weight=weight, bias=bias, optional=("bias",))
     input, alone = _batched(op, input, "NCHW")
-    conv = _conv2d_geometry(op, input, weight, bias, stride, padding, dilation, groups)
-    pool = Pool2dGeometry.of(
-        conv.output_shape,
-        kernel_size,
-        stride=pool_stride,
-        padding=pool_padding,
-        dilation=pool_dilation,
-        ceil_mode=ceil_mode,
-        op=op,
-    )
-    return _unbatched(_conv.Conv2dReLUMaxPool2d.apply(input, weight, bias, geometry=conv, pool=pool), alone)
+    block = _block_geometry(op, input, weight, bias, (stride, padding, dilation, groups), *options)
+    result = _conv.Conv2dReLUMaxPool2d.apply(input, weight, bias, geometry=block.conv, pool=block.pool)
+    return _unbatched(result, alone)
+
+
+def _block_geometry(
+    op: str,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    convolution: tuple[Any, ...],
+    kernel_size: Any,
+    pool_stride: Any = None,
+    pool_padding: Any = 0,
+    pool_dilation: Any = 1,
+    ceil_mode: Any = False,
+) -> BlockGeometry:
+    conv = _conv2d_geometry(op, input, weight, bias, *convolution)
+    options = {"stride": pool_stride, "padding": pool_padding, "dilation": pool_dilation, "ceil_mode": ceil_mode}
+    return BlockGeometry(conv, Pool2dGeometry.of(conv.output_shape, kernel_size, **options, op=op))
+
+
+def conv2d_relu_max_pool2d_pair(input: T, first: Mapping[str, Any], second: Mapping[str, Any]) -> T:
+    """Two of :func:`conv2d_relu_max_pool2d` in a row, in one step; ``nn.Sequential`` calls it automatically.
+
+    Args:
+        input: (n, c, h, w) or (c, h, w).
+        first, second: the other arguments of each, by name: ``weight``, ``kernel_size``, and so on.
+
+    Errors are those of :func:`conv2d_relu_max_pool2d`.
+    """
+    op = "conv2d_relu_max_pool2d_pair"
+    parameters: list[Any] = []
+    blocks: list[BlockGeometry] = []
+    before: Any = input
+    alone = False
+    for arguments in (first, second):
+        rest = {**arguments}
+        weight, bias = rest.pop("weight"), rest.pop("bias", None)
+        before, weight, bias = _floats(op, input=before, weight=weight, bias=bias, optional=("bias",))
+        if not blocks:
+            before, alone = _batched(op, before, "NCHW")
+            parameters.append(before)
+        usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+        convolution = tuple(rest.pop(name, value) for name, value in usual.items())
+        blocks.append(_block_geometry(op, before, weight, bias, convolution, **rest))
+        parameters += [weight, bias]
+        # A placeholder for the block's result, with its shape and dtype, to check the next one with.
+        before = np.broadcast_to(np.zeros((), _element_type(weight)), blocks[-1].pool.output_shape)
+    return _unbatched(_conv.Conv2dReLUMaxPool2dPair.apply(*parameters, geometry=BlockPairGeometry(*blocks)), alone)
 
 
 # -- pooling ---------------------------------------------------------------------------------------------------------

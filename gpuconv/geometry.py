@@ -629,6 +629,13 @@ class BlockGeometry(NamedTuple):
     pool: Pool2dGeometry
 
 
+class BlockPairGeometry(NamedTuple):
+    """Two blocks, the second of which takes the pooled maps of the first."""
+
+    first: BlockGeometry
+    second: BlockGeometry
+
+
 class ChainGeometry(NamedTuple):
     """Fully connected layers, each taking the results of the one before.
 

@@ -54,6 +54,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     },
     "conv2d_grad_bias": {"two_stage": "gpuconv.kernels.conv.conv2d_grad_bias"},
     "conv2d_relu_max_pool2d": {"fused": "gpuconv.kernels.block.conv2d_relu_max_pool2d"},
+    "conv2d_relu_max_pool2d_pair": {"image": "gpuconv.kernels.block.conv2d_relu_max_pool2d_pair"},
     "conv2d_relu_max_pool2d_grad_input": {
         "gathered": "gpuconv.kernels.block.conv2d_relu_max_pool2d_grad_input",
         "scattered": "gpuconv.kernels.block.conv2d_relu_max_pool2d_grad_input_scattered",

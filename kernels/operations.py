@@ -34,6 +34,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from gpuconv.geometry import (
     BlockGeometry,
+    BlockPairGeometry,
     ChainGeometry,
     Conv2dGeometry,
     ImageBatchGeometry,
@@ -183,6 +184,11 @@ def _small_pool(g: Pool2dGeometry, terms: int) -> Pool2dGeometry:
 def _small_block(g: BlockGeometry, terms: int) -> BlockGeometry:
     n, k = min(g.conv.n, 2), min(g.conv.k, 8)
     return BlockGeometry(dataclasses.replace(g.conv, n=n, k=k), dataclasses.replace(g.pool, n=n, c=k))
+
+
+def _small_pair(g: BlockPairGeometry, terms: int) -> BlockPairGeometry:
+    first, second = (_small_block(block, terms) for block in g)
+    return BlockPairGeometry(first, second._replace(conv=dataclasses.replace(second.conv, c=first.conv.k)))
 
 
 def _small_chain(g: ChainGeometry, terms: int) -> ChainGeometry:
@@ -379,6 +385,19 @@ OPERATIONS: dict[str, Operation] = {
         ),
         flop=_block_flop,
         small=_small_block,
+        multiply_adds=True,
+    ),
+    # Windows with more elements than a byte can tell apart are not for it.
+    "conv2d_relu_max_pool2d_pair": Operation(
+        (
+            Array("x", lambda g: g.first.conv.input_shape),
+            Array("weights", lambda g: [block.conv.weight_shape for block in g]),
+            Array("biases", lambda g: [(block.conv.k,) for block in g], optional=True),
+            Array("outs", lambda g: [block.pool.output_shape for block in g], OUT),
+            Array("winners", lambda g: [block.pool.output_shape for block in g], OUT, "uint8", holds=WINNERS),
+        ),
+        flop=lambda g: 2 * sum(block.conv.macs for block in g),
+        small=_small_pair,
         multiply_adds=True,
     ),
     "linear_chain": Operation(

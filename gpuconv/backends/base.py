@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import numpy as np
 
 from gpuconv.backends import host_graph
-from gpuconv.geometry import ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.geometry import BlockPairGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 from gpuconv.tuning.store import Platform
 
 #: An array of the backend's kind: numpy.ndarray, cupy.ndarray.
@@ -294,6 +294,44 @@ class Backend(ABC):
             self.conv2d_grad_weight(dense, x, geometry) if needs[1] else None,
             self.conv2d_grad_bias(dense) if needs[2] else None,
         )
+
+    def conv2d_relu_max_pool2d_pair(
+        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: BlockPairGeometry
+    ) -> tuple[list[Array], list[Array]]:
+        """:meth:`conv2d_relu_max_pool2d` applied to another one: the pooled maps, and the positions, of each."""
+        ys: list[Array] = []
+        positions: list[Array] = []
+        for weight, bias, block in zip(weights, biases, geometry, strict=True):
+            y, winners = self.conv2d_relu_max_pool2d(ys[-1] if ys else x, weight, bias, *block)
+            ys.append(y)
+            positions.append(winners)
+        return ys, positions
+
+    def conv2d_relu_max_pool2d_pair_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weights: Sequence[Array],
+        ys: Sequence[Array],
+        winners: Sequence[Array],
+        geometry: BlockPairGeometry,
+        needs: tuple[bool, ...],
+    ) -> tuple[Array | None, ...]:
+        """The gradients that ``needs`` asks for: x, first weight, first bias, second weight, second bias.
+
+        ``ys`` and ``winners`` are the results of forward.
+        """
+        before, (need_weight, need_bias) = any(needs[:3]), needs[3:]
+        between, *second = self.conv2d_relu_max_pool2d_grad(
+            grad, ys[0], weights[1], ys[1], winners[1], *geometry.second, (before, need_weight, need_bias)
+        )
+        if between is None:
+            return None, None, None, *second
+        need_x, need_weight, need_bias = needs[:3]
+        first = self.conv2d_relu_max_pool2d_grad(
+            between, x, weights[0], ys[0], winners[0], *geometry.first, (need_x, need_weight, need_bias)
+        )
+        return *first, *second
 
     # -- numbers of an operation -------------------------------------------------------------------------------------
 

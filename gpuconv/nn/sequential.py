@@ -16,9 +16,9 @@ from gpuconv.nn.normalization import BatchNorm2d
 class Sequential(Module):
     """Run modules one after the other.
 
-    ``Conv2d → ReLU → MaxPool2d``, ``Conv2d → ReLU``, ``BatchNorm2d → ReLU`` and several ``Linear``, with or without
-    ReLU behind each, run as one primitive, with the same results and gradients; see :meth:`blocks`. So do, in
-    evaluation without a graph, ``Conv2d → BatchNorm2d`` and ``Conv2d → BatchNorm2d → ReLU``.
+    ``Conv2d → ReLU → MaxPool2d``, once or twice in a row, ``Conv2d → ReLU``, ``BatchNorm2d → ReLU`` and several
+    ``Linear``, with or without ReLU behind each, run as one primitive, with the same results and gradients; see
+    :meth:`blocks`. So do, in evaluation without a graph, ``Conv2d → BatchNorm2d`` and ``Conv2d → BatchNorm2d → ReLU``.
 
     Args:
         modules: the modules; or one dict of names and modules, which then name the parameters.
@@ -125,10 +125,16 @@ def _fusible(modules: list[Any], kinds: _Kinds, position: int) -> int:
         return 3 if types[2:] == [ReLU] else 2
     if types[0] is Linear:
         return _linear_run(kinds, position)
-    if types[:2] != [Conv2d, ReLU] or first.padding_mode != "zeros":
-        return 1
-    last: Any = modules[position + 2] if types[2:] == [MaxPool2d] else None
-    return 3 if last is not None and not last.options["return_indices"] else 2
+    if not _is_block(modules, kinds, position):
+        return 2 if types[:2] == [Conv2d, ReLU] and first.padding_mode == "zeros" else 1
+    return 6 if _is_block(modules, kinds, position + 3) else 3
+
+
+def _is_block(modules: list[Any], kinds: _Kinds, position: int) -> bool:
+    """Whether a convolution, ReLU and max pooling stand at a position that run as one."""
+    if kinds[position : position + 3] != [Conv2d, ReLU, MaxPool2d]:
+        return False
+    return modules[position].padding_mode == "zeros" and not modules[position + 2].options["return_indices"]
 
 
 def _linear_run(kinds: _Kinds, position: int) -> int:
@@ -157,13 +163,21 @@ def _run_fused(input: Any, layer: Any, second: Any, *rest: Any) -> Any:
         return F.linear_chain(input, *_chain_arguments((layer, second, *rest)))
     if not rest:
         return F.conv2d_relu(input, *layer.arguments())
-    (pool,) = rest
-    return F.conv2d_relu_max_pool2d(
-        input,
-        *layer.arguments(),
-        kernel_size=pool.kernel_size,
-        pool_stride=pool.stride,
-        pool_padding=pool.padding,
-        pool_dilation=pool.options["dilation"],
-        ceil_mode=pool.options["ceil_mode"],
-    )
+    pool, *others = rest
+    if not others:
+        return F.conv2d_relu_max_pool2d(input, **_block_arguments(layer, pool))
+    following, _, last = others
+    return F.conv2d_relu_max_pool2d_pair(input, _block_arguments(layer, pool), _block_arguments(following, last))
+
+
+def _block_arguments(layer: Any, pool: Any) -> dict[str, Any]:
+    """What ``conv2d_relu_max_pool2d`` takes for a convolution and a pooling, but the input."""
+    names = "weight", "bias", "stride", "padding", "dilation", "groups"
+    return {
+        **dict(zip(names, layer.arguments(), strict=True)),
+        "kernel_size": pool.kernel_size,
+        "pool_stride": pool.stride,
+        "pool_padding": pool.padding,
+        "pool_dilation": pool.options["dilation"],
+        "ceil_mode": pool.options["ceil_mode"],
+    }

@@ -396,6 +396,13 @@ def _block(to: Any, call: Any, x: str, weight: str, bias: str, *, geometry: Any,
     return _max_pool(to, call, _conv_relu(to, call, x, weight, bias, geometry=geometry), geometry=pool)
 
 
+@exporter("Conv2dReLUMaxPool2dPair")
+def _block_pair(to: Any, call: Any, x: str, *parameters: str, geometry: Any) -> Any:
+    for block, weight, bias in zip(geometry, parameters[::2], parameters[1::2], strict=True):
+        x = _block(to, call, x, weight, bias, geometry=block.conv, pool=block.pool)
+    return x
+
+
 @exporter("LinearReLU")
 def _linear_relu(to: Any, call: Any, x: str, weight: str, bias: str) -> Any:
     return to.node("Relu", _linear(to, call, x, weight, bias))
@@ -405,20 +412,6 @@ def _linear_relu(to: Any, call: Any, x: str, weight: str, bias: str) -> Any:
 def _linear_chain(to: Any, call: Any, x: str, *parameters: str, relu: tuple[bool, ...]) -> Any:
     for weight, bias, rectified in zip(parameters[::2], parameters[1::2], relu, strict=True):
         x = (_linear_relu if rectified else _linear)(to, call, x, weight, bias)
-    return x
-
-
-@exporter("ConvNet")
-def _conv_net(to: Any, call: Any, x: str, *parameters: str, geometry: Any) -> Any:
-    count = 2 * len(geometry.blocks)
-    for block, weight, bias in zip(geometry.blocks, parameters[:count:2], parameters[1:count:2], strict=True):
-        x = _block(to, call, x, weight, bias, geometry=block.conv, pool=block.pool)
-    x = to.node("Flatten", x)
-    for weight, bias, rectified in zip(
-        parameters[count::2], parameters[count + 1 :: 2], geometry.chain.relu, strict=True
-    ):
-        x = to.node("Gemm", x, weight, bias, transB=1)
-        x = to.node("Relu", x) if rectified else x
     return x
 
 

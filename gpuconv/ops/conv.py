@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpuconv.autograd import Context, Function
 from gpuconv.backends import Array
-from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockPairGeometry, Conv2dGeometry, Pool2dGeometry
 
 
 class Conv2d(Function):
@@ -72,4 +74,22 @@ class Conv2dReLUMaxPool2d(Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad
         return ctx.backend.conv2d_relu_max_pool2d_grad(
             grad, x, weight, y, winners, geometry, pool, (need_x, need_weight, need_bias)
+        )
+
+
+class Conv2dReLUMaxPool2dPair(Function):
+    """Two of :class:`Conv2dReLUMaxPool2d`, in one primitive: inputs x, weight, bias, weight, bias."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Array, *parameters: Any, geometry: BlockPairGeometry) -> Array:
+        weights, biases = parameters[::2], parameters[1::2]
+        ys, winners = ctx.backend.conv2d_relu_max_pool2d_pair(x, weights, biases, geometry)
+        ctx.save(x, weights, ys, winners, geometry)
+        return ys[-1]
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
+        x, weights, ys, winners, geometry = ctx.saved
+        return ctx.backend.conv2d_relu_max_pool2d_pair_grad(
+            grad, x, weights, ys, winners, geometry, ctx.needs_input_grad
         )

@@ -25,7 +25,7 @@ from itertools import pairwise
 from typing import Any
 
 from gpuconv import kernels
-from gpuconv.geometry import BlockGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, BlockPairGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
 from gpuconv.names import did_you_mean
 from gpuconv.tuning import store
 from gpuconv.tuning.store import Platform
@@ -123,6 +123,10 @@ def _is_small(g: BlockGeometry, dtype: str) -> bool:
     return not _fills_a_gemm(g.conv, dtype)
 
 
+def _few_images(g: BlockPairGeometry, dtype: str) -> bool:
+    return 16 <= g.first.conv.n <= 264 and all(_is_small(block, dtype) for block in g)
+
+
 def _few_rows(g: ChainGeometry, dtype: str) -> bool:
     return g.n <= 512 and sum(first * second for first, second in pairwise(g.sizes)) <= 2**17
 
@@ -199,6 +203,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "conv2d_relu_max_pool2d_grad_weight": (
         Rule("sparse", _is_small, "as forward; visits the winners alone, and sums weight and bias in one pass"),
+        _COMPOSED,
+    ),
+    "conv2d_relu_max_pool2d_pair": (
+        Rule(
+            "image",
+            _few_images,
+            "16 to 264 images, of which each with its maps and the weights fits into shared memory: one launch instead "
+            "of two, and more threads; no GPU has timed it yet",
+        ),
         _COMPOSED,
     ),
     "linear_chain": (

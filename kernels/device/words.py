@@ -8,7 +8,8 @@ Numba computes with 64-bit integers, which take a GPU two to four instructions e
 
 ``u32(x)`` and ``i32(x)`` convert an integer or a word. Words have ``+ - * // % << >> &``, also in place, comparisons,
 :func:`minimum` and :func:`maximum`; they are offsets of loads and stores, indices of arrays, and ``real(word)`` is a
-float. ``divmod`` gives quotient and remainder for the price of one. All else is an error.
+float. ``divmod`` gives quotient and remainder for the price of one; :func:`settled` hides an offset's origin from the
+compiler. All else is an error.
 
 **The other operand** is a word of the same sign, or an integer of Numba's own: a number in the source, a constant of
 the closure, a loop's counter, an argument. Arithmetic cuts it to 32 bits and gives a word; a comparison is exact. A
@@ -240,6 +241,17 @@ def _choice(symbol: str) -> Callable[..., Any]:
     return body
 
 
+def _settled(typingctx: Any, a: Any) -> Any:
+    if not isinstance(a, Word):
+        raise TypingError(f"settled() takes a word, got {a}")
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        move = ir.InlineAsm(ir.FunctionType(_BITS32, [_BITS32]), "mov.b32 $0, $1;", "=r,r", side_effect=False)
+        return builder.call(move, args)
+
+    return a(a), code
+
+
 # -- for the simulator -----------------------------------------------------------------------------------
 #
 # A kernel's indices are most of what the simulator computes. So these are written to be fast: `real` is the plain int
@@ -379,3 +391,6 @@ i32 = intrinsic("i32", _conversion(I32), _i32)
 #: Of two words of the same sign, or a word and an integer, which is cut to 32 bits.
 minimum = intrinsic("minimum", _choice("<"), _chosen(min))
 maximum = intrinsic("maximum", _choice(">"), _chosen(max))
+#: The word itself, of whose origin the compiler knows nothing from here on. An offset in a loop is best settled: else
+#: the compiler may take its sum apart, and add constants to a part of it that wraps, in an instruction for each load.
+settled = intrinsic("settled", _settled, lambda a: a)

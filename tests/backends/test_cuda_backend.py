@@ -189,6 +189,36 @@ def test_a_fused_block():
         assert line in text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["image", "composed"])
+def test_two_fused_blocks(variant):
+    """In one kernel or in one each: the same results, and only the gradients that are asked for."""
+    rng = np.random.default_rng(4)
+    shapes = (3, 2, 12, 11), (4, 2, 3, 3), (4,), (5, 4, 2, 2)
+    x, w1, b1, w2 = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+
+    def blocks(x, w1, b1, w2):
+        first = {"weight": w1, "bias": b1, "kernel_size": 2, "ceil_mode": True}
+        return F.conv2d_relu_max_pool2d_pair(x, first, {"weight": w2, "padding": 1, "kernel_size": 3})
+
+    with tuning.use_variant("conv2d_relu_max_pool2d_pair", variant):
+        assert_same(blocks, x, w1, b1, w2)
+        with tuning.use_variant("conv2d_relu_max_pool2d_grad_input", "composed"):
+            assert_same(blocks, x, w1, b1, w2)
+        with gpuconv.use_backend("cuda"):
+            for trained in range(4):
+                tensors = [Tensor(one, requires_grad=at == trained) for at, one in enumerate((x, w1, b1, w2))]
+                blocks(*tensors).sum().backward()
+                assert [tensor.grad is not None for tensor in tensors] == [at == trained for at in range(4)]
+            layers = (gpuconv.nn.Conv2d(1, 2, 3), gpuconv.nn.ReLU(), gpuconv.nn.MaxPool2d(2))
+            layers = *layers, gpuconv.nn.Conv2d(2, 3, 3), *layers[1:]
+            steps = gpuconv.explain(gpuconv.nn.Sequential(*layers), (2, 1, 14, 14), training=True).steps
+    block, pair = "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_pair"
+    alone = [block, block] if variant == "composed" else []  # the parts are seen, too
+    assert [step.primitive for step in steps] == [pair, *alone, f"{block}_grad", f"{block}_grad"]
+    assert any(line.startswith(f"{variant}: taken, by use_variant") for line in steps[0].lines)
+
+
 def test_the_users_word_counts_more_than_the_rule(monkeypatch):
     """An argument beats use_variant, which beats the environment, which beats the rule; each says so."""
     assert tuning.choose("conv2d", LENET_CONV1).source == "rule"

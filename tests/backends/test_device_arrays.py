@@ -50,6 +50,13 @@ def block(numpy, x, w, b, y, winners, geometry):
     y[...], winners[...] = numpy.conv2d_relu_max_pool2d(x, w, b, *geometry)
 
 
+def block_pair(numpy, x, weights, biases, outs, winners, geometry):
+    found = numpy.conv2d_relu_max_pool2d_pair(x, weights, biases, geometry)
+    for given, made in zip((outs, winners), found, strict=True):
+        for one, other in zip(given, made, strict=True):
+            one[...] = other
+
+
 def block_grad_input(numpy, grad, w, y, winners, out, geometry):
     needs = (True, False, False)
     out[...] = numpy.conv2d_relu_max_pool2d_grad(grad, None, w, y, winners, *geometry, needs)[0]
@@ -156,6 +163,7 @@ def norm_grad_input(numpy, grad, x, y, mean, var, weight, dweight, dbias, out, o
 #: Operations that are no primitives, or take several arrays as one: the same on hosts.
 FUSED = {
     "conv2d_relu_max_pool2d": block,
+    "conv2d_relu_max_pool2d_pair": block_pair,
     "conv2d_relu_max_pool2d_grad_input": block_grad_input,
     "conv2d_relu_max_pool2d_grad_weight": block_grad_weight,
     "linear_chain": chain,

@@ -12,10 +12,11 @@ import cases
 import numpy as np
 import pytest
 import reference
+from support.sampling import sampled
 from support.simulation import TOLERANCE, run
 
 from gpuconv.backends.numpy_backend import NumpyBackend
-from gpuconv.geometry import BlockGeometry, Conv2dGeometry, Pool2dGeometry
+from gpuconv.geometry import BlockGeometry, BlockPairGeometry, Conv2dGeometry, Pool2dGeometry
 from gpuconv.kernels import VARIANTS, load
 
 numpy_backend = NumpyBackend()
@@ -24,6 +25,7 @@ FORWARD, GRAD_INPUT, GRAD_WEIGHT = OPERATIONS = (
     "conv2d_relu_max_pool2d_grad_input",
     "conv2d_relu_max_pool2d_grad_weight",
 )
+PAIR = "conv2d_relu_max_pool2d_pair"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,3 +280,91 @@ def test_an_empty_batch():
         run(module, inputs, (dw, db), BlockGeometry(conv, pool), module.tilings(block.geometry)[0])
         np.testing.assert_array_equal(dw, 0)
         np.testing.assert_array_equal(db, 0)
+
+
+# -- two blocks in one kernel --------------------------------------------------------------------------------
+
+
+def pair(shape, *blocks):
+    """The geometry of two blocks: filters, size of the convolution's window, its options, pooling window, options."""
+    found = []
+    for filters, size, options, kernel, pool_options in blocks:
+        conv = Conv2dGeometry.of(shape, (filters, shape[1], size, size), **options)
+        found.append(BlockGeometry(conv, Pool2dGeometry.of(conv.output_shape, kernel, **pool_options)))
+        shape = found[-1].pool.output_shape
+    return BlockPairGeometry(*found)
+
+
+#: Of LeNet's kind, and of others: with padding, strides, windows that overlap, are dilated or hang over; lanes that
+#: share a window's rows, and too few threads for all filters at once.
+PAIRS = {
+    "lenet": pair((1, 1, 32, 32), (6, 5, {}, 2, {}), (16, 5, {}, 2, {})),
+    "padded": pair(
+        (3, 3, 11, 9),
+        (5, 3, {"padding": 1}, 2, {"ceil_mode": True}),
+        (7, 3, {"padding": ((2, 0), (1, 1))}, 3, {"stride": 2, "padding": 1}),
+    ),
+    "one channel": pair((2, 1, 17, 19), (3, 5, {}, (2, 3), {}), (2, 3, {"dilation": (1, 2)}, (4, 1), {"stride": 1})),
+    "strides": pair((1, 2, 17, 16), (4, 3, {"stride": 2}, 2, {"dilation": 2}), (1, 1, {}, 2, {"stride": (1, 2)})),
+    "many filters": pair((1, 2, 9, 9), (9, 2, {}, 2, {}), (90, 3, {}, 2, {})),
+}
+
+
+def two_kernels(geometry, x, weights, biases):
+    """Pooled maps, and winners, by the kernel for one block: what the one for both has to give, bit for bit."""
+    module, found = load(FORWARD, "fused"), []
+    for block, weight, bias in zip(geometry, weights, biases, strict=True):
+        y = np.full(block.pool.output_shape, np.nan, x.dtype)
+        found.append((y, np.full(y.shape, 77, np.uint8)))
+        run(module, (x, weight, bias), found[-1], block, module.tilings(block)[0])
+        x = y
+    return found
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_blocks_in_one_kernel(name):
+    """The bits of a kernel for each block; with a bias in both, in one and in none, and what is not finite."""
+    geometry, rng = PAIRS[name], cases.generator(name)
+    x = rng.standard_normal(geometry.first.conv.input_shape).astype(np.float32)
+    weights = [rng.standard_normal(block.conv.weight_shape).astype(np.float32) for block in geometry]
+    biases = [rng.standard_normal(block.conv.k).astype(np.float32) for block in geometry]
+    if name == "one channel":
+        biases[0] = None
+    elif name == "strides":
+        biases = [None, None]
+        x[0, 1, 4, 4], x[0, 0, 8, 9], x[0, 1, 13, 2] = np.nan, np.inf, -np.inf
+    expected = two_kernels(geometry, x, weights, biases)
+    for module in (load(PAIR, variant) for variant in VARIANTS[PAIR]):
+        for tiling in sampled(module.tilings(geometry), 1 if name == "lenet" else 2, name):
+            outs = [np.full(y.shape, np.nan, np.float32) for y, _ in expected]
+            winners = [np.full(y.shape, 99, np.uint8) for y, _ in expected]
+            run(module, (x, weights, biases), (outs, winners), geometry, tiling)
+            for ours, theirs in zip(zip(outs, winners, strict=True), expected, strict=True):
+                np.testing.assert_array_equal(ours[0], theirs[0], err_msg=str(tiling))
+                np.testing.assert_array_equal(ours[1], theirs[1], err_msg=str(tiling))
+
+
+def test_what_two_blocks_in_one_kernel_refuse():
+    """Float64, groups, large windows, too little shared memory, blocks that are no pair. No images: no launch."""
+    lenet, small = PAIRS["lenet"], (2, 3, {}, 2, {})
+    for module in (load(PAIR, variant) for variant in VARIANTS[PAIR]):
+        for geometry, reason in (
+            (
+                pair((1, 2, 12, 12), (2, 3, {}, 2, {}), (2, 3, {}, 2, {}))._replace(second=lenet.second),
+                "are not inputs",
+            ),
+            (pair((1, 1, 60, 60), small, (2, 3, {}, 17, {})), "17x17 pooling"),
+            (pair((1, 1, 140, 140), small, small), "shared memory"),
+            (pair((1, 1, 40, 40), (2, 20, {}, 2, {}), small), "windows are large"),
+            (pair((1, 1, 100, 100), (1, 3, {"stride": 4}, 4, {}), small), "or too few"),
+            (pair((2**21, 1, 32, 32), small, small), "64-bit offsets"),
+        ):
+            assert reason in module.supports(geometry)
+            with pytest.raises(ValueError, match=f"{PAIR}: .*{reason}"):
+                module.launches(geometry, None, np.float32)
+        groups = Conv2dGeometry.of((1, 4, 8, 8), (4, 2, 3, 3), groups=2)
+        grouped = BlockGeometry(groups, Pool2dGeometry.of(groups.output_shape, 2))
+        assert "2 groups" in module.supports(BlockPairGeometry(grouped, lenet.second))
+        assert "float32" in module.supports(lenet, "float64")
+        empty = pair((0, 1, 32, 32), (6, 5, {}, 2, {}), (16, 5, {}, 2, {}))
+        assert module.launches(empty, module.tilings(empty)[0], np.float32) == ()

@@ -69,6 +69,8 @@ BUDGETS = {
     "conv2d_grad_bias": Budget(32),
     "sum_parts": Budget(32),
     "conv2d_relu_max_pool2d": Budget(128),
+    # Two blocks of 416 threads share a multiprocessor.
+    "conv2d_relu_max_pool2d_pair": Budget(72),
     "conv2d_relu_max_pool2d_grad_input": Budget(128),
     "conv2d_relu_max_pool2d_grad_weight": Budget(80),
     "sum_parts_of_two": Budget(32),

@@ -162,6 +162,15 @@ def test_a_forward_hook_sees_and_may_change_what_goes_through() -> None:
     assert seen[-1] == "ran"
     handle.remove()
     assert net.blocks() == [("0", "1")]
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 3, 2), nn.ReLU(), nn.MaxPool2d(2))
+    x = np.random.default_rng(0).standard_normal((2, 1, 9, 8)).astype(np.float32)
+    expected = net(x)
+    assert net.blocks() == [("0", "1", "2", "3", "4", "5")]
+    handle = net[2].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    np.testing.assert_allclose(net(x), expected, rtol=1e-6)
+    assert seen[-1] == (2, 2, 3, 3)
+    assert net.blocks() == [("0", "1"), ("2",), ("3", "4", "5")]
+    handle.remove()
 
 
 def test_freezing() -> None:

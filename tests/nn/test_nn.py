@@ -376,7 +376,7 @@ def test_a_network_runs_the_same_without_gradients(backend):
         assert model(x[:0]).shape == (0, 2)
         with pytest.raises(ValueError, match=r"weight has 3 input features, but input has shape \(3, 1\)"):
             model(Tensor(x[0]))  # without a batch, Flatten leaves the channels apart
-    assert [len(block) for block in model.blocks()] == [3, 3, 1, 3, 1]
+    assert [len(block) for block in model.blocks()] == [6, 1, 3, 1]
 
 
 def test_a_network_refuses_the_same_without_gradients():

@@ -501,6 +501,12 @@ DIFFERENTIABLE: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
         lambda x, w, b: F.conv2d_relu_max_pool2d(x, w, b, padding=1, kernel_size=2),
         [(2, 2, 4, 5), (3, 2, 3, 3), (3,)],
     ),
+    "conv2d_relu_max_pool2d_pair": (
+        lambda x, w, b, v: F.conv2d_relu_max_pool2d_pair(
+            x, {"weight": w, "bias": b, "kernel_size": 2}, {"weight": v, "padding": 1, "kernel_size": (2, 1)}
+        ),
+        [(2, 2, 6, 7), (3, 2, 3, 3), (3,), (2, 3, 2, 2)],
+    ),
     "max_pool1d": (lambda x: F.max_pool1d(x, 3, 2, 1), [(2, 3, 9)]),
     "avg_pool1d": (lambda x: F.avg_pool1d(x, 3, 2, 1), [(2, 3, 9)]),
     "adaptive_avg_pool1d": (lambda x: F.adaptive_avg_pool1d(x, 4), [(2, 3, 9)]),
@@ -655,6 +661,12 @@ TAKES_ARRAYS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "conv2d_relu_max_pool2d": (
         lambda x, w, b: F.conv2d_relu_max_pool2d(x, w, b, kernel_size=2),
         [(2, 3, 6, 7), (4, 3, 3, 3), (4,)],
+    ),
+    "conv2d_relu_max_pool2d_pair": (
+        lambda x, w, b, v: F.conv2d_relu_max_pool2d_pair(
+            x, {"weight": w, "bias": b, "kernel_size": 2}, {"weight": v, "kernel_size": 1}
+        ),
+        [(2, 3, 8, 7), (4, 3, 3, 3), (4,), (2, 4, 2, 2)],
     ),
     "max_pool2d": (lambda x: F.max_pool2d(x, 2), [(2, 3, 6, 7)]),
     "max_pool2d_padded": (lambda x: F.max_pool2d(x, 3, 2, 1), [(2, 3, 6, 7)]),

@@ -36,6 +36,7 @@ from gpuconv.backends.cuda.known import Known
 from gpuconv.backends.cuda.plan import Plan, flattened, is_array
 from gpuconv.geometry import (
     BlockGeometry,
+    BlockPairGeometry,
     ChainGeometry,
     Conv2dGeometry,
     ImageBatchGeometry,
@@ -569,6 +570,15 @@ class CudaBackend(Backend):
         found: tuple[Array, Array] = self._queue(plan, x, weight, bias)
         return found
 
+    def conv2d_relu_max_pool2d_pair(
+        self, x: Array, weights: Sequence[Array], biases: Sequence[Array | None], geometry: BlockPairGeometry
+    ) -> tuple[list[Array], list[Array]]:
+        plan = self.plan("conv2d_relu_max_pool2d_pair", geometry, x.dtype)
+        if plan.variant is None:
+            return super().conv2d_relu_max_pool2d_pair(x, weights, biases, geometry)
+        found: tuple[list[Array], list[Array]] = self._queue(plan, x, weights, biases)
+        return found
+
     def conv2d_relu_max_pool2d_grad(
         self,
         grad: Array,
@@ -595,6 +605,31 @@ class CudaBackend(Backend):
             composed = super().conv2d_relu_max_pool2d_grad(grad, x, weight, y, winners, geometry, pool, rest)
             dx, dw, db = (new if old is None else old for old, new in zip((dx, dw, db), composed, strict=True))
         return dx if need_input else None, dw if need_weight else None, db if need_bias else None
+
+    def conv2d_relu_max_pool2d_pair_grad(
+        self,
+        grad: Array,
+        x: Array,
+        weights: Sequence[Array],
+        ys: Sequence[Array],
+        winners: Sequence[Array],
+        geometry: BlockPairGeometry,
+        needs: tuple[bool, ...],
+    ) -> tuple[Array | None, ...]:
+        operation, second = "conv2d_relu_max_pool2d_grad", geometry.second
+        plans = (self.plan(f"{operation}_{part}", second, grad.dtype) for part in ("input", "weight"))
+        if not any(needs[:3]) or any(plan.variant is None for plan in plans):
+            return super().conv2d_relu_max_pool2d_pair_grad(grad, x, weights, ys, winners, geometry, needs)
+        # In another order, for a captured step: the second block's weights wait last, and the first block's, on which
+        # more depends, do not wait for memory that those have used.
+        arrays = self._contiguous(grad), ys[0], weights[1], ys[1], winners[1]
+        between, _, _ = self.conv2d_relu_max_pool2d_grad(*arrays, *second, (True, False, False))
+        need_x, need_weight, need_bias = needs[:3]
+        first = self.conv2d_relu_max_pool2d_grad(
+            between, x, weights[0], ys[0], winners[0], *geometry.first, (need_x, need_weight, need_bias)
+        )
+        _, *last = self.conv2d_relu_max_pool2d_grad(*arrays, *second, (False, needs[3], needs[4]))
+        return *first, *last
 
     # -- matrix products ---------------------------------------------------------------------------------------------
 
