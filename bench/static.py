@@ -322,7 +322,7 @@ def _show_path(arguments: argparse.Namespace) -> None:
         raise Refused(str(error)) from None
     parts = []
     for name, nodes in steps:
-        title = f"Longest path at batch {batch}, the classifier {name}"
+        title = f"Longest path at batch {batch}, {name}"
         shown, part = path.table(title, nodes, counted, path.measured(batch))
         print(shown.plain() + "\n")
         parts.append(part)

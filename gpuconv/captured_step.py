@@ -141,6 +141,7 @@ class CapturedStep:
             if self._warmup == 1 and self._several:
                 self._made = stack.enter_context(capturing.noting_results())
             result = self._step(*inputs)
+            capturing.settle()
         self._warmup -= 1
         self._expected = [(array.shape, array.dtype) for array in arrays]
         return result
@@ -263,6 +264,7 @@ class CapturedStep:
                     for target in self._inputs:
                         self._graph.takes_input(target.array)
                 result = self._step(*static)
+                capturing.settle()
                 self._check_result(result, noted)
                 updates = _counted(noted.updates)
             around = noted.finished()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuconv.autograd import Context, Function
-from gpuconv.backends import Array
+from gpuconv.backends import Array, capturing
 from gpuconv.geometry import Conv2dGeometry, Pool2dGeometry
 
 
@@ -70,6 +70,7 @@ class Conv2dReLUMaxPool2d(Function):
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
         x, weight, y, winners, geometry, pool = ctx.saved
         need_x, need_weight, need_bias = ctx.needs_input_grad
-        return ctx.backend.conv2d_relu_max_pool2d_grad(
-            grad, x, weight, y, winners, geometry, pool, (need_x, need_weight, need_bias)
-        )
+        with capturing.sums_may_wait():
+            return ctx.backend.conv2d_relu_max_pool2d_grad(
+                grad, x, weight, y, winners, geometry, pool, (need_x, need_weight, need_bias)
+            )

@@ -536,11 +536,132 @@ def changed_before_backward(cupy):
             loss.backward()
 
 
+def reading_gradients(model, loss, given):
+    """Backwards with somebody who reads gradients, or changes them, before the update; each takes a step."""
+    first, second = model[0], model[3]
+
+    def plain():
+        loss().backward()
+
+    def clipped():
+        loss().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+    def scaled():
+        loss().backward()
+        second.weight.grad.data *= 2
+        with gpuconv.no_grad():
+            first.bias.grad.mul_(0.5)
+
+    def twice():
+        loss().backward()
+        loss().backward()
+
+    def twice_of_one_loss():
+        (loss() + loss()).backward()
+
+    def hooked():
+        hooks = [second.weight.register_hook(lambda grad: grad * 0.5), first.bias.register_hook(lambda grad: None)]
+        loss().backward()
+        for hook in hooks:
+            hook.remove()
+
+    def frozen():
+        first.bias.requires_grad = False
+        loss().backward()
+        first.bias.requires_grad = True
+
+    def frozen_late():
+        value = loss()
+        second.bias.requires_grad = False
+        value.backward()
+        second.bias.requires_grad = True
+
+    def forgotten():
+        loss().backward()
+        second.weight.grad = None
+        first.zero_grad()
+
+    def replaced():
+        loss().backward()
+        second.weight.grad = second.weight.grad * 3
+
+    def computed():
+        maps = F.conv2d_relu_max_pool2d(given["x"], first.weight * 2, first.bias, kernel_size=2)
+        (maps.mean() + loss()).backward()
+
+    def mixed():
+        loss().backward()
+        second.bias.grad = second.bias.grad + first.weight.grad.sum()
+
+    return [
+        plain, clipped, scaled, twice, twice_of_one_loss, hooked, frozen, frozen_late, forgotten, replaced, computed,
+        mixed,
+    ]  # fmt: skip
+
+
+def gradients_of_convolutions(cupy):
+    """Left to the update to add up, they are what an eager step has, whoever reads them before it; so are parameters.
+
+    Of two optimizers, one of which has a part of a layer; and where the update is not captured.
+    """
+
+    def momentum(parameters):
+        return [optim.SGD(parameters, lr=0.1, momentum=0.9)]
+
+    def trained(captured, which, make=momentum, update=True):
+        gpuconv.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 4, 2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(4, 3),
+        ).to("cuda")  # fmt: skip
+        optimizers, given = make(list(model.parameters())), {}
+        backward = reading_gradients(model, lambda: F.cross_entropy(model(given["x"]), given["labels"]), given)
+
+        def step(x, labels):
+            given.update(x=x, labels=labels)
+            for one in optimizers:
+                one.zero_grad()
+            backward[which]()
+            if update:
+                for one in optimizers:
+                    one.step()
+
+        rng, found = np.random.default_rng(0), []
+        with gpuconv.use_backend("cuda"):
+            run = gpuconv.capture(step, warmup=1) if captured else step
+            for _ in range(4):
+                run(Tensor(rng.standard_normal((5, 1, 8, 8)).astype(np.float32)), rng.integers(0, 3, 5))
+                litter(cupy)
+                found.append([None if p.grad is None else p.grad.numpy().copy() for p in model.parameters()])
+                if not update:
+                    for one in optimizers:
+                        one.step()
+                found.append([p.numpy().copy() for p in model.parameters()])
+        return found
+
+    def equal(one, other):
+        for ours, theirs in zip(one, other, strict=True):
+            for mine, yours in zip(ours, theirs, strict=True):
+                assert (mine is None) == (yours is None)
+                if mine is not None:
+                    np.testing.assert_array_equal(mine, yours)
+
+    for which in range(len(reading_gradients([None] * 4, None, None))):
+        equal(trained(True, which), trained(False, which))
+    equal(trained(True, 0, update=False), trained(False, 0))
+    for make in (
+        lambda parameters: [optim.AdamW(parameters, lr=0.1)],
+        lambda parameters: [optim.SGD(parameters[:1], 0.1), optim.SGD(parameters[1:], 0.1, weight_decay=0.1)],
+    ):
+        equal(trained(True, 0, make), trained(False, 0, make))
+
+
 CHECKS = [
     half_types, several_streams, outlives_its_model, parameter_replaced, state_loaded, settings_changed,
     schedule_of_many_steps,
     gradients_add_up, kept_between_calls, result_of_the_host, captures_that_fail, shared_parameter, threads_take_turns,
     several_updates_in_a_step, gradients_are_there, forgotten_gradients, results_that_are_kept,
     replaced_data_is_restored, numbers_in_the_code, step_in_a_step, schedules_that_end, first_call_that_fails,
-    copied_optimizer, late_parameters, changed_before_backward,
+    copied_optimizer, late_parameters, changed_before_backward, gradients_of_convolutions,
 ]  # fmt: skip
