@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 __all__ = [
+    "MOST_UPDATES",
     "Capture",
     "Captured",
     "LeftSum",
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+#: The most updates of a parameter that a launch takes: so many are prepared at once.
+MOST_UPDATES = 512
 
 _current: ContextVar[Capture | None] = ContextVar("gpuconv_capture", default=None)
 

@@ -801,9 +801,11 @@ def test_training_by_a_graph(capturing, tmp_path, monkeypatch, augment):
     """
     config = training.TrainConfig(epochs=3, batch_size=16, checkpoint_every=4, backend="cuda", augment=augment)
     events = []
+    monkeypatch.setattr(training.run, "_READ_EVERY", 1e9)
     straight = training.fit(config, tmp_path / "straight", on_event=events.append)
-    # 81 images are 5 full batches: of 15, two are the warm-up.
-    assert fake_cupy.Graph.launches == 13
+    # 81 images are 5 full batches. Of the first epoch's two are the warm-up, the third is captured, and the fourth is
+    # timed. Then four at once, or one by one to a checkpoint: after 4, 8, 12 and 16 steps, of which an epoch has 6.
+    assert fake_cupy.Graph.launches == 3 + (2 + 3) + (1 + 1)
 
     def saved(event):
         return isinstance(event, training.CheckpointSaved) and (event.epochs_done, event.steps_done) == (1, 2)
@@ -837,24 +839,44 @@ def test_captured_lenet_has_the_losses_of_the_host(capturing, batch):
 
 
 def test_what_the_host_does_in_a_captured_step(capturing, tmp_path, monkeypatch):
-    """It launches the graph. At the beginning of an epoch: order, transforms, and the number of the step."""
+    """It launches the graph of many steps. At the beginning of an epoch: order, transforms, the number of the step.
+
+    And the numbers of the updates to come, as the epoch's last batch was updated by another kernel.
+    """
     monkeypatch.setattr(training.run, "_READ_EVERY", 1e9)
-    before = []
+    before, shown = [], []
 
     def note(event):
         if isinstance(event, training.CheckpointSaved) and (event.epochs_done, event.steps_done) == (1, 0):
             fake_cupy.Stream.log.clear()
         elif isinstance(event, training.CheckpointSaved) and event.steps_done:
             before.append(list(fake_cupy.Stream.log))
+        elif isinstance(event, training.BatchEnd) and event.epoch == 2:
+            shown.append(event.step)
 
-    config = training.TrainConfig(epochs=2, batch_size=10, checkpoint_every=12, backend="cuda", augment=True)
+    # 81 images are 41 steps, the last one of one image; a checkpoint at step 39 of the second epoch.
+    config = training.TrainConfig(epochs=2, batch_size=2, checkpoint_every=80, backend="cuda", augment=True)
     training.fit(config, tmp_path, on_event=note)
-    # 81 images are 9 steps, the last one of one image: the second epoch's order and transforms, and its first three.
-    # And the numbers of the updates to come, as the last batch was updated by another kernel.
     *order, numbers = before[0][:4]
     assert order == [("upload", (81,)), ("upload", (81, 2, 3)), ("upload", (1,))]
     assert numbers[0] == "upload"
-    assert before[0][4:] == 3 * [("graph", 0)]
+    # 32 steps, 4, and 3 single ones.
+    assert before[0][4:] == 5 * [("graph", 0)]
+    assert shown == [39, 41]
+
+
+def test_an_epoch_of_mnist_is_a_dozen_launches(capturing):
+    """Of 60,000 images in batches of 64; a driver that takes no graph into another launches each by itself."""
+    for refuses, launches in ((False, 11), (True, 937)):
+        step, _, _ = captured_steps.without_inputs("cuda")
+        captured = gpuconv.capture(step)
+        with gpuconv.use_backend("cuda"), pytest.MonkeyPatch.context() as patched:
+            captured.repeat(3)
+            if refuses:
+                patched.setattr(fake_cupy.Driver, "repeated", lambda self, graph, count: 1 / "too old")
+            before = fake_cupy.Graph.launches
+            captured.repeat(60_000 // 64)
+            assert fake_cupy.Graph.launches - before == launches
 
 
 @pytest.mark.parametrize(("batch_size", "lr"), [(8, 1e4), (40, 1e30)])
@@ -888,14 +910,16 @@ def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path, m
     runs, real = [], training.run.Run.train
     monkeypatch.setattr(training.run.Run, "train", lambda run: runs.append(run) or real(run))
     monkeypatch.setattr(training.network, "_check_memory", lambda *_: None)  # a step fits, whatever is free
+    monkeypatch.setattr(training.run, "_READ_EVERY", 1e9)
     results = []
     # Pixels, a label, a place in the order, and a transform.
     needed = 2 * 81 * (28 * 28 + 8 + 8 + (24 if augment else 0))
-    for free in (needed, needed - 1):
+    # The first two steps are the warm-up; of images on the device, the last five are launched four at once.
+    for free, launches in ((needed, 3 + 2), (needed - 1, 8)):
         monkeypatch.setattr(cuda_backend.CudaBackend, "free_memory", lambda self, free=free: free)
         fake_cupy.Graph.launches = 0
         results.append(training.fit(config, tmp_path / str(free)))
-        assert fake_cupy.Graph.launches == 8
+        assert fake_cupy.Graph.launches == launches
     assert [run.feed.resident for run in runs] == [True, False]
     same(*results)
 
@@ -1286,13 +1310,37 @@ class Bindings:
 
     def __init__(self, version):
         self._data = () if version == 12 else (None,)
-        self.old = version < 12
+        self.old, self.log = version < 12, []
 
     def cuStreamGetCaptureInfo(self, stream):
         if self.old:
             raise RuntimeError('Function "cuStreamGetCaptureInfo" not found')
         nodes = list(fake_cupy.Stream.by_pointer[stream].waits_for)
         return 0, 1, 7, 8, nodes, *self._data, len(nodes)
+
+    def cuGraphClone(self, graph):
+        assert graph == 8
+        return 0, "the step"
+
+    def cuGraphCreate(self, flags):
+        return 0, []
+
+    def cuGraphAddChildGraphNode(self, whole, before, count, graph):
+        assert count == len(before)
+        whole.append((before, graph))
+        return 0, len(whole)
+
+    def cuGraphInstantiate(self, whole, flags):
+        return 0, tuple(whole)
+
+    def cuGraphLaunch(self, executable, stream):
+        self.log.append(executable)
+        return (0 if len(executable) < 5 else types.SimpleNamespace(name="CUDA_ERROR_OUT_OF_MEMORY"),)
+
+    def cuGraphDestroy(self, graph):
+        self.log.append(("destroyed", graph))
+
+    cuGraphExecDestroy = cuGraphDestroy
 
     def cuStreamUpdateCaptureDependencies(self, stream, nodes, *rest):
         assert rest == (*self._data, len(nodes), 1)
@@ -1315,6 +1363,31 @@ def test_what_a_captured_stream_waits_for_by_the_drivers_bindings(machine, monke
         assert real.capture_dependencies(stream.ptr) == [1]
         real.set_capture_dependencies(stream.ptr, [0, 1])
         assert real.capture_dependencies(stream.ptr) == [0, 1]
+
+
+def test_a_graph_of_graphs_by_the_drivers_bindings(machine, monkeypatch):
+    """Made once for each number of steps, each of which waits for the one before; and given back."""
+    bindings = Bindings(13)
+    with monkeypatch.context() as patched:
+        patched.setattr(driver.importlib, "import_module", lambda name: bindings)
+        real = driver.CudaDriver()
+    stream = fake_cupy.Stream()
+    stream.begin_capture()
+    copy = real.captured(stream.ptr)
+    for count in (3, 1, 3):
+        copy.launch(count, stream.ptr)
+    three, one = (([], "the step"), ([1], "the step"), ([2], "the step")), (([], "the step"),)
+    assert [entry for entry in bindings.log if entry[0] != "destroyed"] == [three, one, three]
+    with pytest.raises(RuntimeError, match="refuses the launch of a graph: CUDA_ERROR_OUT_OF_MEMORY"):
+        copy.launch(5, stream.ptr)
+    del copy
+    gone = [entry[1] for entry in bindings.log if entry[0] == "destroyed"]
+    assert three in gone
+    assert one in gone
+    assert gone[-1] == "the step"
+    names = [name for name in dir(Bindings) if name.startswith("cu")]
+    installed = pytest.importorskip("cuda.bindings.driver", reason="comes with numba-cuda")
+    assert all(hasattr(installed, name) for name in names)
 
 
 def test_a_step_that_does_not_wait_computes_something_else(capturing, monkeypatch):

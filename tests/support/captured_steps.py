@@ -657,6 +657,63 @@ def gradients_of_convolutions(cupy):
         equal(trained(True, 0, make), trained(False, 0, make))
 
 
+def without_inputs(device, make=lambda parameters: optim.SGD(parameters, lr=0.1, momentum=0.9)):
+    """A training step that finds its data by itself, by a number that it advances, and logs its losses; its optimizer.
+
+    And what gives the losses and parameters.
+    """
+    gpuconv.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).to(device)
+    optimizer = make(model.parameters())
+    optimizer.schedule = lambda done: 0.1 / (1 + done)
+    with gpuconv.use_backend(device) as backend:
+        rng = np.random.default_rng(0)
+        images = backend.asarray(rng.standard_normal((7, 6)).astype(np.float32))
+        labels, number = backend.asarray(rng.integers(0, 3, 7)), backend.asarray(np.zeros(1, np.int32))
+        losses, counts = (backend.asarray(np.zeros(1000, kind)) for kind in (np.float32, np.int32))
+
+    def step():
+        logits = model(Tensor(images))
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        backend.log_step(logits.data, labels, loss.data, losses, counts, number)
+        return loss
+
+    def found():
+        return [Tensor(losses).numpy().copy(), Tensor(counts).numpy().copy(), *(p.numpy() for p in model.parameters())]
+
+    return step, optimizer, found
+
+
+def many_at_once(cupy):
+    """Repeated in few launches, or called as often: the same bits, the same count of steps, the last one's rate."""
+    for make in (lambda parameters: optim.SGD(parameters, momentum=0.9), optim.Adam):
+        with gpuconv.use_backend("cuda"):
+            step, optimizer, found = without_inputs("cuda", make)
+            captured = gpuconv.capture(step)
+            for _ in range(900):
+                last = captured()
+            last = last.item()
+            repeated_step, other, of_other = without_inputs("cuda", make)
+            repeated = gpuconv.capture(repeated_step)
+            for count in (1, 5, 2, 41, 1, 850):  # of the first five, one is the warm-up's and one is captured
+                result = repeated.repeat(count)
+                litter(cupy)
+            assert result.item() == last
+        assert (optimizer.steps, optimizer.lr) == (other.steps, other.lr) == (900, 0.1 / 900)
+        for ours, theirs in zip(of_other(), found(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        for count, error in ((0, ValueError), (2.5, TypeError)):
+            with pytest.raises(error, match="repeat: count"):
+                repeated.repeat(count)
+    step, _, _ = small_step("cuda")
+    losses_of(step, "cuda", 2)
+    with gpuconv.use_backend("cuda"), pytest.raises(ValueError, match="called with 2 inputs, now 0"):
+        step.repeat(3)
+
+
 CHECKS = [
     half_types, several_streams, outlives_its_model, parameter_replaced, state_loaded, settings_changed,
     schedule_of_many_steps,
@@ -664,4 +721,5 @@ CHECKS = [
     several_updates_in_a_step, gradients_are_there, forgotten_gradients, results_that_are_kept,
     replaced_data_is_restored, numbers_in_the_code, step_in_a_step, schedules_that_end, first_call_that_fails,
     copied_optimizer, late_parameters, changed_before_backward, gradients_of_convolutions,
+    many_at_once,
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from gpuconv.backends import capturing
 __all__ = ["UpdateNumbers"]
 
 #: Largest number of steps that are uploaded at once.
-ROWS = 512
+ROWS = capturing.MOST_UPDATES
 
 
 class UpdateNumbers:
