@@ -126,9 +126,10 @@ def recorded(kind: str, *arguments: Any) -> list[Any]:
     """Launches of a network, noted and not made.
 
     Args:
-        kind: of LeNet, 'step', a training step as it is captured; 'eager', as it runs without; 'float64', one in double
-            precision; 'decayed', one with weight decay; 'around', what ``gpuconv train`` captures besides; 'moved',
-            that with augmentation; 'inference', logits. 'network': a training step and the logits of any.
+        kind: of LeNet, 'step', a training step as it is captured; 'eager', as it runs without, with weight decay and
+            without; 'float64', one in double precision; 'decayed', one with weight decay; 'around', what
+            ``gpuconv train`` captures besides; 'moved', that with augmentation; 'inference', logits. 'network': a
+            training step and the logits of any.
         arguments: of the function of ``bench/step.py``: the batch; of ``bench/network.py``: name, batch, size.
     """
     from bench import network, step
@@ -136,7 +137,7 @@ def recorded(kind: str, *arguments: Any) -> list[Any]:
 
     def eager(*arguments: Any) -> Any:
         with tuning.use_variant("sgd_update_all_of_parts", tuning.COMPOSED):
-            return step.launches(*arguments)
+            return [*step.launches(*arguments, weight_decay=0.1), *step.launches(*arguments)]
 
     functions: dict[str, Callable[..., Any]] = {
         "step": step.launches,

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import importlib.util
+import signal
 import sys
 import types
 
@@ -877,6 +878,29 @@ def test_an_epoch_of_mnist_is_a_dozen_launches(capturing):
             before = fake_cupy.Graph.launches
             captured.repeat(60_000 // 64)
             assert fake_cupy.Graph.launches - before == launches
+
+
+def test_a_signal_is_answered_behind_the_steps_that_are_under_way(capturing, tmp_path, monkeypatch):
+    """It comes during a launch: a checkpoint after no more steps than may be under way, from which the run goes on."""
+    monkeypatch.setattr(training.run, "_READ_EVERY", 1e9)
+    monkeypatch.setattr(training.run.Run, "_most_unread", 7)
+    config = training.TrainConfig(epochs=2, batch_size=2, backend="cuda")
+    straight = training.fit(config, tmp_path / "straight")
+    launch, launched = fake_cupy.Graph.launch, []
+
+    def interrupting(graph, stream=None):
+        launch(graph, stream)
+        launched.append(len(graph._noted))
+        if len(launched) == 12:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fake_cupy.Graph, "launch", interrupting)
+        with pytest.raises(training.Interrupted, match=r"in epoch 1 .* after step 24 "):
+            training.fit(config, tmp_path / "stopped")
+    # Of three steps two are the warm-up. Then 7 at a time, as 4 and 3 single ones; the signal comes before the last.
+    assert [count // launched[0] for count in launched] == [1, *[4, 1, 1, 1] * 3]
+    same(training.fit(config, tmp_path / "stopped", resume=True), straight)
 
 
 @pytest.mark.parametrize(("batch_size", "lr"), [(8, 1e4), (40, 1e30)])

@@ -157,15 +157,18 @@ def test_optimizers(operation, options, dtype, aligned):
                         np.testing.assert_array_equal(array, same)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("operation", "options"), [("sgd_update_all", SGD[3]), ("adam_update_all", ADAM[1])], ids=str)
+@pytest.mark.parametrize(
+    ("operation", "options", "dtype"),
+    [("sgd_update_all", SGD[3], "float32"), ("adam_update_all", ADAM[1], "float64")],
+    ids=["sgd", "adam"],
+)
 def test_updates_of_parts(operation, options, dtype):
     """Gradients and parameters have the bits of sums by themselves and an update after them, whatever the tiling.
 
     Of one row and of fewer rows than threads add up, of more; of two parameters and of one; in two launches.
     """
     rng = np.random.default_rng(2)
-    sizes = (150, 6, 33, 7, 0, *[3] * 13, 37)
+    sizes = (21, 6, 10, 7, 0, *[1] * 13, 9)
     sums = (PartialSums((0, 1), 70), PartialSums((3,), 1), PartialSums((18, 2), 33))
     geometry = UpdateGeometry(sizes, sums)
     grads = [elements(rng, size, dtype, aligned=True) for size in sizes]
