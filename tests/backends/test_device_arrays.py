@@ -866,18 +866,24 @@ def test_what_the_host_does_in_a_captured_step(capturing, tmp_path, monkeypatch)
     assert shown == [39, 41]
 
 
-def test_an_epoch_of_mnist_is_a_dozen_launches(capturing):
-    """Of 60,000 images in batches of 64; a driver that takes no graph into another launches each by itself."""
-    for refuses, launches in ((False, 11), (True, 937)):
-        step, _, _ = captured_steps.without_inputs("cuda")
-        captured = gpuconv.capture(step)
-        with gpuconv.use_backend("cuda"), pytest.MonkeyPatch.context() as patched:
-            captured.repeat(3)
+def test_an_epoch_of_mnist_is_a_dozen_launches(capturing, monkeypatch):
+    """Of 60,000 images in batches of 64; a driver that takes no graph into another launches each step by itself."""
+    step, _, _ = captured_steps.without_inputs("cuda")
+    captured = gpuconv.capture(step)
+    with gpuconv.use_backend("cuda"):
+        captured.repeat(3)
+        for refuses, launches in ((False, 3), (True, 41)):
             if refuses:
-                patched.setattr(fake_cupy.Driver, "repeated", lambda self, graph, count: 1 / "too old")
+                monkeypatch.setattr(fake_cupy.Driver, "repeated", lambda self, graph, count: 1 / "too old")
+                captured._graph._copy._executables.clear()
             before = fake_cupy.Graph.launches
-            captured.repeat(60_000 // 64)
+            captured.repeat(32 + 2 * 4 + 1 if refuses else 32 + 4 + 1)
             assert fake_cupy.Graph.launches - before == launches
+        launched = []
+        monkeypatch.setattr(captured._graph, "launch", lambda times=1: launched.append(times))
+        captured.repeat(60_000 // 64)
+    assert sum(launched) == 937
+    assert len(launched) == 11
 
 
 def test_a_signal_is_answered_behind_the_steps_that_are_under_way(capturing, tmp_path, monkeypatch):

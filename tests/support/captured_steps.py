@@ -12,7 +12,7 @@ import pytest
 from support.lenet_training import step_of
 
 import gpuconv
-from gpuconv import Tensor, nn, optim
+from gpuconv import Tensor, nn, optim, tuning
 from gpuconv import functional as F
 
 
@@ -609,17 +609,17 @@ def gradients_of_convolutions(cupy):
     def momentum(parameters):
         return [optim.SGD(parameters, lr=0.1, momentum=0.9)]
 
-    def trained(captured, which, make=momentum, update=True):
+    def trained(captured, which, make=momentum, update=True, dtype=np.float32):
         gpuconv.manual_seed(0)
         model = nn.Sequential(
             nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 4, 2), nn.ReLU(), nn.MaxPool2d(2),
             nn.Flatten(), nn.Linear(4, 3),
-        ).to("cuda")  # fmt: skip
+        ).to("cuda", dtype)  # fmt: skip
         optimizers, given = make(list(model.parameters())), {}
         backward = reading_gradients(model, lambda: F.cross_entropy(model(given["x"]), given["labels"]), given)
 
         def step(x, labels):
-            given.update(x=x, labels=labels)
+            given.update(x=x.to(dtype), labels=labels)
             for one in optimizers:
                 one.zero_grad()
             backward[which]()
@@ -630,7 +630,7 @@ def gradients_of_convolutions(cupy):
         rng, found = np.random.default_rng(0), []
         with gpuconv.use_backend("cuda"):
             run = gpuconv.capture(step, warmup=1) if captured else step
-            for _ in range(4):
+            for _ in range(3):
                 run(Tensor(rng.standard_normal((5, 1, 8, 8)).astype(np.float32)), rng.integers(0, 3, 5))
                 litter(cupy)
                 found.append([None if p.grad is None else p.grad.numpy().copy() for p in model.parameters()])
@@ -650,6 +650,9 @@ def gradients_of_convolutions(cupy):
     for which in range(len(reading_gradients([None] * 4, None, None))):
         equal(trained(True, which), trained(False, which))
     equal(trained(True, 0, update=False), trained(False, 0))
+    equal(trained(True, 0, dtype=np.float16), trained(False, 0, dtype=np.float16))
+    with tuning.use_variant("sgd_update_all_of_parts", "composed"):
+        equal(trained(True, 0), trained(False, 0))
     for make in (
         lambda parameters: [optim.AdamW(parameters, lr=0.1)],
         lambda parameters: [optim.SGD(parameters[:1], 0.1), optim.SGD(parameters[1:], 0.1, weight_decay=0.1)],
@@ -689,20 +692,22 @@ def without_inputs(device, make=lambda parameters: optim.SGD(parameters, lr=0.1,
 
 def many_at_once(cupy):
     """Repeated in few launches, or called as often: the same bits, the same count of steps, the last one's rate."""
-    for make in (lambda parameters: optim.SGD(parameters, momentum=0.9), optim.Adam):
+    # The first two are the warm-up's, and the third is captured.
+    for make, counts in ((optim.Adam, (1, 5, 2, 41, 1)), (lambda p: optim.SGD(p, momentum=0.9), (3, 256 + 32))):
+        total = sum(counts)
         with gpuconv.use_backend("cuda"):
             step, optimizer, found = without_inputs("cuda", make)
             captured = gpuconv.capture(step)
-            for _ in range(900):
+            for _ in range(total):
                 last = captured()
             last = last.item()
             repeated_step, other, of_other = without_inputs("cuda", make)
             repeated = gpuconv.capture(repeated_step)
-            for count in (1, 5, 2, 41, 1, 850):  # of the first five, one is the warm-up's and one is captured
+            for count in counts:
                 result = repeated.repeat(count)
                 litter(cupy)
             assert result.item() == last
-        assert (optimizer.steps, optimizer.lr) == (other.steps, other.lr) == (900, 0.1 / 900)
+        assert (optimizer.steps, optimizer.lr) == (other.steps, other.lr) == (total, 0.1 / total)
         for ours, theirs in zip(of_other(), found(), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         for count, error in ((0, ValueError), (2.5, TypeError)):
