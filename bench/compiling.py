@@ -126,15 +126,22 @@ def recorded(kind: str, *arguments: Any) -> list[Any]:
     """Launches of a network, noted and not made.
 
     Args:
-        kind: of LeNet, 'step', a training step; 'float64', one in double precision; 'decayed', one with weight decay;
-            'around', what ``gpuconv train`` captures besides; 'moved', that with augmentation; 'inference', logits.
-            'network': a training step and the logits of any.
+        kind: of LeNet, 'step', a training step as it is captured; 'eager', as it runs without, with weight decay and
+            without; 'float64', one in double precision; 'decayed', one with weight decay; 'around', what
+            ``gpuconv train`` captures besides; 'moved', that with augmentation; 'inference', logits. 'network': a
+            training step and the logits of any.
         arguments: of the function of ``bench/step.py``: the batch; of ``bench/network.py``: name, batch, size.
     """
     from bench import network, step
+    from gpuconv import tuning
+
+    def eager(*arguments: Any) -> Any:
+        with tuning.use_variant("sgd_update_all_of_parts", tuning.COMPOSED):
+            return [*step.launches(*arguments, weight_decay=0.1), *step.launches(*arguments)]
 
     functions: dict[str, Callable[..., Any]] = {
         "step": step.launches,
+        "eager": eager,
         "float64": functools.partial(step.launches, dtype="float64"),
         "decayed": functools.partial(step.launches, weight_decay=0.1),
         "around": step.around_launches,
@@ -167,8 +174,8 @@ def recorded_work(wanted: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 
 def step_work(batches: Iterable[int]) -> list[tuple[Any, ...]]:
-    """As :func:`recorded_work`: training steps, and the logits of one image."""
-    return recorded_work([*(("step", batch) for batch in batches), ("inference", 1)])
+    """As :func:`recorded_work`: training steps, captured and not, and the logits of one image."""
+    return recorded_work([*((kind, batch) for batch in batches for kind in ("step", "eager")), ("inference", 1)])
 
 
 def call(function: Callable[..., int], *arguments: Any) -> int:

@@ -305,7 +305,7 @@ def kernels_of_the_stages(batches: Sequence[int]) -> Iterator[tuple[Any, ...]]:
     from gpuconv.training import TrainConfig
 
     batch = TrainConfig().batch_size
-    of_training: list[tuple[Any, ...]] = [("step", batch), ("decayed", batch), ("around", batch)]
+    of_training: list[tuple[Any, ...]] = [(kind, batch) for kind in ("step", "decayed", "eager", "around")]
     of_training += [("inference", one) for one in (256, batch)]
     for one in compiling.recorded_work(of_training):
         yield (compiling.compile_recorded, *one)

@@ -15,7 +15,9 @@ from gpuconv.geometry import (
     ChainGeometry,
     Conv2dGeometry,
     ImageBatchGeometry,
+    PartialSums,
     Pool2dGeometry,
+    UpdateGeometry,
 )
 
 #: Images a batch: LeNet is so small that a useful batch is larger.
@@ -136,6 +138,11 @@ LOGITS: dict[str, tuple[int, int]] = {"lenet5.loss": (_LENET, 10), "resnet50.los
 
 #: Elements of all parameters of a network.
 PARAMETERS: dict[str, tuple[int, ...]] = {"lenet5.parameters": (150, 6, 2400, 16, 48000, 120, 10080, 84, 840, 10)}
+#: The same, with the gradients of the convolutions as they are after a batch of 64.
+PARAMETERS_OF_PARTS: dict[str, UpdateGeometry] = {
+    name: UpdateGeometry(sizes, (PartialSums((0, 1), 128), PartialSums((2, 3), 64)))
+    for name, sizes in PARAMETERS.items()
+}
 
 #: Digits, and the inputs made of them. The set is no larger than the batch, so that its bytes are those that move.
 IMAGES: dict[str, ImageBatchGeometry] = {
@@ -170,7 +177,9 @@ LAYERS: dict[str, Mapping[str, Any]] = {
     "batch_norm_grad_stats": NORMS,
     "batch_norm_grad_input": NORMS,
     "sgd_update_all": PARAMETERS,
+    "sgd_update_all_of_parts": PARAMETERS_OF_PARTS,
     "adam_update_all": PARAMETERS,
+    "adam_update_all_of_parts": PARAMETERS_OF_PARTS,
     "image_batch": IMAGES,
     "count_correct": LOGITS,
     "relu": MAPS,

@@ -2,10 +2,11 @@
 
 In a captured step a kernel waits for those whose memory it shares (``gpuconv/backends/cuda/branches.py``), so a step
 takes as long as the slowest kernels of which each waits for the one before. Here they are, for the kernels that the
-rule takes and for the step as it was before: a kernel for each block forward; and a chain of three layers in one
-kernel, then the loss in one block, then the gradients back through the chain. The step is recorded as in
-``bench/step.py``, and the instructions of each kernel's longest thread are counted by running two of its blocks in the
-PTX interpreter. What an H100 measured of a kernel in these blocks stands beside.
+rule takes and for the step as it was before: a kernel for each block forward, and the gradients of convolutions added
+up by kernels before the update; and a chain of three layers in one kernel, then the loss in one block, then the
+gradients back through the chain. The step is recorded as in ``bench/step.py``, and the instructions of each kernel's
+longest thread are counted by running two of its blocks in the PTX interpreter. What an H100 measured of a kernel in
+these blocks stands beside.
 
 The times are estimates, by what an H100 measured of such kernels in such graphs: a node that does nothing takes
 :data:`NODE` µs; where few warps share a multiprocessor, the longest thread takes :data:`ARITHMETIC` µs an instruction;
@@ -33,17 +34,21 @@ from bench.roofline import H200
 NODE, ARITHMETIC, FROM_CACHE = 1.1, 0.0025, 0.006
 #: Kernels that multiply with weights from the second-level cache.
 _WITH_WEIGHTS = ("linear_chain", "linear_chain_first", "linear_chain_grad_input", "linear_chain_loss_grad_input")
+#: A kernel for each block forward; sums over parts of the batch by kernels of their own.
+_APART = {
+    "conv2d_relu_max_pool2d_pair": "composed",
+    "sgd_update_all_of_parts": "composed",
+    "adam_update_all_of_parts": "composed",
+}
 #: The step as it was before, and as the rule takes it.
 COMPOSITIONS: dict[str, Mapping[str, str]] = {
-    "with a kernel for each block, one for all fully connected layers, one for the loss": {
-        "conv2d_relu_max_pool2d_pair": "composed",
-        "linear_chain": "rows",
-        "linear_chain_loss_grad_input": "composed",
+    "with a kernel for each block, one for the classifier, one for the loss; sums before the update": {
+        "linear_chain": "rows", "linear_chain_loss_grad_input": "composed", **_APART,
     },
-    "with a kernel for each block": {"conv2d_relu_max_pool2d_pair": "composed"},
+    "with a kernel for each block; sums before the update": _APART,
     "as the rule takes it": {},
     "as the rule takes it, and windows of block 2 scattered": {"conv2d_relu_max_pool2d_grad_input": "scattered"},
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +112,14 @@ def _queued() -> Iterator[list[tuple[Any, list[Any], Job, int]]]:
     from gpuconv.kernels import device
 
     backend: Any = backends.get("cuda")
-    queue, noted = backend._queue, []
+    queue, add_up, noted = backend._queue, backend._add_up, []
+    #: By the id of its rows, whose launch left a sum.
+    left: dict[int, Job] = {}
+
+    def note(launches: list[Any], job: Job, reads: set[int], first: int = 0) -> None:
+        for number, (launch, arguments) in enumerate(launches, first):
+            noted.append((launch, _accesses(launch, arguments, reads), job, number))
+            launch(None, *arguments)  # for those who record around this
 
     def noting(plan: Any, *inputs: Any, results: Any = None, **options: Any) -> Any:
         with device.recording() as launches:
@@ -115,17 +127,20 @@ def _queued() -> Iterator[list[tuple[Any, list[Any], Job, int]]]:
         given = results if results is not None else made if isinstance(made, tuple) else (made,)
         choice = plan.choice
         job = Job(choice.operation, choice.variant, "", plan.geometry, choice.tiling, "float32", ())
-        reads = _only_read(choice.operation, (*inputs, *given), options)
-        for number, (launch, arguments) in enumerate(launches):
-            noted.append((launch, _accesses(launch, arguments, reads), job, number))
-            launch(None, *arguments)  # for those who record around this
+        note(launches, job, _only_read(choice.operation, (*inputs, *given), options))
+        left[id(options.get("workspace"))] = job
         return made
 
-    backend._queue = noting
+    def adding(results: list[Any], rows: Any, parts: int) -> None:
+        with device.recording() as launches:
+            add_up(results, rows, parts)
+        note(launches, left[id(rows)], {rows.ctypes.data}, first=1)
+
+    backend._queue, backend._add_up = noting, adding
     try:
         yield noted
     finally:
-        del backend._queue
+        del backend._queue, backend._add_up
 
 
 def _only_read(operation: str, arrays: tuple[Any, ...], options: Mapping[str, Any]) -> set[int]:

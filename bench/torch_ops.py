@@ -301,6 +301,29 @@ def _sgd_update_all(torch: Any, sizes: Any, tensors: Any, keywords: Any) -> Step
     return step
 
 
+def _of_parts(update: Callable[[Any, Any, Any, Any], Step]) -> Callable[[Any, Any, Any, Any], Step]:
+    """The peer of an update that first adds up gradients: of another one, with the sums before it."""
+
+    def peer(torch: Any, g: Any, tensors: Any, keywords: Any) -> Step:
+        params, grads, rows, *states = tensors
+        then = update(torch, g.sizes, (params, grads, *states), keywords)
+        targets = [
+            (part, grads[number])
+            for one, row in zip(g.sums, rows, strict=True)
+            for number, part in zip(one.members, row.split([g.sizes[n] for n in one.members], 1), strict=True)
+        ]
+
+        def step() -> tuple[Any, ...]:
+            for part, grad in targets:
+                torch.sum(part, 0, out=grad)
+            updated, *rest = then()
+            return updated, grads, *rest
+
+        return step
+
+    return peer
+
+
 def _adam_update_all(torch: Any, sizes: Any, tensors: Any, keywords: Any) -> Step:
     params, grads, means, squares, _ = tensors
     return _fused_adam(torch, params, grads, means, squares, {**UPDATES["adam_update_all"], **keywords})
@@ -396,7 +419,9 @@ OPERATIONS: Mapping[str, Callable[[Any, Any, Any, Any], Step]] = {
     "batch_norm_grad_stats": _batch_norm_grad_stats,
     "batch_norm_grad_input": _batch_norm_grad_input,
     "sgd_update_all": _sgd_update_all,
+    "sgd_update_all_of_parts": _of_parts(_sgd_update_all),
     "adam_update_all": _adam_update_all,
+    "adam_update_all_of_parts": _of_parts(_adam_update_all),
     "image_batch": _image_batch,
     "count_correct": _count_correct,
 }

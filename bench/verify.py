@@ -108,13 +108,13 @@ def operands(place: Place, operation: str, geometry: Any, dtype: str, seed: int)
     return tensors
 
 
-def _numbers(operation: str, sizes: tuple[int, ...]) -> Any:
+def _numbers(operation: str, geometry: Any) -> Any:
     """What the update of all parameters finds in device memory."""
     module: Any = kernels.load(operation, "one_launch")
-    settings = {**OPERATIONS[operation].numbers, **torch_ops.UPDATES[operation]}
+    settings = {**OPERATIONS[operation].numbers, **torch_ops.UPDATES[operation.removesuffix("_of_parts")]}
     names = inspect.signature(module.numbers_of).parameters
     row = module.numbers_of(**{name: settings[name] for name in names})
-    return module.numbers_array([row], sizes, "float64").tolist()
+    return module.numbers_array([row], geometry, "float64").tolist()
 
 
 def launch(place: Place, module: Any, operation: str, geometry: Any, tiling: Any, tensors: Sequence[Any]) -> Any:

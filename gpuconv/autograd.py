@@ -341,6 +341,8 @@ class Tensor:
             TypeError: set to what is no Tensor, or one of another element type.
             ValueError: set to a Tensor of another shape.
         """
+        if capturing.active and self._grad is not None:
+            capturing.settle(self._grad.data)
         return self._grad
 
     @grad.setter
@@ -1007,11 +1009,16 @@ def _finish_leaf(leaf: Tensor, grads: dict[Any, Array]) -> None:
     grad = grads.pop(leaf, None)
     if grad is None or not leaf.requires_grad:  # frozen since forward
         return
+    left = False
+    if capturing.active:
+        if leaf._hooks or leaf._grad is not None or type(grad) is not type(leaf.data):
+            capturing.settle(grad)
+        left = capturing.is_left(grad)
     if leaf._hooks:
         grad = _hooked(leaf, grad)
     # The user may write into .grad (clipping, for example): it must not be shared with another leaf or an
     # operation that saved it, nor a view of that. (What lies in memory of a pool has a base that is no array.)
-    shared = sys.getrefcount(grad) > _ALONE or hasattr(grad.base, "dtype")
+    shared = sys.getrefcount(grad) > _ALONE + left or hasattr(grad.base, "dtype")
     _add_to_leaf(leaf, grad, shared)
 
 
@@ -1042,6 +1049,9 @@ def _spread(node: _Node, grad: Array, grads: dict[Any, Array]) -> None:
     for edge, result in zip(node.edges, results, strict=True):
         if result is not None:
             so_far = grads.get(edge)
+            if capturing.active and (so_far is not None or edge.__class__ is _Node):
+                for array in (result,) if so_far is None else (so_far, result):
+                    capturing.settle(array)
             if so_far is None:
                 grads[edge] = result
             elif capture is None:
@@ -1104,6 +1114,8 @@ def _checked(node: _Node, position: int, value: Any, grad: Any) -> Array:
     name = f"{node.function.__name__}.backward: the gradient of input {position}"
     if isinstance(grad, Tensor):
         grad = grad.data
+    if capturing.active:
+        capturing.settle(grad)
     if isinstance(grad, np.generic):  # NumPy's form of an array without dimensions
         grad = node.ctx.backend.asarray(np.asarray(grad))
     if not isinstance(grad, kind):
@@ -1150,7 +1162,7 @@ def _add_to_leaf(leaf: Tensor, grad: Array, shared: bool) -> None:
     capture = capturing.current() if capturing.active else None
     if capture is not None:
         capture.writes_grad(leaf)
-    so_far = leaf._grad
+    so_far = leaf.grad
     if (undo := _undo.get()) is not None:
         undo.append(functools.partial(setattr, leaf, "_grad", so_far))
     if so_far is None:

@@ -12,6 +12,8 @@ A step of LeNet is a dozen kernels of a few microseconds each, and Python needs 
     step = gpuconv.capture(step)
     for images, labels in batches:
         loss = step(images, labels)  # now and then: float(loss)
+
+A step without inputs, which finds its data by itself, can be taken many times in one launch: ``step.repeat(100)``.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from gpuconv.backends import capturing
 from gpuconv.geometry import integer
 
 __all__ = ["CapturedStep", "capture"]
+
+#: How many steps one launch takes: for each number a graph is made, whose nodes are those of so many steps.
+_AT_ONCE = (256, 32, 4, 1)
 
 
 def capture(step: Callable[..., Any], *, warmup: int = 2, side_by_side: bool = True) -> CapturedStep:
@@ -124,9 +129,7 @@ class CapturedStep:
                 if not self._compared:
                     self._compare(inputs, arrays)
                 self._launch(arrays)
-            for find, grad in self._around.new_grads:
-                if (leaf := find()) is not None:
-                    leaf._grad = grad
+            self._show_grads()
             for x, static in zip(inputs, self._static, strict=True):
                 if isinstance(x, Tensor) and x.requires_grad and static.grad is not None:
                     # As backward does: set, or added to what there is.
@@ -136,11 +139,45 @@ class CapturedStep:
                         x.grad = Tensor(x.grad.data + static.grad.data)
             return self._result
 
+    def repeat(self, count: int) -> Any:
+        """Take the step ``count`` times, as so many calls without inputs; returns the result of the last one.
+
+        On a GPU, once the step is captured, these are few launches: of 256, 32 and 4 steps, and single ones. The driver
+        keeps a graph with the nodes of so many steps; the memory of the step is not needed again.
+
+        Raises:
+            ValueError: ``count`` is not positive, or the step takes inputs.
+            TypeError: ``count`` is not an integer.
+            RuntimeError: as of a call.
+        """
+        left = integer(count, "count", minimum=1, op="repeat")
+        result = None
+        with self._lock:
+            while left:
+                if not self.captured or self.on_host or capturing.current() is not None:
+                    result, left = self(), left - 1
+                    continue
+                self._check([])
+                self._check_leaves()
+                most = capturing.MOST_UPDATES // max([taken for _, taken in self._updates], default=1)
+                times = next((size for size in _AT_ONCE if size <= min(left, most)), 1)
+                self._launch([], times)
+                self._show_grads()
+                result, left = self._result, left - times
+        return result
+
+    def _show_grads(self) -> None:
+        """Give the leaves the gradients that a launch has written."""
+        for find, grad in self._around.new_grads:
+            if (leaf := find()) is not None:
+                leaf._grad = grad
+
     def _warmed(self, arrays: list[Any], inputs: tuple[Any, ...]) -> Any:
         with capturing.warming_up(), contextlib.ExitStack() as stack:
             if self._warmup == 1 and self._several:
                 self._made = stack.enter_context(capturing.noting_results())
             result = self._step(*inputs)
+            capturing.settle()
         self._warmup -= 1
         self._expected = [(array.shape, array.dtype) for array in arrays]
         return result
@@ -163,15 +200,18 @@ class CapturedStep:
                     "to zero in place (x.grad *= 0)"
                 )
 
-    def _launch(self, arrays: list[Any]) -> None:
+    def _launch(self, arrays: list[Any], times: int = 1) -> None:
         before = [update.optimizer.counts() for update, _ in self._updates]
         try:
             self._graph.take_turn()
             for update, count in self._updates:
-                update.optimizer.repeated(update, count)
+                update.optimizer.repeated(update, count * times)
             for target, array in zip(self._inputs, arrays, strict=True):
                 target.fill(array)
-            self._graph.launch()
+            if times == 1:
+                self._graph.launch()
+            else:
+                self._graph.launch(times)
         except BaseException:
             for (update, _), counts in zip(self._updates, before, strict=True):
                 update.optimizer.back(counts)
@@ -263,6 +303,7 @@ class CapturedStep:
                     for target in self._inputs:
                         self._graph.takes_input(target.array)
                 result = self._step(*static)
+                capturing.settle()
                 self._check_result(result, noted)
                 updates = _counted(noted.updates)
             around = noted.finished()

@@ -648,3 +648,31 @@ class ChainGeometry(NamedTuple):
     n: int
     sizes: tuple[int, ...]
     relu: tuple[bool, ...]
+
+
+class PartialSums(NamedTuple):
+    """Gradients of parameters that are not added up yet: a row of their elements for each part of a batch.
+
+    Attributes:
+        members: numbers of the parameters, in the order in which a row has their gradients.
+        parts: rows.
+    """
+
+    members: tuple[int, ...]
+    parts: int
+
+
+class UpdateGeometry(NamedTuple):
+    """Parameters, the gradients of some of which are still sums over parts.
+
+    Attributes:
+        sizes: elements of each parameter.
+        sums: of those whose gradients have to be added up first; no parameter is in two of them.
+    """
+
+    sizes: tuple[int, ...]
+    sums: tuple[PartialSums, ...]
+
+    def row(self, sum_: PartialSums) -> int:
+        """Elements of a row."""
+        return sum(self.sizes[number] for number in sum_.members)

@@ -81,7 +81,9 @@ VARIANTS: dict[str, dict[str, str]] = {
     "batch_norm_grad_stats": {"two_stage": "gpuconv.kernels.norm.batch_norm_grad_stats"},
     "batch_norm_grad_input": {"elementwise": "gpuconv.kernels.norm.batch_norm_grad_input"},
     "sgd_update_all": {"one_launch": "gpuconv.kernels.update.sgd_update_all"},
+    "sgd_update_all_of_parts": {"one_launch": "gpuconv.kernels.update.sgd_update_all"},
     "adam_update_all": {"one_launch": "gpuconv.kernels.update.adam_update_all"},
+    "adam_update_all_of_parts": {"one_launch": "gpuconv.kernels.update.adam_update_all"},
     "image_batch": {"gathered": "gpuconv.kernels.data.image_batch"},
     "count_correct": {"one_block": "gpuconv.kernels.loss.count_correct"},
 }

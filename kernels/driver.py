@@ -23,6 +23,7 @@ from numba import types
 
 __all__ = [
     "CudaDriver",
+    "GraphCopy",
     "Operand",
     "Parameters",
     "PreparedLaunch",
@@ -242,8 +243,7 @@ class CudaDriver:
     def capture_dependencies(self, stream: int) -> list[int]:
         """The nodes that the next one captured on a stream will wait for."""
         status, _, _, _, nodes, *self._edge_data, _ = self._driver.cuStreamGetCaptureInfo(self._stream(stream))
-        if status != self._success:
-            raise RuntimeError(f"the driver does not tell what a captured stream waits for: {status.name}")
+        self._check(status, "does not tell what a captured stream waits for")
         return [int(node) for node in nodes]
 
     def set_capture_dependencies(self, stream: int, nodes: Sequence[int]) -> None:
@@ -254,8 +254,69 @@ class CudaDriver:
         flag = self._driver.CUstreamUpdateCaptureDependencies_flags.CU_STREAM_SET_CAPTURE_DEPENDENCIES
         handle = self._stream(stream)
         (status,) = self._driver.cuStreamUpdateCaptureDependencies(handle, handles, *no_data, len(handles), flag)
+        self._check(status, f"does not let a captured stream wait for {len(nodes)} nodes")
+
+    def captured(self, stream: int) -> GraphCopy:
+        """A copy of the graph that a stream has captured so far; RuntimeError if the driver gives none."""
+        status, _, _, graph, *_ = self._driver.cuStreamGetCaptureInfo(self._stream(stream))
+        self._check(status, "does not show the graph of a captured stream")
+        return GraphCopy(self, self._of_driver("does not copy a graph", "cuGraphClone", graph))
+
+    def _of_driver(self, refusal: str, name: str, *arguments: Any) -> Any:
+        """What a function of the driver returns.
+
+        Raises:
+            RuntimeError: the driver refuses.
+        """
+        status, *found = getattr(self._driver, name)(*arguments)
+        self._check(status, refusal)
+        return found[0] if found else None
+
+    def _check(self, status: Any, refusal: str) -> None:
         if status != self._success:
-            raise RuntimeError(f"the driver does not let a captured stream wait for {len(nodes)} nodes: {status.name}")
+            raise RuntimeError(f"the driver {refusal}: {status.name}")
+
+    def repeated(self, graph: Any, count: int) -> Any:
+        """An executable graph of ``count`` copies of a graph, each waiting for the one before."""
+        whole, last = self._of_driver("makes no graph", "cuGraphCreate", 0), []
+        try:
+            for _ in range(count):
+                refusal = "takes no graph into another"
+                last = [self._of_driver(refusal, "cuGraphAddChildGraphNode", whole, last, len(last), graph)]
+            return self._of_driver("instantiates no graph of graphs", "cuGraphInstantiate", whole, 0)
+        finally:
+            self._driver.cuGraphDestroy(whole)
+
+    def launch_graph(self, executable: Any, stream: int) -> None:
+        """Queue an executable graph; RuntimeError if the driver refuses it."""
+        self._of_driver("refuses the launch of a graph", "cuGraphLaunch", executable, self._stream(stream))
+
+    def destroy(self, graph: Any, executables: Sequence[Any]) -> None:
+        """Give back a graph and executable ones; those that run are freed when they have ended."""
+        for one in executables:
+            self._driver.cuGraphExecDestroy(one)
+        self._driver.cuGraphDestroy(graph)
+
+
+class GraphCopy:
+    """A copy of a captured graph, which can be launched several times at once; it is given back with this object."""
+
+    def __init__(self, driver: Any, graph: Any):
+        self._driver, self._graph = driver, graph
+        self._executables: dict[int, Any] = {}
+
+    def launch(self, count: int, stream: int) -> None:
+        """Queue the graph ``count`` times, one after the other, as a single launch.
+
+        Raises:
+            RuntimeError: the driver refuses; nothing is queued then.
+        """
+        if count not in self._executables:
+            self._executables[count] = self._driver.repeated(self._graph, count)
+        self._driver.launch_graph(self._executables[count], stream)
+
+    def __del__(self) -> None:
+        self._driver.destroy(self._graph, list(self._executables.values()))
 
 
 def launch(launch: Any, stream: Any, arguments: Sequence[Any]) -> None:

@@ -38,7 +38,9 @@ from gpuconv.geometry import (
     ChainGeometry,
     Conv2dGeometry,
     ImageBatchGeometry,
+    PartialSums,
     Pool2dGeometry,
+    UpdateGeometry,
     effective,
 )
 
@@ -211,6 +213,12 @@ def _small_sizes(sizes: tuple[int, ...], terms: int) -> tuple[int, ...]:
     return tuple(min(size, 500) for size in sizes)
 
 
+def _small_update(g: UpdateGeometry, terms: int) -> UpdateGeometry:
+    # At least two terms for a thread, and not as many for each.
+    sums = tuple(one._replace(parts=min(one.parts, 70)) for one in g.sums)
+    return UpdateGeometry(tuple(min(size, 300) for size in g.sizes), sums)
+
+
 # -- shapes that several share -----------------------------------------------------------------------------------------
 
 
@@ -293,13 +301,17 @@ _CLASS_WEIGHTS = Array("weight", _classes, optional=True, holds=POSITIVE)
 _LABEL_NUMBERS = {"ignore_index": -100, "label_smoothing": 0.0}
 _AVERAGE_NUMBERS = {"count_include_pad": True, "divisor_override": None}
 
-#: Threads of the smallest blocks that update all parameters: each block has a place of its own among the numbers.
-UPDATE_THREADS = 128
+#: Threads of the smallest blocks that update all parameters: each block has a place of its own among the numbers. And
+#: the elements of such a block where gradients have to be added up first.
+UPDATE_THREADS, UPDATE_COLUMNS = 128, 4
 
 
-def rows_at(sizes: Sequence[int]) -> int:
+def rows_at(sizes: Sequence[int], sums: Sequence[PartialSums] = ()) -> int:
     """Where the numbers of an update's steps begin: behind the last step's number, and one for each block."""
-    blocks = sum(-(-size // UPDATE_THREADS) for size in sizes)
+    summed = {number for one in sums for number in one.members}
+    blocks = sum(
+        -(-size // (UPDATE_COLUMNS if number in summed else UPDATE_THREADS)) for number, size in enumerate(sizes)
+    )
     return -(-(1 + blocks) // 4) * 4
 
 
@@ -322,12 +334,43 @@ def _update(*states: Array, width: int, flop: int, **numbers: Any) -> Operation:
     )
 
 
+def _of_parts(update: Operation) -> Operation:
+    """An update that first adds up gradients that are still sums over parts, and writes them; it reads the others."""
+
+    def rows(g: UpdateGeometry) -> list[tuple[int, ...]]:
+        return [(one.parts, g.row(one)) for one in g.sums]
+
+    def on_sizes(array: Array) -> Array:
+        shape = array.shape
+        return dataclasses.replace(array, shape=lambda g: shape(g.sizes))
+
+    params, grads, *states, numbers = update.arrays
+    return dataclasses.replace(
+        update,
+        arrays=(
+            on_sizes(params),
+            dataclasses.replace(on_sizes(grads), role=IN_PLACE),
+            Array("rows", rows),
+            *map(on_sizes, states),
+            dataclasses.replace(numbers, shape=lambda g: (rows_at(*g) + numbers.shape(())[0] - rows_at(()),)),
+        ),
+        flop=lambda g: update.flop(g.sizes) + sum(one.parts * g.row(one) for one in g.sums),
+        small=_small_update,
+    )
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
 def _convolution(*arrays: Array) -> Operation:
     return Operation(arrays, flop=_conv_flop, small=_small_conv, multiply_adds=True)
 
+
+# Their numbers say which terms the formula has; what they are in each step is in the array ``numbers``.
+_SGD = _update(Array("velocities", tuple, optional=True), width=4, flop=5, weight_decay=0.0, nesterov=False)
+_ADAM = _update(
+    Array("means", tuple), Array("squares", tuple, holds=POSITIVE), width=8, flop=13, weight_decay=0.0, decoupled=False
+)
 
 OPERATIONS: dict[str, Operation] = {
     "conv2d": _convolution(
@@ -380,8 +423,9 @@ OPERATIONS: dict[str, Operation] = {
             Array("x", lambda g: g.conv.input_shape),
             Array("y", _pooled),
             _winners(lambda g: g.pool, IN),
-            Array("out", lambda g: g.conv.weight_shape, OUT),
-            Array("bias_out", lambda g: (g.conv.k,), OUT),
+            # Both are None where the sums over parts of the batch, in the workspace, are not to be added up.
+            Array("out", lambda g: g.conv.weight_shape, OUT, optional=True),
+            Array("bias_out", lambda g: (g.conv.k,), OUT, optional=True),
         ),
         flop=_block_flop,
         small=_small_block,
@@ -587,14 +631,10 @@ OPERATIONS: dict[str, Operation] = {
         small=_small_channels,
         numbers={"eps": 1e-5},
     ),
-    # Their numbers say which terms the formula has; what they are in each step is in the array ``numbers``.
-    "sgd_update_all": _update(
-        Array("velocities", tuple, optional=True), width=4, flop=5, weight_decay=0.0, nesterov=False
-    ),
-    "adam_update_all": _update(
-        Array("means", tuple), Array("squares", tuple, holds=POSITIVE), width=8, flop=13, weight_decay=0.0,
-        decoupled=False,
-    ),
+    "sgd_update_all": _SGD,
+    "sgd_update_all_of_parts": _of_parts(_SGD),
+    "adam_update_all": _ADAM,
+    "adam_update_all_of_parts": _of_parts(_ADAM),
     # With ``step`` the images are those of ``index[step · n:][:n]``, of an index that is longer.
     "image_batch": Operation(
         (

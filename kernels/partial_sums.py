@@ -31,53 +31,54 @@ _THREADS = 256
 _LOADS = 8
 
 
-def _columns(elements: int) -> int:
+def columns_of(elements: int) -> int:
     """Elements of a block: whole lines, if that leaves enough blocks for a large GPU."""
     return 32 if elements >= 32 * 4 * MULTIPROCESSORS else 8
 
 
-def _summing(columns: int, dtype: str) -> Any:
-    """A device function of (workspace, elements, parts): the element of a thread, and its sum.
+def summing(columns: int, threads: int, dtype: str, *, most: int = _LOADS) -> Any:
+    """A device function of (workspace, first, elements, parts, exists): the sum of an element over all parts.
 
-    The sum is complete in the first ``columns`` threads.
+    ``first`` is the element's place in the first row, and ``elements`` what a row has. Those that do not exist are
+    zero. The sum is complete in the first ``columns`` threads of the block, of which thread ``i`` has column
+    ``i % columns``. It depends on the number of rows of threads, and not on that of columns: with 128 threads for 4
+    columns, it has the bits that it has with 256 for 8. A thread has at most ``most`` loads under way.
     """
-    real, rows = getattr(types, dtype), _THREADS // columns
+    real, rows, loads = getattr(types, dtype), threads // columns, min(most, _LOADS)
 
     @device_function
     def load(i: int, values: Any, workspace: Any, at: Any, step: Any, left: Any) -> None:
         values[i] = ldg_if(workspace, at + i * step, left > i * rows)
 
-    load_all, in_block = unrolled(load, _LOADS), column_reduction(columns, _THREADS, dtype)
+    load_all, in_block = unrolled(load, loads), column_reduction(columns, threads, dtype)
 
     @device_function
-    def summed(workspace: Any, elements: Any, parts: Any) -> Any:
-        values = cuda.local.array(_LOADS, real)
-        thread = u32(cuda.threadIdx.x)
-        row, column = divmod(thread, columns)
-        element = u32(cuda.blockIdx.x) * columns + column
+    def summed(workspace: Any, first: Any, elements: Any, parts: Any, exists: Any) -> Any:
+        values = cuda.local.array(loads, real)
+        part = u32(cuda.threadIdx.x) // columns
         total = real(0)
-        if element < elements:
+        if exists:
             step = u32(elements) * rows
-            at = row * elements + element
-            part = row
+            at = part * elements + first
             while part < parts:
                 load_all(values, workspace, at, step, parts - part)
-                for i in range(_LOADS):
+                for i in range(loads):
                     total += values[i]
-                at += step * _LOADS
-                part += u32(rows * _LOADS)
-        return element, in_block(total)
+                at += step * loads
+                part += u32(rows * loads)
+        return in_block(total)
 
     return summed
 
 
 @specialised
 def _kernel(columns: int, dtype: str) -> Callable[..., None]:
-    summed = _summing(columns, dtype)
+    summed = summing(columns, _THREADS, dtype)
 
     @jit(launch_bounds=_THREADS)
     def sum_parts(workspace: Any, out: Any, elements: Any, parts: Any) -> None:
-        element, total = summed(workspace, elements, parts)
+        element = u32(cuda.blockIdx.x) * columns + u32(cuda.threadIdx.x) % columns
+        total = summed(workspace, element, elements, parts, element < elements)
         if (cuda.threadIdx.x < columns) & (element < elements):
             st(out, element, total)
 
@@ -86,11 +87,12 @@ def _kernel(columns: int, dtype: str) -> Callable[..., None]:
 
 @specialised
 def _kernel_of_two(columns: int, dtype: str) -> Callable[..., None]:
-    summed = _summing(columns, dtype)
+    summed = summing(columns, _THREADS, dtype)
 
     @jit(launch_bounds=_THREADS)
     def sum_parts_of_two(workspace: Any, first: Any, second: Any, split: Any, elements: Any, parts: Any) -> None:
-        element, total = summed(workspace, elements, parts)
+        element = u32(cuda.blockIdx.x) * columns + u32(cuda.threadIdx.x) % columns
+        total = summed(workspace, element, elements, parts, element < elements)
         if (cuda.threadIdx.x < columns) & (element < elements):
             if element < split:
                 st(first, element, total)
@@ -102,7 +104,7 @@ def _kernel_of_two(columns: int, dtype: str) -> Callable[..., None]:
 
 def sum_parts(workspace: Any, out: Any, parts: int) -> Call:
     """The launch of ``out[i] = Σ workspace[part, i]``, over so many parts."""
-    columns = _columns(out.size)
+    columns = columns_of(out.size)
     kernel = _kernel(columns, np.dtype(out.dtype).name)
     return call(kernel, -(-out.size // columns), _THREADS, workspace, out, out.size, parts)
 
@@ -110,6 +112,6 @@ def sum_parts(workspace: Any, out: Any, parts: int) -> Call:
 def sum_parts_of_two(workspace: Any, first: Any, second: Any, parts: int) -> Call:
     """As :func:`sum_parts`, for two results; a row of the workspace has the elements of one, then of the other."""
     elements = first.size + second.size
-    columns = _columns(elements)
+    columns = columns_of(elements)
     kernel = _kernel_of_two(columns, np.dtype(first.dtype).name)
     return call(kernel, -(-elements // columns), _THREADS, workspace, first, second, first.size, elements, parts)

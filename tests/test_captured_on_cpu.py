@@ -357,3 +357,28 @@ def test_a_function_with_side_effects_runs_again(backend):
         np.testing.assert_array_equal(y.numpy(), x / (2 * number))
         np.testing.assert_array_equal(grad.numpy(), np.float32(1) / np.float32(2 * number) * x)
     assert len(calls) == 8  # the comparison takes two more
+
+
+@pytest.mark.parametrize("name", ["numba", "numpy"])
+def test_repeated_steps(name):
+    """As so many calls, of which the first two are the warm-up: a CPU takes them one by one."""
+    found = []
+    if (reason := gpuconv.backends.available()[name]) is not None:
+        pytest.skip(reason)
+    for repeats in (False, True):
+        leaf = Tensor(np.arange(4, dtype=np.float32), requires_grad=True)
+        optimizer = optim.Adam([leaf], lr=0.1)
+
+        def step(leaf=leaf, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (leaf * leaf).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        with gpuconv.use_backend(name):
+            captured = gpuconv.capture(step)
+            last = captured.repeat(7) if repeats else [captured() for _ in range(7)][-1]
+        assert captured.captured
+        found.append((last.item(), leaf.numpy().tolist(), optimizer.steps))
+    assert found[0] == found[1]

@@ -18,21 +18,32 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 __all__ = [
+    "MOST_UPDATES",
     "Capture",
     "Captured",
+    "LeftSum",
     "Update",
     "ahead",
     "capturing",
     "current",
     "drawn",
+    "is_left",
+    "leave",
     "made",
+    "may_leave",
     "noting_results",
     "outside",
     "repeated",
+    "settle",
+    "sums_may_wait",
+    "take",
     "warming_up",
 ]
 
 T = TypeVar("T")
+
+#: The most updates of a parameter that a launch takes: so many are prepared at once.
+MOST_UPDATES = 512
 
 _current: ContextVar[Capture | None] = ContextVar("gpuconv_capture", default=None)
 
@@ -212,7 +223,7 @@ class Capture:
         """Record a leaf Tensor, such as a parameter, before its array or gradient is changed."""
         key = id(leaf)
         if key not in self._leaves:
-            self._leaves[key] = weakref.ref(leaf, lambda _: self._leaves.pop(key, None)), leaf.data, leaf.grad
+            self._leaves[key] = weakref.ref(leaf, lambda _: self._leaves.pop(key, None)), leaf.data, leaf._grad
 
     def writes_grad(self, leaf: Any) -> None:
         """Record a leaf whose gradient is about to be set."""
@@ -222,7 +233,7 @@ class Capture:
     def reads_grad(self, leaf: Any) -> None:
         """Record a leaf whose gradient is added to or used in an update: its array must not change later."""
         self.reads_leaf(leaf)
-        data = leaf.grad.data
+        data = leaf._grad.data
         self.touches(data)
         if not self._graph.owns(data):
             self._old_grads.setdefault(id(leaf), (weakref.ref(leaf), data))
@@ -286,6 +297,102 @@ class Captured(NamedTuple):
     new_grads: list[tuple[weakref.ref[Any], Any]]
 
 
+class LeftSum(NamedTuple):
+    """Gradients that are not computed yet: their sums over parts of a batch are there, in rows.
+
+    Whoever reads them adds them up first. That is mostly an optimizer's update, whose kernel can do it on the way.
+
+    Attributes:
+        results: what will hold the gradients, in the order in which a row has them.
+        rows: the sums over each part.
+        parts: how many there are.
+        add_up: queues the kernel that adds the rows up.
+    """
+
+    results: list[Any]
+    rows: Any
+    parts: int
+    add_up: Callable[[], None]
+
+
+class _Left:
+    """Sums that are left in a step that is captured, or warms up for it.
+
+    Attributes:
+        sums: which there are.
+        open: whether the results of what is computed now go to the graph of gradients as they are.
+    """
+
+    def __init__(self) -> None:
+        self.sums: list[LeftSum] = []
+        self.open = False
+
+
+_left: ContextVar[_Left | None] = ContextVar("gpuconv_left_sums", default=None)
+
+
+@contextlib.contextmanager
+def sums_may_wait() -> Iterator[None]:
+    """Inside the ``with`` block a backend may leave gradients as sums over parts, if a step is captured.
+
+    For the backward of an operation that returns what the backend gives, and looks at nothing.
+    """
+    left = _left.get() if active else None
+    if left is None:
+        yield
+        return
+    left.open = True
+    try:
+        yield
+    finally:
+        left.open = False
+
+
+def may_leave() -> bool:
+    """Whether a backend may :func:`leave` a sum."""
+    return bool(active) and (left := _left.get()) is not None and left.open
+
+
+def leave(one: LeftSum) -> None:
+    """Leave a sum to whoever reads its results first."""
+    left = _left.get()
+    assert left is not None
+    left.sums.append(one)
+
+
+def is_left(array: Any) -> bool:
+    """Whether an array is the result of a sum that is left, which refers to it once."""
+    left = _left.get()
+    return left is not None and any(array is one for each in left.sums for one in each.results)
+
+
+def settle(array: Any = None) -> None:
+    """Before an array is read, or by default any: add up the sum that is left to compute it, if there is one."""
+    left = _left.get() if active else None
+    if left is None:
+        return
+    wanted = [one for one in left.sums if array is None or any(array is result for result in one.results)]
+    left.sums = [one for one in left.sums if all(one is not other for other in wanted)]
+    for one in wanted:
+        one.add_up()
+
+
+def take(arrays: list[Any]) -> list[LeftSum]:
+    """The sums that are left of which all results are among ``arrays``: the caller adds them up, as it reads all.
+
+    Those of which only some are among them are added up now.
+    """
+    left = _left.get() if active else None
+    if left is None:
+        return []
+    ids = {id(array) for array in arrays}
+    taken = [one for one in left.sums if ids.issuperset(map(id, one.results))]
+    left.sums = [one for one in left.sums if all(one is not other for other in taken)]
+    for array in arrays:
+        settle(array)
+    return taken
+
+
 _warming: ContextVar[bool] = ContextVar("gpuconv_warming_up", default=False)
 
 
@@ -300,9 +407,12 @@ def _holding(variable: ContextVar[T], value: T) -> Iterator[T]:
         variable.reset(token)
 
 
-def warming_up() -> contextlib.AbstractContextManager[bool]:
+@contextlib.contextmanager
+def warming_up() -> Iterator[None]:
     """Inside the ``with`` block a step runs that is to be captured."""
-    return _holding(_warming, True)
+    # It leaves sums, too, so that the kernels are compiled that are captured then.
+    with _holding(_warming, True), _holding(_left, _Left()):
+        yield
 
 
 def ahead() -> bool:
@@ -345,9 +455,11 @@ def drawn(generator: Any, draw: Callable[[], T]) -> T:
     return repeated(draw)
 
 
-def capturing(capture: Capture) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def capturing(capture: Capture) -> Iterator[None]:
     """Capture a step inside the ``with`` block, in this thread or task."""
-    return _holding(_current, capture)
+    with _holding(_current, capture), _holding(_left, _Left()):
+        yield
 
 
 @contextlib.contextmanager

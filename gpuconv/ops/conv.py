@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpuconv.autograd import Context, Function
-from gpuconv.backends import Array
+from gpuconv.backends import Array, capturing
 from gpuconv.geometry import BlockPairGeometry, Conv2dGeometry, Pool2dGeometry
 
 
@@ -72,9 +72,10 @@ class Conv2dReLUMaxPool2d(Function):
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
         x, weight, y, winners, geometry, pool = ctx.saved
         need_x, need_weight, need_bias = ctx.needs_input_grad
-        return ctx.backend.conv2d_relu_max_pool2d_grad(
-            grad, x, weight, y, winners, geometry, pool, (need_x, need_weight, need_bias)
-        )
+        with capturing.sums_may_wait():
+            return ctx.backend.conv2d_relu_max_pool2d_grad(
+                grad, x, weight, y, winners, geometry, pool, (need_x, need_weight, need_bias)
+            )
 
 
 class Conv2dReLUMaxPool2dPair(Function):
@@ -90,6 +91,7 @@ class Conv2dReLUMaxPool2dPair(Function):
     @staticmethod
     def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
         x, weights, ys, winners, geometry = ctx.saved
-        return ctx.backend.conv2d_relu_max_pool2d_pair_grad(
-            grad, x, weights, ys, winners, geometry, ctx.needs_input_grad
-        )
+        with capturing.sums_may_wait():
+            return ctx.backend.conv2d_relu_max_pool2d_pair_grad(
+                grad, x, weights, ys, winners, geometry, ctx.needs_input_grad
+            )

@@ -28,6 +28,7 @@ def each(formula: Formula, backend: Backend, together: Together, *arrays: Sequen
         raise RuntimeError(
             f"{kind}: its step cannot be captured on a GPU; those of SGD, Adam and AdamW (no amsgrad) can"
         )
+    capturing.settle()
     # NumPy's float64 scalars would make float64 of float32.
     group = {name: float(value) if hasattr(value, "item") else value for name, value in together.group.items()}
     with backend.computing():

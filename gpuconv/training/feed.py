@@ -8,6 +8,7 @@ host prepare the batches ahead.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -146,7 +147,8 @@ class Feed(_Log):
 
     On a GPU they are uploaded once, if they take no more than half of the free memory; the other half is left for
     training. A step then gets the numbers of its images, and the pixels never leave the device. Otherwise images are
-    copied batch by batch.
+    copied batch by batch. While the device is busy with an epoch, a thread of the host draws the order and the
+    transforms of the next one.
 
     Args:
         images: (N, H, W), uint8; N is at least 1.
@@ -156,6 +158,7 @@ class Feed(_Log):
         batch_size: images of a batch, at most.
         seed: of the order, and of the augmentation.
         augment: whether images are moved at random in each epoch, see :func:`gpuconv.data.random_transforms`.
+        workers: 0 for no thread.
         share: which part of a batch of so many images is wanted; by default all.
 
     Attributes:
@@ -172,6 +175,7 @@ class Feed(_Log):
         batch_size: int,
         seed: int,
         augment: bool,
+        workers: int | None = None,
         share: Callable[[int], slice] = _whole,
     ):
         super().__init__(backend, batch_count(len(images), batch_size))
@@ -181,6 +185,10 @@ class Feed(_Log):
         order, transforms = np.empty(len(images), np.int64), np.empty((len(images), 2, 3), np.float32)
         kept = [order, images, labels, *([transforms] if augment else [])]
         free = backend.free_memory()
+        self._workers = 0 if free is None or workers == 0 else 1
+        #: Orders and transforms of the epochs from `_next` on.
+        self._epochs: Ahead[tuple[np.ndarray, np.ndarray | None]] | None = None
+        self._next = -1
         self.resident = free is None or 2 * sum(array.nbytes for array in kept) <= free
         if self.resident:
             kept = [backend.asarray(array) for array in kept]
@@ -199,12 +207,29 @@ class Feed(_Log):
 
         The epoch's next step is ``step``, counted from 0.
         """
-        (order,) = batch_indices(len(self), len(self), seed=self._seed, epoch=epoch)
+        if self._epochs is None or epoch != self._next:
+            self.close()
+            count, seed, augment = len(self), self._seed, self._augment
+
+            # Refers to no self: who drops the feed ends the thread.
+            def drawn(epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+                (order,) = batch_indices(count, count, seed=seed, epoch=epoch)
+                return order, random_transforms(count, seed=seed, epoch=epoch) if augment else None
+
+            self._epochs = Ahead(drawn, range(epoch, sys.maxsize), self._workers, ahead=1)
+        order, transforms = next(self._epochs)
+        self._next = epoch + 1
         # In place, where a captured step reads them.
         overwrite(self._order, order)
-        if self._augment:
-            overwrite(self._set[2], random_transforms(len(self), seed=self._seed, epoch=epoch))
+        if transforms is not None:
+            overwrite(self._set[2], transforms)
         overwrite(self._step, np.array([step], np.int32))
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._epochs is not None:
+            self._epochs.close()
+        self._epochs = None
 
     def inputs(self, step: int) -> tuple[Any, ...]:
         """The arguments of a step, counted from 0, as arrays of the backend; the last batch may be shorter."""

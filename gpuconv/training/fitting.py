@@ -42,10 +42,11 @@ def fit(
     checkpoint resumes on any number of processes; with another number, dropout draws other numbers.
 
     On a GPU the training images are uploaded once, if they take no more than half of the free memory; their order (and
-    how they are augmented) is uploaded in each epoch. With ``loss='cross_entropy'`` each full batch is one launch of a
-    CUDA graph (:func:`gpuconv.capture`), which also makes the batch and counts the correct answers; a shorter last
-    batch runs without the graph. Losses are read back ten times a second, and before a checkpoint. If the step cannot
-    be captured, the logger ``gpuconv.training`` says why, and each step runs launch by launch.
+    how they are augmented) is uploaded in each epoch. With ``loss='cross_entropy'`` the step of a full batch is a CUDA
+    graph (:func:`gpuconv.capture`), which also makes the batch and counts the correct answers; one launch takes up to
+    256 steps, but no more than the device takes in a tenth of a second. A shorter last batch runs without the graph.
+    Losses are read back ten times a second, and before a checkpoint. If the step cannot be captured, the logger
+    ``gpuconv.training`` says why, and each step runs launch by launch.
 
     Args:
         config: what to train, and how.

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
@@ -118,6 +119,9 @@ class Run:
         self.agreed_signal: int | None = None
         self.unread = 0  # captured steps whose loss and right answers have not been read back
         self.next_read = 0.0
+        #: When the first of them was launched, if all of them are repetitions; and seconds a step, as far as known.
+        self.launched: float | None = None
+        self.pace: float | None = None
 
     def _new_feed(self, images: Any, labels: np.ndarray) -> Feed | HostFeed:
         config, dataset = self.config, self.dataset
@@ -126,7 +130,7 @@ class Run:
             augment = config.augment
             return Feed(
                 images, labels, self.transform, self.backend, batch_size=size, seed=seed, augment=augment,
-                share=self.world.share,
+                workers=self.workers, share=self.world.share,
             )  # fmt: skip
         kinds: tuple[str, ...] = ()
         if isinstance(config.augment, str):
@@ -293,16 +297,18 @@ class Run:
     def _train_epoch(self) -> None:
         before, started, images = self.seconds, time.perf_counter(), 0
         self.feed.begin(len(self.history), self.step)
-        for step in range(self.step, self.steps):
+        while self.step < self.steps:
+            step = self.step
             size = min(self.config.batch_size, len(self.feed) - step * self.config.batch_size)
-            if self.captured is None or size < self.config.batch_size or not self._captured_step(step):
+            if self.captured is None or size < self.config.batch_size or not self._captured_steps():
                 self._train_step(self.feed.inputs(step), size)
-            images += size
+            images += size * (self.step - step)
             # There is another checkpoint at the end of the epoch anyway.
             due = self.optimizer.steps % self.config.checkpoint_every == 0 and self.step < self.steps
             if self.unread:
                 last, now = self.step == self.steps, time.perf_counter()
-                if not (due or last or self.signal is not None or now >= self.next_read):
+                enough = now >= self.next_read or self.unread >= self._most_unread
+                if not (due or last or self.signal is not None or enough):
                     continue
                 self._read_back()
                 self.next_read = now + _READ_EVERY
@@ -414,19 +420,45 @@ class Run:
         self.optimizer.step()
         self.feed.log(logits.data, labels, loss.data)
 
-    def _captured_step(self, step: int) -> bool:
-        """Run a step whose loss is read back later; False if it cannot be captured, and nothing was done."""
+    @property
+    def _most_unread(self) -> int:
+        """Steps that may be under way: no more than the device takes between two reads, so that it soon answers.
+
+        While the pace is not known, one; if Python launches them launch by launch, as many as it can.
+        """
+        if self.launched is None:
+            return sys.maxsize
+        return 1 if self.pace is None else max(1, int(_READ_EVERY / self.pace))
+
+    def _captured_steps(self) -> bool:
+        """Run steps whose losses are read back later; False if they cannot be captured, and nothing was done.
+
+        Of images that are on the device these are all until the next read, the next checkpoint or the last full batch,
+        in few launches. Of others it is one.
+        """
         assert self.captured is not None
+        inputs, count = self.feed.next_inputs(self.step), 1
+        if self.captured.captured and self.pace is None:
+            self._read_back()  # the next step is timed
+        if not self.unread:
+            self.launched = time.perf_counter() if self.captured.captured else None
+        if self.captured.captured and not inputs:
+            every = self.config.checkpoint_every
+            full = len(self.feed) // self.config.batch_size - self.step
+            count = min(full, every - self.optimizer.steps % every, self._most_unread - self.unread)
         try:
-            self.captured(*self.feed.next_inputs(step))
+            if inputs:
+                self.captured(*inputs)
+            else:
+                self.captured.repeat(count)
         except RuntimeError as error:
             if self.captured.captured:
                 raise
             self.captured = None
             _logger.warning("training continues without a CUDA graph, step by step: %s", error)
             return False
-        self.unread += 1
-        self.step += 1
+        self.unread += count
+        self.step += count
         return True
 
     def _read_back(self) -> None:
@@ -435,6 +467,8 @@ class Run:
         if not unread:
             return
         losses, correct = self.feed.logged(self.step - unread, self.step)
+        if self.launched is not None:
+            self.pace = min(self.pace or math.inf, (time.perf_counter() - self.launched) / unread)
         for number, value in enumerate(losses.tolist()):
             if not math.isfinite(value):
                 raise self._diverged(self.step - unread + number + 1, f"the loss is {value}")

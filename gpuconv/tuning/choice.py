@@ -153,6 +153,14 @@ _FEW_ROWS = (
     "for more, cuBLAS reads them less often"
 )
 _COMPOSED = Rule(COMPOSED, _always, "one kernel for each part: they support everything")
+_OF_PARTS = (
+    Rule(
+        "one_launch",
+        _always,
+        "in a captured step: adds up the gradients of convolutions itself, a launch less; no GPU has timed it yet",
+    ),
+    _COMPOSED,
+)
 
 #: operation -> what is tried, in this order. An operation that is not listed takes its first variant in the table.
 RULES: dict[str, tuple[Rule, ...]] = {
@@ -235,6 +243,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         _COMPOSED,
     ),
     "linear_chain_grad_weight": (Rule("tiled", _few_rows, _FEW_ROWS), _COMPOSED),
+    "sgd_update_all_of_parts": _OF_PARTS,
+    "adam_update_all_of_parts": _OF_PARTS,
     "softmax_cross_entropy_mean": (
         Rule("one_block", _always, "few logits: losses, their mean and its gradient in one launch instead of several"),
         _COMPOSED,

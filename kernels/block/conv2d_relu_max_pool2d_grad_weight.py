@@ -280,14 +280,19 @@ def _kernel(geometry: BlockGeometry, tiling: Tiling, dtype: str) -> Callable[...
 
 
 def calls(a: Arguments, geometry: BlockGeometry, tiling: Tiling) -> Iterator[Call]:
-    """Partial sums, and with several parts their reduction; for an empty batch too: the gradients are zero."""
-    conv, elements = geometry.conv, a.out.size
+    """Partial sums, and with several parts their reduction; for an empty batch too: the gradients are zero.
+
+    Without results the sums over parts stay in the workspace.
+    """
+    conv, elements = geometry.conv, _elements(geometry)
     kernel = _kernel(single(geometry), dataclasses.replace(tiling, parts=1), a.dtype)
     blocks = tiling.parts * -(-conv.k // tiling.filters) * -(-conv.c // tiling.channels)
     several = tiling.parts > 1
+    if not several and not a.has("out"):
+        raise ValueError("conv2d_relu_max_pool2d_grad_weight: one part has no workspace for its sums: give results")
     targets = (a.workspace, a.workspace, elements + conv.k, elements) if several else (a.out, a.bias_out, 0, 0)
     items = conv.n * _tiles(geometry, tiling)
     inputs, threads = (a.grad, a.x, a.y, a.winners), tiling.filters * conv.r * conv.s
     yield call(kernel, blocks, threads, *inputs, *targets, items, -(-items // tiling.parts))
-    if several:
+    if several and a.has("out"):
         yield sum_parts_of_two(a.workspace, a.out, a.bias_out, tiling.parts)

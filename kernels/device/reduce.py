@@ -61,24 +61,27 @@ def column_reduction(columns: int, threads: int, dtype: str) -> Any:
     """A device function that gives thread ``j`` of the first ``columns`` the sum over threads ``j, j + columns, ...``.
 
     ``columns`` is a power of two, at most 32, and ``threads`` a multiple of 32; all of the block must call it, once.
+    First up to four neighbouring rows of ``columns`` threads are added in pairs, by shuffles within a warp, then these
+    sums one after the other: in the same order for 4 columns as for 8.
     """
-    real, warps = getattr(types, dtype), threads // WARP
-    size = warps * columns
+    real, together = getattr(types, dtype), min(WARP, 4 * columns)
+    sums_each = threads // together
+    size = sums_each * columns
 
     @device_function
     def in_block(value: Any) -> Any:
         sums = cuda.shared.array(size, real)
         thread = u32(cuda.threadIdx.x)
         distance = columns
-        while distance < WARP:
+        while distance < together:
             value += cuda.shfl_xor_sync(ALL_LANES, value, distance)
             distance = distance * 2
-        warp, lane = divmod(thread, WARP)
+        group, lane = divmod(thread, together)
         if lane < columns:
-            st(sums, warp * columns + lane, value)
+            st(sums, group * columns + lane, value)
         cuda.syncthreads()
         if thread < columns:
-            for i in range(1, warps):
+            for i in range(1, sums_each):
                 value += ld(sums, i * columns + thread)
         return value
 

@@ -26,13 +26,14 @@ from gpuconv.kernels.update.all_at_once import (
     calls_of,
     numbers_array,
     numbers_size,
+    supports,
     taking_row,
     tilings,
     updating,
 )
 from gpuconv.kernels.variant import Arguments
 
-__all__ = ["WIDTH", "Rule", "Tiling", "calls", "numbers_array", "numbers_of", "numbers_size", "tilings"]
+__all__ = ["WIDTH", "Rule", "Tiling", "calls", "numbers_array", "numbers_of", "numbers_size", "supports", "tilings"]
 
 #: Numbers of a step: those of :func:`numbers_of`.
 WIDTH = 8
@@ -51,10 +52,14 @@ class Rule:
     shrink: bool = False
 
 
-def _step(dtype: str, vector: int, rule: Rule) -> Any:
-    """A device function that updates ``vector`` elements: of ``i, param, grad, mean, square`` and the numbers."""
+def _step(dtype: str, vector: int, rule: Rule, take: Any = None) -> Any:
+    """A device function that updates ``vector`` elements: of ``i, param, grad, mean, square`` and the numbers.
+
+    ``take(grads, grad, i)`` takes the gradients; by default from the array ``grad``.
+    """
     real = getattr(types, dtype)
     load, load_read_only, store = vector_access(vector)
+    take = take or load_read_only
     has_decay, shrinks = rule.weight_decay, rule.shrink
 
     @device_function
@@ -90,7 +95,7 @@ def _step(dtype: str, vector: int, rule: Rule) -> Any:
         params, grads = cuda.local.array(vector, real), cuda.local.array(vector, real)
         means, squares = cuda.local.array(vector, real), cuda.local.array(vector, real)
         load(params, param, i)
-        load_read_only(grads, grad, i)
+        take(grads, grad, i)
         load(means, mean, i)
         load(squares, square, i)
         adapt_all(params, grads, means, squares, *numbers)
@@ -120,7 +125,7 @@ def numbers_of(
 @specialised
 def _kernel(part: Part, rule: Rule) -> Callable[..., None]:
     take_row = taking_row(part, WIDTH)
-    update = updating(part, lambda count: _step(part.dtype, count, rule), arrays_each=4)
+    update = updating(part, lambda count, *take: _step(part.dtype, count, rule, *take), arrays_each=4)
 
     @jit(launch_bounds=part.tiling.threads)
     def adam_update_all(arrays: Any, numbers: Any) -> None:
@@ -133,9 +138,9 @@ def _kernel(part: Part, rule: Rule) -> Callable[..., None]:
     return adam_update_all
 
 
-def calls(a: Arguments, sizes: tuple[int, ...], tiling: Tiling) -> Iterator[Call]:
-    """A launch for each 16 parameters that have elements."""
+def calls(a: Arguments, geometry: Any, tiling: Tiling) -> Iterator[Call]:
+    """A launch for each 16 parameters that have elements; of their sizes, or of an ``UpdateGeometry``."""
     decays, decoupled = a.weight_decay != 0, bool(a.decoupled)
     rule = Rule(decays and not decoupled, decays and decoupled)
 
-    return calls_of(lambda part: _kernel(part, rule), a, ("params", "grads", "means", "squares"), sizes, tiling)
+    return calls_of(lambda part: _kernel(part, rule), a, ("params", "grads", "means", "squares"), geometry, tiling)

@@ -24,13 +24,14 @@ from gpuconv.kernels.update.all_at_once import (
     calls_of,
     numbers_array,
     numbers_size,
+    supports,
     taking_row,
     tilings,
     updating,
 )
 from gpuconv.kernels.variant import Arguments
 
-__all__ = ["WIDTH", "Rule", "Tiling", "calls", "numbers_array", "numbers_of", "numbers_size", "tilings"]
+__all__ = ["WIDTH", "Rule", "Tiling", "calls", "numbers_array", "numbers_of", "numbers_size", "supports", "tilings"]
 
 #: Numbers of a step: those of :func:`numbers_of`.
 WIDTH = 4
@@ -51,10 +52,14 @@ class Rule:
     weight_decay: bool = False
 
 
-def _step(dtype: str, vector: int, rule: Rule) -> Any:
-    """A device function that updates ``vector`` elements: of ``i, param, grad, velocity`` and the numbers."""
+def _step(dtype: str, vector: int, rule: Rule, take: Any = None) -> Any:
+    """A device function that updates ``vector`` elements: of ``i, param, grad, velocity`` and the numbers.
+
+    ``take(grads, grad, i)`` takes the gradients; by default from the array ``grad``.
+    """
     real = getattr(types, dtype)
     load, load_read_only, store = vector_access(vector)
+    take = take or load_read_only
     has_momentum, nesterov, has_decay = rule.momentum, rule.nesterov, rule.weight_decay
 
     @device_function
@@ -76,7 +81,7 @@ def _step(dtype: str, vector: int, rule: Rule) -> Any:
         params, grads = cuda.local.array(vector, real), cuda.local.array(vector, real)
         velocities = cuda.local.array(vector, real)
         load(params, param, i)
-        load_read_only(grads, grad, i)
+        take(grads, grad, i)
         if has_momentum:
             load(velocities, velocity, i)
         descend_all(params, grads, velocities, *numbers)
@@ -95,7 +100,7 @@ def numbers_of(*, lr: float, momentum: float, dampening: float, weight_decay: fl
 @specialised
 def _kernel(part: Part, rule: Rule) -> Callable[..., None]:
     take_row = taking_row(part, WIDTH)
-    update = updating(part, lambda count: _step(part.dtype, count, rule), arrays_each=3)
+    update = updating(part, lambda count, *take: _step(part.dtype, count, rule, *take), arrays_each=3)
 
     @jit(launch_bounds=part.tiling.threads)
     def sgd_update_all(arrays: Any, numbers: Any) -> None:
@@ -106,9 +111,9 @@ def _kernel(part: Part, rule: Rule) -> Callable[..., None]:
     return sgd_update_all
 
 
-def calls(a: Arguments, sizes: tuple[int, ...], tiling: Tiling) -> Iterator[Call]:
-    """A launch for each 16 parameters that have elements."""
+def calls(a: Arguments, geometry: Any, tiling: Tiling) -> Iterator[Call]:
+    """A launch for each 16 parameters that have elements; of their sizes, or of an ``UpdateGeometry``."""
     # Velocities are arrays, or all None.
     rule = Rule(any(a.has("velocities")), bool(a.nesterov), a.weight_decay != 0)
 
-    return calls_of(lambda part: _kernel(part, rule), a, ("params", "grads", "velocities"), sizes, tiling)
+    return calls_of(lambda part: _kernel(part, rule), a, ("params", "grads", "velocities"), geometry, tiling)

@@ -152,7 +152,7 @@ def test_every_operation_of_the_table_is_a_primitive():
         parts = [
             f"{name}{part}"
             for name in dir(backends.Backend)
-            for part in ("", "_input", "_weight", "_stats", "_loss_grad_input")
+            for part in ("", "_input", "_weight", "_stats", "_loss_grad_input", "_of_parts")
         ]
         assert operation in parts
     for operation, rules in tuning.RULES.items():

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import importlib.util
+import signal
 import sys
 import types
 
@@ -62,9 +63,18 @@ def block_grad_input(numpy, grad, w, y, winners, out, geometry):
     out[...] = numpy.conv2d_relu_max_pool2d_grad(grad, None, w, y, winners, *geometry, needs)[0]
 
 
-def block_grad_weight(numpy, grad, x, y, winners, dw, db, geometry):
+def block_grad_weight(numpy, grad, x, y, winners, dw, db, geometry, workspace=None):
     needs = (False, True, True)
-    dw[...], db[...] = numpy.conv2d_relu_max_pool2d_grad(grad, x, None, y, winners, *geometry, needs)[1:]
+    found = numpy.conv2d_relu_max_pool2d_grad(grad, x, None, y, winners, *geometry, needs)[1:]
+    if dw is not None:
+        dw[...], db[...] = found
+        return
+    # Half of it in the first part and half in the last one: no sum is rounded.
+    row = np.concatenate([one.reshape(-1) for one in found])
+    rows = workspace.reshape(-1, row.size)
+    rows[...] = 0
+    rows[0] += row / 2
+    rows[-1] += row / 2
 
 
 def chain(numpy, x, weights, biases, outs, geometry):
@@ -128,6 +138,22 @@ def sgd_all(numpy, params, grads, velocities, numbers, sizes, *, weight_decay, n
     numpy.sgd_update_all(params, grads, velocities, lr=lr, momentum=momentum, **options)
 
 
+def of_parts(update):
+    """An update that adds up gradients first."""
+
+    def added(numpy, params, grads, rows, *states, **options):
+        *states, numbers, geometry = states
+        for one, values in zip(geometry.sums, rows, strict=True):
+            values, place = values.reshape(one.parts, -1), 0
+            for number in one.members:
+                grad = grads[number]
+                grad[...] = values[:, place : place + grad.size].sum(0).reshape(grad.shape)
+                place += grad.size
+        update(numpy, params, grads, *states, numbers, geometry, **options)
+
+    return added
+
+
 def adam_all(numpy, params, grads, means, squares, numbers, sizes, *, weight_decay, decoupled):
     rate, beta1, beta2, share1, share2, correction, eps, decay = row_of(numbers, sizes, 8)
     for param, grad, mean, square in zip(params, grads, means, squares, strict=True):
@@ -176,7 +202,9 @@ FUSED = {
     "batch_norm_grad_stats": norm_grad_stats,
     "batch_norm_grad_input": norm_grad_input,
     "sgd_update_all": sgd_all,
+    "sgd_update_all_of_parts": of_parts(sgd_all),
     "adam_update_all": adam_all,
+    "adam_update_all_of_parts": of_parts(adam_all),
     "image_batch": image_batch,
     "count_correct": count_correct,
 }
@@ -218,6 +246,8 @@ def computing(operation, real):
         *arrays, geometry, tiling, stream = arguments
         assert tiling in real.tilings(geometry)
         named = {name: value for name, value in options.items() if hasattr(value, "dtype")}
+        if workspace is not None and arrays[-1] is None:  # it is the result
+            named["workspace"] = workspace
         numbers = {name: value for name, value in options.items() if name not in named}
         flat = []
 
@@ -575,8 +605,10 @@ def test_every_call_on_device_arrays(machine, family):
 
 def test_launches_are_noted_on_device_arrays(machine):
     """What `make gpu-report` compiles before it runs anything."""
-    step, around = ["conv2d_relu_max_pool2d", "sgd_update_all"], ["image_batch", "count_correct"]
+    first, around = "conv2d_relu_max_pool2d", ["image_batch", "count_correct"]
+    step = [first, "sgd_update_all_of_parts"]
     wanted = {"step": step, "float64": step, "decayed": step, "around": around, "moved": around}
+    wanted["eager"] = [first, "sgd_update_all"]
     for kind, (first, last) in {**wanted, "inference": ("conv2d_relu_max_pool2d", "linear_chain")}.items():
         launches = compiling.recorded.__wrapped__(kind, 8)
         assert (launches[0].kernel.operation, launches[-1].kernel.operation) == (first, last), kind
@@ -778,9 +810,11 @@ def test_training_by_a_graph(capturing, tmp_path, monkeypatch, augment):
     """
     config = training.TrainConfig(epochs=3, batch_size=16, checkpoint_every=4, backend="cuda", augment=augment)
     events = []
+    monkeypatch.setattr(training.run, "_READ_EVERY", 1e9)
     straight = training.fit(config, tmp_path / "straight", on_event=events.append)
-    # 81 images are 5 full batches: of 15, two are the warm-up.
-    assert fake_cupy.Graph.launches == 13
+    # 81 images are 5 full batches. Of the first epoch's two are the warm-up, the third is captured, and the fourth is
+    # timed. Then four at once, or one by one to a checkpoint: after 4, 8, 12 and 16 steps, of which an epoch has 6.
+    assert fake_cupy.Graph.launches == 3 + (2 + 3) + (1 + 1)
 
     def saved(event):
         return isinstance(event, training.CheckpointSaved) and (event.epochs_done, event.steps_done) == (1, 2)
@@ -814,20 +848,73 @@ def test_captured_lenet_has_the_losses_of_the_host(capturing, batch):
 
 
 def test_what_the_host_does_in_a_captured_step(capturing, tmp_path, monkeypatch):
-    """It launches the graph. At the beginning of an epoch: order, transforms, and the number of the step."""
+    """It launches the graph of many steps. At the beginning of an epoch: order, transforms, the number of the step.
+
+    And the numbers of the updates to come, as the epoch's last batch was updated by another kernel.
+    """
     monkeypatch.setattr(training.run, "_READ_EVERY", 1e9)
-    before = []
+    before, shown = [], []
 
     def note(event):
         if isinstance(event, training.CheckpointSaved) and (event.epochs_done, event.steps_done) == (1, 0):
             fake_cupy.Stream.log.clear()
         elif isinstance(event, training.CheckpointSaved) and event.steps_done:
             before.append(list(fake_cupy.Stream.log))
+        elif isinstance(event, training.BatchEnd) and event.epoch == 2:
+            shown.append(event.step)
 
-    config = training.TrainConfig(epochs=2, batch_size=10, checkpoint_every=12, backend="cuda", augment=True)
+    # 81 images are 41 steps, the last one of one image; a checkpoint at step 39 of the second epoch.
+    config = training.TrainConfig(epochs=2, batch_size=2, checkpoint_every=80, backend="cuda", augment=True)
     training.fit(config, tmp_path, on_event=note)
-    # 81 images are 9 steps, the last one of one image: the second epoch's order and transforms, and its first three.
-    assert before[0] == [("upload", (81,)), ("upload", (81, 2, 3)), ("upload", (1,)), *3 * [("graph", 0)]]
+    *order, numbers = before[0][:4]
+    assert order == [("upload", (81,)), ("upload", (81, 2, 3)), ("upload", (1,))]
+    assert numbers[0] == "upload"
+    # 32 steps, 4, and 3 single ones.
+    assert before[0][4:] == 5 * [("graph", 0)]
+    assert shown == [39, 41]
+
+
+def test_an_epoch_of_mnist_is_a_dozen_launches(capturing, monkeypatch):
+    """Of 60,000 images in batches of 64; a driver that takes no graph into another launches each step by itself."""
+    step, _, _ = captured_steps.without_inputs("cuda")
+    captured = gpuconv.capture(step)
+    with gpuconv.use_backend("cuda"):
+        captured.repeat(3)
+        for refuses, launches in ((False, 3), (True, 41)):
+            if refuses:
+                monkeypatch.setattr(fake_cupy.Driver, "repeated", lambda self, graph, count: 1 / "too old")
+                captured._graph._copy._executables.clear()
+            before = fake_cupy.Graph.launches
+            captured.repeat(32 + 2 * 4 + 1 if refuses else 32 + 4 + 1)
+            assert fake_cupy.Graph.launches - before == launches
+        launched = []
+        monkeypatch.setattr(captured._graph, "launch", lambda times=1: launched.append(times))
+        captured.repeat(60_000 // 64)
+    assert sum(launched) == 937
+    assert len(launched) == 11
+
+
+def test_a_signal_is_answered_behind_the_steps_that_are_under_way(capturing, tmp_path, monkeypatch):
+    """It comes during a launch: a checkpoint after no more steps than may be under way, from which the run goes on."""
+    monkeypatch.setattr(training.run, "_READ_EVERY", 1e9)
+    monkeypatch.setattr(training.run.Run, "_most_unread", 7)
+    config = training.TrainConfig(epochs=2, batch_size=2, backend="cuda")
+    straight = training.fit(config, tmp_path / "straight")
+    launch, launched = fake_cupy.Graph.launch, []
+
+    def interrupting(graph, stream=None):
+        launch(graph, stream)
+        launched.append(len(graph._noted))
+        if len(launched) == 12:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fake_cupy.Graph, "launch", interrupting)
+        with pytest.raises(training.Interrupted, match=r"in epoch 1 .* after step 24 "):
+            training.fit(config, tmp_path / "stopped")
+    # Of three steps two are the warm-up. Then 7 at a time, as 4 and 3 single ones; the signal comes before the last.
+    assert [count // launched[0] for count in launched] == [1, *[4, 1, 1, 1] * 3]
+    same(training.fit(config, tmp_path / "stopped", resume=True), straight)
 
 
 @pytest.mark.parametrize(("batch_size", "lr"), [(8, 1e4), (40, 1e30)])
@@ -861,14 +948,16 @@ def test_images_that_do_not_fit_are_copied_batch_by_batch(capturing, tmp_path, m
     runs, real = [], training.run.Run.train
     monkeypatch.setattr(training.run.Run, "train", lambda run: runs.append(run) or real(run))
     monkeypatch.setattr(training.network, "_check_memory", lambda *_: None)  # a step fits, whatever is free
+    monkeypatch.setattr(training.run, "_READ_EVERY", 1e9)
     results = []
     # Pixels, a label, a place in the order, and a transform.
     needed = 2 * 81 * (28 * 28 + 8 + 8 + (24 if augment else 0))
-    for free in (needed, needed - 1):
+    # The first two steps are the warm-up; of images on the device, the last five are launched four at once.
+    for free, launches in ((needed, 3 + 2), (needed - 1, 8)):
         monkeypatch.setattr(cuda_backend.CudaBackend, "free_memory", lambda self, free=free: free)
         fake_cupy.Graph.launches = 0
         results.append(training.fit(config, tmp_path / str(free)))
-        assert fake_cupy.Graph.launches == 8
+        assert fake_cupy.Graph.launches == launches
     assert [run.feed.resident for run in runs] == [True, False]
     same(*results)
 
@@ -1224,6 +1313,7 @@ def test_launches_that_need_nothing_of_each_other_run_side_by_side(capturing, mo
         names.append(call.args[0].kernel.operation)
         longest.append(1 + max((longest[number] for number in before), default=0))
     assert len(names) == 10
+    assert names[-1] == "sgd_update_all_of_parts"
     if not (wanted and possible):  # a chain
         assert longest == list(range(1, 11))
         return
@@ -1258,13 +1348,37 @@ class Bindings:
 
     def __init__(self, version):
         self._data = () if version == 12 else (None,)
-        self.old = version < 12
+        self.old, self.log = version < 12, []
 
     def cuStreamGetCaptureInfo(self, stream):
         if self.old:
             raise RuntimeError('Function "cuStreamGetCaptureInfo" not found')
         nodes = list(fake_cupy.Stream.by_pointer[stream].waits_for)
         return 0, 1, 7, 8, nodes, *self._data, len(nodes)
+
+    def cuGraphClone(self, graph):
+        assert graph == 8
+        return 0, "the step"
+
+    def cuGraphCreate(self, flags):
+        return 0, []
+
+    def cuGraphAddChildGraphNode(self, whole, before, count, graph):
+        assert count == len(before)
+        whole.append((before, graph))
+        return 0, len(whole)
+
+    def cuGraphInstantiate(self, whole, flags):
+        return 0, tuple(whole)
+
+    def cuGraphLaunch(self, executable, stream):
+        self.log.append(executable)
+        return (0 if len(executable) < 5 else types.SimpleNamespace(name="CUDA_ERROR_OUT_OF_MEMORY"),)
+
+    def cuGraphDestroy(self, graph):
+        self.log.append(("destroyed", graph))
+
+    cuGraphExecDestroy = cuGraphDestroy
 
     def cuStreamUpdateCaptureDependencies(self, stream, nodes, *rest):
         assert rest == (*self._data, len(nodes), 1)
@@ -1287,6 +1401,31 @@ def test_what_a_captured_stream_waits_for_by_the_drivers_bindings(machine, monke
         assert real.capture_dependencies(stream.ptr) == [1]
         real.set_capture_dependencies(stream.ptr, [0, 1])
         assert real.capture_dependencies(stream.ptr) == [0, 1]
+
+
+def test_a_graph_of_graphs_by_the_drivers_bindings(machine, monkeypatch):
+    """Made once for each number of steps, each of which waits for the one before; and given back."""
+    bindings = Bindings(13)
+    with monkeypatch.context() as patched:
+        patched.setattr(driver.importlib, "import_module", lambda name: bindings)
+        real = driver.CudaDriver()
+    stream = fake_cupy.Stream()
+    stream.begin_capture()
+    copy = real.captured(stream.ptr)
+    for count in (3, 1, 3):
+        copy.launch(count, stream.ptr)
+    three, one = (([], "the step"), ([1], "the step"), ([2], "the step")), (([], "the step"),)
+    assert [entry for entry in bindings.log if entry[0] != "destroyed"] == [three, one, three]
+    with pytest.raises(RuntimeError, match="refuses the launch of a graph: CUDA_ERROR_OUT_OF_MEMORY"):
+        copy.launch(5, stream.ptr)
+    del copy
+    gone = [entry[1] for entry in bindings.log if entry[0] == "destroyed"]
+    assert three in gone
+    assert one in gone
+    assert gone[-1] == "the step"
+    names = [name for name in dir(Bindings) if name.startswith("cu")]
+    installed = pytest.importorskip("cuda.bindings.driver", reason="comes with numba-cuda")
+    assert all(hasattr(installed, name) for name in names)
 
 
 def test_a_step_that_does_not_wait_computes_something_else(capturing, monkeypatch):

@@ -270,7 +270,7 @@ def test_outer_products_equal_their_twin():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_partial_sums(elements, parts, columns, dtype, monkeypatch):
     """More parts than the rows of a block have loads under way; elements that fill no block."""
-    monkeypatch.setattr(partial_sums, "_columns", lambda elements: columns)
+    monkeypatch.setattr(partial_sums, "columns_of", lambda elements: columns)
     rows = np.random.default_rng(0).standard_normal((parts, elements)).astype(dtype)
     one, two = np.full(elements, np.nan, dtype), np.full(elements, np.nan, dtype)
     calls = [

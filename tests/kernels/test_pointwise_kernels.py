@@ -19,8 +19,8 @@ from support.simulation import TOLERANCE, run
 
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.data import InputTransform
-from gpuconv.geometry import ImageBatchGeometry, Pool2dGeometry
-from gpuconv.kernels import VARIANTS, device, load
+from gpuconv.geometry import ImageBatchGeometry, PartialSums, Pool2dGeometry, UpdateGeometry
+from gpuconv.kernels import VARIANTS, device, load, partial_sums
 from gpuconv.kernels.operations import OPERATIONS as DESCRIBED
 
 numpy_backend = NumpyBackend()
@@ -37,7 +37,9 @@ OPERATIONS = {
     "softmax_cross_entropy_grad",
     "softmax_cross_entropy_mean",
     "sgd_update_all",
+    "sgd_update_all_of_parts",
     "adam_update_all",
+    "adam_update_all_of_parts",
     "image_batch",
     "count_correct",
 }
@@ -153,6 +155,62 @@ def test_optimizers(operation, options, dtype, aligned):
                     if array is not None:
                         np.testing.assert_allclose(array, right, **TOLERANCE[dtype])
                         np.testing.assert_array_equal(array, same)
+
+
+@pytest.mark.parametrize(
+    ("operation", "options", "dtype"),
+    [("sgd_update_all", SGD[3], "float32"), ("adam_update_all", ADAM[1], "float64")],
+    ids=["sgd", "adam"],
+)
+def test_updates_of_parts(operation, options, dtype):
+    """Gradients and parameters have the bits of sums by themselves and an update after them, whatever the tiling.
+
+    Of one row and of fewer rows than threads add up, of more; of two parameters and of one; in two launches.
+    """
+    rng = np.random.default_rng(2)
+    sizes = (21, 6, 10, 7, 0, *[1] * 13, 9)
+    sums = (PartialSums((0, 1), 70), PartialSums((3,), 1), PartialSums((18, 2), 33))
+    geometry = UpdateGeometry(sizes, sums)
+    grads = [elements(rng, size, dtype, aligned=True) for size in sizes]
+    rows = [rng.standard_normal((one.parts, geometry.row(one))).astype(dtype) for one in sums]
+    rows[0][2, :5] = [np.nan, np.inf, -np.inf, -0.0, 0]
+    params, *states = ([np.abs(elements(rng, size, dtype, aligned=True)) for size in sizes] for _ in range(3))
+    states = states[: 2 if operation == "adam_update_all" else 1]
+    alone = [_copy(grad, aligned=True) for grad in grads]
+    for one, row in zip(sums, rows, strict=True):
+        whole = nothing(row.shape[1], dtype)
+        added = partial_sums.sum_parts(row.ravel(), whole, one.parts)
+        added.launch(None, *added.arguments)
+        np.testing.assert_allclose(whole, row.sum(0), **TOLERANCE[dtype])
+        for number, part in zip(one.members, np.split(whole, np.cumsum([sizes[n] for n in one.members])), strict=False):
+            alone[number] = part.copy()
+    expected = copies([params, *states], aligned=True)
+    for module in modules(f"{operation}_of_parts"):
+        names = inspect.signature(module.numbers_of).parameters
+        row = module.numbers_of(**{name: options[name] for name in names})
+        terms = {name: options[name] for name in DESCRIBED[operation].numbers}
+        plain = load(operation, "one_launch")
+        given = (expected[0], alone, *expected[1:], module.numbers_array([row], sizes, dtype))
+        run(plain, given, (), sizes, plain.tilings(sizes)[0], **terms)
+        for tiling in module.tilings(geometry):
+            ours, found = copies([params, *states], aligned=True), copies([grads], aligned=True)[0]
+            for one in sums:
+                for number in one.members:
+                    found[number][...] = 77
+            numbers = module.numbers_array([row], geometry, dtype)
+            run(module, (ours[0], found, rows, *ours[1:], numbers), (), geometry, tiling, **terms)
+            for group, wanted in zip([found, *ours], [alone, *expected], strict=True):
+                for array, right in zip(group, wanted, strict=True):
+                    np.testing.assert_array_equal(array, right)
+
+
+def test_sums_that_an_update_does_not_take():
+    """More than its arguments have place for, or rows that are added up in another order by themselves."""
+    module = load("sgd_update_all_of_parts", "one_launch")
+    assert module.supports(UpdateGeometry((3, 5), (PartialSums((1, 0), 9),)))
+    many = UpdateGeometry((2,) * 9, tuple(PartialSums((number,), 2) for number in range(9)))
+    assert "place for 8" in module.supports(many)
+    assert "in another order" in module.supports(UpdateGeometry((20_000,), (PartialSums((0,), 2),)))
 
 
 def copies(groups, *, aligned):
@@ -550,6 +608,8 @@ def test_empty_and_too_large(operation):
     """Nothing is launched for an empty batch; sizes that need 64-bit offsets are refused, with what would do."""
     if operation.endswith("_all"):
         empty, large = (0, 0), (3, 2**31)
+    elif operation.endswith("_of_parts"):
+        empty, large = (UpdateGeometry(sizes, ()) for sizes in ((0, 0), (3, 2**31)))
     elif operation == "image_batch":
         # However large the set is: that is no matter of the batch.
         empty, large = (ImageBatchGeometry(n, 2**40, 32, 32, 32, 32, warps=False) for n in (0, 2**21))

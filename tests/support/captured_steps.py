@@ -12,7 +12,7 @@ import pytest
 from support.lenet_training import step_of
 
 import gpuconv
-from gpuconv import Tensor, nn, optim
+from gpuconv import Tensor, nn, optim, tuning
 from gpuconv import functional as F
 
 
@@ -536,11 +536,195 @@ def changed_before_backward(cupy):
             loss.backward()
 
 
+def reading_gradients(model, loss, given):
+    """Backwards with somebody who reads gradients, or changes them, before the update; each takes a step."""
+    first, second = model[0], model[3]
+
+    def plain():
+        loss().backward()
+
+    def clipped():
+        loss().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+    def scaled():
+        loss().backward()
+        second.weight.grad.data *= 2
+        with gpuconv.no_grad():
+            first.bias.grad.mul_(0.5)
+
+    def twice():
+        loss().backward()
+        loss().backward()
+
+    def twice_of_one_loss():
+        (loss() + loss()).backward()
+
+    def hooked():
+        hooks = [second.weight.register_hook(lambda grad: grad * 0.5), first.bias.register_hook(lambda grad: None)]
+        loss().backward()
+        for hook in hooks:
+            hook.remove()
+
+    def frozen():
+        first.bias.requires_grad = False
+        loss().backward()
+        first.bias.requires_grad = True
+
+    def frozen_late():
+        value = loss()
+        second.bias.requires_grad = False
+        value.backward()
+        second.bias.requires_grad = True
+
+    def forgotten():
+        loss().backward()
+        second.weight.grad = None
+        first.zero_grad()
+
+    def replaced():
+        loss().backward()
+        second.weight.grad = second.weight.grad * 3
+
+    def computed():
+        maps = F.conv2d_relu_max_pool2d(given["x"], first.weight * 2, first.bias, kernel_size=2)
+        (maps.mean() + loss()).backward()
+
+    def mixed():
+        loss().backward()
+        second.bias.grad = second.bias.grad + first.weight.grad.sum()
+
+    return [
+        plain, clipped, scaled, twice, twice_of_one_loss, hooked, frozen, frozen_late, forgotten, replaced, computed,
+        mixed,
+    ]  # fmt: skip
+
+
+def gradients_of_convolutions(cupy):
+    """Left to the update to add up, they are what an eager step has, whoever reads them before it; so are parameters.
+
+    Of two optimizers, one of which has a part of a layer; and where the update is not captured.
+    """
+
+    def momentum(parameters):
+        return [optim.SGD(parameters, lr=0.1, momentum=0.9)]
+
+    def trained(captured, which, make=momentum, update=True, dtype=np.float32):
+        gpuconv.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 4, 2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(4, 3),
+        ).to("cuda", dtype)  # fmt: skip
+        optimizers, given = make(list(model.parameters())), {}
+        backward = reading_gradients(model, lambda: F.cross_entropy(model(given["x"]), given["labels"]), given)
+
+        def step(x, labels):
+            given.update(x=x.to(dtype), labels=labels)
+            for one in optimizers:
+                one.zero_grad()
+            backward[which]()
+            if update:
+                for one in optimizers:
+                    one.step()
+
+        rng, found = np.random.default_rng(0), []
+        with gpuconv.use_backend("cuda"):
+            run = gpuconv.capture(step, warmup=1) if captured else step
+            for _ in range(3):
+                run(Tensor(rng.standard_normal((5, 1, 8, 8)).astype(np.float32)), rng.integers(0, 3, 5))
+                litter(cupy)
+                found.append([None if p.grad is None else p.grad.numpy().copy() for p in model.parameters()])
+                if not update:
+                    for one in optimizers:
+                        one.step()
+                found.append([p.numpy().copy() for p in model.parameters()])
+        return found
+
+    def equal(one, other):
+        for ours, theirs in zip(one, other, strict=True):
+            for mine, yours in zip(ours, theirs, strict=True):
+                assert (mine is None) == (yours is None)
+                if mine is not None:
+                    np.testing.assert_array_equal(mine, yours)
+
+    for which in range(len(reading_gradients([None] * 4, None, None))):
+        equal(trained(True, which), trained(False, which))
+    equal(trained(True, 0, update=False), trained(False, 0))
+    equal(trained(True, 0, dtype=np.float16), trained(False, 0, dtype=np.float16))
+    with tuning.use_variant("sgd_update_all_of_parts", "composed"):
+        equal(trained(True, 0), trained(False, 0))
+    for make in (
+        lambda parameters: [optim.AdamW(parameters, lr=0.1)],
+        lambda parameters: [optim.SGD(parameters[:1], 0.1), optim.SGD(parameters[1:], 0.1, weight_decay=0.1)],
+    ):
+        equal(trained(True, 0, make), trained(False, 0, make))
+
+
+def without_inputs(device, make=lambda parameters: optim.SGD(parameters, lr=0.1, momentum=0.9)):
+    """A training step that finds its data by itself, by a number that it advances, and logs its losses; its optimizer.
+
+    And what gives the losses and parameters.
+    """
+    gpuconv.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).to(device)
+    optimizer = make(model.parameters())
+    optimizer.schedule = lambda done: 0.1 / (1 + done)
+    with gpuconv.use_backend(device) as backend:
+        rng = np.random.default_rng(0)
+        images = backend.asarray(rng.standard_normal((7, 6)).astype(np.float32))
+        labels, number = backend.asarray(rng.integers(0, 3, 7)), backend.asarray(np.zeros(1, np.int32))
+        losses, counts = (backend.asarray(np.zeros(1000, kind)) for kind in (np.float32, np.int32))
+
+    def step():
+        logits = model(Tensor(images))
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        backend.log_step(logits.data, labels, loss.data, losses, counts, number)
+        return loss
+
+    def found():
+        return [Tensor(losses).numpy().copy(), Tensor(counts).numpy().copy(), *(p.numpy() for p in model.parameters())]
+
+    return step, optimizer, found
+
+
+def many_at_once(cupy):
+    """Repeated in few launches, or called as often: the same bits, the same count of steps, the last one's rate."""
+    # The first two are the warm-up's, and the third is captured.
+    for make, counts in ((optim.Adam, (1, 5, 2, 41, 1)), (lambda p: optim.SGD(p, momentum=0.9), (3, 256 + 32))):
+        total = sum(counts)
+        with gpuconv.use_backend("cuda"):
+            step, optimizer, found = without_inputs("cuda", make)
+            captured = gpuconv.capture(step)
+            for _ in range(total):
+                last = captured()
+            last = last.item()
+            repeated_step, other, of_other = without_inputs("cuda", make)
+            repeated = gpuconv.capture(repeated_step)
+            for count in counts:
+                result = repeated.repeat(count)
+                litter(cupy)
+            assert result.item() == last
+        assert (optimizer.steps, optimizer.lr) == (other.steps, other.lr) == (total, 0.1 / total)
+        for ours, theirs in zip(of_other(), found(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        for count, error in ((0, ValueError), (2.5, TypeError)):
+            with pytest.raises(error, match="repeat: count"):
+                repeated.repeat(count)
+    step, _, _ = small_step("cuda")
+    losses_of(step, "cuda", 2)
+    with gpuconv.use_backend("cuda"), pytest.raises(ValueError, match="called with 2 inputs, now 0"):
+        step.repeat(3)
+
+
 CHECKS = [
     half_types, several_streams, outlives_its_model, parameter_replaced, state_loaded, settings_changed,
     schedule_of_many_steps,
     gradients_add_up, kept_between_calls, result_of_the_host, captures_that_fail, shared_parameter, threads_take_turns,
     several_updates_in_a_step, gradients_are_there, forgotten_gradients, results_that_are_kept,
     replaced_data_is_restored, numbers_in_the_code, step_in_a_step, schedules_that_end, first_call_that_fails,
-    copied_optimizer, late_parameters, changed_before_backward,
+    copied_optimizer, late_parameters, changed_before_backward, gradients_of_convolutions,
+    many_at_once,
 ]  # fmt: skip

@@ -23,6 +23,7 @@ import numpy as np
 from numba import types as numba_types
 from numpy.lib.array_utils import byte_bounds
 
+from gpuconv.kernels import driver
 from gpuconv.lab import simulated_memory
 
 __name__ = "cupy"
@@ -665,6 +666,23 @@ class Driver:
         pointers = iter(range(parameters, parameters + 8 * 4096, 8))
         arguments = tuple(_unpacked(kind, pointers) for kind in launch.signature)
         queued(functools.partial(self._run, launch, arguments, (device, stream)), Stream.by_pointer[stream])
+
+    def captured(self, stream):
+        return driver.GraphCopy(self, list(Stream.by_pointer[stream].noted))
+
+    def repeated(self, graph, count):
+        noted = []
+        for _ in range(count):
+            before = tuple(range(len(noted)))
+            shifted = [(call, tuple(len(before) + node for node in nodes) or before) for call, nodes in graph]
+            noted += shifted
+        return Graph(noted)
+
+    def launch_graph(self, executable, stream):
+        executable.launch(Stream.by_pointer[stream])
+
+    def destroy(self, graph, executables):
+        graph.clear()
 
     def capture_dependencies(self, stream):
         return list(Stream.by_pointer[stream].waits_for)

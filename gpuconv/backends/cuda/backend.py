@@ -32,6 +32,7 @@ from gpuconv import files, kernels, tuning
 from gpuconv.arrays import adopted, on_device
 from gpuconv.backends import capturing
 from gpuconv.backends.base import Array, Backend, Candidate
+from gpuconv.backends.cuda.branches import Access
 from gpuconv.backends.cuda.known import Known
 from gpuconv.backends.cuda.plan import Plan, flattened, is_array
 from gpuconv.geometry import (
@@ -41,7 +42,9 @@ from gpuconv.geometry import (
     Conv2dGeometry,
     ImageBatchGeometry,
     Pair,
+    PartialSums,
     Pool2dGeometry,
+    UpdateGeometry,
 )
 from gpuconv.lab import simulated_memory
 from gpuconv.tuning import store
@@ -410,7 +413,7 @@ class CudaBackend(Backend):
             empty = self.xp.empty
             results = plan.new_results(empty) if plan.single is None else (empty(*plan.single),)
         arrays = (*inputs, *results)
-        if plan.workspace:
+        if plan.workspace and "workspace" not in options:
             first = arrays[0]
             dtype = (first[0] if isinstance(first, (list, tuple)) else first).dtype
             options["workspace"] = self.xp.empty((plan.workspace,), dtype)
@@ -598,7 +601,8 @@ class CudaBackend(Backend):
         if need_weight or need_bias:
             plan = self.plan(f"{operation}_weight", block, grad.dtype)
             if plan.variant is not None:
-                dw, db = self._queue(plan, grad, x, y, winners)
+                queue = self._in_parts if plan.workspace and capturing.may_leave() else self._queue
+                dw, db = queue(plan, grad, x, y, winners)
         # The composition goes through the gradient of the unpooled maps; once, if at all.
         rest = (need_input and dx is None, need_weight and dw is None, need_bias and db is None)
         if any(rest):
@@ -630,6 +634,30 @@ class CudaBackend(Backend):
         )
         _, *last = self.conv2d_relu_max_pool2d_grad(*arrays, *second, (False, needs[3], needs[4]))
         return *first, *last
+
+    def _in_parts(self, plan: Plan, *inputs: Any) -> list[Any]:
+        """Queue sums over parts of a batch, and leave it to those who read the results to add them up."""
+        results = plan.new_results(self.xp.empty)
+        rows = self.xp.empty((plan.workspace,), inputs[0].dtype)
+        self._queue(plan, *inputs, results=[None] * len(results), workspace=rows)
+        parts = plan.workspace // sum([one.size for one in results])
+        capturing.leave(capturing.LeftSum(results, rows, parts, functools.partial(self._add_up, results, rows, parts)))
+        return results
+
+    def _add_up(self, results: list[Any], rows: Any, parts: int) -> None:
+        """Queue the kernel that adds up what :meth:`_in_parts` left."""
+        sums = importlib.import_module("gpuconv.kernels.partial_sums")
+        launch, arguments = sums.sum_parts_of_two(rows, *[one.reshape(-1) for one in results], parts)
+        stream = None if self.simulated else self.current_stream()
+        queue = functools.partial(launch, stream, *arguments)
+        capture = capturing.current()
+        if capture is None or capture.branches is None:
+            queue()
+            return
+        accesses = [(rows, False), *((one, True) for one in results)]
+        capture.branches.add(
+            queue, [Access(_address(one), _address(one) + one.nbytes, writes) for one, writes in accesses]
+        )
 
     # -- matrix products ---------------------------------------------------------------------------------------------
 
@@ -902,11 +930,22 @@ class CudaBackend(Backend):
         together: Any,
     ) -> None:
         params, grads, *states = groups
-        dtype, sizes = params[0].dtype, tuple([param.size for param in params])
-        plan, grads = self.plan(operation, sizes, dtype), [self._contiguous(grad) for grad in grads]
+        dtype, geometry = params[0].dtype, tuple([param.size for param in params])
+        plan, rows = None, []
+        if capturing.active and (sums := capturing.take(list(grads))):
+            whole = UpdateGeometry(geometry, _members(sums, grads))
+            plan = self.plan(f"{operation}_of_parts", whole, dtype)
+            if plan.variant is None:
+                plan = None
+                for one in sums:
+                    one.add_up()
+            else:
+                geometry, rows = whole, [[one.rows for one in sums]]
+        grads = [self._contiguous(grad) for grad in grads]
+        plan = plan or self.plan(operation, geometry, dtype)
         written = [array for group in (params, *states) for array in group if array is not None]
         found = {name: options[name] for name in terms}
-        numbers = self._numbers(plan, sizes, dtype, options, found, together, _narrow(written, grads))
+        numbers = self._numbers(plan, dtype, options, found, together, _narrow(written, grads))
         if (capture := capturing.current()) is not None:
             capture.updates[-1].launches.append((together, numbers))
         elif together is not None:
@@ -914,12 +953,11 @@ class CudaBackend(Backend):
         array = numbers if together is None else numbers.array
         # Only the formula's terms: what varies from step to step is in the numbers.
         found["weight_decay"] = float(found["weight_decay"] != 0)
-        self._queue(plan, params, grads, *states, array, **found)
+        self._queue(plan, params, grads, *rows, *states, array, **found)
 
     def _numbers(
         self,
         plan: Plan,
-        sizes: tuple[int, ...],
         dtype: Any,
         options: dict[str, Any],
         terms: dict[str, Any],
@@ -927,20 +965,20 @@ class CudaBackend(Backend):
         narrow: bool,
     ) -> Any:
         """The array of the formula's numbers: kept with the optimizer, or new for a single step."""
-        variant, tiling = plan.variant, plan.choice.tiling
+        variant, tiling, geometry = plan.variant, plan.choice.tiling, plan.geometry
         if together is None:
             if capturing.current() is not None:
                 raise RuntimeError(f"{plan.choice.operation}: a captured step has to be an optimizer's")
             names = inspect.signature(variant.numbers_of).parameters
             row = variant.numbers_of(**{name: options[name] for name in names})
-            return self.xp.asarray(variant.numbers_array([row], sizes, dtype))
+            return self.xp.asarray(variant.numbers_array([row], geometry, dtype))
         on = tuple([(name, bool(value)) for name, value in terms.items()])
         # Blocks count their steps. So launches with another number of blocks (for unaligned arrays) have a counter of
         # their own, and so do other parameters of the same sizes.
-        key = plan.choice.operation, sizes, tiling, dtype, self._device(), on, narrow, together.members[0]
+        key = plan.choice.operation, geometry, tiling, dtype, self._device(), on, narrow, together.members[0]
         if key not in together.prepared:
             numbers = importlib.import_module("gpuconv.backends.cuda.numbers")
-            together.prepared[key] = numbers.UpdateNumbers(self, variant, sizes, dtype, on)
+            together.prepared[key] = numbers.UpdateNumbers(self, variant, geometry, dtype, on)
         return together.prepared[key]
 
     def _contiguous(self, array: Array) -> Array:
@@ -966,6 +1004,12 @@ def _platform(device: int) -> store.Platform:
         library=__version__,
         sources=store.digest(Path(kernels.__file__).parent.rglob("*.py")),
     )
+
+
+def _members(sums: Sequence[capturing.LeftSum], grads: Sequence[Any]) -> tuple[PartialSums, ...]:
+    """Which gradients each sum has, by their numbers."""
+    numbers = {id(grad): number for number, grad in enumerate(grads)}
+    return tuple([PartialSums(tuple([numbers[id(result)] for result in one.results]), one.parts) for one in sums])
 
 
 def _narrow(*groups: Sequence[Any]) -> bool:

@@ -13,7 +13,10 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["Access", "Branches", "possible"]
+__all__ = ["TOO_OLD", "Access", "Branches", "possible"]
+
+#: What is raised where the driver, or its Python bindings, cannot do something that others can.
+TOO_OLD = (AttributeError, RuntimeError, TypeError, ValueError)
 
 
 class Access(NamedTuple):
@@ -118,7 +121,7 @@ def possible(driver: Any, cupy: Any) -> bool:
         moved = driver.capture_dependencies(stream.ptr)
         driver.set_capture_dependencies(stream.ptr, first + second)
         both = driver.capture_dependencies(stream.ptr)
-    except (AttributeError, RuntimeError, TypeError, ValueError):  # too old, or its Python bindings are others
+    except TOO_OLD:
         return False
     finally:
         stream.end_capture()

@@ -36,6 +36,8 @@ class CudaGraph:
         self._cupy, self._side_by_side = cupy, side_by_side
         self.branches: branches.Branches | None = None
         self._graph: Any = None
+        #: A copy of the graph, of which several at once are launched; None where the driver gives none.
+        self._copy: Any = None
         self._addresses: set[int] = set()
         self._blocks: list[Any] = []
         self._done = cupy.cuda.Event(disable_timing=True)
@@ -51,6 +53,7 @@ class CudaGraph:
         side_by_side = self._side_by_side and branches.possible(driver, self._cupy)
         # A new pool and stream for each attempt, so that nothing of a failed one is left.
         self._stream, self._addresses, self._blocks = cuda.Stream(non_blocking=True), set(), []
+        self._copy = None
         self._pool = cuda.MemoryPool(_keeping(cuda, self._blocks))
         self._caller = cuda.get_current_stream(), cuda.get_allocator()
         try:
@@ -60,6 +63,8 @@ class CudaGraph:
                 try:
                     self.branches = branches.Branches(driver, self._stream.ptr) if side_by_side else None
                     yield
+                    with contextlib.suppress(*branches.TOO_OLD):
+                        self._copy = driver.captured(self._stream.ptr)
                 except BaseException:
                     with contextlib.suppress(Exception):  # a failed capture has to be ended too
                         self._stream.end_capture()
@@ -101,10 +106,17 @@ class CudaGraph:
             stream.wait_event(self._done)
         self._last = turn
 
-    def launch(self) -> None:
-        """Queue the graph on the current stream."""
+    def launch(self, times: int = 1) -> None:
+        """Queue the graph on the current stream, so many times, if the driver can as a single launch."""
         stream = self._cupy.cuda.get_current_stream()
-        self._graph.launch(stream)
+        if times > 1 and self._copy is not None:
+            try:
+                self._copy.launch(times, stream.ptr)
+                times = 0
+            except branches.TOO_OLD:
+                self._copy = None
+        for _ in range(times):
+            self._graph.launch(stream)
         # Recorded now, because the stream may be gone when another one has to wait for it.
         self._done.record(stream)
 
@@ -211,10 +223,11 @@ class SimulatedGraph:
         start = array.ctypes.data
         return not array.size or any(one.ctypes.data <= start < one.ctypes.data + one.nbytes for one in places)
 
-    def launch(self) -> None:
+    def launch(self, times: int = 1) -> None:
         """As of :class:`CudaGraph`."""
-        for launch, arguments in self.launches:
-            launch(None, *arguments)
+        for _ in range(times):
+            for launch, arguments in self.launches:
+                launch(None, *arguments)
 
 
 class SimulatedInput:

@@ -16,7 +16,7 @@ from gpuconv.backends import capturing
 __all__ = ["UpdateNumbers"]
 
 #: Largest number of steps that are uploaded at once.
-ROWS = 512
+ROWS = capturing.MOST_UPDATES
 
 
 class UpdateNumbers:
@@ -25,19 +25,19 @@ class UpdateNumbers:
     Args:
         backend: the CUDA backend.
         variant: the kernel's.
-        sizes, dtype: number of elements of each parameter, and their dtype.
+        geometry, dtype: of the update: number of elements of each parameter, or an ``UpdateGeometry``; and their dtype.
         terms: the update's options that determine which terms its formula has.
 
     Attributes:
         array: what the kernel reads and writes.
     """
 
-    def __init__(self, backend: Any, variant: Any, sizes: tuple[int, ...], dtype: Any, terms: Any):
-        self._backend, self._variant, self._layout, self._terms = backend, variant, (sizes, dtype), terms
+    def __init__(self, backend: Any, variant: Any, geometry: Any, dtype: Any, terms: Any):
+        self._backend, self._variant, self._layout, self._terms = backend, variant, (geometry, dtype), terms
         self._taken = inspect.signature(variant.numbers_of).parameters
         # Not in the memory of a step that is being captured, because it is written between two launches of the graph.
         with capturing.outside():
-            self.array = backend.xp.empty((variant.numbers_size(sizes, variant.WIDTH, ROWS),), dtype)
+            self.array = backend.xp.empty((variant.numbers_size(geometry, variant.WIDTH, ROWS),), dtype)
         self._settings: Any = None
         self._step, self._rows, self._left = -1, 0, 0.0
 
