@@ -53,5 +53,6 @@ def workspace_size(geometry: Conv2dGeometry, tiling: Tiling) -> int:
 
 def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
     """Turned filters, then the product."""
+    a.workspace = a.stored(a.workspace)
     yield turned_filters(a, geometry)
     yield forward.product(a, _convolution(geometry), tiling, "grad", "workspace", "out")

@@ -21,6 +21,7 @@ from gpuconv.kernels.device import tensor_core
 from gpuconv.tuning.store import Platform
 
 SCRIPT = Path(__file__).parents[1] / "support" / "interpret_tensor_core.py"
+BFLOAT16 = np.dtype(gpuconv.dtypes.bfloat16())
 OPERATIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 numpy_backend = NumpyBackend()
 
@@ -82,6 +83,36 @@ def test_words_equal_their_twins(tmp_path):
         row, column = lanes // 4 + number // 2 * 8, lanes % 4 * 2 + number % 2
         np.testing.assert_allclose(found, exact[row, column], atol=2e-2)
         assert np.abs(found - exact[row, column]).max() > 1e-5, "more accurate than TF32"
+
+
+@pytest.mark.slow
+def test_halves_equal_their_twins(tmp_path):
+    """Compiled code and twins give the same bits of the same words, read as float16 and as bfloat16, NaN among them."""
+    rng = np.random.default_rng(3)
+    a, b = (rng.standard_normal((16, 16)).astype(np.float16).view(np.uint16) for _ in range(2))
+    a[0, :6] = [0x7C00, 0xFC00, 0x7E01, 0x0001, 0x7BFF, 0x8000]  # as float16 infinities, NaN, 2^-24, 65504, -0
+    numbers = special_numbers()
+    numbers[-3:] = 65520, 65519.9, 1 + 2**-9  # of which the first one is infinite in float16; between two bfloat16
+    arrays = {"a": a, "b": b, "numbers": numbers}
+    theirs = interpreted(tmp_path, arrays, "halves")
+    from support.interpret_tensor_core import run_halves
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        ours = run_halves(**arrays)
+        for name in ("sums", "wide"):
+            np.testing.assert_array_equal(bits(ours[name]), bits(theirs[name]), err_msg=name)
+        np.testing.assert_array_equal(ours["rounded"], theirs["rounded"])
+        # The same as other libraries have it: of both types all numbers, and the first type's product.
+        for number, dtype in enumerate((np.dtype(np.float16), BFLOAT16)):
+            np.testing.assert_array_equal(ours["wide"][number::2], a.ravel()[:32].view(dtype).astype(np.float32))
+            np.testing.assert_array_equal(
+                ours["rounded"][number::2].view(dtype).astype(np.float32), numbers.astype(dtype).astype(np.float32)
+            )
+    exact = a[1:].view(np.float16).astype(np.float64) @ b.view(np.float16).astype(np.float64).T
+    lanes = np.arange(32)
+    for number, found in enumerate(ours["sums"][0].T):
+        row, column = lanes // 4 + number // 2 * 8, lanes % 4 * 2 + number % 2
+        np.testing.assert_allclose(found[row > 0], exact[row - 1, column][row > 0], atol=1e-5)
 
 
 def test_parts_of_a_number():
@@ -245,13 +276,71 @@ def test_compiled_kernels_in_tf32(tmp_path):
     assert 1e-4 < error(found, expected) < 5e-4
 
 
+#: Ragged in all directions: filters, products, positions; with groups, a stride, a bias, and odd images.
+HALVES = [
+    ("conv2d", (2, 8, 5, 6), (17, 8, 3, 3), {}, [16, 64, 16, 32]),
+    ("conv2d", (1, 10, 4, 5), (70, 5, 2, 1), {"groups": 2, "padding": 1}, [128, 64, 64, 32]),
+    ("conv2d_grad_input", (2, 5, 6, 7), (12, 5, 3, 3), {"padding": 1}, [32, 64, 32, 32]),
+    ("conv2d_grad_weight", (2, 5, 6, 7), (12, 5, 3, 3), {"padding": 1, "stride": 2}, [16, 64, 16, 32, 2]),
+    ("conv2d_grad_weight", (1, 15, 5, 7), (70, 15, 3, 3), {"padding": 1}, [64, 128, 32, 64, 1]),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.grid(4)
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("operation", "first", "second", "options", "tiling"), HALVES)
+def test_half_types_are_rounded_once(operation, first, second, options, tiling, half, tmp_path):
+    """Results are float64's, rounded to the half type, but for few that float32's sums round otherwise.
+
+    In the simulator; and of compiled code, which the interpreter runs, the same bits.
+    """
+    dtype = np.dtype(np.float16) if half == "float16" else BFLOAT16
+    geometry, inputs, _ = case_of(operation, first, second, **options)
+    if operation == "conv2d":
+        inputs = (*inputs[:2], np.linspace(-3, 3, second[0], dtype=np.float32))
+    inputs = [one.astype(dtype) for one in inputs]
+    expected = getattr(numpy_backend, operation)(*(one.astype(np.float64) for one in inputs), geometry)
+    module = load(operation, "tensor_core")
+    out = np.zeros(expected.shape, dtype)
+    run(module, inputs, (out,), geometry, module.Tiling(*tiling))
+    differs = out.astype(np.float64) != expected.astype(np.float32).astype(dtype).astype(np.float64)
+    assert differs.mean() <= 0.005
+    unit = np.spacing(np.abs(expected).astype(np.float16)).astype(np.float64) * (1 if half == "float16" else 8)
+    assert (np.abs(out.astype(np.float64) - expected) <= 0.51 * unit).all()
+    if (half == "float16") == (second[1] == 5):  # of each kernel with one of the types
+        named = {f"a{number}": one.view(np.uint16) for number, one in enumerate(inputs)}
+        found = interpreted(tmp_path, named, operation, [first, second, options], tiling, half)["out"]
+        np.testing.assert_array_equal(found, out.view(np.uint16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_infinity_and_nan_in_half_types(operation):
+    """They come out where float32 has them; and what is too large for float16 becomes infinite."""
+    geometry, inputs, _ = case_of(operation, (1, 4, 6, 6), (5, 4, 3, 3), padding=1)
+    inputs = [None if one is None else one.astype(np.float16) for one in inputs]
+    first, second = inputs[:2]
+    first[0, 1, 2, 3], first[0, 3, 0, 0], first[0, 2, 5, 5], first[0, 0, 4, 1] = np.inf, -np.inf, 65504, np.nan
+    second[...] = np.where(second > 0, 2.0, -0.5)
+    with np.errstate(invalid="ignore", over="ignore"):
+        wide = [None if one is None else one.astype(np.float32) for one in inputs]
+        expected = getattr(numpy_backend, operation)(*wide, geometry).astype(np.float16)
+    assert np.isinf(expected).any()
+    assert np.isnan(expected).any()
+    module = load(operation, "tensor_core")
+    out = np.zeros(expected.shape, np.float16)
+    run(module, inputs, (out,), geometry, module.tilings(geometry)[0])
+    np.testing.assert_allclose(out, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_refusals_say_why():
     """Other types, older GPUs, strides of a gradient; and tiles that cannot be shared out."""
     geometry = Conv2dGeometry.of((2, 32, 16, 16), (32, 32, 3, 3), padding=1)
     old, new = (Platform("cuda", f"GPU, compute capability {version}", "", "", "") for version in ("7.5", "8.0"))
     for operation in OPERATIONS:
         module = load(operation, "tensor_core")
-        assert "float32, and not in float64" in module.supports(geometry, np.float64)
+        assert "float32, float16, bfloat16, and not in float64" in module.supports(geometry, np.float64)
         assert "needs compute capability 8.0, and the GPU has 7.5" in module.supports(geometry, "float32", "7.5")
         assert module.supports(geometry, "float32", "8.0")
         with pytest.raises(ValueError, match="not in float64"):
