@@ -32,6 +32,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 from gpuconv.geometry import (
     BlockGeometry,
     ChainGeometry,
@@ -41,7 +43,18 @@ from gpuconv.geometry import (
     effective,
 )
 
-__all__ = ["HALF_TYPES", "IN", "IN_PLACE", "OPERATIONS", "OUT", "Array", "Operand", "Operands", "Operation"]
+__all__ = [
+    "HALF_TYPES",
+    "IN",
+    "IN_PLACE",
+    "OPERATIONS",
+    "OUT",
+    "Array",
+    "Operand",
+    "Operands",
+    "Operation",
+    "workspace_type",
+]
 
 #: What an operation does with an array. What it changes in place is read, too; a result is written in full.
 IN, IN_PLACE, OUT = "in", "in place", "out"
@@ -148,6 +161,12 @@ class Operation:
     def traffic(self, geometry: Any, dtype: str) -> int:
         """Bytes of all positional arrays, moved once."""
         return sum(one.traffic for operands in self.operands(geometry, dtype) for one in each(operands))
+
+
+def workspace_type(dtype: Any) -> np.dtype:
+    """The element type of a variant's workspace, given that of the operation: of half types float32."""
+    dtype = np.dtype(dtype)
+    return np.dtype(np.float32) if dtype.name in HALF_TYPES else dtype
 
 
 def each(operands: Operands) -> Sequence[Operand]:

@@ -17,9 +17,9 @@ import numpy as np
 
 from gpuconv.kernels import driver
 from gpuconv.kernels.device import Answer, Call, Launch, Refusal, aligned, fits_offsets
-from gpuconv.kernels.operations import HALF_TYPES, OPERATIONS, OUT, REAL, Array, Operand, each
+from gpuconv.kernels.operations import HALF_TYPES, OPERATIONS, OUT, REAL, Array, Operand, each, workspace_type
 
-__all__ = ["Arguments", "Variant", "workspace_type"]
+__all__ = ["Arguments", "Variant"]
 
 
 class Arguments:
@@ -125,7 +125,7 @@ class Variant:
     def workspace_size(self, geometry: Any, tiling: Any) -> int:
         """Elements of the flat array that :meth:`launch` takes as ``workspace=``; mostly 0.
 
-        They are of the arrays' type, of half types float32 (:func:`workspace_type`).
+        They are of the arrays' type, of half types float32 (:func:`gpuconv.kernels.operations.workspace_type`).
         """
         return self.module.workspace_size(geometry, tiling) if hasattr(self.module, "workspace_size") else 0
 
@@ -236,12 +236,6 @@ class Variant:
                 least = "at least " if array.longer else ""
                 shape = f"{least}{operand.size} elements, shape {operand.shape}"
                 raise ValueError(f"{self.operation}: {array.name} has to have {shape}, got {one.size}")
-
-
-def workspace_type(dtype: Any) -> np.dtype:
-    """The element type of a workspace beside arrays of a type."""
-    dtype = np.dtype(dtype)
-    return np.dtype(np.float32) if dtype.name in HALF_TYPES else dtype
 
 
 def _stored(array: Any) -> Any:

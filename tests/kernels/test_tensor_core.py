@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 from support.simulation import COMPILED, run
 
 import gpuconv
-from gpuconv import tuning
+import gpuconv.functional as F
+from gpuconv import backends, tuning
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels import load
@@ -332,6 +334,58 @@ def test_infinity_and_nan_in_half_types(operation):
     out = np.zeros(expected.shape, np.float16)
     run(module, inputs, (out,), geometry, module.tilings(geometry)[0])
     np.testing.assert_allclose(out, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_operations_take_half_types_as_they_are(half):
+    """Where tensor cores are asked for, convolutions get no float32; their results and gradients are NumPy's."""
+    dtype, rng, found, given = gpuconv.dtypes.element_type(half), np.random.default_rng(4), {}, []
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((2, 5, 6, 7), (12, 5, 3, 3), (12,))]
+
+    class Noting(type(backends.get("cuda"))):
+        def _run(self, operation, geometry, *inputs, **options):
+            given.append((operation, {str(one.dtype) for one in inputs}))
+            return super()._run(operation, geometry, *inputs, **options)
+
+    for backend in ("numpy", Noting()):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(gpuconv.use_backend(backend))
+            for operation in OPERATIONS:
+                stack.enter_context(tuning.use_variant(operation, "tensor_core"))
+            inputs = [gpuconv.Tensor(array, requires_grad=True) for array in arrays]
+            y = F.conv2d_relu(*inputs, padding=1)
+            y.backward(np.ones(y.shape, dtype))
+            found[str(backend)] = [y.numpy(), *(one.grad.numpy() for one in inputs)]
+    for ours, numpys in zip(*found.values(), strict=True):
+        assert ours.dtype == numpys.dtype == dtype
+        np.testing.assert_allclose(
+            ours.astype(float), numpys.astype(float), rtol=2 ** (-9 if half == "float16" else -6)
+        )
+    others = [("relu", {"float32"}), ("relu_grad", {"float32"}), ("conv2d_grad_bias", {"float32"})]
+    assert sorted(given, key=str) == sorted([*((name, {half}) for name in OPERATIONS), *others], key=str)
+
+
+def test_the_rule_takes_half_types_that_fill_the_tiles():
+    """All else is computed in float32: small layers, strides of a gradient, other variants on request, older GPUs."""
+    large = Conv2dGeometry.of((32, 64, 32, 32), (64, 64, 3, 3), padding=1)
+    strided = Conv2dGeometry.of((32, 64, 32, 32), (64, 64, 3, 3), padding=1, stride=2)
+    old = Platform("cuda", "GPU, compute capability 7.5", "", "", "")
+    for operation in OPERATIONS:
+        choice = tuning.choose(operation, large, "bfloat16")
+        assert (choice.variant, choice.source, choice.tiling.products) == ("tensor_core", "rule", 1)
+        assert "tensor_core" in next(row for row in tuning.candidates(operation, large, "float16") if "taken" in row[1])
+        for geometry, platform in ((large, old), (Conv2dGeometry.of((1, 1, 8, 8), (2, 1, 3, 3)), None)):
+            assert tuning.computed_in(operation, geometry, "float16", platform=platform) == "float32"
+            wanted = tuning.choose(operation, geometry, platform=platform)
+            assert tuning.choose(operation, geometry, "float16", platform=platform) == wanted
+        assert tuning.computed_in(operation, large, "float16", variant="direct") == "float32"
+        assert tuning.choose(operation, large, "float16", variant="direct").variant == "direct"
+        assert "float64, and not in float16" in load(operation, "direct").supports(large, "float16")
+    assert tuning.computed_in("conv2d", strided, "float16") == "float16"
+    assert tuning.computed_in("conv2d_grad_input", strided, "float16") == "float32"
+    assert tuning.computed_in("relu", (4,), "float16") == "float32"
+    assert tuning.computed_in("conv2d", large, "float64") == "float64"
 
 
 def test_refusals_say_why():

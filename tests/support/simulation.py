@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpuconv.kernels.variant import workspace_type
+from gpuconv.kernels.operations import workspace_type
 from gpuconv.lab import ptx
 
 pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
