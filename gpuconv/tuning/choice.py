@@ -247,11 +247,11 @@ def _supports(operation: str, variant: str, geometry: Any, dtype: str, platform:
     return variant == COMPOSED or kernels.load(operation, variant).supports(geometry, dtype, capability)
 
 
-def _first_tiling(operation: str, variant: str, geometry: Any, dtype: str) -> Any:
+def _first_tiling(operation: str, variant: str, geometry: Any) -> Any:
     if variant == COMPOSED:
         return None
     first = kernels.load(operation, variant).tilings(geometry)[0]
-    return replace(first, products=1) if variant == TENSOR_CORE and (_tf32.get() or dtype in HALF_TYPES) else first
+    return replace(first, products=1) if variant == TENSOR_CORE and _tf32.get() else first
 
 
 def _rules(operation: str) -> tuple[Rule, ...]:
@@ -432,10 +432,10 @@ def choose(
         answer = _supports(operation, _checked(operation, wished, source), geometry, dtype, platform)
         if not answer:
             raise ValueError(f"{operation}: the variant {wished}, asked for by {source}, refuses: {answer}")
-        return Choice(operation, wished, how or _first_tiling(operation, wished, geometry, dtype), source, "asked for")
+        return Choice(operation, wished, how or _first_tiling(operation, wished, geometry), source, "asked for")
     fills = _ON_TENSOR_CORES.get(operation, _never) if _tf32.get() else _never
     if fills(geometry, dtype) and _supports(operation, TENSOR_CORE, geometry, dtype, platform):
-        tiling, reason = _first_tiling(operation, TENSOR_CORE, geometry, dtype), "it fills the tiles of tensor cores"
+        tiling, reason = _first_tiling(operation, TENSOR_CORE, geometry), "it fills the tiles of tensor cores"
         return Choice(operation, TENSOR_CORE, tiling, "allow_tf32", reason)
     if platform is not None:
         measured = _from_store(operation, geometry, dtype, platform)
@@ -448,7 +448,7 @@ def choose(
             continue
         if answer := _supports(operation, rule.variant, geometry, dtype, platform):
             return Choice(
-                operation, rule.variant, _first_tiling(operation, rule.variant, geometry, dtype), "rule", rule.reason
+                operation, rule.variant, _first_tiling(operation, rule.variant, geometry), "rule", rule.reason
             )
         refusals.append(f"{rule.variant}: {answer}")
     raise ValueError(f"{operation}: no kernel supports {geometry}: {'; '.join(refusals)}")
