@@ -54,10 +54,10 @@ from numba import cuda, types
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv import windows
-from gpuconv.kernels.conv.windows import supports
+from gpuconv.kernels.conv.conv2d_implicit_gemm import WHOLE, Place
 from gpuconv.kernels.device import tensor_core
 from gpuconv.kernels.device.halves import converting
-from gpuconv.kernels.device.host import MULTIPROCESSORS
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
 from gpuconv.kernels.device.memory import ldg4_if, ldg8_if, ldg_if, st, st2
 from gpuconv.kernels.device.registers import unrolled
@@ -75,7 +75,7 @@ from gpuconv.kernels.device.tensor_core import (
 from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.variant import Arguments
 
-__all__ = ["COMPUTE_CAPABILITY", "DTYPES", "Tiling", "calls", "product", "supports", "tilings"]
+__all__ = ["COMPUTE_CAPABILITY", "DTYPES", "Tiling", "calls", "cost", "fits", "products", "supports", "tilings"]
 
 _MOST_SHARED = 48 * 1024
 
@@ -125,12 +125,22 @@ _SHAPES = (
 )
 
 
-def _shared_bytes(geometry: Conv2dGeometry, tiling: Tiling) -> int:
-    # The table is longer for half types, of which a k-tile has twice as many.
-    return 8 * DEPTH * (tiling.filters + tiling.positions) + 8 * windows.period(geometry, 2 * DEPTH)
+def fits(geometry: Conv2dGeometry, tiling: Tiling) -> bool:
+    """Whether shared memory holds the tiles and the table, which is longest for half types: their k-tiles are."""
+    table = 8 * windows.period(geometry, 2 * DEPTH)
+    return 8 * DEPTH * (tiling.filters + tiling.positions) + table <= _MOST_SHARED
 
 
-def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True for all but very long windows."""
+    if (answer := windows.supports(geometry)) and not fits(geometry, _SHAPES[-1]):
+        return Refusal(
+            f"a window of {geometry.r}x{geometry.s} taps: shared memory cannot hold the table of its offsets"
+        )
+    return answer
+
+
+def cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     """Estimated time, in cycles of a multiprocessor that nothing else is done on."""
     positions, filters = geometry.n * geometry.p * geometry.q, geometry.k // geometry.groups
     tiles = -(-positions // tiling.positions) * -(-filters // tiling.filters) * geometry.groups
@@ -154,18 +164,18 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     fitting = [
         tiling
         for tiling in _SHAPES
-        if _shared_bytes(geometry, tiling) <= _MOST_SHARED
+        if fits(geometry, tiling)
         and tiling.filters < max(17, 2 * filters)
         and tiling.positions < max(65, 2 * positions)
     ]
-    costs = {tiling: _cost(geometry, tiling) for tiling in fitting}
+    costs = {tiling: cost(geometry, tiling) for tiling in fitting}
     limit = 3 * min(costs.values())
     return tuple(sorted((tiling for tiling in costs if costs[tiling] < limit), key=costs.__getitem__))
 
 
 @specialised
 def _kernel(
-    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool, place: Place
 ) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
@@ -189,7 +199,10 @@ def _kernel(
     weights_each, values_each = tile_filters // weight_rows, depth * tile_positions // threads
     staged_weights, value_vectors = vector_size * weights_each, values_each // vector_size
     wide, load_vector = aligned16 and products % vector_size == 0, ldg8_if if each == 2 else ldg4_if
-    pairs = aligned16 and pixels % 2 == 0
+    scattered, (out_h, out_w) = place.shape is not None, place.shape or (geometry.p, geometry.q)
+    (out_row, out_column), (row_step, column_step) = place.first, place.step
+    first_weight, q, out_plane = place.weights, geometry.q, out_h * out_w
+    pairs = aligned16 and pixels % 2 == 0 and not scattered
     values_from = depth * tile_filters
     buffer_size = values_from + depth * tile_positions
     both_buffers = 2 * buffer_size
@@ -219,9 +232,9 @@ def _kernel(
         if filter_ + row < filters:
             if pairs:
                 both = rounded(total[at] + added[n]), rounded(total[at + 1] + added[n])
-                st2(out, offset + row * pixels, both)
+                st2(out, offset + row * out_plane, both)
             else:
-                st(out, offset + row * pixels, rounded(total[at] + added[n]))
+                st(out, offset + row * out_plane, rounded(total[at] + added[n]))
 
     store_rows = unrolled(store_row, halves)
 
@@ -233,7 +246,10 @@ def _kernel(
         position = first + (j // 2 * 8 + j % 2)
         if (j % 2 == 0 or not pairs) and position < positions:
             image, pixel = divmod(position, pixels)
-            store_rows(j // 2 * 4 + j % 2, total, added, out, (image * k + map_) * pixels + pixel, filter_)
+            if scattered:
+                row, column = divmod(pixel, q)
+                pixel = (row * row_step + out_row) * out_w + column * column_step + out_column
+            store_rows(j // 2 * 4 + j % 2, total, added, out, (image * k + map_) * out_plane + pixel, filter_)
 
     store_positions = unrolled(store_position, 2 * across)
 
@@ -265,7 +281,7 @@ def _kernel(
             filter_ = first_filter + row + i * weight_rows
             if clamped:
                 filter_ = minimum(filter_, filters - 1)
-            rows[i] = (group * filters + filter_) * products
+            rows[i] = (group * filters + filter_) * products + first_weight
             weight_places[i] = i32(tile_place(row, vector, each)) + i * weight_rows * depth
         weight_product = vector * vector_size
 
@@ -332,18 +348,26 @@ def _kernel(
 
 def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
     """The matrix product."""
-    yield product(a, geometry, tiling, "x", "weight", "out", bias="bias")
+    yield from products(a, geometry, tiling, "x", "weight", bias="bias")
 
 
-def product(
-    a: Arguments, geometry: Conv2dGeometry, tiling: Tiling, x: str, weight: str, out: str, bias: str | None = None
-) -> Call:
-    """The launch of the product, of the arrays of these names."""
+def products(
+    a: Arguments,
+    geometry: Conv2dGeometry,
+    tiling: Tiling,
+    x: str,
+    weight: str,
+    bias: str | None = None,
+    place: Place = WHOLE,
+) -> Iterator[Call]:
+    """The launch of the product of the arrays of these names, to ``out``; ``place`` is where its results stand."""
     has_bias, positions = bias is not None and a.has(bias), geometry.n * geometry.p * geometry.q
     cut = tiling if a.dtype == "float32" else dataclasses.replace(tiling, products=1)
-    kernel = _kernel(dataclasses.replace(geometry, n=1), cut, a.dtype, has_bias, a.aligned(x, weight, out))
+    aligned16 = a.aligned(x, weight, "out") and place.weights % 8 == 0
+    place = dataclasses.replace(place, results=0)
+    kernel = _kernel(dataclasses.replace(geometry, n=1), cut, a.dtype, has_bias, aligned16, place)
     filter_tiles = geometry.groups * -(-geometry.k // geometry.groups // tiling.filters)
     blocks = -(-positions // tiling.positions) * filter_tiles
     # For a bias that there is not stands an array that is not looked at.
-    arrays = (getattr(a, name) for name in (x, weight, bias or weight, out))
-    return call(kernel, blocks, tiling.threads, *arrays, positions)
+    arrays = (getattr(a, name) for name in (x, weight, bias or weight, "out"))
+    yield call(kernel, blocks, tiling.threads, *arrays, positions)

@@ -283,6 +283,7 @@ HALVES = [
     ("conv2d", (2, 8, 5, 6), (17, 8, 3, 3), {}, [16, 64, 16, 32]),
     ("conv2d", (1, 10, 4, 5), (70, 5, 2, 1), {"groups": 2, "padding": 1}, [128, 64, 64, 32]),
     ("conv2d_grad_input", (2, 5, 6, 7), (12, 5, 3, 3), {"padding": 1}, [32, 64, 32, 32]),
+    ("conv2d_grad_input", (1, 6, 7, 9), (10, 3, 2, 3), {"padding": 1, "stride": 3, "groups": 2}, [16, 64, 16, 32]),
     ("conv2d_grad_weight", (2, 5, 6, 7), (12, 5, 3, 3), {"padding": 1, "stride": 2}, [16, 64, 16, 32, 2]),
     ("conv2d_grad_weight", (1, 15, 5, 7), (70, 15, 3, 3), {"padding": 1}, [64, 128, 32, 64, 1]),
 ]
@@ -310,7 +311,7 @@ def test_half_types_are_rounded_once(operation, first, second, options, tiling, 
     assert differs.mean() <= 0.005
     unit = np.spacing(np.abs(expected).astype(np.float16)).astype(np.float64) * (1 if half == "float16" else 8)
     assert (np.abs(out.astype(np.float64) - expected) <= 0.51 * unit).all()
-    if (half == "float16") == (second[1] == 5):  # of each kernel with one of the types
+    if (half == "float16") == (second[1] in (3, 5)):  # of each kernel with one of the types
         named = {f"a{number}": one.view(np.uint16) for number, one in enumerate(inputs)}
         found = interpreted(tmp_path, named, operation, [first, second, options], tiling, half)["out"]
         np.testing.assert_array_equal(found, out.view(np.uint16))
@@ -367,7 +368,7 @@ def test_operations_take_half_types_as_they_are(half):
 
 
 def test_the_rule_takes_half_types_that_fill_the_tiles():
-    """All else is computed in float32: small layers, strides of a gradient, other variants on request, older GPUs."""
+    """All else is computed in float32: small layers, other variants on request, older GPUs."""
     large = Conv2dGeometry.of((32, 64, 32, 32), (64, 64, 3, 3), padding=1)
     strided = Conv2dGeometry.of((32, 64, 32, 32), (64, 64, 3, 3), padding=1, stride=2)
     old = Platform("cuda", "GPU, compute capability 7.5", "", "", "")
@@ -382,14 +383,13 @@ def test_the_rule_takes_half_types_that_fill_the_tiles():
         assert tuning.computed_in(operation, large, "float16", variant="direct") == "float32"
         assert tuning.choose(operation, large, "float16", variant="direct").variant == "direct"
         assert "float64, and not in float16" in load(operation, "direct").supports(large, "float16")
-    assert tuning.computed_in("conv2d", strided, "float16") == "float16"
-    assert tuning.computed_in("conv2d_grad_input", strided, "float16") == "float32"
+    assert [tuning.computed_in(operation, strided, "float16") for operation in OPERATIONS] == ["float16"] * 3
     assert tuning.computed_in("relu", (4,), "float16") == "float32"
     assert tuning.computed_in("conv2d", large, "float64") == "float64"
 
 
 def test_refusals_say_why():
-    """Other types, older GPUs, strides of a gradient; and tiles that cannot be shared out."""
+    """Other types, older GPUs, very long windows and large strides; and tiles that cannot be shared out."""
     geometry = Conv2dGeometry.of((2, 32, 16, 16), (32, 32, 3, 3), padding=1)
     old, new = (Platform("cuda", f"GPU, compute capability {version}", "", "", "") for version in ("7.5", "8.0"))
     for operation in OPERATIONS:
@@ -403,9 +403,11 @@ def test_refusals_say_why():
         assert "needs compute capability 8.0" in said["tensor_core"]
         assert "needs" not in dict(tuning.candidates(operation, geometry, platform=new))["tensor_core"]
         assert tuning.choose(operation, geometry, platform=old).variant != "tensor_core"
-    assert "gaps" in load("conv2d_grad_input", "tensor_core").supports(
-        Conv2dGeometry.of((2, 4, 9, 9), (4, 4, 3, 3), stride=2)
-    )
+    long = Conv2dGeometry.of((2, 64, 32, 32), (64, 64, 15, 15), padding=7)
+    for operation in OPERATIONS[:2]:
+        assert "cannot hold the table" in load(operation, "tensor_core").supports(long)
+    far = Conv2dGeometry.of((2, 4, 32, 32), (4, 4, 3, 3), stride=5)
+    assert "more than 16 launches" in load("conv2d_grad_input", "tensor_core").supports(far)
     tiling = load("conv2d", "tensor_core").Tiling
     for sizes, why in (((64, 64, 24, 32), "multiples of 16"), ((48, 64, 32, 32), "whole warps")):
         with pytest.raises(ValueError, match=why):
