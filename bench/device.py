@@ -106,17 +106,20 @@ class EventClock(measure.DeviceClock):
 # -- the kernels of a layer ------------------------------------------------------------------------------------------
 
 
-def contenders(place: Any, operation: str, geometry: Any, kernels: Iterable[tuple[str, Any, Any]]) -> dict[str, Any]:
+def contenders(
+    place: Any, operation: str, geometry: Any, kernels: Iterable[tuple[str, Any, Any]], dtype: str = "float32"
+) -> dict[str, Any]:
     """By label, the calls on each set of inputs: PyTorch's first, then those of kernels.
 
     Args:
         place: of ``bench.verify``.
         operation, geometry: what is computed.
         kernels: label, module and tiling of each; they are right.
+        dtype: element type, PyTorch's too.
     """
     from bench import verify
 
-    sets = [verify.operands(place, operation, geometry, "float32", seed) for seed in range(_INPUT_SETS)]
+    sets = [verify.operands(place, operation, geometry, dtype, seed) for seed in range(_INPUT_SETS)]
     steps = {PEER: [verify.peer(place, operation, geometry, tensors) for tensors in sets]}
     for label, module, tiling in kernels:
         steps[label] = [verify.launch(place, module, operation, geometry, tiling, tensors) for tensors in sets]

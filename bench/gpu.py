@@ -47,6 +47,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help=f"fewer layers, and the first {_QUICK_TILINGS} tilings of each variant")
     add("--op", type=command.names, default=[], metavar="NAME,...", help="operations, or patterns; default: all")
     add("--layers", type=command.names, default=[], metavar="NAME,...", help="layers, or patterns; default: all")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="default: float32")
     parser.jobs_option()
     parser.count_option("--rounds", "N", "samples of each kernel", 20)
     return parser.parse_args(argv)
@@ -78,44 +79,46 @@ def cases(operations: Sequence[str] = (), names: Sequence[str] = (), *, quick: b
 # -- checking and timing ---------------------------------------------------------------------------------------------
 
 
-def _kernels(operation: str, geometry: Any, quick: bool) -> Iterator[tuple[str, Any, list[Any]]]:
-    """Variants that support a geometry and the GPU: name, module, tilings."""
+def _kernels(
+    operation: str, geometry: Any, quick: bool, dtype: str = "float32"
+) -> Iterator[tuple[str, Any, list[Any]]]:
+    """Variants that support a geometry, a type and the GPU: name, module, tilings."""
     from gpuconv import backends, kernels
 
     platform = backends.get("cuda").tuning_platform()
     capability = None if platform is None else platform.compute_capability
     for variant in kernels.VARIANTS[operation]:
         module = kernels.load(operation, variant)
-        if module.supports(geometry, "float32", capability):
+        if module.supports(geometry, dtype, capability):
             yield variant, module, list(module.tilings(geometry))[: _QUICK_TILINGS if quick else None]
 
 
-def compile_work(chosen: Sequence[tuple[str, str, Any]], quick: bool) -> list[tuple[Any, ...]]:
+def compile_work(chosen: Sequence[tuple[str, str, Any]], quick: bool, dtype: str = "float32") -> list[tuple[Any, ...]]:
     """Arguments of ``compiling.compile_kernels`` for what :func:`run` checks and times."""
     from gpuconv import kernels
 
     return [
-        (operation, variant, geometry, "float32", _QUICK_TILINGS if quick else None)
+        (operation, variant, geometry, dtype, _QUICK_TILINGS if quick else None)
         for operation, _, geometry in chosen
         for variant in kernels.VARIANTS[operation]
     ]
 
 
-def _precompile(chosen: Sequence[tuple[str, str, Any]], quick: bool, jobs: int) -> None:
+def _precompile(chosen: Sequence[tuple[str, str, Any]], quick: bool, dtype: str, jobs: int) -> None:
     """Compile in several processes, each on a core; this one then loads what they kept."""
-    compiling.compile_all(compiling.compile_kernels, compile_work(chosen, quick), jobs)
+    compiling.compile_all(compiling.compile_kernels, compile_work(chosen, quick, dtype), jobs)
 
 
-def check(place: Any, operation: str, geometry: Any, quick: bool) -> list[dict[str, Any]]:
+def check(place: Any, operation: str, geometry: Any, quick: bool, dtype: str = "float32") -> list[dict[str, Any]]:
     """An entry for each variant and tiling: how far from the reference, or what is wrong."""
     from bench import verify
     from gpuconv import tuning
 
-    choice = tuning.choose(operation, geometry, "float32")
+    choice = tuning.choose(operation, geometry, dtype)
     entries = []
-    for variant, _, tilings in _kernels(operation, geometry, quick):
+    for variant, _, tilings in _kernels(operation, geometry, quick, dtype):
         progress(f"checking {operation} {variant}, {len(tilings)} tilings")
-        for tiling, verdict in verify.verify(place, operation, variant, geometry, tilings).items():
+        for tiling, verdict in verify.verify(place, operation, variant, geometry, tilings, dtype=dtype).items():
             entries.append(
                 {
                     "variant": variant,
@@ -133,18 +136,25 @@ def _json_number(value: Any) -> Any:
 
 
 def time_layer(
-    place: Any, clock: Any, operation: str, geometry: Any, entries: Sequence[dict[str, Any]], quick: bool, rounds: int
+    place: Any,
+    clock: Any,
+    operation: str,
+    geometry: Any,
+    entries: Sequence[dict[str, Any]],
+    quick: bool,
+    rounds: int,
+    dtype: str = "float32",
 ) -> dict[str, list[float]]:
     """Times of the peer and of all entries that are right, by label: the peer's name, or the number of the entry."""
     numbers = itertools.count()
     kernels = [
         (str(number), module, tiling)
-        for _, module, tilings in _kernels(operation, geometry, quick)
+        for _, module, tilings in _kernels(operation, geometry, quick, dtype)
         for tiling in tilings
         if entries[number := next(numbers)]["fault"] is None
     ]
     progress(f"timing {operation}, {len(kernels)} kernels")
-    return measure.measure_us(device.contenders(place, operation, geometry, kernels), clock, rounds)
+    return measure.measure_us(device.contenders(place, operation, geometry, kernels, dtype), clock, rounds)
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------
@@ -160,11 +170,14 @@ def run(
     """
     from gpuconv.kernels.operations import OPERATIONS
 
-    chosen = cases(arguments.op, arguments.layers, quick=arguments.quick)
-    _precompile(chosen, arguments.quick, arguments.jobs)
+    dtype, quick = arguments.dtype, arguments.quick
+    # Few operations have kernels for half types.
+    every = cases(arguments.op, arguments.layers, quick=quick)
+    chosen = [case for case in every if any(_kernels(case[0], case[2], quick, dtype))]
+    _precompile(chosen, quick, dtype, arguments.jobs)
     wrong = []
     for operation, name, geometry in chosen:
-        entries = check(place, operation, geometry, arguments.quick)
+        entries = check(place, operation, geometry, quick, dtype)
         described = OPERATIONS[operation]
         document["results"].append(
             {
@@ -172,7 +185,7 @@ def run(
                 "layer": name,
                 "geometry": repr(geometry),
                 "flop": described.flop(geometry),
-                "bytes": described.traffic(geometry, "float32"),
+                "bytes": described.traffic(geometry, dtype),
                 "kernels": entries,
                 "peer_us": [],
             }
@@ -182,7 +195,8 @@ def run(
         say(f"{operation} {name}: {len(entries) - len(faults)} of {len(entries)} kernels right")
         write(document, out)
     for result, (operation, name, geometry) in zip(document["results"], chosen, strict=True):
-        times = time_layer(place, clock, operation, geometry, result["kernels"], arguments.quick, arguments.rounds)
+        entries = result["kernels"]
+        times = time_layer(place, clock, operation, geometry, entries, quick, arguments.rounds, dtype)
         result["peer_us"] = times.pop(device.PEER)
         for number, microseconds in times.items():
             result["kernels"][int(number)]["us"] = microseconds
@@ -198,7 +212,7 @@ def _run(argv: Sequence[str] | None) -> int:
     cases(arguments.op, arguments.layers, quick=arguments.quick)
     check_writable("--json", arguments.json)
     place = device.device_place()
-    settings = {name: vars(arguments)[name] for name in ("quick", "op", "layers", "rounds")}
+    settings = {name: vars(arguments)[name] for name in ("quick", "op", "layers", "dtype", "rounds")}
     document = command.document("gpu", settings, results=[])
     document["machine"]["gpu"] = facts = device.gpu_facts(place)
     say(f"{facts['name']}; TF32 of torch: matmul {facts['tf32']['matmul']}, cuDNN {facts['tf32']['cudnn']}")

@@ -376,6 +376,11 @@ def _layers_command(job: Job) -> list[str] | str:
     return [*_module("gpu"), *given]
 
 
+def _halves_command(job: Job) -> list[str] | str:
+    given = ["--quick", "--dtype", "float16", "--rounds", "11", "--jobs", str(job.jobs)]
+    return [*_module("gpu"), *given, "--json", str(job.out / "gpu_float16.json")]
+
+
 def _network_command(job: Job) -> list[str] | str:
     given = ["--backend", "cuda", "--rounds", "3", "--seconds", "0.5", "--jobs", str(job.jobs)]
     return [*_module("network"), *given, "--json", str(job.out / "network.json")]
@@ -399,6 +404,7 @@ STAGES = (
     _stage("training", "gpuconv train with its defaults, beside the CPU", 60, _training),
     Stage("lenet", "LeNet's step beside PyTorch's, batches 64, 512", 80, _lenet_command, "lenet_gpu.json", _lenet),
     Stage("layers", "bench.gpu --quick: right, then beside cuDNN", 110, _layers_command, "gpu.json", _layers),
+    Stage("halves", "bench.gpu --quick in float16, beside cuDNN's", 60, _halves_command, "gpu_float16.json", _layers),
     Stage("network", "ResNet-18 beside PyTorch's", 120, _network_command, "network.json", _network),
     Stage("overhead", "the host's part of launches and steps", 30, _overhead_command, "overhead.json", _overhead),
     _stage("tests", "tests/test_gpu.py", 140, _tests, ends=True),

@@ -311,8 +311,9 @@ def kernels_of_the_stages(batches: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         yield (compiling.compile_recorded, *one)
     for one in compiling.step_work(batches):
         yield (compiling.compile_recorded, *one)
-    for one in gpu.compile_work(gpu.cases(quick=True), quick=True):
-        yield (compiling.compile_kernels, *one)
+    for dtype in "float32", "float16":
+        for one in gpu.compile_work(gpu.cases(quick=True), True, dtype):
+            yield (compiling.compile_kernels, *one)
     # tests/test_gpu.py: training with augmentation, networks, every variant in float64, what the rule takes for each
     # convolution.
     for one in compiling.recorded_work([("decayed", 64), ("around", 64), ("moved", 64)]):

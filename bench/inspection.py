@@ -21,7 +21,7 @@ from bench import compiling, roofline, sass
 from bench.command import available_cores, say
 from gpuconv import kernels
 from gpuconv.geometry import BlockGeometry, BlockPairGeometry, ChainGeometry, Conv2dGeometry, ImageBatchGeometry
-from gpuconv.kernels.operations import OPERATIONS, Operand
+from gpuconv.kernels.operations import HALF_TYPES, OPERATIONS, Operand, workspace_type
 
 #: Of what CuPy and PyTorch allocate on a device, bytes.
 _ALIGNMENT = 512
@@ -130,15 +130,15 @@ def judged(
 ) -> list[dict[str, Any]]:
     """What each launch of a variant becomes on each architecture."""
     launches = variant.launches(geometry, tiling, dtype)
-    products = getattr(tiling, "products", 1)
+    products = 0.5 if dtype in HALF_TYPES else getattr(tiling, "products", 1)
     return [_judged(launch, dtype, architecture, products) for architecture in architectures for launch in launches]
 
 
-def _judged(launch: Any, dtype: str, architecture: str, products: int) -> dict[str, Any]:
+def _judged(launch: Any, dtype: str, architecture: str, products: float) -> dict[str, Any]:
     """Of a launch; ``products`` of tensor cores stand for one of the operation."""
     code = sass.compile_launch(launch, architecture)
     instructions = sass.disassemble(code.cubin)
-    multiply_add = {"float32": "FFMA", "float64": "DFMA"}[dtype]
+    multiply_add = "DFMA" if dtype == "float64" else "FFMA"
     if any(one.kind == "HMMA" for one in instructions):
         multiply_add = "HMMA"
     loop = sass.main_loop(instructions, multiply_add)
@@ -199,7 +199,7 @@ def executed(job: Job) -> list[dict[str, Any]]:
         dict(operation.numbers),
     )
     if size := variant.workspace_size(job.geometry, job.tiling):
-        keywords["workspace"] = np.zeros(size, job.dtype)
+        keywords["workspace"] = np.zeros(size, workspace_type(job.dtype))
     with device.recording() as launches:
         variant.launch(*arrays, job.geometry, job.tiling, None, **keywords)
     found = []
@@ -251,7 +251,7 @@ def simulated(job: Job) -> dict[str, Any]:
         keywords = dict(operation.numbers)
         try:
             if size := variant.workspace_size(small, job.tiling):
-                keywords["workspace"] = _array((size,), job.dtype)
+                keywords["workspace"] = _array((size,), workspace_type(job.dtype).name)
             with simulator.trace(seed=0) as trace:
                 variant.launch(*arrays, small, job.tiling, None, **keywords)
         except ValueError as error:  # a tiling that the small layer is too small for

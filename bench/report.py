@@ -166,7 +166,8 @@ def gpu_heading(document: dict[str, Any]) -> str:
 def gpu_tables(document: dict[str, Any]) -> list[Table]:
     """A row for each operation and layer: the fastest kernel, the one that the rule takes, and PyTorch."""
     header = ["operation", "layer", "right", "best", "µs", "TFLOP/s", "GB/s", "the rule's", "µs", "torch µs", "× torch"]
-    return [Table("Kernels beside PyTorch, float32", header, [_gpu_row(result) for result in document["results"]])]
+    dtype = document["settings"].get("dtype", "float32")
+    return [Table(f"Kernels beside PyTorch, {dtype}", header, [_gpu_row(result) for result in document["results"]])]
 
 
 def _gpu_row(result: dict[str, Any]) -> list[str]:

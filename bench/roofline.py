@@ -113,14 +113,15 @@ class Gpu:
 
     name: str
     multiprocessors: int
-    #: Operations a second by element type, a multiply-add being two; without tensor cores.
+    #: Operations a second by element type, a multiply-add being two; without tensor cores, but for half types.
     flops: Mapping[str, float]
     #: Bytes a second: of the data sheet, and those that a copy within its memory reaches.
     bandwidth: float
     copy_bandwidth: float
 
 
-H200 = Gpu("H200", 132, {"float32": 67e12, "float64": 34e12}, bandwidth=4.8e12, copy_bandwidth=4.3e12)
+_FLOPS = {"float32": 67e12, "float64": 34e12, "float16": 989e12, "bfloat16": 989e12}
+H200 = Gpu("H200", 132, _FLOPS, bandwidth=4.8e12, copy_bandwidth=4.3e12)
 
 
 #: A tensor core's product of 16 x 8 x 8 TF32 numbers: multiply-adds for each thread of a warp; and cycles of the core,
@@ -128,13 +129,14 @@ H200 = Gpu("H200", 132, {"float32": 67e12, "float64": 34e12}, bandwidth=4.8e12, 
 TENSOR_MULTIPLY_ADDS, TENSOR_CYCLES = 16 * 8 * 8 // WARP, 4
 
 
-def tensor_share(matrices: int, instructions: int, products: int) -> float:
+def tensor_share(matrices: int, instructions: int, products: float) -> float:
     """What stands for the share of multiply-adds where tensor cores do them: multiply-adds a thread and cycle.
 
     Args:
         matrices: instructions of the main loop for tensor cores.
         instructions: all of the main loop, of which a scheduler begins one a cycle.
-        products: how many products of TF32 numbers stand for one of the operation.
+        products: how many products of TF32 numbers stand for one of the operation; half of one for half types, of which
+            an instruction has twice as many.
     """
     return TENSOR_MULTIPLY_ADDS / products * matrices / max(instructions, TENSOR_CYCLES * matrices)
 
@@ -227,7 +229,7 @@ def kernel_bound(work: Work, launches: Sequence[Mapping[str, Any]], *, counted: 
     own = [launch for launch in launches if launch["architecture"].startswith("sm_90")] or launches
     seconds, memory, bound, share = work.compute_seconds(H200), work.memory_seconds(H200), work.bound(H200), 0.0
     arithmetic = [launch for launch in own if launch["main_loop"]["multiply_add_share"]]
-    if arithmetic and counted and work.dtype == "float32":
+    if arithmetic and counted and work.dtype != "float64":
         seconds, main = min(((_arithmetic_seconds(work, launch), launch) for launch in arithmetic), key=itemgetter(0))
         share, losses = main["main_loop"]["multiply_add_share"], _losses(main)
         worst = max(losses, key=losses.__getitem__)

@@ -260,7 +260,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--list", action="store_true", help="print operations with their variants and layers")
     add("--full", action="store_true", help="all tilings; default: the first one, a variant's good guess")
     add("--cc", type=_architectures, default=["sm_90a"], metavar="ARCH,...", help="architectures; default: sm_90a")
-    add("--dtype", choices=("float32", "float64"), default="float32")
+    add("--dtype", choices=("float32", "float64", "float16"), default="float32")
     add("--no-trace", action="store_true", help="do not simulate")
     add("--executed", action="store_true", help="also the instructions that are executed, counted by running the PTX")
     add("--sites", action="store_true", help="also each simulated instruction that accesses memory")

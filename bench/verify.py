@@ -27,6 +27,7 @@ from gpuconv.kernels.operations import (
     POSITIVE,
     WINNERS,
     Operand,
+    workspace_type,
 )  # fmt: skip
 from gpuconv.tuning.measure import Verdict, compare
 
@@ -122,7 +123,7 @@ def launch(place: Place, module: Any, operation: str, geometry: Any, tiling: Any
     arrays = [_each(place.xp.from_dlpack, tensor) for tensor in tensors]
     keywords = dict(OPERATIONS[operation].numbers)
     if size := module.workspace_size(geometry, tiling):
-        keywords["workspace"] = place.xp.empty((size,), _flat(arrays)[0].dtype)
+        keywords["workspace"] = place.xp.empty((size,), workspace_type(_flat(arrays)[0].dtype))
     return lambda: module.launch(*arrays, geometry, tiling, place.stream, **keywords)
 
 

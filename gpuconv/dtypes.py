@@ -1,8 +1,9 @@
 """Element types: what kind they are, which of them are half types, and what two of them become together.
 
 The half types, float16 and bfloat16, are storage: operations compute in float32 and round the result once (see
-:class:`gpuconv.autograd.Function`). NumPy has no bfloat16; ``ml_dtypes`` adds it, and is needed for that alone. NumPy
-calls it no float, so ask :func:`kind_of` instead of ``dtype.kind``.
+:class:`gpuconv.autograd.Function`). Tensor cores, too, which multiply large convolutions: their sums are float32. NumPy
+has no bfloat16; ``ml_dtypes`` adds it, and is needed for that alone. NumPy calls it no float, so ask :func:`kind_of`
+instead of ``dtype.kind``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ To add a variant, write a module and add a line for it. It has
   ``a`` has the operation's arrays and numbers by name (:class:`gpuconv.kernels.variant.Arguments`);
 - ``supports(geometry)``, True or a ``device.Refusal``, unless it supports all geometries;
 - ``workspace_size(geometry, tiling)``, if it works in two stages: elements of the array that the first one fills;
-- ``DTYPES``, names of element types, unless it has all; ``COMPUTE_CAPABILITY``, if it is for GPUs from that one on.
+- ``DTYPES``, names of element types, unless they are float32 and float64; ``COMPUTE_CAPABILITY``, if it is for GPUs
+  from that one on.
 
 ``conv2d_direct`` is a good example. The function in it that makes the kernel is decorated with
 ``compiled.specialised``, which keeps the compiled kernel on disk for later processes.

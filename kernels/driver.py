@@ -73,6 +73,12 @@ class Operand:
         """The same elements in a row."""
         return self.reshape(-1)
 
+    def view(self, dtype: Any) -> Operand:
+        """The same bytes as elements of another type; flat, if that has another size."""
+        if np.dtype(dtype).itemsize == self.dtype.itemsize:
+            return Operand(self.number, self.shape, dtype, self.wide)
+        return Operand(self.number, (self.nbytes // np.dtype(dtype).itemsize,), dtype, self.wide)
+
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         # Only for its address modulo 16.

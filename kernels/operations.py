@@ -32,6 +32,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 from gpuconv.geometry import (
     BlockGeometry,
     BlockPairGeometry,
@@ -44,12 +46,25 @@ from gpuconv.geometry import (
     effective,
 )
 
-__all__ = ["IN", "IN_PLACE", "OPERATIONS", "OUT", "Array", "Operand", "Operands", "Operation"]
+__all__ = [
+    "HALF_TYPES",
+    "IN",
+    "IN_PLACE",
+    "OPERATIONS",
+    "OUT",
+    "Array",
+    "Operand",
+    "Operands",
+    "Operation",
+    "workspace_type",
+]
 
 #: What an operation does with an array. What it changes in place is read, too; a result is written in full.
 IN, IN_PLACE, OUT = "in", "in place", "out"
-#: The element type of the operation: float32 or float64.
+#: The element type of the operation: float32 or float64; of few variants float16 or bfloat16.
 REAL = "real"
+#: Types that are stored in 16 bits and computed with in float32.
+HALF_TYPES = ("float16", "bfloat16")
 
 #: What an array holds, for those who have to make one: anything; nothing below zero; rows that are distributions;
 #: which element of each window is the largest; the largest number of its type; the numbers of an update's formula.
@@ -115,7 +130,7 @@ class Operand(NamedTuple):
 #: One, or several that are handed over as a list.
 Operands: TypeAlias = "Operand | list[Operand]"
 
-_BYTES = {"float32": 4, "float64": 8, "uint8": 1, "int32": 4, "int64": 8}
+_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "uint8": 1, "int32": 4, "int64": 8}
 
 
 @dataclass(frozen=True)
@@ -149,6 +164,12 @@ class Operation:
     def traffic(self, geometry: Any, dtype: str) -> int:
         """Bytes of all positional arrays, moved once."""
         return sum(one.traffic for operands in self.operands(geometry, dtype) for one in each(operands))
+
+
+def workspace_type(dtype: Any) -> np.dtype:
+    """The element type of a variant's workspace, given that of the operation: of half types float32."""
+    dtype = np.dtype(dtype)
+    return np.dtype(np.float32) if dtype.name in HALF_TYPES else dtype
 
 
 def each(operands: Operands) -> Sequence[Operand]:

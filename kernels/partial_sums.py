@@ -19,6 +19,7 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.compiled import specialised
+from gpuconv.kernels.device.halves import converting
 from gpuconv.kernels.device.host import MULTIPROCESSORS
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
 from gpuconv.kernels.device.memory import ldg_if, st
@@ -72,15 +73,15 @@ def summing(columns: int, threads: int, dtype: str, *, most: int = _LOADS) -> An
 
 
 @specialised
-def _kernel(columns: int, dtype: str) -> Callable[..., None]:
-    summed = summing(columns, _THREADS, dtype)
+def _kernel(columns: int, dtype: str, out_dtype: str) -> Callable[..., None]:
+    summed, (_, rounded) = summing(columns, _THREADS, dtype), converting(out_dtype)
 
     @jit(launch_bounds=_THREADS)
     def sum_parts(workspace: Any, out: Any, elements: Any, parts: Any) -> None:
         element = u32(cuda.blockIdx.x) * columns + u32(cuda.threadIdx.x) % columns
         total = summed(workspace, element, elements, parts, element < elements)
         if (cuda.threadIdx.x < columns) & (element < elements):
-            st(out, element, total)
+            st(out, element, rounded(total))
 
     return sum_parts
 
@@ -102,10 +103,10 @@ def _kernel_of_two(columns: int, dtype: str) -> Callable[..., None]:
     return sum_parts_of_two
 
 
-def sum_parts(workspace: Any, out: Any, parts: int) -> Call:
-    """The launch of ``out[i] = Σ workspace[part, i]``, over so many parts."""
-    columns = columns_of(out.size)
-    kernel = _kernel(columns, np.dtype(out.dtype).name)
+def sum_parts(workspace: Any, out: Any, parts: int, dtype: str | None = None) -> Call:
+    """The launch of ``out[i] = Σ workspace[part, i]``, over so many parts; rounded if ``dtype`` is a half type."""
+    columns, name = columns_of(out.size), np.dtype(workspace.dtype).name
+    kernel = _kernel(columns, name, dtype or name)
     return call(kernel, -(-out.size // columns), _THREADS, workspace, out, out.size, parts)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpuconv.kernels import driver
 from gpuconv.kernels.device import Answer, Call, Launch, Refusal, aligned, fits_offsets
-from gpuconv.kernels.operations import OPERATIONS, OUT, REAL, Array, Operand, each
+from gpuconv.kernels.operations import HALF_TYPES, OPERATIONS, OUT, REAL, Array, Operand, each, workspace_type
 
 __all__ = ["Arguments", "Variant"]
 
@@ -25,9 +25,9 @@ __all__ = ["Arguments", "Variant"]
 class Arguments:
     """What a variant's launches are made for: each array of the operation, and each number, is an attribute.
 
-    An array is flat; several, handed over as a list, are a tuple of flat ones. For one that is absent there stands
-    another one, which the kernel must not look at: it takes an array all the same. ``workspace`` is there if the
-    variant asks for one.
+    An array is flat; several, handed over as a list, are a tuple of flat ones. Of a half type it is one of uint16, as
+    ``kernels/device/halves.py`` has it. For one that is absent there stands another one, which the kernel must not look
+    at: it takes an array all the same. ``workspace`` is there if the variant asks for one; of half types it is float32.
 
     Attributes:
         dtype: name of the operation's element type.
@@ -36,11 +36,12 @@ class Arguments:
     def __init__(self, arrays: Sequence[tuple[Array, Any]], workspace: Any, numbers: dict[str, Any], dtype: str):
         self.dtype = dtype
         self._given = {array.name: value for array, value in arrays}
-        flat = {id(one): one.reshape(-1) for _, value in arrays for one in _flat(value)}
+        self._real = real = "uint16" if dtype in HALF_TYPES else dtype
+        flat = {id(one): _stored(one.reshape(-1)) for _, value in arrays for one in _flat(value)}
         by_type = {np.dtype(one.dtype).name: one for one in reversed(flat.values())}
         for array, value in arrays:
             # Of its type, if there is one.
-            absent = by_type.get(dtype if array.type == REAL else str(array.type), by_type[dtype])
+            absent = by_type.get(real if array.type == REAL else str(array.type), by_type[real])
             several = isinstance(value, (list, tuple))
             found = tuple(flat.get(id(one), absent) for one in (value if several else [value]))
             setattr(self, array.name, found if several else found[0])
@@ -58,6 +59,10 @@ class Arguments:
     def aligned(self, *names: str) -> bool:
         """Whether arrays begin at multiples of 16 bytes, so that 128 bits at once may be accessed."""
         return aligned(*(one for name in names for one in _flat(self._given[name])))
+
+    def stored(self, workspace: Any) -> Any:
+        """The workspace as elements of the type that kernels are given of the arrays; more of these, of a half type."""
+        return workspace.view(self._real) if self._real == "uint16" else workspace
 
     def shaped(self, name: str) -> Any:
         """An array in its own shape, and not flat; None if it is absent."""
@@ -77,8 +82,9 @@ class Variant:
     Args:
         operation: a name of ``OPERATIONS``.
         module: has ``tilings(geometry)`` and ``calls(arguments, geometry, tiling)``; where it does not support all
-            geometries ``supports(geometry)``; where it needs one ``workspace_size(geometry, tiling)``. If it has some
-            element types alone, ``DTYPES``; if it is for newer GPUs alone, the first ``COMPUTE_CAPABILITY``.
+            geometries ``supports(geometry)``; where it needs one ``workspace_size(geometry, tiling)``. If its element
+            types are not float32 and float64, ``DTYPES``; if it is for newer GPUs alone, the first
+            ``COMPUTE_CAPABILITY``.
     """
 
     def __init__(self, operation: str, module: ModuleType):
@@ -103,9 +109,9 @@ class Variant:
         least = getattr(self.module, "COMPUTE_CAPABILITY", (0, 0))
         if compute_capability is not None and tuple(map(int, compute_capability.split("."))) < least:
             return Refusal(f"it needs compute capability {least[0]}.{least[1]}, and the GPU has {compute_capability}")
-        dtypes = getattr(self.module, "DTYPES", None)
-        if dtype is not None and dtypes is not None and np.dtype(dtype).name not in dtypes:
-            return Refusal(f"it computes in {' and '.join(dtypes)}, and not in {np.dtype(dtype).name}")
+        dtypes = getattr(self.module, "DTYPES", ("float32", "float64"))
+        if dtype is not None and np.dtype(dtype).name not in dtypes:
+            return Refusal(f"it computes in {', '.join(dtypes)}, and not in {np.dtype(dtype).name}")
         for array in self._described.positional:
             sizes = [] if array.far else [one.size for one in each(array.operands(geometry, "float32"))]
             if not (fits := fits_offsets(**{array.name: max(sizes, default=0)})):
@@ -117,7 +123,10 @@ class Variant:
         return self.module.tilings(geometry)
 
     def workspace_size(self, geometry: Any, tiling: Any) -> int:
-        """Elements, of the arrays' type, of the flat array that :meth:`launch` takes as ``workspace=``; mostly 0."""
+        """Elements of the flat array that :meth:`launch` takes as ``workspace=``; mostly 0.
+
+        They are of the arrays' type, of half types float32 (:func:`gpuconv.kernels.operations.workspace_type`).
+        """
         return self.module.workspace_size(geometry, tiling) if hasattr(self.module, "workspace_size") else 0
 
     def launches(
@@ -158,7 +167,7 @@ class Variant:
             operands = array.operands(geometry, name)
             arrays.append((array, [*map(stand_in, operands)] if isinstance(operands, list) else stand_in(operands)))
         size = self.workspace_size(geometry, tiling)
-        workspace = driver.Operand(0, (size,), name, aligned) if size else None
+        workspace = driver.Operand(0, (size,), workspace_type(name), aligned) if size else None
         arguments = Arguments(arrays, workspace, {**self._described.numbers, **numbers}, name)
         return tuple(call.launch for call in self._calls(arguments, geometry, tiling))
 
@@ -227,6 +236,11 @@ class Variant:
                 least = "at least " if array.longer else ""
                 shape = f"{least}{operand.size} elements, shape {operand.shape}"
                 raise ValueError(f"{self.operation}: {array.name} has to have {shape}, got {one.size}")
+
+
+def _stored(array: Any) -> Any:
+    """An array as kernels are given it: half types as uint16."""
+    return array.view(np.uint16) if np.dtype(array.dtype).name in HALF_TYPES else array
 
 
 def _flat(value: Any) -> list[Any]:

@@ -80,6 +80,10 @@ class Backend(ABC):
         """
         return [f"the {self.name} backend has one way"]
 
+    def takes_half(self, primitive: str, geometry: Any, dtype: Any) -> bool:
+        """Whether a primitive of convolution computes on arrays of a half type; else it is to be given float32."""
+        return False
+
     def tuning_platform(self) -> Platform | None:
         """What a measurement depends on, as the tuning store keeps it; None if there is nothing to tune."""
         return None

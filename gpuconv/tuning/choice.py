@@ -26,6 +26,7 @@ from typing import Any
 
 from gpuconv import kernels
 from gpuconv.geometry import BlockGeometry, BlockPairGeometry, ChainGeometry, Conv2dGeometry, Pair, Pool2dGeometry
+from gpuconv.kernels.operations import HALF_TYPES
 from gpuconv.names import did_you_mean
 from gpuconv.tuning import store
 from gpuconv.tuning.store import Platform
@@ -35,7 +36,7 @@ ENVIRONMENT_VARIABLE = "GPUCONV_VARIANTS"
 #: The variant of a fused operation that runs its parts one after the other.
 COMPOSED = "composed"
 
-#: The variant of convolutions that can compute in TF32.
+#: The variant of convolutions that can compute in TF32, and on half types as they are.
 TENSOR_CORE = "tensor_core"
 
 _NOTHING: Mapping[str, tuple[str, Any]] = {}
@@ -49,7 +50,7 @@ class Rule:
 
     Attributes:
         variant: its name in ``kernels.VARIANTS``, or ``COMPOSED``.
-        when: whether it suits a geometry and a dtype ('float32', 'float64').
+        when: whether it suits a geometry and a dtype; of a half type, one that :func:`computed_in` leaves as it is.
         reason: the condition in words, and why.
     """
 
@@ -110,6 +111,10 @@ def _never(geometry: Any, dtype: str) -> bool:
     return False
 
 
+def _is_half(geometry: Any, dtype: str) -> bool:
+    return dtype in HALF_TYPES
+
+
 def _reuses_a_halo(g: Conv2dGeometry, dtype: str) -> bool:
     return g.r * g.s > 1 and g.p * g.q >= 16
 
@@ -136,16 +141,17 @@ def _is_short(g: ChainGeometry, dtype: str) -> bool:
     return 16 <= g.n <= 80 and len(g.relu) > 1 and first >= 2**14 and _few_rows(g, dtype)
 
 
-#: Where TF32 is allowed, when it is worth it.
-_IN_TF32: dict[str, Callable[[Any, str], bool]] = {
+#: Where TF32 is allowed, and of half types, when tensor cores are worth it.
+_ON_TENSOR_CORES: dict[str, Callable[[Any, str], bool]] = {
     "conv2d": _fills_a_gemm,
     "conv2d_grad_input": _gradient_fills_a_gemm,
     "conv2d_grad_weight": _fills_a_weight_gemm,
 }
-_ON_REQUEST = Rule(
+_HALF_OR_ON_REQUEST = Rule(
     TENSOR_CORE,
-    _never,
-    "use on request, or where it was measured to be fastest; float32's accuracy, and no GPU has timed it yet",
+    _is_half,
+    "float16 and bfloat16 that fill the tiles of a matrix product: half of the bytes, and no copies in float32. "
+    "Float32 on request, or where that was measured to be fastest. No GPU has timed it yet",
 )
 
 _FEW_ROWS = (
@@ -173,7 +179,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "tiles of a matrix product",
         ),
         Rule("tiled", _reuses_a_halo, "windows of neighbouring outputs overlap: read once into shared memory"),
-        _ON_REQUEST,
+        _HALF_OR_ON_REQUEST,
         Rule("direct", _always, "supports everything"),
     ),
     "conv2d_grad_input": (
@@ -189,7 +195,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "a gradient that is read once into shared memory serves several channels, and the windows that overlap; "
             "by a 1x1 window, at least 32 channels",
         ),
-        _ON_REQUEST,
+        _HALF_OR_ON_REQUEST,
         Rule("direct", _always, "supports everything"),
     ),
     "conv2d_grad_weight": (
@@ -198,7 +204,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             _fills_a_weight_gemm,
             "at least 16 filters, and 64 weights in each: fills the tiles of a matrix product",
         ),
-        _ON_REQUEST,
+        _HALF_OR_ON_REQUEST,
         Rule("direct", _always, "supports everything"),
     ),
     "conv2d_relu_max_pool2d": (
@@ -397,6 +403,32 @@ def _from_defaults(operation: str, geometry: Any, dtype: str, capability: str | 
     return Choice(operation, default.variant, tiling, "default", f"measured on {default.device}, {default.date}")
 
 
+def _wishes(operation: str, variant: str | None, tiling: Any) -> Iterator[tuple[str, str, Any]]:
+    """What the user asks for, the first one first: where, which variant, and its tiling, which may be None."""
+    if variant is not None:
+        yield "argument", variant, tiling
+    if (chosen := _chosen.get(_NOTHING).get(operation)) is not None:
+        yield "use_variant", *chosen
+    if (named := _from_environment(operation)) is not None:
+        yield "environment", named, None
+
+
+def computed_in(
+    operation: str, geometry: Any, dtype: str, *, variant: str | None = None, platform: Platform | None = None
+) -> str:
+    """The type in which the kernels of an operation compute, given that of its arrays.
+
+    That is the same type, but for float16 and bfloat16 float32, unless tensor cores take them as they are: where the
+    user asks for these, or, without a wish, where a convolution fills their tiles. Arguments as of :func:`choose`.
+    """
+    if dtype not in HALF_TYPES:
+        return dtype
+    wished = next((name for _, name, _ in _wishes(operation, variant, None)), None)
+    fills = _ON_TENSOR_CORES.get(operation, _never)(geometry, "float32") if wished is None else wished == TENSOR_CORE
+    able = fills and TENSOR_CORE in kernels.VARIANTS[operation]
+    return dtype if able and _supports(operation, TENSOR_CORE, geometry, dtype, platform) else "float32"
+
+
 def choose(
     operation: str,
     geometry: Any,
@@ -411,26 +443,20 @@ def choose(
     Args:
         operation: a name of ``kernels.VARIANTS``.
         geometry: what the operation's variants take.
-        dtype: 'float32' or 'float64'.
+        dtype: 'float32' or 'float64'; or a half type, which stands for the type that :func:`computed_in` gives.
         variant, tiling: asked for by the caller.
         platform: the device that it will run on; None, as in the simulator, ignores measurements.
 
     Raises:
         ValueError: an unknown name; a variant asked for does not support the geometry; or no variant does.
     """
-    wishes = [
-        ("argument", None if variant is None else (variant, tiling)),
-        ("use_variant", _chosen.get({}).get(operation)),
-        ("environment", None if (name := _from_environment(operation)) is None else (name, None)),
-    ]
-    for source, wish in wishes:
-        if wish is not None:
-            wished, how = wish
-            answer = _supports(operation, _checked(operation, wished, source), geometry, dtype, platform)
-            if not answer:
-                raise ValueError(f"{operation}: the variant {wished}, asked for by {source}, refuses: {answer}")
-            return Choice(operation, wished, how or _first_tiling(operation, wished, geometry), source, "asked for")
-    fills = _IN_TF32.get(operation, _never) if _tf32.get() else _never
+    dtype = computed_in(operation, geometry, dtype, variant=variant, platform=platform)
+    for source, wished, how in _wishes(operation, variant, tiling):
+        answer = _supports(operation, _checked(operation, wished, source), geometry, dtype, platform)
+        if not answer:
+            raise ValueError(f"{operation}: the variant {wished}, asked for by {source}, refuses: {answer}")
+        return Choice(operation, wished, how or _first_tiling(operation, wished, geometry), source, "asked for")
+    fills = _ON_TENSOR_CORES.get(operation, _never) if _tf32.get() else _never
     if fills(geometry, dtype) and _supports(operation, TENSOR_CORE, geometry, dtype, platform):
         tiling, reason = _first_tiling(operation, TENSOR_CORE, geometry), "it fills the tiles of tensor cores"
         return Choice(operation, TENSOR_CORE, tiling, "allow_tf32", reason)
@@ -455,6 +481,7 @@ def candidates(
     operation: str, geometry: Any, dtype: str = "float32", platform: Platform | None = None
 ) -> list[tuple[str, str]]:
     """Every variant of an operation, and why it was taken or not: what ``explain`` shows."""
+    dtype = computed_in(operation, geometry, dtype, platform=platform)
     choice = choose(operation, geometry, dtype, platform=platform)
     rows = []
     for rule in _rules(operation):

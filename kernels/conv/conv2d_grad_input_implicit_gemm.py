@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from numba import cuda, types
 
 from gpuconv.geometry import Conv2dGeometry
@@ -36,7 +37,7 @@ from gpuconv.kernels.device import Answer, Call, Refusal, call, jit, ldg, minimu
 from gpuconv.kernels.device.host import LAUNCH, MAX_ELEMENTS, NEXT_LAUNCH
 from gpuconv.kernels.variant import Arguments
 
-__all__ = ["Tiling", "calls", "estimate", "supports", "tilings", "workspace_size"]
+__all__ = ["Tiling", "by_phases", "calls", "estimate", "products", "supports", "tilings", "workspace_size"]
 
 _THREADS = 256
 #: Launches; each phase is one.
@@ -66,7 +67,7 @@ def turned(geometry: Conv2dGeometry, rows: Phase, columns: Phase) -> Conv2dGeome
     return Conv2dGeometry(*sizes, padding=sides, dilation=spread, groups=geometry.groups)
 
 
-def _products(geometry: Conv2dGeometry) -> list[tuple[Conv2dGeometry, Place]]:
+def products(geometry: Conv2dGeometry) -> list[tuple[Conv2dGeometry, Place]]:
     """Of each phase that has taps the convolution, and where its filters and results stand."""
     pairs, found = geometry.c * geometry.k // geometry.groups, []
     for rows, columns in phases(geometry):
@@ -90,19 +91,19 @@ def _before(phase: Phase, kernel: int) -> int:
 def estimate(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     """Microseconds on an H100, about: what ranks tilings."""
     launch = LAUNCH - NEXT_LAUNCH
-    return LAUNCH + sum(forward.estimate(product, tiling) - launch for product, _ in _products(geometry))
+    return LAUNCH + sum(forward.estimate(product, tiling) - launch for product, _ in products(geometry))
 
 
 def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     """Those of the product; without that of 1x1 filters which spills registers. Of phases, the sums are whole."""
-    products = [product for product, _ in _products(geometry)]
-    if not products:
+    convolutions = [product for product, _ in products(geometry)]
+    if not convolutions:
         return (forward.SHAPES[-1],)
     found = {
         tiling: estimate(geometry, tiling)
-        for product in products
+        for product in convolutions
         for tiling in forward.tilings(product)
-        if (min(one.r * one.s for one in products) > 1 or tiling.filters < 128 or tiling.positions < 128)
+        if (min(one.r * one.s for one in convolutions) > 1 or tiling.filters < 128 or tiling.positions < 128)
         and workspace_size(geometry, tiling) <= MAX_ELEMENTS
         and (tiling.parts == 1 or geometry.stride == (1, 1))
     }
@@ -196,12 +197,19 @@ def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Ca
     """
     if tiling.parts > 1 and geometry.stride != (1, 1):
         raise ValueError(f"conv2d_grad_input: with a stride sums are not cut into parts, got parts={tiling.parts}")
-    products = _products(geometry)
-    if products:
+    yield from by_phases(a, geometry, tiling, forward.products)
+
+
+def by_phases(
+    a: Arguments, geometry: Conv2dGeometry, tiling: Any, multiplied: Callable[..., Iterator[Call]]
+) -> Iterator[Call]:
+    """As :func:`calls`, with the launches of each product that ``multiplied`` gives, as ``forward.products``."""
+    found = products(geometry)
+    if found:
         yield turned_filters(a, geometry)
-    for product, place in products:
+    for product, place in found:
         place = dataclasses.replace(place, results=_first_part(geometry))
-        yield from forward.products(a, product, tiling, "grad", "workspace", place=place)
+        yield from multiplied(a, product, tiling, "grad", "workspace", place=place)
     if any(not rows.taps or not columns.taps for rows, columns in phases(geometry)):
-        kernel = _zeros(dataclasses.replace(geometry, n=1), a.dtype)
+        kernel = _zeros(dataclasses.replace(geometry, n=1), np.dtype(a.out.dtype).name)
         yield call(kernel, -(-a.out.size // _THREADS), _THREADS, a.out, a.out.size)

@@ -1,4 +1,4 @@
-"""Implicit GEMM on tensor cores, in float32's accuracy (3xTF32), or in TF32 on request.
+"""Implicit GEMM on tensor cores: of half types; in float32's accuracy (3xTF32); or in TF32 on request.
 
 The product is that of ``conv2d_implicit_gemm.py``: filters times windows, which are gathered from the input. Its
 elements are multiplied by tensor cores, which take TF32, 11 of float32's 24 bits. So a float32 is split in two, and
@@ -6,6 +6,10 @@ three products of the halves stand for one; ``kernels/device/tensor_core.py`` sa
 NaN and long sums. In norm the error is 1.8e-7 for sums of 27 products and 4.5e-7 for 4,608; of float32's multiply-adds
 one after the other it is 1.0e-7 and 1.2e-6. With ``products=1`` elements are rounded to TF32, whose error is 3e-4:
 :func:`gpuconv.cuda.allow_tf32`.
+
+**float16 and bfloat16** have products that float32 holds exactly: one for each of the operation, summed in float32 and
+rounded once at the end. All is as for TF32, with a pair of neighbouring products of a sum in place of a number: a
+k-tile has 32 of them, and the tiles have the same bytes.
 
 A block computes ``filters x positions`` of the product, in k-tiles of 16: it fetches a k-tile to registers, multiplies
 the one before out of shared memory, then stores what it fetched into the other of two buffers, and waits. A warp has
@@ -24,12 +28,19 @@ instructions a k-tile; its tensor core is busy for 768 cycles at the chip's peak
 ``mma`` is said to take on an H100. So the machine code allows 104 TFLOP/s there, where that of the float32 kernel
 allows 57 (and had 46 when it was measured). From L2 a k-tile takes 16 KiB in these 1,168 cycles.
 
+Of half types the loop has 172 instructions for 32 products, among them 32 ``mma`` of twice the size, 16 loads of a
+single element, and 24 that clear and join these. A scheduler begins 344 instructions a k-tile, the tensor core is busy
+for 256 cycles at the peak and 384 at six an ``mma``. What takes longest is the path to L1 and shared memory, 128 bytes
+a cycle: 384 cycles for ``ldmatrix``, 128 for stores, 64 for the table and 192 for loads, 768 together. That allows 357
+TFLOP/s at 1.98 GHz, of the 990 that the chip has with ``wgmma``.
+
 Shared bytes: ``128 · (filters + positions)`` and a table of offsets, 34 KB for 128 x 128 and a 3x3 window. Registers:
 at most 255, so that a multiprocessor holds 256 threads.
 
-Expected bottleneck: the instructions around ``mma``, and ``mma``, in equal parts. No GPU has timed it yet: so it is
-taken on request, or where the tuner has found it fastest. Refused are other types than float32, GPUs before compute
-capability 8.0, and very long windows.
+Expected bottleneck: the instructions around ``mma``, and ``mma``, in equal parts; of half types shared memory. No GPU
+has timed it yet. So for float32 it is taken on request, or where the tuner has found it fastest; for half types by the
+rule, as the other kernels compute in float32 and need copies of the arrays in it. Refused are float64, GPUs before
+compute capability 8.0, and very long windows.
 """
 
 from __future__ import annotations
@@ -43,15 +54,18 @@ from numba import cuda, types
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.compiled import specialised
 from gpuconv.kernels.conv import windows
-from gpuconv.kernels.conv.windows import supports
+from gpuconv.kernels.conv.conv2d_implicit_gemm import WHOLE, Place
 from gpuconv.kernels.device import tensor_core
-from gpuconv.kernels.device.host import MULTIPROCESSORS
+from gpuconv.kernels.device.halves import converting
+from gpuconv.kernels.device.host import MULTIPROCESSORS, Answer, Refusal
 from gpuconv.kernels.device.launch import Call, call, device_function, jit
-from gpuconv.kernels.device.memory import ldg4_if, ldg_if, st, st2
+from gpuconv.kernels.device.memory import ldg4_if, ldg8_if, ldg_if, st, st2
 from gpuconv.kernels.device.registers import unrolled
 from gpuconv.kernels.device.tensor_core import (
     COMPUTE_CAPABILITY,
     DEPTH,
+    DTYPES,
+    Arithmetic,
     column_places,
     row_places,
     staging_into,
@@ -61,10 +75,8 @@ from gpuconv.kernels.device.tensor_core import (
 from gpuconv.kernels.device.words import i32, minimum, u32
 from gpuconv.kernels.variant import Arguments
 
-__all__ = ["COMPUTE_CAPABILITY", "DTYPES", "Tiling", "calls", "product", "supports", "tilings"]
+__all__ = ["COMPUTE_CAPABILITY", "DTYPES", "Tiling", "calls", "cost", "fits", "products", "supports", "tilings"]
 
-#: The only element type.
-DTYPES = ("float32",)
 _MOST_SHARED = 48 * 1024
 
 
@@ -75,7 +87,7 @@ class Tiling:
     Attributes:
         filters, positions: rows and columns of the product, a block.
         warp_filters, warp_positions: the same a warp, multiples of 16.
-        products: of TF32 numbers for one of float32: 3, or 1 for TF32's accuracy.
+        products: of TF32 numbers for one of float32: 3, or 1 for TF32's accuracy. Of half types it is not looked at.
 
     Raises:
         ValueError: the tile cannot be shared out equally among its warps.
@@ -113,11 +125,22 @@ _SHAPES = (
 )
 
 
-def _shared_bytes(geometry: Conv2dGeometry, tiling: Tiling) -> int:
-    return 8 * DEPTH * (tiling.filters + tiling.positions) + 8 * windows.period(geometry, DEPTH)
+def fits(geometry: Conv2dGeometry, tiling: Tiling) -> bool:
+    """Whether shared memory holds the tiles and the table, which is longest for half types: their k-tiles are."""
+    table = 8 * windows.period(geometry, 2 * DEPTH)
+    return 8 * DEPTH * (tiling.filters + tiling.positions) + table <= _MOST_SHARED
 
 
-def _cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
+def supports(geometry: Conv2dGeometry) -> Answer:
+    """True for all but very long windows."""
+    if (answer := windows.supports(geometry)) and not fits(geometry, _SHAPES[-1]):
+        return Refusal(
+            f"a window of {geometry.r}x{geometry.s} taps: shared memory cannot hold the table of its offsets"
+        )
+    return answer
+
+
+def cost(geometry: Conv2dGeometry, tiling: Tiling) -> float:
     """Estimated time, in cycles of a multiprocessor that nothing else is done on."""
     positions, filters = geometry.n * geometry.p * geometry.q, geometry.k // geometry.groups
     tiles = -(-positions // tiling.positions) * -(-filters // tiling.filters) * geometry.groups
@@ -141,22 +164,26 @@ def tilings(geometry: Conv2dGeometry) -> tuple[Tiling, ...]:
     fitting = [
         tiling
         for tiling in _SHAPES
-        if _shared_bytes(geometry, tiling) <= _MOST_SHARED
+        if fits(geometry, tiling)
         and tiling.filters < max(17, 2 * filters)
         and tiling.positions < max(65, 2 * positions)
     ]
-    costs = {tiling: _cost(geometry, tiling) for tiling in fitting}
+    costs = {tiling: cost(geometry, tiling) for tiling in fitting}
     limit = 3 * min(costs.values())
     return tuple(sorted((tiling for tiling in costs if costs[tiling] < limit), key=costs.__getitem__))
 
 
 @specialised
-def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16: bool) -> Callable[..., None]:
+def _kernel(
+    geometry: Conv2dGeometry, tiling: Tiling, dtype: str, has_bias: bool, aligned16: bool, place: Place
+) -> Callable[..., None]:
     """The kernel for images of a geometry, whatever their number: ``geometry.n`` is not looked at.
 
     ``aligned16``: the arrays begin at multiples of 128 bits.
     """
-    real = types.float32
+    real, arithmetic = types.float32, Arithmetic.of(dtype, tiling.products)
+    each, depth, vector_size, kind = arithmetic.each, arithmetic.depth, arithmetic.vector, arithmetic.element
+    widened, rounded = converting(dtype)
     k, groups, filters = geometry.k, geometry.groups, geometry.k // geometry.groups
     plane, pixels, products = geometry.h * geometry.w, geometry.p * geometry.q, windows.products(geometry)
 
@@ -164,37 +191,39 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
     warp_filters, warp_positions = tiling.warp_filters, tiling.warp_positions
     down, across, warps_across = warp_filters // 16, warp_positions // 8, tile_positions // warp_positions
     sums, halves = 4 * down * across, 2 * down
-    filter_tiles, k_tiles = -(-filters // tile_filters), -(-products // DEPTH)
-    ragged, clamped = products % DEPTH != 0, filters % tile_filters != 0
+    filter_tiles, k_tiles = -(-filters // tile_filters), -(-products // depth)
+    ragged, clamped = products % depth != 0, filters % tile_filters != 0
 
-    # A thread fetches vectors of 4 weights, in rows so far apart, and of one position 4 products or a multiple of that.
+    # A thread fetches vectors of weights, in rows so far apart, and of one position as many products as fill vectors.
     weight_rows = threads // 4
-    weights_each, values_each = tile_filters // weight_rows, DEPTH * tile_positions // threads
-    staged_weights, value_vectors = 4 * weights_each, values_each // 4
-    wide = aligned16 and products % 4 == 0
-    pairs = aligned16 and pixels % 2 == 0
-    values_from = DEPTH * tile_filters
-    buffer_size = values_from + DEPTH * tile_positions
+    weights_each, values_each = tile_filters // weight_rows, depth * tile_positions // threads
+    staged_weights, value_vectors = vector_size * weights_each, values_each // vector_size
+    wide, load_vector = aligned16 and products % vector_size == 0, ldg8_if if each == 2 else ldg4_if
+    scattered, (out_h, out_w) = place.shape is not None, place.shape or (geometry.p, geometry.q)
+    (out_row, out_column), (row_step, column_step) = place.first, place.step
+    first_weight, q, out_plane = place.weights, geometry.q, out_h * out_w
+    pairs = aligned16 and pixels % 2 == 0 and not scattered
+    values_from = depth * tile_filters
+    buffer_size = values_from + depth * tile_positions
     both_buffers = 2 * buffer_size
     tabled, table_size, fill_table, locate, advance, fetch_values = windows.gathering(
-        geometry, depth=DEPTH, threads=threads, rows=values_each
+        geometry, depth=depth, threads=threads, rows=values_each
     )
-    multiply = tensor_core.product(down, across, tiling.products)
-    store_weights = staging_into(weights_each, tiling.products)
-    store_values = staging_into(value_vectors, tiling.products)
-    waited = tensor_core.waiting(staged_weights, values_each, tiling.products)
+    multiply = tensor_core.product(down, across, arithmetic)
+    store_weights, store_values = staging_into(weights_each, arithmetic), staging_into(value_vectors, arithmetic)
+    waited = tensor_core.waiting(staged_weights, values_each, arithmetic)
 
     @device_function
     def fetch_weights(staged: Any, weight: Any, rows: Any, product: Any) -> None:
         for i in range(weights_each):
             if wide:
-                found = ldg4_if(weight, rows[i] + product, product < products if ragged else True)
-                for j in range(4):
-                    staged[4 * i + j] = found[j]
+                found = load_vector(weight, rows[i] + product, product < products if ragged else True)
+                for j in range(vector_size):
+                    staged[vector_size * i + j] = found[j]
             else:
-                for j in range(4):
+                for j in range(vector_size):
                     inside = product + j < products if ragged else True
-                    staged[4 * i + j] = ldg_if(weight, rows[i] + product + j, inside)
+                    staged[vector_size * i + j] = ldg_if(weight, rows[i] + product + j, inside)
 
     @device_function
     def store_row(n: int, at: int, total: Any, added: Any, out: Any, offset: Any, filter_: Any) -> None:
@@ -202,9 +231,10 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
         row, at = n // 2 * 16 + n % 2 * 8, at + n // 2 * 4 * across + n % 2 * 2
         if filter_ + row < filters:
             if pairs:
-                st2(out, offset + row * pixels, (total[at] + added[n], total[at + 1] + added[n]))
+                both = rounded(total[at] + added[n]), rounded(total[at + 1] + added[n])
+                st2(out, offset + row * out_plane, both)
             else:
-                st(out, offset + row * pixels, total[at] + added[n])
+                st(out, offset + row * out_plane, rounded(total[at] + added[n]))
 
     store_rows = unrolled(store_row, halves)
 
@@ -216,16 +246,19 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
         position = first + (j // 2 * 8 + j % 2)
         if (j % 2 == 0 or not pairs) and position < positions:
             image, pixel = divmod(position, pixels)
-            store_rows(j // 2 * 4 + j % 2, total, added, out, (image * k + map_) * pixels + pixel, filter_)
+            if scattered:
+                row, column = divmod(pixel, q)
+                pixel = (row * row_step + out_row) * out_w + column * column_step + out_column
+            store_rows(j // 2 * 4 + j % 2, total, added, out, (image * k + map_) * out_plane + pixel, filter_)
 
     store_positions = unrolled(store_position, 2 * across)
 
     @jit(launch_bounds=(threads, max(1, 256 // threads)))
     def conv2d_tensor_core(x: Any, weight: Any, bias: Any, out: Any, positions: Any) -> None:
-        tiles = cuda.shared.array(both_buffers, real, alignment=128)
+        tiles = cuda.shared.array(both_buffers, kind, alignment=128)
         table = cuda.shared.array(table_size, types.uint32, alignment=16)
         total, added = cuda.local.array(sums, real), cuda.local.array(halves, real)
-        next_weights, next_values = cuda.local.array(staged_weights, real), cuda.local.array(values_each, real)
+        next_weights, next_values = cuda.local.array(staged_weights, kind), cuda.local.array(values_each, kind)
         rows = cuda.local.array(weights_each, types.uint32)
         weight_places = cuda.local.array(weights_each, types.int32)
         value_places = cuda.local.array(value_vectors, types.int32)
@@ -248,13 +281,13 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
             filter_ = first_filter + row + i * weight_rows
             if clamped:
                 filter_ = minimum(filter_, filters - 1)
-            rows[i] = (group * filters + filter_) * products
-            weight_places[i] = i32(tile_place(row, vector)) + i * weight_rows * DEPTH
-        weight_product = vector * 4
+            rows[i] = (group * filters + filter_) * products + first_weight
+            weight_places[i] = i32(tile_place(row, vector, each)) + i * weight_rows * depth
+        weight_product = vector * vector_size
 
         row, column = divmod(thread, tile_positions)
         for i in range(value_vectors):
-            value_places[i] = i32(tile_place(column, row * value_vectors + i)) + values_from
+            value_places[i] = i32(tile_place(column, row * value_vectors + i, each)) + values_from
         value_product = row * values_each
         window, turn, outside = locate(minimum(first_position + column, u32(positions) - 1), group, u32(0))
         entry = value_product
@@ -264,11 +297,11 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
         warp, lane = thread >> 5, thread & 31
         warp_row, warp_column = divmod(warp, warps_across)
         own_row, own_column = warp_row * warp_filters, warp_column * warp_positions
-        row_at, row_half = row_places(lane)
-        column_at, column_half = column_places(lane)
-        row_at, row_half = i32(row_at + own_row * DEPTH), i32(row_half + own_row * DEPTH)
-        column_at = i32(column_at + own_column * DEPTH) + values_from
-        column_half = i32(column_half + own_column * DEPTH) + values_from
+        row_at, row_half = row_places(lane, each)
+        column_at, column_half = column_places(lane, each)
+        row_at, row_half = i32(row_at + own_row * depth), i32(row_half + own_row * depth)
+        column_at = i32(column_at + own_column * depth) + values_from
+        column_half = i32(column_half + own_column * depth) + values_from
 
         fetch_weights(next_weights, weight, rows, weight_product)
         fetch_values(next_values, x, table, window, outside, entry, value_product)
@@ -278,7 +311,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
         buffer, tile = i32(0), u32(1)
         while tile < k_tiles:
             tile += 1
-            weight_product, value_product = weight_product + DEPTH, value_product + DEPTH
+            weight_product, value_product = weight_product + depth, value_product + depth
             window, turn = advance(window, turn)
             fetch_weights(next_weights, weight, rows, weight_product)
             fetch_values(next_values, x, table, window, outside, turn + entry, value_product)
@@ -299,7 +332,7 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
             added[i] = real(0)
             if has_bias:
                 other = filter_ + (i // 2 * 16 + i % 2 * 8)
-                added[i] = ldg_if(bias, group * filters + other, other < filters)
+                added[i] = widened(ldg_if(bias, group * filters + other, other < filters))
         store_positions(
             total,
             added,
@@ -315,17 +348,26 @@ def _kernel(geometry: Conv2dGeometry, tiling: Tiling, has_bias: bool, aligned16:
 
 def calls(a: Arguments, geometry: Conv2dGeometry, tiling: Tiling) -> Iterator[Call]:
     """The matrix product."""
-    yield product(a, geometry, tiling, "x", "weight", "out", bias="bias")
+    yield from products(a, geometry, tiling, "x", "weight", bias="bias")
 
 
-def product(
-    a: Arguments, geometry: Conv2dGeometry, tiling: Tiling, x: str, weight: str, out: str, bias: str | None = None
-) -> Call:
-    """The launch of the product, of the arrays of these names."""
+def products(
+    a: Arguments,
+    geometry: Conv2dGeometry,
+    tiling: Tiling,
+    x: str,
+    weight: str,
+    bias: str | None = None,
+    place: Place = WHOLE,
+) -> Iterator[Call]:
+    """The launch of the product of the arrays of these names, to ``out``; ``place`` is where its results stand."""
     has_bias, positions = bias is not None and a.has(bias), geometry.n * geometry.p * geometry.q
-    kernel = _kernel(dataclasses.replace(geometry, n=1), tiling, has_bias, a.aligned(x, weight, out))
+    cut = tiling if a.dtype == "float32" else dataclasses.replace(tiling, products=1)
+    aligned16 = a.aligned(x, weight, "out") and place.weights % 8 == 0
+    place = dataclasses.replace(place, results=0)
+    kernel = _kernel(dataclasses.replace(geometry, n=1), cut, a.dtype, has_bias, aligned16, place)
     filter_tiles = geometry.groups * -(-geometry.k // geometry.groups // tiling.filters)
     blocks = -(-positions // tiling.positions) * filter_tiles
     # For a bias that there is not stands an array that is not looked at.
-    arrays = (getattr(a, name) for name in (x, weight, bias or weight, out))
-    return call(kernel, blocks, tiling.threads, *arrays, positions)
+    arrays = (getattr(a, name) for name in (x, weight, bias or weight, "out"))
+    yield call(kernel, blocks, tiling.threads, *arrays, positions)

@@ -160,4 +160,4 @@ def calls_of(kernel: Any, a: Arguments, geometry: Conv2dGeometry, tiling: Any, p
     grid = down * across * geometry.groups, tiling.parts
     yield call(kernel, grid, tiling.threads, a.grad, a.x, target, size, size_a_part)
     if tiling.parts > 1:
-        yield sum_parts(a.workspace, a.out, tiling.parts)
+        yield sum_parts(a.workspace, a.out, tiling.parts, a.dtype)

@@ -24,6 +24,8 @@ def _checked_array(array: Any, offset: Any, count: int) -> None:
         raise TypingError(f"loads and stores need a one-dimensional contiguous array, got {array}")
     if not isinstance(array.dtype, (types.Integer, types.Float)) or count * array.dtype.bitwidth > 128:
         raise TypingError(f"{count} elements of {array.dtype} are not numbers of at most 128 bits together")
+    if count == 8 and array.dtype.bitwidth != 16:
+        raise TypingError(f"eight elements are of 16 bits, got {array.dtype}")
     if not is_integer(offset):
         raise TypingError(f"an offset is a word or an integer, got {offset}")
 
@@ -79,9 +81,13 @@ def _store(count: int) -> Callable[..., Any]:
 
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             pointer = _element_pointer(context, builder, signature, args)
-            vector = ir.Constant(ir.VectorType(pointer.type.pointee, count), ir.Undefined)
-            for i in range(count):
-                element = args[2] if count == 1 else builder.extract_value(args[2], i)
+            elements = [args[2] if count == 1 else builder.extract_value(args[2], i) for i in range(count)]
+            if count == 8:
+                lower, upper = ([builder.zext(one, _I32) for one in elements[first::2]] for first in (0, 1))
+                words = zip(lower, upper, strict=True)
+                elements = [builder.or_(low, builder.shl(high, _I32(16))) for low, high in words]
+            vector = ir.Constant(ir.VectorType(elements[0].type, len(elements)), ir.Undefined)
+            for i, element in enumerate(elements):
                 vector = builder.insert_element(vector, element, _I32(i))
             store = builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer()))
             store.align = count * array.dtype.bitwidth // 8
@@ -100,30 +106,35 @@ _FLOAT_REGISTERS = {32: ("f32", "f"), 64: ("f64", "d")}
 def _predicated_load(count: int) -> Callable[..., Any]:
     def body(typingctx: Any, array: Any, offset: Any, predicate: Any) -> Any:
         _checked_array(array, offset, count)
-        bits = array.dtype.bitwidth
+        # Eight elements of 16 bits are loaded as four words: PTX has no longer vectors.
+        joined = 2 if count == 8 else 1
+        bits, loads = joined * array.dtype.bitwidth, count // joined
         name, register = (_FLOAT_REGISTERS if isinstance(array.dtype, types.Float) else _REGISTERS)[bits]
 
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             pointer = _element_pointer(context, builder, signature, args)
             element = pointer.type.pointee
             address = builder.ptrtoint(builder.addrspacecast(pointer, element.as_pointer(1)), _I64)
-            slot = ir.IntType(16) if bits == 8 else element
-            result = slot if count == 1 else ir.LiteralStructType([slot] * count)
-            outputs = [f"${i}" for i in range(count)]
+            slot = _I32 if joined == 2 else ir.IntType(16) if bits == 8 else element
+            result = slot if loads == 1 else ir.LiteralStructType([slot] * loads)
+            outputs = [f"${i}" for i in range(loads)]
             zeros = " ".join(f"mov.b{max(bits, 16)} {output}, 0;" for output in outputs)
-            vector, destination = (f".v{count}", "{" + ", ".join(outputs) + "}") if count > 1 else ("", outputs[0])
+            vector, destination = (f".v{loads}", "{" + ", ".join(outputs) + "}") if loads > 1 else ("", outputs[0])
             assembly = (
-                f"{{ .reg .pred on; setp.ne.b32 on, ${count + 1}, 0; {zeros} "
-                f"@on ld.global.nc{vector}.{name} {destination}, [${count}]; }}"
+                f"{{ .reg .pred on; setp.ne.b32 on, ${loads + 1}, 0; {zeros} "
+                f"@on ld.global.nc{vector}.{name} {destination}, [${loads}]; }}"
             )
-            constraints = ",".join([f"=&{register}"] * count + ["l", "r"])
+            constraints = ",".join([f"=&{register}"] * loads + ["l", "r"])
             function = ir.FunctionType(result, [_I64, _I32])
             # The compiler may move this load: it has no side effects, and what it reads does not change.
             load = ir.InlineAsm(function, assembly, constraints, side_effect=False)
             value = builder.call(load, [address, builder.zext(args[2], _I32)])
-            elements = [value] if count == 1 else [builder.extract_value(value, i) for i in range(count)]
+            elements = [value] if loads == 1 else [builder.extract_value(value, i) for i in range(loads)]
             if bits == 8:
                 elements = [builder.trunc(part, element) for part in elements]
+            if joined == 2:
+                both = [(word, builder.lshr(word, _I32(16))) for word in elements]
+                elements = [builder.trunc(part, element) for parts in both for part in parts]
             return _packed(builder, elements)
 
         return _loaded(array.dtype, count)(array, offset, types.boolean), code
@@ -209,6 +220,8 @@ ldg4 = intrinsic("ldg4", _load(4, read_only=True), _load_twin(4, read_only=True)
 ldg_if = intrinsic("ldg_if", _predicated_load(1), _predicated_load_twin(1))
 ldg2_if = intrinsic("ldg2_if", _predicated_load(2), _predicated_load_twin(2))
 ldg4_if = intrinsic("ldg4_if", _predicated_load(4), _predicated_load_twin(4))
+ldg8_if = intrinsic("ldg8_if", _predicated_load(8), _predicated_load_twin(8))
 st = intrinsic("st", _store(1), _store_twin(1))
 st2 = intrinsic("st2", _store(2), _store_twin(2))
 st4 = intrinsic("st4", _store(4), _store_twin(4))
+st8 = intrinsic("st8", _store(8), _store_twin(8))

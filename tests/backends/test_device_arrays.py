@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import importlib.util
 import signal
@@ -613,6 +614,29 @@ def test_launches_are_noted_on_device_arrays(machine):
         launches = compiling.recorded.__wrapped__(kind, 8)
         assert (launches[0].kernel.operation, launches[-1].kernel.operation) == (first, last), kind
     assert len(compiling.recorded.__wrapped__("network", "shufflenet_v2_x1_0", 2, 64)) > 100
+
+
+@pytest.mark.slow
+def test_half_types_by_prepared_launches(real_kernels):
+    """Launches that are made for float16 find the arrays, and the workspace, that they were made for, each time."""
+    geometry = Conv2dGeometry.of((1, 4, 6, 5), (6, 4, 3, 3), padding=1, stride=(1, 2))
+    ours, theirs = backends.get("cuda"), backends.get("numpy")
+    for operation in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
+        for _ in range(2):
+            x, w, grad = (
+                random(*shape).astype(np.float16)
+                for shape in (geometry.input_shape, geometry.weight_shape, geometry.output_shape)
+            )
+            given = {"conv2d": (x, w, None), "conv2d_grad_input": (grad, w), "conv2d_grad_weight": (grad, x)}[operation]
+            tiling = kernels.load(operation, "tensor_core").tilings(geometry)[-1]
+            if operation == "conv2d_grad_weight":
+                tiling = dataclasses.replace(tiling, parts=2)
+            with tuning.use_variant(operation, "tensor_core", tiling):
+                arrays = [None if one is None else fake_cupy.asarray(one) for one in given]
+                got = getattr(ours, operation)(*arrays, geometry).get()
+            wide = [None if one is None else one.astype(np.float32) for one in given]
+            assert got.dtype == np.float16
+            np.testing.assert_allclose(got, getattr(theirs, operation)(*wide, geometry), rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.slow

@@ -298,6 +298,20 @@ def test_a_run(machine, capsys, tmp_path):
     assert "TF32 of torch: matmul False, cuDNN False" in output.err
 
 
+@pytest.mark.slow
+def test_a_run_in_half_precision(machine, capsys, tmp_path, monkeypatch):
+    """What has kernels for float16 is judged and timed in it, beside PyTorch's float16; the rest is left out."""
+    found = kernels.VARIANTS["conv2d"] | {"tensor_core": "gpuconv.kernels.conv.conv2d_tensor_core"}
+    monkeypatch.setitem(kernels.VARIANTS, "conv2d", found)
+    out, more = tmp_path / "gpu.json", ["--op", "conv2d,max_pool2d", "--rounds", "1", "--dtype", "float16"]
+    assert gpu.main(["--json", str(out), *more]) == 0
+    (result,) = json.loads(out.read_text())["results"]
+    assert {entry["variant"] for entry in result["kernels"]} == {"tensor_core"}
+    assert all(entry["fault"] is None and 1e-4 < entry["norm"] < 3e-4 and entry["us"] for entry in result["kernels"])
+    assert result["peer_us"]
+    assert "Kernels beside PyTorch, float16" in capsys.readouterr().out
+
+
 def test_variants_for_newer_gpus_are_left_out(monkeypatch):
     """On a T4 nothing is compiled for tensor cores that round to TF32, and so nothing is called wrong."""
     geometry = layers.LAYERS["conv2d"]["resnet50.conv3-3x3"]

@@ -519,7 +519,7 @@ def test_kernels_of_the_stages(monkeypatch):
     assert work[0][1] == "step"
     functions = [one[0].__name__ for one in work]
     assert set(functions) == {"compile_recorded", "compile_kernels", "compile_chosen"}
-    assert {one[4] for one in work if one[0].__name__ == "compile_kernels"} == {"float32", "float64"}
+    assert {one[4] for one in work if one[0].__name__ == "compile_kernels"} == {"float32", "float16", "float64"}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 from support.simulation import COMPILED, run
 
 import gpuconv
-from gpuconv import tuning
+import gpuconv.functional as F
+from gpuconv import backends, tuning
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels import load
@@ -21,6 +23,7 @@ from gpuconv.kernels.device import tensor_core
 from gpuconv.tuning.store import Platform
 
 SCRIPT = Path(__file__).parents[1] / "support" / "interpret_tensor_core.py"
+BFLOAT16 = np.dtype(gpuconv.dtypes.bfloat16())
 OPERATIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 numpy_backend = NumpyBackend()
 
@@ -82,6 +85,36 @@ def test_words_equal_their_twins(tmp_path):
         row, column = lanes // 4 + number // 2 * 8, lanes % 4 * 2 + number % 2
         np.testing.assert_allclose(found, exact[row, column], atol=2e-2)
         assert np.abs(found - exact[row, column]).max() > 1e-5, "more accurate than TF32"
+
+
+@pytest.mark.slow
+def test_halves_equal_their_twins(tmp_path):
+    """Compiled code and twins give the same bits of the same words, read as float16 and as bfloat16, NaN among them."""
+    rng = np.random.default_rng(3)
+    a, b = (rng.standard_normal((16, 16)).astype(np.float16).view(np.uint16) for _ in range(2))
+    a[0, :6] = [0x7C00, 0xFC00, 0x7E01, 0x0001, 0x7BFF, 0x8000]  # as float16 infinities, NaN, 2^-24, 65504, -0
+    numbers = special_numbers()
+    numbers[-3:] = 65520, 65519.9, 1 + 2**-9  # of which the first one is infinite in float16; between two bfloat16
+    arrays = {"a": a, "b": b, "numbers": numbers}
+    theirs = interpreted(tmp_path, arrays, "halves")
+    from support.interpret_tensor_core import run_halves
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        ours = run_halves(**arrays)
+        for name in ("sums", "wide"):
+            np.testing.assert_array_equal(bits(ours[name]), bits(theirs[name]), err_msg=name)
+        np.testing.assert_array_equal(ours["rounded"], theirs["rounded"])
+        # The same as other libraries have it: of both types all numbers, and the first type's product.
+        for number, dtype in enumerate((np.dtype(np.float16), BFLOAT16)):
+            np.testing.assert_array_equal(ours["wide"][number::2], a.ravel()[:32].view(dtype).astype(np.float32))
+            np.testing.assert_array_equal(
+                ours["rounded"][number::2].view(dtype).astype(np.float32), numbers.astype(dtype).astype(np.float32)
+            )
+    exact = a[1:].view(np.float16).astype(np.float64) @ b.view(np.float16).astype(np.float64).T
+    lanes = np.arange(32)
+    for number, found in enumerate(ours["sums"][0].T):
+        row, column = lanes // 4 + number // 2 * 8, lanes % 4 * 2 + number % 2
+        np.testing.assert_allclose(found[row > 0], exact[row - 1, column][row > 0], atol=1e-5)
 
 
 def test_parts_of_a_number():
@@ -245,13 +278,123 @@ def test_compiled_kernels_in_tf32(tmp_path):
     assert 1e-4 < error(found, expected) < 5e-4
 
 
+#: Ragged in all directions: filters, products, positions; with groups, a stride, a bias, and odd images.
+HALVES = [
+    ("conv2d", (2, 8, 5, 6), (17, 8, 3, 3), {}, [16, 64, 16, 32]),
+    ("conv2d", (1, 10, 4, 5), (70, 5, 2, 1), {"groups": 2, "padding": 1}, [128, 64, 64, 32]),
+    ("conv2d_grad_input", (2, 5, 6, 7), (12, 5, 3, 3), {"padding": 1}, [32, 64, 32, 32]),
+    ("conv2d_grad_input", (1, 6, 7, 9), (10, 3, 2, 3), {"padding": 1, "stride": 3, "groups": 2}, [16, 64, 16, 32]),
+    ("conv2d_grad_weight", (2, 5, 6, 7), (12, 5, 3, 3), {"padding": 1, "stride": 2}, [16, 64, 16, 32, 2]),
+    ("conv2d_grad_weight", (1, 15, 5, 7), (70, 15, 3, 3), {"padding": 1}, [64, 128, 32, 64, 1]),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.grid(4)
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("operation", "first", "second", "options", "tiling"), HALVES)
+def test_half_types_are_rounded_once(operation, first, second, options, tiling, half, tmp_path):
+    """Results are float64's, rounded to the half type, but for few that float32's sums round otherwise.
+
+    In the simulator; and of compiled code, which the interpreter runs, the same bits.
+    """
+    dtype = np.dtype(np.float16) if half == "float16" else BFLOAT16
+    geometry, inputs, _ = case_of(operation, first, second, **options)
+    if operation == "conv2d":
+        inputs = (*inputs[:2], np.linspace(-3, 3, second[0], dtype=np.float32))
+    inputs = [one.astype(dtype) for one in inputs]
+    expected = getattr(numpy_backend, operation)(*(one.astype(np.float64) for one in inputs), geometry)
+    module = load(operation, "tensor_core")
+    out = np.zeros(expected.shape, dtype)
+    run(module, inputs, (out,), geometry, module.Tiling(*tiling))
+    differs = out.astype(np.float64) != expected.astype(np.float32).astype(dtype).astype(np.float64)
+    assert differs.mean() <= 0.005
+    unit = np.spacing(np.abs(expected).astype(np.float16)).astype(np.float64) * (1 if half == "float16" else 8)
+    assert (np.abs(out.astype(np.float64) - expected) <= 0.51 * unit).all()
+    if (half == "float16") == (second[1] in (3, 5)):  # of each kernel with one of the types
+        named = {f"a{number}": one.view(np.uint16) for number, one in enumerate(inputs)}
+        found = interpreted(tmp_path, named, operation, [first, second, options], tiling, half)["out"]
+        np.testing.assert_array_equal(found, out.view(np.uint16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_infinity_and_nan_in_half_types(operation):
+    """They come out where float32 has them; and what is too large for float16 becomes infinite."""
+    geometry, inputs, _ = case_of(operation, (1, 4, 6, 6), (5, 4, 3, 3), padding=1)
+    inputs = [None if one is None else one.astype(np.float16) for one in inputs]
+    first, second = inputs[:2]
+    first[0, 1, 2, 3], first[0, 3, 0, 0], first[0, 2, 5, 5], first[0, 0, 4, 1] = np.inf, -np.inf, 65504, np.nan
+    second[...] = np.where(second > 0, 2.0, -0.5)
+    with np.errstate(invalid="ignore", over="ignore"):
+        wide = [None if one is None else one.astype(np.float32) for one in inputs]
+        expected = getattr(numpy_backend, operation)(*wide, geometry).astype(np.float16)
+    assert np.isinf(expected).any()
+    assert np.isnan(expected).any()
+    module = load(operation, "tensor_core")
+    out = np.zeros(expected.shape, np.float16)
+    run(module, inputs, (out,), geometry, module.tilings(geometry)[0])
+    np.testing.assert_allclose(out, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_operations_take_half_types_as_they_are(half):
+    """Where tensor cores are asked for, convolutions get no float32; their results and gradients are NumPy's."""
+    dtype, rng, found, given = gpuconv.dtypes.element_type(half), np.random.default_rng(4), {}, []
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((2, 5, 6, 7), (12, 5, 3, 3), (12,))]
+
+    class Noting(type(backends.get("cuda"))):
+        def _run(self, operation, geometry, *inputs, **options):
+            given.append((operation, {str(one.dtype) for one in inputs}))
+            return super()._run(operation, geometry, *inputs, **options)
+
+    for backend in ("numpy", Noting()):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(gpuconv.use_backend(backend))
+            for operation in OPERATIONS:
+                stack.enter_context(tuning.use_variant(operation, "tensor_core"))
+            inputs = [gpuconv.Tensor(array, requires_grad=True) for array in arrays]
+            y = F.conv2d_relu(*inputs, padding=1)
+            y.backward(np.ones(y.shape, dtype))
+            found[str(backend)] = [y.numpy(), *(one.grad.numpy() for one in inputs)]
+    for ours, numpys in zip(*found.values(), strict=True):
+        assert ours.dtype == numpys.dtype == dtype
+        np.testing.assert_allclose(
+            ours.astype(float), numpys.astype(float), rtol=2 ** (-9 if half == "float16" else -6)
+        )
+    others = [("relu", {"float32"}), ("relu_grad", {"float32"}), ("conv2d_grad_bias", {"float32"})]
+    assert sorted(given, key=str) == sorted([*((name, {half}) for name in OPERATIONS), *others], key=str)
+
+
+def test_the_rule_takes_half_types_that_fill_the_tiles():
+    """All else is computed in float32: small layers, other variants on request, older GPUs."""
+    large = Conv2dGeometry.of((32, 64, 32, 32), (64, 64, 3, 3), padding=1)
+    strided = Conv2dGeometry.of((32, 64, 32, 32), (64, 64, 3, 3), padding=1, stride=2)
+    old = Platform("cuda", "GPU, compute capability 7.5", "", "", "")
+    for operation in OPERATIONS:
+        choice = tuning.choose(operation, large, "bfloat16")
+        assert (choice.variant, choice.source) == ("tensor_core", "rule")
+        assert "tensor_core" in next(row for row in tuning.candidates(operation, large, "float16") if "taken" in row[1])
+        for geometry, platform in ((large, old), (Conv2dGeometry.of((1, 1, 8, 8), (2, 1, 3, 3)), None)):
+            assert tuning.computed_in(operation, geometry, "float16", platform=platform) == "float32"
+            wanted = tuning.choose(operation, geometry, platform=platform)
+            assert tuning.choose(operation, geometry, "float16", platform=platform) == wanted
+        assert tuning.computed_in(operation, large, "float16", variant="direct") == "float32"
+        assert tuning.choose(operation, large, "float16", variant="direct").variant == "direct"
+        assert "float64, and not in float16" in load(operation, "direct").supports(large, "float16")
+    assert [tuning.computed_in(operation, strided, "float16") for operation in OPERATIONS] == ["float16"] * 3
+    assert tuning.computed_in("relu", (4,), "float16") == "float32"
+    assert tuning.computed_in("conv2d", large, "float64") == "float64"
+
+
 def test_refusals_say_why():
-    """Other types, older GPUs, strides of a gradient; and tiles that cannot be shared out."""
+    """Other types, older GPUs, very long windows and large strides; and tiles that cannot be shared out."""
     geometry = Conv2dGeometry.of((2, 32, 16, 16), (32, 32, 3, 3), padding=1)
     old, new = (Platform("cuda", f"GPU, compute capability {version}", "", "", "") for version in ("7.5", "8.0"))
     for operation in OPERATIONS:
         module = load(operation, "tensor_core")
-        assert "float32, and not in float64" in module.supports(geometry, np.float64)
+        assert "float32, float16, bfloat16, and not in float64" in module.supports(geometry, np.float64)
         assert "needs compute capability 8.0, and the GPU has 7.5" in module.supports(geometry, "float32", "7.5")
         assert module.supports(geometry, "float32", "8.0")
         with pytest.raises(ValueError, match="not in float64"):
@@ -260,9 +403,11 @@ def test_refusals_say_why():
         assert "needs compute capability 8.0" in said["tensor_core"]
         assert "needs" not in dict(tuning.candidates(operation, geometry, platform=new))["tensor_core"]
         assert tuning.choose(operation, geometry, platform=old).variant != "tensor_core"
-    assert "gaps" in load("conv2d_grad_input", "tensor_core").supports(
-        Conv2dGeometry.of((2, 4, 9, 9), (4, 4, 3, 3), stride=2)
-    )
+    long = Conv2dGeometry.of((2, 64, 32, 32), (64, 64, 15, 15), padding=7)
+    for operation in OPERATIONS[:2]:
+        assert "cannot hold the table" in load(operation, "tensor_core").supports(long)
+    far = Conv2dGeometry.of((2, 4, 32, 32), (4, 4, 3, 3), stride=5)
+    assert "more than 16 launches" in load("conv2d_grad_input", "tensor_core").supports(far)
     tiling = load("conv2d", "tensor_core").Tiling
     for sizes, why in (((64, 64, 24, 32), "multiples of 16"), ((48, 64, 32, 32), "whole warps")):
         with pytest.raises(ValueError, match=why):

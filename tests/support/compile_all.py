@@ -36,7 +36,10 @@ BORROWED = {("conv2d_grad_input", "tensor_core"), ("conv2d_grad_input", "winogra
 
 
 def jobs(names: Collection[str]) -> Iterator[Job]:
-    """Each named variant's first layer in all tilings for all architectures, the others in the first tiling for one."""
+    """Each named variant's first layer in all tilings for all architectures, the others in the first tiling for one.
+
+    The first layer also in float64, and in all tilings in float16, where the variant has these, for one architecture.
+    """
     for operation, variants in VARIANTS.items():
         layers = LAYERS[operation]
         candidates = [name for name in CONVOLUTIONS if name in layers] or list(layers)
@@ -54,6 +57,9 @@ def jobs(names: Collection[str]) -> Iterator[Job]:
                     yield Job(operation, variant, name, geometry, tiling, "float32", architectures)
                 if first and module.supports(geometry, "float64"):
                     yield Job(operation, variant, name, geometry, tilings[0], "float64", ("sm_90a",))
+                if first and module.supports(geometry, "float16"):  # bfloat16 has the same instructions
+                    for tiling in tilings if every else tilings[:1]:
+                        yield Job(operation, variant, name, geometry, tiling, "float16", ("sm_90a",))
 
 
 def sample(every: Iterable[Job]) -> Iterator[Job]:
@@ -66,8 +72,8 @@ def sample(every: Iterable[Job]) -> Iterator[Job]:
     for job in every:
         groups.setdefault((job.operation, job.variant, job.dtype), []).append(job)
     for first, *others in groups.values():
-        if first.dtype == "float64":
-            if next(doubles):
+        if first.dtype != "float32":
+            if first.dtype == "float16" or next(doubles):
                 yield dataclasses.replace(first, architectures=first.architectures[-1:])
             continue
         tilings = [first, *(job for job in others if job.layer == first.layer)]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpuconv.kernels.operations import workspace_type
 from gpuconv.lab import ptx
 
 pytest.importorskip("numba_cuda", reason="kernels are written for numba-cuda")
@@ -48,7 +49,7 @@ def run(
     """
     inputs = [np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array for array in inputs]
     if size := module.workspace_size(geometry, tiling):
-        options["workspace"] = np.full(size, np.nan, results[0].dtype)
+        options["workspace"] = np.full(size, np.nan, workspace_type(results[0].dtype))
     triples.add((module.__name__, tiling, geometry))
     if COMPILED:
         module.launch(*inputs, *results, *rewritten, geometry, tiling, None, **options)

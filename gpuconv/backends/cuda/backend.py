@@ -1,8 +1,8 @@
 """The CUDA backend: CuPy arrays for storage, the kernels of ``gpuconv.kernels``, and CuPy's cuBLAS for products.
 
 :meth:`CudaBackend.asarray` checks and converts all arrays: after it they are contiguous, and on one device. Kernels
-compute in float32 and float64. Work is queued on the caller's current CuPy stream. ``gpuconv.tuning`` chooses the
-variant and tiling of a kernel.
+compute in float32 and float64, those for tensor cores on half types, too. Work is queued on the caller's current CuPy
+stream. ``gpuconv.tuning`` chooses the variant and tiling of a kernel.
 
 With ``NUMBA_ENABLE_CUDASIM=1`` the kernels run in ``gpuconv.lab.simulator`` on NumPy arrays: slowly, but with every
 access checked.
@@ -384,11 +384,16 @@ class CudaBackend(Backend):
         key = operation, geometry, dtype, self._device(), tuning.wish(operation)
         plan = self._plans.get(key)
         if plan is None:
-            choice = tuning.choose(operation, geometry, np.dtype(dtype).name, platform=self.tuning_platform())
+            platform = self.tuning_platform()
+            name = tuning.computed_in(operation, geometry, np.dtype(dtype).name, platform=platform)
+            choice = tuning.choose(operation, geometry, name, platform=platform)
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = Plan(choice, geometry, dtype)
+            plan = self._plans[key] = Plan(choice, geometry, name)
         return plan
+
+    def takes_half(self, primitive: str, geometry: Any, dtype: Any) -> bool:
+        return self.plan(primitive, geometry, dtype).dtype == dtype
 
     def _device(self) -> int:
         return 0 if self.simulated else int(self.xp.cuda.runtime.getDevice())
@@ -414,9 +419,7 @@ class CudaBackend(Backend):
             results = plan.new_results(empty) if plan.single is None else (empty(*plan.single),)
         arrays = (*inputs, *results)
         if plan.workspace and "workspace" not in options:
-            first = arrays[0]
-            dtype = (first[0] if isinstance(first, (list, tuple)) else first).dtype
-            options["workspace"] = self.xp.empty((plan.workspace,), dtype)
+            options["workspace"] = self.xp.empty((plan.workspace,), plan.workspace_type)
         if (capture := capturing.current()) is not None:
             for array in flattened((*arrays, *(value for value in options.values() if is_array(value))))[0]:
                 capture.touches(array)
@@ -638,7 +641,7 @@ class CudaBackend(Backend):
     def _in_parts(self, plan: Plan, *inputs: Any) -> list[Any]:
         """Queue sums over parts of a batch, and leave it to those who read the results to add them up."""
         results = plan.new_results(self.xp.empty)
-        rows = self.xp.empty((plan.workspace,), inputs[0].dtype)
+        rows = self.xp.empty((plan.workspace,), plan.workspace_type)
         self._queue(plan, *inputs, results=[None] * len(results), workspace=rows)
         parts = plan.workspace // sum([one.size for one in results])
         capturing.leave(capturing.LeftSum(results, rows, parts, functools.partial(self._add_up, results, rows, parts)))

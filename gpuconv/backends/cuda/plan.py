@@ -19,7 +19,7 @@ import numpy as np
 from gpuconv import kernels
 from gpuconv.backends import capturing
 from gpuconv.backends.cuda.branches import Access
-from gpuconv.kernels.operations import IN, OPERATIONS, OUT, each
+from gpuconv.kernels.operations import IN, OPERATIONS, OUT, each, workspace_type
 from gpuconv.tuning import COMPOSED, Choice
 
 __all__ = ["Plan", "flattened", "is_array"]
@@ -49,23 +49,36 @@ class Plan:
     Attributes:
         choice: variant and tiling, and why.
         variant: what runs; None if the operation runs as its parts do.
-        workspace: elements of the workspace that it needs.
+        dtype: element type in which it computes.
+        workspace, workspace_type: elements of the workspace that it needs, and their type.
         single: shape and type of the only result; None if there are several.
     """
 
-    __slots__ = ("_device", "_prepared", "_results", "choice", "geometry", "single", "variant", "workspace")
+    __slots__ = (
+        "_device",
+        "_prepared",
+        "_results",
+        "choice",
+        "dtype",
+        "geometry",
+        "single",
+        "variant",
+        "workspace",
+        "workspace_type",
+    )
 
     def __init__(self, choice: Choice, geometry: Any, dtype: Any):
-        self.choice, self.geometry = choice, geometry
+        self.choice, self.geometry, self.dtype = choice, geometry, np.dtype(dtype)
         self.variant: Any = None if choice.variant == COMPOSED else kernels.load(choice.operation, choice.variant)
         # Imported late, because it loads Numba's CUDA target.
         self._device: Any = importlib.import_module("gpuconv.kernels.device")
         self.workspace = 0 if self.variant is None else self.variant.workspace_size(geometry, choice.tiling)
+        self.workspace_type = workspace_type(self.dtype)
         #: Shape and type of each result, or a list of those of several.
         self._results: list[Any] = []
         for array in OPERATIONS[choice.operation].positional:
             if array.role == OUT:
-                operands = array.operands(geometry, np.dtype(dtype).name)
+                operands = array.operands(geometry, self.dtype.name)
                 described = [(one.shape, np.dtype(one.dtype)) for one in each(operands)]
                 self._results.append(described if isinstance(operands, list) else described[0])
         self.single = self._results[0] if len(self._results) == 1 and isinstance(self._results[0], tuple) else None
