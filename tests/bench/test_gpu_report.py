@@ -125,6 +125,7 @@ def test_nothing_failed(report):
     assert [entry["status"] for entry in document["stages"].values()] == ["passed", "not run"]
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_is_killed_with_its_children(report, tmp_path):
     """When its time is over, though it ignores signals; what it had written is in the report, and the next one runs."""
     start = time.monotonic()
@@ -139,6 +140,7 @@ def test_a_stage_that_hangs_is_killed_with_its_children(report, tmp_path):
     assert document["stages"]["two"]["status"] == "passed"
 
 
+@pytest.mark.slow
 def test_the_rest_of_the_time_may_run_out(report):
     """Of the stage that is there for it: passed with what it has found, unless something was wrong."""
     wrong = HANGS.replace("'figure': 4", "'figure': 4, 'wrong': 'kernel seven'")
@@ -168,6 +170,7 @@ def test_a_flood_is_cut(report, tmp_path):
     assert " bytes left out ..." in log
 
 
+@pytest.mark.slow
 def test_all_have_a_limit_together(report):
     """A stage gets its own or what is left; one for which nothing is left does not run, which is no failure."""
     slow = "time.sleep(4); write({'figure': 1})"
@@ -381,6 +384,7 @@ def test_first_contact_that_fails_names_what(monkeypatch, tmp_path):
     assert lines[0].startswith("6 of 7 right")
 
 
+@pytest.mark.slow
 def test_first_contact_that_hangs_says_where(tmp_path):
     """When its seconds are over it ends itself; the part that it was in is not right."""
     script = (

@@ -229,6 +229,7 @@ def test_the_others_are_ranked(tmp_path):
     assert [path.name for path in picture.iterdir()] == ["conv2d-lenet5.conv2.png"]
 
 
+@pytest.mark.slow
 def test_times_of_a_device_are_filled_in(tmp_path):
     """With a stand-in for a GPU and its clock: what is right is timed beside PyTorch, what is not is named."""
     torch = pytest.importorskip("torch", reason="the reference and the peer are PyTorch's")

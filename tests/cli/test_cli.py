@@ -292,6 +292,7 @@ def test_predict_knows_the_digits(capsys, run):
         np.testing.assert_allclose(sum(probabilities.values()), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_predict_draws_a_bar_for_each_class(capsys, run):
     """The bars are as long as the probabilities are great."""
     image = run / "samples" / "0.png"

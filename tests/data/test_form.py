@@ -398,6 +398,7 @@ def test_a_folder_of_pictures(capsys, in_folder, run, digits):
     assert "no picture in this folder, only x.txt\n" in outcome(capsys, "predict", "empty", "--model", run)[2]
 
 
+@pytest.mark.slow
 def test_what_the_network_saw(capsys, in_folder, run, digits):
     """--show draws the picture under its answer: fuller characters where it is brighter; in ASCII where need be."""
     status, out, _ = outcome(capsys, "predict", run / "samples/0.png", "--model", run, "--show")

@@ -20,12 +20,13 @@ from gpuconv.geometry import BlockGeometry, BlockPairGeometry, Conv2dGeometry, P
 from gpuconv.kernels import VARIANTS, load
 
 numpy_backend = NumpyBackend()
-FORWARD, GRAD_INPUT, GRAD_WEIGHT = OPERATIONS = (
+FORWARD, GRAD_INPUT, GRAD_WEIGHT = OF_ONE_BLOCK = (
     "conv2d_relu_max_pool2d",
     "conv2d_relu_max_pool2d_grad_input",
     "conv2d_relu_max_pool2d_grad_weight",
 )
 PAIR = "conv2d_relu_max_pool2d_pair"
+OPERATIONS = (*OF_ONE_BLOCK, PAIR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,7 @@ def check(operation, block, arrays, tilings):
 
 @pytest.mark.grid(3)
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", OF_ONE_BLOCK)
 def test_kernel(operation, block):
     """Pooled maps, winners and gradients are the reference's in every tiling, where maxima tie or not."""
     check(operation, block, arrays_of(block, np.float32), slice(None))
@@ -157,7 +158,7 @@ def test_kernel(operation, block):
 @pytest.mark.slow
 @pytest.mark.grid(2)
 @pytest.mark.parametrize("block", LENET, ids=str)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", OF_ONE_BLOCK)
 def test_layers_of_lenet(operation, block):
     """The layers that these kernels are for, in the tiling for few images and in that for many."""
     many = [dataclasses.replace(part, n=4096) for part in block.geometry]
@@ -242,7 +243,7 @@ def test_the_order_of_summation_is_fixed():
             np.testing.assert_array_equal(one[1], results[0][1])
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", OF_ONE_BLOCK)
 def test_what_is_refused(operation):
     """Groups, patches that no thread can hold, and arrays that need 64-bit offsets: each with the reason."""
 
@@ -298,7 +299,6 @@ def pair(shape, *blocks):
 #: Of LeNet's kind, and of others: with padding, strides, windows that overlap, are dilated or hang over; lanes that
 #: share a window's rows, and too few threads for all filters at once.
 PAIRS = {
-    "lenet": pair((1, 1, 32, 32), (6, 5, {}, 2, {}), (16, 5, {}, 2, {})),
     "padded": pair(
         (3, 3, 11, 9),
         (5, 3, {"padding": 1}, 2, {"ceil_mode": True}),
@@ -307,6 +307,7 @@ PAIRS = {
     "one channel": pair((2, 1, 17, 19), (3, 5, {}, (2, 3), {}), (2, 3, {"dilation": (1, 2)}, (4, 1), {"stride": 1})),
     "strides": pair((1, 2, 17, 16), (4, 3, {"stride": 2}, 2, {"dilation": 2}), (1, 1, {}, 2, {"stride": (1, 2)})),
     "many filters": pair((1, 2, 9, 9), (9, 2, {}, 2, {}), (90, 3, {}, 2, {})),
+    "lenet": pair((1, 1, 32, 32), (6, 5, {}, 2, {}), (16, 5, {}, 2, {})),
 }
 
 
@@ -321,7 +322,8 @@ def two_kernels(geometry, x, weights, biases):
     return found
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.grid(1)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "lenet")) for n in PAIRS])
 def test_two_blocks_in_one_kernel(name):
     """The bits of a kernel for each block; with a bias in both, in one and in none, and what is not finite."""
     geometry, rng = PAIRS[name], cases.generator(name)

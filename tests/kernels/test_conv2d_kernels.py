@@ -89,6 +89,7 @@ def test_gemm_on_ragged_tiles(case):
             assert conflicts.degree <= limit, f"{tiling}: {conflicts}"
 
 
+@pytest.mark.slow
 def test_gemm_adds_up_in_a_fixed_order():
     """Two runs, with threads and blocks in different orders, give the same bits."""
     case = ConvCase("gemm-order", (1, 40, 5, 5), (8, 40, 3, 3))

@@ -86,6 +86,7 @@ def twin(name, left, right):
     return lambda x, y: operate(convert[left](x), convert[right](y))
 
 
+@pytest.mark.slow
 @pytest.mark.grid(2)
 @pytest.mark.parametrize("sides", ["both", "left", "right"])
 @pytest.mark.parametrize(("word", "values"), [("i32", SIGNED), ("u32", UNSIGNED)], ids=["i32", "u32"])
@@ -367,6 +368,7 @@ def test_instructions(ptx, kernel, instructions, architecture):
     assert "float64" in kernel or not re.search(r"\.f64", code)
 
 
+@pytest.mark.slow
 def test_only_loads_in_the_padding_are_predicated(ptx):
     """Without padding the direct convolution's loads need no predicate: its inner loop has none."""
     assert ptx["direct"]["sm_80"].count("@on ld.global.nc") == 9

@@ -327,6 +327,7 @@ def rotated(text, blocks=8):
     return y.reshape(-1, 32), where.reshape(-1, 32)
 
 
+@pytest.mark.slow
 def test_clusters_of_blocks_and_their_shared_memory():
     """Blocks of a cluster read each other's shared memory, and wait for each other."""
     y, where = rotated(CLUSTER.replace("FIRST", "cluster.sync()"))
@@ -336,6 +337,7 @@ def test_clusters_of_blocks_and_their_shared_memory():
         np.testing.assert_array_equal(where[block], 100 * (next_ % 4) + 10 * (block % 4) + 4)
 
 
+@pytest.mark.slow
 def test_clusters_in_three_dimensions():
     """Each block reads what the one in the opposite corner of its cluster wrote, and where that is in the grid."""
     text = """

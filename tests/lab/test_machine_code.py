@@ -163,6 +163,7 @@ def test_float64_is_named(codes, launch, causes):
     assert told(codes[launch]) == [(line(mark), instead, options) for mark, instead, options in causes]
 
 
+@pytest.mark.slow
 def test_a_python_float_is_float64(codes):
     """It is named where it is passed, and passing a float32 mends it."""
     (cause, *_) = codes["a float"].float64

@@ -80,9 +80,8 @@ def run(folder, *command):
 PYTEST = ("pytest", "-q", "-p", "gpuconv_pytest", "-p", "no:cacheprovider", "--strict-markers")
 
 
-@pytest.mark.parametrize(
-    "beside", [("-p", "no:xdist"), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["alone", "xdist"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("beside", [("-p", "no:xdist"), ("-n", "2")], ids=["alone", "xdist"])
 def test_a_fault_fails_its_test(project, beside):
     """With the words, the lines, and the smallest launch; what a mark allows passes; the summary counts all."""
     status, out = run(project, *PYTEST, *beside, "--cuda-lab-trace")

@@ -181,7 +181,7 @@ AGAINST_TORCH = [
 
 
 #: What takes longer than a few seconds.
-LARGE = ("alexnet", "zfnet", "vgg11_bn", "resnet50", "densenet121", "googlenet")
+LARGE = ("alexnet", "zfnet", "vgg11_bn", "resnet18", "resnet50", "densenet121", "googlenet")
 
 
 def _close(mine: np.ndarray, yours: Any, tolerance: float, what: str) -> None:
