@@ -131,7 +131,7 @@ def test_a_float64_accumulator(tmp_path, old, new, words):
     assert finding.where == (f"my_conv.py:{line_of(path, new)}",)
     assert words in finding.text
     assert "`0.0` is float64: write np.float32(0)" in finding.text
-    assert len(verdict.rows) == 2
+    assert len(verdict.rows) == 1
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_a_write_beside_an_array(tmp_path):
             "contract",
             "launch(x, weight, bias, out, geometry",
         ),
-        ("return Tiling(4, 8), Tiling(8, 16)", "return ()", "contract", "tilings returned ()"),
+        ("return (Tiling(4, 8),)", "return ()", "contract", "tilings returned ()"),
         ("import functools", "import functools, nowhere", "contract", "No module named 'nowhere' (line "),
         ("import functools", "import functools, os\nos.abort()", "crash", "SIGABRT"),
         (

@@ -25,7 +25,7 @@ def supports(geometry):
 
 
 def tilings(geometry):
-    return Tiling(4, 8), Tiling(8, 16)
+    return (Tiling(4, 8),)
 
 
 @functools.cache
