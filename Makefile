@@ -38,7 +38,7 @@ $(VENV)/.$(EXTRA): pyproject.toml | $(BIN)/python
 train: $(VENV)/.cli  ## train LeNet-5 on the bundled digits into runs/lenet5 (a new run continues where one was stopped)
 	$(BIN)/gpuconv train --out $(OUT) --resume
 
-test: $(VENV)/.$(EXTRA)  ## every test, with a sample of large grids of cases; then the built wheel: ten to fifteen minutes on two cores
+test: $(VENV)/.$(EXTRA)  ## every test, with a sample of large grids of cases; then the built wheel: about ten minutes on two cores
 	$(BIN)/python -m pytest $(WORKERS) --cases=sample
 	$(BIN)/python tests/check_wheel.py
 
@@ -46,7 +46,7 @@ test: $(VENV)/.$(EXTRA)  ## every test, with a sample of large grids of cases; t
 test-all: $(VENV)/.$(EXTRA)  ## every test in every case: three quarters of an hour on two cores
 	$(BIN)/python -m pytest $(WORKERS) --cases=$(CASES)
 
-quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: a minute and a half
+quick: $(VENV)/.$(EXTRA)  ## some cases of each test that is not slow, up to the first failure: a minute
 	$(BIN)/python -m pytest $(WORKERS) --cases=few -x
 
 # Arguments for pytest, as there: make compiled-test ARGS="-k depthwise"

@@ -142,7 +142,6 @@ def expected_loss_gradients(geometry, y, labels, weights, biases):
     return [*grads, grads[0] @ weights[0].astype(np.float64)]
 
 
-@pytest.mark.slow
 @pytest.mark.grid(2)
 @pytest.mark.parametrize("geometry", LOSSES, ids=str)
 def test_gradients_of_a_loss(geometry):
