@@ -322,7 +322,7 @@ def two_kernels(geometry, x, weights, biases):
     return found
 
 
-@pytest.mark.grid(1)
+@pytest.mark.grid(1)  # all of them; of few cases, which are also run as compiled, some
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "lenet")) for n in PAIRS])
 def test_two_blocks_in_one_kernel(name):
     """The bits of a kernel for each block; with a bias in both, in one and in none, and what is not finite."""

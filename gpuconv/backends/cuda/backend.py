@@ -629,13 +629,13 @@ class CudaBackend(Backend):
             return super().conv2d_relu_max_pool2d_pair_grad(grad, x, weights, ys, winners, geometry, needs)
         # In another order, for a captured step: the second block's weights wait last, and the first block's, on which
         # more depends, do not wait for memory that those have used.
-        arrays = self._contiguous(grad), ys[0], weights[1], ys[1], winners[1]
-        between, _, _ = self.conv2d_relu_max_pool2d_grad(*arrays, *second, (True, False, False))
-        need_x, need_weight, need_bias = needs[:3]
-        first = self.conv2d_relu_max_pool2d_grad(
-            between, x, weights[0], ys[0], winners[0], *geometry.first, (need_x, need_weight, need_bias)
+        grad = self._contiguous(grad)
+        *first, _, _ = super().conv2d_relu_max_pool2d_pair_grad(
+            grad, x, weights, ys, winners, geometry, (*needs[:3], False, False)
         )
-        _, *last = self.conv2d_relu_max_pool2d_grad(*arrays, *second, (False, needs[3], needs[4]))
+        _, *last = self.conv2d_relu_max_pool2d_grad(
+            grad, ys[0], weights[1], ys[1], winners[1], *second, (False, needs[3], needs[4])
+        )
         return *first, *last
 
     def _in_parts(self, plan: Plan, *inputs: Any) -> list[Any]:
