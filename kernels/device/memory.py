@@ -164,11 +164,7 @@ def _first(array: Any, offset: Any, count: int) -> int:
 
 def _taken(array: Any, start: int, count: int) -> Any:
     """Elements as loads give them: indexing one by one is far faster than iterating over a slice."""
-    if count == 1:
-        return array[start]
-    if count == 2:
-        return array[start], array[start + 1]
-    return array[start], array[start + 1], array[start + 2], array[start + 3]
+    return array[start] if count == 1 else tuple([array[start + i] for i in range(count)])
 
 
 def _load_twin(count: int, *, read_only: bool = False) -> Callable[[Any, Any], Any]:

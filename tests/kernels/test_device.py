@@ -283,6 +283,9 @@ def test_a_load_that_is_off_reads_nothing():
     assert twins["ldg4_if"](FLOATS + 1, 3, False) == (0,) * 4
     assert type(twins["ldg_if"](FLOATS, -7, False)) is np.float32
     assert twins["ldg4_if"](FLOATS + 1, 4, True) == (1,) * 4
+    halves = np.arange(24, dtype=np.uint16)
+    assert twins["ldg8_if"](halves, 8, False) == (0,) * 8
+    assert twins["ldg8_if"](halves, 8, True) == tuple(range(8, 16))
 
 
 def test_a_read_only_load_of_what_the_launch_writes_is_a_race():
