@@ -128,6 +128,14 @@ def static(*arguments: object) -> subprocess.CompletedProcess[str]:
 # -- budgets -------------------------------------------------------------------------------------------------
 
 
+#: Kernels for tensor cores. They take seconds to compile, so that a sample has the first one only.
+TENSOR_CORE = [
+    pytest.param(name, marks=[pytest.mark.thorough] * (name != "conv2d_tensor_core"))
+    for name, budget in BUDGETS.items()
+    if budget.tensor
+]
+
+
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
     """What bench.static finds of the variants that are tested, in every tiling."""
@@ -163,7 +171,7 @@ def launches(results, **wanted) -> Iterator[tuple[str, dict]]:
                 yield name, launch
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.slow
 @pytest.mark.parametrize(("operation", "variant"), PAIRS)
 def test_budgets(results, operation, variant):
@@ -220,7 +228,7 @@ def test_main_loops(results, kernel, architecture):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", [name for name, budget in BUDGETS.items() if budget.tensor])
+@pytest.mark.parametrize("kernel", TENSOR_CORE)
 def test_tensor_cores(results, kernel):
     """As many instructions for tensor cores as there are matrices, each operand loaded once, and little beside them."""
     met = set()

@@ -174,30 +174,36 @@ def error(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-#: Sums of 27, 576 and 4,608 products, whose errors float32's own sums would not keep below 1e-6 in the end.
+#: Bounds of the error in norm: float32's sums would not keep it below 1e-6 to the end; TF32 has 11 bits.
+FLOAT32, TF32 = (0, 2e-6), (1e-4, 5e-4)
+#: Sums of 27, 576 and 4,608 products; large tiles; and one product of TF32 numbers for each multiply-add.
 SUMS = [
-    ("conv2d", (2, 3, 9, 8), (17, 3, 3, 3), [16, 64, 16, 32]),
-    pytest.param("conv2d", (1, 512, 6, 6), (16, 512, 3, 3), [16, 64, 16, 32], marks=pytest.mark.thorough),
-    pytest.param("conv2d_grad_input", (1, 16, 8, 8), (64, 16, 3, 3), [16, 64, 16, 32], marks=pytest.mark.thorough),
-    pytest.param("conv2d_grad_weight", (2, 3, 38, 66), (16, 3, 3, 3), [16, 64, 16, 32, 1], marks=pytest.mark.thorough),
-    pytest.param("conv2d", (2, 24, 9, 13), (130, 24, 3, 3), [128, 128, 64, 32], marks=pytest.mark.thorough),
-    pytest.param(
-        "conv2d_grad_weight", (2, 24, 9, 13), (130, 24, 3, 3), [128, 128, 64, 32, 2], marks=pytest.mark.thorough
+    ("conv2d", (2, 3, 9, 8), (17, 3, 3, 3), [16, 64, 16, 32], FLOAT32),
+    *(
+        pytest.param(*one, marks=pytest.mark.thorough)
+        for one in (
+            ("conv2d", (1, 512, 6, 6), (16, 512, 3, 3), [16, 64, 16, 32], FLOAT32),
+            ("conv2d_grad_input", (1, 16, 8, 8), (64, 16, 3, 3), [16, 64, 16, 32], FLOAT32),
+            ("conv2d_grad_weight", (2, 3, 38, 66), (16, 3, 3, 3), [16, 64, 16, 32, 1], FLOAT32),
+            ("conv2d", (2, 24, 9, 13), (130, 24, 3, 3), [128, 128, 64, 32], FLOAT32),
+            ("conv2d_grad_weight", (2, 24, 9, 13), (130, 24, 3, 3), [128, 128, 64, 32, 2], FLOAT32),
+            ("conv2d", (2, 8, 9, 8), (17, 8, 3, 3), [16, 64, 16, 32, 1], TF32),
+        )
     ),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("operation", "first", "second", "tiling"), SUMS)
-def test_compiled_kernels_have_the_accuracy_of_float32(operation, first, second, tiling, tmp_path):
-    """Their compiled code, interpreted: within 2e-6 of float64 in norm, for sums of 27 to 4,608 products."""
+@pytest.mark.parametrize(("operation", "first", "second", "tiling", "bounds"), SUMS)
+def test_compiled_kernels_are_as_exact_as_they_say(operation, first, second, tiling, bounds, tmp_path):
+    """Their compiled code, interpreted, against float64."""
     _, inputs, expected = case_of(operation, first, second)
     named = {f"a{number}": one for number, one in enumerate(inputs) if one is not None}
     if operation == "conv2d":
         named["bias"] = np.arange(len(inputs[1]), dtype=np.float32)
         expected = expected + named["bias"][:, None, None]
     found = interpreted(tmp_path, named, operation, [first, second, {}], tiling)["out"]
-    assert error(found, expected) <= 2e-6
+    assert bounds[0] <= error(found, expected) <= bounds[1]
 
 
 @pytest.mark.slow
@@ -268,16 +274,6 @@ def test_tf32_is_taken_where_it_is_allowed():
         assert 1e-4 < error(out, expected) < 5e-4
 
 
-@pytest.mark.slow
-@pytest.mark.thorough
-def test_compiled_kernels_in_tf32(tmp_path):
-    """The same of their compiled code."""
-    _, (x, weight, _), expected = case_of("conv2d", (2, 8, 9, 8), (17, 8, 3, 3))
-    arrays = {"x": x, "weight": weight, "bias": np.zeros(17, np.float32)}
-    found = interpreted(tmp_path, arrays, "conv2d", [x.shape, weight.shape, {}], [16, 64, 16, 32, 1])["out"]
-    assert 1e-4 < error(found, expected) < 5e-4
-
-
 #: Ragged in all directions: filters, products, positions; with groups, a stride, a bias, and odd images.
 HALVES = [
     ("conv2d", (2, 8, 5, 6), (17, 8, 3, 3), {}, [16, 64, 16, 32]),
@@ -285,7 +281,10 @@ HALVES = [
     ("conv2d_grad_input", (2, 5, 6, 7), (12, 5, 3, 3), {"padding": 1}, [32, 64, 32, 32]),
     ("conv2d_grad_input", (1, 6, 7, 9), (10, 3, 2, 3), {"padding": 1, "stride": 3, "groups": 2}, [16, 64, 16, 32]),
     ("conv2d_grad_weight", (2, 5, 6, 7), (12, 5, 3, 3), {"padding": 1, "stride": 2}, [16, 64, 16, 32, 2]),
-    ("conv2d_grad_weight", (1, 15, 5, 7), (70, 15, 3, 3), {"padding": 1}, [64, 128, 32, 64, 1]),
+    pytest.param(
+        *("conv2d_grad_weight", (1, 15, 5, 7), (70, 15, 3, 3), {"padding": 1}, [64, 128, 32, 64, 1]),
+        marks=pytest.mark.thorough,
+    ),
 ]
 
 

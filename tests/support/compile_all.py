@@ -63,11 +63,11 @@ def jobs(names: Collection[str]) -> Iterator[Job]:
 
 
 def sample(every: Iterable[Job]) -> Iterator[Job]:
-    """Of each variant a tiling of the first layer, for one architecture by turns; of every fourth one float64, too.
+    """Of each variant a tiling of the first layer, for one architecture by turns; of every eighth one float64, too.
 
     Of what is bound by arithmetic, the first tiling, which is the one with a mark to reach.
     """
-    turns, doubles = itertools.cycle(ARCHITECTURES), itertools.cycle((True, False, False, False))
+    turns, doubles = itertools.cycle(ARCHITECTURES), itertools.cycle((True, *[False] * 7))
     groups: dict[tuple[str, str, str], list[Job]] = {}
     for job in every:
         groups.setdefault((job.operation, job.variant, job.dtype), []).append(job)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import sampling
 
 from gpuconv.kernels.operations import workspace_type
 from gpuconv.lab import ptx
@@ -30,6 +31,14 @@ else:
         pytest.skip(str(refusal), allow_module_level=True)
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-5}, "float64": {"rtol": 1e-12, "atol": 1e-12}}
+
+
+def types_of(module: Any, geometry: Any, key: object) -> list[str]:
+    """The types that a variant is run in; in a sample one, which `key` chooses, mostly float32: it changes no index."""
+    types = [dtype for dtype in TOLERANCE if module.supports(geometry, dtype)]
+    assert types == [*TOLERANCE] or (types == ["float32"] and module.__name__.endswith("_tensor_core"))
+    return types if sampling.wanted() != "sample" else sampling.sampled([types[0]] * 3 + types[-1:], 1, key)
+
 
 #: What `run` ran: name of the variant's module, tiling, geometry. The summary of a test run tells how many there are.
 triples: set[tuple[str, Any, Any]] = set()
