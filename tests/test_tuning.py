@@ -267,7 +267,7 @@ CASES = [
 CASES += [("conv2d_grad_weight", "dense"), ("conv2d_grad_weight", "im2col")]
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize(("operation", "variant"), CASES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_cpu_runs_what_the_store_names(operation, variant, dtype, monkeypatch):

@@ -108,7 +108,7 @@ def _forward_runs() -> Iterator[Any]:
                 yield pytest.param(case, variant, id=f"{case.name}-{variant}", marks=marks)
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize(("case", "variant"), list(_forward_runs()))
 def test_convolution(case, variant, monkeypatch):
     """Both forward kernels, plain and with ReLU, agree with NumPy's."""
@@ -125,7 +125,7 @@ def test_convolution(case, variant, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_convolution_gradients(case):
     """The gradients for input and weight agree with NumPy's."""
@@ -306,7 +306,7 @@ def test_matrix_product(sizes, transposed):
         np.testing.assert_allclose(rectified, np.maximum(expected + bias, 0), **tolerance)
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.parametrize("case", POOL_CASES, ids=str)
 def test_pooling(case):
     """Max pooling with ties, NaN and -inf, average pooling in all its ways of counting, and their gradients."""
@@ -614,7 +614,7 @@ def test_compiled_code_is_found_by_the_next_process(filled):
     ("suffix", "kept"),
     [
         pytest.param("nbc", 0.5, id="code-cut"),
-        pytest.param("nbi", 0.0, id="index-empty"),
+        pytest.param("nbi", 0.0, id="index-empty", marks=pytest.mark.thorough),
         pytest.param("nbc", 0.0, id="code-empty", marks=pytest.mark.thorough),
         pytest.param("nbi", 0.5, id="index-cut", marks=pytest.mark.thorough),
     ],
@@ -810,7 +810,9 @@ def test_averages_of_units_that_are_never_active_become_zero():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "kernel", "padding"), [((13, 12), (3, 2), 1), ((9, 10), (1, 1), 0)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding"), [((13, 12), (3, 2), 1), pytest.param((9, 10), (1, 1), 0, marks=pytest.mark.thorough)]
+)
 def test_even_and_odd_rows_apart(size, kernel, padding):
     """The input's gradient with a stride of 2: odd sizes, phases without any tap, and padding that differs."""
     geometry = Conv2dGeometry.of((8, 32, *size), (48, 32, *kernel), stride=2, padding=padding)

@@ -286,8 +286,7 @@ def test_a_checkpoint_holds_the_form(in_folder, digits):
 
 
 @pytest.mark.slow
-@pytest.mark.grid(2)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.thorough] * ("dark" not in k)) for k in KINDS])
 def test_a_run_on_data_of_ones_own(capsys, in_folder, kind, digits):
     """predict answers for the samples and for each test picture as the model does for the arrays, evaluate likewise."""
     (train, test), names = own_data(kind, digits)

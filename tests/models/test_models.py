@@ -229,7 +229,11 @@ def test_compiled_against_torch(name: str) -> None:
 @needs_torch
 @pytest.mark.parametrize(
     ("name", "arguments", "size", "count"),
-    [pytest.param(*one, id=one[0], marks=[pytest.mark.slow] * (one[0] in LARGE)) for one in AGAINST_TORCH],
+    [
+        pytest.param(*one, id=one[0], marks=[pytest.mark.slow] * (one[0] in LARGE) + [pytest.mark.thorough] * rare)
+        for one in AGAINST_TORCH
+        for rare in [one[0] in ("vgg11_bn", "resnet50", "densenet121")]
+    ],
 )
 def test_against_torch(name: str, arguments: dict[str, Any], size: int, count: int) -> None:
     """From the same weights: logits in float32; in float64, which tells a mistake from rounding behind a hundred

@@ -137,8 +137,10 @@ simulated = pytest.mark.skipif(
 
 @pytest.mark.slow
 @simulated
-@pytest.mark.parametrize("augment", [False, True])
-@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize(
+    ("resident", "augment"),
+    [(True, True), (False, False), *(pytest.param(*one, marks=pytest.mark.thorough) for one in ((0, 1), (1, 0)))],
+)
 def test_a_captured_step_gathers_and_counts(augment, resident, monkeypatch):
     """One step of warm-up, the one that is captured, four repetitions, of another epoch too: as on the NumPy backend.
 

@@ -225,7 +225,7 @@ def test_colours_for_a_network_of_grey(tmp_path):
     ("changes", "says"),
     [
         ({"model": "lenet5", "image_size": 40}, "model 'lenet5' does not take images of 40x40; it is made for 32x32"),
-        ({"model": "vgg11", "image_size": 8}, "'vgg11' does not take images of 8x8"),
+        ({"model": "squeezenet1_1", "image_size": 8}, "'squeezenet1_1' does not take images of 8x8"),
         ({"model": "unet", "image_size": 16}, "'unet' gives 3x16x16 values for an image, not one a class"),
         ({"image_size": 0}, "image_size must be at least 1"),
         ({"data": "mnist-sample", "image_size": 20}, "image_size is 20, but the images of data .* are 28x28"),
