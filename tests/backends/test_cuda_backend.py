@@ -190,7 +190,7 @@ def test_a_fused_block():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["image", "composed"])
+@pytest.mark.parametrize("variant", ["image", pytest.param("composed", marks=pytest.mark.thorough)])
 def test_two_fused_blocks(variant):
     """In one kernel or in one each: the same results, and only the gradients that are asked for."""
     rng = np.random.default_rng(4)
