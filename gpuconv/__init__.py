@@ -25,7 +25,7 @@ from numpy import int64 as long
 
 from gpuconv import autograd, backends, cuda, functional, geometry, nn, optim
 from gpuconv.arrays import device
-from gpuconv.autograd import Function, Tensor, gradcheck, is_grad_enabled, no_grad
+from gpuconv.autograd import Function, Tensor, enable_grad, gradcheck, is_grad_enabled, no_grad, set_grad_enabled
 from gpuconv.backends import BackendUnavailable, current_stream, use_backend, use_stream
 from gpuconv.creation import (
     arange,
@@ -185,6 +185,7 @@ __all__ = [
     "einsum",
     "empty",
     "empty_like",
+    "enable_grad",
     "erf",
     "exp",
     "explain",
@@ -262,6 +263,7 @@ __all__ = [
     "rsqrt",
     "save",
     "select",
+    "set_grad_enabled",
     "short",
     "sigmoid",
     "sign",

@@ -33,6 +33,7 @@ __all__ = [
     "at_end_of_backward",
     "backend_of",
     "destination",
+    "enable_grad",
     "gradcheck",
     "is_default_seed",
     "is_grad_enabled",
@@ -42,6 +43,7 @@ __all__ = [
     "no_grad",
     "overwrite",
     "recording",
+    "set_grad_enabled",
     "tensor_method",
     "to_array",
     "to_numpy",
@@ -54,11 +56,13 @@ _grad_enabled: ContextVar[bool] = ContextVar("gpuconv_grad_enabled", default=Tru
 class no_grad(ContextDecorator):
     """Context manager and decorator: operations inside record no graph, in this thread or task."""
 
+    _enabled = False
+
     def __init__(self) -> None:
         self._tokens: list[Token[bool]] = []
 
     def __enter__(self) -> no_grad:
-        self._tokens.append(_grad_enabled.set(False))
+        self._tokens.append(_grad_enabled.set(self._enabled))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -66,6 +70,26 @@ class no_grad(ContextDecorator):
 
     def _recreate_cm(self) -> no_grad:
         return type(self)()  # one instance for each call: a decorated function may run in several threads
+
+
+class enable_grad(no_grad):
+    """Context manager and decorator: operations inside record a graph, also inside of :class:`no_grad`."""
+
+    _enabled = True
+
+
+class set_grad_enabled(contextlib.AbstractContextManager[None]):
+    """From now on operations record a graph, or none; as a context manager until the end of the ``with`` block.
+
+    Args:
+        mode: whether they do.
+    """
+
+    def __init__(self, mode: bool) -> None:
+        self._token = _grad_enabled.set(bool(mode))
+
+    def __exit__(self, *exc_info: object) -> None:
+        _grad_enabled.reset(self._token)
 
 
 #: Who is told of each operation: mostly nobody.

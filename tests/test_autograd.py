@@ -154,6 +154,23 @@ def test_backward_runs_on_the_backend_of_its_forward():
     assert used == ["numpy"]
 
 
+def test_gradients_by_choice():
+    """set_grad_enabled holds until its block ends, or as a call until the next one; enable_grad inside of no_grad."""
+    x = leaf(3)
+    for phase in ("train", "val"):
+        with gpuconv.set_grad_enabled(phase == "train"):
+            assert (x * 2).requires_grad == (phase == "train")
+        assert gpuconv.is_grad_enabled()
+    with no_grad():
+        with gpuconv.enable_grad():
+            assert (x * 2).requires_grad
+        assert not (x * 2).requires_grad
+    before = gpuconv.set_grad_enabled(False)
+    assert not (x * 2).requires_grad
+    before.__exit__()
+    assert (x * 2).requires_grad
+
+
 def test_frozen_after_forward_gets_no_gradient():
     """As in PyTorch: what counts is whether a leaf requires grad when backward reaches it."""
     x, w = leaf(3), leaf(3, seed=1)

@@ -199,12 +199,35 @@ def test_initialisation_has_the_stated_spread_and_follows_the_seed():
         (nn.init.xavier_uniform_, 2 / 700),
     ]:
         assert fill(weight).numpy().var() == pytest.approx(variance, rel=0.02)
+    slope, fan_out = nn.init.kaiming_normal_(weight, 0.5, "fan_out"), 400
+    assert slope.numpy().var() == pytest.approx(2 / 1.25 / fan_out, rel=0.02)
+    assert nn.init.kaiming_uniform_(weight, nonlinearity="linear").numpy().var() == pytest.approx(1 / 300, rel=0.02)
     gpuconv.manual_seed(3)
     layer = nn.Conv2d(4, 64, 3)
     assert np.abs(layer.weight.numpy()).max() <= 1 / 6
     assert np.abs(layer.weight.numpy()).max() > 0.95 / 6
     gpuconv.manual_seed(3)
     np.testing.assert_array_equal(nn.Conv2d(4, 64, 3).weight.numpy(), layer.weight.numpy())
+
+
+def test_initialisation_of_arrays_and_matrices():
+    """`weight.data` is an array and is filled like its Tensor; gains, orthogonal rows or columns, and the identity."""
+    layer = nn.Conv2d(3, 16, 3)
+    assert nn.init.constant_(layer.weight.data, 2.0) is layer.weight.data
+    assert (layer.weight.numpy() == 2).all()
+    nn.init.normal_(layer.weight.data, 1.0, 0.02)
+    assert layer.weight.numpy().mean() == pytest.approx(1, rel=0.01)
+    for shape in (16, 3, 3, 3), (2, 3, 2, 2), (5, 5):
+        q = nn.init.orthogonal_(nn.Parameter(np.empty(shape)), 2.0).numpy().reshape(shape[0], -1)
+        product = q @ q.T if q.shape[0] <= q.shape[1] else q.T @ q
+        np.testing.assert_allclose(product, 4 * np.eye(min(q.shape)), atol=1e-12)
+    np.testing.assert_array_equal(nn.init.eye_(gpuconv.zeros(2, 3)).numpy(), np.eye(2, 3))
+    for name, gain in ("relu", 2**0.5), ("tanh", 5 / 3), ("conv2d", 1), ("leaky_relu", (2 / 1.0001) ** 0.5):
+        assert nn.init.calculate_gain(name) == pytest.approx(gain)
+    with pytest.raises(ValueError, match=r"nonlinearity must be one of 'leaky_relu', .* got 'rulu'; did you mean"):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="rulu")
+    with pytest.raises(ValueError, match=r"orthogonal_: needs at least 2 dimensions, got shape \(16,\)"):
+        nn.init.orthogonal_(layer.bias)
 
 
 @pytest.mark.parametrize(
