@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
 from gpuconv.backends import Array
-from gpuconv.dtypes import computed, is_half, kind_of, promoted
+from gpuconv.dtypes import computed, float_type, is_half, kind_of, number_type, promoted
 from gpuconv.ops.pointwise import Pointwise
 from gpuconv.ops.shape import dimension
 
@@ -365,18 +365,26 @@ def log(a: Any) -> Any:
     return Log.apply(_floating(a))
 
 
+def accumulated(op: str, input: Any, dtype: Any, function: Callable[[Any], Any]) -> Any:
+    """What ``function`` makes of the input converted to ``dtype``, in that; without it integers become int64."""
+    if dtype is not None:  # smaller integers are accumulated as int64, and then cut off
+        dtype = number_type(dtype, op)
+        return cast(accumulated(op, cast(input, dtype), None, function), dtype)
+    return function(input if kind_of(to_array(input).dtype) == "f" else cast(input, _DEFAULTS[1]))
+
+
 @tensor_method
-def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Any:
+def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Sum over ``dim``: an int, several ints, or None (or an empty sequence, as in PyTorch) for all.
+
+    The input is converted to ``dtype`` first, and the sum is of that type. Without it, sums of integers are int64.
 
     Raises:
         IndexError: no such dimension.
-        TypeError: ``dim`` is neither an integer nor a sequence of integers.
+        TypeError: ``dim`` is neither an integer nor a sequence of integers, or ``dtype`` no type of numbers.
         ValueError: a dimension is named twice.
     """
     a, axes = _array_like(a), None
-    if kind_of(to_array(a).dtype) != "f":
-        a = cast(a, _DEFAULTS[1])
     if dim is not None:
         ndim = len(a.shape)
         several = dim if isinstance(dim, Sequence) else (dim,)
@@ -384,13 +392,20 @@ def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -
         if len({*axes}) < len(axes):
             raise ValueError(f"sum: dim {tuple(several)} names a dimension twice")
         axes = axes if axes and ndim else None
-    return Sum.apply(a, axes=axes, keepdims=keepdim)
+    return accumulated("sum", a, dtype, functools.partial(Sum.apply, axes=axes, keepdims=keepdim))
 
 
 @tensor_method
+def mean(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """Mean over ``dim`` (an int, several, or None for all).
+
+    The input is converted to ``dtype``, a float type, first, if that is given. Errors as of :func:`sum`.
+    """
+    return _mean(a if dtype is None else cast(_array_like(a), float_type(dtype, "mean")), dim, keepdim)
+
+
 @rounded_once
-def mean(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Any:
-    """Mean over ``dim`` (an int, several, or None for all)."""
+def _mean(a: Any, dim: int | Sequence[int] | None, keepdim: bool) -> Any:
     total = sum(a, dim, keepdim)
     count = _size(a) / max(1, _size(total))
     return mul(total, 1.0 / count) if count else div(total, 0.0)

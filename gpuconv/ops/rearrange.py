@@ -19,7 +19,7 @@ from gpuconv.ops.arithmetic import _sum_to as sum_to
 from gpuconv.ops.arithmetic import cast
 from gpuconv.ops.checks import element_type, operand, shape_of
 from gpuconv.ops.elementwise import without_graph
-from gpuconv.ops.shape import dimension, permute, reshape
+from gpuconv.ops.shape import dimension, permute, reshape, several
 
 __all__ = [
     "cat",
@@ -452,22 +452,21 @@ def repeat(input: Any, *sizes: Any) -> Any:
 
 
 @tensor_method
-def tile(input: Any, *dims: Any) -> Any:
+def tile(input: Any, *given: Any, dims: Any = None) -> Any:
     """As :func:`repeat`; missing repeats of the first dimensions are 1."""
     input = operand("tile", "input", input)
-    repeats = sizes_of("tile", "dims", dims)
+    repeats = sizes_of("tile", "dims", several("tile", given, dims=dims))
     return repeat(input, (1,) * (len(shape_of(input)) - len(repeats)) + repeats)
 
 
 @tensor_method
-def flip(input: Any, *dims: Any) -> Any:
+def flip(input: Any, *given: Any, dims: Any = None) -> Any:
     """Reverse the order of elements along ``dims``, integers or one sequence."""
     input = operand("flip", "input", input)
-    ndim = len(shape_of(input))
-    several = dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
-    axes = tuple(dimension(dim, ndim, "flip", "dims") for dim in several)
+    ndim, named = len(shape_of(input)), several("flip", given, dims=dims)
+    axes = tuple(dimension(dim, ndim, "flip", "dims") for dim in named)
     if len({*axes}) < len(axes):
-        raise ValueError(f"flip: dims {tuple(several)} names a dimension twice")
+        raise ValueError(f"flip: dims {named} names a dimension twice")
     return Flip.apply(input, axes=axes if ndim else ())
 
 
@@ -552,12 +551,21 @@ def checked_index(op: str, name: str, index: Any, size: int) -> Any:
 
 @tensor_method
 def index_select(input: Any, dim: int, index: Any) -> Any:
-    """The elements at ``index``, a vector of integers from 0 on, along ``dim``. An index may come twice."""
+    """The elements at ``index``, a vector of integers from 0 on, along ``dim``. An index may come twice.
+
+    Of a single number, which takes one index, it is that number.
+    """
     op = "index_select"
-    input, axis, size = _axis(op, input, dim)
-    index = checked_index(op, "index", index, size)
-    if len(shape_of(index)) > 1:
-        raise ValueError(f"{op}: index must have 1 dimension, got shape {shape_of(index)}")
+    input = operand(op, "input", input)
+    shape = shape_of(input)
+    axis = dimension(dim, len(shape), op)
+    index = checked_index(op, "index", index, shape[axis] if shape else 1)
+    chosen = shape_of(index)
+    if len(chosen) > 1 or (not shape and chosen not in ((), (1,))):
+        wanted = "1 dimension" if shape else "1 element for an input without dimensions"
+        raise ValueError(f"{op}: index must have {wanted}, got shape {chosen}")
+    if not shape:
+        return reshape(IndexSelect.apply(reshape(input, 1), reshape(index, -1), axis=0), ())
     return IndexSelect.apply(input, reshape(index, -1), axis=axis)
 
 
@@ -568,7 +576,8 @@ def gather(input: Any, dim: int, index: Any) -> Any:
     Args:
         input: Tensor or array.
         dim: an integer.
-        index: integers from 0 on, with as many dimensions as the input; except along ``dim``, no longer than it.
+        index: integers from 0 on, with as many dimensions as the input; except along ``dim``, no longer than it. A
+            single number counts as having one dimension, and without elements any shape will do, as in PyTorch.
 
     Returns:
         The shape of ``index``.
@@ -579,8 +588,8 @@ def gather(input: Any, dim: int, index: Any) -> Any:
     axis = dimension(dim, len(shape), op)
     index = checked_index(op, "index", index, shape[axis] if shape else 1)
     chosen = shape_of(index)
-    if not shape and not chosen:
-        return reshape(Gather.apply(reshape(input, 1), reshape(index, 1), axis=0), ())
+    if 0 in chosen or len(chosen) + len(shape) < 2:
+        return reshape(IndexSelect.apply(reshape(input, -1), reshape(index, -1), axis=0), chosen)
     longer = [i for i, (c, s) in enumerate(zip(chosen, shape, strict=False)) if i != axis and c > s]
     if len(chosen) != len(shape) or longer:
         raise ValueError(f"{op}: index of shape {chosen} does not fit an input of shape {shape} along dim {axis}")

@@ -245,6 +245,9 @@ def test_creation() -> None:
         lambda L: L.zeros_like(L.arange(3)),
         lambda L: L.ones_like(L.zeros(2, 3)),
         lambda L: L.full_like(L.zeros(2), 3),
+        lambda L: L.zeros_like(L.zeros(2), dtype=L.int64, device="cpu"),
+        lambda L: L.ones_like(L.arange(2), dtype=L.float64, device=L.device("cpu")),
+        lambda L: L.full_like(L.arange(2), 0.5, dtype=L.float32),
     ]:
         _assert_same(call(gpuconv).numpy(), call(torch), 1e-7, "creation")
     for call in [
@@ -257,6 +260,9 @@ def test_creation() -> None:
         lambda L: L.empty_like(L.zeros(3)),
         lambda L: L.rand_like(L.zeros(3)),
         lambda L: L.randn_like(L.zeros(3)),
+        lambda L: L.empty_like(L.zeros(3), dtype=L.int32, device="cpu"),
+        lambda L: L.rand_like(L.arange(3), dtype=L.float32, device="cpu"),
+        lambda L: L.randn_like(L.zeros(3), dtype=L.float64, device="cpu"),
     ]:
         mine, yours = call(gpuconv), call(torch)
         assert (mine.shape, mine.numpy().dtype) == (tuple(yours.shape), yours.numpy().dtype)
@@ -269,6 +275,7 @@ def test_creation() -> None:
     gpuconv.manual_seed(3)
     assert gpuconv.randn(3).tolist() == first
     assert gpuconv.zeros(2, dtype=np.int64).dtype == np.int64
+    assert gpuconv.rand_like(values, requires_grad=True).requires_grad
     assert sorted(gpuconv.randperm(5).tolist()) == [0, 1, 2, 3, 4]
 
 

@@ -173,6 +173,14 @@ ACTIVATIONS = [
         for dim in (-1, 0)
     ],
     Case("softmin(a number)", lambda L, x: L.nn.functional.softmin(x, 0), on(())),
+    *[
+        Case(
+            f"{name}(dtype)",
+            lambda L, x, name=name: getattr(L.nn.functional, name)(x, 0, dtype=L.float64),
+            (*on((2, 3)), *on((2, 3), kind="int")),
+        )
+        for name in ("softmin", "softmax", "log_softmax")
+    ],
     Case(
         "prelu",
         lambda L, x, w: L.nn.functional.prelu(x, w),
@@ -263,6 +271,7 @@ MODULES: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("Fold", ((4, 4), 2), {"stride": 2}, (1, 8, 4)),
     ("Upsample", (), {"scale_factor": 2}, (1, 2, 3, 2)),
     ("Upsample", ((5, 3), None, "bilinear", True), {}, (1, 2, 3, 2)),
+    ("Upsample", (), {"scale_factor": 1.5, "mode": "trilinear"}, (1, 2, 2, 3, 2)),
     ("UpsamplingNearest2d", (), {"scale_factor": 2}, (1, 2, 3, 2)),
     ("UpsamplingBilinear2d", (5,), {}, (1, 2, 3, 2)),
     ("Unflatten", (1, (2, -1)), {}, (2, 6)),
@@ -502,6 +511,19 @@ REDUCTIONS = [
     Case("prod of integers", lambda L, x: L.prod(x), on((4,), (0,), kind="int")),
     Case("prod(dim) of integers", lambda L, x: L.prod(x, 0), on((4, 2), kind="int")),
     *[Case(f"cumsum({d})", lambda L, x, d=d: L.cumsum(x, d), on((2, 3), (2, 3, 4), (0, 3))) for d in (0, 1, -1)],
+    *[
+        Case(
+            f"{name}(dtype={dtype})",
+            lambda L, x, name=name, dtype=dtype: getattr(L, name)(x, 0, dtype=getattr(L, dtype)),
+            on((2, 3), kind=kind, grad=dtype == "float64"),
+        )
+        for name in ("sum", "mean", "prod", "cumsum")
+        for dtype in ("float64", "int32", "uint8")[: 1 if name == "mean" else 3]
+        for kind in ("real", "int")
+        if dtype != "uint8" or kind == "int"  # what a negative float becomes is up to the machine
+    ],
+    Case("norm(dtype)", lambda L, x: L.norm(x, dtype=L.float64), on((2, 3))),
+    Case("sum(dtype=bool)", lambda L, x: L.sum(x, dtype=L.bool), on((2, 3), (0,), kind="int")),
     Case("cumsum of a number", lambda L, x: L.cumsum(x, 0), on(())),
     Case("cumsum of integers", lambda L, x: L.cumsum(x, 0), on((2, 3), kind="int")),
     *_reduction("logsumexp")[2:],
@@ -585,6 +607,7 @@ def _interpolations() -> list[Case]:
         ("nearest-exact", ((2, 3, 5), (2, 2, 3, 4), (1, 2, 2, 3, 2))),
         ("linear", ((2, 3, 5),)),
         ("bilinear", ((2, 2, 3, 4), (0, 2, 3, 4))),
+        ("trilinear", ((1, 2, 2, 3, 2), (2, 1, 3, 2, 4))),
         ("bicubic", ((2, 2, 3, 4), (0, 2, 3, 4), (1, 1, 2, 7))),
         ("area", ((2, 3, 5), (2, 2, 3, 4))),
     ]:
@@ -619,6 +642,13 @@ def _interpolations() -> list[Case]:
                 x, scale_factor=(1.3, 0.7), mode="bilinear", recompute_scale_factor=True
             ),
             on((1, 2, 3, 4)),
+        ),
+        Case(
+            "interpolate(recompute, depths)",
+            lambda L, x: L.nn.functional.interpolate(
+                x, scale_factor=(1.3, 0.7, 2.4), mode="trilinear", recompute_scale_factor=True
+            ),
+            on((1, 1, 2, 3, 2)),
         ),
         Case(
             "upsample",
@@ -684,6 +714,10 @@ SHAPE = [
     _tensor("tile", 2),
     *_method("flip", (0,)),
     *_method("flip", (0, -1), shapes=((2, 3), (2, 3, 4), (0, 3))),
+    *_method("flip", dims=(1,), shapes=((2, 3),)),
+    *_method("permute", dims=(1, 0), shapes=((2, 3),)),
+    *_method("reshape", shape=(3, -1), shapes=((2, 3),)),
+    *_method("tile", dims=(2,), shapes=((2, 3),)),
     *_method("narrow", 1, 1, 2),
     *_method("narrow", -1, -2, 1),
     *_method("select", 1, -1),
@@ -707,7 +741,21 @@ SHAPE = [
         )
         for d in (0, 1)
     ],
-    Case("gather of a number", lambda L, x, i: L.gather(x, 0, i), ((In(()), In((), "int", high=1)),)),
+    Case(
+        "gather of a number",
+        lambda L, x, i: L.gather(x, 0, i),
+        (
+            (In(()), In((), "int", high=1)),
+            (In(()), In((3,), "int", high=1)),
+            (In((5,)), In((), "int")),
+            (In((5,)), In((2, 0), "int")),
+        ),
+    ),
+    Case(
+        "index_select of a number",
+        lambda L, x, i: L.index_select(x, 0, i),
+        ((In(()), In((1,), "int", high=1)), (In(()), In((), "int", high=1)), (In((5,)), In((), "int"))),
+    ),
     Case("one_hot", lambda L, i: L.nn.functional.one_hot(i), on((2, 3), (), (4,), kind="int")),
     Case("one_hot(7)", lambda L, i: L.nn.functional.one_hot(i, 7), on((2, 3), (0, 2), kind="int")),
     *[
@@ -868,8 +916,16 @@ LOSSES = [
             *_two("real", "real", "positive", shapes=((2, 3), (2, 3, 2))),
             (In((2, 3)), In((2, 3)), In((2, 1), "positive")),
             (In((2, 3)), In((2, 3)), In((2,), "positive")),
+            (In((2, 3)), In((3,)), In((1, 3), "positive")),
+            (In((2, 1)), In((2, 3)), In((2, 1), "positive")),
+            (In((3,)), In(()), In((3,), "positive")),
         ),
         ({}, {"full": True}),
+    ),
+    Case(
+        "gaussian_nll_loss(a number)",
+        lambda L, x, t: L.nn.functional.gaussian_nll_loss(x, t, 0.5),
+        (*_two("real", "real"), (In((2, 3)), In((1, 3)))),
     ),
     Case(
         "gaussian_nll_loss(eps)",
@@ -1325,7 +1381,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.dropout3d(_X), ValueError, "dropout3d: input"),
     (lambda: F.alpha_dropout(_X, NAN), ValueError, "alpha_dropout: p"),
     (lambda: F.alpha_dropout(_X, 0.5, True, generator=1), TypeError, "alpha_dropout: generator"),
-    (lambda: F.feature_alpha_dropout(_X[0]), ValueError, "feature_alpha_dropout: input"),
+    (lambda: F.feature_alpha_dropout(_X[0], training=True), ValueError, "feature_alpha_dropout: input"),
     (lambda: gpuconv.nn.Dropout2d(2), ValueError, "Dropout2d: p"),
     (lambda: gpuconv.nn.PReLU(0), ValueError, "PReLU: num_parameters"),
     (lambda: gpuconv.nn.Softmax2d()(_X), ValueError, "Softmax2d: input"),
@@ -1459,6 +1515,13 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.kl_div(_X, _X, "average"), ValueError, "kl_div: reduction"),
     (lambda: F.gaussian_nll_loss(_X, _X, -_X), ValueError, "gaussian_nll_loss: var"),
     (lambda: F.gaussian_nll_loss(_X, _X, _X[0]), ValueError, "gaussian_nll_loss: var"),
+    (lambda: F.gaussian_nll_loss(_X, _X[:, :2], _X), ValueError, "gaussian_nll_loss: target"),
+    (lambda: F.softmin(_X, 0, dtype=int), TypeError, "softmin: dtype"),
+    (lambda: gpuconv.mean(_X, dtype=int), TypeError, "mean: dtype"),
+    (lambda: gpuconv.sum(_X, dtype="complex64"), TypeError, "sum: dtype"),
+    (lambda: gpuconv.cumsum(_X, 0, dtype=3), TypeError, "cumsum: dtype"),
+    (lambda: gpuconv.flip(_X, 0, dims=(1,)), TypeError, "flip: dims"),
+    (lambda: gpuconv.index_select(_X.sum(), 0, [0, 0]), ValueError, "index_select: index"),
     (lambda: F.gaussian_nll_loss(_X, _X, _X, eps=0), ValueError, "gaussian_nll_loss: eps"),
     (lambda: F.cosine_similarity(_X, _X[:, :2]), ValueError, "cosine_similarity: x2"),
     (lambda: F.cosine_similarity(_X, _X, 2), IndexError, "cosine_similarity: dim"),
