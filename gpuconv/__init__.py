@@ -52,7 +52,7 @@ from gpuconv.creation import (
     zeros_like,
 )
 from gpuconv.functional import conv1d, conv2d, log_softmax, relu, sigmoid, softmax, tanh
-from gpuconv.ops.arithmetic import add, div, exp, log, matmul, mean, mul, pow, sub, sum
+from gpuconv.ops.arithmetic import add, div, exp, floor_divide, fmod, log, matmul, mean, mul, pow, remainder, sub, sum
 from gpuconv.ops.einsum import einsum
 from gpuconv.ops.elementwise import (
     abs,
@@ -197,6 +197,8 @@ __all__ = [
     "float32",
     "float64",
     "floor",
+    "floor_divide",
+    "fmod",
     "from_numpy",
     "full",
     "full_like",
@@ -257,6 +259,7 @@ __all__ = [
     "randperm",
     "reciprocal",
     "relu",
+    "remainder",
     "reshape",
     "round",
     "rsqrt",

@@ -582,6 +582,7 @@ class Tensor:
         div: ClassVar[Callable[..., Tensor]]
         exp: ClassVar[Callable[..., Tensor]]
         flatten: ClassVar[Callable[..., Tensor]]
+        floor_divide: ClassVar[Callable[..., Tensor]]
         log: ClassVar[Callable[..., Tensor]]
         log_softmax: ClassVar[Callable[..., Tensor]]
         matmul: ClassVar[Callable[..., Tensor]]
@@ -590,6 +591,7 @@ class Tensor:
         permute: ClassVar[Callable[..., Tensor]]
         pow: ClassVar[Callable[..., Tensor]]
         relu: ClassVar[Callable[..., Tensor]]
+        remainder: ClassVar[Callable[..., Tensor]]
         reshape: ClassVar[Callable[..., Tensor]]
         sigmoid: ClassVar[Callable[..., Tensor]]
         softmax: ClassVar[Callable[..., Tensor]]
@@ -633,8 +635,23 @@ class Tensor:
     def __rmatmul__(self, other: Any) -> Tensor:
         return Tensor.matmul(other, self)
 
-    def __pow__(self, exponent: float) -> Tensor:
+    def __floordiv__(self, other: Any) -> Tensor:
+        return Tensor.floor_divide(self, other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return Tensor.floor_divide(other, self)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return Tensor.remainder(self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return Tensor.remainder(other, self)
+
+    def __pow__(self, exponent: Any) -> Tensor:
         return self.pow(exponent)
+
+    def __rpow__(self, base: Any) -> Tensor:
+        return Tensor.pow(base, self)
 
     def __neg__(self) -> Tensor:
         return self.mul(-1)

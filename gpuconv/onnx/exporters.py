@@ -103,9 +103,29 @@ def _power(to: Any, call: Any, a: str, b: str) -> Any:
 
 @exporter("Modulo")
 def _modulo(to: Any, call: Any, a: str, b: str, *, name: str) -> Any:
-    if name == "mod" and kind_of(call.inputs[0].dtype) == "f":
-        raise ValueError("the remainder of floats with the sign of the divisor")
-    return to.node("Mod", a, b, fmod=int(name == "fmod"))
+    if name == "fmod" or kind_of(call.inputs[0].dtype) != "f":
+        return to.node("Mod", a, b, fmod=int(name == "fmod"))
+    rest, apart = _rest(to, call, a, b)
+    return to.node("Where", apart, to.node("Add", rest, b), rest)
+
+
+def _rest(to: Any, call: Any, a: str, b: str) -> tuple[Any, Any]:
+    """Of floats, what is left of a division with the sign of a, and where that is not the sign of b."""
+    rest, zero = to.node("Mod", a, b, fmod=1), _number(to, 0, call)
+    differ = to.node("Xor", to.node("Less", b, zero), to.node("Less", rest, zero))
+    return rest, to.node("And", to.node("Not", to.node("Equal", rest, zero)), differ)
+
+
+@exporter("Quotient")
+def _quotient(to: Any, call: Any, a: str, b: str, *, down: bool) -> Any:
+    ratio = to.node("Div", a, b)  # which of integers is rounded towards 0
+    if kind_of(call.inputs[0].dtype) != "f":
+        return to.node("Div", to.node("Sub", a, to.node("Mod", a, b)), b) if down else ratio
+    if not down:
+        return _step(to, call, ratio, name="trunc")
+    rest, apart = _rest(to, call, a, b)
+    whole = to.node("Sub", to.node("Div", to.node("Sub", a, rest), b), _as_type(to, apart, call.inputs[0].dtype))
+    return to.node("Where", to.node("Equal", b, _number(to, 0, call)), ratio, to.node("Round", whole))
 
 
 @exporter("Square")

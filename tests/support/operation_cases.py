@@ -27,7 +27,7 @@ class In:
     Attributes:
         shape: its shape.
         kind: 'real', 'positive', 'unit' (between 0 and 1), 'whole' (small whole numbers as floats: ties), 'int',
-            'bool'; or the values themselves.
+            'bool'; or the values themselves, an array with its type.
         high: of 'int', from 0 to below it.
         grad: whether floats require grad.
     """
@@ -38,6 +38,8 @@ class In:
     grad: bool = True
 
     def draw(self, rng: np.random.Generator, dtype: Any) -> Array:
+        if isinstance(self.kind, np.ndarray):
+            return self.kind.copy()
         if not isinstance(self.kind, str):
             return np.asarray(self.kind, dtype)
         if self.kind == "int":
@@ -450,6 +452,92 @@ ELEMENTWISE = [
     ),
     Case("Tensor.masked_fill", lambda L, x, m: x.masked_fill(m, 2), ((In((2, 3)), In((3,), "bool")),), arrays=False),
     Case("abs()", lambda L, x: abs(x), on((2, 3)), arrays=False),
+]
+
+#: Where division has a rest, a sign, or none: at 0, infinity and NaN.
+_DIVIDENDS = (1.0, 6.0, -1.0, 7.0, -7.0, 7.0, 0.0, -0.0, 2.0, -2.0, INF, NAN, 5.0, -5.0)
+_DIVISORS = (0.1, 0.1, 0.1, 2.0, 2.0, -2.0, 2.0, 2.0, 0.0, 0.0, 2.0, 2.0, INF, INF)
+_PAIRS = (
+    (In((2, 3)), In((3,), "positive")),
+    (In((2, 1, 4)), In((3, 1), "positive")),
+    (In(()), In((2,), "positive")),
+    (In((0, 3)), In((3,), "positive")),
+)
+_SPECIAL_PAIR = (In((14,), _DIVIDENDS), In((14,), _DIVISORS))
+#: Of integers, which have a type of their own.
+_INTEGER_PAIRS = tuple(
+    (In((6,), np.array([7, -7, 0, 5, 6, -6], first)), In((6,), np.array([2, 2, 3, -3, 3, 3], second)))
+    for first, second in ((np.int64, np.int64), (np.int8, np.int8), (np.int32, np.int8))
+)
+_NUMBERED = (*on((2, 3)), *on((2, 3), kind="int"))
+
+ARITHMETIC = [
+    *[
+        Case(
+            f"div({mode})",
+            lambda L, x, y, mode=mode: L.div(x, y, rounding_mode=mode),
+            # PyTorch rounds the quotient of half types before it cuts the decimals off: not the first three.
+            (*_PAIRS, (In((11,), _DIVIDENDS[3:]), In((11,), _DIVISORS[3:])), (In((3,), "int"), In((3,), "positive"))),
+        )
+        for mode in (None, "trunc", "floor")
+    ],
+    *[
+        Case(f"div({mode}) of integers", lambda L, x, y, mode=mode: L.div(x, y, rounding_mode=mode), _INTEGER_PAIRS)
+        for mode in (None, "trunc", "floor")
+    ],
+    *[
+        Case(f"div({mode}, a number)", lambda L, x, mode=mode: L.div(x, -3, rounding_mode=mode), _NUMBERED)
+        for mode in ("trunc", "floor")
+    ],
+    Case(
+        "floor_divide",
+        lambda L, x, y: L.floor_divide(x, y),
+        tuple((In(x.shape, x.kind, grad=False), In(y.shape, y.kind, grad=False)) for x, y in (*_PAIRS, _SPECIAL_PAIR)),
+    ),
+    Case("floor_divide by operator", lambda L, x, y: x // y, _INTEGER_PAIRS, arrays=False),
+    Case("floor_divide of a number", lambda L, x: 7 // (x + 1), on((2, 3), kind="int"), arrays=False),
+    *[
+        case
+        for name in ("remainder", "fmod")
+        for case in (
+            Case(
+                name,
+                lambda L, x, y, name=name: getattr(L, name)(x, y),
+                (*_PAIRS, _SPECIAL_PAIR),
+            ),
+            Case(f"{name} of integers", lambda L, x, y, name=name: getattr(L, name)(x, y), _INTEGER_PAIRS),
+            Case(f"{name}(a number)", lambda L, x, name=name: getattr(L, name)(x, -3), _NUMBERED),
+        )
+    ],
+    Case("remainder by operator", lambda L, x, y: x % y, _PAIRS[:1], arrays=False),
+    Case("remainder of a number", lambda L, x: 5.5 % x, on((2, 3), kind="positive", grad=False), arrays=False),
+    Case(
+        "pow(Tensor)",
+        lambda L, x, y: L.pow(x, y),
+        (
+            (In((2, 3), "positive"), In((3,))),
+            (In((2, 1, 4), "positive"), In((3, 1))),
+            (In(()), In((2,), "whole")),
+            (In((0, 3)), In((3,))),
+            # At 0, and of negative numbers.
+            (In((8,), (0, 0, 0, 2, -2, -2, 1, 0)), In((8,), (0, 2, -1, 0, 2, 0.5, 3, 1))),
+            (In((3,), "int"), In((3,))),
+            (In((3,), "positive"), In((3,), "int")),
+        ),
+    ),
+    Case(
+        "pow(Tensor) of integers",
+        lambda L, x, y: L.pow(x, y),
+        (
+            (In((2, 3), "int"), In((3,), "int")),
+            (In((6,), np.array([1, -1, -1, 2, -2, 7])), In((6,), np.array([-2, -1, -2, -1, 3, 0]))),
+            (In((3,), np.array([True, False, True])), In((3,), np.array([2, 0, 1], np.int8))),
+        ),
+    ),
+    Case("pow of a number", lambda L, x: 2**x, on((2, 3), (), (0,)), arrays=False),
+    Case("pow of 0", lambda L, x: 0.0**x, on((4,), kind=(0.0, 2.0, -1.0, 0.5)), arrays=False, smooth=False),
+    Case("pow of a number, integers", lambda L, x: 2**x, on((2, 3), kind="int"), arrays=False),
+    Case("pow(a number)", lambda L, x: x**2, (*on((2, 3)), *on((2, 3), kind="int"), *on((2, 3), kind="bool"))),
 ]
 
 REDUCTIONS = [
@@ -1271,6 +1359,7 @@ FAMILIES = {
     "products": PRODUCTS,
     "windows": WINDOWS,
     "activations": ACTIVATIONS,
+    "arithmetic": ARITHMETIC,
     "elementwise": ELEMENTWISE,
     "reductions": REDUCTIONS,
     "shape": SHAPE,
@@ -1517,6 +1606,12 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.gaussian_nll_loss(_X, _X, _X[0]), ValueError, "gaussian_nll_loss: var"),
     (lambda: F.gaussian_nll_loss(_X, _X[:, :2], _X), ValueError, "gaussian_nll_loss: target"),
     (lambda: F.softmin(_X, 0, dtype=int), TypeError, "softmin: dtype"),
+    (lambda: gpuconv.div(_X, 2, rounding_mode="round"), ValueError, "div: rounding_mode"),
+    (lambda: gpuconv.div(_B, _B, rounding_mode="floor"), TypeError, "div: a and b"),
+    (lambda: gpuconv.floor_divide(_I, 0), ZeroDivisionError, "floor_divide: b"),
+    (lambda: gpuconv.remainder(_I, _I * 0), ZeroDivisionError, "remainder: b"),
+    (lambda: gpuconv.pow(_I, -1), ValueError, "pow: exponent"),
+    (lambda: gpuconv.pow(_B, _B), TypeError, "pow: a and exponent"),
     (lambda: gpuconv.mean(_X, dtype=int), TypeError, "mean: dtype"),
     (lambda: gpuconv.sum(_X, dtype="complex64"), TypeError, "sum: dtype"),
     (lambda: gpuconv.cumsum(_X, 0, dtype=3), TypeError, "cumsum: dtype"),
