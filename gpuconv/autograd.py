@@ -454,16 +454,16 @@ class Tensor:
     __hash__ = object.__hash__
 
     def _compared(self, other: Any, compare: Callable[[Any, Any], Any]) -> Any:
-        values = other
-        if not isinstance(other, (bool, int, float)):
+        values, number = other, isinstance(other, (bool, int, float))
+        if not number:
             try:
                 values = to_array(other)
             except TypeError:
                 return NotImplemented  # no numbers: perhaps it knows how to compare itself with a Tensor
-        backend = backends.current(self.data, *([] if values is other else [values]))
+        backend = backends.current(self.data, *([] if number else [values]))
         with backend.computing():
             own = backend.asarray(self.data)
-            if values is not other:
+            if not number:
                 values = backend.asarray(values)
                 if own.dtype != values.dtype and _is_half(own) and _is_half(values):
                     own, values = own.astype(np.float32), values.astype(np.float32)
@@ -577,6 +577,10 @@ class Tensor:
         abs: ClassVar[Callable[..., Tensor]]
         add: ClassVar[Callable[..., Tensor]]
         argmax: ClassVar[Callable[..., Tensor]]
+        bitwise_and: ClassVar[Callable[..., Tensor]]
+        bitwise_not: ClassVar[Callable[..., Tensor]]
+        bitwise_or: ClassVar[Callable[..., Tensor]]
+        bitwise_xor: ClassVar[Callable[..., Tensor]]
         clamp: ClassVar[Callable[..., Tensor]]
         clone: ClassVar[Callable[..., Tensor]]
         div: ClassVar[Callable[..., Tensor]]
@@ -655,6 +659,20 @@ class Tensor:
 
     def __neg__(self) -> Tensor:
         return self.mul(-1)
+
+    def __and__(self, other: Any) -> Tensor:
+        return Tensor.bitwise_and(self, other)
+
+    def __or__(self, other: Any) -> Tensor:
+        return Tensor.bitwise_or(self, other)
+
+    def __xor__(self, other: Any) -> Tensor:
+        return Tensor.bitwise_xor(self, other)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    def __invert__(self) -> Tensor:
+        return Tensor.bitwise_not(self)
 
     def __iadd__(self, other: Any) -> Tensor:
         return self._in_place("+=", self.add(other))

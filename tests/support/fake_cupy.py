@@ -462,6 +462,7 @@ for _name in (
     "ge",
     "and_",
     "or_",
+    "xor",
     "floordiv",
 ):
     _stem = _name.rstrip("_")
@@ -533,6 +534,7 @@ for _name in (
     "arccos",
     "arcsin",
     "arctan",
+    "argsort",
     "around",
     "array",
     "broadcast_to",

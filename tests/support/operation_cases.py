@@ -452,6 +452,80 @@ ELEMENTWISE = [
     ),
     Case("Tensor.masked_fill", lambda L, x, m: x.masked_fill(m, 2), ((In((2, 3)), In((3,), "bool")),), arrays=False),
     Case("abs()", lambda L, x: abs(x), on((2, 3)), arrays=False),
+    pointwise("clamp_min", lambda L, x: L.clamp_min(x, -0.5)),
+    pointwise("clamp_max", lambda L, x: L.clamp_max(x, 0.5)),
+    *[
+        Case(
+            f"{name}({options})",
+            lambda L, x, a, b, name=name, options=options: getattr(L, name)(x, a, b, **options),
+            (
+                (In((2, 3)), In((3,)), In((2, 1), "positive")),
+                (In(()), In((2, 2)), In((2,), "positive")),
+                *([(In((3,), "int"), In((3,), "int"), In((3,), "int"))] if name == "addcmul" else []),
+            ),
+        )
+        for name in ("addcmul", "addcdiv")
+        for options in ({}, {"value": 2})
+    ],
+    Case(
+        "lerp",
+        lambda L, x, y, w: L.lerp(x, y, w),
+        ((In((2, 3)), In((3,)), In((2, 1), "unit")), (In((2,)), In((2,)), In(()))),
+    ),
+    Case("lerp(a number)", lambda L, x, y: L.lerp(x, y, 0.25), ((In((2, 3)), In((3,))),)),
+    *[
+        Case(
+            name,
+            lambda L, x, y, name=name: getattr(L, name)(x, y),
+            (
+                (In((2, 3), "whole"), In((3,), "whole")),
+                (In((16,), tuple(SPECIAL)), In((16,), tuple(SPECIAL[::-1]))),
+                (In((3,), "int"), In((3,), "whole")),
+                (In((3,), "bool"), In((2, 1), "bool")),
+                (In((0, 3)), In(())),
+            ),
+        )
+        for name in ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor")
+    ],
+    *[
+        Case(f"{name}(a number)", lambda L, x, name=name: getattr(L, name)(x, 1), on((3, 4), kind="int"))
+        for name in ("eq", "lt", "bitwise_and", "bitwise_or", "bitwise_xor")
+    ],
+    pointwise("logical_not", lambda L, x: L.logical_not(x), "whole"),
+    *[
+        Case(
+            name,
+            lambda L, x, y, name=name: getattr(L, name)(x, y),
+            (
+                (In((2, 3), "bool"), In((3,), "bool")),
+                (In((4, 5), "int", high=9), In((5,), "int", high=9)),
+                (In((4,), "bool"), In((4,), "int")),
+                (In((2,), np.array([200, 7], np.uint8)), In((2,), np.array([-3, 2], np.int8))),
+            ),
+        )
+        for name in ("bitwise_and", "bitwise_or", "bitwise_xor")
+    ],
+    Case(
+        "bitwise_not",
+        lambda L, x: L.bitwise_not(x),
+        (*on((2, 3), (), kind="bool"), *on((3,), kind="int"), (In((2,), np.array([200, 7], np.uint8)),)),
+    ),
+    Case("masks by operators", lambda L, x: (x > -1) & (x < 1) | ~(x != 2) ^ True, on((4, 5)), arrays=False),
+    *[
+        Case(
+            f"isclose({options})",
+            lambda L, x, y, options=options: L.isclose(x, y, **options),
+            (
+                (In((2, 3), "whole"), In((3,), "whole")),
+                (In((16,), tuple(SPECIAL)), In((16,), tuple(SPECIAL))),
+                (In((3,), (1.0, 1e5, 0.0)), In((3,), (1.00002, 1e5 + 0.5, 1e-7))),
+                (In((5,), "int"), In((5,), "int")),
+            ),
+        )
+        for options in ({}, {"equal_nan": True}, {"rtol": 0.5, "atol": 1.0})
+    ],
+    pointwise("nan_to_num", lambda L, x: L.nan_to_num(x), special=(NAN, 1.0)),
+    pointwise("nan_to_num(numbers)", lambda L, x: L.nan_to_num(x, 1.0, posinf=2.0, neginf=-3.0)),
 ]
 
 #: Where division has a rest, a sign, or none: at 0, infinity and NaN.
@@ -644,6 +718,34 @@ REDUCTIONS = [
         for p in (2, 1, 3)
     ],
     Case("norm(dims)", lambda L, x: L.norm(x, dim=(0, 2)), on((2, 3, 4))),
+    *[
+        Case(
+            f"{name}({dim}, {down})",
+            lambda L, x, name=name, dim=dim, down=down: getattr(L, name)(x, dim, down),
+            on((3, 5), (2, 3, 4), (3, 0), *([(4,), ()] if dim != 1 else [])),
+        )
+        for name in ("sort", "argsort")
+        for dim in (-1, 0, 1)
+        for down in (False, True)
+    ],
+    *[
+        Case(
+            f"sort of equals ({down})",
+            lambda L, x, down=down: L.sort(x, descending=down, stable=True),
+            (*on((9,), kind=(1, 0, NAN, 1, INF, 0, NAN, -INF, 1)), *on((3, 8), kind="int"), *on((7,), kind="bool")),
+            smooth=False,
+        )
+        for down in (False, True)
+    ],
+    *[
+        Case(
+            f"topk({k}, {dim}, {largest})",
+            lambda L, x, k=k, dim=dim, largest=largest: L.topk(x, k, dim, largest),
+            on((3, 5), (3, 4, 5), *([(1,), ()] if (k, dim) == (1, -1) else [])),
+        )
+        for k, dim in ((1, -1), (3, 0), (2, 1), (0, 0))
+        for largest in (True, False)
+    ],
     Case("Tensor.norm", lambda L, x: x.norm(), on((2, 3)), arrays=False),
     *[case for name in ("any", "all") for kind in ("bool", "whole", "int") for case in _reduction(name, kind)],
     Case("count_nonzero", lambda L, x: L.count_nonzero(x), on((2, 3), (), kind="whole")),
@@ -773,6 +875,14 @@ SHAPE = [
         ]
     ],
     *[
+        Case(
+            name,
+            lambda L, x, y, name=name: getattr(L, name)((x, y)),
+            ((In((2, 3)), In((2, 3))), (In((3,)), In((3,), "int")), (In(()), In(())), (In((2, 3, 2)), In((2, 3, 2)))),
+        )
+        for name in ("hstack", "vstack")
+    ],
+    *[
         case
         for arguments in ((1,), (2, -1), ([1, 2], 1), ([0, 3], 1), (5, 0))
         for case in _method("split", *arguments, shapes=((2, 3), (2, 3, 4)))[arguments[0] == [1] :]
@@ -806,6 +916,26 @@ SHAPE = [
     *_method("permute", dims=(1, 0), shapes=((2, 3),)),
     *_method("reshape", shape=(3, -1), shapes=((2, 3),)),
     *_method("tile", dims=(2,), shapes=((2, 3),)),
+    *_method("roll", 1),
+    *_method("roll", -4, 1),
+    *_method("roll", (1, 2), (0, -1), shapes=((2, 3), (2, 3, 4), (0, 3))),
+    *_method("tril", shapes=((2, 3), (3, 2), (2, 3, 3), (0, 2))),
+    *_method("tril", diagonal=-1, shapes=((3, 3), (2, 3))),
+    *_method("triu", 1, shapes=((3, 3), (2, 2, 3))),
+    *_method("ravel", shapes=((2, 3), (), (0, 3))),
+    *_method("unflatten", 1, (3, -1), shapes=((2, 6), (2, 3, 4))),
+    *_method("unflatten", -1, (2, 2), shapes=((3, 4),)),
+    *_method("broadcast_to", (2, 2, 3), shapes=((2, 3), (3,), ())),
+    *[
+        _tensor("unfold", *arguments, shapes=shapes)
+        for *arguments, shapes in [
+            (0, 2, 1, ((4, 3), (3,))),
+            (-1, 3, 2, ((2, 7), (2, 2, 4), (0, 3))),
+            (1, 2, 3, ((2, 7, 2),)),
+            (0, 1, 1, ((3,), ())),
+            (0, 0, 1, ((3, 2), ())),
+        ]
+    ],
     *_method("narrow", 1, 1, 2),
     *_method("narrow", -1, -2, 1),
     *_method("select", 1, -1),
@@ -898,6 +1028,9 @@ SHAPE = [
         tuple((In(shape, grad=shape[0] < 0),) for shape in ((1, 6, 2, 3), (2, 4, 3))),
     ),
     *_interpolations(),
+    Case("outer", lambda L, a, b: L.outer(a, b), ((In((2,)), In((3,))), (In((0,)), In((2,))))),
+    Case("dot", lambda L, a, b: L.dot(a, b), ((In((3,)), In((3,))), (In((0,)), In((0,))))),
+    Case("mv", lambda L, a, b: L.mv(a, b), ((In((2, 3)), In((3,))), (In((0, 3)), In((3,))))),
     Case("mm", lambda L, a, b: L.mm(a, b), ((In((2, 3)), In((3, 4))), (In((0, 3)), In((3, 2))))),
     Case("bmm", lambda L, a, b: L.bmm(a, b), ((In((2, 2, 3)), In((2, 3, 4))), (In((0, 2, 3)), In((0, 3, 1))))),
     Case("Tensor.bmm", lambda L, a, b: a.bmm(b), ((In((2, 2, 3)), In((2, 3, 4))),), arrays=False),
@@ -1605,6 +1738,18 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.gaussian_nll_loss(_X, _X, -_X), ValueError, "gaussian_nll_loss: var"),
     (lambda: F.gaussian_nll_loss(_X, _X, _X[0]), ValueError, "gaussian_nll_loss: var"),
     (lambda: F.gaussian_nll_loss(_X, _X[:, :2], _X), ValueError, "gaussian_nll_loss: target"),
+    (lambda: gpuconv.bitwise_and(_X, _X), TypeError, "bitwise_and: input"),
+    (lambda: gpuconv.eq("a", _X), TypeError, "eq: input"),
+    (lambda: gpuconv.topk(_X, 4), ValueError, "topk: k"),
+    (lambda: gpuconv.sort(_X, 2), IndexError, "sort: dim"),
+    (lambda: gpuconv.roll(_X, (1, 2), 0), ValueError, "roll: shifts"),
+    (lambda: gpuconv.tril(_X[0]), ValueError, "tril: input"),
+    (lambda: gpuconv.unflatten(_X, 1, (2, -1)), ValueError, "unflatten: sizes"),
+    (lambda: gpuconv.Tensor(_X).unfold(1, 4, 1), ValueError, "unfold: size"),
+    (lambda: gpuconv.Tensor(_X).unfold(1, 2, 0), ValueError, "unfold: step"),
+    (lambda: gpuconv.outer(_X, _X[0]), ValueError, "outer: input"),
+    (lambda: gpuconv.dot(_X[0], _X[:, 0]), ValueError, "dot: tensor"),
+    (lambda: gpuconv.mv(_X, _X[:, 0]), ValueError, "mv: vec"),
     (lambda: F.softmin(_X, 0, dtype=int), TypeError, "softmin: dtype"),
     (lambda: gpuconv.div(_X, 2, rounding_mode="round"), ValueError, "div: rounding_mode"),
     (lambda: gpuconv.div(_B, _B, rounding_mode="floor"), TypeError, "div: a and b"),
