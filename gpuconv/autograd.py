@@ -686,6 +686,24 @@ class Tensor:
     def __itruediv__(self, other: Any) -> Tensor:
         return self._in_place("/=", Tensor.div(self, other))
 
+    def __ifloordiv__(self, other: Any) -> Tensor:
+        return self._in_place("//=", Tensor.floor_divide(self, other))
+
+    def __imod__(self, other: Any) -> Tensor:
+        return self._in_place("%=", Tensor.remainder(self, other))
+
+    def __ipow__(self, exponent: Any) -> Tensor:
+        return self._in_place("**=", self.pow(exponent))
+
+    def __iand__(self, other: Any) -> Tensor:
+        return self._in_place("&=", Tensor.bitwise_and(self, other))
+
+    def __ior__(self, other: Any) -> Tensor:
+        return self._in_place("|=", Tensor.bitwise_or(self, other))
+
+    def __ixor__(self, other: Any) -> Tensor:
+        return self._in_place("^=", Tensor.bitwise_xor(self, other))
+
     def _in_place(self, sign: str, result: Tensor) -> Tensor:
         """Make a result this Tensor's value.
 

@@ -473,17 +473,20 @@ def pow(a: Any, exponent: Any) -> Any:
         ValueError: integers, and an exponent that is a negative integer.
         TypeError: bools to a power that is bool.
     """
-    wide, power = _operands(a, exponent)
-    kind = kind_of(to_array(wide).dtype)
-    if kind == "b":
-        raise TypeError("pow: a and exponent are bools; convert one of them to a type of numbers")
-    if not isinstance(exponent, _NUMBERS):
-        return Power.apply(wide, power)
+    number = isinstance(exponent, _NUMBERS)
     # A Python number, which leaves a float32 one: NumPy's would make it wider.
     exponent = exponent.item() if isinstance(exponent, np.generic) else exponent
-    if kind != "f" and exponent < 0:
-        raise ValueError(f"pow: exponent must be at least 0 for integers, got {exponent}; convert a to floats")
-    return Pow.apply(wide, exponent=exponent)
+    kind = kind_of(to_array(a).dtype)
+    if not number or kind != "f":
+        a, power = _operands(a, exponent)
+        kind = kind_of(to_array(a).dtype)
+        if kind == "b":
+            raise TypeError("pow: a and exponent are bools; convert one of them to a type of numbers")
+        if not number:
+            return Power.apply(a, power)
+        if kind != "f" and exponent < 0:
+            raise ValueError(f"pow: exponent must be at least 0 for integers, got {exponent}; convert a to floats")
+    return Pow.apply(a, exponent=exponent)
 
 
 @tensor_method
