@@ -263,7 +263,7 @@ def _floored(xp: Any, a: Array, b: Array) -> tuple[Array, Array]:
     """The quotient, rounded down, and the rest, which has the sign of b: as Python's ``divmod``."""
     if kind_of(a.dtype) != "f":
         return xp.floor_divide(a, b), xp.remainder(a, b)
-    # By way of the exact rest: the quotient of 1 and 0.1 is 9, and not the floor of 10.0. CuPy's own is that.
+    # By way of the exact rest: the quotient of 1 and 0.1 is 9, and not the floor of 10.0.
     rest = xp.fmod(a, b)
     apart = (rest != 0) & ((b < 0) != (rest < 0))
     return xp.where(b == 0, a / b, xp.rint((a - rest) / b - apart)), xp.where(apart, rest + b, rest)
