@@ -478,16 +478,16 @@ class Tensor:
     __hash__ = object.__hash__
 
     def _compared(self, other: Any, compare: Callable[[Any, Any], Any]) -> Any:
-        values = other
-        if not isinstance(other, (bool, int, float)):
+        values, number = other, isinstance(other, (bool, int, float))
+        if not number:
             try:
                 values = to_array(other)
             except TypeError:
                 return NotImplemented  # no numbers: perhaps it knows how to compare itself with a Tensor
-        backend = backends.current(self.data, *([] if values is other else [values]))
+        backend = backends.current(self.data, *([] if number else [values]))
         with backend.computing():
             own = backend.asarray(self.data)
-            if values is not other:
+            if not number:
                 values = backend.asarray(values)
                 if own.dtype != values.dtype and _is_half(own) and _is_half(values):
                     own, values = own.astype(np.float32), values.astype(np.float32)
@@ -601,11 +601,16 @@ class Tensor:
         abs: ClassVar[Callable[..., Tensor]]
         add: ClassVar[Callable[..., Tensor]]
         argmax: ClassVar[Callable[..., Tensor]]
+        bitwise_and: ClassVar[Callable[..., Tensor]]
+        bitwise_not: ClassVar[Callable[..., Tensor]]
+        bitwise_or: ClassVar[Callable[..., Tensor]]
+        bitwise_xor: ClassVar[Callable[..., Tensor]]
         clamp: ClassVar[Callable[..., Tensor]]
         clone: ClassVar[Callable[..., Tensor]]
         div: ClassVar[Callable[..., Tensor]]
         exp: ClassVar[Callable[..., Tensor]]
         flatten: ClassVar[Callable[..., Tensor]]
+        floor_divide: ClassVar[Callable[..., Tensor]]
         log: ClassVar[Callable[..., Tensor]]
         log_softmax: ClassVar[Callable[..., Tensor]]
         matmul: ClassVar[Callable[..., Tensor]]
@@ -614,6 +619,7 @@ class Tensor:
         permute: ClassVar[Callable[..., Tensor]]
         pow: ClassVar[Callable[..., Tensor]]
         relu: ClassVar[Callable[..., Tensor]]
+        remainder: ClassVar[Callable[..., Tensor]]
         reshape: ClassVar[Callable[..., Tensor]]
         sigmoid: ClassVar[Callable[..., Tensor]]
         softmax: ClassVar[Callable[..., Tensor]]
@@ -657,11 +663,40 @@ class Tensor:
     def __rmatmul__(self, other: Any) -> Tensor:
         return Tensor.matmul(other, self)
 
-    def __pow__(self, exponent: float) -> Tensor:
+    def __floordiv__(self, other: Any) -> Tensor:
+        return Tensor.floor_divide(self, other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return Tensor.floor_divide(other, self)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return Tensor.remainder(self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return Tensor.remainder(other, self)
+
+    def __pow__(self, exponent: Any) -> Tensor:
         return self.pow(exponent)
+
+    def __rpow__(self, base: Any) -> Tensor:
+        return Tensor.pow(base, self)
 
     def __neg__(self) -> Tensor:
         return self.mul(-1)
+
+    def __and__(self, other: Any) -> Tensor:
+        return Tensor.bitwise_and(self, other)
+
+    def __or__(self, other: Any) -> Tensor:
+        return Tensor.bitwise_or(self, other)
+
+    def __xor__(self, other: Any) -> Tensor:
+        return Tensor.bitwise_xor(self, other)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    def __invert__(self) -> Tensor:
+        return Tensor.bitwise_not(self)
 
     def __iadd__(self, other: Any) -> Tensor:
         return self._in_place("+=", self.add(other))
@@ -674,6 +709,24 @@ class Tensor:
 
     def __itruediv__(self, other: Any) -> Tensor:
         return self._in_place("/=", Tensor.div(self, other))
+
+    def __ifloordiv__(self, other: Any) -> Tensor:
+        return self._in_place("//=", Tensor.floor_divide(self, other))
+
+    def __imod__(self, other: Any) -> Tensor:
+        return self._in_place("%=", Tensor.remainder(self, other))
+
+    def __ipow__(self, exponent: Any) -> Tensor:
+        return self._in_place("**=", self.pow(exponent))
+
+    def __iand__(self, other: Any) -> Tensor:
+        return self._in_place("&=", Tensor.bitwise_and(self, other))
+
+    def __ior__(self, other: Any) -> Tensor:
+        return self._in_place("|=", Tensor.bitwise_or(self, other))
+
+    def __ixor__(self, other: Any) -> Tensor:
+        return self._in_place("^=", Tensor.bitwise_xor(self, other))
 
     def _in_place(self, sign: str, result: Tensor) -> Tensor:
         """Make a result this Tensor's value.

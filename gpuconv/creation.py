@@ -141,29 +141,30 @@ def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, r
     return _made(np.full(sizes, value), dtype, device, requires_grad)
 
 
-def zeros_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """Zeros of the input's shape and type, on its device."""
-    return full_like(input, 0, dtype=dtype, requires_grad=requires_grad)
+def zeros_like(input: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """Zeros of the input's shape; of its type and on its device, unless others are given."""
+    return full_like(input, 0, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
-def ones_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """Ones of the input's shape and type, on its device."""
-    return full_like(input, 1, dtype=dtype, requires_grad=requires_grad)
+def ones_like(input: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """Ones of the input's shape; of its type and on its device, unless others are given."""
+    return full_like(input, 1, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
-def full_like(input: Any, fill_value: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """``fill_value`` in the input's shape and type, on its device."""
-    result = empty_like(input, dtype=dtype, requires_grad=requires_grad)
+def full_like(
+    input: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """``fill_value`` in the input's shape; of its type and on its device, unless others are given."""
+    result = empty_like(input, dtype=dtype, device=device, requires_grad=requires_grad)
     array = result.data
     capturing.repeated(lambda: array.__setitem__(..., fill_value), array)
     return result
 
 
-def empty_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """Uninitialised elements, in the input's shape and dtype, on its device."""
-    array = to_array(input)
-    made: Any = np.empty(array.shape, array.dtype if dtype is None else element_type(dtype))
-    return _made(made, None, None if isinstance(array, np.ndarray) else "cuda", requires_grad)
+def empty_like(input: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """Uninitialised elements in the input's shape; of its type and on its device, unless others are given."""
+    shape, alike = _alike(input, dtype, device, requires_grad)
+    return empty(shape, **alike)
 
 
 def arange(
@@ -229,18 +230,28 @@ def _drawn(dtype: Any) -> Any:
     return np.float64 if element_type(dtype) == np.float64 else np.float32
 
 
-def rand_like(input: Any, *, generator: Any = None) -> Tensor:
-    """:func:`rand` of the input's shape and type."""
-    return _alike(rand(to_array(input).shape, dtype=to_array(input).dtype, generator=generator), input)
+def rand_like(
+    input: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, generator: Any = None
+) -> Tensor:
+    """:func:`rand` of the input's shape; of its type and on its device, unless others are given."""
+    shape, alike = _alike(input, dtype, device, requires_grad)
+    return rand(shape, generator=generator, **alike)
 
 
-def randn_like(input: Any, *, generator: Any = None) -> Tensor:
-    """:func:`randn` of the input's shape and type."""
-    return _alike(randn(to_array(input).shape, dtype=to_array(input).dtype, generator=generator), input)
+def randn_like(
+    input: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, generator: Any = None
+) -> Tensor:
+    """:func:`randn` of the input's shape; of its type and on its device, unless others are given."""
+    shape, alike = _alike(input, dtype, device, requires_grad)
+    return randn(shape, generator=generator, **alike)
 
 
-def _alike(result: Tensor, input: Any) -> Tensor:
-    return result if isinstance(to_array(input), np.ndarray) else Tensor(moved(result.data, "cuda"))
+def _alike(input: Any, dtype: Any, device: Any, requires_grad: bool) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The input's shape; and its type and device, or those that are given, as arguments."""
+    array = to_array(input)
+    here = None if isinstance(array, np.ndarray) else "cuda"
+    device, dtype = here if device is None else device, array.dtype if dtype is None else dtype
+    return tuple(array.shape), {"dtype": dtype, "device": device, "requires_grad": requires_grad}
 
 
 def randint(

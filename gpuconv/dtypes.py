@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bfloat16", "computed", "element_type", "float_type", "has_bfloat16", "is_half", "kind_of", "promoted"]
+__all__ = [
+    "bfloat16",
+    "computed",
+    "element_type",
+    "float_type",
+    "has_bfloat16",
+    "is_half",
+    "kind_of",
+    "number_type",
+    "promoted",
+]
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -60,12 +70,17 @@ def element_type(given: Any) -> np.dtype:
 
 def float_type(given: Any, op: str) -> np.dtype:
     """A float type of 16, 32 or 64 bits, for the argument ``dtype`` of ``op``. Raises as :func:`element_type`."""
+    return number_type(given, op, "a float type", "f")
+
+
+def number_type(given: Any, op: str, name: str = "a type of numbers", kinds: str = "fiub") -> np.dtype:
+    """A float, an integer or bool of at most 64 bits; otherwise as :func:`float_type`."""
     try:
         dtype = element_type(given)
     except TypeError:
-        raise TypeError(f"{op}: dtype must be a float type, got {given!r}") from None
-    if kind_of(dtype) != "f" or dtype.itemsize > 8:
-        raise TypeError(f"{op}: dtype must be a float type of at most 64 bits, got {dtype}")
+        raise TypeError(f"{op}: dtype must be {name}, got {given!r}") from None
+    if kind_of(dtype) not in kinds or dtype.itemsize > 8:
+        raise TypeError(f"{op}: dtype must be {name} of at most 64 bits, got {dtype}")
     return dtype
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -248,16 +247,4 @@ class Unflatten(Module):
         )
 
     def forward(self, input: Any) -> Any:
-        shape = tuple(input.shape)
-        if not -len(shape) <= self.dim < len(shape):
-            raise IndexError(f"Unflatten: dim {self.dim} does not exist in an input of shape {shape}")
-        axis = self.dim % len(shape)
-        given = math.prod(size for size in self.unflattened_size if size != -1)
-        known = self.unflattened_size.count(-1) == 0
-        if (given != shape[axis]) if known else (given == 0 or shape[axis] % given):
-            raise ValueError(
-                f"Unflatten: unflattened_size {self.unflattened_size} does not fit dim {axis}, of size {shape[axis]}"
-            )
-        missing = 1 if known else shape[axis] // given
-        sizes = tuple(missing if size == -1 else size for size in self.unflattened_size)
-        return input.reshape((*shape[:axis], *sizes, *shape[axis + 1 :]))
+        return F.unflattened("Unflatten", "unflattened_size", input, self.dim, self.unflattened_size)

@@ -12,12 +12,9 @@ import numpy as np
 
 from gpuconv import dtypes
 from gpuconv import functional as F
-from gpuconv.autograd import Context, Function
-from gpuconv.backends import Array
 from gpuconv.dtypes import kind_of
 from gpuconv.onnx.node import Node, constant, host, operator, scalar, shape_of
 from gpuconv.ops import arithmetic, elementwise, nonlinear
-from gpuconv.ops.arithmetic import _sum_to as sum_to
 from gpuconv.ops.shape import reshape
 
 # -- of one input ----------------------------------------------------------------------------------------------------
@@ -167,29 +164,6 @@ def _clip(node: Node, x: Any, low: Any = None, high: Any = None) -> Any:
 # -- of two, or several ----------------------------------------------------------------------------------------------
 
 
-class Power(Function):
-    """``a ** b``, element by element; shapes broadcast."""
-
-    @staticmethod
-    def forward(ctx: Context, a: Array, b: Array) -> Array:
-        result = ctx.backend.xp.power(a, b)
-        ctx.save(a, b, result)
-        return result
-
-    @staticmethod
-    def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
-        a, b, result = ctx.saved
-        xp, (need_a, need_b) = ctx.backend.xp, ctx.needs_input_grad
-        zero = grad.dtype.type(0)
-        slope_a = xp.where(b == 0, zero, b * xp.power(a, xp.where(b == 0, b.dtype.type(1), b - 1))) if need_a else None
-        # Of 0 ** b, which does not change with b unless it is infinite.
-        slope_b = xp.where(a == 0, zero, result * xp.log(xp.where(a == 0, a.dtype.type(1), a))) if need_b else None
-        return (
-            None if slope_a is None else sum_to(grad * slope_a, a.shape),
-            None if slope_b is None else sum_to(grad * slope_b, b.shape),
-        )
-
-
 def _aligned(node: Node, a: Any, b: Any) -> Any:
     """The second operand in a shape that broadcasts as its node means it: until opset 6 an attribute says how."""
     axis = node.get("axis")
@@ -248,31 +222,12 @@ def _pow(node: Node, a: Any, b: Any) -> Any:
         return arithmetic.pow(a, scalar(b))
     if kind_of(a.dtype) != "f":
         return np.power(host(a), host(b)).astype(a.dtype)
-    return Power.apply(a, arithmetic.cast(_aligned(node, a, b), a.dtype))
-
-
-class Modulo(Function):
-    """What is left of a division; ``name`` is ``fmod``, with the sign of a, or ``mod``, with that of b."""
-
-    @staticmethod
-    def forward(ctx: Context, a: Array, b: Array, *, name: str) -> Array:
-        result = getattr(ctx.backend.xp, name)(a, b)
-        ctx.save(a, b, result)
-        return result
-
-    @staticmethod
-    def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
-        a, b, result = ctx.saved
-        need_a, need_b = ctx.needs_input_grad
-        return (
-            sum_to(grad, a.shape) if need_a else None,
-            sum_to(grad * ((result - a) / b), b.shape) if need_b else None,
-        )
+    return arithmetic.Power.apply(a, arithmetic.cast(_aligned(node, a, b), a.dtype))
 
 
 @operator("Mod")
 def _mod(node: Node, a: Any, b: Any) -> Any:
-    return Modulo.apply(a, b, name="fmod" if node.get("fmod", 0) else "mod")
+    return arithmetic.Modulo.apply(a, b, name="fmod" if node.get("fmod", 0) else "mod")
 
 
 def _several(name: str, function: Callable[[Any, Any], Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.dtypes import kind_of
+from gpuconv.ops.rearrange import sliding
 
 __all__ = ["EXPORTERS"]
 
@@ -65,19 +66,37 @@ for _name, _op in {
     "MatMul": "MatMul",
     "Where": "Where",
     "PReLU": "PRelu",
+}.items():
+    # The operator is bound where the function is made: the loop's variable changes.
+    exporter(_name)(lambda to, call, *inputs, _op=_op, **options: to.node(_op, *inputs))
+
+
+def _compared(to: Any, call: Any, op: str, *inputs: str) -> Any:
+    """A comparison, whose operands need one type."""
+    types = [operand.dtype for operand in call.inputs]
+    wanted = np.result_type(*types)
+    return to.node(op, *[x if t == wanted else _as_type(to, x, wanted) for x, t in zip(inputs, types, strict=True)])
+
+
+for _name, _op in {
     "eq": "Equal",
     "lt": "Less",
     "le": "LessOrEqual",
     "gt": "Greater",
     "ge": "GreaterOrEqual",
 }.items():
-    # The operator is bound where the function is made: the loop's variable changes.
-    exporter(_name)(lambda to, call, *inputs, _op=_op, **options: to.node(_op, *inputs))
+    exporter(_name)(lambda to, call, *inputs, _op=_op: _compared(to, call, _op, *inputs))
 
 
 @exporter("ne")
 def _ne(to: Any, call: Any, a: str, b: str) -> Any:
-    return to.node("Not", to.node("Equal", a, b))
+    return to.node("Not", _compared(to, call, "Equal", a, b))
+
+
+@exporter("Bitwise")
+def _bitwise(to: Any, call: Any, a: str, b: str, *, name: str) -> Any:
+    kind = "" if call.inputs[0].dtype == bool else "Bitwise"
+    return to.node(kind + {"and_": "And", "or_": "Or", "xor": "Xor"}[name], a, b)
 
 
 @exporter("Cast")
@@ -103,9 +122,29 @@ def _power(to: Any, call: Any, a: str, b: str) -> Any:
 
 @exporter("Modulo")
 def _modulo(to: Any, call: Any, a: str, b: str, *, name: str) -> Any:
-    if name == "mod" and kind_of(call.inputs[0].dtype) == "f":
-        raise ValueError("the remainder of floats with the sign of the divisor")
-    return to.node("Mod", a, b, fmod=int(name == "fmod"))
+    if name == "fmod" or kind_of(call.inputs[0].dtype) != "f":
+        return to.node("Mod", a, b, fmod=int(name == "fmod"))
+    rest, apart = _rest(to, call, a, b)
+    return to.node("Where", apart, to.node("Add", rest, b), rest)
+
+
+def _rest(to: Any, call: Any, a: str, b: str) -> tuple[Any, Any]:
+    """Of floats, what is left of a division with the sign of a, and where that is not the sign of b."""
+    rest, zero = to.node("Mod", a, b, fmod=1), _number(to, 0, call)
+    differ = to.node("Xor", to.node("Less", b, zero), to.node("Less", rest, zero))
+    return rest, to.node("And", to.node("Not", to.node("Equal", rest, zero)), differ)
+
+
+@exporter("Quotient")
+def _quotient(to: Any, call: Any, a: str, b: str, *, down: bool) -> Any:
+    ratio = to.node("Div", a, b)  # which of integers is rounded towards 0
+    if kind_of(call.inputs[0].dtype) != "f":
+        return to.node("Div", to.node("Sub", a, to.node("Mod", a, b)), b) if down else ratio
+    if not down:
+        return _step(to, call, ratio, name="trunc")
+    rest, apart = _rest(to, call, a, b)
+    whole = to.node("Sub", to.node("Div", to.node("Sub", a, rest), b), _as_type(to, apart, call.inputs[0].dtype))
+    return to.node("Where", to.node("Equal", b, _number(to, 0, call)), ratio, to.node("Round", whole))
 
 
 @exporter("Square")
@@ -597,6 +636,24 @@ def _pad_constant(to: Any, call: Any, x: str, *, sides: Any, value: Any) -> Any:
 @exporter("PadAlong")
 def _pad_along(to: Any, call: Any, x: str, *, where: tuple[int, ...], first: Any, axis: int) -> Any:
     return to.node("Gather", x, to.constant(list(where)), axis=axis)
+
+
+@exporter("Slide")
+def _slide(to: Any, call: Any, x: str, *, axis: int, size: int, step: int) -> Any:
+    shape = call.inputs[0].shape
+    windows = to.node("Gather", x, to.constant(sliding(shape[axis], size, step)), axis=axis)
+    return to.node("Transpose", windows, perm=[*[i for i in range(len(shape) + 1) if i != axis + 1], axis + 1])
+
+
+@exporter("Triangle")
+def _triangle(to: Any, call: Any, x: str, *, diagonal: int, upper: bool) -> Any:
+    return to.node("Trilu", x, to.constant(diagonal), upper=int(upper))
+
+
+@exporter("ArgSort")
+def _arg_sort(to: Any, call: Any, x: str, *, axis: int, descending: bool) -> Any:
+    count = to.constant([call.inputs[0].shape[axis]])
+    return to.node("TopK", x, count, outputs=2, axis=axis, largest=int(descending))[1]
 
 
 @exporter("IndexSelect")

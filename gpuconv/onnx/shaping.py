@@ -11,7 +11,7 @@ from gpuconv import functional as F
 from gpuconv.autograd import Tensor
 from gpuconv.onnx.elementwise import element_type
 from gpuconv.onnx.node import Node, constant, host, operator, scalar, shape_of
-from gpuconv.ops import elementwise, rearrange
+from gpuconv.ops import elementwise, ordering, rearrange
 from gpuconv.ops.padding import _pad_along as pad_along
 from gpuconv.ops.shape import getitem, permute, reshape
 
@@ -186,10 +186,13 @@ def _one_hot(node: Node, labels: Any, depth: Any, values: Any) -> Any:
 
 @operator("Trilu", settings=(1,))
 def _trilu(node: Node, x: Any, k: Any = None) -> Any:
-    rows, columns = shape_of(x)[-2:]
-    upper = node.get("upper", 1)
-    kept = np.tri(rows, columns, scalar(k, 0) - bool(upper), dtype=bool)
-    return elementwise.where(kept ^ bool(upper), x, constant(0, x))
+    return (rearrange.triu if node.get("upper", 1) else rearrange.tril)(x, scalar(k, 0))
+
+
+@operator("TopK", settings=(1,))
+def _top_k(node: Node, x: Any, k: Any = None) -> tuple[Any, ...]:
+    k = node.get("k") if k is None else scalar(k)
+    return tuple(ordering.topk(x, int(k), node.get("axis", -1), bool(node.get("largest", 1))))
 
 
 # -- fewer of them ----------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
-from gpuconv.backends import Array
-from gpuconv.dtypes import computed, is_half, kind_of, promoted
+from gpuconv.backends import Array, capturing
+from gpuconv.dtypes import computed, float_type, is_half, kind_of, number_type, promoted
+from gpuconv.geometry import one_of
 from gpuconv.ops.pointwise import Pointwise
 from gpuconv.ops.shape import dimension
 
@@ -232,6 +233,82 @@ class Pow(Function):
         return grad * (exponent * a ** (exponent - 1))
 
 
+class Power(Function):
+    """``a ** b``, element by element; shapes broadcast. Of integers to a negative power the whole part is left."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
+        xp = ctx.backend.xp
+        if kind_of(a.dtype) != "f":
+            power = xp.power(a, xp.where(b < 0, b & 1, b))  # which is right of 1 and -1; of others 0 is left
+            return xp.where((b < 0) & (xp.abs(a) != 1), a.dtype.type(0), power)
+        result = xp.power(a, b)
+        ctx.save(a, b, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
+        a, b, result = ctx.saved
+        xp, (need_a, need_b) = ctx.backend.xp, ctx.needs_input_grad
+        zero = grad.dtype.type(0)
+        slope_a = xp.where(b == 0, zero, b * xp.power(a, b - 1)) if need_a else None
+        slope_b = xp.where((a == 0) & (b >= 0), zero, result * xp.log(a)) if need_b else None
+        return (
+            None if slope_a is None else _sum_to(grad * slope_a, a.shape),
+            None if slope_b is None else _sum_to(grad * slope_b, b.shape),
+        )
+
+
+def _floored(xp: Any, a: Array, b: Array) -> tuple[Array, Array]:
+    """The quotient, rounded down, and the rest, which has the sign of b: as Python's ``divmod``."""
+    if kind_of(a.dtype) != "f":
+        return xp.floor_divide(a, b), xp.remainder(a, b)
+    # By way of the exact rest: the quotient of 1 and 0.1 is 9, and not the floor of 10.0.
+    rest = xp.fmod(a, b)
+    apart = (rest != 0) & ((b < 0) != (rest < 0))
+    return xp.where(b == 0, a / b, xp.rint((a - rest) / b - apart)), xp.where(apart, rest + b, rest)
+
+
+class Quotient(Function):
+    """``a / b`` rounded down, or towards 0; integers stay integers. The gradient is 0."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array, *, down: bool) -> Array:
+        ctx.save(a.shape, b.shape)
+        xp = ctx.backend.xp
+        if down:
+            return _floored(xp, a, b)[0]
+        if kind_of(a.dtype) == "f":
+            return xp.trunc(a / b)
+        quotient, rest = _floored(xp, a, b)
+        return quotient + ((rest != 0) & ((a < 0) != (b < 0)))
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array, ...]:
+        return tuple(ctx.backend.xp.zeros(shape, grad.dtype) for shape in ctx.saved)
+
+
+class Modulo(Function):
+    """What is left of a division; ``name`` is ``fmod``, with the sign of a, or ``mod``, with that of b."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array, *, name: str) -> Array:
+        ctx.save(a, b, name)
+        return ctx.backend.xp.fmod(a, b) if name == "fmod" else _floored(ctx.backend.xp, a, b)[1]
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> tuple[Array | None, ...]:
+        a, b, name = ctx.saved
+        xp, (need_a, need_b) = ctx.backend.xp, ctx.needs_input_grad
+        quotient = None
+        if need_b:
+            quotient = xp.trunc(a / b) if name == "fmod" else _floored(xp, a, b)[0]
+        return (
+            _sum_to(grad, a.shape) if need_a else None,
+            None if quotient is None else _sum_to(-grad * quotient, b.shape),
+        )
+
+
 class Exp(Pointwise):
     """``e ** a``."""
 
@@ -328,9 +405,56 @@ def mul(a: Any, b: Any) -> Any:
 
 
 @tensor_method
-def div(a: Any, b: Any) -> Any:
-    """``a / b``, element by element; shapes broadcast."""
-    return Div.apply(*_operands(a, b, floats=True))
+def div(a: Any, b: Any, *, rounding_mode: str | None = None) -> Any:
+    """``a / b``, element by element; shapes broadcast.
+
+    Args:
+        a, b: Tensors, arrays or numbers.
+        rounding_mode: None; or 'trunc', towards 0, or 'floor', down: integers stay integers, and the gradient is 0.
+
+    Raises:
+        ValueError: another rounding mode.
+        TypeError: bools, if the result is rounded.
+        ZeroDivisionError: integers on the host by 0, if the result is rounded.
+    """
+    if rounding_mode is None:
+        return Div.apply(*_operands(a, b, floats=True))
+    one_of(rounding_mode, "rounding_mode", ("trunc", "floor"), op="div", otherwise="None")
+    return Quotient.apply(*_divided("div", a, b), down=rounding_mode == "floor")
+
+
+def _divided(op: str, a: Any, b: Any) -> tuple[Any, Any]:
+    """The operands of a division with a rest."""
+    a, b = _operands(a, b)
+    divisor = to_array(b)
+    if kind_of(divisor.dtype) == "b":
+        raise TypeError(f"{op}: a and b are bools; convert one of them to a type of numbers")
+
+    def check() -> None:
+        if not divisor.all():
+            raise ZeroDivisionError(f"{op}: b must not be 0 for integers")
+
+    if kind_of(divisor.dtype) != "f" and isinstance(divisor, np.ndarray):
+        capturing.repeated(check, divisor)
+    return a, b
+
+
+@tensor_method
+def floor_divide(a: Any, b: Any) -> Any:
+    """:func:`div` rounded down: what ``//`` does."""
+    return Quotient.apply(*_divided("floor_divide", a, b), down=True)
+
+
+@tensor_method
+def remainder(a: Any, b: Any) -> Any:
+    """What is left of :func:`floor_divide`, with the sign of b: what ``%`` does. Errors as there."""
+    return Modulo.apply(*_divided("remainder", a, b), name="mod")
+
+
+@tensor_method
+def fmod(a: Any, b: Any) -> Any:
+    """What is left of a division that is rounded towards 0, with the sign of a. Errors as of :func:`floor_divide`."""
+    return Modulo.apply(*_divided("fmod", a, b), name="fmod")
 
 
 @tensor_method
@@ -340,17 +464,29 @@ def matmul(a: Any, b: Any) -> Any:
 
 
 @tensor_method
-def pow(a: Any, exponent: float) -> Any:
-    """``a ** exponent``; the exponent is a number.
+def pow(a: Any, exponent: Any) -> Any:
+    """``a ** exponent``, element by element; each may be a number, and shapes broadcast.
+
+    The gradient for a is 0 where the exponent is 0; for the exponent, where a is 0 and the exponent is not negative.
 
     Raises:
-        TypeError: the exponent is not a number.
+        ValueError: integers, and an exponent that is a negative integer.
+        TypeError: bools to a power that is bool.
     """
-    if not isinstance(exponent, _NUMBERS):
-        raise TypeError(f"pow: exponent must be a number, got {type(exponent).__name__}")
+    number = isinstance(exponent, _NUMBERS)
     # A Python number, which leaves a float32 one: NumPy's would make it wider.
     exponent = exponent.item() if isinstance(exponent, np.generic) else exponent
-    return Pow.apply(_floating(a) if isinstance(exponent, float) else a, exponent=exponent)
+    kind = kind_of(to_array(a).dtype)
+    if not number or kind != "f":
+        a, power = _operands(a, exponent)
+        kind = kind_of(to_array(a).dtype)
+        if kind == "b":
+            raise TypeError("pow: a and exponent are bools; convert one of them to a type of numbers")
+        if not number:
+            return Power.apply(a, power)
+        if kind != "f" and exponent < 0:
+            raise ValueError(f"pow: exponent must be at least 0 for integers, got {exponent}; convert a to floats")
+    return Pow.apply(a, exponent=exponent)
 
 
 @tensor_method
@@ -365,18 +501,26 @@ def log(a: Any) -> Any:
     return Log.apply(_floating(a))
 
 
+def accumulated(op: str, input: Any, dtype: Any, function: Callable[[Any], Any]) -> Any:
+    """What ``function`` makes of the input converted to ``dtype``, in that; without it integers become int64."""
+    if dtype is not None:  # smaller integers are accumulated as int64, and then cut off
+        dtype = number_type(dtype, op)
+        return cast(accumulated(op, cast(input, dtype), None, function), dtype)
+    return function(input if kind_of(to_array(input).dtype) == "f" else cast(input, _DEFAULTS[1]))
+
+
 @tensor_method
-def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Any:
+def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Sum over ``dim``: an int, several ints, or None (or an empty sequence, as in PyTorch) for all.
+
+    The input is converted to ``dtype`` first, and the sum is of that type. Without it, sums of integers are int64.
 
     Raises:
         IndexError: no such dimension.
-        TypeError: ``dim`` is neither an integer nor a sequence of integers.
+        TypeError: ``dim`` is neither an integer nor a sequence of integers, or ``dtype`` no type of numbers.
         ValueError: a dimension is named twice.
     """
     a, axes = _array_like(a), None
-    if kind_of(to_array(a).dtype) != "f":
-        a = cast(a, _DEFAULTS[1])
     if dim is not None:
         ndim = len(a.shape)
         several = dim if isinstance(dim, Sequence) else (dim,)
@@ -384,13 +528,20 @@ def sum(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -
         if len({*axes}) < len(axes):
             raise ValueError(f"sum: dim {tuple(several)} names a dimension twice")
         axes = axes if axes and ndim else None
-    return Sum.apply(a, axes=axes, keepdims=keepdim)
+    return accumulated("sum", a, dtype, functools.partial(Sum.apply, axes=axes, keepdims=keepdim))
 
 
 @tensor_method
+def mean(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """Mean over ``dim`` (an int, several, or None for all).
+
+    The input is converted to ``dtype``, a float type, first, if that is given. Errors as of :func:`sum`.
+    """
+    return _mean(a if dtype is None else cast(_array_like(a), float_type(dtype, "mean")), dim, keepdim)
+
+
 @rounded_once
-def mean(a: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Any:
-    """Mean over ``dim`` (an int, several, or None for all)."""
+def _mean(a: Any, dim: int | Sequence[int] | None, keepdim: bool) -> Any:
     total = sum(a, dim, keepdim)
     count = _size(a) / max(1, _size(total))
     return mul(total, 1.0 / count) if count else div(total, 0.0)

@@ -1,8 +1,9 @@
 """Losses other than cross-entropy and squared error: of differences, of probabilities, of distances.
 
 ``reduction`` is 'mean', 'sum' or 'none'. All raise ``ValueError`` for shapes that do not fit (targets are not
-broadcast, which is nearly always a mistake), values out of range and an unknown reduction, and ``TypeError`` for an
-argument of the wrong kind or dtypes that differ. The mean of no elements is NaN.
+broadcast, which is nearly always a mistake; ``gaussian_nll_loss`` does, as PyTorch's), values out of range and an
+unknown reduction, and ``TypeError`` for an argument of the wrong kind or dtypes that differ. The mean of no elements is
+NaN.
 """
 
 from __future__ import annotations
@@ -405,20 +406,39 @@ def gaussian_nll_loss(
 ) -> Any:
     """``½ · (log var + (input - t)² / var)``, with variances of at least ``eps``; ``full`` adds ``½ · log 2π``.
 
-    ``var``: variances, not negative, of the input's shape, or that shape with the last dimension 1 or left out. The
-    lower bound ``eps`` does not affect its gradient.
+    Input and target broadcast. ``var``: variances, not negative, of the input's shape, or that shape with one dimension
+    1, or without the last one; or a number. The lower bound ``eps`` does not affect its gradient.
     """
     op = "gaussian_nll_loss"
-    input, target = _pair(op, input, target, reduction)
-    input, var = floats(op, input=input, var=var)
+    input, target = floats(op, input=input, target=target)
+    one_of(op, "reduction", reduction, REDUCTIONS)
+    shape = shape_of(input)
+    try:
+        np.broadcast_shapes(shape, shape_of(target))
+    except ValueError:
+        raise ValueError(f"{op}: target of shape {shape_of(target)} does not broadcast with input {shape}") from None
     eps = number(op, "eps", eps)
     if not eps > 0:
         raise ValueError(f"{op}: eps must be above 0, got {eps}")
-    shape, given = shape_of(input), shape_of(var)
-    if shape and given == shape[:-1] and given != shape:
+    squares = square(sub(input, target))
+    if isinstance(var, (int, float)):
+        if var < 0:
+            raise ValueError(f"{op}: var must not be negative, got {var}")
+        bounded = max(number(op, "var", var), eps)
+        losses = mul(add(div(squares, bounded), math.log(bounded)), 0.5)
+    else:
+        bounded = _bounded_variances(op, shape, floats(op, input=input, var=var)[1], eps)
+        losses = mul(add(log(bounded), div(squares, bounded)), 0.5)
+    return _reduced(add(losses, 0.5 * math.log(2 * math.pi)) if full else losses, reduction)
+
+
+def _bounded_variances(op: str, shape: tuple[int, ...], var: Any, eps: float) -> Any:
+    """Variances for an input of that shape, each at least eps."""
+    given = shape_of(var)
+    if given != shape and given == shape[:-1]:
         var = reshape(var, (*given, 1))
-    elif given not in (shape, (*shape[:-1], 1)):
-        raise ValueError(f"{op}: var must have shape {shape}, or 1 or nothing for the last dimension, got {given}")
+    elif given not in (shape, *[(*shape[:axis], 1, *shape[axis + 1 :]) for axis in range(len(shape))]):
+        raise ValueError(f"{op}: var must have shape {shape}, with at most one 1 instead, or not the last, got {given}")
     values = to_array(var)
 
     def check() -> None:
@@ -428,10 +448,7 @@ def gaussian_nll_loss(
     if isinstance(values, np.ndarray):
         capturing.repeated(check, values)
     # What a variance lacks to eps, as a constant.
-    low = clamp(sub(eps, var.detach() if isinstance(var, Tensor) else var), min=0.0)
-    bounded = add(var, low)
-    losses = mul(add(log(bounded), div(square(sub(input, target)), bounded)), 0.5)
-    return _reduced(add(losses, 0.5 * math.log(2 * math.pi)) if full else losses, reduction)
+    return add(var, clamp(sub(eps, var.detach() if isinstance(var, Tensor) else var), min=0.0))
 
 
 # -- of distances ----------------------------------------------------------------------------------------------------

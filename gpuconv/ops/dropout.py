@@ -74,14 +74,16 @@ def alpha_dropout(
 def feature_alpha_dropout(
     input: Any, p: float = 0.5, training: bool = False, *, generator: np.random.Generator | None = None
 ) -> Any:
-    """:func:`alpha_dropout` of whole channels of (N, C, ...). ValueError: fewer than 2 dimensions."""
+    """:func:`alpha_dropout` of whole channels of (N, C, ...). ValueError: fewer than 2 dimensions, in training."""
     op = "feature_alpha_dropout"
     p, generator = _checked(op, p, generator)
     (input,) = floats(op, input=input)
+    if not training:
+        return input
     shape = shape_of(input)
     if len(shape) < 2:
         raise ValueError(f"{op}: input must have at least 2 dimensions (N, C, ...), got shape {shape}")
-    return _alpha(input, p, generator, (*shape[:2], *[1] * (len(shape) - 2))) if training and p else input
+    return _alpha(input, p, generator, (*shape[:2], *[1] * (len(shape) - 2))) if p else input
 
 
 def _checked(op: str, p: Any, generator: Any) -> tuple[float, np.random.Generator]:

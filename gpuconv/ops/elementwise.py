@@ -7,11 +7,12 @@ not numeric and for an argument of the wrong kind.
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
 
-from gpuconv.autograd import Context, Function, Tensor, no_grad, tensor_method
+from gpuconv.autograd import Context, Function, Tensor, _like, no_grad, tensor_method, to_array
 from gpuconv.backends import Array
 from gpuconv.dtypes import kind_of
 from gpuconv.geometry import integer
@@ -19,32 +20,55 @@ from gpuconv.ops.arithmetic import _NUMBERS as NUMBERS
 from gpuconv.ops.arithmetic import _floating as floating
 from gpuconv.ops.arithmetic import _operands as promoted
 from gpuconv.ops.arithmetic import _sum_to as sum_to
-from gpuconv.ops.arithmetic import cast, mul
-from gpuconv.ops.checks import element_type, operand
+from gpuconv.ops.arithmetic import add, cast, div, mul, rounded_once, sub
+from gpuconv.ops.checks import element_type, operand, shape_of
 from gpuconv.ops.pointwise import Pointwise
 from gpuconv.ops.pointwise import erf as _erf
 
 __all__ = [
     "abs",
     "acos",
+    "addcdiv",
+    "addcmul",
+    "allclose",
     "asin",
     "atan",
+    "bitwise_and",
+    "bitwise_not",
+    "bitwise_or",
+    "bitwise_xor",
     "ceil",
     "clamp",
+    "clamp_max",
+    "clamp_min",
     "clip",
     "cos",
+    "eq",
+    "equal",
     "erf",
     "expm1",
     "floor",
+    "ge",
+    "gt",
+    "isclose",
     "isfinite",
     "isinf",
     "isnan",
+    "le",
+    "lerp",
     "log1p",
     "log2",
     "log10",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "logical_xor",
+    "lt",
     "masked_fill",
     "maximum",
     "minimum",
+    "nan_to_num",
+    "ne",
     "neg",
     "reciprocal",
     "round",
@@ -498,6 +522,189 @@ def _two(op: str, input: Any, other: Any) -> tuple[Any, Any]:
     return promoted(operand(op, "input", input), other if isinstance(other, NUMBERS) else operand(op, "other", other))
 
 
+@tensor_method
+def clamp_min(input: Any, min: Any) -> Any:
+    """:func:`clamp` with a lower bound."""
+    return clamp(input, min)
+
+
+@tensor_method
+def clamp_max(input: Any, max: Any) -> Any:
+    """:func:`clamp` with an upper bound."""
+    return clamp(input, max=max)
+
+
+# -- of several: arithmetic in one step -------------------------------------------------------------------------------
+
+
+@tensor_method
+@rounded_once
+def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    """``input + value · tensor1 · tensor2``; shapes broadcast."""
+    return add(input, mul(tensor1, tensor2), alpha=value)
+
+
+@tensor_method
+@rounded_once
+def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Any:
+    """``input + value · tensor1 / tensor2``; shapes broadcast."""
+    return add(input, div(tensor1, tensor2), alpha=value)
+
+
+@tensor_method
+@rounded_once
+def lerp(input: Any, end: Any, weight: Any) -> Any:
+    """``input + weight · (end - input)``; the weight is a number, or a Tensor that broadcasts."""
+    return add(input, mul(sub(end, input), weight))
+
+
+# -- comparison and logic ---------------------------------------------------------------------------------------------
+
+
+def _compared(op: str, input: Any, other: Any) -> Any:
+    input, other = operand(op, "input", input), _choice(op, "other", other)
+    result = getattr(operator, op)(input if isinstance(input, Tensor) else Tensor(input), other)
+    return result if isinstance(input, Tensor) or isinstance(other, Tensor) else _like(result.data, input)
+
+
+@tensor_method
+def eq(input: Any, other: Any) -> Any:
+    """``input == other``, element by element: bools; shapes broadcast."""
+    return _compared("eq", input, other)
+
+
+@tensor_method
+def ne(input: Any, other: Any) -> Any:
+    """``input != other``, element by element: bools; shapes broadcast."""
+    return _compared("ne", input, other)
+
+
+@tensor_method
+def lt(input: Any, other: Any) -> Any:
+    """``input < other``, element by element: bools; shapes broadcast."""
+    return _compared("lt", input, other)
+
+
+@tensor_method
+def le(input: Any, other: Any) -> Any:
+    """``input <= other``, element by element: bools; shapes broadcast."""
+    return _compared("le", input, other)
+
+
+@tensor_method
+def gt(input: Any, other: Any) -> Any:
+    """``input > other``, element by element: bools; shapes broadcast."""
+    return _compared("gt", input, other)
+
+
+@tensor_method
+def ge(input: Any, other: Any) -> Any:
+    """``input >= other``, element by element: bools; shapes broadcast."""
+    return _compared("ge", input, other)
+
+
+class Bitwise(Function):
+    """The function ``name`` of :mod:`operator`, of bools or of the bits of integers."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array, *, name: str) -> Array:
+        result: Array = getattr(operator, name)(a, b)
+        return result
+
+
+def _bitwise(op: str, name: str, input: Any, other: Any) -> Any:
+    a, b = _two(op, input, other)
+    if kind_of(element_type(a)) == "f":
+        raise TypeError(f"{op}: input and other must hold bools or integers, got floats; compare them first")
+    return without_graph(Bitwise, a, b, name=name)
+
+
+@tensor_method
+def bitwise_and(input: Any, other: Any) -> Any:
+    """``input & other``, of bools or of integers' bits; shapes broadcast. TypeError: floats."""
+    return _bitwise("bitwise_and", "and_", input, other)
+
+
+@tensor_method
+def bitwise_or(input: Any, other: Any) -> Any:
+    """``input | other``, of bools or of integers' bits; shapes broadcast. TypeError: floats."""
+    return _bitwise("bitwise_or", "or_", input, other)
+
+
+@tensor_method
+def bitwise_xor(input: Any, other: Any) -> Any:
+    """``input ^ other``, of bools or of integers' bits; shapes broadcast. TypeError: floats."""
+    return _bitwise("bitwise_xor", "xor", input, other)
+
+
+@tensor_method
+def bitwise_not(input: Any) -> Any:
+    """``~input``, of bools or of integers' bits. TypeError: floats."""
+    input = operand("bitwise_not", "input", input)
+    return _bitwise("bitwise_not", "xor", input, True if kind_of(element_type(input)) == "b" else -1)
+
+
+def _truth(op: str, name: str, value: Any) -> Any:
+    """Whether each element is not 0."""
+    value = operand(op, name, value)
+    dtype = element_type(value)
+    return value if kind_of(dtype) == "b" else ne(value, np.zeros((), dtype))
+
+
+@tensor_method
+def logical_and(input: Any, other: Any) -> Any:
+    """Whether both elements are not 0: bools; shapes broadcast."""
+    return bitwise_and(_truth("logical_and", "input", input), _truth("logical_and", "other", other))
+
+
+@tensor_method
+def logical_or(input: Any, other: Any) -> Any:
+    """Whether an element is not 0: bools; shapes broadcast."""
+    return bitwise_or(_truth("logical_or", "input", input), _truth("logical_or", "other", other))
+
+
+@tensor_method
+def logical_xor(input: Any, other: Any) -> Any:
+    """Whether one of two elements is not 0: bools; shapes broadcast."""
+    return bitwise_xor(_truth("logical_xor", "input", input), _truth("logical_xor", "other", other))
+
+
+@tensor_method
+def logical_not(input: Any) -> Any:
+    """Whether each element is 0: bools."""
+    return bitwise_not(_truth("logical_not", "input", input))
+
+
+@tensor_method
+def isclose(input: Any, other: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> Any:
+    """Whether ``|input - other| <= atol + rtol · |other|``: bools. Infinities equal themselves.
+
+    NaN does not equal NaN, unless ``equal_nan``.
+    """
+    a, b = _two("isclose", input, other)
+    with no_grad():
+        same = eq(a, b)
+        if kind_of(element_type(a)) == "b":
+            return same
+        if equal_nan:
+            same = bitwise_or(same, bitwise_and(isnan(a), isnan(b)))
+        error, allowed = abs(sub(a, b)), add(mul(abs(b), rtol), atol)
+        return bitwise_or(same, bitwise_and(isfinite(error), le(error, allowed)))
+
+
+@tensor_method
+def allclose(input: Any, other: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> bool:
+    """Whether all elements are close; see :func:`isclose`."""
+    return bool(to_array(isclose(input, other, rtol, atol, equal_nan)).all())
+
+
+@tensor_method
+def equal(input: Any, other: Any) -> bool:
+    """Whether both have one shape and the same elements."""
+    input, other = operand("equal", "input", input), operand("equal", "other", other)
+    return shape_of(input) == shape_of(other) and bool(to_array(eq(input, other)).all())
+
+
 # -- choices ---------------------------------------------------------------------------------------------------------
 
 
@@ -580,6 +787,19 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
         raise TypeError(f"{op}: value {value!r} is no {dtype}, which is what input holds")
     value = np.asarray(value, dtype) if isinstance(value, NUMBERS) else cast(value, dtype)
     return Where.apply(mask, value, input)
+
+
+@tensor_method
+def nan_to_num(input: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Any:
+    """``nan`` in place of NaN, and ``posinf`` and ``neginf`` of infinities: unless given, the largest numbers."""
+    input = operand("nan_to_num", "input", input)
+    dtype = element_type(input)
+    if kind_of(dtype) != "f":
+        return input
+    largest = float(np.nextafter(dtype.type(math.inf), dtype.type(0)))
+    result = where(eq(input, math.inf), largest if posinf is None else posinf, input)
+    result = where(eq(input, -math.inf), -largest if neginf is None else neginf, result)
+    return where(isnan(input), nan, result)
 
 
 Tensor.__abs__ = abs  # type: ignore[attr-defined]

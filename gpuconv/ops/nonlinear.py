@@ -12,10 +12,11 @@ from typing import Any
 
 from gpuconv.autograd import Context, Function, tensor_method
 from gpuconv.backends import Array
+from gpuconv.dtypes import float_type
 from gpuconv.ops.activation import Softmax
 from gpuconv.ops.arithmetic import _sum_to as sum_to
-from gpuconv.ops.arithmetic import mul
-from gpuconv.ops.checks import floats, number, numbers, one_of, shape_of
+from gpuconv.ops.arithmetic import cast, mul
+from gpuconv.ops.checks import floats, number, numbers, one_of, operand, shape_of
 from gpuconv.ops.pointwise import Pointwise, erf, expit
 from gpuconv.ops.pointwise import softplus as _softplus
 from gpuconv.ops.shape import dimension, reshape
@@ -439,8 +440,10 @@ def glu(input: Any, dim: int = -1) -> Any:
     return GLU.apply(input, dim=dim)
 
 
-def softmin(input: Any, dim: int) -> Any:
-    """Softmax of ``-input`` along ``dim``. IndexError: no such dimension."""
+def softmin(input: Any, dim: int, *, dtype: Any = None) -> Any:
+    """Softmax of ``-input`` along ``dim``; arguments and errors as of ``softmax``."""
+    if dtype is not None:
+        input = cast(operand("softmin", "input", input), float_type(dtype, "softmin"))
     (input,) = floats("softmin", input=input)
     shape = shape_of(input)
     dim = dimension(dim, len(shape), "softmin")

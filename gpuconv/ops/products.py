@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gpuconv.autograd import tensor_method
 from gpuconv.ops.arithmetic import add, matmul, mul, rounded_once
 from gpuconv.ops.checks import element_type, number, operand, shape_of
+from gpuconv.ops.rearrange import squeeze, unsqueeze
+from gpuconv.ops.shape import reshape
 
-__all__ = ["addmm", "baddbmm", "bmm", "mm"]
+__all__ = ["addmm", "baddbmm", "bmm", "dot", "mm", "mv", "outer"]
 
 
 def _product(op: str, names: tuple[str, str], a: Any, b: Any, ndim: int) -> Any:
@@ -36,6 +39,35 @@ def mm(input: Any, mat2: Any) -> Any:
 def bmm(input: Any, mat2: Any) -> Any:
     """Products of matrices, (b, n, k) and (b, k, m)."""
     return _product("bmm", ("input", "mat2"), input, mat2, 3)
+
+
+def _vectors(op: str, names: Sequence[str], *values: Any) -> list[Any]:
+    given = [operand(op, name, value) for name, value in zip(names, values, strict=True)]
+    for name, value in zip(names, given, strict=True):
+        if len(shape_of(value)) != 1:
+            raise ValueError(f"{op}: {name} must have 1 dimension, got shape {shape_of(value)}")
+    return given
+
+
+@tensor_method
+def outer(input: Any, vec2: Any) -> Any:
+    """All products of the elements of two vectors, (n,) and (m,): (n, m)."""
+    input, vec2 = _vectors("outer", ("input", "vec2"), input, vec2)
+    return mul(unsqueeze(input, 1), vec2)
+
+
+@tensor_method
+def dot(input: Any, tensor: Any) -> Any:
+    """The sum of the products of two vectors of one length."""
+    input, tensor = _vectors("dot", ("input", "tensor"), input, tensor)
+    return reshape(_product("dot", ("input", "tensor"), unsqueeze(input, 0), unsqueeze(tensor, 1), 2), ())
+
+
+@tensor_method
+def mv(input: Any, vec: Any) -> Any:
+    """Product of a matrix, (n, m), and a vector, (m,)."""
+    (vec,) = _vectors("mv", ("vec",), vec)
+    return squeeze(_product("mv", ("input", "vec"), input, unsqueeze(vec, 1), 2), 1)
 
 
 def _with_sum(op: str, input: Any, product: Any, beta: float, alpha: float) -> Any:

@@ -6,6 +6,7 @@ index out of range (a GPU does not notice such an index), and ``ValueError`` for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -19,19 +20,24 @@ from gpuconv.ops.arithmetic import _sum_to as sum_to
 from gpuconv.ops.arithmetic import cast
 from gpuconv.ops.checks import element_type, operand, shape_of
 from gpuconv.ops.elementwise import without_graph
-from gpuconv.ops.shape import dimension, permute, reshape
+from gpuconv.ops.shape import dimension, permute, reshape, several
+from gpuconv.ops.shape import dimension as _dimension
 
 __all__ = [
+    "broadcast_to",
     "cat",
     "chunk",
     "clone",
     "concat",
     "flip",
     "gather",
+    "hstack",
     "index_select",
     "movedim",
     "narrow",
     "one_hot",
+    "ravel",
+    "roll",
     "select",
     "split",
     "squeeze",
@@ -40,8 +46,12 @@ __all__ = [
     "t",
     "tile",
     "transpose",
+    "tril",
+    "triu",
     "unbind",
+    "unflatten",
     "unsqueeze",
+    "vstack",
 ]
 
 
@@ -139,6 +149,18 @@ def stack(tensors: Any, dim: int = 0) -> Any:
         if shape_of(tensor) != first:
             raise ValueError(f"{op}: tensors[{number}] has shape {shape_of(tensor)}, the first one {first}")
     return Cat.apply(*[reshape(tensor, (*first[:axis], 1, *first[axis:])) for tensor in given], axis=axis)
+
+
+def hstack(tensors: Any) -> Any:
+    """Tensors joined side by side: along dimension 1, or 0 if they have one dimension or none."""
+    given = [reshape(one, -1) if not shape_of(one) else one for one in _several("hstack", tensors)]
+    return cat(given, min(len(shape_of(given[0])), 2) - 1)
+
+
+def vstack(tensors: Any) -> Any:
+    """Tensors joined one below the other, along dimension 0; those of fewer than two dimensions are rows."""
+    given = _several("vstack", tensors)
+    return cat([reshape(one, (1, -1)) if len(shape_of(one)) < 2 else one for one in given])
 
 
 # -- cutting ---------------------------------------------------------------------------------------------------------
@@ -246,6 +268,52 @@ def unbind(input: Any, dim: int = 0) -> Any:
     return tuple(select(input, axis, index) for index in range(size))
 
 
+class Slide(Function):
+    """Windows of ``size`` elements along a dimension, ``step`` apart; they become the last dimension."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, axis: int, size: int, step: int) -> Array:
+        places = sliding(a.shape[axis], size, step)
+        ctx.save(a.shape, axis, len(places), size, step)
+        xp = ctx.backend.xp
+        return xp.moveaxis(xp.take(a, ctx.backend.constant(places), axis=axis), axis + 1, -1)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        shape, axis, count, size, step = ctx.saved
+        full = ctx.backend.xp.zeros(shape, grad.dtype)
+        for tap in range(size):
+            full[(*_before(axis), slice(tap, tap + (count - 1) * step + 1, step))] += grad[..., tap]
+        return full
+
+
+def sliding(length: int, size: int, step: int) -> np.ndarray:
+    """The indices of the elements of each window: (windows, size)."""
+    return np.arange(0, length - size + 1, step)[:, None] + np.arange(size)
+
+
+def _unfold(input: Any, dimension: int, size: int, step: int) -> Any:
+    """All windows of ``size`` elements along a dimension, ``step`` apart: a copy, with the window as a new dimension
+    at the end. :func:`gpuconv.functional.unfold` cuts images.
+
+    IndexError: no such dimension. ValueError: a window that is larger than it, or no step.
+    """
+    op, given = "unfold", shape_of(input)
+    shape = given or (1,)
+    axis = _dimension(dimension, len(given), op, "dimension")
+    size, step = integer(size, "size", minimum=0, op=op), integer(step, "step", minimum=1, op=op)
+    if size > shape[axis]:
+        raise ValueError(f"{op}: size {size} does not fit into dimension {axis}, of size {shape[axis]}")
+    result = Slide.apply(reshape(input, shape), axis=axis, size=size, step=step)
+    return result if given else reshape(Narrow.apply(result, axis=0, start=0, length=1), (size,))
+
+
+_unfold.__name__ = "unfold"
+tensor_method(_unfold)
+
+
 # -- dimensions ------------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +411,39 @@ def view_as(input: Any, other: Any) -> Any:
 def reshape_as(input: Any, other: Any) -> Any:
     """The same elements in the shape of ``other``."""
     return reshape(input, shape_of(other))
+
+
+@tensor_method
+def ravel(input: Any) -> Any:
+    """The elements in one dimension."""
+    return reshape(operand("ravel", "input", input), -1)
+
+
+@tensor_method
+def unflatten(input: Any, dim: int, sizes: Any) -> Any:
+    """One dimension as several; one of their ``sizes`` may be -1.
+
+    Raises:
+        ValueError: sizes whose product is not that of the dimension.
+        IndexError: no such dimension.
+    """
+    input = operand("unflatten", "input", input)
+    return unflattened("unflatten", "sizes", input, dim, sizes_of("unflatten", "sizes", (sizes,), -1))
+
+
+def unflattened(op: str, name: str, input: Any, dim: int, sizes: tuple[int, ...]) -> Any:
+    """:func:`unflatten` by another name."""
+    shape = shape_of(input)
+    if not -len(shape) <= dim < len(shape):
+        raise IndexError(f"{op}: dim {dim} does not exist in an input of shape {shape}")
+    axis = dim % len(shape)
+    given = math.prod(size for size in sizes if size != -1)
+    known = sizes.count(-1) == 0
+    if (given != shape[axis]) if known else (given == 0 or shape[axis] % given):
+        raise ValueError(f"{op}: {name} {sizes} does not fit dim {axis}, of size {shape[axis]}")
+    missing = 1 if known else shape[axis] // given
+    full = tuple(missing if size == -1 else size for size in sizes)
+    return reshape(input, (*shape[:axis], *full, *shape[axis + 1 :]))
 
 
 # -- repeating and turning -------------------------------------------------------------------------------------------
@@ -452,23 +553,87 @@ def repeat(input: Any, *sizes: Any) -> Any:
 
 
 @tensor_method
-def tile(input: Any, *dims: Any) -> Any:
+def tile(input: Any, *given: Any, dims: Any = None) -> Any:
     """As :func:`repeat`; missing repeats of the first dimensions are 1."""
     input = operand("tile", "input", input)
-    repeats = sizes_of("tile", "dims", dims)
+    repeats = sizes_of("tile", "dims", several("tile", given, dims=dims))
     return repeat(input, (1,) * (len(shape_of(input)) - len(repeats)) + repeats)
 
 
 @tensor_method
-def flip(input: Any, *dims: Any) -> Any:
+def flip(input: Any, *given: Any, dims: Any = None) -> Any:
     """Reverse the order of elements along ``dims``, integers or one sequence."""
     input = operand("flip", "input", input)
-    ndim = len(shape_of(input))
-    several = dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
-    axes = tuple(dimension(dim, ndim, "flip", "dims") for dim in several)
+    ndim, named = len(shape_of(input)), several("flip", given, dims=dims)
+    axes = tuple(dimension(dim, ndim, "flip", "dims") for dim in named)
     if len({*axes}) < len(axes):
-        raise ValueError(f"flip: dims {tuple(several)} names a dimension twice")
+        raise ValueError(f"flip: dims {named} names a dimension twice")
     return Flip.apply(input, axes=axes if ndim else ())
+
+
+@tensor_method
+def broadcast_to(input: Any, size: Any) -> Any:
+    """:func:`expand` to ``size``."""
+    return expand(input, size)
+
+
+@tensor_method
+def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
+    """The elements moved on by ``shifts`` along ``dims``, one or several; what leaves the end begins anew.
+
+    Without ``dims`` the elements are moved as if they had one dimension. ValueError: not a shift for each dimension.
+    """
+    op = "roll"
+    input = operand(op, "input", input)
+    shape = shape_of(input)
+    if dims is None or dims == ():
+        return reshape(roll(reshape(input, -1), shifts, 0), shape)
+    moves, axes = (several(op, (given,), dims=None) for given in (shifts, dims))
+    if len(moves) != len(axes):
+        raise ValueError(f"{op}: shifts and dims must be as many, got {moves} and {axes}")
+    for move, axis in zip(moves, [dimension(dim, len(shape), op, "dims") for dim in axes], strict=True):
+        size = shape[axis] if shape else 0
+        first = integer(move, "shifts", minimum=-(2**63), op=op) % size if size else 0
+        if first:
+            input = cat([narrow(input, axis, size - first, first), narrow(input, axis, 0, size - first)], axis)
+    return input
+
+
+class Triangle(Function):
+    """Matrices, with zeros above the diagonal ``diagonal``, or below it."""
+
+    takes_half: ClassVar[tuple[str, ...]] = ("forward", "backward")
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, *, diagonal: int, upper: bool) -> Array:
+        xp = ctx.backend.xp
+        beyond = xp.arange(a.shape[-1]) - xp.arange(a.shape[-2])[:, None]
+        kept = beyond >= diagonal if upper else beyond <= diagonal
+        ctx.save(kept)
+        return xp.where(kept, a, a.dtype.type(0))
+
+    @staticmethod
+    def backward(ctx: Context, grad: Array) -> Array:
+        return ctx.backend.xp.where(ctx.saved[0], grad, grad.dtype.type(0))
+
+
+def _triangle(op: str, input: Any, diagonal: int, upper: bool) -> Any:
+    input = operand(op, "input", input)
+    if len(shape_of(input)) < 2:
+        raise ValueError(f"{op}: input must have at least 2 dimensions, got shape {shape_of(input)}")
+    return Triangle.apply(input, diagonal=integer(diagonal, "diagonal", minimum=-(2**31), op=op), upper=upper)
+
+
+@tensor_method
+def tril(input: Any, diagonal: int = 0) -> Any:
+    """Matrices (..., n, m) with zeros above a diagonal: 0 is the main one, 1 the one above it."""
+    return _triangle("tril", input, diagonal, False)
+
+
+@tensor_method
+def triu(input: Any, diagonal: int = 0) -> Any:
+    """Matrices (..., n, m) with zeros below a diagonal; see :func:`tril`."""
+    return _triangle("triu", input, diagonal, True)
 
 
 @tensor_method
@@ -552,12 +717,21 @@ def checked_index(op: str, name: str, index: Any, size: int) -> Any:
 
 @tensor_method
 def index_select(input: Any, dim: int, index: Any) -> Any:
-    """The elements at ``index``, a vector of integers from 0 on, along ``dim``. An index may come twice."""
+    """The elements at ``index``, a vector of integers from 0 on, along ``dim``. An index may come twice.
+
+    Of a single number, which takes one index, it is that number.
+    """
     op = "index_select"
-    input, axis, size = _axis(op, input, dim)
-    index = checked_index(op, "index", index, size)
-    if len(shape_of(index)) > 1:
-        raise ValueError(f"{op}: index must have 1 dimension, got shape {shape_of(index)}")
+    input = operand(op, "input", input)
+    shape = shape_of(input)
+    axis = dimension(dim, len(shape), op)
+    index = checked_index(op, "index", index, shape[axis] if shape else 1)
+    chosen = shape_of(index)
+    if len(chosen) > 1 or (not shape and chosen not in ((), (1,))):
+        wanted = "1 dimension" if shape else "1 element for an input without dimensions"
+        raise ValueError(f"{op}: index must have {wanted}, got shape {chosen}")
+    if not shape:
+        return reshape(IndexSelect.apply(reshape(input, 1), reshape(index, -1), axis=0), ())
     return IndexSelect.apply(input, reshape(index, -1), axis=axis)
 
 
@@ -568,7 +742,8 @@ def gather(input: Any, dim: int, index: Any) -> Any:
     Args:
         input: Tensor or array.
         dim: an integer.
-        index: integers from 0 on, with as many dimensions as the input; except along ``dim``, no longer than it.
+        index: integers from 0 on, with as many dimensions as the input; except along ``dim``, no longer than it. A
+            single number counts as having one dimension, and without elements any shape will do, as in PyTorch.
 
     Returns:
         The shape of ``index``.
@@ -579,8 +754,8 @@ def gather(input: Any, dim: int, index: Any) -> Any:
     axis = dimension(dim, len(shape), op)
     index = checked_index(op, "index", index, shape[axis] if shape else 1)
     chosen = shape_of(index)
-    if not shape and not chosen:
-        return reshape(Gather.apply(reshape(input, 1), reshape(index, 1), axis=0), ())
+    if 0 in chosen or len(chosen) + len(shape) < 2:
+        return reshape(IndexSelect.apply(reshape(input, -1), reshape(index, -1), axis=0), chosen)
     longer = [i for i, (c, s) in enumerate(zip(chosen, shape, strict=False)) if i != axis and c > s]
     if len(chosen) != len(shape) or longer:
         raise ValueError(f"{op}: index of shape {chosen} does not fit an input of shape {shape} along dim {axis}")

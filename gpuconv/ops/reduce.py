@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuconv.autograd import Context, Function, tensor_method
 from gpuconv.backends import Array
-from gpuconv.dtypes import kind_of
+from gpuconv.dtypes import float_type
 from gpuconv.ops.arithmetic import _floating as floating
-from gpuconv.ops.arithmetic import cast, mean
-from gpuconv.ops.checks import element_type, floats, number, operand, shape_of
+from gpuconv.ops.arithmetic import accumulated, cast, mean
+from gpuconv.ops.checks import floats, number, operand, shape_of
 from gpuconv.ops.elementwise import Abs, maximum, minimum, without_graph
 from gpuconv.ops.shape import dimension, reshape
 
@@ -411,29 +412,24 @@ class Norm(Function):
         return xp.where(y == 0, zero, slope * (grad / y ** (p - 1)))
 
 
-def _whole(input: Any) -> Any:
-    """Integers as int64, as PyTorch sums and multiplies them."""
-    return input if kind_of(element_type(input)) == "f" else cast(input, np.int64)
-
-
 @tensor_method
-def prod(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
-    """Product over ``dim``, or of all elements; of integers int64. The gradient is right past zeros, too."""
+def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """Product over ``dim``, or of all elements; ``dtype`` as of ``sum``. The gradient is right past zeros, too."""
     input = operand("prod", "input", input)
     if dim is not None and isinstance(dim, Sequence):
         raise TypeError(f"prod: dim must be an integer, got {dim!r}")
     axes = axes_of("prod", dim, len(shape_of(input)))
-    return Prod.apply(_whole(input), axes=axes, keepdims=bool(keepdim))
+    return accumulated("prod", input, dtype, partial(Prod.apply, axes=axes, keepdims=bool(keepdim)))
 
 
 @tensor_method
-def cumsum(input: Any, dim: int) -> Any:
-    """Sums of the elements up to each one, along ``dim``; of integers int64."""
+def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Any:
+    """Sums of the elements up to each one, along ``dim``; ``dtype`` as of ``sum``."""
     input = operand("cumsum", "input", input)
     ndim = len(shape_of(input))
     axis = dimension(dim, ndim, "cumsum")
-    input = _whole(input)
-    return CumSum.apply(input, axis=axis) if ndim else reshape(CumSum.apply(reshape(input, 1), axis=0), ())
+    sums = accumulated("cumsum", input if ndim else reshape(input, 1), dtype, partial(CumSum.apply, axis=axis))
+    return sums if ndim else reshape(sums, ())
 
 
 @tensor_method
@@ -445,7 +441,7 @@ def logsumexp(input: Any, dim: Any, keepdim: bool = False) -> Any:
 
 
 @tensor_method
-def norm(input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> Any:
+def norm(input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """``(Σ |input|^p)^(1/p)`` over ``dim``; where it is 0 the gradient is 0.
 
     Args:
@@ -453,6 +449,7 @@ def norm(input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> 
         p: a number; infinity (the largest), minus infinity (the smallest), 0 (how many are not 0); 'fro' is 2.
         dim: an integer or several; None for all.
         keepdim: keep the dimensions, with size 1.
+        dtype: a float type, to which the input is converted first.
 
     Raises:
         ValueError: a string other than 'fro': the nuclear norm is not supported.
@@ -460,6 +457,7 @@ def norm(input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> 
     """
     op = "norm"
     (input,) = floats(op, input=input)
+    input = input if dtype is None else cast(input, float_type(dtype, op))
     if isinstance(p, str) and p != "fro":
         raise ValueError(f"{op}: p must be a number or 'fro', got {p!r}")
     power = 2.0 if p == "fro" else number(op, "p", p)

@@ -83,15 +83,24 @@ class GetItem(Function):
         return full
 
 
+def several(op: str, given: tuple[Any, ...], **keyword: Any) -> tuple[Any, ...]:
+    """Integers that are given one by one, or as one sequence, which may have a name. TypeError: both, or none."""
+    ((name, named),) = keyword.items()
+    if named is not None:
+        if given:
+            raise TypeError(f"{op}: {name} is given twice, as {given} and as {named!r}")
+        given = (named,)
+    return tuple(given[0]) if len(given) == 1 and isinstance(given[0], Sequence) else given
+
+
 @tensor_method
-def reshape(a: Any, *shape: Any) -> Any:
+def reshape(a: Any, *given: Any, shape: Any = None) -> Any:
     """The same elements in another shape, given as integers or as one tuple; -1 stands for what is left."""
-    sizes = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
-    return Reshape.apply(a, shape=sizes)
+    return Reshape.apply(a, shape=several("reshape", given, shape=shape))
 
 
 @tensor_method
-def permute(a: Any, *dims: Any) -> Any:
+def permute(a: Any, *given: Any, dims: Any = None) -> Any:
     """The dimensions in the order ``dims``, given as integers or as one tuple.
 
     Raises:
@@ -99,11 +108,10 @@ def permute(a: Any, *dims: Any) -> Any:
         TypeError: not integers.
         ValueError: not each dimension once.
     """
-    given = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
-    ndim = len(a.shape)
-    order = tuple(dimension(dim, ndim, "permute", "dims") for dim in given)
+    ndim, named = len(a.shape), several("permute", given, dims=dims)
+    order = tuple(dimension(dim, ndim, "permute", "dims") for dim in named)
     if len(order) != ndim or len({*order}) != ndim:
-        raise ValueError(f"permute: dims {given} must name each of {ndim} dimensions once")
+        raise ValueError(f"permute: dims {named} must name each of {ndim} dimensions once")
     return Permute.apply(a, dims=order)
 
 

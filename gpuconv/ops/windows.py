@@ -279,6 +279,10 @@ def _cubic(have: int, want: int, scale: float, align_corners: bool, dtype: Any) 
     return matrix.astype(dtype)
 
 
+#: Modes for which corners may be aligned, and the number of dimensions that they resize.
+_CORNERED = {"linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2}
+
+
 @rounded_once
 def interpolate(
     input: Any,
@@ -289,16 +293,17 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Any:
-    """Images of another size: (N, C, W) or (N, C, H, W), for 'nearest' and 'area' also (N, C, D, H, W).
+    """Images of another size: (N, C, W), (N, C, H, W) or (N, C, D, H, W).
 
     Args:
         input: floats.
         size: of the result, an integer or one a dimension.
         scale_factor: how many times larger the result is, instead of ``size``: ``floor(size · scale_factor)``.
         mode: 'nearest', the pixel to the upper left; 'nearest-exact', the nearest one; 'linear' (3 dimensions),
-            'bilinear' and 'bicubic' (4); 'area', the average over the pixels that an output pixel covers.
-        align_corners: for 'linear', 'bilinear' and 'bicubic': the outermost pixels' centres are the same before and
-            after, and not their outer edges.
+            'bilinear' and 'bicubic' (4), 'trilinear' (5); 'area', the average over the pixels that an output pixel
+            covers.
+        align_corners: for the linear modes and 'bicubic': the outermost pixels' centres are the same before and after,
+            and not their outer edges.
         recompute_scale_factor: use the ratio of the sizes, rather than the ``scale_factor`` that gave them.
         antialias: not available.
 
@@ -311,18 +316,18 @@ def interpolate(
     """
     op = "interpolate"
     (input,) = floats(op, input=input)
-    one_of(op, "mode", mode, ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "area"))
+    one_of(op, "mode", mode, ("nearest", "nearest-exact", "area", *_CORNERED))
     if antialias:
         raise ValueError(f"{op}: antialias is not available; average first, with avg_pool2d or mode='area'")
     shape = shape_of(input)
     spatial = len(shape) - 2
-    ranks = {"linear": (1,), "bilinear": (2,), "bicubic": (2,)}.get(mode, (1, 2, 3))
+    ranks = (_CORNERED[mode],) if mode in _CORNERED else (1, 2, 3)
     if spatial not in ranks:
         raise ValueError(
             f"{op}: input for mode {mode!r} must have {' or '.join(str(r + 2) for r in ranks)} dimensions, got {shape}"
         )
-    if align_corners is not None and mode not in ("linear", "bilinear", "bicubic"):
-        raise ValueError(f"{op}: align_corners is for modes 'linear', 'bilinear' and 'bicubic', got mode {mode!r}")
+    if align_corners is not None and mode not in _CORNERED:
+        raise ValueError(f"{op}: align_corners is for modes {', '.join(map(repr, _CORNERED))}, got mode {mode!r}")
     if 0 in shape[1:]:
         raise ValueError(f"{op}: input must have channels and pixels, got shape {shape}")
     sizes, scales = _target(op, shape[2:], size, scale_factor, bool(recompute_scale_factor))

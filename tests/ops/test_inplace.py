@@ -133,7 +133,8 @@ def test_masked_fill_in_place() -> None:
     [
         ("add_", (1.5,)), ("sub_", (0.5,)), ("mul_", (3.0,)), ("div_", (2.0,)), ("pow_", (2,)), ("exp_", ()),
         ("abs_", ()), ("neg_", ()), ("clamp_", (-0.5, 0.5)), ("relu_", ()), ("sigmoid_", ()), ("tanh_", ()),
-        ("fill_", (2.0,)), ("zero_", ()), ("sqrt_", ()),
+        ("fill_", (2.0,)), ("zero_", ()), ("sqrt_", ()), ("remainder_", (0.7,)), ("clamp_min_", (0.5,)),
+        ("clamp_max_", (0.5,)), ("__ipow__", (2,)), ("__imod__", (0.7,)),
     ],
 )  # fmt: skip
 def test_methods_in_place(name: str, arguments: tuple[Any, ...]) -> None:
@@ -150,6 +151,28 @@ def test_methods_in_place(name: str, arguments: tuple[Any, ...]) -> None:
         results.append([np.asarray(one) for one in (y.detach(), leaf.grad, plain) if one is not None])
     for mine, yours in zip(results[1], results[0], strict=True):
         np.testing.assert_allclose(mine, yours, rtol=1e-12)
+
+
+def test_methods_of_several_in_place() -> None:
+    """lerp_, addcmul_ and addcdiv_, as optimizers of one's own call them, and the operators that have no gradient."""
+    rng = np.random.default_rng(0)
+    x, y, z = rng.standard_normal((2, 3)), rng.standard_normal(3), rng.uniform(1, 2, (2, 3))
+    results = []
+    for make in (torch.tensor, Tensor):
+        average, step, whole, mask = make(x.copy()), make(x.copy()), make(np.arange(6) - 2), make(np.arange(6) > 2)
+        assert average.lerp_(make(y), 0.1) is average
+        assert step.addcmul_(make(y), make(z), value=0.5).addcdiv_(make(y), make(z), value=-0.1) is step
+        before = whole
+        whole.floor_divide_(2)
+        whole //= -1
+        whole |= 4
+        whole ^= 1
+        kept = mask
+        mask &= make(np.arange(6) < 5)
+        assert (whole is before, mask is kept) == (True, True)
+        results.append([np.asarray(one) for one in (average, step, whole, mask)])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 def test_copy_and_random() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.operation_cases import FAMILIES, MODULES, REFUSED, Case, In
+from support.operation_cases import FAMILIES, INF, MODULES, NAN, REFUSED, Case, In
 from support.sampling import sampled
 
 import gpuconv
@@ -245,6 +245,9 @@ def test_creation() -> None:
         lambda L: L.zeros_like(L.arange(3)),
         lambda L: L.ones_like(L.zeros(2, 3)),
         lambda L: L.full_like(L.zeros(2), 3),
+        lambda L: L.zeros_like(L.zeros(2), dtype=L.int64, device="cpu"),
+        lambda L: L.ones_like(L.arange(2), dtype=L.float64, device=L.device("cpu")),
+        lambda L: L.full_like(L.arange(2), 0.5, dtype=L.float32),
     ]:
         _assert_same(call(gpuconv).numpy(), call(torch), 1e-7, "creation")
     for call in [
@@ -257,6 +260,9 @@ def test_creation() -> None:
         lambda L: L.empty_like(L.zeros(3)),
         lambda L: L.rand_like(L.zeros(3)),
         lambda L: L.randn_like(L.zeros(3)),
+        lambda L: L.empty_like(L.zeros(3), dtype=L.int32, device="cpu"),
+        lambda L: L.rand_like(L.arange(3), dtype=L.float32, device="cpu"),
+        lambda L: L.randn_like(L.zeros(3), dtype=L.float64, device="cpu"),
     ]:
         mine, yours = call(gpuconv), call(torch)
         assert (mine.shape, mine.numpy().dtype) == (tuple(yours.shape), yours.numpy().dtype)
@@ -269,6 +275,7 @@ def test_creation() -> None:
     gpuconv.manual_seed(3)
     assert gpuconv.randn(3).tolist() == first
     assert gpuconv.zeros(2, dtype=np.int64).dtype == np.int64
+    assert gpuconv.rand_like(values, requires_grad=True).requires_grad
     assert sorted(gpuconv.randperm(5).tolist()) == [0, 1, 2, 3, 4]
 
 
@@ -285,6 +292,31 @@ def test_what_tensors_are_asked() -> None:
     assert gpuconv.tensor(2).tolist() == 2
     assert not np.shares_memory(x.clone().data, x.data)
     assert not gpuconv.tensor([1.5], requires_grad=True).long().requires_grad
+
+
+@needs_torch
+@pytest.mark.usefixtures("backend")
+def test_what_is_asked_of_two_tensors() -> None:
+    """equal and allclose answer with a bool: shapes count, and NaN is close to itself on request only."""
+    for values, others in [([1.0, 2.0], [1.0, 2.0]), ([1.0, NAN], [1.0 + 1e-6, NAN]), ([1.0], [1.0, 1.0]), ([], [])]:
+        for call in (
+            lambda L, x, y: L.equal(x, y),
+            lambda L, x, y: L.allclose(x, y),
+            lambda L, x, y: x.allclose(y, equal_nan=True),
+            lambda L, x, y: x.allclose(y, 0.0, 1e-3),
+        ):
+            got, expected = (call(L, L.tensor(values), L.tensor(others)) for L in (gpuconv, torch))
+            assert got is expected, (values, others)
+
+
+@needs_torch
+def test_infinity_becomes_the_largest_number_of_its_type() -> None:
+    """nan_to_num, of each type of floats."""
+    for kind in ("float16", "float32", "float64"):
+        got, expected = (
+            L.nan_to_num(L.tensor([INF, -INF, NAN], dtype=getattr(L, kind))).numpy() for L in (gpuconv, torch)
+        )
+        np.testing.assert_array_equal(got, expected, strict=True)
 
 
 def test_numpys_functions_take_tensors() -> None:

@@ -462,6 +462,7 @@ for _name in (
     "ge",
     "and_",
     "or_",
+    "xor",
     "floordiv",
 ):
     _stem = _name.rstrip("_")
@@ -533,6 +534,7 @@ for _name in (
     "arccos",
     "arcsin",
     "arctan",
+    "argsort",
     "around",
     "array",
     "broadcast_to",
@@ -547,6 +549,8 @@ for _name in (
     "expm1",
     "flip",
     "floor",
+    "floor_divide",
+    "fmod",
     "full",
     "isfinite",
     "isinf",
@@ -562,6 +566,7 @@ for _name in (
     "minimum",
     "moveaxis",
     "ones",
+    "remainder",
     "rint",
     "sign",
     "sin",
@@ -593,6 +598,11 @@ def _one_of_several_nans(name):
 
 
 argmax, argmin = map(_one_of_several_nans, ("argmax", "argmin"))
+
+
+def power(a, b):
+    """CuPy raises integers to negative powers, too: what it computes then is not looked at here."""
+    return _computed(lambda a, b: np.power(a, b if b.dtype.kind == "f" else np.maximum(b, 0)), _host(a), _host(b))
 
 
 def count_nonzero(a):

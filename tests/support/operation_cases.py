@@ -27,7 +27,7 @@ class In:
     Attributes:
         shape: its shape.
         kind: 'real', 'positive', 'unit' (between 0 and 1), 'whole' (small whole numbers as floats: ties), 'int',
-            'bool'; or the values themselves.
+            'bool'; or the values themselves, an array with its type.
         high: of 'int', from 0 to below it.
         grad: whether floats require grad.
     """
@@ -38,6 +38,8 @@ class In:
     grad: bool = True
 
     def draw(self, rng: np.random.Generator, dtype: Any) -> Array:
+        if isinstance(self.kind, np.ndarray):
+            return self.kind.copy()
         if not isinstance(self.kind, str):
             return np.asarray(self.kind, dtype)
         if self.kind == "int":
@@ -173,6 +175,14 @@ ACTIVATIONS = [
         for dim in (-1, 0)
     ],
     Case("softmin(a number)", lambda L, x: L.nn.functional.softmin(x, 0), on(())),
+    *[
+        Case(
+            f"{name}(dtype)",
+            lambda L, x, name=name: getattr(L.nn.functional, name)(x, 0, dtype=L.float64),
+            (*on((2, 3)), *on((2, 3), kind="int")),
+        )
+        for name in ("softmin", "softmax", "log_softmax")
+    ],
     Case(
         "prelu",
         lambda L, x, w: L.nn.functional.prelu(x, w),
@@ -263,6 +273,7 @@ MODULES: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("Fold", ((4, 4), 2), {"stride": 2}, (1, 8, 4)),
     ("Upsample", (), {"scale_factor": 2}, (1, 2, 3, 2)),
     ("Upsample", ((5, 3), None, "bilinear", True), {}, (1, 2, 3, 2)),
+    ("Upsample", (), {"scale_factor": 1.5, "mode": "trilinear"}, (1, 2, 2, 3, 2)),
     ("UpsamplingNearest2d", (), {"scale_factor": 2}, (1, 2, 3, 2)),
     ("UpsamplingBilinear2d", (5,), {}, (1, 2, 3, 2)),
     ("Unflatten", (1, (2, -1)), {}, (2, 6)),
@@ -441,6 +452,166 @@ ELEMENTWISE = [
     ),
     Case("Tensor.masked_fill", lambda L, x, m: x.masked_fill(m, 2), ((In((2, 3)), In((3,), "bool")),), arrays=False),
     Case("abs()", lambda L, x: abs(x), on((2, 3)), arrays=False),
+    pointwise("clamp_min", lambda L, x: L.clamp_min(x, -0.5)),
+    pointwise("clamp_max", lambda L, x: L.clamp_max(x, 0.5)),
+    *[
+        Case(
+            f"{name}({options})",
+            lambda L, x, a, b, name=name, options=options: getattr(L, name)(x, a, b, **options),
+            (
+                (In((2, 3)), In((3,)), In((2, 1), "positive")),
+                (In(()), In((2, 2)), In((2,), "positive")),
+                *([(In((3,), "int"), In((3,), "int"), In((3,), "int"))] if name == "addcmul" else []),
+            ),
+        )
+        for name in ("addcmul", "addcdiv")
+        for options in ({}, {"value": 2})
+    ],
+    Case(
+        "lerp",
+        lambda L, x, y, w: L.lerp(x, y, w),
+        ((In((2, 3)), In((3,)), In((2, 1), "unit")), (In((2,)), In((2,)), In(()))),
+    ),
+    Case("lerp(a number)", lambda L, x, y: L.lerp(x, y, 0.25), ((In((2, 3)), In((3,))),)),
+    *[
+        Case(
+            name,
+            lambda L, x, y, name=name: getattr(L, name)(x, y),
+            (
+                (In((2, 3), "whole"), In((3,), "whole")),
+                (In((16,), tuple(SPECIAL)), In((16,), tuple(SPECIAL[::-1]))),
+                (In((3,), "int"), In((3,), "whole")),
+                (In((3,), "bool"), In((2, 1), "bool")),
+                (In((0, 3)), In(())),
+            ),
+        )
+        for name in ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor")
+    ],
+    *[
+        Case(f"{name}(a number)", lambda L, x, name=name: getattr(L, name)(x, 1), on((3, 4), kind="int"))
+        for name in ("eq", "lt", "bitwise_and", "bitwise_or", "bitwise_xor")
+    ],
+    pointwise("logical_not", lambda L, x: L.logical_not(x), "whole"),
+    *[
+        Case(
+            name,
+            lambda L, x, y, name=name: getattr(L, name)(x, y),
+            (
+                (In((2, 3), "bool"), In((3,), "bool")),
+                (In((4, 5), "int", high=9), In((5,), "int", high=9)),
+                (In((4,), "bool"), In((4,), "int")),
+                (In((2,), np.array([200, 7], np.uint8)), In((2,), np.array([-3, 2], np.int8))),
+            ),
+        )
+        for name in ("bitwise_and", "bitwise_or", "bitwise_xor")
+    ],
+    Case(
+        "bitwise_not",
+        lambda L, x: L.bitwise_not(x),
+        (*on((2, 3), (), kind="bool"), *on((3,), kind="int"), (In((2,), np.array([200, 7], np.uint8)),)),
+    ),
+    Case("masks by operators", lambda L, x: (x > -1) & (x < 1) | ~(x != 2) ^ True, on((4, 5)), arrays=False),
+    *[
+        Case(
+            f"isclose({options})",
+            lambda L, x, y, options=options: L.isclose(x, y, **options),
+            (
+                (In((2, 3), "whole"), In((3,), "whole")),
+                (In((16,), tuple(SPECIAL)), In((16,), tuple(SPECIAL))),
+                (In((3,), (1.0, 1e5, 0.0)), In((3,), (1.00002, 1e5 + 0.5, 1e-7))),
+                (In((5,), "int"), In((5,), "int")),
+            ),
+        )
+        for options in ({}, {"equal_nan": True}, {"rtol": 0.5, "atol": 1.0})
+    ],
+    pointwise("nan_to_num", lambda L, x: L.nan_to_num(x), special=(NAN, 1.0)),
+    pointwise("nan_to_num(numbers)", lambda L, x: L.nan_to_num(x, 1.0, posinf=2.0, neginf=-3.0)),
+]
+
+#: Where division has a rest, a sign, or none: at 0, infinity and NaN.
+_DIVIDENDS = (1.0, 6.0, -1.0, 7.0, -7.0, 7.0, 0.0, -0.0, 2.0, -2.0, INF, NAN, 5.0, -5.0)
+_DIVISORS = (0.1, 0.1, 0.1, 2.0, 2.0, -2.0, 2.0, 2.0, 0.0, 0.0, 2.0, 2.0, INF, INF)
+_PAIRS = (
+    (In((2, 3)), In((3,), "positive")),
+    (In((2, 1, 4)), In((3, 1), "positive")),
+    (In(()), In((2,), "positive")),
+    (In((0, 3)), In((3,), "positive")),
+)
+_SPECIAL_PAIR = (In((14,), _DIVIDENDS), In((14,), _DIVISORS))
+#: Of integers, which have a type of their own.
+_INTEGER_PAIRS = tuple(
+    (In((6,), np.array([7, -7, 0, 5, 6, -6], first)), In((6,), np.array([2, 2, 3, -3, 3, 3], second)))
+    for first, second in ((np.int64, np.int64), (np.int8, np.int8), (np.int32, np.int8))
+)
+_NUMBERED = (*on((2, 3)), *on((2, 3), kind="int"))
+
+ARITHMETIC = [
+    *[
+        Case(
+            f"div({mode})",
+            lambda L, x, y, mode=mode: L.div(x, y, rounding_mode=mode),
+            # PyTorch rounds the quotient of half types before it cuts the decimals off: not the first three.
+            (*_PAIRS, (In((11,), _DIVIDENDS[3:]), In((11,), _DIVISORS[3:])), (In((3,), "int"), In((3,), "positive"))),
+        )
+        for mode in (None, "trunc", "floor")
+    ],
+    *[
+        Case(f"div({mode}) of integers", lambda L, x, y, mode=mode: L.div(x, y, rounding_mode=mode), _INTEGER_PAIRS)
+        for mode in (None, "trunc", "floor")
+    ],
+    *[
+        Case(f"div({mode}, a number)", lambda L, x, mode=mode: L.div(x, -3, rounding_mode=mode), _NUMBERED)
+        for mode in ("trunc", "floor")
+    ],
+    Case(
+        "floor_divide",
+        lambda L, x, y: L.floor_divide(x, y),
+        tuple((In(x.shape, x.kind, grad=False), In(y.shape, y.kind, grad=False)) for x, y in (*_PAIRS, _SPECIAL_PAIR)),
+    ),
+    Case("floor_divide by operator", lambda L, x, y: x // y, _INTEGER_PAIRS, arrays=False),
+    Case("floor_divide of a number", lambda L, x: 7 // (x + 1), on((2, 3), kind="int"), arrays=False),
+    *[
+        case
+        for name in ("remainder", "fmod")
+        for case in (
+            Case(
+                name,
+                lambda L, x, y, name=name: getattr(L, name)(x, y),
+                (*_PAIRS, _SPECIAL_PAIR),
+            ),
+            Case(f"{name} of integers", lambda L, x, y, name=name: getattr(L, name)(x, y), _INTEGER_PAIRS),
+            Case(f"{name}(a number)", lambda L, x, name=name: getattr(L, name)(x, -3), _NUMBERED),
+        )
+    ],
+    Case("remainder by operator", lambda L, x, y: x % y, _PAIRS[:1], arrays=False),
+    Case("remainder of a number", lambda L, x: 5.5 % x, on((2, 3), kind="positive", grad=False), arrays=False),
+    Case(
+        "pow(Tensor)",
+        lambda L, x, y: L.pow(x, y),
+        (
+            (In((2, 3), "positive"), In((3,))),
+            (In((2, 1, 4), "positive"), In((3, 1))),
+            (In(()), In((2,), "whole")),
+            (In((0, 3)), In((3,))),
+            # At 0, and of negative numbers.
+            (In((8,), (0, 0, 0, 2, -2, -2, 1, 0)), In((8,), (0, 2, -1, 0, 2, 0.5, 3, 1))),
+            (In((3,), "int"), In((3,))),
+            (In((3,), "positive"), In((3,), "int")),
+        ),
+    ),
+    Case(
+        "pow(Tensor) of integers",
+        lambda L, x, y: L.pow(x, y),
+        (
+            (In((2, 3), "int"), In((3,), "int")),
+            (In((6,), np.array([1, -1, -1, 2, -2, 7])), In((6,), np.array([-2, -1, -2, -1, 3, 0]))),
+            (In((3,), np.array([True, False, True])), In((3,), np.array([2, 0, 1], np.int8))),
+        ),
+    ),
+    Case("pow of a number", lambda L, x: 2**x, on((2, 3), (), (0,)), arrays=False),
+    Case("pow of 0", lambda L, x: 0.0**x, on((4,), kind=(0.0, 2.0, -1.0, 0.5)), arrays=False, smooth=False),
+    Case("pow of a number, integers", lambda L, x: 2**x, on((2, 3), kind="int"), arrays=False),
+    Case("pow(a number)", lambda L, x: x**2, (*on((2, 3)), *on((2, 3), kind="int"), *on((2, 3), kind="bool"))),
 ]
 
 REDUCTIONS = [
@@ -502,6 +673,19 @@ REDUCTIONS = [
     Case("prod of integers", lambda L, x: L.prod(x), on((4,), (0,), kind="int")),
     Case("prod(dim) of integers", lambda L, x: L.prod(x, 0), on((4, 2), kind="int")),
     *[Case(f"cumsum({d})", lambda L, x, d=d: L.cumsum(x, d), on((2, 3), (2, 3, 4), (0, 3))) for d in (0, 1, -1)],
+    *[
+        Case(
+            f"{name}(dtype={dtype})",
+            lambda L, x, name=name, dtype=dtype: getattr(L, name)(x, 0, dtype=getattr(L, dtype)),
+            on((2, 3), kind=kind, grad=dtype == "float64"),
+        )
+        for name in ("sum", "mean", "prod", "cumsum")
+        for dtype in ("float64", "int32", "uint8")[: 1 if name == "mean" else 3]
+        for kind in ("real", "int")
+        if dtype != "uint8" or kind == "int"  # what a negative float becomes is up to the machine
+    ],
+    Case("norm(dtype)", lambda L, x: L.norm(x, dtype=L.float64), on((2, 3))),
+    Case("sum(dtype=bool)", lambda L, x: L.sum(x, dtype=L.bool), on((2, 3), (0,), kind="int")),
     Case("cumsum of a number", lambda L, x: L.cumsum(x, 0), on(())),
     Case("cumsum of integers", lambda L, x: L.cumsum(x, 0), on((2, 3), kind="int")),
     *_reduction("logsumexp")[2:],
@@ -534,6 +718,34 @@ REDUCTIONS = [
         for p in (2, 1, 3)
     ],
     Case("norm(dims)", lambda L, x: L.norm(x, dim=(0, 2)), on((2, 3, 4))),
+    *[
+        Case(
+            f"{name}({dim}, {down})",
+            lambda L, x, name=name, dim=dim, down=down: getattr(L, name)(x, dim, down),
+            on((3, 5), (2, 3, 4), (3, 0), *([(4,), ()] if dim != 1 else [])),
+        )
+        for name in ("sort", "argsort")
+        for dim in (-1, 0, 1)
+        for down in (False, True)
+    ],
+    *[
+        Case(
+            f"sort of equals ({down})",
+            lambda L, x, down=down: L.sort(x, descending=down, stable=True),
+            (*on((9,), kind=(1, 0, NAN, 1, INF, 0, NAN, -INF, 1)), *on((3, 8), kind="int"), *on((7,), kind="bool")),
+            smooth=False,
+        )
+        for down in (False, True)
+    ],
+    *[
+        Case(
+            f"topk({k}, {dim}, {largest})",
+            lambda L, x, k=k, dim=dim, largest=largest: L.topk(x, k, dim, largest),
+            on((3, 5), (3, 4, 5), *([(1,), ()] if (k, dim) == (1, -1) else [])),
+        )
+        for k, dim in ((1, -1), (3, 0), (2, 1), (0, 0))
+        for largest in (True, False)
+    ],
     Case("Tensor.norm", lambda L, x: x.norm(), on((2, 3)), arrays=False),
     *[case for name in ("any", "all") for kind in ("bool", "whole", "int") for case in _reduction(name, kind)],
     Case("count_nonzero", lambda L, x: L.count_nonzero(x), on((2, 3), (), kind="whole")),
@@ -585,6 +797,7 @@ def _interpolations() -> list[Case]:
         ("nearest-exact", ((2, 3, 5), (2, 2, 3, 4), (1, 2, 2, 3, 2))),
         ("linear", ((2, 3, 5),)),
         ("bilinear", ((2, 2, 3, 4), (0, 2, 3, 4))),
+        ("trilinear", ((1, 2, 2, 3, 2), (2, 1, 3, 2, 4))),
         ("bicubic", ((2, 2, 3, 4), (0, 2, 3, 4), (1, 1, 2, 7))),
         ("area", ((2, 3, 5), (2, 2, 3, 4))),
     ]:
@@ -621,6 +834,13 @@ def _interpolations() -> list[Case]:
             on((1, 2, 3, 4)),
         ),
         Case(
+            "interpolate(recompute, depths)",
+            lambda L, x: L.nn.functional.interpolate(
+                x, scale_factor=(1.3, 0.7, 2.4), mode="trilinear", recompute_scale_factor=True
+            ),
+            on((1, 1, 2, 3, 2)),
+        ),
+        Case(
             "upsample",
             lambda L, x: L.nn.functional.upsample(x, scale_factor=2, mode="bilinear", align_corners=True),
             on((1, 2, 3, 4)),
@@ -655,6 +875,14 @@ SHAPE = [
         ]
     ],
     *[
+        Case(
+            name,
+            lambda L, x, y, name=name: getattr(L, name)((x, y)),
+            ((In((2, 3)), In((2, 3))), (In((3,)), In((3,), "int")), (In(()), In(())), (In((2, 3, 2)), In((2, 3, 2)))),
+        )
+        for name in ("hstack", "vstack")
+    ],
+    *[
         case
         for arguments in ((1,), (2, -1), ([1, 2], 1), ([0, 3], 1), (5, 0))
         for case in _method("split", *arguments, shapes=((2, 3), (2, 3, 4)))[arguments[0] == [1] :]
@@ -684,6 +912,30 @@ SHAPE = [
     _tensor("tile", 2),
     *_method("flip", (0,)),
     *_method("flip", (0, -1), shapes=((2, 3), (2, 3, 4), (0, 3))),
+    *_method("flip", dims=(1,), shapes=((2, 3),)),
+    *_method("permute", dims=(1, 0), shapes=((2, 3),)),
+    *_method("reshape", shape=(3, -1), shapes=((2, 3),)),
+    *_method("tile", dims=(2,), shapes=((2, 3),)),
+    *_method("roll", 1),
+    *_method("roll", -4, 1),
+    *_method("roll", (1, 2), (0, -1), shapes=((2, 3), (2, 3, 4), (0, 3))),
+    *_method("tril", shapes=((2, 3), (3, 2), (2, 3, 3), (0, 2))),
+    *_method("tril", diagonal=-1, shapes=((3, 3), (2, 3))),
+    *_method("triu", 1, shapes=((3, 3), (2, 2, 3))),
+    *_method("ravel", shapes=((2, 3), (), (0, 3))),
+    *_method("unflatten", 1, (3, -1), shapes=((2, 6), (2, 3, 4))),
+    *_method("unflatten", -1, (2, 2), shapes=((3, 4),)),
+    *_method("broadcast_to", (2, 2, 3), shapes=((2, 3), (3,), ())),
+    *[
+        _tensor("unfold", *arguments, shapes=shapes)
+        for *arguments, shapes in [
+            (0, 2, 1, ((4, 3), (3,))),
+            (-1, 3, 2, ((2, 7), (2, 2, 4), (0, 3))),
+            (1, 2, 3, ((2, 7, 2),)),
+            (0, 1, 1, ((3,), ())),
+            (0, 0, 1, ((3, 2), ())),
+        ]
+    ],
     *_method("narrow", 1, 1, 2),
     *_method("narrow", -1, -2, 1),
     *_method("select", 1, -1),
@@ -707,7 +959,21 @@ SHAPE = [
         )
         for d in (0, 1)
     ],
-    Case("gather of a number", lambda L, x, i: L.gather(x, 0, i), ((In(()), In((), "int", high=1)),)),
+    Case(
+        "gather of a number",
+        lambda L, x, i: L.gather(x, 0, i),
+        (
+            (In(()), In((), "int", high=1)),
+            (In(()), In((3,), "int", high=1)),
+            (In((5,)), In((), "int")),
+            (In((5,)), In((2, 0), "int")),
+        ),
+    ),
+    Case(
+        "index_select of a number",
+        lambda L, x, i: L.index_select(x, 0, i),
+        ((In(()), In((1,), "int", high=1)), (In(()), In((), "int", high=1)), (In((5,)), In((), "int"))),
+    ),
     Case("one_hot", lambda L, i: L.nn.functional.one_hot(i), on((2, 3), (), (4,), kind="int")),
     Case("one_hot(7)", lambda L, i: L.nn.functional.one_hot(i, 7), on((2, 3), (0, 2), kind="int")),
     *[
@@ -762,6 +1028,9 @@ SHAPE = [
         tuple((In(shape, grad=shape[0] < 0),) for shape in ((1, 6, 2, 3), (2, 4, 3))),
     ),
     *_interpolations(),
+    Case("outer", lambda L, a, b: L.outer(a, b), ((In((2,)), In((3,))), (In((0,)), In((2,))))),
+    Case("dot", lambda L, a, b: L.dot(a, b), ((In((3,)), In((3,))), (In((0,)), In((0,))))),
+    Case("mv", lambda L, a, b: L.mv(a, b), ((In((2, 3)), In((3,))), (In((0, 3)), In((3,))))),
     Case("mm", lambda L, a, b: L.mm(a, b), ((In((2, 3)), In((3, 4))), (In((0, 3)), In((3, 2))))),
     Case("bmm", lambda L, a, b: L.bmm(a, b), ((In((2, 2, 3)), In((2, 3, 4))), (In((0, 2, 3)), In((0, 3, 1))))),
     Case("Tensor.bmm", lambda L, a, b: a.bmm(b), ((In((2, 2, 3)), In((2, 3, 4))),), arrays=False),
@@ -868,8 +1137,16 @@ LOSSES = [
             *_two("real", "real", "positive", shapes=((2, 3), (2, 3, 2))),
             (In((2, 3)), In((2, 3)), In((2, 1), "positive")),
             (In((2, 3)), In((2, 3)), In((2,), "positive")),
+            (In((2, 3)), In((3,)), In((1, 3), "positive")),
+            (In((2, 1)), In((2, 3)), In((2, 1), "positive")),
+            (In((3,)), In(()), In((3,), "positive")),
         ),
         ({}, {"full": True}),
+    ),
+    Case(
+        "gaussian_nll_loss(a number)",
+        lambda L, x, t: L.nn.functional.gaussian_nll_loss(x, t, 0.5),
+        (*_two("real", "real"), (In((2, 3)), In((1, 3)))),
     ),
     Case(
         "gaussian_nll_loss(eps)",
@@ -1215,6 +1492,7 @@ FAMILIES = {
     "products": PRODUCTS,
     "windows": WINDOWS,
     "activations": ACTIVATIONS,
+    "arithmetic": ARITHMETIC,
     "elementwise": ELEMENTWISE,
     "reductions": REDUCTIONS,
     "shape": SHAPE,
@@ -1325,7 +1603,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.dropout3d(_X), ValueError, "dropout3d: input"),
     (lambda: F.alpha_dropout(_X, NAN), ValueError, "alpha_dropout: p"),
     (lambda: F.alpha_dropout(_X, 0.5, True, generator=1), TypeError, "alpha_dropout: generator"),
-    (lambda: F.feature_alpha_dropout(_X[0]), ValueError, "feature_alpha_dropout: input"),
+    (lambda: F.feature_alpha_dropout(_X[0], training=True), ValueError, "feature_alpha_dropout: input"),
     (lambda: gpuconv.nn.Dropout2d(2), ValueError, "Dropout2d: p"),
     (lambda: gpuconv.nn.PReLU(0), ValueError, "PReLU: num_parameters"),
     (lambda: gpuconv.nn.Softmax2d()(_X), ValueError, "Softmax2d: input"),
@@ -1459,6 +1737,31 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.kl_div(_X, _X, "average"), ValueError, "kl_div: reduction"),
     (lambda: F.gaussian_nll_loss(_X, _X, -_X), ValueError, "gaussian_nll_loss: var"),
     (lambda: F.gaussian_nll_loss(_X, _X, _X[0]), ValueError, "gaussian_nll_loss: var"),
+    (lambda: F.gaussian_nll_loss(_X, _X[:, :2], _X), ValueError, "gaussian_nll_loss: target"),
+    (lambda: gpuconv.bitwise_and(_X, _X), TypeError, "bitwise_and: input"),
+    (lambda: gpuconv.eq("a", _X), TypeError, "eq: input"),
+    (lambda: gpuconv.topk(_X, 4), ValueError, "topk: k"),
+    (lambda: gpuconv.sort(_X, 2), IndexError, "sort: dim"),
+    (lambda: gpuconv.roll(_X, (1, 2), 0), ValueError, "roll: shifts"),
+    (lambda: gpuconv.tril(_X[0]), ValueError, "tril: input"),
+    (lambda: gpuconv.unflatten(_X, 1, (2, -1)), ValueError, "unflatten: sizes"),
+    (lambda: gpuconv.Tensor(_X).unfold(1, 4, 1), ValueError, "unfold: size"),
+    (lambda: gpuconv.Tensor(_X).unfold(1, 2, 0), ValueError, "unfold: step"),
+    (lambda: gpuconv.outer(_X, _X[0]), ValueError, "outer: input"),
+    (lambda: gpuconv.dot(_X[0], _X[:, 0]), ValueError, "dot: tensor"),
+    (lambda: gpuconv.mv(_X, _X[:, 0]), ValueError, "mv: vec"),
+    (lambda: F.softmin(_X, 0, dtype=int), TypeError, "softmin: dtype"),
+    (lambda: gpuconv.div(_X, 2, rounding_mode="round"), ValueError, "div: rounding_mode"),
+    (lambda: gpuconv.div(_B, _B, rounding_mode="floor"), TypeError, "div: a and b"),
+    (lambda: gpuconv.floor_divide(_I, 0), ZeroDivisionError, "floor_divide: b"),
+    (lambda: gpuconv.remainder(_I, _I * 0), ZeroDivisionError, "remainder: b"),
+    (lambda: gpuconv.pow(_I, -1), ValueError, "pow: exponent"),
+    (lambda: gpuconv.pow(_B, _B), TypeError, "pow: a and exponent"),
+    (lambda: gpuconv.mean(_X, dtype=int), TypeError, "mean: dtype"),
+    (lambda: gpuconv.sum(_X, dtype="complex64"), TypeError, "sum: dtype"),
+    (lambda: gpuconv.cumsum(_X, 0, dtype=3), TypeError, "cumsum: dtype"),
+    (lambda: gpuconv.flip(_X, 0, dims=(1,)), TypeError, "flip: dims"),
+    (lambda: gpuconv.index_select(_X.sum(), 0, [0, 0]), ValueError, "index_select: index"),
     (lambda: F.gaussian_nll_loss(_X, _X, _X, eps=0), ValueError, "gaussian_nll_loss: eps"),
     (lambda: F.cosine_similarity(_X, _X[:, :2]), ValueError, "cosine_similarity: x2"),
     (lambda: F.cosine_similarity(_X, _X, 2), IndexError, "cosine_similarity: dim"),

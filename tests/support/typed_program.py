@@ -58,6 +58,7 @@ def use(images: NDArray[np.float32]) -> None:
     assert_type(edges, NDArray[np.float32])
     y = (gpuconv.zeros(2, 3) + 1) * 2
     assert_type(y, Tensor)
+    assert_type(2**y // 3 % y, Tensor)
     assert_type(y.shape, tuple[int, ...])
     assert_type(y.numpy(), NDArray[Any])
     with gpuconv.no_grad(), gpuconv.use_backend("numpy"):
