@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.lab.integers import cut_off, typed
 from gpuconv.lab.machine_code import described
 from gpuconv.lab.simulated_memory import array_at
 from gpuconv.lab.traced_arrays import address_of, bounds_of
@@ -76,9 +77,8 @@ def cast(kinds: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _whole(number: Any, kind: Any) -> int:
-    lowest = -(1 << kind.bitwidth - 1) if kind.signed else 0
-    return (int(number) - lowest) % (1 << kind.bitwidth) + lowest
+def _whole(number: Any, kind: Any) -> Any:
+    return typed(cut_off(int(number), np.dtype(kind.name))[()])
 
 
 def with_pointers(signature: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

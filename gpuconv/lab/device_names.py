@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.lab import launching, records
+from gpuconv.lab import integers, launching, records
 from gpuconv.lab.cards import Chosen
 from gpuconv.lab.launching import GRID, MAX_STATIC_SHARED, SPIN, Launch, Requests, SimulationError, syncwarp
 from gpuconv.lab.places import WARP, Array, Site, site
@@ -139,14 +139,22 @@ class _CooperativeGroups:
 class _Constant:
     @staticmethod
     def array_like(array: Array) -> Array:
-        return records.with_attributes(array)
+        return records.as_seen(array)
 
 
 class _Cut(np.ndarray[Any, Any]):
     """Dynamic shared memory, of which kernels make views of types as Numba names them."""
 
     def view(self, kind: Any) -> Any:  # type: ignore[override]
-        return super().view(records.dtype_of(kind))
+        return _cut(np.asarray(self).view(records.dtype_of(kind)))
+
+
+class _CutIntegers(_Cut, integers.TypedIntegers):
+    """The same, of integers."""
+
+
+def _cut(array: Array) -> Array:
+    return np.ndarray.view(array, _CutIntegers if array.dtype.kind in "iu" else _Cut)
 
 
 def _check_alignment(alignment: Any) -> None:
@@ -184,7 +192,7 @@ class _Local:
         array = _unwritten(shape, dtype).copy()
         tracer = launching.here().tracer
         if tracer is None or dtype.names is not None:
-            return records.with_attributes(array)
+            return records.as_seen(array)
         frame = sys._getframe(1)
         return TracedLocal.of(array, tracer, site(frame.f_code, frame.f_lasti))
 
@@ -220,8 +228,8 @@ class _Shared:
                 f"{launch.name}: {static} bytes of static and {shared.dynamic.size} of dynamic shared memory; a block "
                 f"on a {Chosen.card.name} can have {MAX_STATIC_SHARED} static and {most} in all"
             )
-        array = records.with_attributes(memory.view(dtype))
-        array = array.view(_Cut) if dynamic else array.reshape(shape)
+        array = memory.view(dtype)
+        array = _cut(array) if dynamic else records.as_seen(array.reshape(shape))
         return (
             array if launch.tracer is None else launch.tracer.shared(array, where, alignment, shared, dynamic=dynamic)
         )
@@ -309,7 +317,7 @@ def _nanosleep(nanoseconds: int) -> None:
 def _bits(value: Any) -> tuple[int, int]:
     """An integer's bits as a number that is not negative, and how many there are."""
     if isinstance(value, np.integer):
-        width = 8 * value.itemsize
+        width = getattr(value, "width", 8 * value.itemsize)
     else:
         width = 32 if -(2**31) <= value < 2**32 else 64
     return int(value) % 2**width, width
@@ -320,8 +328,8 @@ def _popc(value: Any) -> int:
 
 
 def _brev(value: Any) -> int:
-    bits, width = _bits(value)
-    return int(f"{bits:0{width}b}"[::-1], 2)
+    width = 64 if isinstance(value, np.uint64) else 32
+    return int(f"{int(value) % 2**width:0{width}b}"[::-1], 2)
 
 
 def _clz(value: Any) -> int:
@@ -335,7 +343,7 @@ def _ffs(value: Any) -> int:
 
 
 def let_types_cast(number: Any, base: Any) -> None:
-    """Make casts as ``uint8(x)`` fast in kernels, and let integers wrap around, as on a GPU, where NumPy raises.
+    """Make casts as ``uint8(x)`` fast in kernels, and give numbers that compute as on a GPU.
 
     Args:
         number: Numba's class of a kind of numbers: integers, or floats.
@@ -346,12 +354,7 @@ def let_types_cast(number: Any, base: Any) -> None:
     def cast(self: Any, *args: Any) -> Any:
         if launching.launch is None or len(args) != 1 or isinstance(args[0], base):
             return plain(self, *args)
-        kind = getattr(np, self.name)
-        try:
-            return kind(args[0])
-        except OverflowError:
-            wrapped = int(args[0]) % 2 ** (8 * kind().itemsize)
-            return np.array(wrapped, np.uint64).astype(kind)[()]
+        return integers.cast(args[0], getattr(np, self.name))
 
     number.__call__ = cast
 

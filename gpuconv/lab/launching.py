@@ -22,6 +22,7 @@ import numpy as np
 
 from gpuconv.lab import fresh_memory, mathematics, records
 from gpuconv.lab.cards import MAX_THREADS, Chosen
+from gpuconv.lab.integers import typed
 from gpuconv.lab.machine_code import Launched
 from gpuconv.lab.places import WARP, Dim3, Site, site, site_name
 from gpuconv.lab.report import Report
@@ -516,8 +517,8 @@ class Launch:
                 raise TypeError(f"{self.name}: an array of Python objects cannot be on a GPU")
             if Settings.trace() is None:
                 fresh_memory.written(array)
-            return records.with_attributes(array)
-        return array
+            return records.as_seen(array)
+        return typed(array)
 
     def run(self) -> None:
         """Run it to its end, or to the end of its time."""

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.lab.integers import cut_off, typed
+
 _NORMAL = statistics.NormalDist()
 
 
@@ -49,7 +51,9 @@ def _typed(name: str, given: list[Any], results: list[Any]) -> Callable[..., Any
         values = [_cast(arg, kind) for arg, kind in zip(args, given, strict=True)]
         with np.errstate(all="ignore"):
             made = function(*values)
-            return tuple(map(_cast, made, results)) if len(results) > 1 else _cast(made, results[0])
+            if len(results) > 1:
+                return tuple(map(typed, map(_cast, made, results)))
+            return typed(_cast(made, results[0]))
 
     call.__name__ = name
     return call
@@ -57,7 +61,7 @@ def _typed(name: str, given: list[Any], results: list[Any]) -> Callable[..., Any
 
 def _cast(value: Any, kind: Any) -> Any:
     if issubclass(kind, np.integer):
-        return np.array(int(value) % 2 ** (8 * kind().itemsize), np.uint64).astype(kind)[()]
+        return cut_off(int(value), np.dtype(kind))[()]
     return kind(value)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from gpuconv.lab import launching
 from gpuconv.lab.cards import Chosen
+from gpuconv.lab.integers import typed
 from gpuconv.lab.launching import SimulationError
 from gpuconv.lab.places import WARP, Array, Dim3
 from gpuconv.lab.ptx.instructions import decode
@@ -336,10 +337,10 @@ def _call(
     name = next(iter(program.entry.results), "")
     returned = thread.parameters[name][0] if name in thread.parameters else np.zeros(0, np.uint8)
     if declared.abi == "c":
-        return None if result is None else returned[: result.itemsize].view(result.dtype)[0]
+        return None if result is None else typed(returned[: result.itemsize].view(result.dtype)[0])
     if not returned.size or returned[:4].any():
         raise SimulationError(f"{declared.name} has to return 0: this is how Numba learns that it did not fail")
-    return None if result is None else result[0]
+    return None if result is None else typed(result[0])
 
 
 def _plain(array: Any) -> Array:

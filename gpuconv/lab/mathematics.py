@@ -1,13 +1,18 @@
-"""The module ``math`` in kernels: a GPU gives NaN or infinity where Python raises an error, and no function fails."""
+"""What kernels find in the place of names that mean something else on a GPU: functions of ``math``, NumPy's integers.
+
+A GPU gives NaN or infinity where a function of ``math`` raises an error, and no function fails.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import FunctionType, ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
+
+from gpuconv.lab.integers import CASTS, seen, typed
 
 
 def _gamma(x: float) -> float:
@@ -51,26 +56,49 @@ vars(MATH).update({name: _total(name) for name in _INSTEAD})
 _FUNCTIONS = {getattr(math, name): getattr(MATH, name) for name in _INSTEAD}
 
 
+_CASTS = {name: CASTS[kind] for name, kind in vars(np).items() if isinstance(kind, type) and kind in CASTS}
+#: NumPy, with other types of integers.
+NUMPY = ModuleType("numpy", np.__doc__)
+vars(NUMPY).update({**vars(np), **_CASTS})
+
+
 def of_kernels(value: Any) -> Any:
-    """What stands in a kernel for something that it names: another module ``math``, another function of it."""
+    """What stands in a kernel for something that it names."""
     if value is math:
         return MATH
-    return _FUNCTIONS.get(value, value) if type(value) is type(math.sqrt) else value
+    if value is np:
+        return NUMPY
+    if isinstance(value, np.ndarray):
+        return seen(value)
+    if isinstance(value, type):
+        return CASTS.get(value, value)
+    return _FUNCTIONS.get(value, value) if type(value) is type(math.sqrt) else typed(value)
+
+
+def _of_kernels(cell: CellType) -> CellType:
+    try:
+        value = of_kernels(cell.cell_contents)
+    except ValueError:  # not filled yet
+        return cell
+    return cell if value is cell.cell_contents else CellType(value)
 
 
 def bound(function: Any) -> Any:
-    """A function as it runs in a kernel: the same, or a copy that finds the module above."""
+    """A function as it runs in a kernel: the same, or a copy that finds what is above."""
     if not isinstance(function, FunctionType):
         return function
-    names = function.__globals__
+    names, code, cells = function.__globals__, function.__code__, function.__closure__ or ()
     others = {
         name: of_kernels(names[name])
-        for name in function.__code__.co_names
+        for name in code.co_names
         if name in names and of_kernels(names[name]) is not names[name]
     }
-    if not others:
+    if _CASTS.keys().isdisjoint(code.co_names):
+        others = {name: value for name, value in others.items() if value is not NUMPY}
+    closure = tuple(map(_of_kernels, cells))
+    if not others and closure == cells:
         return function
-    code, defaults, closure = function.__code__, function.__defaults__, function.__closure__
-    copy = FunctionType(code, {**names, **others}, function.__name__, defaults, closure)
+    names = {**names, **others} if others else names
+    copy = FunctionType(code, names, function.__name__, function.__defaults__, closure)
     copy.__kwdefaults__, copy.__qualname__ = function.__kwdefaults__, function.__qualname__
     return copy

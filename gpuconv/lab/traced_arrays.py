@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuconv.lab.integers import typed
 from gpuconv.lab.places import Array, Dim3, Site, site
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ KINDS = {READ: "read", WRITE: "write", ATOMIC: "atomic"}
 
 def poison(dtype: np.dtype[Any]) -> Any:
     """A value with all bits set: NaN in every float type."""
-    return np.frombuffer(b"\xff" * dtype.itemsize, dtype)[0]
+    return typed(np.frombuffer(b"\xff" * dtype.itemsize, dtype)[0])
 
 
 class Buffer:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpuconv.lab import fresh_memory, tables
+from gpuconv.lab.integers import seen
 from gpuconv.lab.ordering import Ordering, Orders
 from gpuconv.lab.places import WARP, Array, Dim3, Site, is_written_negative, site, site_name, thread_name
 from gpuconv.lab.records import dtype_of
@@ -142,7 +143,7 @@ class Tracer:
         kind: type[TracedArray] = {1: Traced1, 2: Traced2}.get(values.ndim, TracedArray)
         if values.dtype.names is not None:
             kind, values = TracedRecords, values.view(np.ndarray)
-        return kind(self, values, buffer, address, name, root)
+        return kind(self, seen(values), buffer, address, name, root)
 
     def view(self, array: TracedArray, values: Array, name: str = "") -> TracedArray:
         """A traced array for a view of another one's values; of a field, with its name."""

@@ -194,8 +194,11 @@ def _store_twin(count: int) -> Callable[[Any, Any, Any], None]:
     def twin(array: Any, offset: Any, value: Any) -> None:
         values = (value,) if count == 1 else value
         if len(values) != count or any(type(element) is not array.dtype.type for element in values):
-            given = ", ".join(type(element).__name__ for element in values)
-            raise TypeError(f"a store of {count} elements of {array.dtype} got {given}: convert it")
+            # An integer that the simulator has loaded computes in 64 bits, and says what type it stands for.
+            given = [getattr(element, "stands_for", type(element)) for element in values]
+            if given != count * [array.dtype.type]:
+                names = ", ".join(kind.__name__ for kind in given)
+                raise TypeError(f"a store of {count} elements of {array.dtype} got {names}: convert it")
         if isinstance(array, np.ndarray):
             start = _first(array, offset, count)
             array[start : start + count] = values

@@ -107,7 +107,7 @@ def test_every_function_of_libdevice():
         result = getattr(libdevice, name[5:])(*[0.7 if "float" in str(each) else 3 for each in signature.args])
         parts = result if isinstance(result, tuple) else (result,)
         wanted = getattr(signature.return_type, "types", [signature.return_type])
-        assert [str(part.dtype) for part in parts] == [str(each) for each in wanted], name
+        assert [type(part).__name__.lower() for part in parts] == [str(each) for each in wanted], name
 
 
 @pytest.mark.parametrize("kind", [F32, np.float64], ids=["float32", "float64"])
