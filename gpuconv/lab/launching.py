@@ -654,10 +654,8 @@ def _named(error: Exception, kernel: str, thread: Dim3, block: Dim3) -> Exceptio
     """The error as the launch raises it: of its own type, with the thread in front, in the words of numba-cuda."""
     where = f"{kernel}: tid={list(thread)} ctaid={list(block)}"
     words = f"{where}: {error}" if str(error) else where
-    if isinstance(error, OverflowError) and ("out of bounds for" in words or "too large to convert" in words):
-        words += (
-            "; a GPU computes with integers of 64 bits, and cuts off what it stores: cast to the type that is meant"
-        )
+    if isinstance(error, OverflowError) and "too large to convert" in words:
+        words += "; beside an int64, write a number of 2**63 or more as np.uint64(...)"
     kind: Any = type(error)
     bases = (kind,) if isinstance(error, SimulationError) else (kind, SimulationError)
     methods = {"__module__": kind.__module__, "__str__": lambda self: str(self.args[0])}

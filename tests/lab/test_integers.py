@@ -11,6 +11,22 @@ import pytest
 from support.sampling import sampled
 from support.simulated import simulator
 
+cuda = pytest.importorskip("numba.cuda")
+
+
+def test_a_number_that_an_int64_cannot_hold():
+    """Numba takes it as a uint64. In the simulator it has to be one: the error says so, and that helps."""
+
+    @cuda.jit
+    def kernel(x, out):
+        out[0] = x[0] * 3 & (0xFFFFFFFFFFFFFFF0 if x.size == 1 else np.uint64(0xFFFFFFFFFFFFFFF0))
+
+    out = np.zeros(1, np.int64)
+    with pytest.raises(OverflowError, match=r"kernel: tid=.* beside an int64, write a number of 2\*\*63 or more as np"):
+        kernel[1, 1](np.full(1, -7, np.int32), out)
+    kernel[1, 1](np.full(2, -7, np.int32), out)
+    assert out[0] == -21 & -16
+
 
 @pytest.mark.slow
 def test_kernels_of_integers_are_as_compiled(tmp_path):
