@@ -6,6 +6,7 @@ A GPU gives NaN or infinity where a function of ``math`` raises an error, and no
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from types import CellType, FunctionType, ModuleType
 from typing import Any
@@ -35,8 +36,12 @@ def _trunc(x: Any) -> int:
     return math.trunc(float(x) if isinstance(x, np.floating) else x)  # NumPy's float32 lacks what it asks for
 
 
+def _ldexp(x: Any, exponent: Any) -> float:
+    return math.ldexp(x, operator.index(exponent))  # Python's wants its own integers
+
+
 def _total(name: str) -> Callable[..., Any]:
-    instead, plain = _INSTEAD[name], _trunc if name == "trunc" else getattr(math, name)
+    instead, plain = _INSTEAD[name], {"trunc": _trunc, "ldexp": _ldexp}.get(name, getattr(math, name))
 
     def function(*args: Any) -> Any:
         try:
@@ -96,7 +101,7 @@ def bound(function: Any) -> Any:
     if _CASTS.keys().isdisjoint(code.co_names):
         others = {name: value for name, value in others.items() if value is not NUMPY}
     closure = tuple(map(_of_kernels, cells))
-    if not others and closure == cells:
+    if not others and all(map(operator.is_, closure, cells)):
         return function
     names = {**names, **others} if others else names
     copy = FunctionType(code, names, function.__name__, function.__defaults__, closure)
