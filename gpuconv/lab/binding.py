@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
+
 from gpuconv.lab import device_names, launching, libdevice, mathematics, random_numbers
 
 _LIBDEVICE = {"numba.cuda.libdevice", "numba_cuda_mlir.cuda.libdevice"}
@@ -80,6 +82,8 @@ class Binder:
         name = _cuda_name(value)
         if name is not None:
             return _syncthreads if name == "syncthreads" else getattr(self.names, name)
+        if type(value).__name__ == "Integer" and hasattr(np, str(value)):  # a type of Numba's: casts, or names a type
+            return mathematics.of_kernels(getattr(np, str(value)))
         if type(value).__module__.startswith("numba_cuda_mlir."):
             # Numbers' types of the two packages have the same names; only Numba's can be called outside of a kernel.
             return getattr(importlib.import_module("numba.core.types"), str(value), value)

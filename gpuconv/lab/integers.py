@@ -176,6 +176,8 @@ for _kind in (Int8, Int16, UInt8, UInt16, UInt32, UInt64):
     for _name in (*_EXACT, "truediv"):
         for _reflected in (False, True):
             setattr(_kind, _method(_name, _reflected), _binary(_kind, _name, reflected=_reflected))
+    _kind.__divmod__ = lambda a, b: (a // b, a % b)
+    _kind.__rdivmod__ = lambda b, a: (a // b, a % b)
 for _kind in (Int8, Int16, Int32, UInt8, UInt16, UInt32, UInt64):
     for _name in ("neg", "abs", *(("pos", "invert") if _kind.unsigned else ())):
         setattr(_kind, _method(_name), _unary(_kind, _name))

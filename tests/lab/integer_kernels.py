@@ -51,8 +51,8 @@ def of_two_types(left, right):
         whole[i, 22], exact[i, 22] = total, total
         # What was cast.
         whole[i, 23], exact[i, 23] = np.uint8(x) - np.uint8(y), np.int8(x) - np.uint8(y)
-        whole[i, 24], exact[i, 24] = numba.int16(x * y) * x, numba.uint32(x - y)
-        whole[i, 25], exact[i, 25] = np.uint64(x) - np.uint64(y), np.int64(x) // np.uint32(7)
+        whole[i, 24], exact[i, 24] = numba.int16(x * y) * x, numba.uint8(x) - numba.uint8(y)
+        whole[i, 25], exact[i, 25] = np.uint64(x) - np.uint64(y), numba.uint32(x - y) // np.uint32(7)
         # Arrays of other memory, and stores that cut off.
         mine, ours = cuda.local.array(2, left), cuda.shared.array(2, right)
         mine[0], mine[1], ours[0], ours[1] = y, 1000, x, 300
