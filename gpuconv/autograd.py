@@ -358,6 +358,11 @@ class Tensor:
         return device("cpu" if isinstance(self.data, np.ndarray) else "cuda")
 
     @property
+    def is_cuda(self) -> bool:
+        """Whether it lives on a GPU."""
+        return not isinstance(self.data, np.ndarray)
+
+    @property
     def grad(self) -> Tensor | None:
         """Gradient as a Tensor once backward has run, else None. It may be set to a Tensor of this one's kind.
 

@@ -563,6 +563,7 @@ def test_moving_a_tensor(machine):
     there = (x * 2).to("cuda")
     assert there.device == "cuda"
     assert there.device.type == "cuda"
+    assert (there.is_cuda, x.is_cuda) == (True, False)
     assert there.cuda() is there
     back = (there * there).cpu()
     assert type(back.data) is np.ndarray
