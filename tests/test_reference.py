@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import cases
 import numpy as np
 import pytest
 import reference
-from cases import (
-    ADAPTIVE_CASES,
-    CONV_CASES,
-    POOL_CASES,
-    WORKED_EXAMPLES,
-    AdaptiveCase,
-    ConvCase,
-    PoolCase,
-    WorkedExample,
-    generator,
-)
 
 INF, NAN = np.inf, np.nan
 
 
-@pytest.mark.parametrize("example", WORKED_EXAMPLES, ids=str)
-def test_worked_examples(example: WorkedExample) -> None:
+@pytest.mark.parametrize("example", cases.WORKED_EXAMPLES, ids=str)
+def test_worked_examples(example: cases.WorkedExample) -> None:
     """The loops give the figures that are printed in the texts, which nobody computed with this project."""
     example.check(reference, np.float64)
 
@@ -71,7 +61,7 @@ def _assert_same(got: Any, tensor: Any, **tolerance: float) -> None:
     np.testing.assert_allclose(got, tensor.detach().numpy(), **({"rtol": 1e-11, "atol": 1e-11} | tolerance))
 
 
-def _padded_by_side(torch: Any, x: Any, case: ConvCase | PoolCase, value: float) -> tuple[Any, Any]:
+def _padded_by_side(torch: Any, x: Any, case: cases.ConvCase | cases.PoolCase, value: float) -> tuple[Any, Any]:
     """PyTorch pads both sides alike; other paddings are put on beforehand. Returns what is left, too."""
     if case.by_side:
         (top, bottom), (left, right) = case.padding
@@ -81,8 +71,8 @@ def _padded_by_side(torch: Any, x: Any, case: ConvCase | PoolCase, value: float)
 
 # 'same' with an even kernel makes PyTorch say that it pads a copy; that is not news here.
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("case", CONV_CASES, ids=str)
-def test_conv2d_is_that_of_pytorch(torch: Any, case: ConvCase) -> None:
+@pytest.mark.parametrize("case", cases.CONV_CASES, ids=str)
+def test_conv2d_is_that_of_pytorch(torch: Any, case: cases.ConvCase) -> None:
     """Forward and the three gradients of every geometry."""
     x, w, b, grad = case.arrays(np.float64)
     tx, tw = (torch.tensor(a, requires_grad=True) for a in (x, w))
@@ -98,8 +88,8 @@ def test_conv2d_is_that_of_pytorch(torch: Any, case: ConvCase) -> None:
 
 @pytest.mark.parametrize("tied", [False, True], ids=["distinct", "tied"])
 # With ceil_mode, PyTorch cannot be asked for different paddings on two sides.
-@pytest.mark.parametrize("case", [c for c in POOL_CASES if not (c.by_side and c.ceil_mode)], ids=str)
-def test_max_pool2d_is_that_of_pytorch(torch: Any, case: PoolCase, tied: bool) -> None:
+@pytest.mark.parametrize("case", [c for c in cases.POOL_CASES if not (c.by_side and c.ceil_mode)], ids=str)
+def test_max_pool2d_is_that_of_pytorch(torch: Any, case: cases.PoolCase, tied: bool) -> None:
     """Values, indices and gradient of every geometry that PyTorch can be given."""
     x = case.tied(np.float64) if tied else case.array(np.float64)
     values, indices = reference.max_pool2d(x, case.kernel, case.stride, case.padding, case.dilation, case.ceil_mode)
@@ -114,7 +104,7 @@ def test_max_pool2d_is_that_of_pytorch(torch: Any, case: PoolCase, tied: bool) -
         row, column = np.divmod(where.numpy(), padded.shape[3])
         where = torch.tensor((row - top) * x.shape[3] + column - left)
     np.testing.assert_array_equal(indices, where.numpy())
-    grad = generator(case.name).standard_normal(values.shape)
+    grad = cases.generator(case.name).standard_normal(values.shape)
     y.backward(torch.tensor(grad))
     _assert_same(reference.max_pool2d_grad(grad, indices, x.shape), tx.grad)
 
@@ -124,27 +114,27 @@ def test_max_pool2d_is_that_of_pytorch(torch: Any, case: PoolCase, tied: bool) -
     [{}, {"count_include_pad": False}, {"divisor_override": 3}],
     ids=["default", "without-padding", "divisor"],
 )
-@pytest.mark.parametrize("case", [c for c in POOL_CASES if not c.dilated and not c.by_side], ids=str)
-def test_avg_pool2d_is_that_of_pytorch(torch: Any, case: PoolCase, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("case", [c for c in cases.POOL_CASES if not c.dilated and not c.by_side], ids=str)
+def test_avg_pool2d_is_that_of_pytorch(torch: Any, case: cases.PoolCase, options: dict[str, Any]) -> None:
     """Values and gradient of every geometry that PyTorch can be given, for every way of counting."""
     x = case.array(np.float64)
     arguments = case.kernel, case.stride, case.padding, case.ceil_mode
     tx = torch.tensor(x, requires_grad=True)
     y = torch.nn.functional.avg_pool2d(tx, *arguments, **options)
     _assert_same(reference.avg_pool2d(x, *arguments, **options), y)
-    grad = generator(case.name).standard_normal(y.shape)
+    grad = cases.generator(case.name).standard_normal(y.shape)
     y.backward(torch.tensor(grad))
     _assert_same(reference.avg_pool2d_grad(grad, x, *arguments, **options), tx.grad)
 
 
-@pytest.mark.parametrize("case", ADAPTIVE_CASES, ids=str)
-def test_adaptive_avg_pool2d_is_that_of_pytorch(torch: Any, case: AdaptiveCase) -> None:
+@pytest.mark.parametrize("case", cases.ADAPTIVE_CASES, ids=str)
+def test_adaptive_avg_pool2d_is_that_of_pytorch(torch: Any, case: cases.AdaptiveCase) -> None:
     """Values and gradient, output sizes that do not divide the input's included."""
     x = case.array(np.float64)
     tx = torch.tensor(x, requires_grad=True)
     y = torch.nn.functional.adaptive_avg_pool2d(tx, case.output)
     _assert_same(reference.adaptive_avg_pool2d(x, case.output), y)
-    grad = generator(case.name).standard_normal(y.shape)
+    grad = cases.generator(case.name).standard_normal(y.shape)
     y.backward(torch.tensor(grad))
     _assert_same(reference.adaptive_avg_pool2d_grad(grad, x, case.output), tx.grad)
 
@@ -161,11 +151,11 @@ def test_activations_and_linear_are_those_of_pytorch(torch: Any) -> None:
     _assert_same(reference.relu_grad(grad, special), tensor.grad)
     _assert_same(reference.sigmoid(special), torch.sigmoid(tensor))
     _assert_same(reference.tanh(special), torch.tanh(tensor))
-    x = generator("activations").standard_normal((3, 4, 5)) * 30
+    x = cases.generator("activations").standard_normal((3, 4, 5)) * 30
     for dim in (0, 1, -1):
         _assert_same(reference.softmax(x, dim), torch.softmax(torch.tensor(x), dim))
         _assert_same(reference.log_softmax(x, dim), torch.log_softmax(torch.tensor(x), dim))
-    w, b = generator("weight").standard_normal((6, 5)), generator("bias").standard_normal(6)
+    w, b = cases.generator("weight").standard_normal((6, 5)), cases.generator("bias").standard_normal(6)
     tw, tb = torch.tensor(w), torch.tensor(b)
     for lead in (x, x[0], x[0, 0], x[:0]):
         _assert_same(reference.linear(lead, w, b), functional.linear(torch.tensor(lead), tw, tb))
@@ -183,7 +173,7 @@ def test_cross_entropy_is_that_of_pytorch(
     torch: Any, shape: tuple[int, ...], kind: str, weighted: bool, smoothing: float, reduction: str
 ) -> None:
     """Value and gradient for every combination of rank, kind of target, weight, smoothing and reduction."""
-    rng = generator(f"{shape}{kind}")
+    rng = cases.generator(f"{shape}{kind}")
     axis = 0 if len(shape) == 1 else 1
     positions = shape[:axis] + shape[axis + 1 :]
     x = rng.standard_normal(shape) * 3

@@ -19,6 +19,7 @@ from gpuconv.geometry import one_of
 from gpuconv.random import default_generator
 
 T = TypeVar("T", bound=Any)
+MaybeGenerator = Generator | None
 
 _shapes_only = ContextVar("shapes_only", default=False)
 
@@ -46,14 +47,14 @@ def fans(tensor: Any) -> tuple[int, int]:
     return tensor.shape[1] * receptive_field, tensor.shape[0] * receptive_field
 
 
-def uniform_(tensor: T, a: float = 0.0, b: float = 1.0, *, generator: Generator | None = None) -> T:
+def uniform_(tensor: T, a: float = 0.0, b: float = 1.0, *, generator: MaybeGenerator = None) -> T:
     """Uniform between ``a`` and ``b``."""
     if _shapes_only.get():
         return tensor
     return _fill(tensor, (generator or default_generator()).uniform(a, b, tensor.shape))
 
 
-def normal_(tensor: T, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> T:
+def normal_(tensor: T, mean: float = 0.0, std: float = 1.0, *, generator: MaybeGenerator = None) -> T:
     """Normal with ``mean`` and standard deviation ``std``."""
     if _shapes_only.get():
         return tensor
@@ -91,7 +92,7 @@ def trunc_normal_(
     a: float = -2.0,
     b: float = 2.0,
     *,
-    generator: Generator | None = None,
+    generator: MaybeGenerator = None,
 ) -> T:
     """Normal with ``mean`` and ``std``, drawn again where it is not between ``a`` and ``b``.
 
@@ -108,7 +109,7 @@ def trunc_normal_(
     return _fill(tensor, values)
 
 
-def orthogonal_(tensor: T, gain: float = 1.0, *, generator: Generator | None = None) -> T:
+def orthogonal_(tensor: T, gain: float = 1.0, *, generator: MaybeGenerator = None) -> T:
     """Orthonormal rows or columns, whichever are fewer, times ``gain`` (Saxe et al., 2014); a filter is a row.
 
     ValueError: fewer than two dimensions.
@@ -151,12 +152,7 @@ def _kaiming(tensor: Any, a: float, mode: str, nonlinearity: str) -> float:
 
 
 def kaiming_uniform_(
-    tensor: T,
-    a: float = 0,
-    mode: str = "fan_in",
-    nonlinearity: str = "leaky_relu",
-    *,
-    generator: Generator | None = None,
+    tensor: T, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", *, generator: MaybeGenerator = None
 ) -> T:
     """Uniform with variance ``gain² / fan_in``, or ``/ fan_out`` (He et al., 2015); with these defaults it suits ReLU.
 
@@ -172,24 +168,19 @@ def kaiming_uniform_(
 
 
 def kaiming_normal_(
-    tensor: T,
-    a: float = 0,
-    mode: str = "fan_in",
-    nonlinearity: str = "leaky_relu",
-    *,
-    generator: Generator | None = None,
+    tensor: T, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", *, generator: MaybeGenerator = None
 ) -> T:
     """Normal with the variance of :func:`kaiming_uniform_`."""
     return normal_(tensor, 0.0, _kaiming(tensor, a, mode, nonlinearity), generator=generator)
 
 
-def xavier_uniform_(tensor: T, gain: float = 1.0, *, generator: Generator | None = None) -> T:
+def xavier_uniform_(tensor: T, gain: float = 1.0, *, generator: MaybeGenerator = None) -> T:
     """Uniform with variance ``2 · gain² / (fan_in + fan_out)`` (Glorot & Bengio, 2010); suits tanh and sigmoid."""
     bound = gain * math.sqrt(6 / sum(fans(tensor)))
     return uniform_(tensor, -bound, bound, generator=generator)
 
 
-def xavier_normal_(tensor: T, gain: float = 1.0, *, generator: Generator | None = None) -> T:
+def xavier_normal_(tensor: T, gain: float = 1.0, *, generator: MaybeGenerator = None) -> T:
     """Normal with variance ``2 · gain² / (fan_in + fan_out)`` (Glorot & Bengio, 2010)."""
     return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(fans(tensor))), generator=generator)
 
