@@ -18,8 +18,8 @@ from gpuconv.autograd import Tensor, overwrite
 from gpuconv.geometry import one_of
 from gpuconv.random import default_generator
 
-T = TypeVar("T", bound=Any)
-MaybeGenerator = Generator | None
+_T = TypeVar("_T", bound=Any)
+_Generator = Generator | None
 
 _shapes_only = ContextVar("shapes_only", default=False)
 
@@ -47,38 +47,38 @@ def fans(tensor: Any) -> tuple[int, int]:
     return tensor.shape[1] * receptive_field, tensor.shape[0] * receptive_field
 
 
-def uniform_(tensor: T, a: float = 0.0, b: float = 1.0, *, generator: MaybeGenerator = None) -> T:
+def uniform_(tensor: _T, a: float = 0.0, b: float = 1.0, *, generator: _Generator = None) -> _T:
     """Uniform between ``a`` and ``b``."""
     if _shapes_only.get():
         return tensor
     return _fill(tensor, (generator or default_generator()).uniform(a, b, tensor.shape))
 
 
-def normal_(tensor: T, mean: float = 0.0, std: float = 1.0, *, generator: MaybeGenerator = None) -> T:
+def normal_(tensor: _T, mean: float = 0.0, std: float = 1.0, *, generator: _Generator = None) -> _T:
     """Normal with ``mean`` and standard deviation ``std``."""
     if _shapes_only.get():
         return tensor
     return _fill(tensor, (generator or default_generator()).normal(mean, std, tensor.shape))
 
 
-def constant_(tensor: T, val: float) -> T:
+def constant_(tensor: _T, val: float) -> _T:
     """Set every element to ``val``."""
     if not _shapes_only.get():
         _array(tensor)[...] = val
     return tensor
 
 
-def zeros_(tensor: T) -> T:
+def zeros_(tensor: _T) -> _T:
     """Set every element to 0."""
     return constant_(tensor, 0.0)
 
 
-def ones_(tensor: T) -> T:
+def ones_(tensor: _T) -> _T:
     """Every element is 1."""
     return constant_(tensor, 1.0)
 
 
-def eye_(tensor: T) -> T:
+def eye_(tensor: _T) -> _T:
     """The identity, as far as a matrix (rows, columns) has it. ValueError: another number of dimensions."""
     if tensor.ndim != 2:
         raise ValueError(f"eye_: needs a matrix, got shape {tensor.shape}")
@@ -86,14 +86,14 @@ def eye_(tensor: T) -> T:
 
 
 def trunc_normal_(
-    tensor: T,
+    tensor: _T,
     mean: float = 0.0,
     std: float = 1.0,
     a: float = -2.0,
     b: float = 2.0,
     *,
-    generator: MaybeGenerator = None,
-) -> T:
+    generator: _Generator = None,
+) -> _T:
     """Normal with ``mean`` and ``std``, drawn again where it is not between ``a`` and ``b``.
 
     ValueError: as good as nothing of the distribution lies there.
@@ -109,7 +109,7 @@ def trunc_normal_(
     return _fill(tensor, values)
 
 
-def orthogonal_(tensor: T, gain: float = 1.0, *, generator: MaybeGenerator = None) -> T:
+def orthogonal_(tensor: _T, gain: float = 1.0, *, generator: _Generator = None) -> _T:
     """Orthonormal rows or columns, whichever are fewer, times ``gain`` (Saxe et al., 2014); a filter is a row.
 
     ValueError: fewer than two dimensions.
@@ -152,8 +152,8 @@ def _kaiming(tensor: Any, a: float, mode: str, nonlinearity: str) -> float:
 
 
 def kaiming_uniform_(
-    tensor: T, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", *, generator: MaybeGenerator = None
-) -> T:
+    tensor: _T, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", *, generator: _Generator = None
+) -> _T:
     """Uniform with variance ``gain² / fan_in``, or ``/ fan_out`` (He et al., 2015); with these defaults it suits ReLU.
 
     Args:
@@ -168,19 +168,19 @@ def kaiming_uniform_(
 
 
 def kaiming_normal_(
-    tensor: T, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", *, generator: MaybeGenerator = None
-) -> T:
+    tensor: _T, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", *, generator: _Generator = None
+) -> _T:
     """Normal with the variance of :func:`kaiming_uniform_`."""
     return normal_(tensor, 0.0, _kaiming(tensor, a, mode, nonlinearity), generator=generator)
 
 
-def xavier_uniform_(tensor: T, gain: float = 1.0, *, generator: MaybeGenerator = None) -> T:
+def xavier_uniform_(tensor: _T, gain: float = 1.0, *, generator: _Generator = None) -> _T:
     """Uniform with variance ``2 · gain² / (fan_in + fan_out)`` (Glorot & Bengio, 2010); suits tanh and sigmoid."""
     bound = gain * math.sqrt(6 / sum(fans(tensor)))
     return uniform_(tensor, -bound, bound, generator=generator)
 
 
-def xavier_normal_(tensor: T, gain: float = 1.0, *, generator: MaybeGenerator = None) -> T:
+def xavier_normal_(tensor: _T, gain: float = 1.0, *, generator: _Generator = None) -> _T:
     """Normal with variance ``2 · gain² / (fan_in + fan_out)`` (Glorot & Bengio, 2010)."""
     return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(fans(tensor))), generator=generator)
 
@@ -189,7 +189,7 @@ def _array(tensor: Any) -> Any:
     return tensor.data if isinstance(tensor, Tensor) else tensor
 
 
-def _fill(tensor: T, values: np.ndarray) -> T:
+def _fill(tensor: _T, values: np.ndarray) -> _T:
     # Drawn on the host in float64, so that every backend and element type starts from the same numbers.
     overwrite(_array(tensor), values, "nn.init")
     return tensor
