@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -562,22 +561,46 @@ def lerp(input: Any, end: Any, weight: Any) -> Any:
 # -- comparison and logic ---------------------------------------------------------------------------------------------
 
 
-def _comparison(op: str, sign: str) -> Callable[[Any, Any], Any]:
-    """The function, and method of Tensors, for an operator."""
-
-    def compare(input: Any, other: Any) -> Any:
-        input, other = operand(op, "input", input), _choice(op, "other", other)
-        result = getattr(operator, op)(input if isinstance(input, Tensor) else Tensor(input), other)
-        return result if isinstance(input, Tensor) or isinstance(other, Tensor) else _like(result.data, input)
-
-    compare.__name__ = compare.__qualname__ = op
-    compare.__doc__ = f"``input {sign} other``, element by element: bools; shapes broadcast."
-    return tensor_method(compare)
+def _compared(op: str, input: Any, other: Any) -> Any:
+    input, other = operand(op, "input", input), _choice(op, "other", other)
+    result = getattr(operator, op)(input if isinstance(input, Tensor) else Tensor(input), other)
+    return result if isinstance(input, Tensor) or isinstance(other, Tensor) else _like(result.data, input)
 
 
-eq, ne = _comparison("eq", "=="), _comparison("ne", "!=")
-lt, le = _comparison("lt", "<"), _comparison("le", "<=")
-gt, ge = _comparison("gt", ">"), _comparison("ge", ">=")
+@tensor_method
+def eq(input: Any, other: Any) -> Any:
+    """``input == other``, element by element: bools; shapes broadcast."""
+    return _compared("eq", input, other)
+
+
+@tensor_method
+def ne(input: Any, other: Any) -> Any:
+    """``input != other``, element by element: bools; shapes broadcast."""
+    return _compared("ne", input, other)
+
+
+@tensor_method
+def lt(input: Any, other: Any) -> Any:
+    """``input < other``, element by element: bools; shapes broadcast."""
+    return _compared("lt", input, other)
+
+
+@tensor_method
+def le(input: Any, other: Any) -> Any:
+    """``input <= other``, element by element: bools; shapes broadcast."""
+    return _compared("le", input, other)
+
+
+@tensor_method
+def gt(input: Any, other: Any) -> Any:
+    """``input > other``, element by element: bools; shapes broadcast."""
+    return _compared("gt", input, other)
+
+
+@tensor_method
+def ge(input: Any, other: Any) -> Any:
+    """``input >= other``, element by element: bools; shapes broadcast."""
+    return _compared("ge", input, other)
 
 
 class Bitwise(Function):
