@@ -103,7 +103,7 @@ def test_a_byte_written_beyond_an_array_is_found() -> None:
 @pytest.mark.slow
 def test_a_hang_is_found() -> None:
     """A program that does not end in time."""
-    kind, program = _found("hang", without_torch=True, time_limit=6.0)
+    kind, program = _found("hang", without_torch=True, time_limit=4.0)
     assert kind == "hang"
     assert "anh" in str(program.statements)
 

@@ -226,7 +226,7 @@ def _note(
 
     say(f"seed {seed}: {kind}\n{fault['detail']}")
     dies = kind == "hang" or kind.startswith("crash")
-    limit = max(2.0, min(worker.time_limit / 5, 5.0))
+    limit = max(1.0, min(worker.time_limit / 5, 5.0))
     program = reduced(generate(seed, convolutions), fails, fault["statement"], most=20 if kind == "hang" else 400)
     summary.faults[kind] = Found(kind, fault["detail"], [seed], program)
     say("reduced to:\n" + "\n".join("    " + line for s in program.statements for line in s.splitlines()))

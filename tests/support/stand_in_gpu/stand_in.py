@@ -71,13 +71,11 @@ class Torch(types.ModuleType):
         return types.SimpleNamespace(zero_=lambda: None, copy_=lambda source: None)
 
 
-# To import PyTorch takes seconds: only where it computes is it the real one. Nothing of it is compiled there.
+# To import PyTorch takes seconds: only where it computes is it the real one.
 if {"bench.lenet", "bench.network"} & set(sys.orig_argv):
-    import torch
+    from tests.support.eager_torch import torch
 
     torch.cuda.is_available = Torch.cuda.is_available
-    torch._dynamo = sys.modules["torch._dynamo"] = types.ModuleType("torch._dynamo")
-    torch._dynamo.disable = lambda function, *_, **__: function
 else:
     sys.modules["torch"] = Torch("torch")
     sys.modules["torch"].__spec__ = importlib.machinery.ModuleSpec("torch", None)
