@@ -152,7 +152,7 @@ def test_a_write_beside_an_array(tmp_path):
     assert "the memory after out was written to" in verdict.text()
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("right", "wrong", "kind", "words"),
@@ -206,7 +206,7 @@ def test_the_others_are_ranked(tmp_path):
     ).stdout
     (tmp_path / "template.py").write_text(template, encoding="utf-8")
     done = tilings(
-        *("--layer", "lenet.conv2", "--batch", 1, "--variants", "direct", "--json", out, "--png", picture),
+        *("--layer", "lenet.conv2", "--batch", 1, "--variants", "direct", "--json", out, "--png", picture, "--jobs", 1),
         *("--kernel", wrong, "--kernel", tmp_path / "template.py"),
     )
     assert done.returncode == 1, done.stderr
@@ -316,7 +316,7 @@ def test_both_commands_give_one_bound(direction, layer, tmp_path, monkeypatch, c
     from bench import command, sass, static
     from bench import tilings as ranking
 
-    def in_processes(function, jobs, *, simulate):
+    def in_processes(function, jobs, *, simulate, **_):
         nothing = {"layer": "small", "faults": [], "shared": [], "global": []}
         return [(job, nothing if simulate else judged_by(job)) for job in jobs]
 
@@ -358,10 +358,10 @@ def test_sectors_are_the_same_in_every_run(monkeypatch):
     tiling = kernels.load("conv2d", "direct").tilings(geometry)[0]
     job = inspection.Job("conv2d", "direct", "lenet5.conv2", geometry, tiling, "float32", ())
     held, found = [], []
-    for size in (0, 40, 4000):
+    for size in (0, 40):
         held.append(np.empty(size, np.uint8))  # what comes behind lies elsewhere
         found.append((inspection.simulated(job)["global"], diagnosis.examined(job)["global"]))
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
     for nbytes in (1, 100, 5000):
         memory = inspection.aligned(nbytes)
         assert (memory.size, memory.ctypes.data % 512) == (nbytes, 0)
@@ -449,7 +449,9 @@ def test_what_cannot_be_ranked(arguments, words, monkeypatch, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("direction", ["forward", "grad_input", "grad_weight"])
+@pytest.mark.parametrize(
+    "direction", ["forward", pytest.param("grad_input", marks=pytest.mark.thorough), "grad_weight"]
+)
 def test_a_cpu_is_timed(tmp_path, monkeypatch, capsys, direction):
     """The variants of the compiled backend and NumPy's, each compared with float64, by real time; peers are beside."""
     pytest.importorskip("numba")
