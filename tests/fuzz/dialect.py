@@ -33,7 +33,7 @@ LAYOUTS = (
 def torch_or_none() -> Any:
     """PyTorch, where it is installed."""
     try:
-        from support.eager_torch import torch
+        import torch
     except ImportError:
         return None
     return torch

@@ -21,6 +21,7 @@ from .programs import Program, generate, script
 from .reducing import reduced
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
 
 
 class Worker:
@@ -47,7 +48,7 @@ class Worker:
             "GPUCONV_NUM_THREADS": "2",
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])]),
+            "PYTHONPATH": os.pathsep.join(map(str, [ROOT, TESTS, TESTS / "support" / "without_compiler"])),
         }
         self._messages.truncate(0)
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=-1, stdout=-1, stderr=self._messages)

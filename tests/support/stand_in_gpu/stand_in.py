@@ -73,7 +73,9 @@ class Torch(types.ModuleType):
 
 # To import PyTorch takes seconds: only where it computes is it the real one.
 if {"bench.lenet", "bench.network"} & set(sys.orig_argv):
-    from tests.support.eager_torch import torch
+    import torch
+
+    from tests.support.without_compiler import sitecustomize  # noqa: F401 - for what it does
 
     torch.cuda.is_available = Torch.cuda.is_available
 else:
