@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -62,10 +63,28 @@ def verified(path: Path, limit: float = 120):
     return own_kernel.verify(path, "conv2d", CONVOLUTIONS[layer], layer, limit=limit, tell=lambda text: None)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """What simulates a file does so here: a process begins, and loads Numba, for as long as it then simulates."""
+    pytest.importorskip("support.simulation")
+    from bench import own_kernel
+
+    def messages(task, *_):
+        assert task["stage"] == "simulate"
+        said = []
+        own_kernel._Child(task, said.append).simulate()
+        return [*said, {"done": True}]
+
+    monkeypatch.setattr(own_kernel, "_messages", messages)
+    # Nothing hangs, and what would end this process is not to be set up.
+    monkeypatch.setattr(own_kernel._Child, "step", lambda self, words: contextlib.nullcontext())
+
+
 # -- faults ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_a_missing_barrier(tmp_path):
     """A race is named, with both lines: the one that fetches the next channel, the one that reads this one."""
     path = planted(tmp_path, "            cuda.syncthreads()\n        row, column", "        row, column")
@@ -80,6 +99,7 @@ def test_a_missing_barrier(tmp_path):
 
 @pytest.mark.grid(2)
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(
     ("right", "wrong", "words"),
     [
@@ -99,6 +119,7 @@ def test_a_halo_off_by_one(tmp_path, right, wrong, words):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_an_edge_that_is_not_written(tmp_path):
     """A grid that is rounded down: how many elements are not written, and which."""
     verdict = verified(planted(tmp_path, "-(-geometry.p // tiling.rows)", "max(1, geometry.p // tiling.rows)"))
@@ -144,6 +165,7 @@ def test_a_write_out_of_bounds(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_a_write_beside_an_array(tmp_path):
     """What the trace cannot see, a write by the function that launches, changes a guard zone."""
     beside = "    np.lib.stride_tricks.as_strided(out, (out.size + 1,), (out.itemsize,))[out.size] = 0\n    for one in"
