@@ -51,7 +51,7 @@ FIGURES = {
 ARGUMENTS = {"own_pictures.py": ("--pictures", "80", "--epochs", "4")}
 
 #: Those that train longest. Of most of them, each step is compared with PyTorch's below.
-LONG = {"autoencoder.py", "cifar_net.py", "own_pictures.py", "residual_net.py", "segmentation_unet.py"}
+LONG = {"autoencoder.py", "cifar_net.py", "mnist_net.py", "own_pictures.py", "residual_net.py", "segmentation_unet.py"}
 
 
 def test_every_script_is_listed():

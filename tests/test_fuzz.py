@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,9 +31,9 @@ def test_programs_agree_with_pytorch(programs: int) -> None:
 @pytest.mark.slow
 def test_without_pytorch_values_are_compared() -> None:
     """The NumPy backend in float64 is the judge, then."""
-    summary = fuzz(range(30), convolutions=0, time_limit=60, without_torch=True)
+    summary = fuzz(range(20), convolutions=0, time_limit=60, without_torch=True)
     assert not summary.faults, str(summary)
-    assert summary.statements > 300
+    assert summary.statements > 200
 
 
 def test_every_operation_occurs() -> None:
@@ -162,9 +163,11 @@ def test_a_script_runs(tmp_path, library) -> None:
         pytest.importorskip("torch")
     file = tmp_path / "found.py"
     file.write_text(programs.script(replace(programs.generate(3), eager=False), "Seed 3."))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support" / "without_compiler")}
     printed = subprocess.run(
-        [sys.executable, file, library], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
-    ).stdout
+        [sys.executable, file, library], cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+        timeout=120,
+    ).stdout  # fmt: skip
     assert "x1 " in printed
 
 

@@ -407,6 +407,21 @@ def test_first_contact_that_hangs_says_where(tmp_path):
 def test_training_beside_the_cpu(tmp_path, monkeypatch):
     """One epoch on two backends of the CPU: accuracies, seconds, images a second; a worse one, or a word of what could
     not be captured, fails."""
+    from gpuconv import training
+
+    real, done = training.fit, {}
+
+    def once(config, out, *, on_event):
+        """Both runs are trained once, and told again."""
+        if out.name not in done:
+            events = []
+            done[out.name] = real(config, out, on_event=events.append), events
+        result, events = done[out.name]
+        for event in events:
+            on_event(event)
+        return result
+
+    monkeypatch.setattr(training, "fit", once)
     arguments = ["training", "--out", str(tmp_path), "--backend", "numba", "--epochs", "1"]
     assert gpu_stages.main(arguments) == 0
     figures, (line,) = gpu_report._training(tmp_path / "training.json")
@@ -415,12 +430,9 @@ def test_training_beside_the_cpu(tmp_path, monkeypatch):
     assert len(figures["gpu"]["epochs"]) == 1
     assert f"; CPU {figures['cpu']['test_accuracy']:.2%}" in line
     assert "wrong" not in figures
-    from gpuconv import training
-
-    real = training.fit
 
     def worse(config, out, **options):
-        result = real(config, out, **options)
+        result = once(config, out, **options)
         return dataclasses.replace(result, test_accuracy=0.12) if out.name == "gpu" else result
 
     monkeypatch.setattr(training, "fit", worse)
@@ -431,7 +443,7 @@ def test_training_beside_the_cpu(tmp_path, monkeypatch):
 
     def speaks(config, out, **options):
         logging.getLogger("gpuconv.training").warning("could not be captured")
-        return real(config, out, **options)
+        return once(config, out, **options)
 
     monkeypatch.setattr(training, "fit", speaks)
     assert gpu_stages.main(arguments) == 1
