@@ -66,8 +66,8 @@ def test_every_operation_occurs() -> None:
     assert {name for name in methods - shown - elsewhere if f".{name}" not in text} - judged == set()
 
 
-def _found(sabotage: str, **options: object) -> tuple[str, Program]:
-    summary: Summary = fuzz(range(200), convolutions=0, sabotage=sabotage, stop_after=1, **options)  # type: ignore[arg-type]
+def _found(sabotage: str, seeds: range = range(200), **options: object) -> tuple[str, Program]:
+    summary: Summary = fuzz(seeds, convolutions=0, sabotage=sabotage, stop_after=1, **options)  # type: ignore[arg-type]
     assert summary.faults, f"{sabotage} was not found"
     found = next(iter(summary.faults.values()))
     assert len(found.program.statements) <= 7, str(summary)
@@ -104,7 +104,8 @@ def test_a_byte_written_beyond_an_array_is_found() -> None:
 @pytest.mark.slow
 def test_a_hang_is_found() -> None:
     """A program that does not end in time."""
-    kind, program = _found("hang", without_torch=True, time_limit=4.0)
+    # Without the first seeds, of which one compiles for a second: on a busy machine that would pass for a hang.
+    kind, program = _found("hang", range(7, 200), without_torch=True, time_limit=3.0)
     assert kind == "hang"
     assert "anh" in str(program.statements)
 
