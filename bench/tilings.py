@@ -71,6 +71,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.count_option("--limit", "SECONDS", "for one run of such a kernel", 20)
     parser.count_option("--rounds", "N", "samples on a CPU", 10)
     add("--seconds", type=command.seconds, default=2.0, metavar="S", help="for all samples of one; default: 2")
+    parser.jobs_option()
     parser.json_option()
     add("--png", type=Path, metavar="FILE|DIR", help="draw the roofline and tiles; in a folder, named after the layer")
     arguments = parser.parse_args(argv)
@@ -169,15 +170,16 @@ class _CudaRun:
         from bench.diagnosis import examined
 
         rows: dict[Job, dict[str, Any]] = {}
+        workers = self.arguments.jobs
         try:
-            for job, outcome in in_processes(examined, jobs, simulate=True):
+            for job, outcome in in_processes(examined, jobs, simulate=True, workers=workers):
                 faults = [outcome.message] if isinstance(outcome, Failure) else outcome.get("faults", [])
                 if faults:
                     self.faults += [f"{job.name}: {fault}" for fault in faults]
                     self._add(job.variant, dataclasses.asdict(job.tiling), None, None, faults)
                 else:
                     rows[job] = outcome
-            for job, made in in_processes(compiled, list(rows), simulate=False):
+            for job, made in in_processes(compiled, list(rows), simulate=False, workers=workers):
                 failed, found = isinstance(made, Failure), rows.pop(job)
                 self.faults += [f"{job.name}: {made.message}"] if failed else []
                 tiling, faults = dataclasses.asdict(job.tiling), [made.message] if failed else []

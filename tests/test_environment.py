@@ -87,12 +87,11 @@ def test_any_other_failure_is_told_by_its_first_line(asked, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_does_not_matter(asked, tmp_path):
-    """Every process compiles, then, and says yes."""
+    """A process compiles, then, and says yes."""
     (tmp_path / "file").touch()
-    for _ in range(2):
-        answer, compiled = ask(tmp_path / "file" / "cache")
-        assert not isinstance(answer, str)
-        assert compiled
+    answer, compiled = ask(tmp_path / "file" / "cache")
+    assert not isinstance(answer, str)
+    assert compiled
 
 
 def test_without_a_driver_nothing_is_compiled(tmp_path):

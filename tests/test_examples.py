@@ -50,6 +50,9 @@ FIGURES = {
 #: What is given to a script, so that it takes seconds on the slowest backend.
 ARGUMENTS = {"own_pictures.py": ("--pictures", "80", "--epochs", "4")}
 
+#: Those that train longest. Of most of them, each step is compared with PyTorch's below.
+LONG = {"autoencoder.py", "cifar_net.py", "mnist_net.py", "own_pictures.py", "residual_net.py", "segmentation_unet.py"}
+
 
 def test_every_script_is_listed():
     """Each script has figures here, but for the loop that some share; the folder's README names them all."""
@@ -59,7 +62,9 @@ def test_every_script_is_listed():
     assert [name for name in sorted(scripts) if f"({name})" not in page] == []
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ARGUMENTS)) for n in FIGURES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.thorough, pytest.mark.slow] * (n in LONG)) for n in FIGURES]
+)
 def test_script_prints_its_figures(name, tmp_path):
     """A script runs from any folder, on a terminal that knows ASCII alone, without a warning, and prints what it is
     about.

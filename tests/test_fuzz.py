@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,9 +31,9 @@ def test_programs_agree_with_pytorch(programs: int) -> None:
 @pytest.mark.slow
 def test_without_pytorch_values_are_compared() -> None:
     """The NumPy backend in float64 is the judge, then."""
-    summary = fuzz(range(30), convolutions=0, time_limit=60, without_torch=True)
+    summary = fuzz(range(20), convolutions=0, time_limit=60, without_torch=True)
     assert not summary.faults, str(summary)
-    assert summary.statements > 300
+    assert summary.statements > 200
 
 
 def test_every_operation_occurs() -> None:
@@ -65,8 +66,8 @@ def test_every_operation_occurs() -> None:
     assert {name for name in methods - shown - elsewhere if f".{name}" not in text} - judged == set()
 
 
-def _found(sabotage: str, **options: object) -> tuple[str, Program]:
-    summary: Summary = fuzz(range(200), convolutions=0, sabotage=sabotage, stop_after=1, **options)  # type: ignore[arg-type]
+def _found(sabotage: str, seeds: range = range(200), **options: object) -> tuple[str, Program]:
+    summary: Summary = fuzz(seeds, convolutions=0, sabotage=sabotage, stop_after=1, **options)  # type: ignore[arg-type]
     assert summary.faults, f"{sabotage} was not found"
     found = next(iter(summary.faults.values()))
     assert len(found.program.statements) <= 7, str(summary)
@@ -103,7 +104,8 @@ def test_a_byte_written_beyond_an_array_is_found() -> None:
 @pytest.mark.slow
 def test_a_hang_is_found() -> None:
     """A program that does not end in time."""
-    kind, program = _found("hang", without_torch=True, time_limit=6.0)
+    # Without the first seeds, of which one compiles for a second: on a busy machine that would pass for a hang.
+    kind, program = _found("hang", range(7, 200), without_torch=True, time_limit=3.0)
     assert kind == "hang"
     assert "anh" in str(program.statements)
 
@@ -162,9 +164,11 @@ def test_a_script_runs(tmp_path, library) -> None:
         pytest.importorskip("torch")
     file = tmp_path / "found.py"
     file.write_text(programs.script(replace(programs.generate(3), eager=False), "Seed 3."))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support" / "without_compiler")}
     printed = subprocess.run(
-        [sys.executable, file, library], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
-    ).stdout
+        [sys.executable, file, library], cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+        timeout=120,
+    ).stdout  # fmt: skip
     assert "x1 " in printed
 
 

@@ -24,9 +24,10 @@ PEERS = [
 
 
 def bench(*command: object, python: tuple[str, ...] = ("-m",)) -> subprocess.CompletedProcess[str]:
-    """Run a benchmark as its users do, from the repository root."""
+    """Run a benchmark as its users do, from the repository root; PyTorch comes without its compiler."""
     arguments = [sys.executable, *python, *map(str, command)]
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support" / "without_compiler")}
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +120,12 @@ def test_a_table_that_is_too_wide_is_listed(monkeypatch):
 def test_memory_is_that_of_training(tmp_path):
     """--memory gives the peak of a process of its own, which holds at least what a step of that batch keeps."""
     out = tmp_path / "lenet.json"
-    process = bench("bench.lenet", *TINY, "--batches=1,512", "--rounds=1", "--memory", f"--json={out}")
+    process = bench("bench.lenet", *TINY, "--batches=1,256", "--rounds=1", "--memory", f"--json={out}")
     assert process.returncode == 0, process.stderr
     one, many = (entry["processes"]["gpuconv"] for entry in json.loads(out.read_text())["memory"])
     assert 10 < one["ready_mb"] <= one["peak_mb"] < 1000
     # The pooled maps of both blocks stay until the backward, whatever the backend: (6 * 14 * 14 + 16 * 5 * 5) floats.
-    assert many["peak_mb"] - many["ready_mb"] > 512 * (6 * 14 * 14 + 16 * 5 * 5) * 4 / 2**20
+    assert many["peak_mb"] - many["ready_mb"] > 256 * (6 * 14 * 14 + 16 * 5 * 5) * 4 / 2**20
     assert f"{many['peak_mb']:.0f} (+" in process.stdout
 
 

@@ -7,7 +7,6 @@ import operator
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,11 @@ from support.processes import alive, wait_until
 from bench import compiling, step
 from gpuconv import backends
 
-SLEEPERS = "import time; from bench import compiling; list(compiling.in_processes(time.sleep, [(60,), (60,)], 2))"
+#: Two jobs, each of which says that it has begun.
+SLEEPERS = """
+from bench import compiling
+list(compiling.in_processes(exec, [("import os, time; os.write(1, b'.'); time.sleep(60)",)] * 2, 2))
+"""
 
 
 def test_what_calls_return_is_added():
@@ -35,10 +38,11 @@ def children(pid):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_is_left(number):
     """Ctrl-C, a time limit, or killed: what was compiling ends, too."""
-    parent = subprocess.Popen([sys.executable, "-c", SLEEPERS], stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen([sys.executable, "-c", SLEEPERS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with parent.stdout as said:
+        assert said.read(2) == b".."
     # Two that work, and the one that multiprocessing has for semaphores.
     wait_until(lambda: len(children(parent.pid)) == 3)
-    time.sleep(1)  # until the work has begun
     started = children(parent.pid)
     parent.send_signal(number)
     assert parent.wait(20) != 0

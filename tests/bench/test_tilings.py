@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -62,10 +63,28 @@ def verified(path: Path, limit: float = 120):
     return own_kernel.verify(path, "conv2d", CONVOLUTIONS[layer], layer, limit=limit, tell=lambda text: None)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """What simulates a file does so here: a process begins, and loads Numba, for as long as it then simulates."""
+    pytest.importorskip("support.simulation")
+    from bench import own_kernel
+
+    def messages(task, *_):
+        assert task["stage"] == "simulate"
+        said = []
+        own_kernel._Child(task, said.append).simulate()
+        return [*said, {"done": True}]
+
+    monkeypatch.setattr(own_kernel, "_messages", messages)
+    # Nothing hangs, and what would end this process is not to be set up.
+    monkeypatch.setattr(own_kernel._Child, "step", lambda self, words: contextlib.nullcontext())
+
+
 # -- faults ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_a_missing_barrier(tmp_path):
     """A race is named, with both lines: the one that fetches the next channel, the one that reads this one."""
     path = planted(tmp_path, "            cuda.syncthreads()\n        row, column", "        row, column")
@@ -80,6 +99,7 @@ def test_a_missing_barrier(tmp_path):
 
 @pytest.mark.grid(2)
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(
     ("right", "wrong", "words"),
     [
@@ -99,6 +119,7 @@ def test_a_halo_off_by_one(tmp_path, right, wrong, words):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_an_edge_that_is_not_written(tmp_path):
     """A grid that is rounded down: how many elements are not written, and which."""
     verdict = verified(planted(tmp_path, "-(-geometry.p // tiling.rows)", "max(1, geometry.p // tiling.rows)"))
@@ -144,6 +165,7 @@ def test_a_write_out_of_bounds(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_a_write_beside_an_array(tmp_path):
     """What the trace cannot see, a write by the function that launches, changes a guard zone."""
     beside = "    np.lib.stride_tricks.as_strided(out, (out.size + 1,), (out.itemsize,))[out.size] = 0\n    for one in"
@@ -152,7 +174,7 @@ def test_a_write_beside_an_array(tmp_path):
     assert "the memory after out was written to" in verdict.text()
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("right", "wrong", "kind", "words"),
@@ -206,7 +228,7 @@ def test_the_others_are_ranked(tmp_path):
     ).stdout
     (tmp_path / "template.py").write_text(template, encoding="utf-8")
     done = tilings(
-        *("--layer", "lenet.conv2", "--batch", 1, "--variants", "direct", "--json", out, "--png", picture),
+        *("--layer", "lenet.conv2", "--batch", 1, "--variants", "direct", "--json", out, "--png", picture, "--jobs", 1),
         *("--kernel", wrong, "--kernel", tmp_path / "template.py"),
     )
     assert done.returncode == 1, done.stderr
@@ -316,7 +338,7 @@ def test_both_commands_give_one_bound(direction, layer, tmp_path, monkeypatch, c
     from bench import command, sass, static
     from bench import tilings as ranking
 
-    def in_processes(function, jobs, *, simulate):
+    def in_processes(function, jobs, *, simulate, **_):
         nothing = {"layer": "small", "faults": [], "shared": [], "global": []}
         return [(job, nothing if simulate else judged_by(job)) for job in jobs]
 
@@ -358,10 +380,10 @@ def test_sectors_are_the_same_in_every_run(monkeypatch):
     tiling = kernels.load("conv2d", "direct").tilings(geometry)[0]
     job = inspection.Job("conv2d", "direct", "lenet5.conv2", geometry, tiling, "float32", ())
     held, found = [], []
-    for size in (0, 40, 4000):
+    for size in (0, 40):
         held.append(np.empty(size, np.uint8))  # what comes behind lies elsewhere
         found.append((inspection.simulated(job)["global"], diagnosis.examined(job)["global"]))
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
     for nbytes in (1, 100, 5000):
         memory = inspection.aligned(nbytes)
         assert (memory.size, memory.ctypes.data % 512) == (nbytes, 0)
@@ -449,7 +471,9 @@ def test_what_cannot_be_ranked(arguments, words, monkeypatch, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("direction", ["forward", "grad_input", "grad_weight"])
+@pytest.mark.parametrize(
+    "direction", ["forward", pytest.param("grad_input", marks=pytest.mark.thorough), "grad_weight"]
+)
 def test_a_cpu_is_timed(tmp_path, monkeypatch, capsys, direction):
     """The variants of the compiled backend and NumPy's, each compared with float64, by real time; peers are beside."""
     pytest.importorskip("numba")

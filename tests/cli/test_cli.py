@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import gpuconv
-from gpuconv import storage
+from gpuconv import plots, storage
 from gpuconv.cli import main, train
 from gpuconv.data import load_dataset, write_idx
 from gpuconv.models import LeNet5
@@ -39,9 +39,10 @@ def _same_surroundings(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The run directory of LeNet after two epochs on the bundled digits."""
+    """The run directory of LeNet after two epochs on the bundled digits; no pictures are drawn."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    with gpuconv.use_backend("numpy"):
+    with gpuconv.use_backend("numpy"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_write_pictures", lambda *_: None)
         assert main(["train", "--epochs", "2", "--out", str(folder)]) == 0
     return folder
 
@@ -62,6 +63,13 @@ def few_digits(tmp_path_factory):
 def no_pictures(monkeypatch):
     """For runs of which no picture is looked at: drawing takes ten times as long as training on a few digits."""
     monkeypatch.setattr(train, "_write_pictures", lambda *_: None)
+
+
+@pytest.fixture
+def curves_alone(monkeypatch):
+    """Of the pictures one is drawn."""
+    for name in ("confusion", "filters", "activations"):
+        monkeypatch.setattr(plots, f"save_{name}", lambda *_: None)
 
 
 #: What a process runs instead of `python -m gpuconv`, likewise.
@@ -142,9 +150,10 @@ def test_each_run_has_a_folder_of_its_own(capsys, few_digits):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("curves_alone")
 def test_resume_of_what_is_done(capsys, run):
-    """There is nothing left to train; pictures that were lost are drawn again."""
-    (run / "curves.png").unlink()
+    """There is nothing left to train; pictures that are missing are drawn."""
+    (run / "curves.png").unlink(missing_ok=True)
     status, out, _ = outcome(capsys, "train", "--resume", "--out", run)
     assert status == 0
     assert "nothing is left to train after epoch 2/2; to continue: --resume --epochs 3" in out
@@ -152,6 +161,7 @@ def test_resume_of_what_is_done(capsys, run):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("curves_alone")
 def test_a_finished_run_goes_on(capsys, few_digits):
     """--resume --epochs 4 after 2: its rows, metrics and curves are continued, and a later --resume remembers the 4."""
     assert outcome(capsys, "train", "--data", few_digits, "--epochs", 2)[0] == 0

@@ -21,6 +21,7 @@ from .programs import Program, generate, script
 from .reducing import reduced
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
 
 
 class Worker:
@@ -47,7 +48,7 @@ class Worker:
             "GPUCONV_NUM_THREADS": "2",
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])]),
+            "PYTHONPATH": os.pathsep.join(map(str, [ROOT, TESTS, TESTS / "support" / "without_compiler"])),
         }
         self._messages.truncate(0)
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=-1, stdout=-1, stderr=self._messages)
@@ -226,7 +227,7 @@ def _note(
 
     say(f"seed {seed}: {kind}\n{fault['detail']}")
     dies = kind == "hang" or kind.startswith("crash")
-    limit = max(2.0, min(worker.time_limit / 5, 5.0))
+    limit = max(1.0, min(worker.time_limit / 5, 5.0))
     program = reduced(generate(seed, convolutions), fails, fault["statement"], most=20 if kind == "hang" else 400)
     summary.faults[kind] = Found(kind, fault["detail"], [seed], program)
     say("reduced to:\n" + "\n".join("    " + line for s in program.statements for line in s.splitlines()))

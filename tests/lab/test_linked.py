@@ -1,5 +1,6 @@
 """Functions in C++ and PTX that simulated kernels call: cuda.declare_device, and files to link."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -297,16 +298,19 @@ def test_where_numba_cuda_is_for_a_real_gpu(tmp_path):
 
 # -- kernels in C++, whose PTX is interpreted ------------------------------------------------------------
 
+RIGHT, WITHIN_A_BLOCK, TWICE = range(3)  # how its blocks wait for each other
 CLUSTER = """
+enum { RIGHT, WITHIN_A_BLOCK, TWICE };
 #include <cooperative_groups.h>
 namespace cg = cooperative_groups;
 
-extern "C" __global__ void __cluster_dims__(4, 1, 1) rotate(const float* x, float* y, unsigned* where) {
+extern "C" __global__ void __cluster_dims__(4, 1, 1) rotate(const float* x, float* y, unsigned* where, int how) {
     __shared__ float mine[32];
     cg::cluster_group cluster = cg::this_cluster();
     unsigned rank = cluster.block_rank(), i = blockIdx.x * blockDim.x + threadIdx.x;
     mine[threadIdx.x] = x[i];
-    FIRST;
+    if (how == WITHIN_A_BLOCK) __syncthreads(); else cluster.sync();
+    if (how == TWICE) cluster.barrier_arrive();
     float* other = cluster.map_shared_rank(mine, (rank + 1) % cluster.num_blocks());
     y[i] = other[31 - threadIdx.x];
     where[i] = 100 * cluster.query_shared_rank(other) + 10 * cluster.block_index().x + cluster.dim_blocks().x;
@@ -316,21 +320,27 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) rotate(const float* x, floa
 """
 
 
-def rotated(text, blocks=8):
+@functools.cache
+def cluster_kernel():
+    """Its PTX."""
+    return linked.compiled("rotate.cu", CLUSTER, (9, 0))
+
+
+def rotated(how=RIGHT, blocks=8):
     """What the kernel makes of 32 elements a block."""
     x, y, where = (
         np.arange(32 * blocks, dtype=np.float32),
         np.zeros(32 * blocks, np.float32),
         np.zeros(32 * blocks, "u4"),
     )
-    ptx.run_text(linked.compiled("rotate.cu", text, (9, 0)), blocks, 32, [x, y, where])
+    ptx.run_text(cluster_kernel(), blocks, 32, [x, y, where, how])
     return y.reshape(-1, 32), where.reshape(-1, 32)
 
 
 @pytest.mark.slow
 def test_clusters_of_blocks_and_their_shared_memory():
     """Blocks of a cluster read each other's shared memory, and wait for each other."""
-    y, where = rotated(CLUSTER.replace("FIRST", "cluster.sync()"))
+    y, where = rotated()
     for block in range(8):
         next_ = block // 4 * 4 + (block + 1) % 4
         np.testing.assert_array_equal(y[block], 32 * next_ + np.arange(32)[::-1])
@@ -368,8 +378,8 @@ def test_clusters_in_three_dimensions():
 def test_mistakes_with_clusters():
     """A barrier of the block is none of the cluster; an arrival needs its wait; all clusters are full."""
     with pytest.raises(lab.PtxError, match=r"race in .* of another block wrote, with no cluster barrier.*rotate\.cu:"):
-        rotated(CLUSTER.replace("FIRST", "__syncthreads()"))
+        rotated(WITHIN_A_BLOCK)
     with pytest.raises(lab.PtxError, match="a second arrival at the barrier of the cluster"):
-        rotated(CLUSTER.replace("FIRST", "cluster.sync(); cluster.barrier_arrive()"))
+        rotated(TWICE)
     with pytest.raises(lab.PtxError, match=r"clusters of \(4, 1, 1\) blocks in a grid of \(6, 1, 1\)"):
-        rotated(CLUSTER.replace("FIRST", "cluster.sync()"), 6)
+        rotated(blocks=6)

@@ -326,12 +326,22 @@ def test_kernels_are_right_as_compiled(compiling, files, operations):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.thorough)])
-def test_lenet_trains_as_compiled(compiling, dtype):
-    """The losses of captured steps, by the variants and tilings that are chosen for them, are the NumPy backend's."""
-    command = [sys.executable, TESTS / "support" / "train_compiled.py", "4", dtype, "8"]
+@pytest.mark.parametrize(
+    ("network", "dtype", "kernels"),
+    [
+        ("small", "float32", 7),
+        pytest.param("LeNet5", "float32", 8, marks=pytest.mark.thorough),
+        pytest.param("LeNet5", "float64", 8, marks=pytest.mark.thorough),
+    ],
+)
+def test_a_network_trains_as_compiled(compiling, network, dtype, kernels):
+    """The losses of captured steps, by the variants and tilings that are chosen for them, are the NumPy backend's.
+
+    The small one lacks a block in front of its block, and so the block's gradient with respect to its input.
+    """
+    command = [sys.executable, TESTS / "support" / "train_compiled.py", "4", dtype, "8", network]
     done = subprocess.run(command, env=compiling, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     np.testing.assert_allclose(found["cuda"], found["numpy"], rtol={"float32": 1e-5, "float64": 1e-12}[dtype])
-    assert len(found["kernels"]) == 8, found["kernels"]
+    assert len(found["kernels"]) == kernels, found["kernels"]

@@ -1,14 +1,20 @@
-"""A training step, and LeNet trained by it on any backend, captured or not: for comparing backends."""
+"""A training step, and a network trained by it on any backend, captured or not: for comparing backends."""
 
 import numpy as np
 
 import gpuconv
 from bench.contenders import training_step as step_of
-from gpuconv import Tensor, models, optim
+from gpuconv import Tensor, models, nn, optim
 from gpuconv.data import InputTransform, load_dataset
 
 
-def trained(backend, steps, dtype, batch, *, captured=True, weights=()):
+def small():
+    """LeNet with one block instead of two, and two layers behind it instead of three."""
+    block = [nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*block, nn.Flatten(), nn.Linear(6 * 14 * 14, 12), nn.ReLU(), nn.Linear(12, 10))
+
+
+def trained(backend, steps, dtype, batch, *, captured=True, weights=(), network=models.LeNet5):
     """Losses, the first step's gradients, the weights that each step began with, and the model.
 
     `weights`: those that each step is to begin with, instead of what the one before left.
@@ -20,7 +26,7 @@ def trained(backend, steps, dtype, batch, *, captured=True, weights=()):
     gpuconv.manual_seed(0)
     losses, gradients, began = [], None, []
     with gpuconv.use_backend(backend):
-        model = models.LeNet5()
+        model = network()
         for parameter in model.parameters():
             parameter.data = parameter.data.astype(dtype)
         model.to(backend)

@@ -1,8 +1,9 @@
-"""``gpuconv`` with one model more, whose training draws random numbers at every step."""
+"""``gpuconv`` with one model more, whose training draws random numbers at every step; a run draws no pictures."""
 
 import sys
 
 from gpuconv import cli, models, nn
+from gpuconv.cli import train
 from gpuconv.models import Classifier
 
 
@@ -25,4 +26,5 @@ class WithDropout(Classifier):
 
 if __name__ == "__main__":
     models.MODELS["with-dropout"] = WithDropout
+    train._write_pictures = lambda *_: None
     sys.exit(cli.main())
