@@ -133,8 +133,8 @@ def make_wheel(work: Path) -> None:
     (wheel,) = work.glob("gpuconv-*.whl")
     check_files(wheel)
     folder = work / "wheel"
-    venv.create(folder, with_pip=True)
-    run(folder / "bin" / "python", *PIP, "install", "--no-deps", wheel, cwd=work)
+    venv.create(folder)  # without a pip of its own, which takes seconds
+    run(sys.executable, *PIP, "--python", folder / "bin" / "python", "install", "--no-deps", wheel, cwd=work)
     site = next((folder / "lib").glob("python3*/site-packages"))
     borrowed = [path for path in sys.path if path.endswith("site-packages")]
     # Plain .pth lines only add folders; they do not run the editable install's own .pth, which names the checkout.

@@ -161,7 +161,9 @@ def test_kernel(operation, block):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [LENET[0], pytest.param(LENET[1], marks=pytest.mark.thorough)], ids=str)
-@pytest.mark.parametrize("operation", OF_ONE_BLOCK)
+@pytest.mark.parametrize(
+    "operation", [pytest.param(name, marks=[pytest.mark.thorough] * (name == GRAD_INPUT)) for name in OF_ONE_BLOCK]
+)
 def test_layers_of_lenet(operation, block):
     """The layers that these kernels are for, in the tiling for few images and in that for many."""
     many = [dataclasses.replace(part, n=4096) for part in block.geometry]

@@ -171,7 +171,7 @@ def launches(results, **wanted) -> Iterator[tuple[str, dict]]:
                 yield name, launch
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(8)
 @pytest.mark.slow
 @pytest.mark.parametrize(("operation", "variant"), PAIRS)
 def test_budgets(results, operation, variant):
