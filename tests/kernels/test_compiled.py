@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import compiler
 
 pytestmark = pytest.mark.slow
 
@@ -49,13 +50,9 @@ def run(folder, *arguments):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiler():
+def _compiler(tmp_path_factory):
     """All of this needs numba-cuda's real compiler and linker."""
-    code = "from numba import cuda; cuda.compile_ptx(lambda: None, (), cc=(9, 0)); import cuda.bindings.nvjitlink"
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"numba-cuda cannot compile here: {done.stderr.splitlines()[-1]}")
+    compiler.needed(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

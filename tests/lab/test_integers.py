@@ -33,7 +33,7 @@ def test_kernels_of_integers_are_as_compiled(tmp_path):
     """All pairs of types, and whole kernels: in this process, and in one in which numba.cuda is for a real GPU."""
     pytest.importorskip("numba_cuda", reason="its compiler")
     kinds = [kind.__name__ for kind in integer_kernels.TYPES]
-    pairs = sampled([f"{left},{right}" for left in kinds for right in kinds], 5, "integers")
+    pairs = sampled([f"{left},{right}" for left in kinds for right in kinds], 4, "integers")
     names = [*pairs, *integer_kernels.WHOLE]
     command = [sys.executable, integer_kernels.__file__, tmp_path / "results.npz", *names]
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import compiler
 
 pytest.importorskip("numba", reason="signatures are Numba's")
 from numba import types
@@ -284,14 +284,9 @@ def test_arguments_that_do_not_fit():
 
 
 @pytest.fixture(scope="module")
-def compiling():
+def compiling(tmp_path_factory):
     """The environment of a process that compiles; skips where none can."""
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}
-    code = "from numba import cuda; cuda.compile_ptx(lambda: None, (), cc=(9, 0))"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"numba-cuda cannot compile here: {done.stderr.splitlines()[-1]}")
-    return environment
+    return compiler.needed(tmp_path_factory)
 
 
 @pytest.mark.slow

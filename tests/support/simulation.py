@@ -34,10 +34,13 @@ TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-5}, "float64": {"rtol": 1e-12,
 
 
 def types_of(module: Any, geometry: Any, key: object) -> list[str]:
-    """The types that a variant is run in; in a sample one, which `key` chooses, mostly float32: it changes no index."""
+    """The types that a variant is run in; but for all cases one, which `key` chooses, mostly float32.
+
+    A type changes no index.
+    """
     types = [dtype for dtype in TOLERANCE if module.supports(geometry, dtype)]
     assert types == [*TOLERANCE] or (types == ["float32"] and module.__name__.endswith("_tensor_core"))
-    return types if sampling.wanted() != "sample" else sampling.sampled([types[0]] * 3 + types[-1:], 1, key)
+    return types if sampling.wanted() == "all" else sampling.sampled([types[0]] * 3 + types[-1:], 1, key)
 
 
 #: What `run` ran: name of the variant's module, tiling, geometry. The summary of a test run tells how many there are.
