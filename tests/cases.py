@@ -305,3 +305,13 @@ def thorough(variant: str, case: ConvCase) -> list[pytest.MarkDecorator]:
     """Marks of a kernel variant on a case: blocks of Winograd's are slow to simulate, and a sample has few of them."""
     few = ("one-image", "single-pixel-padded")
     return [pytest.mark.thorough] if variant == "winograd" and case.name not in few else []
+
+
+#: What max pooling makes of a row: row, kernel, padding, maxima, and where they are.
+RANKED = [
+    ([2, 2, 2, 2], 2, 0, [2, 2], [0, 2]),
+    ([-np.inf] * 4, 2, 0, [-np.inf, -np.inf], [0, 2]),
+    ([-np.inf, -np.inf, 1, -np.inf], 2, 1, [-np.inf, 1, -np.inf], [0, 2, 3]),
+    ([np.nan, 3, np.nan, np.nan], 2, 0, [np.nan, np.nan], [0, 3]),
+    ([1, np.nan, np.inf, 7], 4, 0, [np.nan], [1]),
+]

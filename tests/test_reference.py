@@ -31,13 +31,7 @@ def test_a_filter_bank_is_counted_as_in_the_texts() -> None:
 
 def test_max_pooling_ranks_ties_infinities_and_nan_as_documented() -> None:
     """First maximum, last NaN, -inf is a value like any other, padding never wins; as in PyTorch."""
-    for row, kernel, padding, values, indices in [
-        ([2, 2, 2, 2], 2, 0, [2, 2], [0, 2]),
-        ([-INF] * 4, 2, 0, [-INF, -INF], [0, 2]),
-        ([-INF, -INF, 1, -INF], 2, 1, [-INF, 1, -INF], [0, 2, 3]),
-        ([NAN, 3, NAN, NAN], 2, 0, [NAN, NAN], [0, 3]),
-        ([1, NAN, INF, 7], 4, 0, [NAN], [1]),
-    ]:
+    for row, kernel, padding, values, indices in cases.RANKED:
         got = reference.max_pool2d(np.array([[[row]]]), (1, kernel), padding=(0, padding))
         np.testing.assert_array_equal(got[0].ravel(), values, err_msg=str(row))
         np.testing.assert_array_equal(got[1].ravel(), indices, err_msg=str(row))

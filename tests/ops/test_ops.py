@@ -16,6 +16,7 @@ from cases import (
     ADAPTIVE_CASES,
     CONV_CASES,
     POOL_CASES,
+    RANKED,
     WORKED_EXAMPLES,
     AdaptiveCase,
     ConvCase,
@@ -595,13 +596,7 @@ def test_nan_reaches_what_it_touches_and_nothing_else() -> None:
 
 def test_max_pooling_of_ties_infinities_and_nan() -> None:
     """First maximum, last NaN, -inf is a value like any other, padding never wins; as in PyTorch."""
-    for row, kernel, padding, values, indices in [
-        ([2, 2, 2, 2], 2, 0, [2, 2], [0, 2]),
-        ([-INF] * 4, 2, 0, [-INF, -INF], [0, 2]),
-        ([-INF, -INF, 1, -INF], 2, 1, [-INF, 1, -INF], [0, 2, 3]),
-        ([NAN, 3, NAN, NAN], 2, 0, [NAN, NAN], [0, 3]),
-        ([1, NAN, INF, 7], 4, 0, [NAN], [1]),
-    ]:
+    for row, kernel, padding, values, indices in RANKED:
         x = np.array([[row]], np.float32)
         got, got_indices = F.max_pool1d(x, kernel, padding=padding, return_indices=True)
         np.testing.assert_array_equal(got.ravel(), np.array(values, np.float32), err_msg=str(row))
