@@ -38,7 +38,7 @@ $(VENV)/.$(EXTRA): pyproject.toml | $(BIN)/python
 train: $(VENV)/.cli  ## train LeNet-5 on the bundled digits into runs/lenet5 (a new run continues where one was stopped)
 	$(BIN)/gpuconv train --out $(OUT) --resume
 
-test: $(VENV)/.$(EXTRA)  ## every test, with a sample of large grids of cases; then the built wheel: about eight minutes on two cores
+test: $(VENV)/.$(EXTRA)  ## every test, with a sample of large grids of cases; then the built wheel: seven to eight minutes on two cores
 	$(BIN)/python -m pytest $(WORKERS) --cases=sample
 	$(BIN)/python tests/check_wheel.py
 
