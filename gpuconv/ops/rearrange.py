@@ -434,9 +434,8 @@ def unflatten(input: Any, dim: int, sizes: Any) -> Any:
 def unflattened(op: str, name: str, input: Any, dim: int, sizes: tuple[int, ...]) -> Any:
     """:func:`unflatten` by another name."""
     shape = shape_of(input)
-    if not -len(shape) <= dim < len(shape):
-        raise IndexError(f"{op}: dim {dim} does not exist in an input of shape {shape}")
-    axis = dim % len(shape)
+    axis = dimension(dim, len(shape), op)
+    shape = shape or (1,)
     given = math.prod(size for size in sizes if size != -1)
     known = sizes.count(-1) == 0
     if (given != shape[axis]) if known else (given == 0 or shape[axis] % given):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cases import ConvCase
 from support.sampling import sampled
-from support.simulation import TOLERANCE, run
+from support.simulation import TOLERANCE, geometry_of, run
 
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.geometry import Conv2dGeometry
@@ -17,10 +17,6 @@ from gpuconv.kernels import VARIANTS, load
 
 numpy_backend = NumpyBackend()
 tiled, implicit_gemm, depthwise = (load("conv2d", name) for name in ("tiled", "implicit_gemm", "depthwise"))
-
-
-def geometry_of(case):
-    return Conv2dGeometry.of(case.input, case.weight, **case.keywords)
 
 
 def check(module, case, tiling):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 from support.sampling import sampled
-from support.simulation import COMPILED, TOLERANCE, run, simulator, types_of
+from support.simulation import COMPILED, TOLERANCE, geometry_of, run, simulator, types_of
 
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.geometry import Conv2dGeometry
@@ -22,14 +22,14 @@ numpy_backend = NumpyBackend()
 def grad_input(case, dtype):
     """Geometry, inputs and the right result."""
     x, w, _, grad = case.arrays(dtype)
-    geometry = Conv2dGeometry.of(case.input, case.weight, **case.keywords)
+    geometry = geometry_of(case)
     return geometry, (grad, w), reference.conv2d_grad(grad, x, w, **case.keywords)[0]
 
 
 def grad_weight(case, dtype):
     """Geometry, inputs and the right result."""
     x, w, _, grad = case.arrays(dtype)
-    geometry = Conv2dGeometry.of(case.input, case.weight, **case.keywords)
+    geometry = geometry_of(case)
     return geometry, (grad, x), reference.conv2d_grad(grad, x, w, **case.keywords)[1]
 
 
@@ -47,7 +47,7 @@ def supported(operation, variant, case):
     """Whether a variant is to be run on a case; the direct one is on each."""
     if operation == "conv2d_grad_bias" or variant == "direct":
         return True
-    return bool(load(operation, variant).supports(Conv2dGeometry.of(case.input, case.weight, **case.keywords)))
+    return bool(load(operation, variant).supports(geometry_of(case)))
 
 
 RUNS = [
@@ -63,8 +63,9 @@ RUNS = [
 def test_kernel(operation, variant, case):
     """The result is the reference's, in every tiling; for an empty batch too, whose sums are zero."""
     module = load(operation, variant)
-    for dtype in types_of(module, OPERATIONS[operation](case, "float32")[0], (variant, case)):
-        geometry, inputs, expected = OPERATIONS[operation](case, dtype)
+    geometry = case.output if operation == "conv2d_grad_bias" else geometry_of(case)
+    for dtype in types_of(module, geometry, (variant, case)):
+        _, inputs, expected = OPERATIONS[operation](case, dtype)
         tilings = module.tilings(geometry)
         # The element type changes no index: one tiling shows that it is carried through.
         for tiling in sampled(tilings, 1, case) if dtype == "float32" else tilings[-1:]:

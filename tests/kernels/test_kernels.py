@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import reference
 from support.sampling import sampled
-from support.simulation import TOLERANCE, run, types_of
+from support.simulation import TOLERANCE, geometry_of, run, types_of
 
 from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels import VARIANTS, load
@@ -22,14 +22,14 @@ from gpuconv.kernels import VARIANTS, load
 def conv2d(case, dtype):
     """Geometry, inputs and the right result."""
     x, w, b, _ = case.arrays(dtype)
-    geometry = Conv2dGeometry.of(case.input, case.weight, **case.keywords)
+    geometry = geometry_of(case)
     expected = reference.conv2d(x, w, b, case.stride, case.padding, case.dilation, case.groups)
     return geometry, (x, w, b), expected
 
 
 def supported(operation, variant, case):
     """Whether a variant is to be run on a case; the direct one is on each."""
-    geometry = Conv2dGeometry.of(case.input, case.weight, **case.keywords)
+    geometry = geometry_of(case)
     return variant == "direct" or bool(load(operation, variant).supports(geometry))
 
 
@@ -49,8 +49,9 @@ RUNS = [
 def test_kernel(operation, variant, case):
     """The result is the reference's, each element is written once, and the trace finds no fault."""
     module = load(operation, variant)
-    for dtype in types_of(module, OPERATIONS[operation][0](case, "float32")[0], (variant, case)):
-        geometry, inputs, expected = OPERATIONS[operation][0](case, dtype)
+    geometry = geometry_of(case)
+    for dtype in types_of(module, geometry, (variant, case)):
+        _, inputs, expected = OPERATIONS[operation][0](case, dtype)
         tilings = module.tilings(geometry)
         # The element type changes no index: one tiling shows that it is carried through.
         for tiling in sampled(tilings, 1, case) if dtype == "float32" else tilings[-1:]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import ConvCase
 from support.sampling import sampled
-from support.simulation import TOLERANCE, run
+from support.simulation import TOLERANCE, geometry_of, run
 
 from gpuconv.backends.numpy_backend import NumpyBackend
 from gpuconv.geometry import Conv2dGeometry
@@ -21,7 +21,7 @@ OPERATIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 def problem(operation, case, dtype=np.float32):
     """Geometry, inputs, and the result in float64."""
     x, weight, bias, grad = case.arrays(dtype)
-    geometry = Conv2dGeometry.of(case.input, case.weight, **case.keywords)
+    geometry = geometry_of(case)
     if operation == "conv2d":
         inputs = x, weight, bias
     else:

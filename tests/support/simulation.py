@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from support import sampling
 
+from gpuconv.geometry import Conv2dGeometry
 from gpuconv.kernels.operations import workspace_type
 from gpuconv.lab import ptx
 
@@ -31,6 +32,11 @@ else:
         pytest.skip(str(refusal), allow_module_level=True)
 
 TOLERANCE = {"float32": {"rtol": 1e-4, "atol": 1e-5}, "float64": {"rtol": 1e-12, "atol": 1e-12}}
+
+
+def geometry_of(case: Any) -> Conv2dGeometry:
+    """Of a case of a convolution."""
+    return Conv2dGeometry.of(case.input, case.weight, **case.keywords)
 
 
 def types_of(module: Any, geometry: Any, key: object) -> list[str]:
