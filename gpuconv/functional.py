@@ -114,6 +114,7 @@ from gpuconv.ops.normalization import (
 )
 from gpuconv.ops.padding import pad
 from gpuconv.ops.rearrange import one_hot
+from gpuconv.ops.rearrange import unflatten as unflatten
 from gpuconv.ops.shape import dimension, permute, reshape
 from gpuconv.ops.transposed import conv_transpose1d, conv_transpose2d
 from gpuconv.ops.unpooling import lp_pool1d, lp_pool2d, max_unpool1d, max_unpool2d

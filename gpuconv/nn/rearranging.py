@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from gpuconv import functional as F
 from gpuconv.geometry import integer
 from gpuconv.nn.module import Calling, Module
-from gpuconv.ops.rearrange import unflattened
 
 __all__ = [
     "ChannelShuffle",
@@ -248,4 +247,4 @@ class Unflatten(Module):
         )
 
     def forward(self, input: Any) -> Any:
-        return unflattened("Unflatten", "unflattened_size", input, self.dim, self.unflattened_size)
+        return F.unflatten(input, self.dim, self.unflattened_size)

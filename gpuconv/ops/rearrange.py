@@ -428,18 +428,14 @@ def unflatten(input: Any, dim: int, sizes: Any) -> Any:
         IndexError: no such dimension.
     """
     input = operand("unflatten", "input", input)
-    return unflattened("unflatten", "sizes", input, dim, sizes_of("unflatten", "sizes", (sizes,), -1))
-
-
-def unflattened(op: str, name: str, input: Any, dim: int, sizes: tuple[int, ...]) -> Any:
-    """:func:`unflatten` by another name."""
+    sizes = sizes_of("unflatten", "sizes", (sizes,), -1)
     shape = shape_of(input)
-    axis = dimension(dim, len(shape), op)
+    axis = dimension(dim, len(shape), "unflatten")
     shape = shape or (1,)
     given = math.prod(size for size in sizes if size != -1)
     known = sizes.count(-1) == 0
     if (given != shape[axis]) if known else (given == 0 or shape[axis] % given):
-        raise ValueError(f"{op}: {name} {sizes} does not fit dim {axis}, of size {shape[axis]}")
+        raise ValueError(f"unflatten: sizes {sizes} do not fit dim {axis}, of size {shape[axis]}")
     missing = 1 if known else shape[axis] // given
     full = tuple(missing if size == -1 else size for size in sizes)
     return reshape(input, (*shape[:axis], *full, *shape[axis + 1 :]))
