@@ -90,6 +90,7 @@ def _small(rng: int, *shape: int) -> np.ndarray:
 _CASES = [case for case in itertools.chain(*FAMILIES.values()) if not re.search("|".join(NOT_COMPARED), case.name)]
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("case", _CASES, ids=str)
 def test_operation(case: Case, tmp_path: Path) -> None:
     """Each call that is compared with PyTorch elsewhere is the same in a runtime of ONNX graphs."""

@@ -120,6 +120,7 @@ def _compare(case: Case, sample: tuple[In, ...], half: str, *, with_torch: bool)
             _close(mine.grad.numpy()[finite], _values(theirs_in[position].grad)[finite], allowed, f"{where}, PyTorch's")
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_operation(family: str, half: str) -> None:

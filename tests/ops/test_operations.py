@@ -122,6 +122,7 @@ def _compare(case: Case, sample: Sequence[In], dtype: Any, layout: str) -> None:
 
 
 @needs_torch
+@pytest.mark.grid(2)
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_against_torch(operation: str) -> None:
@@ -163,6 +164,7 @@ def _first(result: Any) -> Tensor:
     return _parts(result)[0]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_gradients_are_finite_differences(operation: str) -> None:

@@ -76,6 +76,7 @@ def expected_conv2d(case: ConvCase, dtype: Any) -> tuple[Array, list[Array]]:
 
 
 @both_types
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
 def test_conv2d(case: ConvCase, dtype: Any) -> None:
     """Forward and the gradients by input, weight and bias of every geometry."""
@@ -89,6 +90,7 @@ def test_conv2d(case: ConvCase, dtype: Any) -> None:
 
 
 @both_types
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("case", [c for c in CONV_CASES if c.tiny], ids=str)
 def test_fused_blocks_are_their_parts_one_after_another(case: ConvCase, dtype: Any) -> None:
     """conv2d_relu and conv2d_relu_max_pool2d: values and gradients of the loops for the three operations."""
@@ -258,6 +260,7 @@ def test_max_pool2d(case: PoolCase, tied: bool, dtype: Any) -> None:
 
 
 @both_types
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     "options",
     [{}, {"count_include_pad": False}, {"divisor_override": 3}],
@@ -361,6 +364,7 @@ def test_linear(shape: tuple[int, ...], biased: bool, dtype: Any) -> None:
 
 
 @both_types
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
@@ -698,6 +702,7 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", TAKES_ARRAYS)
 def test_memory_layout_does_not_matter(name: str, layout: str) -> None:
