@@ -29,7 +29,7 @@ _MOST_OPTIONS = 4
 
 def compiled(task: Task) -> Compiled:
     """Compile a kernel for the arguments of a launch, with each combination of its options."""
-    with _launch().pretended_device(task.cc):
+    with _launch().compiling_for(task.cc):
         try:
             signature = tuple(_type_of(argument) for argument in task.arguments)
             first, causes, tried = _all(task.function, signature, task.cc)
@@ -40,7 +40,7 @@ def compiled(task: Task) -> Compiled:
 
 def float64(function: FunctionType, signature: tuple[Any, ...], cc: tuple[int, int]) -> list[Cause]:
     """What makes a kernel compute in float64, with any combination of its options, for types of Numba's."""
-    with _launch().pretended_device(cc):
+    with _launch().compiling_for(cc):
         return _all(function, signature, cc)[1]
 
 

@@ -74,7 +74,7 @@ class Launch:
         options = self.kernel.targetoptions
         taken = {name: options[name] for name in ("fastmath", "launch_bounds") if options.get(name) is not None}
         kernel, signature = self.kernel.py_func, self.signature
-        with pretended_device(cc):
+        with compiling_for(cc):
             return cuda.compile(kernel, signature, device=False, cc=cc, abi="numba", output=output, **taken)[0]
 
 
@@ -174,13 +174,17 @@ def recording(noted: Callable[[Any], Any] | None = None) -> Iterator[list[tuple[
 
 
 @contextlib.contextmanager
-def pretended_device(cc: tuple[Any, ...]) -> Iterator[None]:
-    """Numba compiles a device function for the GPU at hand, even where the kernel is compiled for another one."""
+def compiling_for(cc: tuple[Any, ...]) -> Iterator[None]:
+    """Around the compiler: no garbage collection, and device functions are for the same GPU as their kernel.
+
+    Numba would compile them for the GPU at hand.
+    """
     dispatcher: Any = importlib.import_module("numba.cuda.dispatcher")
     real = dispatcher.get_current_device
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
     try:
-        yield
+        with driver.no_garbage_collection():
+            yield
     finally:
         dispatcher.get_current_device = real
 

@@ -7,13 +7,11 @@ work is split into chunks does not depend on the number of threads, so neither d
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import hashlib
 import logging
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +25,8 @@ from numba.core.caching import FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import register_jitable
+
+from gpuconv.kernels.driver import no_garbage_collection
 
 logger = logging.getLogger("gpuconv.backends")
 _Plan = TypeVar("_Plan")
@@ -87,7 +87,7 @@ class Kernel:
 
     def _compile(self, *, cached: bool) -> Any:
         # The error model is that of NumPy: no Python exception for a division by zero.
-        with _no_garbage_collection():
+        with no_garbage_collection():
             decorate = numba.cfunc(self._signature, cache=cached, error_model="numpy", **self._options)
             return decorate(self._function)
 
@@ -139,18 +139,6 @@ on_missing: list[Callable[[], None]] = []
 
 #: They keep the code of entries.
 _libraries: list[Any] = []
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """The compiler makes so many objects that garbage collection would take a tenth of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @dataclass(frozen=True)

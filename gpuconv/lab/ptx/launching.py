@@ -389,7 +389,7 @@ def compiled(kernel: Any, signature: tuple[Any, ...], cc: tuple[Any, ...]) -> li
     taken = {name: options[name] for name in names if options.get(name) is not None}
     if not taken.get("debug"):
         taken["lineinfo"] = True
-    with device.pretended_device(cc), _pretended_driver(), warnings.catch_warnings():
+    with device.compiling_for(cc), _pretended_driver(), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", ".*Could not find source"
         )  # of a kernel that was made by exec; perhaps in colour
