@@ -6,6 +6,7 @@ process or, where ``numba.cuda`` is simulated, in another one (``python -m gpuco
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import os
@@ -66,17 +67,33 @@ def _one(
     function: FunctionType, signature: tuple[Any, ...], cc: tuple[int, int]
 ) -> tuple[tuple[Instructions, ...], list[Cause]]:
     compiler = importlib.import_module("numba.cuda.compiler")
-    types = importlib.import_module("numba.core.types")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _annotations(compiler) as annotations:
         warnings.filterwarnings(
             "ignore", ".*Could not find source"
         )  # of a kernel that was made by exec; perhaps in colour
-        typed = compiler.compile_cuda(function, types.void, signature, cc=cc, lineinfo=True).type_annotation
         ptx, _ = compiler.compile_ptx(function, signature, cc=cc, lineinfo=True)
+    typed = annotations[-1]  # what the kernel calls was compiled before it
     mix = instructions(ptx)
     doubles = {(each.path, each.line): each.kinds["float64"] for each in mix if each.kinds["float64"]}
     wanted = any("float64" in str(kind) or "complex128" in str(kind) for kind in _arrays(signature, typed))
     return mix, [] if wanted else _causes(typed, doubles)
+
+
+@contextlib.contextmanager
+def _annotations(compiler: Any) -> Iterator[list[Any]]:
+    """The types that the compiler finds for each function, noted while it compiles: it returns the code alone."""
+    found, compile_cuda = [], compiler.compile_cuda
+
+    def noting(*arguments: Any, **options: Any) -> Any:
+        result = compile_cuda(*arguments, **options)
+        found.append(result.type_annotation)
+        return result
+
+    compiler.compile_cuda = noting
+    try:
+        yield found
+    finally:
+        compiler.compile_cuda = compile_cuda
 
 
 def _arrays(signature: tuple[Any, ...], typed: Any) -> Iterator[Any]:
