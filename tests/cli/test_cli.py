@@ -41,7 +41,7 @@ def _same_surroundings(tmp_path, monkeypatch):
 def run(tmp_path_factory):
     """The run directory of LeNet after two epochs on the bundled digits; no pictures are drawn."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    with gpuconv.use_backend("numpy"), pytest.MonkeyPatch.context() as patch:
+    with gpuconv.use_backend("numba"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_write_pictures", lambda *_: None)
         assert main(["train", "--epochs", "2", "--out", str(folder)]) == 0
     return folder

@@ -365,7 +365,7 @@ def run(tmp_path_factory):
     folder, data = tmp_path_factory.mktemp("form"), load_dataset("mnist-sample")
     train, test = (data.train_images[:2000], data.train_labels[:2000]), (data.test_images[:100], data.test_labels[:100])
     write_data(folder / "digits", train, test)
-    with gpuconv.use_backend("numpy"):
+    with gpuconv.use_backend("numba"):
         options = ["--data", str(folder / "digits"), "--epochs", "3", "--out", str(folder / "run")]
         assert main(["train", *options]) == 0
     return folder / "run"

@@ -23,7 +23,7 @@ def digits():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """LeNet after two epochs on the bundled digits."""
-    return fit(TrainConfig(epochs=2, backend="numpy"), tmp_path_factory.mktemp("found")).model
+    return fit(TrainConfig(epochs=2, backend="numba"), tmp_path_factory.mktemp("found")).model
 
 
 def read(image, **options):

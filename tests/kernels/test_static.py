@@ -173,7 +173,11 @@ def launches(results, **wanted) -> Iterator[tuple[str, dict]]:
 
 @pytest.mark.grid(8)
 @pytest.mark.slow
-@pytest.mark.parametrize(("operation", "variant"), PAIRS)
+@pytest.mark.parametrize(
+    ("operation", "variant"),
+    # Adam's take seconds to compile, and a sample has others.
+    [pytest.param(*pair, marks=[pytest.mark.thorough] * pair[0].startswith("adam")) for pair in PAIRS],
+)
 def test_budgets(results, operation, variant):
     """On each architecture: no spills, nothing in local memory, float64 nowhere else, registers as budgeted.
 
@@ -202,29 +206,31 @@ def test_budgets(results, operation, variant):
     assert "float32" in {dtype for dtype, _ in compiled}
 
 
+@pytest.mark.grid(2)
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kernel", [name for name, budget in BUDGETS.items() if budget.multiply_adds])
-def test_main_loops(results, kernel, architecture):
+def test_main_loops(results, kernel):
     """Kernels that are to be bound by arithmetic: the share of multiply-adds in every tiling, and in the best one.
 
     On a layer of ResNet that fills all tiles: of an empty part of a tile, the compiler removes the arithmetic.
     """
-    budget, best = BUDGETS[kernel], 0.0
+    budget, best = BUDGETS[kernel], {}
     for found in results:
         if (found["layer"], found["dtype"]) != ("resnet50.conv3-3x3", "float32"):
             continue
         sums = math.prod(size for name, size in found["tiling"].items() if name.startswith("thread_"))
         for launch in found["launches"]:
-            if (launch["kernel"], launch["architecture"]) == (kernel, architecture):
-                loop = launch["main_loop"]
+            if launch["kernel"] == kernel:
+                loop, architecture = launch["main_loop"], launch["architecture"]
                 share = loop["multiply_add_share"]
-                assert share >= budget.multiply_adds[sums], f"{found['tiling']}: {share:.1%}"
+                assert share >= budget.multiply_adds[sums], f"{found['tiling']} for {architecture}: {share:.1%}"
                 if sums == 64:
                     assert loop["counts"].get("LDS.128", 0) >= budget.wide_loads, f"{found['tiling']}: {loop}"
-                best = max(best, share)
-    if sampling.wanted() == "all":  # a sample need not hold the best one
-        assert best >= budget.best
+                best[architecture] = max(share, best.get(architecture, 0.0))
+    assert best  # a sample is of one architecture, and need not hold the best tiling
+    if sampling.wanted() == "all":
+        assert best.keys() == set(ARCHITECTURES)
+        assert min(best.values()) >= budget.best
 
 
 @pytest.mark.slow
