@@ -66,7 +66,7 @@ class Clock:
 
 
 @pytest.mark.slow
-@pytest.mark.grid(3)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("operation", torch_ops.OPERATIONS)
 def test_every_variant_is_right_on_small_layers(operation):
     """References and arguments fit: each variant of each operation passes as it is."""

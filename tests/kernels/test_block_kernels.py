@@ -144,7 +144,7 @@ def check(operation, block, arrays, tilings):
             assert operation == GRAD_INPUT
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("operation", OF_ONE_BLOCK)
 def test_kernel(operation, block):
@@ -327,7 +327,7 @@ def two_kernels(geometry, x, weights, biases):
     return found
 
 
-@pytest.mark.grid(1)  # all of them; of few cases, which are also run as compiled, some
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "lenet")) for n in PAIRS])
 def test_two_blocks_in_one_kernel(name):
     """The bits of a kernel for each block; with a bias in both, in one and in none, and what is not finite."""

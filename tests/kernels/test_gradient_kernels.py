@@ -58,7 +58,7 @@ RUNS = [
 ]
 
 
-@pytest.mark.grid(8)
+@pytest.mark.grid(12)
 @pytest.mark.parametrize(("operation", "variant", "case"), RUNS)
 def test_kernel(operation, variant, case):
     """The result is the reference's, in every tiling; for an empty batch too, whose sums are zero."""

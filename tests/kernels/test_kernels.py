@@ -44,7 +44,7 @@ RUNS = [
 ]
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(6)
 @pytest.mark.parametrize(("operation", "variant", "case"), RUNS)
 def test_kernel(operation, variant, case):
     """The result is the reference's, each element is written once, and the trace finds no fault."""

@@ -75,7 +75,7 @@ def elements(rng, size, dtype, *, aligned):
     return values
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_relu(dtype, aligned):
@@ -237,7 +237,7 @@ def pooled(case):
 TINY_POOLS = [case for case in cases.POOL_CASES if case.tiny]
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("case", TINY_POOLS, ids=str)
 def test_max_pool2d(case):
     """Maxima, winners and gradients are the reference's, ties included."""
@@ -261,7 +261,7 @@ def test_max_pool2d(case):
                 np.testing.assert_allclose(out, expected, **TOLERANCE[dtype])
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(5)
 @pytest.mark.parametrize(("count_include_pad", "divisor_override"), [(True, None), (False, None), (True, 3)])
 @pytest.mark.parametrize("case", [case for case in TINY_POOLS if not case.dilated], ids=str)
 def test_avg_pool2d(case, count_include_pad, divisor_override):
@@ -361,7 +361,7 @@ def test_arrays_that_are_not_aligned(operation):
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
@@ -471,7 +471,7 @@ def test_labels_that_are_no_classes_are_reported():
         np.testing.assert_array_equal(out.any(axis=1), [True, False, False, True, False])
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("classes", [1, 3, 10, 70, 260])
 def test_count_correct(classes, dtype):
@@ -516,7 +516,7 @@ def image_set(geometry, dtype):
     return transform, (table, images, labels, index, transforms.astype(dtype))
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", IMAGE_BATCHES, ids=str)
 def test_image_batch(shape, dtype):
