@@ -145,7 +145,7 @@ def test_a_stage_that_hangs_is_killed_with_its_children(report, tmp_path):
 def test_the_rest_of_the_time_may_run_out(report):
     """Of the stage that is there for it: passed with what it has found, unless something was wrong."""
     wrong = HANGS.replace("'figure': 4", "'figure': 4, 'wrong': 'kernel seven'")
-    stages = [fake("one", HANGS, limit=1.5, rest=True), fake("two", wrong, limit=1.5, rest=True)]
+    stages = [fake("one", HANGS, limit=1.0, rest=True), fake("two", wrong, limit=1.0, rest=True)]
     _, document, _, _ = report(*stages, fake("three", "time.sleep(600)", limit=0.2, rest=True))
     assert [entry["status"] for entry in document["stages"].values()] == ["passed", "failed", "failed"]
     assert document["stages"]["two"]["why"] == "kernel seven"
