@@ -53,6 +53,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cases", choices=sampling.CHOICES, help=f"which cases of the tests run. {words}")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: for a tenth of their time tests wait, for processes and for limits."""
+    return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Tests of this process, and processes that they start, read the choice from the environment."""
     if chosen := config.getoption("cases"):

@@ -66,55 +66,36 @@ def test_every_operation_occurs() -> None:
     assert {name for name in methods - shown - elsewhere if f".{name}" not in text} - judged == set()
 
 
-def _found(sabotage: str, seeds: range = range(200), **options: object) -> tuple[str, Program]:
-    summary: Summary = fuzz(seeds, convolutions=0, sabotage=sabotage, stop_after=1, **options)  # type: ignore[arg-type]
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sabotage", "kind", "operation", "first", "time_limit"),
+    [
+        # On both backends alike, so that only PyTorch can tell.
+        ("wrong_gradient", "values", "sigmoid", 0, 30),
+        # The process dies, its successor goes on, and the program is reduced to the operation and its backward.
+        pytest.param("write_beyond", "crash", "relu", 0, 30, marks=guarded),
+        # One element of a compiled operation's result.
+        pytest.param("wrong_on_one_backend", "numba: values", "elu", 0, 30, marks=pytest.mark.thorough),
+        # Without the first seeds, of which one compiles for a second: on a busy machine that would pass for a hang.
+        pytest.param("hang", "hang", "tanh", 7, 3, marks=pytest.mark.thorough),
+        # A KeyError is nothing that an operation says on purpose.
+        pytest.param("accident", "KeyError", "", 0, 30, marks=pytest.mark.thorough),
+    ],
+)
+def test_a_planted_fault_is_found(sabotage: str, kind: str, operation: str, first: int, time_limit: float) -> None:
+    """It is told by its kind, and the program is reduced to the operation."""
+    with_torch = sabotage == "wrong_gradient"
+    if with_torch:
+        pytest.importorskip("torch")
+    options = {"convolutions": 0, "stop_after": 1, "time_limit": time_limit, "without_torch": not with_torch}
+    summary: Summary = fuzz(range(first, 200), sabotage=sabotage, **options)
     assert summary.faults, f"{sabotage} was not found"
     found = next(iter(summary.faults.values()))
+    assert kind in found.kind
+    assert operation in str(found.program.statements).lower()
     assert len(found.program.statements) <= 7, str(summary)
-    return found.kind, found.program
-
-
-@pytest.mark.slow
-def test_a_wrong_gradient_is_found() -> None:
-    """On both backends alike, so that only PyTorch can tell; the program is reduced to the operation."""
-    pytest.importorskip("torch")
-    kind, program = _found("wrong_gradient")
-    assert "values" in kind
-    assert "igmoid" in str(program.statements)
-    assert "backward" in program.statements[-1]
-
-
-@pytest.mark.slow
-def test_a_wrong_value_of_one_backend_is_found() -> None:
-    """One element of a compiled operation's result."""
-    kind, program = _found("wrong_on_one_backend", without_torch=True)
-    assert kind.startswith("numba: values")
-    assert "elu" in str(program.statements)
-
-
-@pytest.mark.slow
-@guarded
-def test_a_byte_written_beyond_an_array_is_found() -> None:
-    """The process dies, its successor goes on, and the program is reduced to the operation and its backward."""
-    kind, program = _found("write_beyond", without_torch=True)
-    assert kind.startswith("crash")
-    assert "relu" in str(program.statements).lower()
-
-
-@pytest.mark.slow
-def test_a_hang_is_found() -> None:
-    """A program that does not end in time."""
-    # Without the first seeds, of which one compiles for a second: on a busy machine that would pass for a hang.
-    kind, program = _found("hang", range(7, 200), without_torch=True, time_limit=3.0)
-    assert kind == "hang"
-    assert "anh" in str(program.statements)
-
-
-@pytest.mark.slow
-def test_an_accident_is_told_from_a_refusal() -> None:
-    """A KeyError is nothing that an operation says on purpose."""
-    kind, _ = _found("accident", without_torch=True)
-    assert "KeyError" in kind
+    if with_torch:
+        assert "backward" in found.program.statements[-1]
 
 
 def test_a_seed_is_a_program() -> None:
