@@ -25,7 +25,16 @@ from numpy import int64 as long
 
 from gpuconv import autograd, backends, cuda, functional, geometry, nn, optim
 from gpuconv.arrays import device
-from gpuconv.autograd import Function, Tensor, enable_grad, gradcheck, is_grad_enabled, no_grad, set_grad_enabled
+from gpuconv.autograd import (
+    Function,
+    Tensor,
+    enable_grad,
+    gradcheck,
+    inference_mode,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+)
 from gpuconv.backends import BackendUnavailable, current_stream, use_backend, use_stream
 from gpuconv.creation import (
     arange,
@@ -266,6 +275,7 @@ __all__ = [
     "half",
     "hstack",
     "index_select",
+    "inference_mode",
     "int8",
     "int16",
     "int32",

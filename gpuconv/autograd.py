@@ -35,6 +35,7 @@ __all__ = [
     "destination",
     "enable_grad",
     "gradcheck",
+    "inference_mode",
     "is_default_seed",
     "is_grad_enabled",
     "is_recording",
@@ -54,11 +55,17 @@ _grad_enabled: ContextVar[bool] = ContextVar("gpuconv_grad_enabled", default=Tru
 
 
 class no_grad(ContextDecorator):
-    """Context manager and decorator: operations inside record no graph, in this thread or task."""
+    """Context manager and decorator, with parentheses or without: operations inside record no graph, in this thread or
+    task.
+    """
 
     _enabled = False
 
-    def __init__(self) -> None:
+    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+        """A context manager; of a function, the function decorated."""
+        return super().__new__(cls) if function is None else cls()(function)
+
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
         self._tokens: list[Token[bool]] = []
 
     def __enter__(self) -> no_grad:
@@ -73,23 +80,48 @@ class no_grad(ContextDecorator):
 
 
 class enable_grad(no_grad):
-    """Context manager and decorator: operations inside record a graph, also inside of :class:`no_grad`."""
+    """As :class:`no_grad`, but operations inside record a graph, also inside of :class:`no_grad`."""
 
     _enabled = True
 
 
+class inference_mode(no_grad):
+    """As :class:`no_grad`, which PyTorch has by this name too; what is computed inside may be used like any tensor.
+
+    Args:
+        mode: False to record a graph, as :class:`enable_grad`.
+    """
+
+    def __new__(cls, mode: Any = True) -> Any:
+        """As of :class:`no_grad`."""
+        return super().__new__(cls, mode if callable(mode) else None)
+
+    def __init__(self, mode: bool = True) -> None:
+        super().__init__()
+        self._enabled = not mode
+
+    def _recreate_cm(self) -> inference_mode:
+        return type(self)(not self._enabled)
+
+
 class set_grad_enabled(contextlib.AbstractContextManager[None]):
-    """From now on operations record a graph, or none; as a context manager until the end of the ``with`` block.
+    """From now on operations record a graph, or none; as a context manager until the end of the ``with`` block, and as
+    a decorator in that function alone.
 
     Args:
         mode: whether they do.
     """
 
     def __init__(self, mode: bool) -> None:
-        self._token = _grad_enabled.set(bool(mode))
+        self._mode, self._token = mode, _grad_enabled.set(bool(mode))
 
     def __exit__(self, *exc_info: object) -> None:
         _grad_enabled.reset(self._token)
+
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        """The function decorated; outside of it, what held before holds again."""
+        self.__exit__()
+        return (enable_grad if self._mode else no_grad)(function)
 
 
 #: Who is told of each operation: mostly nobody.

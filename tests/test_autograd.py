@@ -171,6 +171,39 @@ def test_gradients_by_choice():
     assert (x * 2).requires_grad
 
 
+@pytest.mark.parametrize(
+    ("decorator", "recorded"),
+    [
+        (no_grad, False),
+        (no_grad(), False),
+        (gpuconv.enable_grad, True),
+        (gpuconv.inference_mode, False),
+        (gpuconv.inference_mode(), False),
+        (gpuconv.inference_mode(mode=False), True),
+        (lambda function: gpuconv.set_grad_enabled(False)(function), False),
+        (lambda function: gpuconv.set_grad_enabled(True)(function), True),
+    ],
+)
+@pytest.mark.parametrize("outside", [True, False])
+def test_gradients_of_a_decorated_function(decorator, recorded, outside):
+    """With parentheses and without, each call alone, what returns and what raises; as in PyTorch."""
+
+    @decorator
+    def doubled(x, *, fail=False):
+        """Twice."""
+        if fail:
+            raise KeyError
+        return x * 2
+
+    assert (doubled.__name__, doubled.__doc__) == ("doubled", "Twice.")
+    with gpuconv.set_grad_enabled(outside):
+        for _ in range(2):
+            assert doubled(leaf(3)).requires_grad == recorded
+            with pytest.raises(KeyError):
+                doubled(leaf(3), fail=True)
+            assert gpuconv.is_grad_enabled() == outside
+
+
 def test_frozen_after_forward_gets_no_gradient():
     """As in PyTorch: what counts is whether a leaf requires grad when backward reaches it."""
     x, w = leaf(3), leaf(3, seed=1)
