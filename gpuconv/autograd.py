@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import operator
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
@@ -358,7 +360,7 @@ class Tensor:
         self._node: _Node | None = None
 
     #: Of a leaf, by number: what is called with its gradient; see `Hook`.
-    _hooks: dict[int, Callable[[Tensor], Any]] | None = None
+    _hooks: dict[float, Callable[[Tensor], Any]] | None = None
 
     @classmethod
     def _of(cls, array: Array) -> Tensor:
@@ -619,6 +621,34 @@ class Tensor:
         if not callable(hook):
             raise TypeError(f"register_hook: hook must be callable, got {type(hook).__name__}")
         return Hook(self._vertex, hook)
+
+    @property
+    def retains_grad(self) -> bool:
+        """Whether :meth:`retain_grad` was called for a Tensor that is no leaf."""
+        return self._node is not None and math.inf in (self._node._hooks or {})
+
+    def retain_grad(self) -> None:
+        """Let each backward add this Tensor's gradient to its ``.grad``, as it does for leaves without being asked.
+
+        Raises:
+            RuntimeError: this Tensor does not require grad.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("retain_grad: this Tensor does not require grad")
+        if self._node is None or self.retains_grad:
+            return
+        reference = weakref.ref(self)  # the graph need not keep what nobody can ask
+
+        def keep(grad: Tensor) -> None:
+            if (tensor := reference()) is None:
+                return
+            if (so_far := tensor._grad) is None:
+                kept = capturing.repeated(grad.data.copy, grad.data)
+            else:
+                kept = capturing.repeated(lambda: so_far.data + grad.data, so_far.data, grad.data)
+            tensor._grad = Tensor._of(kept)
+
+        self._node._hooks = {**(self._node._hooks or {}), math.inf: keep}
 
     def _passes_on(self, function: type[Function], backend: Backend, result: Tensor) -> None:
         """Note that ``result`` was made of this Tensor alone, past :meth:`Function.apply`, if that is recorded."""
@@ -1036,7 +1066,7 @@ class _Node:
         self.changes: int = versions.latest
         self.shape: tuple[int, ...] = result.shape
         self.dtype: Any = result.dtype
-        self._hooks: dict[int, Callable[[Tensor], Any]] | None = None
+        self._hooks: dict[float, Callable[[Tensor], Any]] | None = None
 
 
 class Hook:
@@ -1044,7 +1074,8 @@ class Hook:
 
     def __init__(self, vertex: _Node | Tensor, hook: Callable[[Tensor], Any]):
         self._vertex, self._number = vertex, next(_numbers)
-        vertex._hooks = {**(vertex._hooks or {}), self._number: hook}
+        # In order; what keeps the gradient, number infinity, comes last.
+        vertex._hooks = dict(sorted({**(vertex._hooks or {}), self._number: hook}.items()))
 
     def remove(self) -> None:
         """Take the hook away; doing so twice is no error."""

@@ -775,6 +775,38 @@ def test_powers_of_zero(every_backend):
         np.testing.assert_array_equal(x.grad.numpy(), [slope, exponent * 2.0 ** (exponent - 1)])
 
 
+def test_gradients_of_results_are_kept_on_request():
+    """Behind the Tensor's hooks, whenever they were registered; they add up; a copy; one of leaves as ever."""
+    x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    hidden, other = x * 3, x * 5
+    assert not hidden.retains_grad
+    for _ in range(2):
+        hidden.retain_grad()
+    assert hidden.retains_grad
+    hidden.register_hook(lambda grad: grad * 10)
+    y = (hidden * hidden + other).sum()
+    y.backward(retain_graph=True)
+    np.testing.assert_array_equal(hidden.grad.numpy(), [60, 120])
+    assert other.grad is None
+    x.retain_grad()
+    assert not x.retains_grad
+    y.backward()
+    np.testing.assert_array_equal(hidden.grad.numpy(), [120, 240])
+    np.testing.assert_array_equal(x.grad.numpy(), [2 * (3 * 60 + 5), 2 * (3 * 120 + 5)])
+    result = (x * 2).sum()
+    result.retain_grad()
+    result.backward()
+    assert result.grad.item() == 1
+    with pytest.raises(RuntimeError, match="retain_grad"):
+        x.detach().retain_grad()
+    gone = weakref.ref(middle := x * 2)
+    middle.retain_grad()
+    end = (middle + 1).sum()
+    del middle
+    assert gone() is None
+    end.backward()
+
+
 def test_hooks_of_leaves_run_while_backward_goes_on():
     """A leaf's hook is called when its gradient is complete, before the operations in front of it are differentiated;
     what is to be called at the end finds all gradients in place.

@@ -59,7 +59,7 @@ def test_every_operation_occurs() -> None:
         assert {name for name in module.__all__ if f"{prefix}{name}(" not in text} - judged <= left_out
     methods = {name for name in vars(Tensor) if not name.startswith("_")}
     shown = {"data", "shape", "ndim", "dtype", "dim", "size", "numel", "numpy", "tolist", "is_floating_point"}
-    shown |= {"is_cuda", "is_contiguous", "getitem", "pow", "zero_grad", "type_as", "reshape_as"}
+    shown |= {"is_cuda", "is_contiguous", "getitem", "pow", "zero_grad", "type_as", "reshape_as", "retains_grad"}
     # What is assigned in place, moved or hooked is in tests of its own.
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     elsewhere = {name for name in methods if f'"{name}"' in tests or f".{name}(" in tests}

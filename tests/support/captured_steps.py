@@ -594,9 +594,15 @@ def reading_gradients(model, loss, given):
         loss().backward()
         second.bias.grad = second.bias.grad + first.weight.grad.sum()
 
+    def kept():
+        maps = F.conv2d_relu_max_pool2d(given["x"], first.weight, first.bias, kernel_size=2)
+        maps.retain_grad()
+        ((maps * maps).mean() + loss()).backward()
+        first.bias.grad = first.bias.grad + maps.grad.sum()
+
     return [
         plain, clipped, scaled, twice, twice_of_one_loss, hooked, frozen, frozen_late, forgotten, replaced, computed,
-        mixed,
+        mixed, kept,
     ]  # fmt: skip
 
 
