@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 import math
 import operator
@@ -18,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 
@@ -76,6 +77,32 @@ class no_grad(ContextDecorator):
 
     def __exit__(self, *exc_info: object) -> None:
         _grad_enabled.reset(self._tokens.pop())
+
+    def __call__(self, func: _F) -> _F:
+        """The function decorated; of a generator, what runs between two of its values."""
+        if not inspect.isgeneratorfunction(func):
+            return super().__call__(func)
+
+        @functools.wraps(func)
+        def generator(*arguments: Any, **options: Any) -> Iterator[Any]:
+            values = func(*arguments, **options)
+            go_on = functools.partial(next, values)
+            while True:
+                with self._recreate_cm():
+                    try:
+                        value = go_on()
+                    except StopIteration as end:
+                        return end.value
+                try:
+                    go_on = functools.partial(values.send, (yield value))
+                except GeneratorExit:
+                    with self._recreate_cm():
+                        values.close()
+                    raise
+                except BaseException as error:
+                    go_on = functools.partial(values.throw, error)
+
+        return cast("_F", generator)
 
     def _recreate_cm(self) -> no_grad:
         return type(self)()  # one instance for each call: a decorated function may run in several threads

@@ -204,6 +204,39 @@ def test_gradients_of_a_decorated_function(decorator, recorded, outside):
             assert gpuconv.is_grad_enabled() == outside
 
 
+def test_gradients_of_a_decorated_generator():
+    """Between its values alone, whoever asks for them; what is sent and thrown in arrives, and it is closed."""
+    log = []
+
+    @no_grad
+    def generator(x):
+        try:
+            while True:
+                try:
+                    given = yield (x * 2).requires_grad
+                    x = x if given is None else given
+                except KeyError:
+                    log.append((x * 2).requires_grad)
+                    if len(log) == 2:
+                        return "end"
+        finally:
+            log.append(gpuconv.is_grad_enabled())
+
+    values = generator(leaf(3))
+    assert next(values) is False
+    assert gpuconv.is_grad_enabled()
+    assert values.send(leaf(2)) is False
+    assert values.throw(KeyError) is False
+    with pytest.raises(StopIteration, match="end"):
+        values.throw(KeyError)
+    assert log == [False] * 3
+    closed = generator(leaf(3))
+    next(closed)
+    closed.close()
+    assert log == [False] * 4
+    assert gpuconv.is_grad_enabled()
+
+
 def test_frozen_after_forward_gets_no_gradient():
     """As in PyTorch: what counts is whether a leaf requires grad when backward reaches it."""
     x, w = leaf(3), leaf(3, seed=1)
