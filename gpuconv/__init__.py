@@ -120,6 +120,7 @@ from gpuconv.ops.elementwise import (
     where,
 )
 from gpuconv.ops.ordering import argsort, sort, topk
+from gpuconv.ops.picking import gather, index_select, scatter, scatter_add
 from gpuconv.ops.products import (
     addmm,
     baddbmm,
@@ -136,9 +137,7 @@ from gpuconv.ops.rearrange import (
     clone,
     concat,
     flip,
-    gather,
     hstack,
-    index_select,
     movedim,
     narrow,
     ravel,
@@ -346,6 +345,8 @@ __all__ = [
     "round",
     "rsqrt",
     "save",
+    "scatter",
+    "scatter_add",
     "select",
     "set_grad_enabled",
     "short",

@@ -113,7 +113,7 @@ from gpuconv.ops.normalization import (
     rms_norm,
 )
 from gpuconv.ops.padding import pad
-from gpuconv.ops.rearrange import one_hot
+from gpuconv.ops.picking import one_hot
 from gpuconv.ops.rearrange import unflatten as unflatten
 from gpuconv.ops.shape import dimension, permute, reshape
 from gpuconv.ops.transposed import conv_transpose1d, conv_transpose2d

@@ -666,6 +666,17 @@ def _gather(to: Any, call: Any, x: str, index: str, *, axis: int) -> Any:
     return to.node("GatherElements", x, index, axis=axis)
 
 
+@exporter("Scatter")
+def _scatter(to: Any, call: Any, x: str, index: str, values: str = "", *, axis: int, number: Any, how: Any) -> Any:
+    if number is not None:
+        values = to.node("Expand", to.constant(number, call.inputs[0].dtype), to.node("Shape", index))
+    else:
+        long, wanted = call.inputs[2].shape, call.inputs[1].shape
+        longer = [(i, 0, n, 1) for i, n in enumerate(wanted) if n < long[i]]
+        values = _sliced(to, values, longer) if longer else values
+    return to.node("ScatterElements", x, index, values, axis=axis, reduction=how)
+
+
 @exporter("OneHot")
 def _one_hot(to: Any, call: Any, labels: str, *, classes: int) -> Any:
     return to.node("OneHot", labels, to.constant(classes), to.constant([0, 1]))

@@ -11,7 +11,7 @@ from gpuconv import functional as F
 from gpuconv.autograd import Tensor
 from gpuconv.onnx.elementwise import element_type
 from gpuconv.onnx.node import Node, constant, host, operator, scalar, shape_of
-from gpuconv.ops import elementwise, ordering, rearrange
+from gpuconv.ops import elementwise, ordering, picking, rearrange
 from gpuconv.ops.padding import _pad_along as pad_along
 from gpuconv.ops.shape import getitem, permute, reshape
 
@@ -240,13 +240,23 @@ def _gather(node: Node, x: Any, index: Any) -> Any:
     shape, wanted = shape_of(x), shape_of(index)
     axis = node.get("axis", 0) % len(shape)
     flat = reshape(_from_front(index, shape[axis]), (math.prod(wanted),))
-    return reshape(rearrange.index_select(x, axis, flat), (*shape[:axis], *wanted, *shape[axis + 1 :]))
+    return reshape(picking.index_select(x, axis, flat), (*shape[:axis], *wanted, *shape[axis + 1 :]))
 
 
 @operator("GatherElements")
 def _gather_elements(node: Node, x: Any, index: Any) -> Any:
     axis = node.get("axis", 0) % x.ndim
-    return rearrange.gather(x, axis, _from_front(index, shape_of(x)[axis]))
+    return picking.gather(x, axis, _from_front(index, shape_of(x)[axis]))
+
+
+_REDUCTIONS = {"none": None, "add": "add", "mul": "multiply", "max": "maximum", "min": "minimum"}
+
+
+@operator("ScatterElements", "Scatter")
+def _scatter_elements(node: Node, x: Any, index: Any, updates: Any) -> Any:
+    axis = node.get("axis", 0) % x.ndim
+    how = _REDUCTIONS[node.get("reduction", "none")]
+    return picking.scattered("ScatterElements", x, axis, _from_front(index, shape_of(x)[axis]), updates, how)
 
 
 @operator("GatherND", settings=(1,))
@@ -266,5 +276,5 @@ def _gather_nd(node: Node, x: Any, index: Any) -> Any:
 def _compress(node: Node, x: Any, condition: Any) -> Any:
     kept = np.flatnonzero(host(condition))
     if "axis" not in node.attributes:
-        return rearrange.index_select(reshape(x, (math.prod(shape_of(x)),)), 0, kept)
-    return rearrange.index_select(x, node.get("axis"), kept)
+        return picking.index_select(reshape(x, (math.prod(shape_of(x)),)), 0, kept)
+    return picking.index_select(x, node.get("axis"), kept)

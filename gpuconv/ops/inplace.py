@@ -24,7 +24,7 @@ from gpuconv.autograd import (
     to_array,
 )
 from gpuconv.backends import Array, capturing
-from gpuconv.ops import activation, arithmetic, elementwise
+from gpuconv.ops import activation, arithmetic, elementwise, picking
 from gpuconv.ops.arithmetic import _sum_to as sum_to
 from gpuconv.ops.arithmetic import cast
 from gpuconv.ops.shape import constant_index
@@ -130,6 +130,8 @@ _CHANGES: dict[str, Callable[..., Any]] = {
     "clamp_min": elementwise.clamp_min,
     "clamp_max": elementwise.clamp_max,
     "masked_fill": elementwise.masked_fill,
+    "scatter": picking.scatter,
+    "scatter_add": picking.scatter_add,
     "relu": activation.ReLU.apply,
     "sigmoid": activation.Sigmoid.apply,
     "tanh": activation.Tanh.apply,

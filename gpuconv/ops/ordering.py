@@ -11,7 +11,8 @@ from gpuconv.backends import Array
 from gpuconv.geometry import integer
 from gpuconv.ops.checks import operand, shape_of
 from gpuconv.ops.elementwise import without_graph
-from gpuconv.ops.rearrange import Gather, narrow
+from gpuconv.ops.picking import Gather
+from gpuconv.ops.rearrange import narrow
 from gpuconv.ops.reduce import Extreme
 from gpuconv.ops.shape import dimension, reshape
 

@@ -1,7 +1,7 @@
-"""Joining, cutting, repeating and indexing: what rearranges elements beyond ``reshape`` and ``permute``.
+"""Joining, cutting and repeating: what rearranges elements beyond ``reshape`` and ``permute``.
 
-All raise ``TypeError`` for an argument of the wrong kind, ``IndexError`` for a dimension that does not exist or an
-index out of range (a GPU does not notice such an index), and ``ValueError`` for sizes that do not fit.
+All raise ``TypeError`` for an argument of the wrong kind, ``IndexError`` for a dimension that does not exist, and
+``ValueError`` for sizes that do not fit.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuconv.autograd import Context, Function, Tensor, tensor_method, to_array
-from gpuconv.backends import Array, capturing
+from gpuconv.backends import Array
 from gpuconv.dtypes import bfloat16, kind_of, promoted
 from gpuconv.geometry import integer
 from gpuconv.ops.arithmetic import _sum_to as sum_to
 from gpuconv.ops.arithmetic import cast
 from gpuconv.ops.checks import element_type, operand, shape_of
-from gpuconv.ops.elementwise import without_graph
 from gpuconv.ops.shape import dimension, permute, reshape, several
 from gpuconv.ops.shape import dimension as _dimension
 
@@ -30,12 +29,9 @@ __all__ = [
     "clone",
     "concat",
     "flip",
-    "gather",
     "hstack",
-    "index_select",
     "movedim",
     "narrow",
-    "one_hot",
     "ravel",
     "roll",
     "select",
@@ -641,157 +637,6 @@ def clone(input: Any) -> Any:
 def contiguous(input: Any) -> Any:
     """The input if it is contiguous in C order, else a copy that is."""
     return input if to_array(input).flags.c_contiguous else Clone.apply(input)
-
-
-# -- picking ---------------------------------------------------------------------------------------------------------
-
-
-class IndexSelect(Function):
-    """The elements at some indices along a dimension."""
-
-    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
-
-    @staticmethod
-    def forward(ctx: Context, a: Array, index: Array, *, axis: int) -> Array:
-        ctx.save(a.shape, index, axis)
-        return ctx.backend.xp.take(a, index, axis=axis)
-
-    @staticmethod
-    def backward(ctx: Context, grad: Array) -> tuple[Array, None]:
-        shape, index, axis = ctx.saved
-        full = ctx.backend.xp.zeros(shape, grad.dtype)
-        ctx.backend.xp.add.at(full, (*_before(axis), index), grad)  # an index may come twice
-        return full, None
-
-
-class Gather(Function):
-    """``a[..., index[i, j, k], ...]`` along a dimension: one element for each element of the index."""
-
-    takes_half: ClassVar[tuple[str, ...]] = ("forward",)
-
-    @staticmethod
-    def forward(ctx: Context, a: Array, index: Array, *, axis: int) -> Array:
-        where = tuple(
-            index if i == axis else ctx.backend.xp.arange(size).reshape(-1, *[1] * (index.ndim - i - 1))
-            for i, size in enumerate(index.shape)
-        )
-        ctx.save(a.shape, where)
-        return a[where]
-
-    @staticmethod
-    def backward(ctx: Context, grad: Array) -> tuple[Array, None]:
-        shape, where = ctx.saved
-        full = ctx.backend.xp.zeros(shape, grad.dtype)
-        ctx.backend.xp.add.at(full, where, grad)
-        return full, None
-
-
-class OneHot(Function):
-    """1 where the class is the label, else 0."""
-
-    @staticmethod
-    def forward(ctx: Context, labels: Array, *, classes: int) -> Array:
-        return (labels[..., None] == ctx.backend.xp.arange(classes)).astype(np.int64)
-
-
-def checked_index(op: str, name: str, index: Any, size: int) -> Any:
-    """Check that an index holds integers and, on the host, that each is in range. IndexError: one is not."""
-    index = operand(op, name, index)
-    if kind_of(element_type(index)) not in "iu":
-        raise TypeError(f"{op}: {name} must hold integers, got {element_type(index)}")
-    values = to_array(index)
-
-    def check() -> None:
-        if values.size and not (values.min() >= 0 and values.max() < size):
-            raise IndexError(f"{op}: {name} must be from 0 to {size - 1}, got {values.min()} to {values.max()}")
-
-    if isinstance(values, np.ndarray):
-        capturing.repeated(check, values)
-    return index
-
-
-@tensor_method
-def index_select(input: Any, dim: int, index: Any) -> Any:
-    """The elements at ``index``, a vector of integers from 0 on, along ``dim``. An index may come twice.
-
-    Of a single number, which takes one index, it is that number.
-    """
-    op = "index_select"
-    input = operand(op, "input", input)
-    shape = shape_of(input)
-    axis = dimension(dim, len(shape), op)
-    index = checked_index(op, "index", index, shape[axis] if shape else 1)
-    chosen = shape_of(index)
-    if len(chosen) > 1 or (not shape and chosen not in ((), (1,))):
-        wanted = "1 dimension" if shape else "1 element for an input without dimensions"
-        raise ValueError(f"{op}: index must have {wanted}, got shape {chosen}")
-    if not shape:
-        return reshape(IndexSelect.apply(reshape(input, 1), reshape(index, -1), axis=0), ())
-    return IndexSelect.apply(input, reshape(index, -1), axis=axis)
-
-
-@tensor_method
-def gather(input: Any, dim: int, index: Any) -> Any:
-    """For each element of ``index``, the input's element at that index along ``dim`` and the same position otherwise.
-
-    Args:
-        input: Tensor or array.
-        dim: an integer.
-        index: integers from 0 on, with as many dimensions as the input; except along ``dim``, no longer than it. A
-            single number counts as having one dimension, and without elements any shape will do, as in PyTorch.
-
-    Returns:
-        The shape of ``index``.
-    """
-    op = "gather"
-    input = operand(op, "input", input)
-    shape = shape_of(input)
-    axis = dimension(dim, len(shape), op)
-    index = checked_index(op, "index", index, shape[axis] if shape else 1)
-    chosen = shape_of(index)
-    if 0 in chosen or len(chosen) + len(shape) < 2:
-        return reshape(IndexSelect.apply(reshape(input, -1), reshape(index, -1), axis=0), chosen)
-    longer = [i for i, (c, s) in enumerate(zip(chosen, shape, strict=False)) if i != axis and c > s]
-    if len(chosen) != len(shape) or longer:
-        raise ValueError(f"{op}: index of shape {chosen} does not fit an input of shape {shape} along dim {axis}")
-    return Gather.apply(input, index, axis=axis)
-
-
-def one_hot(tensor: Any, num_classes: int = -1) -> Any:
-    """For each label a row with 1 at its class and 0 elsewhere.
-
-    Args:
-        tensor: labels, integers from 0 on, of any shape.
-        num_classes: -1 for one more than the largest label.
-
-    Returns:
-        (..., num_classes), int64.
-
-    Raises:
-        ValueError: no labels and no ``num_classes``, or a label that is no class.
-    """
-    op = "one_hot"
-    tensor = operand(op, "tensor", tensor)
-    if kind_of(element_type(tensor)) not in "iu":
-        raise TypeError(f"{op}: tensor must hold integers, got {element_type(tensor)}")
-    classes = integer(num_classes, "num_classes", minimum=-1, op=op)
-    labels = to_array(tensor)
-    if classes < 0 or isinstance(labels, np.ndarray):
-        if not labels.size:
-            if classes <= 0:
-                raise ValueError(f"{op}: num_classes must be given where there are no labels")
-        else:
-            if classes < 0:  # a number for Python
-                classes = int(Tensor(labels).max()) + 1
-            most = classes
-
-            def check() -> None:
-                low, high = int(labels.min()), int(labels.max())
-                if low < 0 or high >= most:
-                    raise ValueError(f"{op}: tensor must hold classes from 0 to {most - 1}, got {low} to {high}")
-
-            capturing.repeated(check, labels)
-    return without_graph(OneHot, tensor, classes=classes)
 
 
 # -- queries ----------------------------------------------------------------------------------------------------------

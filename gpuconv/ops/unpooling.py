@@ -14,8 +14,8 @@ from gpuconv.ops.arithmetic import mul, pow, rounded_once
 from gpuconv.ops.checks import element_type, floats, number, operand, shape_of
 from gpuconv.ops.elementwise import abs, neg, sign
 from gpuconv.ops.layout import batched, unbatched, with_height, without_height
+from gpuconv.ops.picking import checked_index
 from gpuconv.ops.pool import AvgPool2d, MaxPool2d
-from gpuconv.ops.rearrange import checked_index
 
 __all__ = ["lp_pool1d", "lp_pool2d", "max_unpool1d", "max_unpool2d"]
 

@@ -20,8 +20,8 @@ from gpuconv.ops.arithmetic import add, rounded_once
 from gpuconv.ops.checks import floats, shape_of
 from gpuconv.ops.conv import Conv2d
 from gpuconv.ops.layout import batched, unbatched
+from gpuconv.ops.picking import gather
 from gpuconv.ops.pool import AvgPool2d, MaxPool2d
-from gpuconv.ops.rearrange import gather
 from gpuconv.ops.shape import permute, reshape
 from gpuconv.ops.transposed import PLAIN, transpose_conv, transposed_sizes
 from gpuconv.ops.unpooling import power_mean, unpool

@@ -114,14 +114,22 @@ def test_refused_assignments() -> None:
     assert buffer.tolist() == [[0.0] * 3] * 2
 
 
-def test_masked_fill_in_place() -> None:
-    """What the mask marks has the value, and passes no gradient on, as in PyTorch."""
-    x, mask = np.arange(6.0).reshape(2, 3), np.array([[True, False, False], [False, True, True]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda make, y: y.masked_fill_(make(np.array([[True, False, False], [False, True, True]])), 7.0),
+        lambda make, y: y.scatter_(1, make(np.array([[2], [0]])), 7.0),
+        lambda make, y: y.scatter_add_(1, make(np.array([[2, 2], [0, 1]])), make(np.array([[3.0, 5.0], [7.0, 9.0]]))),
+    ],
+    ids=["masked_fill_", "scatter_", "scatter_add_"],
+)
+def test_chosen_elements_in_place(change: Callable[..., Any]) -> None:
+    """What a mask or an index chooses has the value, and passes no gradient on; or it is added to. As in PyTorch."""
     results = []
     for make in (torch.tensor, Tensor):
-        leaf = make(x, requires_grad=True)
+        leaf = make(np.arange(6.0).reshape(2, 3), requires_grad=True)
         y = leaf * 2
-        assert y.masked_fill_(make(mask), 7.0) is y
+        assert change(make, y) is y
         y.sum().backward()
         results.append((y.detach().numpy(), leaf.grad.numpy()))
     for ours, theirs in zip(*results, strict=True):

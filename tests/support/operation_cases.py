@@ -959,6 +959,30 @@ SHAPE = [
         )
         for d in (0, 1)
     ],
+    *[
+        Case(
+            f"{name}({d})",
+            lambda L, x, i, y, name=name, d=d: getattr(L, name)(x, d, i, y),
+            (
+                (In((5, 6)), places((5, 6), d), In((5, 6))),
+                (In((5, 6, 5)), places((2, 6, 4) if d else (5, 3, 2), d), In((5, 6, 5), grad=False)),
+                (In((5, 6)), In((0, 6), "int"), In((3, 6), grad=False)),
+            ),
+        )
+        # Where an index comes twice along the dimension, scatter puts one of two elements.
+        for name, places in (
+            ("scatter", lambda shape, d: In(shape, np.argsort(np.random.default_rng(0).random(shape), d))),
+            ("scatter_add", lambda shape, d: In(shape, "int")),
+        )
+        for d in (0, 1)
+    ],
+    Case("scatter to a number", lambda L, x, i, y: L.scatter(x, 0, i, y), ((In(()), In((1,), "int", high=1), In(())),)),
+    Case(
+        "scatter of a number",
+        lambda L, x, i: L.scatter(x, 1, i, value=0.5) + x.scatter(1, i, 2),
+        ((In((4, 6)), In((4, 2), "int")),),
+        arrays=False,
+    ),
     Case(
         "gather of a number",
         lambda L, x, i: L.gather(x, 0, i),
@@ -1673,6 +1697,12 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: gpuconv.gather(_X, 0, [0]), ValueError, "gather: index"),
     (lambda: gpuconv.gather(_X, 0, [[0, 0, 0, 0]]), ValueError, "gather: index"),
     (lambda: gpuconv.gather(_X, 1, [[3]]), IndexError, "gather: index"),
+    (lambda: gpuconv.scatter(_X, 0, [[0, 0, 0, 0]], _X), ValueError, "scatter: index"),
+    (lambda: gpuconv.scatter(_X, 1, [[0, 0]], _X[:, :1]), ValueError, "and src of shape"),
+    (lambda: gpuconv.scatter(_X, 1, [[3]], 1.0), IndexError, "scatter: index"),
+    (lambda: gpuconv.scatter(_X, 1, [[0]]), TypeError, "scatter: give src or value"),
+    (lambda: gpuconv.scatter(_X, 1, [[0]], _X.astype(np.float64)), TypeError, "scatter: src"),
+    (lambda: gpuconv.scatter_add(_X, 1, [[0]], 1.0), TypeError, "scatter_add: src"),
     (lambda: F.one_hot(_X), TypeError, "one_hot: tensor"),
     (lambda: F.one_hot([1, 2], 2), ValueError, "one_hot: tensor"),
     (lambda: F.one_hot(np.zeros(0, np.int64)), ValueError, "one_hot: num_classes"),
