@@ -115,6 +115,7 @@ from gpuconv.ops.normalization import (
 from gpuconv.ops.padding import pad
 from gpuconv.ops.picking import one_hot
 from gpuconv.ops.rearrange import unflatten as unflatten
+from gpuconv.ops.sampling import affine_grid, grid_sample
 from gpuconv.ops.shape import dimension, permute, reshape
 from gpuconv.ops.transposed import conv_transpose1d, conv_transpose2d
 from gpuconv.ops.unpooling import lp_pool1d, lp_pool2d, max_unpool1d, max_unpool2d
@@ -130,6 +131,7 @@ __all__ = [
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
+    "affine_grid",
     "alpha_dropout",
     "avg_pool1d",
     "avg_pool2d",
@@ -163,6 +165,7 @@ __all__ = [
     "gaussian_nll_loss",
     "gelu",
     "glu",
+    "grid_sample",
     "group_norm",
     "half_squared_error",
     "hardshrink",

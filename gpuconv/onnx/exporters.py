@@ -677,6 +677,11 @@ def _scatter(to: Any, call: Any, x: str, index: str, values: str = "", *, axis: 
     return to.node("ScatterElements", x, index, values, axis=axis, reduction=how)
 
 
+@exporter("AffineGrid")
+def _affine_grid(to: Any, call: Any, theta: str, *, base: np.ndarray) -> Any:
+    return to.node("MatMul", to.constant(base, base.dtype), to.node("Transpose", theta, perm=[0, 2, 1]))
+
+
 @exporter("OneHot")
 def _one_hot(to: Any, call: Any, labels: str, *, classes: int) -> Any:
     return to.node("OneHot", labels, to.constant(classes), to.constant([0, 1]))

@@ -514,6 +514,21 @@ def _filtered(distance: np.ndarray, cubic: bool, a: float) -> np.ndarray:
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
 
 
+_SAMPLED = {"linear": "bilinear", "cubic": "bicubic"}
+
+
+@operator("GridSample")
+def _grid_sample(node: Node, x: Any, grid: Any) -> Any:
+    mode = node.get("mode", "linear")
+    padding = node.get("padding_mode", "zeros")
+    return F.grid_sample(x, grid, _SAMPLED.get(mode, mode), padding, bool(node.get("align_corners", 0)))
+
+
+@operator("AffineGrid", settings=(1,))
+def _affine_grid(node: Node, theta: Any, size: Any) -> Any:
+    return F.affine_grid(theta, whole(size), bool(node.get("align_corners", 0)))
+
+
 # -- losses -----------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ A call takes a library, ``gpuconv`` or ``torch``, and Tensors of it. ``L.nn.func
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -840,6 +841,28 @@ def _interpolations() -> list[Case]:
             ),
             on((1, 1, 2, 3, 2)),
         ),
+        *[
+            Case(
+                f"grid_sample({', '.join(map(str, options))}, {len(places)} dimensions)",
+                lambda L, x, grid, options=options: L.nn.functional.grid_sample(x, grid, *options),
+                ((In(image), In(places)),),
+            )
+            for options in itertools.product(
+                ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection"), (True, False)
+            )
+            for image, places in (((2, 2, 3, 4), (2, 2, 5, 2)), ((1, 2, 1, 3, 2), (1, 2, 1, 3, 3)))
+            if (options[0], len(places)) != ("bicubic", 5)
+        ],
+        *[
+            Case(
+                f"affine_grid({corners})",
+                lambda L, theta, corners=corners: L.nn.functional.affine_grid(
+                    theta, (2, 1, 3, 4) if theta.shape[1] == 2 else (2, 1, 2, 4, 3), corners
+                ),
+                on((2, 2, 3), (2, 3, 4)),
+            )
+            for corners in (True, False)
+        ],
         Case(
             "upsample",
             lambda L, x: L.nn.functional.upsample(x, scale_factor=2, mode="bilinear", align_corners=True),
@@ -1725,6 +1748,13 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.pixel_shuffle(_X[None], 0), ValueError, "pixel_shuffle: upscale_factor"),
     (lambda: F.channel_shuffle(_X[None], 3), ValueError, "channel_shuffle: groups"),
     (lambda: F.interpolate(_X[None]), ValueError, "interpolate: size"),
+    (lambda: F.grid_sample(_X, _X), ValueError, "grid_sample: input and grid"),
+    (lambda: F.grid_sample(_X[None, None], _X[None, None]), ValueError, "grid_sample: input and grid"),
+    (lambda: F.grid_sample(_X[None, None], np.zeros((1, 1, 1, 2))), TypeError, "grid_sample: grid is float64"),
+    (lambda: F.grid_sample(_X[None, None, :0], np.zeros((1, 1, 1, 2), np.float32)), ValueError, "no elements to read"),
+    (lambda: F.grid_sample(_X[None, None], np.zeros((1, 1, 1, 2), np.float32), "linear"), ValueError, "'bilinear'"),
+    (lambda: F.affine_grid(_X[None], (1, 1, 2)), ValueError, "affine_grid: theta"),
+    (lambda: F.affine_grid(_X[None], (1, 1, 0, 2)), ValueError, "affine_grid: size"),
     (lambda: F.interpolate(_X[None], 2, 2), ValueError, "interpolate: size"),
     (lambda: F.interpolate(_X[None], 0), ValueError, "interpolate: size"),
     (lambda: F.interpolate(_X[None], (2, 2)), ValueError, "interpolate: size"),
