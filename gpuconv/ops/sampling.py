@@ -35,6 +35,7 @@ def grid_sample(
         input: (N, C, H, W), or (N, C, D, H, W).
         grid: (N, P, Q, 2), columns and rows, or (N, O, P, Q, 3), columns, rows and planes: -1 is the image's first edge
             and 1 its last one. Of the input's element type.
+            A position that is NaN reads NaN.
         mode: 'bilinear', of volumes from eight neighbours; 'nearest', halves to the even element; 'bicubic', of images.
         padding_mode: what is read outside: 'zeros'; the nearest element of the 'border'; or the 'reflection' there.
         align_corners: -1 and 1 are the centres of the first and the last element; False and None: their outer edges.
@@ -61,7 +62,7 @@ def grid_sample(
     if mode == "bicubic" and axes == 3:
         raise ValueError(f"{op}: mode 'bicubic' is for images, got an input of shape {shape}")
     n, channels, *sizes = shape
-    count = math.prod(places[1:-1])
+    count, dtype = math.prod(places[1:-1]), np.dtype(input.dtype)
     taps = []
     for axis, size in enumerate(sizes):
         at = reshape(select(grid, -1, axes - 1 - axis), (n, count))
@@ -73,21 +74,21 @@ def grid_sample(
             taps.append(_nearest(at) if mode == "nearest" else _linear(at))
     flat, total = reshape(input, (n, channels, math.prod(sizes))), 0.0
     for choice in itertools.product(*taps):
-        index, weight, inside = 0, 1.0, None
+        index, weight, inside = 0, 1.0, True
         for size, (tap, share) in zip(sizes, choice, strict=True):
             here = logical_and(tap >= 0, tap <= size - 1)
             index = index * size + cast(where(here, tap, 0.0), np.int64)
-            weight = weight * share
-            inside = here if inside is None else logical_and(inside, here)
+            weight, inside = weight * share, logical_and(inside, here)
         value = gather(flat, 2, broadcast_to(reshape(index, (n, 1, count)), (n, channels, count)))
-        total = total + value * reshape(where(inside, weight, 0.0), (n, 1, count))
-    return reshape(cast(total, np.dtype(input.dtype)), (n, channels, *places[1:-1]))
+        # By a product, as NaN shall stay NaN.
+        total = total + value * reshape(weight * cast(inside, dtype), (n, 1, count))
+    return reshape(total, (n, channels, *places[1:-1]))
 
 
 def _nearest(at: Any) -> list[tuple[Any, Any]]:
     """The nearest element, whose share is 1 wherever the position is: its gradient is 0, and there, as in PyTorch."""
     tap = round(at)
-    return [(tap, tap * 0.0 + 1.0)]
+    return [(tap, clamp(tap, 0, 0) + 1)]
 
 
 def _linear(at: Any) -> list[tuple[Any, Any]]:
