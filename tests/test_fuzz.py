@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -71,15 +72,15 @@ def test_every_operation_occurs() -> None:
     ("sabotage", "kind", "operation", "first", "time_limit"),
     [
         # On both backends alike, so that only PyTorch can tell.
-        ("wrong_gradient", "values", "sigmoid", 0, 30),
+        ("wrong_gradient", ".*values", "igmoid", 0, 30),
         # The process dies, its successor goes on, and the program is reduced to the operation and its backward.
-        pytest.param("write_beyond", "crash", "relu", 0, 30, marks=guarded),
+        pytest.param("write_beyond", "crash", "(?i:relu)", 0, 30, marks=guarded),
         # One element of a compiled operation's result.
         pytest.param("wrong_on_one_backend", "numba: values", "elu", 0, 30, marks=pytest.mark.thorough),
         # Without the first seeds, of which one compiles for a second: on a busy machine that would pass for a hang.
-        pytest.param("hang", "hang", "tanh", 7, 3, marks=pytest.mark.thorough),
+        pytest.param("hang", "hang$", "anh", 7, 3, marks=pytest.mark.thorough),
         # A KeyError is nothing that an operation says on purpose.
-        pytest.param("accident", "KeyError", "", 0, 30, marks=pytest.mark.thorough),
+        pytest.param("accident", ".*KeyError", "", 0, 30, marks=pytest.mark.thorough),
     ],
 )
 def test_a_planted_fault_is_found(sabotage: str, kind: str, operation: str, first: int, time_limit: float) -> None:
@@ -91,8 +92,8 @@ def test_a_planted_fault_is_found(sabotage: str, kind: str, operation: str, firs
     summary: Summary = fuzz(range(first, 200), sabotage=sabotage, **options)
     assert summary.faults, f"{sabotage} was not found"
     found = next(iter(summary.faults.values()))
-    assert kind in found.kind
-    assert operation in str(found.program.statements).lower()
+    assert re.match(kind, found.kind)
+    assert re.search(operation, str(found.program.statements))
     assert len(found.program.statements) <= 7, str(summary)
     if with_torch:
         assert "backward" in found.program.statements[-1]
